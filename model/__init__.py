@@ -1,0 +1,12 @@
+"""What is trained: decoder, encoders, connectors and the loss. Knows no process group.
+
+Letters used in shapes and in the suffixes of local names:
+
+    B  sequences in a microbatch      S  decoder slots in a sequence
+    H  decoder width                  E  encoder width
+    A  attention heads                D  width of one head
+    F  feed-forward width             V  vocabulary
+    R  packed encoder rows            N  spans in a microbatch
+    L  rows of the longest span       M  span vectors (rows without start tokens)
+    C  scored slots
+"""

@@ -1,0 +1,83 @@
+"""What the model reads: one microbatch of static shape, and the spans in it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+UNSCORED = -100
+"""Label of a slot that carries no loss."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextSpans:
+    """The text spans of a microbatch, packed row after row; each span opens with a start token.
+
+    Arrays have the static capacity of the microbatch; the first `num_rows` rows (and the first
+    `num_vectors` vectors) are real. A microbatch without spans holds one padding span whose vector
+    lands in the bin slot B*S, so that every rank runs every encoder.
+
+    Attributes:
+        tokens: [R] token of each row.
+        positions: [R] position of each row inside its span, the start token being 0.
+        cells: [R] place of each row in the padded [N, L] grid that attention works on.
+        vectors: [M] rows that are span tokens, not starts.
+        slots: [M] decoder slot (in B*S) that each vector fills.
+        num_rows: real rows.
+        num_vectors: real vectors.
+        num_spans: N, spans in the grid.
+        longest_rows: L, rows of the longest span.
+    """
+
+    tokens: Int64[Tensor, "R"]
+    positions: Int64[Tensor, "R"]
+    cells: Int64[Tensor, "R"]
+    vectors: Int64[Tensor, "M"]
+    slots: Int64[Tensor, "M"]
+    num_rows: int
+    num_vectors: int
+    num_spans: int
+    longest_rows: int
+
+    def to(self, device: torch.device) -> Self:
+        """The same spans with every tensor on `device`."""
+        return type(self)(**_moved(self, device))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """One microbatch.
+
+    Attributes:
+        tokens: [B, S] decoder slots; a span takes one slot for each of its vectors.
+        labels: [B, S] next token, `UNSCORED` where the slot carries no loss.
+        scored: [C] indices in B*S of the scored slots in rising order; static capacity B*S, the
+            first `num_scored` are real.
+        num_scored: scored slots, known to the host so that nothing has to synchronise.
+        first_of_span: [C] True where the scored target is the first token of a span.
+        spans: the spans, keyed by modality; every configured modality is present.
+    """
+
+    tokens: Int64[Tensor, "B S"]
+    labels: Int64[Tensor, "B S"]
+    scored: Int64[Tensor, "C"]
+    num_scored: int
+    first_of_span: Tensor
+    spans: Mapping[str, TextSpans]
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch with every tensor on `device`."""
+        values = _moved(self, device)
+        values["spans"] = {kind: spans.to(device) for kind, spans in self.spans.items()}
+        return type(self)(**values)
+
+
+def _moved(record: Any, device: torch.device) -> dict[str, Any]:
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in values.items()
+    }

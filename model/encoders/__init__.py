@@ -1,0 +1,1 @@
+"""Bidirectional encoders, one module a modality."""

@@ -1,0 +1,1 @@
+"""How it is spread: process groups, DeepSpeed ZeRO."""

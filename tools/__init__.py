@@ -1,0 +1,1 @@
+"""Command-line tools around training; each runs as `python -m tools.NAME`."""

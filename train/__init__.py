@@ -1,0 +1,1 @@
+"""How it is trained: configuration, data, loop, checkpoints and watching."""

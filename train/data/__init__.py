@@ -1,0 +1,1 @@
+"""From stored samples to packed batches of static shape."""
