@@ -1,0 +1,104 @@
+"""One transformer block, with DeepNorm or pre-norm residuals, around either kind of attention."""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import CausalSelfAttention, SpanSelfAttention, query_key_value
+from model.layers import Layers, normal, xavier
+
+NormKind = Literal["deepnorm", "pre"]
+
+PRE_NORM_STD = 0.02
+
+
+def deepnorm_constants(num_layers: int) -> tuple[float, float]:
+    """Residual scale alpha and initial gain beta of a stack without cross-attention.
+
+    Source: DeepNet, fig. 2: alpha = (2N)^(1/4), beta = (8N)^(-1/4), for encoder-only and
+    decoder-only stacks alike.
+    """
+    return (2 * num_layers) ** 0.25, (8 * num_layers) ** -0.25
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, width: int, hidden: int, *, layers: Layers, norm: NormKind, depth: int):
+        super().__init__()
+        if norm == "deepnorm":
+            up = down = xavier(deepnorm_constants(depth)[1])
+        else:
+            up, down = normal(PRE_NORM_STD), normal(PRE_NORM_STD / math.sqrt(2 * depth))
+        self.up = layers.column(width, hidden, init=up)
+        self.down = layers.row(hidden, width, init=down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., width] -> [.., width]."""
+        return self.down(F.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a residual and a norm.
+
+    DeepNorm: x <- LN(alpha x + f(x)). Pre-norm: x <- x + f(LN(x)).
+
+    Args:
+        width: H of a decoder, E of an encoder.
+        heads: attention heads.
+        hidden: feed-forward width.
+        attention: which of the two attentions to build.
+        layers: where weights come from.
+        norm: kind of residual.
+        depth: layers of the full stack, from which DeepNorm's constants follow.
+        dropout: share of each branch that is dropped in training.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        hidden: int,
+        attention: type[CausalSelfAttention] | type[SpanSelfAttention],
+        layers: Layers,
+        norm: NormKind,
+        depth: int,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.norm_kind: NormKind = norm
+        self.dropout = dropout
+        self.alpha, beta = deepnorm_constants(depth)
+        if norm == "deepnorm":
+            query_key, value, out = xavier(), xavier(beta), xavier(beta)
+        else:
+            query_key = value = normal(PRE_NORM_STD)
+            out = normal(PRE_NORM_STD / math.sqrt(2 * depth))
+        self.attention = attention(
+            width,
+            heads,
+            layers=layers,
+            qkv_init=query_key_value(heads=heads, query_key=query_key, value=value),
+            out_init=out,
+        )
+        self.attention_norm = layers.norm(width)
+        self.feed_forward = FeedForward(width, hidden, layers=layers, norm=norm, depth=depth)
+        self.feed_forward_norm = layers.norm(width)
+
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        """[.., width] -> [.., width]; `context` goes to the attention (cache, or grid and bias)."""
+        if self.norm_kind == "deepnorm":
+            x = self.attention_norm(self._residual(x, self.attention(x, *context)))
+            return self.feed_forward_norm(self._residual(x, self.feed_forward(x)))
+        x = x + self._drop(self.attention(self.attention_norm(x), *context))
+        return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
+
+    def _residual(self, x: Tensor, branch: Tensor) -> Tensor:
+        return torch.add(self._drop(branch), x, alpha=self.alpha)
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        return F.dropout(branch, self.dropout, self.training) if self.dropout else branch

@@ -1,0 +1,113 @@
+"""The bidirectional text encoder: reads each span alone, all spans packed together."""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor, nn
+
+from model.attention import SpanGrid, SpanSelfAttention
+from model.batch import TextSpans
+from model.block import Block
+from model.config import Config
+from model.layers import Layers, normal
+
+NUM_BUCKETS = 32
+MAX_DISTANCE = 128
+
+
+class TextEncoderConfig(Config):
+    """Shape of the text encoder, and what of it trains."""
+
+    kind: Literal["text"] = "text"
+    width: Annotated[int, Field(ge=8)]
+    """E."""
+    num_layers: Annotated[int, Field(ge=1)]
+    heads: Annotated[int, Field(ge=1)]
+    feed_forward: Annotated[int, Field(ge=8)]
+    max_tokens: Annotated[int, Field(ge=2)]
+    """Longest span, its start token included."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the embedding and of each residual branch dropped in training."""
+    start_token: Annotated[int, Field(ge=0)] = 0
+    """Token that opens each span; its output is dropped. `<s>` of our tokenizers."""
+    init_from: str | None = None
+    """Checkpoint whose text encoder supplies the first weights."""
+    trainable_layers: Annotated[int, Field(ge=0)] | None = None
+    """Train only the last this many layers; needs `init_from`. Default: all, or 2 with
+    `init_from`, as the paper does (MetaLM §3.2)."""
+
+    @property
+    def layers_in_training(self) -> int:
+        """How many of the last layers train."""
+        if self.trainable_layers is not None:
+            return min(self.trainable_layers, self.num_layers)
+        return self.num_layers if self.init_from is None else min(2, self.num_layers)
+
+
+def relative_buckets(longest: int) -> Int64[Tensor, "L L"]:
+    """Bucket of the distance from each query row to each key row.
+
+    Half of the buckets look forward; in each half, half are exact and the rest grow by logarithm
+    up to `MAX_DISTANCE`.
+
+    Source: T5 §2.1, with the usual 32 buckets and distance 128.
+    """
+    rows = torch.arange(longest)
+    distance = rows[None, :] - rows[:, None]
+    half = NUM_BUCKETS // 2
+    exact = half // 2
+    far = distance.abs()
+    ratio = torch.log(far.clamp(min=exact).float() / exact) / math.log(MAX_DISTANCE / exact)
+    logarithmic = (exact + (ratio * (half - exact)).long()).clamp(max=half - 1)
+    return torch.where(far < exact, far, logarithmic) + half * (distance > 0).long()
+
+
+class TextEncoder(nn.Module):
+    """Token and learned position embeddings, a T5 relative bias shared by all layers, blocks.
+
+    Source: MetaLM §3.2.
+    """
+
+    def __init__(self, config: TextEncoderConfig, vocabulary: int, layers: Layers):
+        super().__init__()
+        self.config = config
+        self.embedding = layers.embedding(vocabulary, config.width, init=normal(0.02))
+        self.positions = layers.embedding(config.max_tokens, config.width, init=normal(0.02))
+        self.embedding_norm = layers.norm(config.width)
+        self.relative_bias = layers.embedding(NUM_BUCKETS, config.heads, init=normal(0.02))
+        self.blocks = nn.ModuleList(
+            Block(
+                width=config.width,
+                heads=config.heads,
+                hidden=config.feed_forward,
+                attention=SpanSelfAttention,
+                layers=layers,
+                norm="deepnorm",
+                depth=config.num_layers,
+                dropout=config.dropout,
+            )
+            for _ in range(config.num_layers)
+        )
+
+    def forward(self, spans: TextSpans) -> Float[Tensor, "M E"]:
+        """Vectors of all span tokens, each span having seen itself alone.
+
+        Linear layers run over the real rows only (`num_rows`, known to the host).
+        """
+        R = spans.num_rows
+        grid = SpanGrid(spans.cells[:R], spans.num_spans, spans.longest_rows)
+        x = self.embedding(spans.tokens[:R]) + self.positions(spans.positions[:R])
+        x = F.dropout(self.embedding_norm(x), self.config.dropout, self.training)
+        bias = self._bias(grid)
+        for block in self.blocks:
+            x = block(x, grid, bias)
+        return x.index_select(0, spans.vectors[: spans.num_vectors])
+
+    def _bias(self, grid: SpanGrid) -> Float[Tensor, "N A L L"]:
+        buckets = relative_buckets(grid.longest_rows).to(grid.cells.device)
+        bias_1ALL = self.relative_bias(buckets).permute(2, 0, 1)[None]
+        return bias_1ALL.masked_fill(grid.padding(), float("-inf"))

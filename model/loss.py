@@ -1,0 +1,103 @@
+"""Cross-entropy over scored slots alone, in chunks: the logits of a batch never exist."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+
+class Loss(NamedTuple):
+    """What the head returns.
+
+    Attributes:
+        total: [] sum over scored slots, nats, fp32. Divide by the global count.
+        terms: [C] loss of each scored slot, fp32, without gradient; zero beyond `num_scored`.
+    """
+
+    total: Tensor
+    terms: Tensor
+
+
+class LinearCrossEntropy(nn.Module):
+    """The tied head and its loss in one module.
+
+    The weight is the embedding's own parameter. Being registered here as well, it is gathered once
+    when this module is called (ZeRO-3), outside the chunk loop.
+    """
+
+    def __init__(self, weight: nn.Parameter, *, chunk_tokens: int):
+        super().__init__()
+        self.weight = weight
+        self.chunk_tokens = chunk_tokens
+
+    def forward(
+        self, states: Float[Tensor, "C H"], targets: Int64[Tensor, "C"], num_scored: int
+    ) -> Loss:
+        """Loss of the first `num_scored` states; the rest is padding of the static shape."""
+        total, terms = cast(
+            tuple[Tensor, Tensor],
+            _ChunkedCrossEntropy.apply(states, self.weight, targets, num_scored, self.chunk_tokens),
+        )
+        return Loss(total, terms)
+
+    def logits(self, states: Float[Tensor, "... H"]) -> Float[Tensor, "... V"]:
+        """Logits in fp32, for generation."""
+        return torch.matmul(states, self.weight.t()).float()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Gradients are computed in the forward, while a chunk's logits are at hand.
+
+    d total / d logits = softmax - onehot needs nothing from upstream but a scalar factor, which
+    the backward multiplies in.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, num_scored: int, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        wants_states, wants_weight = ctx.needs_input_grad[:2]
+        grad_states = torch.zeros_like(states) if wants_states else None
+        # bf16 sums over dozens of chunks would lose small terms: the weight's gradient is fp32.
+        grad_weight = (
+            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+            if wants_weight
+            else None
+        )
+        terms = torch.zeros(states.shape[0], dtype=torch.float32, device=states.device)
+        for start in range(0, num_scored, chunk):
+            stop = min(start + chunk, num_scored)
+            part, target = states[start:stop], targets[start:stop, None]
+            logits = (part @ weight.t()).float()
+            maxima = logits.amax(dim=1, keepdim=True)
+            chosen = logits.gather(1, target)
+            exponentials = logits.sub_(maxima).exp_()
+            sums = exponentials.sum(dim=1, keepdim=True)
+            terms[start:stop] = (sums.log() + maxima - chosen).squeeze(1)
+            if not (wants_states or wants_weight):
+                continue
+            grad_logits = exponentials.div_(sums)
+            grad_logits.scatter_add_(1, target, -torch.ones_like(chosen))
+            grad_logits = grad_logits.to(part.dtype)
+            if grad_states is not None:
+                torch.mm(grad_logits, weight, out=grad_states[start:stop])
+            if grad_weight is not None:
+                if part.dtype == torch.float32:
+                    grad_weight.addmm_(grad_logits.t(), part)
+                else:
+                    grad_weight += grad_logits.t() @ part
+        ctx.save_for_backward(grad_states, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(terms)
+        return terms.sum(), terms
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_total = grads[0]
+        grad_states, grad_weight = ctx.saved_tensors
+        if grad_states is not None:
+            grad_states = grad_states * grad_total.to(grad_states.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
+        return grad_states, grad_weight, None, None, None

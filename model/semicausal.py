@@ -1,0 +1,119 @@
+"""The whole model: spans become vectors, vectors take slots, the decoder reads the slots."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from model.batch import Batch, TextSpans
+from model.config import Config
+from model.connector import Connector, ConnectorConfig, LinearConnectorConfig
+from model.decoder import Decoder, DecoderConfig
+from model.encoders.text import TextEncoder, TextEncoderConfig
+from model.layers import DenseLayers, Layers
+from model.loss import Loss
+
+
+class EncoderConfig(Config):
+    """One encoder and the connector behind it."""
+
+    encoder: TextEncoderConfig
+    connector: ConnectorConfig = Field(default_factory=LinearConnectorConfig)
+
+
+class ModelConfig(Config):
+    """A decoder, and any encoders by modality. Without encoders the model is exactly a GPT."""
+
+    decoder: DecoderConfig
+    encoders: Annotated[dict[str, EncoderConfig], Field(default_factory=dict)]
+    """Keyed by modality; `text` is the one there is."""
+
+
+class SemiCausal(nn.Module):
+    """MetaLM: bidirectional encoders behind the slots of one causal decoder.
+
+    Source: MetaLM §2.1-2.3.
+    """
+
+    def __init__(self, config: ModelConfig, layers: Layers | None = None):
+        super().__init__()
+        layers = layers or DenseLayers()
+        self.config = config
+        self.decoder = Decoder(config.decoder, layers)
+        self.encoders = nn.ModuleDict(
+            {
+                modality: TextEncoder(part.encoder, config.decoder.vocabulary, layers)
+                for modality, part in config.encoders.items()
+            }
+        )
+        self.connectors = nn.ModuleDict(
+            {
+                modality: Connector(
+                    part.connector, part.encoder.width, config.decoder.width, layers
+                )
+                for modality, part in config.encoders.items()
+            }
+        )
+        for parameter in self.frozen_parameters():
+            parameter.requires_grad_(False)
+
+    def frozen_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of encoder layers that the configuration keeps fixed."""
+        for modality, part in self.config.encoders.items():
+            encoder = self.encoders[modality]
+            assert isinstance(encoder, TextEncoder)
+            num_frozen = part.encoder.num_layers - part.encoder.layers_in_training
+            if num_frozen == 0:
+                continue
+            for module in (
+                encoder.embedding,
+                encoder.positions,
+                encoder.embedding_norm,
+                encoder.relative_bias,
+                *list(encoder.blocks)[:num_frozen],
+            ):
+                yield from module.parameters()
+
+    def inputs(
+        self, tokens: Tensor, spans: dict[str, TextSpans] | None = None
+    ) -> Float[Tensor, "B S H"]:
+        """Decoder inputs: token embeddings, with span vectors written over their slots.
+
+        One slot more than B*S is embedded: the bin that padding vectors fall into, so that every
+        encoder takes part in every microbatch without touching it.
+        """
+        B, S = tokens.shape
+        if not spans:
+            return self.decoder.embed(tokens)
+        with_bin = torch.cat([tokens.reshape(-1), tokens.new_zeros(1)])
+        x = self.decoder.embed(with_bin)
+        for modality, part in spans.items():
+            vectors = self.connectors[modality](self.encoders[modality](part))
+            slots = part.slots[: part.num_vectors]
+            x = x.index_copy(0, slots, vectors.to(x.dtype))
+        return x[: B * S].view(B, S, -1)
+
+    def forward(self, batch: Batch) -> Loss:
+        """Loss over the scored slots of one microbatch, summed."""
+        states = self.decoder(self.inputs(batch.tokens, dict(batch.spans)))
+        flat = states.reshape(-1, states.shape[-1]).index_select(0, batch.scored)
+        targets = batch.labels.reshape(-1).index_select(0, batch.scored)
+        return self.decoder.head(flat, targets, batch.num_scored)
+
+
+def parameter_counts(config: ModelConfig) -> dict[str, int]:
+    """Parameters by part, counted on the meta device: nothing is allocated."""
+    with torch.device("meta"):
+        model = SemiCausal(config)
+    counts = {"decoder": _count(model.decoder)}
+    for modality in model.encoders:
+        counts[f"encoder.{modality}"] = _count(model.encoders[modality])
+        counts[f"connector.{modality}"] = _count(model.connectors[modality])
+    return counts
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
