@@ -86,7 +86,7 @@ class Decoder(nn.Module):
         )
         # DeepNorm normalises after every branch, so its last block already ends in a norm.
         self.final_norm = layers.norm(config.width) if config.norm == "pre" else nn.Identity()
-        self.head = LinearCrossEntropy(self.embedding.weight, chunk_tokens=config.loss_chunk_tokens)
+        self.head = LinearCrossEntropy(self.embedding, chunk_tokens=config.loss_chunk_tokens)
 
     def embed(self, tokens: Int64[Tensor, "..."]) -> Float[Tensor, "... H"]:
         """Token embeddings, not yet scaled or positioned."""

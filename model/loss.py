@@ -26,18 +26,17 @@ class LinearCrossEntropy(nn.Module):
     when this module is called (ZeRO-3), outside the chunk loop.
     """
 
-    def __init__(self, weight: nn.Parameter, *, chunk_tokens: int):
+    def __init__(self, tied_to: nn.Embedding, *, chunk_tokens: int):
         super().__init__()
-        self.weight = weight
+        self.weight = tied_to.weight
         self.chunk_tokens = chunk_tokens
 
     def forward(
         self, states: Float[Tensor, "C H"], targets: Int64[Tensor, "C"], num_scored: int
     ) -> Loss:
         """Loss of the first `num_scored` states; the rest is padding of the static shape."""
-        total, terms = cast(
-            tuple[Tensor, Tensor],
-            _ChunkedCrossEntropy.apply(states, self.weight, targets, num_scored, self.chunk_tokens),
+        total, terms = _ChunkedCrossEntropy.apply(
+            states, self.weight, targets, num_scored, self.chunk_tokens
         )
         return Loss(total, terms)
 
