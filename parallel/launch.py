@@ -1,0 +1,105 @@
+"""From whatever started this process (torchrun, deepspeed, srun, or nothing) to a process group."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among all.
+
+    Attributes:
+        rank: global rank.
+        size: number of ranks.
+        local_rank: rank on this host.
+        local_size: ranks on this host.
+        device: where this rank computes.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+
+SLURM_NAMES = {
+    "RANK": "SLURM_PROCID",
+    "WORLD_SIZE": "SLURM_NTASKS",
+    "LOCAL_RANK": "SLURM_LOCALID",
+    "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
+}
+
+
+def announced_ranks() -> int:
+    """Number of ranks that the launcher announced, 1 if there is none."""
+    _adopt_slurm()
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join(*, timeout_seconds: float) -> World:
+    """Join the process group; every rank must call it.
+
+    Args:
+        timeout_seconds: how long a collective may wait for the slowest rank.
+    """
+    _adopt_slurm()
+    rank = int(os.environ.setdefault("RANK", "0"))
+    size = int(os.environ.setdefault("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    local_size = int(os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        device = torch.device("cpu")
+        backend = "gloo"
+    timeout = timedelta(seconds=timeout_seconds)
+    if size == 1 and "MASTER_ADDR" not in os.environ:
+        # DeepSpeed reads the address even where nobody has to be met.
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        store = Path(tempfile.mkdtemp(prefix="semicausal-")) / "store"
+        dist.init_process_group(
+            backend, init_method=f"file://{store}", rank=0, world_size=1, timeout=timeout
+        )
+    else:
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
+    return World(rank=rank, size=size, local_rank=local_rank, local_size=local_size, device=device)
+
+
+def leave() -> None:
+    """Leave together: a rank that exits while others still talk makes them abort."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def total(*values: float) -> list[float]:
+    """Sums of host numbers over all ranks, exact in fp64; every rank must call it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def _adopt_slurm() -> None:
+    if "RANK" in os.environ or "SLURM_PROCID" not in os.environ:
+        return
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
+    for name, slurm_name in SLURM_NAMES.items():
+        if name not in os.environ and slurm_name in os.environ:
+            os.environ[name] = os.environ[slurm_name]

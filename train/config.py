@@ -1,0 +1,231 @@
+"""The configuration of a run: composes the parts' classes and cross-checks them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from model.config import Config
+from model.lora import LoraConfig
+from model.semicausal import ModelConfig
+from parallel.zero import ZeroConfig
+from train.data.collate import SpanCapacity
+from train.data.spans import RandomSpansConfig, SpansConfig
+from train.monitor import WatchConfig
+from train.optim import OptimConfig
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class BatchConfig(Config):
+    """How many sequences make a step, however many ranks share them."""
+
+    sequences: Positive
+    """Sequences in a global batch."""
+    micro_sequences: Positive
+    """Sequences that one rank computes at a time."""
+
+
+class SpanCapacityConfig(Config):
+    """Static room for spans in one sequence."""
+
+    tokens: Positive
+    """Span tokens."""
+    spans: Positive
+    """Spans; each costs the encoder one start token."""
+
+
+class DataConfig(Config):
+    """Where samples come from."""
+
+    corpus: str
+    """Directory or `s3://bucket/path` that `python -m tools.corpus` wrote."""
+    sequence_tokens: Positive
+    """Slots of a sequence; must be the corpus's own."""
+    cache: str | None = None
+    """Where shards of a remote corpus are kept; default below ~/.cache/semicausal."""
+    shuffle_window: Positive = 65_536
+    """Samples shuffled among each other, after the shards have been shuffled."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Longest that one read may take."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Further attempts to download a shard."""
+    span_capacity: dict[str, SpanCapacityConfig] = Field(default_factory=dict)
+    """By modality; default: a quarter more than the ratio asks for."""
+
+
+class CheckpointConfig(Config):
+    """When to save."""
+
+    every_steps: Positive = 500
+    """The last step and a preemption save as well."""
+    keep: Positive = 2
+    """Newest checkpoints that stay."""
+
+
+class ValidationConfig(Config):
+    """When to look at the validation split."""
+
+    every_steps: Positive = 500
+    """The first and the last step are looked at as well."""
+    sequences: Positive = 64
+    """The first this many of the split."""
+
+
+class SamplesConfig(Config):
+    """What the report shows of the model's own words."""
+
+    prompts: list[str] = Field(default_factory=list)
+    """A part between [[ and ]] is read by the encoder. Written at each validation."""
+    max_new_tokens: Positive = 48
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
+class RunConfig(Config):
+    """Everything that defines a run."""
+
+    name: str
+    run_directory: str
+    """Holds metrics, checkpoints and the report; running again continues there."""
+    seed: int = 1
+    steps: Positive
+    """Optimiser steps."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of parameters and activations; masters, moments and gradient sums are fp32 always. `auto`
+    is bf16 where the hardware multiplies it, else fp32."""
+    model: ModelConfig
+    spans: dict[str, SpansConfig] = Field(default_factory=dict)
+    """How the spans of each modality are chosen."""
+    data: DataConfig
+    batch: BatchConfig
+    optim: OptimConfig
+    zero: ZeroConfig = Field(default_factory=ZeroConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    samples: SamplesConfig = Field(default_factory=SamplesConfig)
+    watch: WatchConfig = Field(default_factory=WatchConfig)
+    init_from: str | None = None
+    """Checkpoint that supplies all first weights, as for finetuning."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters and keep the rest fixed; needs `init_from`."""
+    collective_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """How long a rank may wait for the slowest one."""
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> "RunConfig":
+        faults = list(_faults(self))
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    @property
+    def built_model(self) -> ModelConfig:
+        """The model without the encoders that never get a span: at ratio 0 it is exactly a GPT."""
+        encoders = {
+            modality: part
+            for modality, part in self.model.encoders.items()
+            if not _is_idle(self.spans[modality])
+        }
+        return self.model.model_copy(update={"encoders": encoders})
+
+    def span_capacity(self, modality: str) -> SpanCapacity:
+        """Static room for spans of a modality in one sequence."""
+        given = self.data.span_capacity.get(modality)
+        longest = self.model.encoders[modality].encoder.max_tokens - 1
+        if given is not None:
+            return SpanCapacity(tokens=given.tokens, spans=given.spans, longest_tokens=longest)
+        S = self.data.sequence_tokens
+        spans = self.spans[modality]
+        if isinstance(spans, RandomSpansConfig):
+            return SpanCapacity.for_ratio(
+                spans.ratio, sequence_tokens=S, lengths=spans.lengths(S), longest_tokens=longest
+            )
+        return SpanCapacity(tokens=S, spans=max(1, S // 8), longest_tokens=longest)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's numbers; the rest (layout, paths, watching) may change on resume."""
+        kept = {
+            "seed", "steps", "precision", "model", "spans", "optim", "init_from", "lora"
+        }  # fmt: skip
+        identity = self.model_dump(mode="json", include=kept)
+        identity["batch"] = {"sequences": self.batch.sequences}
+        identity["data"] = {
+            "sequence_tokens": self.data.sequence_tokens,
+            "shuffle_window": self.data.shuffle_window,
+        }
+        return identity
+
+
+def accumulation(config: RunConfig, *, ranks: int) -> int:
+    """Microbatches a rank computes in a step.
+
+    Raises:
+        ValueError: the global batch does not divide.
+    """
+    share = ranks * config.batch.micro_sequences
+    if config.batch.sequences % share:
+        near = max(1, round(config.batch.sequences / share)) * share
+        raise ValueError(
+            f"batch.sequences: {config.batch.sequences} does not divide into {ranks} rank(s) x "
+            f"batch.micro_sequences {config.batch.micro_sequences}; the nearest that does is {near}"
+        )
+    return config.batch.sequences // share
+
+
+def _is_idle(spans: SpansConfig) -> bool:
+    return isinstance(spans, RandomSpansConfig) and spans.ratio == 0
+
+
+def _faults(config: RunConfig) -> list[str]:
+    faults: list[str] = []
+    decoder, S = config.model.decoder, config.data.sequence_tokens
+    if S > decoder.max_tokens:
+        faults.append(
+            f"data.sequence_tokens: {S} slots but the decoder has positions for "
+            f"{decoder.max_tokens}; raise model.decoder.max_tokens or shorten the sequence"
+        )
+    if decoder.width % decoder.heads:
+        faults.append(
+            f"model.decoder.heads: {decoder.heads} heads do not divide width {decoder.width}"
+        )
+    if config.optim.warmup_steps > config.steps:
+        faults.append(
+            f"optim.warmup_steps: {config.optim.warmup_steps} steps of warm-up exceed the run's "
+            f"steps ({config.steps})"
+        )
+    for modality in sorted({*config.spans, *config.model.encoders}):
+        if modality not in config.model.encoders:
+            faults.append(f"spans.{modality}: there is no encoder model.encoders.{modality}")
+            continue
+        if modality not in config.spans:
+            faults.append(
+                f"spans.{modality}: is missing; say how the spans of model.encoders.{modality} "
+                "are chosen, e.g. kind=random"
+            )
+            continue
+        faults += _encoder_faults(config, modality)
+    if config.lora is not None and config.init_from is None:
+        faults.append("lora: needs init_from, a checkpoint whose weights the adapters bend")
+    return faults
+
+
+def _encoder_faults(config: RunConfig, modality: str) -> list[str]:
+    faults: list[str] = []
+    encoder, spans = config.model.encoders[modality].encoder, config.spans[modality]
+    path = f"model.encoders.{modality}.encoder"
+    if encoder.width % encoder.heads:
+        faults.append(f"{path}.heads: {encoder.heads} heads do not divide width {encoder.width}")
+    supplied = encoder.init_from is not None or config.init_from is not None
+    if encoder.layers_in_training < encoder.num_layers and not supplied:
+        faults.append(
+            f"{path}.trainable_layers: {encoder.layers_in_training} of {encoder.num_layers} layers "
+            f"would train and the rest stay random; name a checkpoint in {path}.init_from, or "
+            "leave the key out"
+        )
+    if isinstance(spans, RandomSpansConfig):
+        longest = spans.lengths(config.data.sequence_tokens)[1]
+        if longest + 1 > encoder.max_tokens:
+            faults.append(
+                f"spans.{modality}.max_tokens: spans of {longest} tokens and a start token exceed "
+                f"{path}.max_tokens ({encoder.max_tokens})"
+            )
+    return faults

@@ -1,0 +1,225 @@
+"""YAML files and dotted overrides become one validated configuration, or one list of all faults."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from train.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+Tree = dict[str, Any]
+
+FLOAT = re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)|[-+]?\.\d+([eE][-+]?\d+)?")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads `3e-4` as a number; PyYAML takes it for a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(rf"^(?:{FLOAT.pattern})$"), list("-+0123456789.")
+)
+
+
+def load(model: type[Model], arguments: Sequence[str]) -> Model:
+    """Merge the arguments left to right and validate the result.
+
+    Args:
+        model: configuration class to fill.
+        arguments: YAML files and `dotted.key=value` overrides; overrides win over files. A file's
+            `include:` names files beside it that are merged before it.
+
+    Raises:
+        ConfigError: with every fault, each at its full path with the nearest valid key.
+    """
+    tree: Tree = {}
+    faults: list[str] = []
+    overrides = [argument for argument in arguments if _is_override(argument)]
+    for argument in arguments:
+        if not _is_override(argument):
+            try:
+                tree = merge(tree, read(Path(argument)))
+            except ConfigError as error:
+                faults.append(str(error))
+    for override in overrides:
+        key, _, text = override.partition("=")
+        try:
+            tree = merge(tree, _nested(key.split("."), yaml.load(text, _Loader)))
+        except yaml.YAMLError:
+            faults.append(f"{key}: cannot read {text!r} as a YAML value")
+    try:
+        config = model.model_validate(tree)
+    except ValidationError as error:
+        faults += [_explain(model, fault) for fault in error.errors()]
+    else:
+        if not faults:
+            return config
+    raise ConfigError("\n".join(faults))
+
+
+def read(path: Path, *, above: tuple[Path, ...] = ()) -> Tree:
+    """One YAML file with its includes merged before it."""
+    if path in above:
+        raise ConfigError(f"{path}: includes itself")
+    try:
+        loaded = yaml.load(path.read_text(), _Loader)
+    except FileNotFoundError:
+        near = get_close_matches(path.name, _names_beside(path), n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"{path}: there is no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: must hold keys and values at its top")
+    tree = cast(Tree, loaded)
+    included = tree.pop("include", [])
+    if not isinstance(included, list):
+        raise ConfigError(f"{path}: include must be a list of files")
+    merged: Tree = {}
+    for name in cast(list[str], included):
+        merged = merge(merged, read(path.parent / name, above=(*above, path)))
+    return merge(merged, tree)
+
+
+def merge(base: Tree, over: Tree) -> Tree:
+    """`base` with `over` on top: mappings merge key by key, anything else is replaced.
+
+    A mapping whose `kind` changes is replaced whole: the keys of one kind mean nothing to another.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            old, value = cast(Tree, old), cast(Tree, value)
+            other_kind = "kind" in value and value["kind"] != old.get("kind", value["kind"])
+            merged[key] = value if other_kind else merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted paths at which two trees differ, with both values."""
+    found: list[str] = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(cast(Tree, a), cast(Tree, b), f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a!r} there, {b!r} here")
+    return found
+
+
+def _is_override(argument: str) -> bool:
+    return "=" in argument and not Path(argument).is_file()
+
+
+def _names_beside(path: Path) -> list[str]:
+    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def _nested(keys: list[str], value: Any) -> Tree:
+    for key in reversed(keys):
+        value = {key: value}
+    return cast(Tree, value)
+
+
+def _explain(model: type[BaseModel], fault: Any) -> str:
+    location = [part for part in fault["loc"]]
+    owner: Any = model
+    path: list[str] = []
+    for part in location[:-1]:
+        owner, is_tag = _descend(owner, part)
+        if not is_tag:
+            path.append(str(part))
+    last = str(location[-1]) if location else ""
+    where = ".".join([*path, last]) if last else "configuration"
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: no such key{_suggestion(model, _choices(owner), last, path)}"
+    if fault["type"] == "missing":
+        return f"{where}: is missing"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    got = fault.get("input")
+    shown = f" (got {got!r})" if isinstance(got, str | int | float | bool | None) else ""
+    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _suggestion(
+    model: type[BaseModel], siblings: Sequence[str], key: str, path: Sequence[str]
+) -> str:
+    near = get_close_matches(key, siblings, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {'.'.join([*path, near[0]])}?"
+    everywhere = list(_paths(model))
+    elsewhere = [p for p in everywhere if p.rsplit(".", 1)[-1] == key]
+    if not elsewhere:
+        names = {p.rsplit(".", 1)[-1]: p for p in everywhere}
+        elsewhere = [names[n] for n in get_close_matches(key, list(names), n=1, cutoff=0.75)]
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]}?"
+    return f"; valid here: {', '.join(siblings)}" if siblings else ""
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The concrete types an annotation allows."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [m for part in get_args(annotation) for m in _members(part)]
+    return [] if annotation is type(None) else [annotation]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    return [m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
+
+
+def _descend(owner: Any, part: str | int) -> tuple[Any, bool]:
+    """The annotation behind one part of a location, and whether the part was a union's tag."""
+    for member in _members(owner):
+        origin = get_origin(member)
+        if origin in (dict, Mapping):
+            return get_args(member)[1], False
+        if origin is list:
+            return get_args(member)[0], False
+    models = _models(owner)
+    tagged = [m for m in models if part in get_args(_kind_of(m))]
+    if tagged:
+        return tagged[0], True
+    for candidate in models:
+        if part in candidate.model_fields:
+            return candidate.model_fields[str(part)].annotation, False
+    return None, False
+
+
+def _kind_of(model: type[BaseModel]) -> Any:
+    return model.model_fields["kind"].annotation if "kind" in model.model_fields else None
+
+
+def _choices(owner: Any) -> list[str]:
+    return [name for model in _models(owner) for name in model.model_fields]
+
+
+def _paths(annotation: Any, prefix: str = "") -> Iterator[str]:
+    for model in _models(annotation):
+        for name, field in model.model_fields.items():
+            yield prefix + name
+            for member in _members(field.annotation):
+                inner = get_args(member)[1] if get_origin(member) is dict else member
+                label = f"{name}.NAME." if get_origin(member) is dict else f"{name}."
+                yield from _paths(inner, prefix + label)
