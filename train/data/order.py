@@ -1,0 +1,104 @@
+"""The order in which a run sees its samples, as a pure function that any rank may ask about.
+
+Nothing here depends on the number of ranks, so a run resumed on other hardware continues the same
+order, and a data position is one integer.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+_SHARDS: Final = 0
+_WINDOW: Final = 1
+_KEPT_WINDOWS: Final = 4
+
+
+class GlobalOrder:
+    """Sample ids in the order of training, epoch after epoch, without end.
+
+    An epoch visits the shards in random order; the resulting line of samples is cut into windows
+    and each window is shuffled. A reader therefore touches few shards at a time, which is what
+    object storage wants, while neighbours in a corpus still part. Global batch k of G samples is
+    positions [k*G, (k+1)*G); where an epoch ends inside a batch, the next one runs on.
+
+    The permutations come from raw bits of a counter-based generator, whose values numpy keeps
+    stable over its releases, which it does not promise for `Generator.permutation`.
+    """
+
+    def __init__(
+        self, shard_sizes: Sequence[int], *, seed: int, shuffle: bool = True, window: int = 65_536
+    ) -> None:
+        """Describe the order; nothing is drawn yet.
+
+        Args:
+            shard_sizes: samples in each shard; ids count through the shards in this order.
+            seed: of the run; 0 or more.
+            shuffle: False gives ids in rising order, every epoch the same.
+            window: samples that are shuffled together.
+
+        Raises:
+            ValueError: there is no sample, or seed or window is out of range.
+        """
+        if seed < 0:
+            raise ValueError(f"The seed must be 0 or more, got {seed}.")
+        if window < 1:
+            raise ValueError(f"The shuffle window must hold 1 sample or more, got {window}.")
+        self._sizes = np.asarray(shard_sizes, dtype=np.int64)
+        if self._sizes.size == 0 or self._sizes.min() < 0 or self._sizes.sum() == 0:
+            raise ValueError("The data holds no samples, so there is no order to give.")
+        self._starts = np.concatenate(([0], np.cumsum(self._sizes)[:-1]))
+        self._seed = seed
+        self._shuffle = shuffle
+        self._window = window
+        self._windows: OrderedDict[tuple[int, int], npt.NDArray[np.int64]] = OrderedDict()
+        self._shards: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+        return int(self._sizes.sum())
+
+    def sample_at(self, position: int) -> tuple[int, int]:
+        """The (epoch, sample id) at a position counted from 0 through all epochs."""
+        if position < 0:
+            raise ValueError(f"Positions count from 0, got {position}.")
+        epoch, place = divmod(position, len(self))
+        if not self._shuffle:
+            return epoch, place
+        window, offset = divmod(place, self._window)
+        return epoch, int(self._window_ids(epoch, window)[offset])
+
+    def range(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The (epoch, sample id) at positions start, ..., stop - 1."""
+        return [self.sample_at(position) for position in range(start, stop)]
+
+    def _window_ids(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
+        key = (epoch, window)
+        if key in self._windows:
+            self._windows.move_to_end(key)
+            return self._windows[key]
+        shards, ends = self._shard_order(epoch)
+        first = window * self._window
+        line = np.arange(first, min(first + self._window, len(self)))
+        line = line[self._permutation(line.size, _WINDOW, epoch, window)]
+        rank = np.searchsorted(ends, line, side="right")
+        shard = shards[rank]
+        ids = self._starts[shard] + line - (ends[rank] - self._sizes[shard])
+        self._windows[key] = ids
+        while len(self._windows) > _KEPT_WINDOWS:
+            self._windows.popitem(last=False)
+        return ids
+
+    def _shard_order(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Shards in the order of the epoch, and where each one ends in the line of samples."""
+        if self._shards is None or self._shards[0] != epoch:
+            shards = self._permutation(self._sizes.size, _SHARDS, epoch)
+            self._shards = epoch, shards, np.cumsum(self._sizes[shards])
+        return self._shards[1], self._shards[2]
+
+    def _permutation(self, length: int, *key: int) -> npt.NDArray[np.int64]:
+        generator = np.random.Philox(np.random.SeedSequence((self._seed, *key)))
+        # Stable, so that a tie between two draws does not depend on the sorting algorithm.
+        return np.argsort(generator.random_raw(length), kind="stable")

@@ -1,0 +1,62 @@
+"""The special tokens of the text stream."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Final, Self
+
+from train.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """Ids of the four tokens that no text contains; the defaults are those of our own tokenizers.
+
+    Attributes:
+        start: `<s>`, the first token of every sequence (and of a span, for the text encoder).
+        paragraph: `</s>`, ends a paragraph.
+        document: `</d>`, ends a document.
+        padding: `<pad>`, fills a sequence; never scored.
+
+    Source: MetaLM §3.2 (`<s>`, `</s>`, `</d>`); `<pad>` is ours.
+    """
+
+    start: int = 0
+    paragraph: int = 1
+    document: int = 2
+    padding: int = 3
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: Mapping[str, int]) -> Self:
+        """The ids that a tokenizer gives to the four tokens.
+
+        Raises:
+            DataError: it lacks one of them.
+        """
+        missing = [text for text in SPECIAL_TEXT.values() if text not in vocabulary]
+        if missing:
+            raise DataError(
+                f"The tokenizer lacks the special tokens {', '.join(missing)}; add them to its "
+                "vocabulary as special tokens, or leave out --tokenizer to train one."
+            )
+        return cls(**{name: vocabulary[text] for name, text in SPECIAL_TEXT.items()})
+
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, object]) -> Self:
+        """The ids that a corpus was written with; the defaults where its manifest names none."""
+        ids = manifest.get("special_tokens")
+        if not isinstance(ids, Mapping):
+            return cls()
+        return cls(**{name: int(ids[name]) for name in SPECIAL_TEXT if name in ids})
+
+    def to_manifest(self) -> dict[str, int]:
+        """The ids by name, as a manifest stores them."""
+        return asdict(self)
+
+
+SPECIAL_TEXT: Final = {
+    "start": "<s>",
+    "paragraph": "</s>",
+    "document": "</d>",
+    "padding": "<pad>",
+}
+"""How each special token is spelled, in the order of the ids that we give them."""
