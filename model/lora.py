@@ -1,12 +1,16 @@
-"""Low-rank adapters: peft puts them on, we name, save and merge them."""
+"""Low-rank adapters: peft puts them on; we train them under ZeRO, save and merge them by name."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
+from model import torchvision_free
 from model.config import Config
 
 ADAPTER = "default"
+PEFT_PREFIX = "base_model.model."
 
 
 class LoraConfig(Config):
@@ -20,3 +24,77 @@ class LoraConfig(Config):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: list[str] = Field(default=["qkv", "out", "up", "down"], min_length=1)
     """Names of the linear layers that get adapters, in decoder and encoders alike."""
+
+
+def peft_config(config: LoraConfig) -> Any:
+    """The same settings as peft's own configuration."""
+    torchvision_free.install()
+    from peft import LoraConfig as PeftLoraConfig
+
+    return PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]  # peft takes floats too
+        lora_dropout=config.dropout,
+        target_modules=sorted(config.targets),
+        bias="none",
+    )
+
+
+def add_adapters(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
+    """Put adapters on the target layers in place; nothing else stays trainable.
+
+    Raises:
+        ValueError: no layer has one of the target names.
+    """
+    names = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if _is_linear(m)}
+    absent = sorted(set(config.targets) - names)
+    if absent:
+        raise ValueError(
+            f"lora.targets: no linear layer is called {', '.join(absent)}; there are "
+            f"{', '.join(sorted(names))}"
+        )
+    settings = peft_config(config)
+    from peft import inject_adapter_in_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
+
+
+def base_name(name: str) -> str:
+    """Logical name, in the plain model, of a parameter of a model with adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def peft_name(name: str) -> str:
+    """Name of an adapter's parameter in peft's file format."""
+    return PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".")
+
+
+def merge_adapters(values: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+    """Plain weights with the adapters added in: W + (alpha / rank) B A, in fp32.
+
+    Args:
+        values: parameters of the model with adapters, by name.
+        config: what the adapters were made with.
+    """
+    scale = config.alpha / config.rank
+    merged: dict[str, Tensor] = {}
+    for name, value in values.items():
+        if is_adapter(name):
+            continue
+        down_name = name.replace(".base_layer.weight", f".lora_A.{ADAPTER}.weight")
+        if down_name != name and down_name in values:
+            up = values[down_name.replace(".lora_A.", ".lora_B.")]
+            value = value.float() + scale * (up.float() @ values[down_name].float())
+        merged[base_name(name)] = value
+    return merged
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)

@@ -14,7 +14,7 @@ from train.errors import DataError
 class Samples(Protocol):
     """Random access to stored samples."""
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, sample_id: int, /) -> Sample:
         """One sample; raises DataError where its shard is missing or damaged."""
         ...
 
@@ -68,7 +68,7 @@ class Feed:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Drop what was read ahead; a read that hangs does not keep the process."""
+        """Drop what was read ahead."""
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     def step(self, step: int) -> list[Batch]:

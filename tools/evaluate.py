@@ -1,0 +1,147 @@
+"""`python -m tools.evaluate CHECKPOINT`: loss and perplexity on the validation split."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from model.batch import Batch
+from model.semicausal import SemiCausal
+from train import checkpoint
+from train.build import build_collator, open_corpus
+from train.config import RunConfig
+from train.data.collate import Collator, scored_tokens
+from train.data.feed import Samples
+from train.data.sample import Sample
+from train.data.spans import RandomSpans, RandomSpansConfig
+from train.errors import UserError
+from train.evaluate import VALIDATION_EPOCH, evaluate, validation_batches
+from train.loading import load_config, load_model
+from train.monitor import perplexity
+from train.tally import Averages
+
+REFERENCE_SEED = 0
+
+
+class ReferenceScored:
+    """Samples in which only what a reference layout of spans leaves scored is scored.
+
+    Which tokens a model scores depends on its spans: losses of models of different ratio are not
+    of the same tokens. Here the layout is the paper's 25 % with a seed of its own. A model with
+    an encoder reads those very spans; a GPT reads plain text; both are scored on the same tokens.
+
+    Args:
+        samples: the stored samples.
+        policy: the reference layout.
+    """
+
+    def __init__(self, samples: Samples, policy: RandomSpans):
+        self.samples = samples
+        self.policy = policy
+
+    def __getitem__(self, sample_id: int, /) -> Sample:
+        """The sample with its reference spans and targets."""
+        sample = self.samples[sample_id]
+        spans = self.policy.choose(sample, epoch=VALIDATION_EPOCH)
+        return Sample(
+            id=sample.id,
+            tokens=sample.tokens,
+            spans=spans,
+            scored=np.asarray(scored_tokens(sample, spans)),
+        )
+
+
+def evaluate_checkpoint(
+    config: RunConfig, model: SemiCausal, *, sequences: int | None, device: torch.device
+) -> dict[str, Averages]:
+    """Losses with the model's own spans (`overall`) and on the fixed set (`fixed`)."""
+    corpus = open_corpus(config)
+    count = len(corpus.validation)
+    ids = range(count if sequences is None else min(sequences, count))
+
+    def losses(samples: Samples, collate: Collator) -> Averages:
+        batches = validation_batches(
+            samples,
+            collate,
+            ids=ids,
+            micro_sequences=config.batch.micro_sequences,
+            rank=0,
+            ranks=1,
+        )
+
+        def forward(batch: Batch):
+            return model(batch)
+
+        with torch.no_grad():
+            return evaluate(forward, batches, device=device)
+
+    own = build_collator(config, corpus.special)
+    reference = RandomSpans(
+        RandomSpansConfig(), seed=REFERENCE_SEED, document_end=corpus.special.document
+    )
+    stored = {modality: {"kind": "stored"} for modality in config.spans}
+    fixed_config = RunConfig.model_validate(config.model_dump(mode="json") | {"spans": stored})
+    if not config.built_model.encoders:
+        fixed = own
+    else:
+        fixed = build_collator(fixed_config, corpus.special)
+    return {
+        "overall": losses(corpus.validation, own),
+        "fixed": losses(ReferenceScored(corpus.validation, reference), fixed),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print losses and write them to `out/evaluate.json`."""
+    parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="run directory or one of its checkpoints")
+    parser.add_argument("--corpus", help="default: the corpus the run was trained on")
+    parser.add_argument("--sequences", type=int, help="default: the whole validation split")
+    parser.add_argument("--out", type=Path, default=Path("out/evaluate.json"))
+    options = parser.parse_args(arguments)
+    try:
+        path = checkpoint.resolve(options.checkpoint)
+        config = load_config(path)
+        if options.corpus is not None:
+            data = config.data.model_copy(update={"corpus": options.corpus})
+            config = config.model_copy(update={"data": data})
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_model(path, device=device)
+        results = evaluate_checkpoint(config, model, sequences=options.sequences, device=device)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    table = Table("scored tokens", "count", "loss (nats)", "perplexity", "first of span", "other")
+    document: dict[str, object] = {"checkpoint": str(path)}
+    for name, averages in results.items():
+        table.add_row(
+            name,
+            f"{averages.scored_tokens:,}",
+            f"{averages.loss:.4f}",
+            f"{perplexity(averages.loss):.2f}",
+            _number(averages.first_of_span),
+            _number(averages.other),
+        )
+        document[name] = {
+            "loss": averages.loss,
+            "perplexity": math.exp(averages.loss),
+            "scored_tokens": averages.scored_tokens,
+        }
+    Console().print(table)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

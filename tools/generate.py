@@ -1,0 +1,60 @@
+"""`python -m tools.generate CHECKPOINT --prompt TEXT`: let a trained model continue a text."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from train import checkpoint
+from train.errors import UserError
+from train.loading import find_tokenizer, load_model
+from train.text import Speaker
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the prompt's continuation."""
+    parser = argparse.ArgumentParser(prog="python -m tools.generate", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="run directory or one of its checkpoints")
+    parser.add_argument(
+        "--prompt",
+        required=True,
+        help="text to continue; a part between [[ and ]] is read by the bidirectional encoder",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--top-p", type=float, default=0.0, help="nucleus; 0 (default) is greedy")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", type=Path, help="default: the one the run kept")
+    options = parser.parse_args(arguments)
+    if not 0 <= options.top_p <= 1:
+        parser.error("--top-p must lie between 0 and 1")
+    if options.temperature <= 0:
+        parser.error("--temperature must be above 0; --top-p 0 is greedy")
+    try:
+        path = checkpoint.resolve(options.checkpoint)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        speaker = Speaker.load(
+            load_model(path, device=device), options.tokenizer or find_tokenizer(path)
+        )
+        text = speaker.speak(
+            options.prompt,
+            max_new_tokens=options.max_new_tokens,
+            top_p=options.top_p,
+            temperature=options.temperature,
+            seed=options.seed,
+        )
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    Console(highlight=False).print(f"[dim]{_escaped(options.prompt)}[/dim]{_escaped(text)}")
+    return 0
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""`python -m train A.yaml B.yaml key=value`: pretrain or finetune a model."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from parallel.launch import World, announced_ranks, join, leave
+from parallel.zero import why_unsupported
+from train.config import RunConfig, accumulation
+from train.config_files import dump, load
+from train.dry_run import dry_run
+from train.errors import ConfigError, UserError
+from train.loop import train
+from train.run_directory import claim
+
+IMPORTED = time.perf_counter()
+
+
+def main() -> int:
+    """Parse, check, join the other ranks, train."""
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+    parser.add_argument("arguments", nargs="+", metavar="FILE.yaml|key=value")
+    parser.add_argument("--print", action="store_true", help="show the resolved config and exit")
+    parser.add_argument("--dry-run", action="store_true", help="build all, run one batch, report")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed adds it
+    options = parser.parse_intermixed_args()
+    try:
+        config = resolve(load(RunConfig, options.arguments), ranks=announced_ranks())
+        if options.print:
+            sys.stdout.write(dump(config))
+            return 0
+        if not options.dry_run:
+            claim(config, write=False)
+    except UserError as error:
+        return complain(error)
+    world = join(timeout_seconds=config.collective_timeout_seconds)
+    try:
+        code = run(config, world, dry=options.dry_run)
+    except UserError as error:
+        # The others may be inside a collective: do not wait for them, let the launcher end them.
+        complain(error)
+        sys.stderr.flush()
+        os._exit(2)
+    leave()
+    return code
+
+
+def run(config: RunConfig, world: World, *, dry: bool) -> int:
+    """Train, or only try."""
+    if dry:
+        return dry_run(config, world)
+    return train(config, world, imported=IMPORTED)
+
+
+def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
+    """Settle what depends on the machine and on the number of ranks.
+
+    Raises:
+        ConfigError: the batch does not divide, or the machine cannot do what is asked.
+    """
+    faults: list[str] = []
+    if config.precision == "auto":
+        config = config.model_copy(update={"precision": "bf16" if multiplies_bf16() else "fp32"})
+    try:
+        accumulation(config, ranks=ranks)
+    except ValueError as error:
+        faults.append(str(error))
+    assert config.precision != "auto"
+    reason = why_unsupported(config.zero.stage, config.precision)
+    if reason is not None:
+        faults.append(f"precision: {reason}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return config
+
+
+def multiplies_bf16() -> bool:
+    """Whether this machine multiplies bf16 in hardware; without, it is slower than fp32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def complain(error: UserError) -> int:
+    """Print the message alone; the exit status of a mistake that the user can mend."""
+    if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, ConfigError):
+        sys.stderr.write(f"{error}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Adapters of a LoRA run: out of a checkpoint into peft's file format, or merged into the base."""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.lora import LoraConfig, is_adapter, merge_adapters, peft_config, peft_name
+from train.checkpoint import read_state, resolve
+from train.errors import CheckpointError
+from train.run_directory import TOKENIZER
+from train.weights import read_values, write_values
+
+
+def merged_weights(path: Path, config: LoraConfig) -> dict[str, Tensor]:
+    """Plain weights of a checkpoint with its adapters added in."""
+    return merge_adapters(read_values(path), config)
+
+
+def export(path: Path, config: LoraConfig, out: Path) -> Path:
+    """Write the adapters of a checkpoint so that plain peft reads them.
+
+    They are taken from the checkpoint, where they lie whole whatever ZeRO did to them in memory.
+
+    Args:
+        path: checkpoint of a LoRA run.
+        config: what its adapters were made with.
+        out: directory for `adapter_config.json` and `adapter_model.safetensors`.
+    """
+    values = {
+        peft_name(name): value.float().contiguous()
+        for name, value in read_values(path).items()
+        if is_adapter(name)
+    }
+    assert values, "a LoRA run's checkpoint holds adapters"
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(values, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = peft_config(config)
+    # to_dict holds sets and enums that JSON does not know.
+    plain = json.loads(json.dumps(settings.to_dict(), default=_plain))
+    (out / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
+    return out
+
+
+def merge(path: Path, out: Path) -> Path:
+    """Write a plain checkpoint with the adapters of a LoRA run added into its weights.
+
+    Raises:
+        CheckpointError: the checkpoint has no adapters, or `out` exists.
+    """
+    path = resolve(path)
+    state = read_state(path)
+    if state["config"].get("lora") is None:
+        raise CheckpointError(f"{path} has no adapters to merge: name a LoRA run's checkpoint")
+    config = LoraConfig.model_validate(state["config"]["lora"])
+    # The weights are whole now: what they started from says nothing about the merged model.
+    state["config"] |= {"lora": None, "init_from": None}
+    write_values(out, merged_weights(path, config), state)
+    for tokenizer in (path.parent.parent / TOKENIZER, path / TOKENIZER):
+        if tokenizer.exists():
+            shutil.copyfile(tokenizer, out / TOKENIZER)
+            break
+    return out
+
+
+def _plain(value: object) -> object:
+    return sorted(value) if isinstance(value, set) else str(getattr(value, "value", value))

@@ -1,0 +1,131 @@
+"""From a configuration to the parts of a run: model, stores, feeds."""
+
+from pathlib import Path
+
+import torch
+
+from model.layers import initialize
+from model.lora import add_adapters
+from model.semicausal import SemiCausal
+from parallel.launch import World
+from parallel.zero import AdamWOptions, ZeroEngine
+from parallel.zero import initialize as initialize_zero
+from train import checkpoint
+from train.config import RunConfig, accumulation
+from train.data.collate import Collator
+from train.data.corpus import Corpus
+from train.data.feed import Feed
+from train.data.order import GlobalOrder
+from train.data.spans import build_policy
+from train.data.tokens import SpecialTokens
+from train.errors import CheckpointError
+from train.optim import parameter_groups
+from train.weights import read_values
+
+
+def open_corpus(config: RunConfig) -> Corpus:
+    """Open both splits and check that they fit the model.
+
+    Raises:
+        DataError: a split is missing, damaged, of another vocabulary or sequence length.
+    """
+    data = config.data
+    corpus = Corpus(
+        data.corpus,
+        cache=None if data.cache is None else Path(data.cache),
+        timeout_seconds=data.timeout_seconds,
+        retries=data.retries,
+    )
+    corpus.require(vocabulary=config.model.decoder.vocabulary, sequence_tokens=data.sequence_tokens)
+    return corpus
+
+
+def build_collator(config: RunConfig, special: SpecialTokens) -> Collator:
+    """The collator for the encoders that the run builds."""
+    encoders = config.built_model.encoders
+    return Collator(
+        sequence_tokens=config.data.sequence_tokens,
+        policies={
+            modality: build_policy(
+                config.spans[modality], seed=config.seed, document_end=special.document
+            )
+            for modality in encoders
+        },
+        capacities={modality: config.span_capacity(modality) for modality in encoders},
+        start_tokens={modality: part.encoder.start_token for modality, part in encoders.items()},
+        padding=special.padding,
+    )
+
+
+def build_feed(config: RunConfig, corpus: Corpus, collate: Collator, world: World) -> Feed:
+    """This rank's feed of training microbatches."""
+    order = GlobalOrder(
+        corpus.train.shard_sizes, seed=config.seed, window=config.data.shuffle_window
+    )
+    return Feed(
+        corpus.train,
+        order,
+        collate,
+        global_sequences=config.batch.sequences,
+        micro_sequences=config.batch.micro_sequences,
+        rank=world.rank,
+        ranks=world.size,
+        timeout_seconds=config.data.timeout_seconds * (1 + config.data.retries),
+        last_step=config.steps,
+    )
+
+
+def build_model(config: RunConfig) -> SemiCausal:
+    """The model with its first weights, from the seed or from checkpoints, adapters put on.
+
+    Raises:
+        CheckpointError: a named checkpoint is missing, damaged or of another model.
+    """
+    model = SemiCausal(config.built_model)
+    initialize(model, seed=config.seed)
+    for modality, part in config.built_model.encoders.items():
+        if part.encoder.init_from is not None:
+            load_encoder(Path(part.encoder.init_from), model, modality)
+    if config.init_from is not None:
+        checkpoint.load_module(Path(config.init_from), model)
+    if config.lora is not None:
+        add_adapters(model, config.lora, seed=config.seed)
+    return model
+
+
+def load_encoder(path: Path, model: SemiCausal, modality: str) -> None:
+    """Fill one encoder from the same encoder of another checkpoint.
+
+    Raises:
+        CheckpointError: that checkpoint has no such encoder, or one of another shape.
+    """
+    prefix = f"encoders.{modality}."
+    values = read_values(path, prefix=prefix)
+    if not values:
+        raise CheckpointError(f"{path} has no {modality} encoder: name a checkpoint that has one")
+    try:
+        model.encoders[modality].load_state_dict(
+            {name.removeprefix(prefix): value for name, value in values.items()}
+        )
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise CheckpointError(
+            f"{path} has a {modality} encoder of another shape: {detail}; set "
+            f"model.encoders.{modality}.encoder to the one it was trained with"
+        ) from None
+
+
+def build_engine(config: RunConfig, model: torch.nn.Module, world: World) -> ZeroEngine:
+    """The model under ZeRO with AdamW."""
+    assert config.precision != "auto", "resolved when the run starts"
+    optim = config.optim
+    return initialize_zero(
+        model,
+        param_groups=parameter_groups(model, optim.weight_decay),
+        optim=AdamWOptions(optim.lr, (optim.beta1, optim.beta2), optim.eps),
+        precision=config.precision,
+        config=config.zero,
+        accumulation=accumulation(config, ranks=world.size),
+        clip_norm=optim.clip_norm,
+        device=world.device,
+    )

@@ -1,0 +1,53 @@
+"""`--dry-run`: build everything, run one batch, say what it takes."""
+
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from model.semicausal import parameter_counts
+from parallel.launch import World
+from train.build import build_collator, build_engine, build_feed, build_model, open_corpus
+from train.config import RunConfig
+from train.loop import peak_memory_bytes
+from train.step import reseed, train_step
+
+GIB_BYTES = 2**30
+
+
+def dry_run(config: RunConfig, world: World) -> int:
+    """Run one step without touching the run directory; every rank must call it."""
+    started = time.perf_counter()
+    corpus = open_corpus(config)
+    model = build_model(config)
+    engine = build_engine(config, model, world)
+    built_seconds = time.perf_counter() - started
+    engine.set_learning_rate(config.optim.lr)
+    collate = build_collator(config, corpus.special)
+    with build_feed(config, corpus, collate, world) as feed:
+        reseed(config.seed, step=1, data_rank=world.rank)
+        started = time.perf_counter()
+        result = train_step(engine, feed.step(1), device=world.device, stop_requested=lambda: False)
+        step_seconds = time.perf_counter() - started
+    engine.close()
+    if world.is_main:
+        table = Table("what", "value", title=f"dry run of {config.name}", title_justify="left")
+        for part, count in parameter_counts(config.built_model).items():
+            table.add_row(f"parameters, {part}", f"{count:,}")
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        shown = f"{trainable:,}" if config.zero.stage < 3 else "see the parts (sharded)"
+        table.add_row("parameters that train", shown)
+        table.add_row("ranks x microbatch x accumulation", _layout(config, world))
+        table.add_row("precision, ZeRO stage", f"{config.precision}, {config.zero.stage}")
+        table.add_row("first loss", f"{result.averages.loss:.4f}")
+        table.add_row("seconds to build, for the step", f"{built_seconds:.1f}, {step_seconds:.1f}")
+        kind = "GPU" if torch.cuda.is_available() else "resident"
+        table.add_row(f"peak {kind} memory of rank 0", f"{peak_memory_bytes() / GIB_BYTES:.2f} GiB")
+        Console().print(table)
+    return 0
+
+
+def _layout(config: RunConfig, world: World) -> str:
+    micro = config.batch.micro_sequences
+    return f"{world.size} x {micro} x {config.batch.sequences // (world.size * micro)}"

@@ -1,0 +1,59 @@
+"""A trained model whole in one process, for tools."""
+
+from pathlib import Path
+
+import torch
+
+from model.semicausal import SemiCausal
+from train import adapter, checkpoint
+from train.config import RunConfig
+from train.errors import CheckpointError
+from train.run_directory import TOKENIZER
+
+
+def load_config(path: Path) -> RunConfig:
+    """The configuration that a checkpoint was trained with."""
+    return RunConfig.model_validate(checkpoint.read_state(path)["config"])
+
+
+def load_model(path: Path, *, device: torch.device) -> SemiCausal:
+    """The model of a checkpoint in fp32, adapters merged, in eval mode.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    config = load_config(path)
+    model = SemiCausal(config.built_model)
+    if config.lora is None:
+        checkpoint.load_module(path, model)
+    else:
+        weights = adapter.merged_weights(path, config.lora)
+        # The tied head is one parameter under two names; a checkpoint stores the first.
+        model.load_state_dict(weights | tied(model, weights))
+    return model.to(device).eval()
+
+
+def tied(model: SemiCausal, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Second names of parameters that two modules share, with their values."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        name: weights[first[id(parameter)]]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+
+
+def find_tokenizer(path: Path) -> Path:
+    """The tokenizer that a run keeps beside its checkpoints.
+
+    Args:
+        path: a checkpoint's own directory.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for directory in (path, path.parent.parent):
+        if (directory / TOKENIZER).is_file():
+            return directory / TOKENIZER
+    raise CheckpointError(
+        f"{path.parent.parent} holds no {TOKENIZER}: name the corpus's own with --tokenizer"
+    )

@@ -1,0 +1,185 @@
+"""The training loop: load, step, check, log, validate, save, stop."""
+
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parallel.launch import World
+from train import checkpoint
+from train.build import (
+    build_collator,
+    build_engine,
+    build_feed,
+    build_model,
+    open_corpus,
+)
+from train.config import RunConfig
+from train.data.corpus import Corpus
+from train.evaluate import evaluate, validation_batches
+from train.metrics import TrainRecord, ValidationRecord
+from train.monitor import Monitor
+from train.optim import learning_rate
+from train.preemption import EXIT_CODE, Preemption
+from train.run_directory import CHECKPOINTS, TOKENIZER, claim
+from train.step import reseed, train_step
+from train.wrap_up import unigram_baseline, wrap_up, write_samples
+
+
+def train(config: RunConfig, world: World, *, imported: float) -> int:
+    """Run until the last step, or until a signal asks to stop; every rank must call it.
+
+    Args:
+        config: with its precision resolved.
+        world: this process among all.
+        imported: `time.perf_counter()` when imports had ended.
+
+    Returns:
+        0 when the run is complete, `preemption.EXIT_CODE` when it stopped early and saved.
+    """
+    preemption = Preemption()
+    directory = claim(config, write=world.is_main)
+    corpus = open_corpus(config)
+    collate = build_collator(config, corpus.special)
+    model = build_model(config)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    engine = build_engine(config, model, world)
+
+    latest = checkpoint.latest(directory / CHECKPOINTS)
+    state: dict[str, Any] = {"step": 0, "wandb_run_id": None}
+    if latest is not None:
+        state = checkpoint.restore(latest, engine)
+        refuse_other_corpus(corpus, state, latest)
+    first_step = int(state["step"])
+
+    monitor = Monitor(
+        directory,
+        run_name=config.name,
+        config=config.model_dump(mode="json"),
+        watch=config.watch,
+        first_step=first_step,
+        total_steps=config.steps,
+        rank=world.rank,
+        num_ranks=world.size,
+        precision=config.precision,
+        num_parameters=num_parameters,
+        wandb_run_id=state["wandb_run_id"],
+    )
+
+    def validate(step: int) -> None:
+        started = time.perf_counter()
+        ids = range(min(config.validation.sequences, len(corpus.validation)))
+        batches = validation_batches(
+            corpus.validation,
+            collate,
+            ids=ids,
+            micro_sequences=config.batch.micro_sequences,
+            rank=world.rank,
+            ranks=world.size,
+        )
+        with engine.evaluating():
+            averages = evaluate(engine, batches, device=world.device)
+        monitor.validation(
+            ValidationRecord(
+                step=step,
+                loss=averages.loss,
+                first_of_span_loss=averages.first_of_span,
+                other_loss=averages.other,
+                scored_tokens=averages.scored_tokens,
+                seconds=time.perf_counter() - started,
+            )
+        )
+
+    def save(step: int) -> Path:
+        return checkpoint.save(
+            directory / CHECKPOINTS,
+            engine,
+            {
+                "step": step,
+                "sequences_consumed": step * config.batch.sequences,
+                "seed": config.seed,
+                "config": config.model_dump(mode="json"),
+                "wandb_run_id": monitor.wandb_run_id,
+                "tokenizer_sha256": corpus.tokenizer_sha256,
+            },
+            step=step,
+            keep=config.checkpoint.keep,
+        )
+
+    seconds_to_first_step = math.nan
+    with monitor, build_feed(config, corpus, collate, world) as feed:
+        if world.is_main:
+            corpus.copy_tokenizer(directory / TOKENIZER)
+            monitor.baseline(unigram_baseline(config, corpus, collate))
+        if first_step == 0:
+            validate(0)
+        for step in range(first_step + 1, config.steps + 1):
+            started = time.perf_counter()
+            reseed(config.seed, step=step, data_rank=world.rank)
+            lr = learning_rate(config.optim, step=step, total_steps=config.steps)
+            engine.set_learning_rate(lr)
+            batches = feed.step(step)
+            result = train_step(
+                engine,
+                batches,
+                device=world.device,
+                stop_requested=lambda: preemption.requested,
+            )
+            finished = time.perf_counter()
+            if math.isnan(seconds_to_first_step):
+                seconds_to_first_step = finished - imported
+            monitor.train(
+                TrainRecord(
+                    step=step,
+                    loss=result.averages.loss,
+                    first_of_span_loss=result.averages.first_of_span,
+                    other_loss=result.averages.other,
+                    learning_rate=lr,
+                    gradient_norm=result.gradient_norm,
+                    tokens=config.batch.sequences * config.data.sequence_tokens,
+                    scored_tokens=result.averages.scored_tokens,
+                    step_seconds=finished - started,
+                    data_wait_seconds=feed.wait_seconds,
+                    memory_bytes=peak_memory_bytes(),
+                )
+            )
+            is_last = step == config.steps
+            if is_last or (step % config.validation.every_steps == 0 and not result.stop):
+                validate(step)
+            if is_last or result.stop or step % config.checkpoint.every_steps == 0:
+                latest = save(step)
+                if world.is_main and not result.stop:
+                    write_samples(config, latest, monitor, step=step, device=world.device)
+            if result.stop and not is_last:
+                monitor.note(f"stopped after step {step} on a signal; run again to continue")
+                engine.close()
+                return EXIT_CODE
+    engine.close()
+    if world.is_main:
+        assert latest is not None
+        wrap_up(config, directory, latest, seconds_to_first_step=seconds_to_first_step)
+    return 0
+
+
+def refuse_other_corpus(corpus: Corpus, state: dict[str, Any], path: Path) -> None:
+    """Refuse to continue on a corpus of another tokenizer.
+
+    Raises:
+        CheckpointError: the tokenizers differ.
+    """
+    if state["tokenizer_sha256"] != corpus.tokenizer_sha256:
+        raise checkpoint.CheckpointError(
+            f"{path} was trained on a corpus of another tokenizer: set data.corpus to that one"
+        )
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this rank has held: on its GPU if it has one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,76 @@
+"""One optimiser step: forward and backward of each microbatch, checks, update."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from model.batch import Batch
+from parallel.launch import total
+from parallel.zero import ZeroEngine
+from train.errors import DataError, DivergedError
+from train.tally import Averages, Tally
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        averages: losses over the global batch, before the update.
+        gradient_norm: global norm before clipping.
+        stop: some rank was asked to stop after this step.
+    """
+
+    averages: Averages
+    gradient_norm: float
+    stop: bool
+
+
+def reseed(seed: int, *, step: int, data_rank: int) -> None:
+    """Set torch's generators from (seed, step, data rank), so that no state has to be saved."""
+    state = np.random.SeedSequence([seed, step, data_rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]) >> 1)
+
+
+def train_step(
+    engine: ZeroEngine,
+    batches: list[Batch],
+    *,
+    device: torch.device,
+    stop_requested: Callable[[], bool],
+) -> StepResult:
+    """Minimise the sum of losses over scored tokens divided by their global count.
+
+    Every rank must call it, with as many microbatches.
+
+    Raises:
+        DataError: no token of the global batch is scored.
+        DivergedError: loss or gradient is not finite; parameters and moments are unchanged.
+    """
+    # The count comes before the first backward: a mean of ranks' or microbatches' means would
+    # weigh tokens unevenly. Asking about preemption in the same exchange costs nothing.
+    scored = sum(batch.num_scored for batch in batches)
+    count, stop = total(scored, float(stop_requested()))
+    if count == 0:
+        raise DataError("no token of this batch is scored: check the corpus and the spans")
+    tally = Tally()
+    for batch in batches:
+        batch = batch.to(device)
+        loss = engine(batch)
+        engine.backward(loss.total / count)
+        tally.add(batch, loss)
+    averages = tally.over_ranks().averages()
+    if not math.isfinite(averages.loss):
+        raise DivergedError(
+            f"the loss is {averages.loss}: nothing was stepped; lower optim.lr, or look at the data"
+        )
+    try:
+        gradient_norm = engine.step()
+    except FloatingPointError as error:
+        raise DivergedError(
+            f"{error}: nothing was stepped; lower optim.lr, or look at the data"
+        ) from None
+    return StepResult(averages=averages, gradient_norm=gradient_norm, stop=stop > 0)

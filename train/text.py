@@ -1,0 +1,93 @@
+"""Text to slots and back: prompts with spans marked in them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from model.generate import generate
+from model.semicausal import SemiCausal
+from train.data.collate import SpanCapacity, pack_spans
+from train.data.tokens import SpecialTokens
+from train.errors import UserError
+
+SPAN = re.compile(r"\[\[(.+?)\]\]", re.DOTALL)
+
+
+class Speaker:
+    """A model, its tokenizer, and the marks of spans in prompts: [[ read by the encoder ]].
+
+    Args:
+        model: in eval mode, whole on this process.
+        tokenizer: the one it was trained with.
+    """
+
+    def __init__(self, model: SemiCausal, tokenizer: Tokenizer):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.special = SpecialTokens.from_vocabulary(tokenizer.get_vocab())
+
+    @classmethod
+    def load(cls, model: SemiCausal, tokenizer_file: Path) -> "Speaker":
+        """Read the tokenizer beside a model."""
+        return cls(model, Tokenizer.from_file(str(tokenizer_file)))
+
+    def encode(self, prompt: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens of the prompt behind `<s>`, and the ranges of its spans."""
+        tokens, spans = [self.special.start], list[tuple[int, int]]()
+        pieces = SPAN.split(prompt)
+        for index, piece in enumerate(pieces):
+            ids = self.tokenizer.encode(piece, add_special_tokens=False).ids
+            if index % 2 and ids:
+                spans.append((len(tokens), len(tokens) + len(ids)))
+            tokens += ids
+        return tokens, spans
+
+    def speak(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int,
+        top_p: float = 0.0,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """Text that continues the prompt.
+
+        Raises:
+            UserError: the prompt is too long, or marks spans that no encoder can read.
+        """
+        tokens, spans = self.encode(prompt)
+        room = self.model.decoder.config.max_tokens
+        if len(tokens) > room:
+            raise UserError(f"the prompt has {len(tokens)} tokens, the model reads {room}")
+        device = next(self.model.parameters()).device
+        packed = None
+        if spans:
+            encoder = self.model.config.encoders.get("text")
+            if encoder is None:
+                raise UserError("the model has no text encoder: remove the [[ ]] from the prompt")
+            longest = encoder.encoder.max_tokens - 1
+            if max(stop - start for start, stop in spans) > longest:
+                raise UserError(f"a span of the prompt exceeds the encoder's {longest} tokens")
+            ranges = np.array(spans, dtype=np.int64)
+            capacity = SpanCapacity(tokens=len(tokens), spans=len(spans), longest_tokens=longest)
+            row = np.array([tokens], dtype=np.int64)
+            packed = {
+                "text": pack_spans(
+                    row, [ranges], capacity=capacity, start_token=encoder.encoder.start_token
+                ).to(device)
+            }
+        new = generate(
+            self.model,
+            torch.tensor([tokens], device=device),
+            spans=packed,
+            max_new_tokens=max_new_tokens,
+            top_p=top_p,
+            temperature=temperature,
+            stop_token=self.special.document,
+            generator=torch.Generator(device).manual_seed(seed),
+        )
+        return self.tokenizer.decode(list(new), skip_special_tokens=True)

@@ -1,0 +1,82 @@
+"""What rank 0 does around the loop: baseline, samples, summary, report, adapter."""
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.semicausal import parameter_counts
+from train import adapter
+from train.baseline import unigram_cross_entropy
+from train.config import RunConfig
+from train.data.collate import Collator
+from train.data.corpus import Corpus
+from train.evaluate import validation_batches
+from train.loading import load_model
+from train.metrics import FILE_NAME, read_metrics
+from train.monitor import Monitor
+from train.report import write_report
+from train.run_directory import SUMMARY, TOKENIZER
+from train.text import Speaker
+
+
+def unigram_baseline(config: RunConfig, corpus: Corpus, collate: Collator) -> float:
+    """Cross-entropy of the corpus's token frequencies on the scored tokens of validation."""
+    ids = range(min(config.validation.sequences, len(corpus.validation)))
+    batches = validation_batches(
+        corpus.validation, collate, ids=ids, micro_sequences=1, rank=0, ranks=1
+    )
+    targets = [
+        batch.labels.reshape(-1)[batch.scored[: batch.num_scored]].numpy() for batch in batches
+    ]
+    return unigram_cross_entropy(corpus.token_counts(), np.concatenate(targets))
+
+
+def write_samples(
+    config: RunConfig, path: Path, monitor: Monitor, *, step: int, device: torch.device
+) -> None:
+    """Let the model of a checkpoint continue the configured prompts."""
+    if not config.samples.prompts:
+        return
+    speaker = Speaker.load(load_model(path, device=device), Path(config.run_directory) / TOKENIZER)
+    for number, prompt in enumerate(config.samples.prompts):
+        text = speaker.speak(
+            prompt,
+            max_new_tokens=config.samples.max_new_tokens,
+            top_p=config.samples.top_p,
+            seed=config.seed + number,
+        )
+        monitor.sample(step, prompt, text)
+
+
+def wrap_up(
+    config: RunConfig, directory: Path, latest: Path, *, seconds_to_first_step: float
+) -> Path:
+    """Write the report, a LoRA run's adapter, and `summary.json` with the run's numbers."""
+    if config.lora is not None:
+        adapter.export(latest, config.lora, directory / "adapter")
+    report = write_report(directory)
+    metrics = read_metrics(directory / FILE_NAME)
+    seconds = [record.step_seconds for record in metrics.train]
+    waits = [record.data_wait_seconds for record in metrics.train]
+    # The first steps fill caches and gather buffers.
+    settled = metrics.train[len(metrics.train) // 10 :] or metrics.train
+    summary = {
+        "steps": config.steps,
+        "validation_loss_first": metrics.validation[0].loss if metrics.validation else None,
+        "validation_loss_last": metrics.validation[-1].loss if metrics.validation else None,
+        "vocabulary": config.model.decoder.vocabulary,
+        "unigram_entropy": metrics.baseline.unigram_entropy if metrics.baseline else None,
+        "tokens_per_second": statistics.median(r.tokens / r.step_seconds for r in settled),
+        "data_wait_fraction": sum(waits) / sum(seconds),
+        "seconds_training": sum(seconds),
+        "seconds_to_first_step": seconds_to_first_step,
+        "parameters": sum(parameter_counts(config.built_model).values()),
+        "checkpoint": str(latest),
+        "report": str(report),
+    }
+    path = directory / SUMMARY
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    return path
