@@ -1,0 +1,66 @@
+"""Keeps the trainer's side of slurm/launch.sh's agreement, in seconds and without a model.
+
+Installed by tests as `train/__main__.py` of a directory of their own. Usage:
+`python -m train CONFIG.yaml run_directory=DIR [stand_in.num_steps=N] [stand_in.fail=true]`.
+
+Every rank adds one at each step; the sums over all ranks go to `DIR/steps.txt`, one line a step.
+"""
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+STOPPED_AND_SAVED = 75
+
+
+def main() -> int:
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+    run_directory = Path(options["run_directory"])
+    num_steps = int(options.get("stand_in.num_steps", "5"))
+    rank = int(os.environ.get("RANK", os.environ["SLURM_PROCID"]))
+    world_size = int(os.environ.get("WORLD_SIZE", os.environ["SLURM_NTASKS"]))
+
+    is_asked_to_stop = False
+
+    def ask_to_stop(_number: int, _frame: object) -> None:
+        nonlocal is_asked_to_stop
+        is_asked_to_stop = True
+
+    signal.signal(signal.SIGUSR1, ask_to_stop)
+    signal.signal(signal.SIGTERM, ask_to_stop)
+
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=30))
+    if options.get("stand_in.fail") == "true" and rank == world_size - 1:
+        raise ValueError("the stand-in was told to fail")
+    steps_file = run_directory / "steps.txt"
+    run_directory.mkdir(parents=True, exist_ok=True)
+    first_step = len(steps_file.read_text().splitlines()) if steps_file.exists() else 0
+    # Rank 0 alone would write the file while another still reads where to start.
+    dist.barrier()
+
+    exit_status = 0
+    for step in range(first_step, num_steps):
+        time.sleep(0.1)
+        # One rank may be asked a step before another: they stop when any was asked.
+        sums = torch.tensor([1.0, float(is_asked_to_stop)])
+        dist.all_reduce(sums)
+        if rank == 0:
+            with steps_file.open("a") as file:
+                restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+                file.write(f"{step} sum={sums[0]:.0f} restart={restart}\n")
+        if sums[1] > 0:
+            exit_status = STOPPED_AND_SAVED
+            break
+    dist.barrier()
+    dist.destroy_process_group()
+    return exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

