@@ -86,11 +86,8 @@ def evaluate_checkpoint(
         RandomSpansConfig(), seed=REFERENCE_SEED, document_end=corpus.special.document
     )
     stored = {modality: {"kind": "stored"} for modality in config.spans}
-    fixed_config = RunConfig.model_validate(config.model_dump(mode="json") | {"spans": stored})
-    if not config.built_model.encoders:
-        fixed = own
-    else:
-        fixed = build_collator(fixed_config, corpus.special)
+    as_stored = RunConfig.model_validate(config.model_dump(mode="json") | {"spans": stored})
+    fixed = build_collator(as_stored, corpus.special) if config.built_model.encoders else own
     return {
         "overall": losses(corpus.validation, own),
         "fixed": losses(ReferenceScored(corpus.validation, reference), fixed),

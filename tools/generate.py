@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from train import checkpoint
 from train.errors import UserError
@@ -48,12 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    Console(highlight=False).print(f"[dim]{_escaped(options.prompt)}[/dim]{_escaped(text)}")
+    written = Text(options.prompt, style="dim").append(text, style="not dim")
+    Console(highlight=False, soft_wrap=True).print(written)
     return 0
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":

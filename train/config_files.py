@@ -147,8 +147,10 @@ def _explain(model: type[BaseModel], fault: Any) -> str:
         owner, is_tag = _descend(owner, part)
         if not is_tag:
             path.append(str(part))
-    last = str(location[-1]) if location else ""
-    where = ".".join([*path, last]) if last else "configuration"
+    if not location:  # a check of the whole, which says itself where
+        return str(fault["msg"]).removeprefix("Value error, ")
+    last = str(location[-1])
+    where = ".".join([*path, last])
     if fault["type"] == "extra_forbidden":
         return f"{where}: no such key{_suggestion(model, _choices(owner), last, path)}"
     if fault["type"] == "missing":
@@ -162,16 +164,20 @@ def _explain(model: type[BaseModel], fault: Any) -> str:
 def _suggestion(
     model: type[BaseModel], siblings: Sequence[str], key: str, path: Sequence[str]
 ) -> str:
-    near = get_close_matches(key, siblings, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {'.'.join([*path, near[0]])}?"
     everywhere = list(_paths(model))
     elsewhere = [p for p in everywhere if p.rsplit(".", 1)[-1] == key]
-    if not elsewhere:
+    near = get_close_matches(key, siblings, n=1, cutoff=0.6)
+    if near:
+        best = ".".join([*path, near[0]])
+    elif elsewhere:
+        best = elsewhere[0]
+    else:
         names = {p.rsplit(".", 1)[-1]: p for p in everywhere}
-        elsewhere = [names[n] for n in get_close_matches(key, list(names), n=1, cutoff=0.75)]
-    if elsewhere:
-        return f"; did you mean {elsewhere[0]}?"
+        best = next((names[n] for n in get_close_matches(key, list(names), n=1, cutoff=0.75)), "")
+    if elsewhere and len(key) <= 3:
+        best = elsewhere[0]  # near matches of a key this short are chance
+    if best:
+        return f"; did you mean {best}?"
     return f"; valid here: {', '.join(siblings)}" if siblings else ""
 
 

@@ -21,6 +21,7 @@ def dry_run(config: RunConfig, world: World) -> int:
     started = time.perf_counter()
     corpus = open_corpus(config)
     model = build_model(config)
+    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     engine = build_engine(config, model, world)
     built_seconds = time.perf_counter() - started
     engine.set_learning_rate(config.optim.lr)
@@ -35,9 +36,7 @@ def dry_run(config: RunConfig, world: World) -> int:
         table = Table("what", "value", title=f"dry run of {config.name}", title_justify="left")
         for part, count in parameter_counts(config.built_model).items():
             table.add_row(f"parameters, {part}", f"{count:,}")
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        shown = f"{trainable:,}" if config.zero.stage < 3 else "see the parts (sharded)"
-        table.add_row("parameters that train", shown)
+        table.add_row("parameters that train", f"{num_trainable:,}")
         table.add_row("ranks x microbatch x accumulation", _layout(config, world))
         table.add_row("precision, ZeRO stage", f"{config.precision}, {config.zero.stage}")
         table.add_row("first loss", f"{result.averages.loss:.4f}")

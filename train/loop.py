@@ -43,13 +43,17 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     """
     preemption = Preemption()
     directory = claim(config, write=world.is_main)
+    latest = checkpoint.latest(directory / CHECKPOINTS)
+    if latest is not None and int(checkpoint.read_state(latest)["step"]) >= config.steps:
+        if world.is_main:
+            sys.stdout.write(f"{directory} is complete: {latest.name} is its last checkpoint\n")
+        return 0
     corpus = open_corpus(config)
     collate = build_collator(config, corpus.special)
     model = build_model(config)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = build_engine(config, model, world)
 
-    latest = checkpoint.latest(directory / CHECKPOINTS)
     state: dict[str, Any] = {"step": 0, "wandb_run_id": None}
     if latest is not None:
         state = checkpoint.restore(latest, engine)

@@ -1,0 +1,50 @@
+# Every target sets up what it needs in .venv, without root.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+STARTED := $(shell date +%s)
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+
+.PHONY: pretrain test test-all check bench golden clean
+
+pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes)
+	$(BIN)/python -m tools.pretrain --started $(STARTED) $(ARGS)
+
+test: .venv/dev  ## all that matters, at most 15 minutes
+	$(BIN)/pytest -m "not long" $(ARGS)
+
+test-all: .venv/dev  ## every cell of the long tables, at most 75 minutes
+	$(BIN)/pytest $(ARGS)
+
+check: .venv/dev  ## style, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: .venv/bench  ## speed beside transformers, litgpt and DDP (minutes)
+	$(BIN)/python -m tools.bench $(ARGS)
+
+golden: .venv/dev  ## rewrite the golden files after a change that is meant to alter them
+	$(BIN)/pytest tests/golden --update-golden $(ARGS)
+
+clean:  ## remove what was built, not what was trained
+	rm -rf .venv out .pytest_cache .ruff_cache .hypothesis
+
+.venv/python:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+# torch comes first: left to the others, pip would bring the newest build.
+.venv/runtime: .venv/python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+.venv/dev: .venv/runtime
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/bench: .venv/runtime
+	$(PIP) --editable '.[bench]'
+	touch $@
