@@ -1,0 +1,51 @@
+"""Ranks that succeed or fail together, so that one rank's error never leaves the others waiting."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+
+Result = TypeVar("Result")
+
+
+def on_all_ranks(work: Callable[[], Result], error_type: type[Exception]) -> Result:
+    """Runs `work` on this rank and returns its result only if it succeeded on every rank.
+
+    Every rank must call this. `work` must not communicate: a rank that fails would leave the
+    others inside the collective.
+
+    Args:
+        work: what this rank does; local work only.
+        error_type: raised on every rank if any failed, with the message of the first failing one.
+
+    Raises:
+        error_type: some rank failed.
+    """
+    result: Result | None = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as caught:
+        error = caught
+    messages = gathered(None if error is None else _describe(error, error_type))
+    failed = [rank for rank, message in enumerate(messages) if message is not None]
+    if failed:
+        where = "" if len(messages) == 1 else f" (rank {failed[0]} of {len(messages)})"
+        raise error_type(f"{messages[failed[0]]}{where}") from error
+    return result  # pyright: ignore[reportReturnType]  # no failure: work() has returned
+
+
+def gathered(value: Result) -> list[Result]:
+    """What every rank passed, in rank order; every rank must call this."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Result] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _describe(error: Exception, error_type: type[Exception]) -> str:
+    # These speak for themselves; of others the message alone ("'name'") would not be understood.
+    if isinstance(error, error_type | OSError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,170 @@
+"""Training state by logical name, wherever ZeRO has put it.
+
+`local_slices` gives views: read them to save, copy into them to restore, then call `publish`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel.zero import Sharding, ZeroEngine
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's running means of the gradient and of its square, under torch's names."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StateSlice:
+    """A contiguous part of one parameter, flattened, that this rank holds.
+
+    Attributes:
+        name: name of the parameter in the module; of a tied one, the first.
+        shape: shape of the whole parameter, without padding.
+        start: first element, in the flattened parameter.
+        stop: one past the last element.
+        value: [stop - start] view of the fp32 weights that the optimiser updates; of a frozen
+            parameter, of the parameter itself.
+        moments: [stop - start] views by name (see `MOMENTS`); None if the parameter is frozen.
+        owned: whether this rank is the one to save this part; others hold a copy.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    value: Tensor
+    moments: dict[str, Tensor] | None
+    owned: bool
+
+
+def local_slices(engine: ZeroEngine) -> list[StateSlice]:
+    """Every part of training state that this rank holds, in the order of the module's parameters.
+
+    The owned slices of all ranks tile every parameter exactly once. Optimiser state that does not
+    exist yet is created as AdamW would.
+    """
+    slices: list[StateSlice] = []
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    masters = _master_tensors(engine)
+    for index, (name, parameter) in enumerate(engine.module.named_parameters()):
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        num_elements = torch.Size(shape).numel()
+        # Whole copies are saved by the ranks in turn.
+        owned = index % num_ranks == rank
+        start, stop = 0, num_elements
+        master, offset = parameter, 0
+        match engine.sharding:
+            case Sharding.FLAT_GROUPS if parameter.requires_grad:
+                mapping: Any = parameter._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
+                if mapping is None:  # the parameter lies wholly on other ranks
+                    continue
+                owned = True
+                start = mapping.lp_fragment_address.start
+                stop = start + mapping.lp_fragment_address.numel
+                master = masters[mapping.param_group_index]
+                offset = mapping.hp_fragment_address.start
+            case Sharding.PER_PARAMETER:
+                sharded: Any = parameter
+                owned = True
+                # The last part is padded, and on many ranks some hold nothing else.
+                start = min(num_elements, sharded.partition_numel() * rank)
+                stop = min(num_elements, start + sharded.partition_numel())
+                master = sharded.ds_tensor
+                if parameter.requires_grad:
+                    zero_optimizer = engine.zero_optimizer
+                    identity = zero_optimizer.get_param_id(parameter)
+                    group_index, offset, _ = zero_optimizer.grad_position[identity]
+                    master = masters[group_index]
+            case _:
+                pass
+        if start == stop:
+            continue
+        moments = None
+        if parameter.requires_grad:
+            state = _optimizer_state(engine, master)
+            moments = {key: _part(state[key], offset, stop - start) for key in MOMENTS}
+        slices.append(
+            StateSlice(
+                name=name,
+                shape=shape,
+                start=start,
+                stop=stop,
+                value=_part(master, offset, stop - start),
+                moments=moments,
+                owned=owned,
+            )
+        )
+    return slices
+
+
+def optimizer_steps(engine: ZeroEngine) -> int:
+    """How many updates AdamW has made, which its bias correction depends on."""
+    for master in _master_tensors(engine):
+        state = engine.base_optimizer.state.get(master)
+        if state:
+            return int(state["step"])
+    return 0
+
+
+def set_optimizer_steps(engine: ZeroEngine, num_steps: int) -> None:
+    """Makes AdamW believe that it has made `num_steps` updates."""
+    for master in _master_tensors(engine):
+        _optimizer_state(engine, master)["step"].fill_(num_steps)
+
+
+@torch.no_grad()
+def publish(engine: ZeroEngine) -> None:
+    """Makes the next forward use weights that were copied into slices; every rank must call it."""
+    zero_optimizer = engine.zero_optimizer
+    match engine.sharding:
+        case Sharding.REPLICATED:
+            pass
+        case Sharding.FLAT_GROUPS:
+            zero_optimizer.update_lp_params()
+        case Sharding.PER_PARAMETER:
+            # As DeepSpeed ends a step: drop whatever is gathered, bring the masters into the
+            # parts, and gather again what stays whole.
+            zero_optimizer._partition_all_parameters()
+            for group_index in range(len(zero_optimizer.fp16_groups)):
+                zero_optimizer._reassign_or_swap_out_partitioned_parameters(group_index)
+            persistent = zero_optimizer.persistent_parameters
+            if persistent:
+                persistent[0].all_gather(persistent)
+
+
+def _master_tensors(engine: ZeroEngine) -> list[Tensor]:
+    """The tensors that AdamW updates, in the order of DeepSpeed's groups."""
+    zero_optimizer = engine.zero_optimizer
+    match engine.sharding:
+        case Sharding.REPLICATED:
+            return list(_grouped_parameters(engine.base_optimizer))
+        case Sharding.PER_PARAMETER:
+            return zero_optimizer.fp32_partitioned_groups_flat
+        case Sharding.FLAT_GROUPS:
+            # BF16_Optimizer and the optimiser of stages 1 and 2 name the same thing differently.
+            if hasattr(zero_optimizer, "fp32_groups_flat_partition"):
+                return zero_optimizer.fp32_groups_flat_partition
+            return zero_optimizer.single_partition_of_fp32_groups
+
+
+def _grouped_parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _optimizer_state(engine: ZeroEngine, master: Tensor) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = engine.base_optimizer.state[master]
+    if not state:
+        # What torch's fused AdamW creates in its first step.
+        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+        for key in MOMENTS:
+            state[key] = torch.zeros_like(master, memory_format=torch.preserve_format)
+    return state
+
+
+def _part(tensor: Tensor, start: int, num_elements: int) -> Tensor:
+    return tensor.detach().view(-1).narrow(0, start, num_elements)

@@ -1,0 +1,1 @@
+"""Tests that run several ranks over gloo."""
