@@ -81,7 +81,7 @@ class ShardStore:
         """SHA-256 of the index: equal on two ranks or two runs if and only if the data are."""
         self._shards = parse_index(index, place=self.root, directory=str(self._directory))
         self._ends = np.cumsum([shard.samples for shard in self._shards])
-        manifest = self._read_beside(MANIFEST_NAME)
+        manifest = self.read_beside(MANIFEST_NAME)
         self.manifest: dict[str, Any] = (
             {} if manifest is None else parse_manifest(manifest, place=self.root)
         )
@@ -242,10 +242,10 @@ class ShardStore:
                     f"The data directory {self.root} is empty; build a corpus with `python -m "
                     "tools.corpus build`."
                 )
-        index = self._read_beside(INDEX_NAME)
+        index = self.read_beside(INDEX_NAME)
         if index is None:
             hint = ""
-            if self._read_beside(f"train/{INDEX_NAME}") is not None:
+            if self.read_beside(f"train/{INDEX_NAME}") is not None:
                 hint = f" (did you mean {self.root}/train?)"
             raise DataError(
                 f"{self.root} is not an MDS directory: it has no {INDEX_NAME}{hint}. Build one "
@@ -253,8 +253,15 @@ class ShardStore:
             )
         return index
 
-    def _read_beside(self, name: str) -> bytes | None:
-        """A small file of the directory, always fresh; None if there is none."""
+    def read_beside(self, name: str) -> bytes | None:
+        """A small file that lies beside the index, always fresh; None if there is none.
+
+        Args:
+            name: such as `tokenizer.json`, which the corpus builder puts there.
+
+        Raises:
+            DataError: it could not be read in time.
+        """
         path = self._directory / name
         try:
             if self._remote is None:

@@ -146,12 +146,12 @@ def test_a_shard_cut_short_while_open_is_an_error(corpus: Path) -> None:
 
 def test_a_shard_with_other_samples_than_promised_is_an_error(corpus: Path) -> None:
     edit_index(corpus, lambda entry: entry.update(samples=entry["samples"] - 1))
-    with pytest.raises(DataError, match="does not hold the .* samples that its index promises"):
+    with pytest.raises(DataError, match=r"does not hold the .* samples that its index promises"):
         ShardStore(str(corpus))[0]
 
 
 def test_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="There is no data directory .*none; build one with"):
+    with pytest.raises(DataError, match=r"There is no data directory .*none; build one with"):
         ShardStore(str(tmp_path / "none"))
 
 
@@ -232,7 +232,7 @@ def test_columns_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
 
 def test_requirements(corpus: Path) -> None:
     store = ShardStore(str(corpus))
-    store.require(**MANIFEST)
+    store.require(tokenizer_sha256="a" * 64, sequence_tokens=SEQUENCE_TOKENS, vocabulary=64)
     store.require()
     with pytest.raises(DataError, match=r"another tokenizer \(SHA-256 aaaaaaaaaaaa…, expected bb"):
         store.require(tokenizer_sha256="b" * 64)

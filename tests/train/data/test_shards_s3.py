@@ -111,13 +111,13 @@ def test_a_missing_bucket(environment: S3Lab, tmp_path: Path) -> None:
 
 def test_a_wrong_secret(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(DataError, match="refuses the credentials .* secret key does not match"):
+    with pytest.raises(DataError, match=r"refuses the credentials .* secret key does not match"):
         ShardStore(url, cache=tmp_path / "cache")
 
 
 def test_an_unknown_key(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-    with pytest.raises(DataError, match="refuses the credentials .* key is not known"):
+    with pytest.raises(DataError, match=r"refuses the credentials .* key is not known"):
         ShardStore(url, cache=tmp_path / "cache")
 
 
@@ -126,7 +126,7 @@ def test_no_credentials(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    with pytest.raises(DataError, match="No credentials to read .* set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(DataError, match=r"No credentials to read .* set AWS_ACCESS_KEY_ID"):
         ShardStore(url, cache=tmp_path / "cache")
 
 
@@ -176,7 +176,7 @@ def test_an_unknown_scheme(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_made(url: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="Cannot create the data cache .*choose another directory"):
+    with pytest.raises(DataError, match=r"Cannot create the data cache .*choose another directory"):
         ShardStore(url, cache=tmp_path / "file/cache")
 
 

@@ -1,0 +1,1 @@
+"""Builds training corpora from documentation that installs from package registries."""

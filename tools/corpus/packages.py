@@ -1,0 +1,226 @@
+"""Debian packages as sources of text: downloaded without root, read without being installed."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from train.errors import DataError
+
+DOWNLOAD_TIMEOUT_SECONDS: Final = 300.0
+
+MEASURED_SHA256: Final = {
+    "linux-doc-6.1": "d1d1b5a602f0d439ecc39e713e044bf2df30d839fb4bf8a7b859ba3273c47993",
+    "python3.11-doc": "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
+}
+"""The packages that this repository's losses were measured with: 6.1.192-2, 3.11.2-6+deb12u9."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A downloaded package file.
+
+    Attributes:
+        name: of the package.
+        version: of the package.
+        path: the file.
+        sha256: of the file.
+    """
+
+    name: str
+    version: str
+    path: Path
+    sha256: str
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell the user if this is not the file that was measured."""
+        measured = MEASURED_SHA256.get(self.name)
+        if measured is None or measured == self.sha256:
+            return None
+        return (
+            f"{self.name} is version {self.version} with SHA-256 {self.sha256:.12}…, not the "
+            f"{measured:.12}… that this repository was measured with; its text, and so the losses, "
+            "may differ a little."
+        )
+
+
+def package_cache() -> Path:
+    """Where downloaded packages are kept, so that a second build needs no network."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "semicausal" / "packages"
+
+
+def obtain(name: str, *, cache: Path, report: Callable[[str], None]) -> Package:
+    """A package from the cache, or else from the machine's own Debian mirror.
+
+    Args:
+        name: of the package, such as `linux-doc-6.1`.
+        cache: directory that keeps package files.
+        report: told what is being done.
+
+    Raises:
+        DataError: it is not cached and cannot be downloaded.
+    """
+    directory = cache / name
+    for path in sorted(directory.glob("*.deb")):
+        note = path.with_suffix(".sha256")
+        digest = _sha256(path)
+        # A file without its note was left by a download that was cut off.
+        if note.is_file() and note.read_text().strip() == digest:
+            return Package(name=name, version=_version(path), path=path, sha256=digest)
+    report(f"downloading {name}")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"Cannot keep packages in {cache} ({error.strerror}); set XDG_CACHE_HOME to a "
+            "directory that can be written."
+        ) from error
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        downloaded = _download(name, Path(scratch))
+        path = directory / downloaded.name
+        digest = _sha256(downloaded)
+        path.with_suffix(".sha256").write_text(digest + "\n")
+        os.replace(downloaded, path)
+    return Package(name=name, version=_version(path), path=path, sha256=digest)
+
+
+def files(package: Package, *, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """The wanted regular files of a package with their contents; nothing is unpacked to disk.
+
+    Args:
+        package: to read.
+        wanted: told a path such as `usr/share/doc/x/copyright`.
+
+    Raises:
+        DataError: the file is no sound package, or `dpkg-deb` is missing.
+    """
+    command = [_program("dpkg-deb"), "--fsys-tarfile", str(package.path)]
+    # Errors go to a file, because a pipe that nobody reads while the archive streams could fill.
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process,
+    ):
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                for member in archive:
+                    name = member.name.removeprefix("./")
+                    content = archive.extractfile(member) if member.isreg() else None
+                    if content is not None and wanted(name):
+                        yield name, content.read()
+            failed = process.wait(timeout=60) != 0
+        except tarfile.TarError:
+            process.kill()
+            failed = True
+        except GeneratorExit:
+            process.kill()
+            raise
+        if failed:
+            errors.seek(0)
+            raise DataError(
+                f"{package.path} is not a sound package ({_last_line(errors.read().decode())}); "
+                "delete it and build again."
+            )
+
+
+def licences(copyright_text: str) -> list[str]:
+    """The licences that a package's copyright file names for its documentation.
+
+    In Debian's machine-readable format, those of the stanzas for all files or for documentation;
+    otherwise the well-known licences whose titles occur.
+    """
+    found: list[str] = []
+    for stanza in re.split(r"\n\s*\n", copyright_text):
+        fields = re.search(r"^Files:((?:.*\n?)(?:[ \t]+.*\n?)*)", stanza, re.MULTILINE)
+        licence = re.search(r"^License:[ \t]*(\S.*)$", stanza, re.MULTILINE)
+        if fields and licence:
+            patterns = fields[1].split()
+            if "*" in patterns or any(p.startswith("Documentation/") for p in patterns):
+                found.append(licence[1].strip())
+    if not found and "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2" in copyright_text:
+        found.append("PSF-2.0")
+    return sorted(set(found))
+
+
+def _download(name: str, scratch: Path) -> Path:
+    """Download with a package index of our own, which needs neither root nor a recent update."""
+    for directory in ("lists/partial", "archives/partial"):
+        (scratch / directory).mkdir(parents=True)
+    apt = [_program("apt-get")]
+    for option in (
+        f"Dir::State::Lists={scratch / 'lists'}",
+        "Dir::State::status=/var/lib/dpkg/status",
+        f"Dir::Cache={scratch}",
+        f"Dir::Cache::Archives={scratch / 'archives'}",
+        # As root, apt would change to a user that cannot write here.
+        "APT::Sandbox::User=root",
+        "Acquire::Retries=2",
+        "Acquire::http::Timeout=30",
+        "Acquire::https::Timeout=30",
+        "Acquire::Languages=none",
+    ):
+        apt += ["-o", option]
+    # One source of many that fails is no reason to stop: the package decides.
+    updated = _run([*apt, "--quiet", "update"], scratch)
+    result = _run([*apt, "--quiet", "download", name], scratch)
+    found = sorted(scratch.glob("*.deb"))
+    if result.returncode != 0 or not found:
+        reason = _last_line(result.stderr) or _last_line(updated.stderr) or "no package came"
+        raise DataError(
+            f"Could not download the Debian package {name} ({reason}). Check the network and the "
+            f"mirror in /etc/apt, or put its .deb and a .sha256 beside it into "
+            f"{package_cache() / name}, or name a directory of text with --sources."
+        )
+    return found[0]
+
+
+def _run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            cwd=directory,
+            env={**os.environ, "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            timeout=DOWNLOAD_TIMEOUT_SECONDS,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DataError(
+            f"{' '.join(command[-2:])} took longer than {DOWNLOAD_TIMEOUT_SECONDS:g} s; check the "
+            "network and the mirror in /etc/apt, and build again."
+        ) from error
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise DataError(
+            f"{name} is missing, so Debian packages cannot be read here; name a directory of text "
+            "with --sources."
+        )
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(path: Path) -> str:
+    """The version in a package file's name, where apt writes an epoch's colon as %3a."""
+    return path.name.split("_")[1].replace("%3a", ":") if "_" in path.name else "unknown"
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("W:")]
+    return lines[-1].strip() if lines else ""

@@ -1,0 +1,127 @@
+"""The byte-level BPE of a corpus: trained on it, or given."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from train.data.tokens import SPECIAL_TEXT, SpecialTokens
+from train.errors import DataError
+
+DEFAULT_VOCABULARY: Final = 8192
+_SMALLEST_VOCABULARY: Final = 256 + len(SPECIAL_TEXT)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CorpusTokenizer:
+    """A tokenizer and the file that it is stored as.
+
+    Attributes:
+        content: of tokenizer.json.
+        tokenizer: encodes plain text; `<s>` in a text is three characters, not a token.
+        special: ids of the special tokens.
+        vocabulary: number of ids.
+    """
+
+    content: bytes
+    tokenizer: Tokenizer
+    special: SpecialTokens
+    vocabulary: int
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, vocabulary: int) -> Self:
+        """Learn a byte-level BPE whose first ids are the special tokens.
+
+        Raises:
+            DataError: the text is too little for the vocabulary, or that is too small for bytes.
+        """
+        check_vocabulary(vocabulary)
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=list(SPECIAL_TEXT.values()),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        found = tokenizer.get_vocab_size()
+        if found < vocabulary:
+            raise DataError(
+                f"The text gives a vocabulary of only {found} entries; ask for --vocabulary "
+                f"{found} or fewer, or add text."
+            )
+        return cls.from_content(tokenizer.to_str(pretty=True).encode(), name="the new tokenizer")
+
+    @classmethod
+    def from_content(cls, content: bytes, *, name: str) -> Self:
+        """Read a tokenizer.json.
+
+        Args:
+            content: of the file.
+            name: of the file, for messages.
+
+        Raises:
+            DataError: it is none, or lacks a special token.
+        """
+        try:
+            tokenizer = Tokenizer.from_str(content.decode())
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(
+                f"{name} is not a tokenizer.json of the tokenizers library ({error})."
+            ) from error
+        tokenizer.encode_special_tokens = True
+        ids = tokenizer.get_vocab()
+        return cls(
+            content=content,
+            tokenizer=tokenizer,
+            special=SpecialTokens.from_vocabulary(ids),
+            vocabulary=max(ids.values()) + 1,
+        )
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read a tokenizer.json.
+
+        Raises:
+            DataError: there is none at `path`, or it lacks a special token.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"Cannot read the tokenizer {path}: {error.strerror}.") from error
+        return cls.from_content(content, name=str(path))
+
+    @property
+    def sha256(self) -> str:
+        """Of tokenizer.json."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def dtype(self) -> type[np.uint16] | type[np.uint32]:
+        """The smallest type that corpora store ids in."""
+        return np.uint16 if self.vocabulary <= 2**16 else np.uint32
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        """The ids of each text, without special tokens; uses all cores."""
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+
+def check_vocabulary(vocabulary: int) -> None:
+    """Refuse a vocabulary that cannot hold every byte and the special tokens.
+
+    Raises:
+        DataError: it cannot.
+    """
+    if vocabulary < _SMALLEST_VOCABULARY:
+        raise DataError(
+            f"A vocabulary of {vocabulary} cannot hold all bytes and special tokens; ask for "
+            f"--vocabulary {_SMALLEST_VOCABULARY} or more."
+        )
