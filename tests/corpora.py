@@ -1,0 +1,102 @@
+"""Tiny corpora for tests, written straight with MDSWriter: no network."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from model import torchvision_free
+
+torchvision_free.install()
+
+from streaming import MDSWriter  # noqa: E402
+
+VOCABULARY = 300
+SPECIAL = ["<s>", "</s>", "</d>", "<pad>"]
+WORDS = "the kernel maps a page of memory when the driver asks the bus for its device".split()
+
+
+def write_tokenizer(path: Path) -> str:
+    """A byte-level BPE of `VOCABULARY` tokens; returns its SHA-256."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]  # a property in Rust
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]  # likewise
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    # Text this small has fewer merges than asked for; the ids up to VOCABULARY stay unused.
+    tokenizer.save(str(path))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_corpus(
+    root: Path | str,
+    *,
+    local: Path | None = None,
+    sequence_tokens: int = 64,
+    train: int = 96,
+    validation: int = 16,
+    seed: int = 0,
+    with_spans: bool = False,
+    shard_bytes: int = 8192,
+) -> Path:
+    """A corpus that a tiny model can learn: token t + 1 follows from token t, with noise.
+
+    Args:
+        root: directory or URL to write the splits to.
+        local: where the small files go; `root` itself by default.
+        sequence_tokens: S.
+        train: samples in the training split.
+        validation: samples in the other.
+        seed: of the text.
+        with_spans: store a span and scored flags with each sample, as an instruction task does.
+        shard_bytes: size limit of a shard.
+    """
+    directory = Path(root) if local is None else local
+    directory.mkdir(parents=True, exist_ok=True)
+    sha256 = write_tokenizer(directory / "tokenizer.json")
+    manifest = {
+        "format_version": 1,
+        "vocabulary": VOCABULARY,
+        "sequence_tokens": sequence_tokens,
+        "tokenizer_sha256": sha256,
+        "special_tokens": {"start": 0, "paragraph": 1, "document": 2, "padding": 3},
+    }
+    random = np.random.default_rng(seed)
+    columns = {"tokens": "ndarray:uint16"}
+    if with_spans:
+        columns |= {"spans": "ndarray:int32", "scored": "ndarray:uint8"}
+    for split, count in (("train", train), ("validation", validation)):
+        out = f"{root}/{split}"
+        with MDSWriter(
+            out=out, columns=columns, hashes=["xxh64"], size_limit=shard_bytes
+        ) as writer:
+            for _ in range(count):
+                writer.write(_sample(random, sequence_tokens, with_spans))
+        text = json.dumps(manifest)
+        (directory / split).mkdir(exist_ok=True)
+        (directory / split / "manifest.json").write_text(text)
+    return directory
+
+
+def _sample(
+    random: np.random.Generator, sequence_tokens: int, with_spans: bool
+) -> dict[str, np.ndarray]:
+    steps = random.integers(1, 4, sequence_tokens)
+    body = 10 + (int(random.integers(200)) + steps.cumsum()) % 240
+    tokens = np.concatenate([[0], body]).astype(np.uint16)
+    if not with_spans:
+        if random.random() < 0.5:
+            tokens[int(random.integers(2, sequence_tokens))] = 2
+        return {"tokens": tokens}
+    half = sequence_tokens // 2
+    # The answer repeats the first tokens of the input that the encoder reads.
+    tokens[half + 1 :] = np.resize(tokens[1 : half // 4], sequence_tokens - half)
+    scored = np.zeros(sequence_tokens + 1, dtype=np.uint8)
+    scored[half + 1 :] = 1
+    spans = np.array([[1, half]], dtype=np.int32)
+    return {"tokens": tokens, "spans": spans, "scored": scored}

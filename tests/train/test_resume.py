@@ -1,0 +1,91 @@
+"""A killed run continues as if it had never stopped: the same losses to the last bit."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.corpora import write_corpus
+from tests.train.runs import kill_at, run, start
+from train.metrics import FILE_NAME, Metrics, read_metrics
+from train.preemption import EXIT_CODE
+
+STEPS = "steps=40"
+LAYOUT = ("zero.stage=3", "checkpoint.every_steps=5", "validation.every_steps=10")
+
+
+def numbers(metrics: Metrics) -> list[tuple[object, ...]]:
+    train = [
+        (r.step, r.loss, r.first_of_span_loss, r.learning_rate, r.gradient_norm, r.scored_tokens)
+        for r in metrics.train
+    ]
+    return [*train, *((r.step, r.loss, r.scored_tokens) for r in metrics.validation)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Metrics:
+    return run(corpus, tmp_path_factory.mktemp("run") / "whole", STEPS, *LAYOUT, ranks=2)
+
+
+def test_killed_and_resumed_twice(corpus: Path, uninterrupted: Metrics, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    for step in (13, 27):
+        attempt = start(corpus, directory, STEPS, *LAYOUT, ranks=2)
+        kill_at(attempt, directory, step=step)
+    resumed = run(corpus, directory, STEPS, *LAYOUT, ranks=2)
+    assert [record.step for record in resumed.runs][0] == 0
+    assert len({record.step for record in resumed.runs}) >= 2, "it never resumed"
+    assert numbers(resumed) == numbers(uninterrupted)
+
+
+def test_signal_saves_and_stops_with_its_own_status(
+    corpus: Path, uninterrupted: Metrics, tmp_path: Path
+) -> None:
+    directory = tmp_path / "run"
+    attempt = start(corpus, directory, STEPS, *LAYOUT, ranks=2)
+    deadline_step = 7
+    while not _reached(directory, deadline_step) and attempt.processes[0].poll() is None:
+        pass
+    attempt.processes[1].send_signal(signal.SIGUSR1)  # one rank is told; both must stop
+    finished = attempt.wait()
+    assert finished.code == EXIT_CODE, finished.output[-3000:]
+    stopped_at = read_metrics(directory / FILE_NAME).train[-1].step
+    assert stopped_at < 40
+    resumed = run(corpus, directory, STEPS, *LAYOUT, ranks=2)
+    assert resumed.runs[-1].step == stopped_at, "no step was repeated"
+    assert numbers(resumed) == numbers(uninterrupted)
+
+
+def test_other_layouts_continue(corpus: Path, uninterrupted: Metrics, tmp_path: Path) -> None:
+    """ZeRO-3 on two ranks, then one rank, then ZeRO-1 on two: the same global batches."""
+    directory = tmp_path / "run"
+    attempt = start(corpus, directory, STEPS, *LAYOUT, ranks=2)
+    kill_at(attempt, directory, step=11)
+    attempt = start(corpus, directory, STEPS, *LAYOUT, "batch.micro_sequences=4", ranks=1)
+    kill_at(attempt, directory, step=23)
+    resumed = run(corpus, directory, STEPS, *LAYOUT, "zero.stage=1", ranks=2)
+    for here, there in zip(resumed.train, uninterrupted.train, strict=True):
+        assert here.step == there.step
+        assert here.loss == pytest.approx(there.loss, rel=1e-5)
+        assert here.scored_tokens == there.scored_tokens
+        assert here.learning_rate == there.learning_rate
+
+
+def test_complete_run_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run(corpus, directory, "steps=2", "optim.warmup_steps=1")
+    before = (directory / FILE_NAME).read_bytes()
+    again = start(corpus, directory, "steps=2", "optim.warmup_steps=1").wait()
+    assert again.code == 0
+    assert "is complete" in again.output
+    assert (directory / FILE_NAME).read_bytes() == before
+
+
+def _reached(directory: Path, step: int) -> bool:
+    path = directory / FILE_NAME
+    return path.exists() and path.read_text().count('"kind": "train"') >= step
