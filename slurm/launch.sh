@@ -9,6 +9,7 @@
 readonly STOPPED_AND_SAVED=75 # EX_TEMPFAIL: run again to continue
 # Once one rank has left, the others get this long, for a slow save or to fail in their own words.
 readonly SECONDS_AFTER_FIRST_EXIT=60
+readonly SECONDS_BETWEEN_WARNINGS=5
 
 fail() {
     echo "slurm/launch.sh: $*" >&2
@@ -62,9 +63,14 @@ srun --label --kill-on-bad-exit=0 --wait="$SECONDS_AFTER_FIRST_EXIT" \
 step=$!
 
 # Both are passed on as USR1: srun forwards that to the ranks, but on TERM it kills them instead.
+# Again and again until they leave, because a warning that came during the imports was ignored.
+repeating=
 warn_ranks() {
     echo "job $SLURM_JOB_ID: SIG$1 received, asking the ranks to save and stop" >&2
     kill -USR1 "$step" 2>/dev/null
+    [[ -z $repeating ]] || return
+    while sleep "$SECONDS_BETWEEN_WARNINGS" && kill -USR1 "$step"; do :; done 2>/dev/null &
+    repeating=$!
 }
 trap 'warn_ranks USR1' USR1
 trap 'warn_ranks TERM' TERM
@@ -75,6 +81,7 @@ while kill -0 "$step" 2>/dev/null; do
 done
 wait "$step"
 status=$?
+[[ -z $repeating ]] || kill "$repeating" 2>/dev/null
 
 # ---------------------------------------------------------------- requeue, or report
 # Once the job was cancelled or already requeued its state is no longer RUNNING. A cancelled job

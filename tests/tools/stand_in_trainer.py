@@ -1,7 +1,8 @@
 """Keeps the trainer's side of slurm/launch.sh's agreement, in seconds and without a model.
 
 Installed by tests as `train/__main__.py` of a directory of their own. Usage:
-`python -m train CONFIG.yaml run_directory=DIR [stand_in.num_steps=N] [stand_in.fail=true]`.
+`python -m train CONFIG.yaml run_directory=DIR [stand_in.num_steps=N] [stand_in.fail=true]
+[stand_in.import_seconds=S]`.
 
 Every rank adds one at each step; the sums over all ranks go to `DIR/steps.txt`, one line a step.
 """
@@ -23,6 +24,8 @@ def main() -> int:
     rank = int(os.environ.get("RANK", os.environ["SLURM_PROCID"]))
     world_size = int(os.environ.get("WORLD_SIZE", os.environ["SLURM_NTASKS"]))
 
+    # Imports take this long; signals that come meanwhile meet no handler.
+    time.sleep(float(options.get("stand_in.import_seconds", "0")))
     is_asked_to_stop = False
 
     def ask_to_stop(_number: int, _frame: object) -> None:
@@ -57,6 +60,9 @@ def main() -> int:
         if sums[1] > 0:
             exit_status = STOPPED_AND_SAVED
             break
+    # Python's teardown restores what signals do by default: the next one would kill.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     dist.barrier()
     dist.destroy_process_group()
     return exit_status

@@ -81,7 +81,7 @@ def test_scripts_complete(
 
 def test_a_preempted_job_saves_requeues_and_continues(slurm_lab: SlurmLab, project: Path) -> None:
     job_id = slurm_lab.submit(
-        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=60",
+        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=40",
         directory=project,
     )  # fmt: skip
     wait_for(lambda: len(read_steps(project)) >= 3)
@@ -97,7 +97,7 @@ def test_a_preempted_job_saves_requeues_and_continues(slurm_lab: SlurmLab, proje
     assert "saved; requeued to continue" in output
     steps = read_steps(project)
     # Every step once, in order, by two ranks, the last ones after the restart.
-    assert [line.rsplit(" ", 1)[0] for line in steps] == [f"{step} sum=2" for step in range(60)]
+    assert [line.rsplit(" ", 1)[0] for line in steps] == [f"{step} sum=2" for step in range(40)]
     assert steps[0].endswith("restart=0")
     assert steps[-1].endswith("restart=1")
 
@@ -107,19 +107,37 @@ def test_ranks_told_to_terminate_save_and_the_job_requeues(
 ) -> None:
     """So does a cluster preempt that is not told to send the user's signal: TERM to ranks alone."""
     job_id = slurm_lab.submit(
-        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=30",
+        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=20",
         directory=project,
     )  # fmt: skip
     wait_for(lambda: len(read_steps(project)) >= 3)
     slurm_lab.call("scancel", "--signal=TERM", str(job_id))
     fields = slurm_lab.wait(job_id, timeout_seconds=60)
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1")
-    assert len(read_steps(project)) == 30
+    assert len(read_steps(project)) == 20
+
+
+def test_a_warning_during_the_imports_is_not_lost(slurm_lab: SlurmLab, project: Path) -> None:
+    job_id = slurm_lab.submit(
+        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=45",
+        "stand_in.import_seconds=2", directory=project,
+    )  # fmt: skip
+    output = project / f"slurm-pretrain-{job_id}.out"
+    wait_for(lambda: output.exists() and "meeting at" in output.read_text())
+    time.sleep(0.5)
+    # What `--signal=B:USR1@120` does two minutes before the end: the batch shell alone is told.
+    slurm_lab.call("scancel", "--batch", "--signal=USR1", str(job_id))
+    fields = slurm_lab.wait(job_id, timeout_seconds=60)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), output.read_text()
+    steps = read_steps(project)
+    assert len(steps) == 45
+    assert steps[0].endswith("restart=0")
+    assert steps[-1].endswith("restart=1")
 
 
 def test_a_cancelled_job_stays_cancelled(slurm_lab: SlurmLab, project: Path) -> None:
     job_id = slurm_lab.submit(
-        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=300",
+        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=200",
         directory=project,
     )  # fmt: skip
     wait_for(lambda: len(read_steps(project)) >= 3)

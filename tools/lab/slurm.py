@@ -86,7 +86,7 @@ InactiveLimit=0
 # Ids start at random, so that ports derived from them differ between labs on one machine.
 FirstJobId={first_job_id}
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10 GraceTime=20
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10 GraceTime=30
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=100 PreemptMode=OFF
 """
 NODE = (
@@ -104,7 +104,7 @@ def up(
 ) -> Record:
     """Start a cluster in `directory`, unless one of the same size runs there already.
 
-    Partitions: `main` (the default; its jobs are preempted with 20 s of grace and requeued) and
+    Partitions: `main` (the default; its jobs are preempted with 30 s of grace and requeued) and
     `high`, whose jobs preempt those of `main`.
 
     Args:
