@@ -1,0 +1,47 @@
+"""Records for tests of what is written and shown about a run."""
+
+from typing import Any
+
+from train.metrics import RunRecord, TrainRecord, ValidationRecord
+
+
+def train_record(step: int, **changes: Any) -> TrainRecord:
+    values: dict[str, Any] = {
+        "step": step,
+        "loss": 9.0 - 0.1 * step,
+        "first_of_span_loss": 9.5 - 0.1 * step,
+        "other_loss": 8.9 - 0.1 * step,
+        "learning_rate": 2.9e-4,
+        "gradient_norm": 1.0 + 1.0 / step,
+        "tokens": 1000,
+        "scored_tokens": 750,
+        "step_seconds": 0.2,
+        "data_wait_seconds": 0.001,
+        "memory_bytes": 3 * 2**29,
+    }
+    return TrainRecord(**(values | changes))
+
+
+def validation_record(step: int, loss: float) -> ValidationRecord:
+    return ValidationRecord(
+        step=step,
+        loss=loss,
+        first_of_span_loss=loss + 0.5,
+        other_loss=loss - 0.1,
+        scored_tokens=4000,
+        seconds=1.5,
+    )
+
+
+def run_record(step: int = 0, total_steps: int = 20) -> RunRecord:
+    return RunRecord(
+        step=step,
+        total_steps=total_steps,
+        name="tiny & small",
+        num_ranks=2,
+        num_threads=1,
+        precision="fp32",
+        num_parameters=7_412_345,
+        machine="a machine",
+        started=1.7e9,
+    )

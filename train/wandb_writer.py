@@ -1,0 +1,227 @@
+"""Weights & Biases, kept at arm's length: a daemon thread that training never waits for.
+
+wandb blocks where a training loop must not: its import takes half a second, `init` waits for a
+server (up to 100 s when there is none), `finish` uploads without a bound, and its exit handler
+waits for its service process. So everything it does happens in one thread, fed by a queue, and
+what does not end in time is cut off. Whatever W&B misses is still in `metrics.jsonl`.
+"""
+
+import contextlib
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+MAX_WAITING = 10_000
+"""Records that may wait for W&B; beyond that they are dropped, so that memory stays bounded."""
+
+CUT_OFF_SECONDS = 2.0
+"""How long the thread may take to notice that its service was killed."""
+
+
+def new_run_id() -> str:
+    """A fresh W&B run id; it is ours, so that it can travel in checkpoints."""
+    return secrets.token_hex(4)
+
+
+@dataclass(frozen=True)
+class _Values:
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _End:
+    exit_code: int
+
+
+class WandbWriter:
+    """Writes one W&B run from a thread of its own; no method raises or waits, save `finish`.
+
+    Online, an unreachable server turns the run into an offline one, which
+    `wandb sync RUN/wandb/offline-*` uploads later.
+
+    Args:
+        run_directory: where `wandb/` is created.
+        mode: offline (files only) or online.
+        project: W&B project.
+        entity: W&B user or team; None for the account's default.
+        run_name: name shown in W&B.
+        run_id: id of the run; the same after every restart, see `new_run_id`.
+        config: resolved configuration, shown with the run.
+        init_timeout_seconds: how long an online run waits for the server.
+        finish_timeout_seconds: how long `finish` may take. Longer than `init_timeout_seconds`, so
+            that a short run without a server still gets its offline files.
+    """
+
+    def __init__(
+        self,
+        run_directory: Path,
+        *,
+        mode: Literal["offline", "online"],
+        project: str,
+        entity: str | None,
+        run_name: str,
+        run_id: str,
+        config: Mapping[str, Any],
+        init_timeout_seconds: float = 12.0,
+        finish_timeout_seconds: float = 20.0,
+    ) -> None:
+        self._run_directory = run_directory
+        self._mode: Literal["offline", "online"] = mode
+        self._identity: dict[str, Any] = {
+            "project": project,
+            "entity": entity,
+            "name": run_name,
+            "id": run_id,
+            "config": dict(config),
+        }
+        self._init_timeout_seconds = init_timeout_seconds
+        self._finish_timeout_seconds = finish_timeout_seconds
+        self._queue: queue.Queue[_Values | _Sample | _End] = queue.Queue(maxsize=MAX_WAITING)
+        self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._dropped = False
+        self._cut_off = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="wandb-writer", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Queues named values of one step."""
+        self._put(_Values(step, dict(values)))
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Queues a generated text."""
+        self._put(_Sample(step, prompt, text))
+
+    def take_notes(self) -> list[str]:
+        """What the thread has to say to the user since the last call."""
+        notes = []
+        while not self._notes.empty():
+            notes.append(self._notes.get_nowait())
+        return notes
+
+    def finish(self, *, exit_code: int = 0) -> None:
+        """Ends the run; returns within the bound, leaving nothing behind that could hang the exit.
+
+        Args:
+            exit_code: non-zero marks the run as failed.
+        """
+        self._put(_End(exit_code))
+        self._thread.join(self._finish_timeout_seconds)
+        if self._thread.is_alive():
+            self._cut_off.set()
+            _kill_services()
+            self._thread.join(CUT_OFF_SECONDS)
+            self._notes.put(
+                f"W&B did not finish within {self._finish_timeout_seconds:.0f} s and was cut off; "
+                "metrics.jsonl has every record"
+            )
+
+    def _put(self, item: _Values | _Sample | _End) -> None:
+        if not self._thread.is_alive():
+            return
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:
+            if not self._dropped:
+                self._dropped = True
+                self._notes.put(
+                    "W&B does not keep up; it misses records that metrics.jsonl still has"
+                )
+
+    def _serve(self) -> None:
+        try:
+            self._write_run()
+        except Exception as error:
+            if not self._cut_off.is_set():
+                self._notes.put(f"W&B stopped: {_describe(error)}; metrics.jsonl has every record")
+
+    def _write_run(self) -> None:
+        # wandb's own telemetry waits up to 30 s for its server when the process exits.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # Imported here because the import alone takes half a second of a first step.
+        import wandb
+
+        try:
+            run = self._open_run(wandb)
+            run.define_metric("step", hidden=True)
+            # W&B's own step starts again at 0 when a run resumes offline.
+            run.define_metric("*", step_metric="step")
+            samples: list[list[Any]] = []
+            while not isinstance(item := self._queue.get(), _End):
+                if isinstance(item, _Values):
+                    run.log({"step": item.step, **item.values})
+                else:
+                    samples.append([item.step, item.prompt, item.text])
+                    table = wandb.Table(columns=["step", "prompt", "text"], data=samples)
+                    run.log({"step": item.step, "samples": table})
+            run.finish(exit_code=item.exit_code)
+        finally:
+            # Ends the service here, within the bound: wandb's own exit handler waits without one.
+            with contextlib.suppress(Exception):
+                wandb.teardown()
+
+    def _open_run(self, wandb: Any) -> Any:
+        if self._mode == "online":
+            try:
+                return self._init(wandb, "online")
+            except Exception as error:
+                self._notes.put(
+                    f"W&B is not reachable, logging offline: {_describe(error)}; "
+                    f"later: wandb sync {self._run_directory / 'wandb' / 'offline-*'}"
+                )
+                # The service keeps the run id of the attempt that failed; a new one has none.
+                wandb.teardown()
+        return self._init(wandb, "offline")
+
+    def _init(self, wandb: Any, mode: Literal["offline", "online"]) -> Any:
+        # Before `init`, which would otherwise ask for a key on a terminal.
+        wandb.setup(settings=wandb.Settings(silent=True, mode=mode))
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            save_code=False,
+            disable_code=True,
+            init_timeout=self._init_timeout_seconds,
+            # Its own bound comes first: an upload cut off by wandb ends tidier than one by us.
+            finish_timeout=0.75 * self._finish_timeout_seconds,
+            x_stats_sampling_interval=30.0,
+        )
+        return wandb.init(
+            mode=mode,
+            dir=self._run_directory,
+            resume="allow",
+            settings=settings,
+            **self._identity,
+        )
+
+
+def _describe(error: Exception) -> str:
+    """One line about an error, without the API key."""
+    lines = str(error).strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {lines[0][:200]}"
+    key = os.environ.get("WANDB_API_KEY")
+    return text.replace(key, "***") if key else text
+
+
+def _kill_services() -> None:
+    """Kills this process's wandb-core: wandb's exit handler would wait for it without a bound."""
+    for child in psutil.Process().children():
+        try:
+            if child.name().startswith("wandb-core"):
+                child.kill()
+        except psutil.NoSuchProcess:
+            continue
