@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -93,7 +93,7 @@ def obtain(name: str, *, cache: Path, report: Callable[[str], None]) -> Package:
     return Package(name=name, version=_version(path), path=path, sha256=digest)
 
 
-def files(package: Package, *, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+def files(package: Package, *, wanted: Callable[[str], bool]) -> Generator[tuple[str, bytes]]:
     """The wanted regular files of a package with their contents; nothing is unpacked to disk.
 
     Args:

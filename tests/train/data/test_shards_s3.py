@@ -75,10 +75,10 @@ def test_processes_share_a_cache(url: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, url, str(tmp_path / "cache")]
     readers = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     answers = [reader.communicate(timeout=90) for reader in readers]
-    assert [out.strip() for out, _ in answers] == ["435"] * 3, answers
+    assert [out.strip() for out, _ in answers] == ["435"] * 2, answers
 
 
 def test_a_missing_remote_shard(url: str, environment: S3Lab, tmp_path: Path) -> None:

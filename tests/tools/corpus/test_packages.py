@@ -1,0 +1,166 @@
+import gzip
+import hashlib
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tools.corpus import packages, sources
+from tools.corpus.packages import Package, files, licences, obtain
+from train.errors import DataError
+
+COPYRIGHT = """\
+Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+
+Files: *
+Copyright: many
+License: GPL-2
+
+Files: Documentation/media/*
+License: GFDL-1.1+
+ text
+
+Files: debian/*
+License: MIT
+"""
+
+
+def build_package(directory: Path, name: str, contents: dict[str, bytes]) -> Path:
+    """A real package, made with dpkg-deb, in a cache as a download leaves it."""
+    tree = directory / "tree"
+    control = tree / "DEBIAN/control"
+    control.parent.mkdir(parents=True)
+    control.write_text(
+        f"Package: {name}\nVersion: 1:2.0-1\nArchitecture: all\nMaintainer: a <a@b.c>\n"
+        "Description: text\n"
+    )
+    for path, content in contents.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_bytes(content)
+    path = directory / "cache" / name / f"{name}_1%3a2.0-1_all.deb"
+    path.parent.mkdir(parents=True)
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-b", str(tree), str(path)],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".sha256").write_text(digest + "\n")
+    return directory / "cache"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    root = "usr/share/doc/linux-doc-6.1"
+    return build_package(
+        tmp_path,
+        "linux-doc-6.1",
+        {
+            f"{root}/copyright": COPYRIGHT.encode(),
+            f"{root}/Documentation/mm/ksm.rst.gz": gzip.compress(b"Pages of memory."),
+            f"{root}/Documentation/index.rst": b"Index.",
+            f"{root}/Documentation/translations/it_IT/x.rst": b"Testo.",
+            f"{root}/Documentation/devicetree/bindings/x.txt": b"Table.",
+            f"{root}/Documentation/logo.gif": b"GIF",
+            f"{root}/html/x.rst.txt": b"A copy.",
+        },
+    )
+
+
+def no_report(text: str) -> None:
+    raise AssertionError(f"a cached package must not be downloaded: {text}")
+
+
+def test_a_cached_package_needs_no_network_and_a_changed_hash_warns(cache: Path) -> None:
+    source = sources.load("linux-doc-6.1", cache=cache, report=no_report)
+    assert {document.path: document.text for document in source.documents} == {
+        "linux-doc-6.1/mm/ksm.rst": "Pages of memory.",
+        "linux-doc-6.1/index.rst": "Index.",
+    }
+    assert [document.subject for document in sorted(source.documents, key=lambda d: d.path)] == [
+        "overview",
+        "mm",
+    ]
+    assert source.manifest["version"] == "1:2.0-1"
+    assert source.manifest["licences"] == ["GFDL-1.1+", "GPL-2"]
+    assert source.licence_text == COPYRIGHT
+    [warning] = source.warnings
+    assert "linux-doc-6.1 is version 1:2.0-1 with SHA-256" in warning
+    assert "not the d1d1b5a602f0… that this repository was measured with" in warning
+
+
+def test_the_measured_hash_does_not_warn() -> None:
+    digest = packages.MEASURED_SHA256["linux-doc-6.1"]
+    package = Package(name="linux-doc-6.1", version="x", path=Path("x"), sha256=digest)
+    assert package.warning is None
+
+
+def test_every_known_package_has_a_measured_hash() -> None:
+    assert set(packages.MEASURED_SHA256) == set(sources.PACKAGES)
+
+
+def test_a_cached_package_that_changed_is_downloaded_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    [path] = (cache / "linux-doc-6.1").glob("*.deb")
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-100])
+
+    def download(name: str, scratch: Path) -> Path:
+        fresh = scratch / path.name
+        fresh.write_bytes(sound)
+        return fresh
+
+    monkeypatch.setattr(packages, "_download", download)
+    told: list[str] = []
+    package = obtain("linux-doc-6.1", cache=cache, report=told.append)
+    assert told == ["downloading linux-doc-6.1"]
+    assert package.path.read_bytes() == sound
+    obtain("linux-doc-6.1", cache=cache, report=no_report)
+
+
+def test_a_file_that_is_no_package_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x_1_all.deb"
+    path.write_bytes(b"no archive")
+    package = Package(name="x", version="1", path=path, sha256="")
+    with pytest.raises(DataError, match=rf"{path} is not a sound package \(.*delete it"):
+        list(files(package, wanted=lambda _: True))
+
+
+def test_reading_may_stop_early(cache: Path) -> None:
+    package = obtain("linux-doc-6.1", cache=cache, report=no_report)
+    stream = files(package, wanted=lambda _: True)
+    next(stream)
+    stream.close()
+
+
+def test_without_apt_the_message_says_what_else_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match=r"apt-get is missing.* name a directory of text"):
+        obtain("linux-doc-6.1", cache=tmp_path / "cache", report=lambda _: None)
+
+
+@pytest.mark.network
+def test_a_package_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"package no-such-doc \(E: .*\)\. Check the network and"):
+        obtain("no-such-doc", cache=tmp_path, report=lambda _: None)
+    assert not list(tmp_path.rglob("*.deb"))
+
+
+@pytest.mark.network
+def test_a_package_is_downloaded_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    source = sources.load("python3.11-doc", cache=tmp_path, report=told.append)
+    assert told == ["downloading python3.11-doc"]
+    assert len(source.documents) > 400
+    assert source.manifest["licences"] == ["PSF-2.0"]
+    again = sources.load("python3.11-doc", cache=tmp_path, report=no_report)
+    assert again.documents == source.documents
+
+
+def test_an_unknown_licence_is_not_guessed() -> None:
+    assert licences("All rights are somewhere.") == []
+    assert licences("PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2\n----") == ["PSF-2.0"]
