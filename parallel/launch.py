@@ -17,15 +17,11 @@ class World:
     Attributes:
         rank: global rank.
         size: number of ranks.
-        local_rank: rank on this host.
-        local_size: ranks on this host.
         device: where this rank computes.
     """
 
     rank: int
     size: int
-    local_rank: int
-    local_size: int
     device: torch.device
 
     @property
@@ -38,7 +34,6 @@ SLURM_NAMES = {
     "RANK": "SLURM_PROCID",
     "WORLD_SIZE": "SLURM_NTASKS",
     "LOCAL_RANK": "SLURM_LOCALID",
-    "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
 }
 
 
@@ -58,7 +53,6 @@ def join(*, timeout_seconds: float) -> World:
     rank = int(os.environ.setdefault("RANK", "0"))
     size = int(os.environ.setdefault("WORLD_SIZE", "1"))
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    local_size = int(os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
@@ -76,7 +70,7 @@ def join(*, timeout_seconds: float) -> World:
         )
     else:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
-    return World(rank=rank, size=size, local_rank=local_rank, local_size=local_size, device=device)
+    return World(rank=rank, size=size, device=device)
 
 
 def leave() -> None:

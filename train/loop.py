@@ -160,8 +160,10 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
                     write_samples(config, latest, monitor, step=step, device=world.device)
             if result.stop and not is_last:
                 monitor.note(f"stopped after step {step} on a signal; run again to continue")
+                preemption.ignore()
                 engine.close()
                 return EXIT_CODE
+    preemption.ignore()
     engine.close()
     if world.is_main:
         assert latest is not None

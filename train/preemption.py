@@ -15,6 +15,11 @@ class Preemption:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
 
+    def ignore(self) -> None:
+        """Let no late signal change the exit status, once everything is saved."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self.requested = True

@@ -1,0 +1,217 @@
+"""Every mistake a user can make at the command line: one clear message, status 2, nothing lost."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.corpora import write_corpus
+from tests.train.runs import TINY_RUN, run, start
+from train import __main__ as command
+from train.build import build_collator, build_model, open_corpus
+from train.config import RunConfig
+from train.config_files import load
+from train.data.sample import Sample
+from train.errors import CheckpointError, DataError
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> str:
+    """Run the command in this process; it must refuse before it joins other ranks."""
+    monkeypatch.setattr("sys.argv", ["train", *arguments])
+    monkeypatch.setattr(command, "join", lambda **_: pytest.fail("a process group was started"))
+    assert command.main() == 2
+    return capsys.readouterr().err
+
+
+def tiny(corpus: Path | str, directory: Path, *overrides: str) -> list[str]:
+    return [str(TINY_RUN), f"data.corpus={corpus}", f"run_directory={directory}", *overrides]
+
+
+def config(corpus: Path | str, directory: Path, *overrides: str) -> RunConfig:
+    return load(RunConfig, tiny(corpus, directory, *overrides))
+
+
+MISTAKES = [
+    (["optim.lrr=1"], "optim.lrr: no such key; did you mean optim.lr?"),
+    (["lr=1"], "lr: no such key; did you mean optim.lr?"),
+    (["spans.text.rati=0.1"], "spans.text.rati: no such key; did you mean spans.text.ratio?"),
+    (
+        ["model.encoders.text.encoder.hedas=2"],
+        "model.encoders.text.encoder.hedas: no such key; did you mean "
+        "model.encoders.text.encoder.heads?",
+    ),
+    (["steps=many"], "steps: input should be a valid integer (got 'many')"),
+    (["zero.stage=4"], "zero.stage: input should be 0, 1, 2 or 3 (got 4)"),
+    (["batch.sequences=7"], "batch.sequences: 7 does not divide into 1 rank(s) x"),
+    (["data.sequence_tokens=65"], "data.sequence_tokens: 65 slots but the decoder has positions"),
+    (["model.decoder.heads=5"], "model.decoder.heads: 5 heads do not divide width 32"),
+    (["optim.warmup_steps=99"], "optim.warmup_steps: 99 steps of warm-up exceed"),
+    (["lora={rank: 2}"], "lora: needs init_from"),
+    (
+        ["model.encoders.text.encoder.trainable_layers=1"],
+        "1 of 2 layers would train and the rest stay random",
+    ),
+    (["spans.image={kind: random}"], "spans.image: there is no encoder model.encoders.image"),
+    (["spans.text.kind=whole"], "spans.text: input tag 'whole'"),
+    (["model.encoders.text.encoder.max_tokens=8"], "exceed model.encoders.text.encoder.max_tokens"),
+    (["nowhere.yaml"], "nowhere.yaml: there is no such file"),
+    ([str(TINY_RUN.with_name("tiny_rum.yaml"))], f"did you mean {TINY_RUN}?"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), MISTAKES)
+def test_mistake_in_the_configuration(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    corpus: Path,
+    tmp_path: Path,
+    overrides: list[str],
+    message: str,
+) -> None:
+    assert message in refused(capsys, monkeypatch, *tiny(corpus, tmp_path / "run", *overrides))
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_mistakes_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = tiny("c", tmp_path / "run", "stepz=1", "optim.lrr=1", "zero.stage=9", "no.yaml")
+    shown = refused(capsys, monkeypatch, *arguments)
+    for part in ("stepz", "optim.lrr", "zero.stage", "no.yaml"):
+        assert sum(line.startswith(part) for line in shown.splitlines()) == 1, shown
+
+
+def test_file_that_is_no_yaml(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    assert f"{broken}: is not YAML" in refused(capsys, monkeypatch, str(broken))
+    broken.write_text("- 1")
+    assert "must hold keys and values" in refused(capsys, monkeypatch, str(broken))
+
+
+def test_directory_of_a_different_run(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    directory = tmp_path / "run"
+    run(corpus, directory, "steps=2")
+    before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+    shown = refused(capsys, monkeypatch, *tiny(corpus, directory, "steps=2", "optim.lr=0.5"))
+    assert f"{directory} holds a different run" in shown
+    assert "optim.lr: 0.01 there, 0.5 here" in shown
+    assert before == {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_directory_with_other_files(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    shown = refused(capsys, monkeypatch, *tiny(corpus, tmp_path))
+    assert f"{tmp_path} holds files but no run" in shown
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_corpus_that_does_not_fit(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no data directory"):
+        open_corpus(config(tmp_path / "none", tmp_path))
+    empty = tmp_path / "empty"
+    (empty / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match="is empty"):
+        open_corpus(config(empty, tmp_path))
+    (empty / "train" / "notes.txt").write_text("hello")
+    with pytest.raises(DataError, match="is not an MDS directory"):
+        open_corpus(config(empty, tmp_path))
+    with pytest.raises(DataError, match="vocabulary has 300 entries and the model's 301"):
+        open_corpus(config(corpus, tmp_path, "model.decoder.vocabulary=301"))
+    with pytest.raises(DataError, match="samples are 64 tokens long and the run wants 32"):
+        open_corpus(config(corpus, tmp_path, "data.sequence_tokens=32"))
+
+
+def test_document_that_does_not_fit_is_refused(corpus: Path, tmp_path: Path) -> None:
+    collate = build_collator(
+        config(
+            corpus,
+            tmp_path,
+            "spans={text: {kind: stored}}",
+            "data.span_capacity={text: {tokens: 10, spans: 2}}",
+        ),
+        open_corpus(config(corpus, tmp_path)).special,
+    )
+    sample = Sample(id=5, tokens=np.zeros(65, dtype=np.int64), spans=np.array([[1, 12]]))
+    with pytest.raises(
+        DataError, match="sample 5 has 11 tokens in spans but there is room for 10.*span_capacity"
+    ):
+        collate([(0, sample)])
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    run(corpus, directory, "steps=2")
+    return directory
+
+
+def test_checkpoint_of_another_model(finished: Path, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="checkpoint of another model"):
+        build_model(
+            config(corpus, tmp_path, f"init_from={finished}", "model.decoder.feed_forward=48")
+        )
+    with pytest.raises(CheckpointError, match="is not there"):
+        build_model(config(corpus, tmp_path, f"init_from={tmp_path / 'none'}"))
+    encoder = "model.encoders.text.encoder"
+    with pytest.raises(CheckpointError, match="text encoder of another shape"):
+        build_model(
+            config(corpus, tmp_path, f"{encoder}.init_from={finished}", f"{encoder}.width=24")
+        )
+
+
+def test_corpus_of_another_tokenizer_on_resume(corpus: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    assert start(corpus, directory, "steps=3", "checkpoint.every_steps=1").wait().code == 0
+    shutil.copytree(corpus, tmp_path / "other")
+    for split in ("train", "validation"):
+        path = tmp_path / "other" / split / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_sha256": "0" * 64}))
+    # As if it had been killed before the end.
+    latest = sorted((directory / "checkpoints").glob("step_*"))
+    shutil.rmtree(latest[-1])
+    (directory / "checkpoints" / "latest").write_text(latest[-2].name + "\n")
+    ended = start(tmp_path / "other", directory, "steps=3", "checkpoint.every_steps=1").wait()
+    assert ended.code == 2
+    assert "was trained on a corpus of another tokenizer" in ended.output
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "truncated"])
+def test_bad_shard_ends_all_ranks_and_is_named(corpus: Path, tmp_path: Path, damage: str) -> None:
+    bad = tmp_path / "corpus"
+    shutil.copytree(corpus, bad)
+    shard = sorted((bad / "train").glob("*.mds"))[1]
+    content = bytearray(shard.read_bytes())
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    else:
+        shard.write_bytes(content[:-7])
+    ended = start(bad, tmp_path / "run", "steps=50", "zero.stage=3", ranks=2).wait()
+    assert ended.code != 0
+    assert str(shard) in ended.output, ended.output[-2000:]
+    reason = {"missing": "is missing", "flipped": "is damaged", "truncated": "bytes where"}[damage]
+    assert reason in ended.output
