@@ -135,20 +135,27 @@ class RankPool:
             for rank in range(self._num_ranks)
             if rank not in answers and rank not in dict(failures)
         ]
-        assert self._directory is not None
         for rank in silent:
             with contextlib.suppress(OSError, TypeError):
                 os.kill(self._processes[rank].pid or 0, signal.SIGUSR1)
-        time.sleep(0.5)
         parts = [f"rank {rank} failed:\n{message}" for rank, message in failures[:1]]
         if not failures:
             parts.append(f"ranks {silent} did not answer within {timeout_seconds} seconds")
         for rank in silent:
-            stacks = (Path(self._directory.name) / f"stacks-{rank}").read_text()
+            stacks = self._stacks(rank)
             parts.append(f"rank {rank} was here:\n{stacks}")
             self._processes[rank].kill()
         self.close()
         return "\n".join(parts)
+
+    def _stacks(self, rank: int) -> str:
+        assert self._directory is not None
+        file = Path(self._directory.name) / f"stacks-{rank}"
+        deadline = time.monotonic() + GRACE_SECONDS
+        while not (file.exists() and file.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.1)  # the rest of what is being written
+        return file.read_text() if file.exists() else "(still starting)"
 
 
 @contextlib.contextmanager
