@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,7 @@ def write_corpus(
         text = json.dumps(manifest)
         (directory / split).mkdir(exist_ok=True)
         (directory / split / "manifest.json").write_text(text)
+        shutil.copyfile(directory / "tokenizer.json", directory / split / "tokenizer.json")
     return directory
 
 

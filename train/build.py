@@ -70,7 +70,8 @@ def build_feed(config: RunConfig, corpus: Corpus, collate: Collator, world: Worl
         micro_sequences=config.batch.micro_sequences,
         rank=world.rank,
         ranks=world.size,
-        timeout_seconds=config.data.timeout_seconds * (1 + config.data.retries),
+        # The store knows better what went wrong; this deadline is for what it cannot see.
+        timeout_seconds=2 * config.data.timeout_seconds * (1 + config.data.retries) + 60,
         last_step=config.steps,
     )
 

@@ -11,9 +11,8 @@ from parallel.launch import World
 from train.build import build_collator, build_engine, build_feed, build_model, open_corpus
 from train.config import RunConfig
 from train.loop import peak_memory_bytes
+from train.metrics import GIB_BYTES
 from train.step import reseed, train_step
-
-GIB_BYTES = 2**30
 
 
 def dry_run(config: RunConfig, world: World) -> int:

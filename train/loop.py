@@ -56,7 +56,8 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
 
     state: dict[str, Any] = {"step": 0, "wandb_run_id": None}
     if latest is not None:
-        state = checkpoint.restore(latest, engine)
+        expected = config.model_dump(mode="json")["model"]
+        state = checkpoint.restore(latest, engine, expect_model=expected)
         refuse_other_corpus(corpus, state, latest)
     first_step = int(state["step"])
 

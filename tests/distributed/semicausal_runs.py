@@ -1,6 +1,7 @@
 """A tiny semi-causal model trained for a few steps: by an oracle, and on ranks under ZeRO."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ MODEL = {
 
 @dataclass(frozen=True)
 class Layout:
-    stage: int
+    stage: Literal[0, 1, 2, 3]
     micro_sequences: int
     spans: str = "everywhere"
     norm: str = "deepnorm"

@@ -1,18 +1,17 @@
 """A corpus as `python -m tools.corpus` lays it out: two splits and the tokenizer."""
 
-import tempfile
+import io
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from train.data.object_store import MissingObjectError, ObjectStore
-from train.data.shards import ShardStore, default_cache
+from train.data.shards import ShardStore
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
 
-COUNTED_SAMPLES = 32_768
-"""Training samples whose tokens are counted for the unigram baseline."""
+COUNTED_SAMPLES = 4_096
+"""Training samples that are counted where a corpus brings no counts of its own."""
 
 
 class Corpus:
@@ -35,16 +34,10 @@ class Corpus:
             DataError: a split is missing or is not MDS.
         """
         self.root = root.rstrip("/")
-        self._remote = (
-            ObjectStore(self.root, timeout_seconds=timeout_seconds, retries=retries)
-            if "://" in root
-            else None
-        )
-        base = cache or (default_cache(self.root) if self._remote else None)
         self.train, self.validation = (
             ShardStore(
                 f"{self.root}/{split}",
-                cache=base / split if base else None,
+                cache=cache / split if cache else None,
                 timeout_seconds=timeout_seconds,
                 retries=retries,
             )
@@ -70,20 +63,23 @@ class Corpus:
         """
         if destination.exists():
             return
-        missing = f"{self.root} has no tokenizer.json: build it again with python -m tools.corpus"
-        with tempfile.TemporaryDirectory(dir=destination.parent) as scratch:
-            fetched = Path(scratch) / "tokenizer.json"
-            try:
-                if self._remote is None:
-                    fetched.write_bytes((Path(self.root) / "tokenizer.json").read_bytes())
-                else:
-                    self._remote.fetch("tokenizer.json", fetched)
-            except (FileNotFoundError, MissingObjectError):
-                raise DataError(missing) from None
-            fetched.replace(destination)
+        content = self.train.read_beside("tokenizer.json")
+        if content is None:
+            raise DataError(
+                f"{self.root}/train has no tokenizer.json: build the corpus again"
+            )
+        temporary = destination.with_suffix(".tmp")
+        temporary.write_bytes(content)
+        temporary.replace(destination)
 
     def token_counts(self) -> npt.NDArray[np.int64]:
-        """[V] how often each token occurs in the first training samples, padding left out."""
+        """[V] how often each token occurs in training, as the corpus tells or a part of it shows.
+
+        A corpus without counts is counted over its first samples.
+        """
+        content = self.train.read_beside("token_counts.npy")
+        if content is not None:
+            return np.load(io.BytesIO(content), allow_pickle=False)
         vocabulary = int(self.train.manifest["vocabulary"])
         counts = np.zeros(vocabulary, dtype=np.int64)
         for sample_id in range(min(COUNTED_SAMPLES, len(self.train))):
