@@ -1,0 +1,172 @@
+"""The bench counts right, compares like with like, and writes every key."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.batch import Batch
+from model.semicausal import ModelConfig
+from tools.bench import encoding, flops, gpu, peers
+from tools.bench.__main__ import main
+from tools.bench.processes import ProcessFailed, in_processes
+from tools.bench.rounds import Contestant, Effort, alternate, ratio
+from tools.bench.shapes import FULL, TINY, Shape
+from tools.bench.training import batches, build, num_parameters, random_samples
+from train.data.collate import Collator, SpanCapacity
+from train.data.spans import FixedSpans
+
+KEYS = {
+    "causal_vs_llama_same_precision",
+    "causal_vs_gpt2_same_precision",
+    "causal_vs_llama_default",
+    "semi_causal_over_causal_fp32",
+    "semi_causal_over_causal_bf16",
+    "semi_causal_over_causal_flops",
+    "packed_vs_padded",
+    "packed_vs_whole_sequence",
+    "zero3_vs_ddp",
+}
+
+
+def batch_with_spans(shape: Shape, ranges: list[list[int]]) -> Batch:
+    collate = Collator(
+        sequence_tokens=shape.sequence_tokens,
+        policies={"text": FixedSpans(ranges)},
+        capacities={"text": SpanCapacity(tokens=16, spans=4, longest_tokens=8)},
+        start_tokens={"text": 0},
+        padding=0,
+    )
+    return collate([(0, sample) for sample in random_samples(shape, count=shape.sequences)])
+
+
+@pytest.mark.parametrize("semi_causal", [False, True])
+def test_flops_equal_what_torch_counts(semi_causal: bool) -> None:
+    shape = TINY.peers
+    if semi_causal:
+        # Equally long spans: the grid of attention then holds no padding, which we do not count.
+        config, batch = shape.semi_causal(max_tokens=9), batch_with_spans(shape, [[3, 7], [9, 13]])
+    else:
+        [batch], config = batches(shape, ratio=0, count=1), shape.causal()
+    model = build(config)
+
+    def loss() -> torch.Tensor:
+        # A plain head: torch's counter knows none of the in-place products of the chunked one.
+        states = model.decoder(model.inputs(batch.tokens, dict(batch.spans)))
+        scored = batch.scored[: batch.num_scored]
+        logits = model.decoder.head.logits(states.flatten(0, 1)[scored])
+        return F.cross_entropy(logits, batch.labels.flatten()[scored])
+
+    counted = flops.count(config, batch)
+    # Torch counts products one by one in this backend alone.
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward, torch.no_grad():
+            loss()
+        with FlopCounterMode(display=False) as training:
+            loss().backward()
+    assert counted.forward == forward.get_total_flops()
+    assert counted.training == training.get_total_flops()
+
+
+def test_rows_of_each_span() -> None:
+    batch = batch_with_spans(TINY.peers, [[3, 7], [9, 11]])
+    assert flops.span_rows(batch.spans["text"]) == [5, 3, 5, 3]
+
+
+def test_contestants_take_turns_and_none_always_follows_the_same() -> None:
+    turns: list[str] = []
+    contestants = [
+        Contestant(
+            name=name, step=lambda n=name: turns.append(n), tokens=1, parameters=1, precision="fp32"
+        )
+        for name in "abc"
+    ]
+    seconds = alternate(contestants, Effort(rounds=3, steps=1, warmup_steps=1))
+    assert "".join(turns) == "abc" + "abc" + "bca" + "cab"
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_ratio_is_taken_within_each_round() -> None:
+    # The machine was ten times slower in the second round, for both.
+    found = ratio([2.0, 20.0, 2.2], [1.0, 10.0, 1.0])
+    assert found.median == 2.0
+    assert found.lower_quartile == 2.0
+    assert found.upper_quartile == pytest.approx(2.1)
+
+
+@pytest.mark.parametrize(("peer", "hidden"), [(peers.llama, 680), (peers.gpt2, 1024)])
+def test_peers_have_as_many_parameters(
+    peer: Callable[[Shape, int], nn.Module], hidden: int
+) -> None:
+    ours = num_parameters(build(FULL.peers.causal()))
+    theirs, width = peers.matched(
+        lambda width: peer(FULL.peers, width), hidden=hidden, parameters=ours
+    )
+    assert num_parameters(theirs) == pytest.approx(ours, rel=0.01)
+    assert abs(width - hidden) <= 16
+
+
+def test_padded_encoding_equals_packed() -> None:
+    shape = TINY.peers
+    encoder = encoding.text_encoder(shape, dtype=torch.float32)
+    batch = batch_with_spans(shape, [[3, 7], [9, 15], [20, 22]])
+    spans = batch.spans["text"]
+    padded = encoding.encode_padded(encoder, spans, longest=9)
+    torch.testing.assert_close(padded, encoder(spans), rtol=1e-5, atol=1e-6)
+    whole = encoder(encoding.whole_sequence(batch.tokens, spans))
+    assert whole.shape == padded.shape
+
+
+def test_gpu_case_has_the_shape_of_the_configuration() -> None:
+    text = Path("configs/model/metalm_1p3b.yaml").read_text()
+    configured = ModelConfig.model_validate(yaml.safe_load(text)["model"])
+    measured = gpu.METALM.semi_causal(max_tokens=gpu.ENCODER_TOKENS).model_dump()
+    # Dropout is cheap and no product; without it runs repeat.
+    measured["encoders"]["text"]["encoder"]["dropout"] = 0.1
+    assert measured == configured.model_dump()
+
+
+def test_gpu_peak_is_that_of_the_named_card() -> None:
+    assert gpu.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert gpu.peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert gpu.peak_flops("something new") is None
+
+
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+def test_failure_in_a_process_is_shown() -> None:
+    with pytest.raises(ProcessFailed, match="ValueError: no such luck"):
+        in_processes(fail, "no such luck", ranks=1, threads=1, timeout_seconds=60)
+
+
+@pytest.mark.timeout(120)
+def test_tiny_bench_writes_every_key(tmp_path: Path) -> None:
+    out = tmp_path / "out" / "bench.json"
+    cases = ["causal", "default", "semi_causal", "encoding", "zero3", "metalm_1p3b"]
+    assert main(["--tiny", "--only", *cases, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert set(found["ratios"]) >= KEYS
+    assert all(value > 0 for value in found["ratios"].values())
+    assert found["machine"]["threads"] == 1
+    assert found["cases"]["causal"]["contestants"]["llama"]["parameters"] > 0
+    assert found["cases"]["zero3"]["settings"]["ranks"] == 2
+
+
+def test_missing_litgpt_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(peers, "has_litgpt", lambda: False)
+    assert main(["--tiny", "--out", str(tmp_path / "bench.json")]) == 2
+    message = capsys.readouterr().err
+    assert "make bench" in message
+    assert "--only causal default" in message
+    assert not (tmp_path / "bench.json").exists()

@@ -1,0 +1,1 @@
+"""`make bench`: speed against peers and against our own other ways, as ratios side by side."""

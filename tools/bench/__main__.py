@@ -1,0 +1,115 @@
+"""`python -m tools.bench`: speed against peers and against our own other ways, as ratios."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from tools.bench import causal, encoding, gpu, peers, ranks, report, semicausal, shapes
+from tools.bench.processes import ProcessFailed, in_processes
+from tools.bench.rounds import Findings
+from tools.bench.shapes import Plan
+
+GPU_TIMEOUT_SECONDS = 1500.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        work: what each of its processes calls.
+        about: one line.
+        ranks: processes.
+    """
+
+    work: Callable[[Plan], Findings]
+    about: str
+    ranks: int = 1
+
+
+CASES = {
+    "causal": Case(work=causal.same_precision, about="ours, Llama and GPT-2 in fp32"),
+    "litgpt": Case(work=causal.litgpt, about="ours and litgpt in fp32"),
+    "default": Case(work=causal.defaults, about="our default against Llama's"),
+    "semi_causal": Case(work=semicausal.over_causal, about="with spans over without"),
+    "encoding": Case(work=encoding.ways_to_encode, about="packed, padded, whole sequence"),
+    "zero3": Case(
+        work=ranks.zero3_vs_ddp, about="ZeRO-3 against DDP on two ranks", ranks=ranks.NUM_RANKS
+    ),
+    "metalm_1p3b": Case(work=gpu.metalm_1p3b, about="the 1.3B on a GPU"),
+}
+
+ON_GPU = "metalm_1p3b"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the cases one after another, show and write what was found."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
+    effort = parser.add_mutually_exclusive_group()
+    effort.add_argument("--quick", action="store_true", help="fewer rounds: two minutes")
+    effort.add_argument(
+        "--tiny", action="store_true", help="tries the plumbing in seconds; numbers mean nothing"
+    )
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help=", ".join(CASES))
+    parser.add_argument("--out", type=Path, default=Path("out/bench.json"))
+    options = parser.parse_args(arguments)
+    name, plan = _plan(quick=options.quick, tiny=options.tiny)
+    chosen: list[str] = options.only or list(CASES)
+    console = Console()
+    if "litgpt" in chosen and not peers.has_litgpt():
+        others = " ".join(case for case in CASES if case != "litgpt")
+        sys.stderr.write(
+            "litgpt, one of the peers, is not installed: `make bench` installs it (pip install "
+            f'-e ".[bench]"); to do without, add --only {others}\n'
+        )
+        return 2
+    if ON_GPU in chosen and not torch.cuda.is_available():
+        console.print(f"{ON_GPU}: left out, there is no CUDA device")
+        chosen = [case for case in chosen if case != ON_GPU]
+    started = time.perf_counter()
+    findings: list[Findings] = []
+    for case in chosen:
+        console.print(f"{case}: {CASES[case].about} ...")
+        try:
+            findings.append(run(case, plan))
+        except ProcessFailed as error:
+            sys.stderr.write(f"{case}: {error}\n")
+            return 1
+    seconds = time.perf_counter() - started
+    report.show(console, findings)
+    report.write(options.out, findings, threads=plan.threads, plan=name, seconds=seconds)
+    console.print(f"{seconds / 60:.1f} minutes; {options.out} holds the numbers", highlight=False)
+    return 0
+
+
+def run(case: str, plan: Plan) -> Findings:
+    """One case, in processes of its own.
+
+    Raises:
+        ProcessFailed: it broke or took too long.
+    """
+    on_gpu = case == ON_GPU
+    return in_processes(
+        CASES[case].work,
+        plan,
+        ranks=CASES[case].ranks,
+        threads=max(1, plan.threads // CASES[case].ranks),
+        timeout_seconds=GPU_TIMEOUT_SECONDS if on_gpu else plan.timeout_seconds,
+        cuda=on_gpu,
+    )
+
+
+def _plan(*, quick: bool, tiny: bool) -> tuple[str, Plan]:
+    if tiny:
+        return "tiny", shapes.TINY
+    return ("quick", shapes.QUICK) if quick else ("full", shapes.FULL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

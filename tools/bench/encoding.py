@@ -1,0 +1,132 @@
+"""Three ways to encode spans with the same encoder: packed, padded, and the whole sequence."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from model.attention import SpanGrid
+from model.batch import TextSpans
+from model.encoders.text import TextEncoder
+from model.layers import DenseLayers, initialize
+from tools.bench.rounds import Contestant, Findings, Step, alternate, ratio, record
+from tools.bench.semicausal import RATIO
+from tools.bench.shapes import Plan, Shape
+from tools.bench.training import SEED, batches, longest_rows, num_parameters
+from train.data.collate import SpanCapacity, pack_spans
+from train.data.spans import FixedSpans
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def ways_to_encode(plan: Plan) -> Findings:
+    """Forward and backward of the encoder alone; a ratio above 1 means that packing is faster."""
+    shape = plan.proportions
+    found = Findings(
+        case="encoding",
+        settings=shape.settings(encoder=True)
+        | {"ratio": RATIO, "padded_rows": longest_rows(shape), "parts": "encoder alone"},
+    )
+    for precision, dtype in DTYPES.items():
+        contestants = _contestants(shape, precision=precision, dtype=dtype)
+        seconds = alternate(contestants, plan.heavy)
+        found.contestants |= record(contestants, seconds)
+        packed, padded, whole = (seconds[contestant.name] for contestant in contestants)
+        suffix = "" if precision == "fp32" else f"_{precision}"
+        found.ratios[f"packed_vs_padded{suffix}"] = ratio(padded, packed)
+        found.ratios[f"packed_vs_whole_sequence{suffix}"] = ratio(whole, packed)
+    return found
+
+
+def _contestants(shape: Shape, *, precision: str, dtype: torch.dtype) -> list[Contestant]:
+    [batch] = batches(shape, ratio=RATIO, count=1)
+    spans = batch.spans["text"]
+    # Positions for the whole sequence, so that all three ways use the same weights.
+    encoder = text_encoder(shape, dtype=dtype)
+    whole = whole_sequence(batch.tokens, spans)
+    longest = longest_rows(shape)
+    ways: dict[str, Callable[[], Tensor]] = {
+        "packed": lambda: encoder(spans),
+        "padded": lambda: encode_padded(encoder, spans, longest=longest),
+        "whole sequence": lambda: encoder(whole),
+    }
+    return [
+        Contestant(
+            name=f"{name} {precision}",
+            step=_forward_and_backward(encoder, encode),
+            tokens=shape.tokens,
+            parameters=num_parameters(encoder),
+            precision=precision,
+        )
+        for name, encode in ways.items()
+    ]
+
+
+def text_encoder(shape: Shape, *, dtype: torch.dtype) -> TextEncoder:
+    """The encoder of the shape, with positions for a whole sequence and its start token."""
+    config = shape.encoder(max_tokens=shape.sequence_tokens + 1)
+    encoder = TextEncoder(config, shape.vocabulary, DenseLayers())
+    initialize(encoder, seed=SEED)
+    return encoder.to(dtype)
+
+
+def _forward_and_backward(encoder: TextEncoder, encode: Callable[[], Tensor]) -> Step:
+    with torch.no_grad():
+        vectors = encode()
+    # The last layer is a norm: the gradient of a plain sum would be nil.
+    upstream = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(SEED))
+    upstream = upstream.to(vectors.dtype)
+
+    def step() -> None:
+        encode().backward(upstream)
+        encoder.zero_grad(set_to_none=True)
+
+    return step
+
+
+@dataclass(frozen=True)
+class DenseGrid(SpanGrid):
+    """A grid whose every cell is a row: laying out and taking back cost nothing."""
+
+    def scatter(self, rows: Tensor) -> Tensor:
+        """[N*L, ...] -> [N, L, ...]."""
+        return rows.view(self.num_spans, self.longest_rows, *rows.shape[1:])
+
+    def gather(self, grid: Tensor) -> Tensor:
+        """[N, L, ...] -> [N*L, ...]."""
+        return grid.reshape(-1, *grid.shape[2:])
+
+
+def encode_padded(encoder: TextEncoder, spans: TextSpans, *, longest: int) -> Tensor:
+    """The vectors [M, E] of all span tokens, each span padded to `longest` rows throughout.
+
+    The usual way: linear layers run over padding as well, and attention masks it.
+    """
+    R, N = spans.num_rows, spans.num_spans
+    packed_cells = spans.cells[:R]
+    owners = packed_cells.div(spans.longest_rows, rounding_mode="floor")
+    cells = owners * longest + packed_cells % spans.longest_rows
+    tokens = spans.tokens.new_zeros(N * longest).index_copy(0, cells, spans.tokens[:R])
+    positions = torch.arange(longest).repeat(N)
+    x = encoder.embedding_norm(encoder.embedding(tokens) + encoder.positions(positions))
+    bias = encoder._bias(SpanGrid(cells, N, longest))
+    grid = DenseGrid(cells, N, longest)
+    for block in encoder.blocks:
+        x = block(x, grid, bias)
+    return x.index_select(0, cells.index_select(0, spans.vectors[: spans.num_vectors]))
+
+
+def whole_sequence(tokens: Tensor, spans: TextSpans) -> TextSpans:
+    """Each sequence as one span, of which only the vectors of the real spans are taken.
+
+    Args:
+        tokens: [B, S].
+        spans: the real spans.
+    """
+    B, S = tokens.shape
+    capacity = SpanCapacity(tokens=S, spans=1, longest_tokens=S)
+    everything = FixedSpans([[0, S]])._spans
+    whole = pack_spans(tokens.numpy(), [everything] * B, capacity=capacity, start_token=0)
+    slots = spans.slots[: spans.num_vectors]
+    return replace(whole, vectors=whole.vectors.index_select(0, slots), num_vectors=len(slots))
