@@ -2,6 +2,11 @@
 
 import pytest
 
+from model import torchvision_free
+
+# Before any test module imports streaming, peft or transformers.
+torchvision_free.install()
+
 pytest_plugins = ["tests.lab_fixtures"]
 
 

@@ -6,17 +6,29 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from streaming import MDSWriter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from model import torchvision_free
-
-torchvision_free.install()
-
-from streaming import MDSWriter  # noqa: E402
 
 VOCABULARY = 300
 SPECIAL = ["<s>", "</s>", "</d>", "<pad>"]
-WORDS = "the kernel maps a page of memory when the driver asks the bus for its device".split()
+WORDS = "the kernel maps a page of memory when the driver asks the bus for its device"
+    "the",
+    "kernel",
+    "maps",
+    "a",
+    "page",
+    "of",
+    "memory",
+    "when",
+    "the",
+    "driver",
+    "asks",
+    "the",
+    "bus",
+    "for",
+    "its",
+    "device",
+]
 
 
 def write_tokenizer(path: Path) -> str:
@@ -28,7 +40,7 @@ def write_tokenizer(path: Path) -> str:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet
     )
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    tokenizer.train_from_iterator([WORDS] * 4, trainer)
     # Text this small has fewer merges than asked for; the ids up to VOCABULARY stay unused.
     tokenizer.save(str(path))
     return hashlib.sha256(path.read_bytes()).hexdigest()

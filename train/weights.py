@@ -67,7 +67,7 @@ def write_values(out: Path, values: Mapping[str, Tensor], state: Mapping[str, An
         name: ParameterRecord(
             shape=list(value.shape),
             dtype=str(value.dtype).removeprefix("torch."),
-            trainable=True,
+            trainable=False,  # without moments, like a frozen one
             tensors={
                 "value": [
                     Chunk(

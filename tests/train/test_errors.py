@@ -155,7 +155,7 @@ def test_document_that_does_not_fit_is_refused(corpus: Path, tmp_path: Path) -> 
     )
     sample = Sample(id=5, tokens=np.zeros(65, dtype=np.int64), spans=np.array([[1, 12]]))
     with pytest.raises(
-        DataError, match="sample 5 has 11 tokens in spans but there is room for 10.*span_capacity"
+        DataError, match=r"sample 5 has 11 tokens in spans but there is room for 10.*span_capacity"
     ):
         collate([(0, sample)])
 

@@ -38,7 +38,7 @@ def test_killed_and_resumed_twice(corpus: Path, uninterrupted: Metrics, tmp_path
         attempt = start(corpus, directory, STEPS, *LAYOUT, ranks=2)
         kill_at(attempt, directory, step=step)
     resumed = run(corpus, directory, STEPS, *LAYOUT, ranks=2)
-    assert [record.step for record in resumed.runs][0] == 0
+    assert resumed.runs[0].step == 0
     assert len({record.step for record in resumed.runs}) >= 2, "it never resumed"
     assert numbers(resumed) == numbers(uninterrupted)
 

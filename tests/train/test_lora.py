@@ -1,0 +1,116 @@
+"""LoRA under ZeRO-3: the task's loss falls, plain peft reads the adapter, merging keeps it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from model.semicausal import SemiCausal
+from tests.corpora import write_corpus
+from tests.train.runs import run
+from tools.merge import main as merge
+from train import checkpoint
+from train.build import build_collator, open_corpus
+from train.config import RunConfig
+from train.loading import load_config, load_model
+from train.metrics import Metrics
+from train.weights import read_values
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("base")
+    corpus = write_corpus(directory / "corpus")
+    run(corpus, directory / "run", "steps=20", "zero.stage=3")
+    return directory / "run"
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("task") / "corpus", with_spans=True, seed=1)
+
+
+@pytest.fixture(scope="module")
+def finetuned(
+    base: Path, task: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Metrics]:
+    directory = tmp_path_factory.mktemp("lora") / "run"
+    metrics = run(
+        task,
+        directory,
+        "steps=40",
+        f"init_from={base}",
+        "lora={rank: 4, alpha: 8.0}",
+        "spans={text: {kind: stored}}",
+        "zero.stage=3",
+        "zero.persist_parameters_below=0",
+        ranks=2,
+    )
+    return directory, metrics
+
+
+def test_loss_falls_and_the_base_stays(base: Path, finetuned: tuple[Path, Metrics]) -> None:
+    directory, metrics = finetuned
+    assert metrics.validation[-1].loss < metrics.validation[0].loss - 0.2
+    before = dict(load_model(base, device=CPU).named_parameters())
+    state = checkpoint.resolve(directory)
+    after = read_values(state)
+    for name, value in before.items():
+        adapted = name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias")
+        assert torch.equal(after[adapted if adapted in after else name], value.detach()), name
+    ups = [value for name, value in after.items() if ".lora_B." in name]
+    assert ups
+    assert all(up.abs().max() > 0 for up in ups), "an adapter never trained"
+
+
+def batch_of(config: RunConfig, task: Path):
+    corpus = open_corpus(config)
+    return build_collator(config, corpus.special)([(0, corpus.validation[i]) for i in range(4)])
+
+
+@torch.no_grad()
+def test_plain_peft_reads_the_adapter(
+    base: Path, task: Path, finetuned: tuple[Path, Metrics]
+) -> None:
+    directory, _ = finetuned
+    batch = batch_of(load_config(directory), task)
+    plain = load_model(base, device=CPU)
+    plain_loss = plain(batch).total
+    adapted = PeftModel.from_pretrained(plain, str(directory / "adapter"))
+    ours = load_model(directory, device=CPU)
+    peft_loss = adapted.base_model.model(batch).total
+    torch.testing.assert_close(peft_loss, ours(batch).total, rtol=1e-5, atol=1e-5)
+    assert (peft_loss - plain_loss).abs() > 1
+
+
+@torch.no_grad()
+def test_merged_checkpoint_is_plain(
+    task: Path, finetuned: tuple[Path, Metrics], tmp_path: Path
+) -> None:
+    directory, _ = finetuned
+    assert merge([str(directory), str(tmp_path / "merged")]) == 0
+    merged = load_model(tmp_path / "merged", device=CPU)
+    assert load_config(tmp_path / "merged").lora is None
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert isinstance(merged, SemiCausal)
+    batch = batch_of(load_config(directory), task)
+    ours = load_model(directory, device=CPU)
+    np.testing.assert_allclose(merged(batch).total, ours(batch).total, rtol=1e-6)
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
+
+
+def test_merge_refuses(
+    base: Path,
+    finetuned: tuple[Path, Metrics],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert merge([str(base), str(tmp_path / "merged")]) == 2
+    assert "has no adapters to merge" in capsys.readouterr().err
+    (tmp_path / "taken").mkdir()
+    assert merge([str(finetuned[0]), str(tmp_path / "taken")]) == 2
+    assert "exists: choose another place" in capsys.readouterr().err
