@@ -1,6 +1,7 @@
 """`python -m tools.bench`: speed against peers and against our own other ways, as ratios."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ from tools.bench.rounds import Findings
 from tools.bench.shapes import Plan
 
 GPU_TIMEOUT_SECONDS = 1500.0
+
+BUSY_LOAD = 0.5
+"""Mean load of the last minute above which timings are not to be trusted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if ON_GPU in chosen and not torch.cuda.is_available():
         console.print(f"{ON_GPU}: left out, there is no CUDA device")
         chosen = [case for case in chosen if case != ON_GPU]
+    busy = os.getloadavg()[0]
+    if busy > BUSY_LOAD:
+        # Two threads wait for each other: under contention they lose more than the share taken.
+        console.print(f"[red]other processes keep {busy:.1f} cores busy: measure when they rest[/]")
     started = time.perf_counter()
     findings: list[Findings] = []
     for case in chosen:
@@ -83,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
     seconds = time.perf_counter() - started
     report.show(console, findings)
-    report.write(options.out, findings, threads=plan.threads, plan=name, seconds=seconds)
+    report.write(options.out, findings, threads=plan.threads, plan=name, load=busy, seconds=seconds)
     console.print(f"{seconds / 60:.1f} minutes; {options.out} holds the numbers", highlight=False)
     return 0
 

@@ -63,7 +63,6 @@ def llama(shape: Shape, hidden: int) -> nn.Module:
             tie_word_embeddings=True,
             use_cache=False,
             attn_implementation="sdpa",
-            loss_type="ForCausalLM",
         )
     )
 
@@ -73,7 +72,7 @@ def gpt2(shape: Shape, hidden: int) -> nn.Module:
     torchvision_free.install()
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(
+    model = GPT2LMHeadModel(
         GPT2Config(
             n_embd=shape.width,
             n_inner=hidden,
@@ -87,13 +86,16 @@ def gpt2(shape: Shape, hidden: int) -> nn.Module:
             attn_pdrop=0.0,
             use_cache=False,
             attn_implementation="sdpa",
-            loss_type="ForCausalLM",
         )
     )
+    # What it falls back to with a warning, its class not being called ForCausalLM.
+    model.loss_type = "ForCausalLM"
+    return model
 
 
 def litgpt(shape: Shape, hidden: int) -> nn.Module:
     """Litgpt's GPT in its Llama form, which its pretraining recipes use, with a tied head."""
+    torchvision_free.install()
     from litgpt import GPT, Config  # pyright: ignore[reportMissingImports]  # an extra
 
     model = GPT(

@@ -121,12 +121,27 @@ def medians(findings: Sequence[Findings]) -> dict[str, float]:
 
 
 def write(
-    path: Path, findings: Sequence[Findings], *, threads: int, plan: str, seconds: float
+    path: Path,
+    findings: Sequence[Findings],
+    *,
+    threads: int,
+    plan: str,
+    load: float,
+    seconds: float,
 ) -> None:
-    """Write `ratios`, `machine`, and what each case rests on."""
+    """Write `ratios`, `machine`, and what each case rests on.
+
+    Args:
+        path: of the JSON file.
+        findings: of each case.
+        threads: of each case.
+        plan: name of the plan.
+        load: mean load of the machine before the bench, in cores.
+        seconds: that the bench took.
+    """
     document = {
         "ratios": medians(findings),
-        "machine": machine(threads=threads),
+        "machine": machine(threads=threads) | {"load_before": load},
         "plan": plan,
         "seconds_total": seconds,
         "cases": {found.case: asdict(found) for found in findings},
