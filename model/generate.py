@@ -49,17 +49,20 @@ def generate(
         stop_token: ends generation; it is not yielded.
         generator: source of randomness for top-p.
     """
-    S = prompt.shape[1]
-    capacity = min(S + max_new_tokens, model.decoder.config.max_tokens)
-    caches = empty_caches(model, batch=1, capacity=capacity)
+    S, most = prompt.shape[1], model.decoder.config.max_tokens
+    if S > most:
+        raise ValueError(f"the prompt has {S} tokens but the decoder {most} positions: shorten it")
+    # The last new token is read by nobody: it takes no slot.
+    stop = min(S + max_new_tokens, most + 1)
+    caches = empty_caches(model, batch=1, capacity=max(S, stop - 1))
     states = model.decoder(model.inputs(prompt, spans), caches=caches)
-    for position in range(S, capacity + 1):
+    for position in range(S, stop):
         logits = model.decoder.head.logits(states[:, -1])[0]
         token = pick(logits, top_p=top_p, temperature=temperature, generator=generator)
         if token == stop_token:
             return
         yield token
-        if position == capacity:
+        if position == stop - 1:
             return
         inputs = model.decoder.embed(prompt.new_tensor([[token]]))
         states = model.decoder(inputs, start=position, caches=caches)

@@ -1,8 +1,14 @@
 """Fixtures that many tests share, and the flag that rewrites golden files."""
 
 import pytest
+from jaxtyping import install_import_hook
 
-from model import torchvision_free
+from tests import array_checker
+
+# Before anything imports `model`: shapes that forwards declare are checked in tests.
+install_import_hook("model", f"{array_checker.__name__}.check")
+
+from model import torchvision_free  # noqa: E402  # after the hook
 
 # Before any test module imports streaming, peft or transformers.
 torchvision_free.install()

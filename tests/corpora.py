@@ -12,23 +12,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 VOCABULARY = 300
 SPECIAL = ["<s>", "</s>", "</d>", "<pad>"]
 WORDS = "the kernel maps a page of memory when the driver asks the bus for its device"
-    "the",
-    "kernel",
-    "maps",
-    "a",
-    "page",
-    "of",
-    "memory",
-    "when",
-    "the",
-    "driver",
-    "asks",
-    "the",
-    "bus",
-    "for",
-    "its",
-    "device",
-]
 
 
 def write_tokenizer(path: Path) -> str:

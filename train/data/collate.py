@@ -112,6 +112,7 @@ class Collator:
             scored[row, :length] = scored_tokens(sample, NO_SPANS)
             for modality, policy in self.policies.items():
                 spans = policy.choose(sample, epoch=epoch)
+                self._refuse_senseless(sample, spans)
                 self._refuse_oversize(sample, spans, self.capacities[modality])
                 scored[row, :length] &= scored_tokens(sample, spans)
                 first[row, spans[:, 0]] = True
@@ -120,12 +121,14 @@ class Collator:
         slots = np.flatnonzero(scored[:, 1:])
         capacity = np.zeros(len(samples) * S, dtype=np.int64)
         capacity[: len(slots)] = slots
+        first_of_span = np.zeros(len(samples) * S, dtype=np.bool_)
+        first_of_span[: len(slots)] = first[:, 1:].reshape(-1)[slots]
         return Batch(
             tokens=torch.from_numpy(tokens[:, :-1].copy()),
             labels=torch.from_numpy(labels),
             scored=torch.from_numpy(capacity),
             num_scored=len(slots),
-            first_of_span=torch.from_numpy(first[:, 1:].reshape(-1)[capacity]),
+            first_of_span=torch.from_numpy(first_of_span),
             spans={
                 modality: pack_spans(
                     tokens[:, :-1],
@@ -136,6 +139,17 @@ class Collator:
                 for modality, spans in chosen.items()
             },
         )
+
+    @staticmethod
+    def _refuse_senseless(sample: Sample, spans: Spans) -> None:
+        # A slot past the end would be the next sequence's; slot 0 holds <s>.
+        bounds = np.concatenate([[1], spans.reshape(-1), [len(sample.tokens) - 1]])
+        if len(spans) and ((np.diff(bounds) < 0).any() or (spans[:, 0] >= spans[:, 1]).any()):
+            raise DataError(
+                f"sample {sample.id} has spans {spans.tolist()}, which must rise, not overlap, "
+                f"hold a token each and lie in slots 1 to {len(sample.tokens) - 2}: rebuild the "
+                "corpus with spans inside its sequences"
+            )
 
     @staticmethod
     def _refuse_oversize(sample: Sample, spans: Spans, capacity: SpanCapacity) -> None:

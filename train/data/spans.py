@@ -4,6 +4,7 @@ Every way of choosing spans answers the same question, `SpanPolicy.choose`, so t
 or a sampler can stand in for another.
 """
 
+import math
 from itertools import pairwise
 from typing import Annotated, Literal, Protocol
 
@@ -42,7 +43,8 @@ class RandomSpansConfig(Config):
     def lengths(self, sequence_tokens: int) -> tuple[int, int]:
         """Shortest and longest span in a sequence of this many slots."""
         scale = min(1.0, sequence_tokens / self.full_sequence_tokens)
-        longest = max(2, round(self.max_tokens * scale))
+        # Rounded up, and 3 at least: every budget is then a sum of lengths from here to there.
+        longest = min(self.max_tokens, max(3, math.ceil(self.max_tokens * scale)))
         return max(2, min(longest, round(self.min_tokens * scale))), longest
 
 
@@ -123,7 +125,8 @@ class RandomSpans:
             return NO_SPANS
         random = np.random.default_rng([self.seed, epoch, sample.id])
         shortest, longest = self.config.lengths(slots)
-        budget = round(self.config.ratio * slots)
+        # Rounded at random, so that the ratio holds on average where a token is a large share.
+        budget = int(self.config.ratio * slots + random.random())
         lengths = _lengths(random, budget, shortest, longest)
         return self._place(random, sample, lengths, shortest)
 
