@@ -17,6 +17,10 @@ from model.loss import LinearCrossEntropy
 EMBEDDING_STD = 0.02
 """GPT-2's; with unit-variance states the first loss exceeds ln(V) by about H * std^2 / 2."""
 
+EMBEDDING_SCALE = 1 / EMBEDDING_STD
+"""Brings inputs to unit variance at every width. The code line's sqrt(H), 45 at the paper's width,
+leaves tokens quieter than positions where H is small (docs/decisions/0002)."""
+
 
 class DecoderConfig(Config):
     """Shape of the decoder."""
@@ -54,8 +58,8 @@ def sinusoids(num_positions: int, width: int) -> Float[Tensor, "S H"]:
 class Decoder(nn.Module):
     """Token embedding, causal blocks and a tied head that computes the loss.
 
-    The embedding is drawn with a small std so that the first loss is ln(V), and scaled by sqrt(H)
-    on the way in so that positions do not drown it; span vectors take the same scale.
+    The embedding is drawn with a small std so that the first loss is ln(V), and scaled to unit
+    variance on the way in so that positions do not drown it; span vectors take the same scale.
 
     Source: MetaLM §2.2, §3.2.
     """
@@ -65,7 +69,6 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, layers: Layers):
         super().__init__()
         self.config = config
-        self.scale = math.sqrt(config.width)
         self.embedding = layers.embedding(
             config.vocabulary, config.width, init=normal(EMBEDDING_STD)
         )
@@ -108,7 +111,7 @@ class Decoder(nn.Module):
         """
         S = inputs.shape[1]
         positions = self.positions[start : start + S].to(inputs.dtype)
-        x = torch.add(positions, inputs, alpha=self.scale)
+        x = torch.add(positions, inputs, alpha=EMBEDDING_SCALE)
         for index, block in enumerate(self.blocks):
             x = block(x, caches[index]) if caches is not None else block(x)
         return self.final_norm(x)

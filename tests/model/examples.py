@@ -61,6 +61,8 @@ def tiny_model(config: ModelConfig, *, dtype: torch.dtype = torch.float32) -> Se
         for name, parameter in model.named_parameters():
             is_gain = "norm.weight" in name
             wide = 1.0 if "relative_bias" in name else 0.2
+            if name.startswith(("decoder.embedding", "connectors")):
+                wide = 0.03  # the decoder multiplies it by 50
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(noise * (0.1 if is_gain else wide) + (1.0 if is_gain else 0.0))
     return model

@@ -47,17 +47,17 @@ def terms(
 def inputs(
     weights: Weights, config: ModelConfig, tokens: list[int], spans: list[Range]
 ) -> list[Tensor]:
-    """One vector a slot: sqrt(H) times (word embedding or connector output), plus the position."""
+    """One vector a slot: 50 times (word embedding or connector output), plus the position.
+
+    50 is one over the std that embeddings are drawn with (docs/decisions/0002).
+    """
     width = config.decoder.width
     vectors = [weights["decoder.embedding.weight"][token] for token in tokens]
     for start, stop in spans:
         encoded = encode(weights, config.encoders["text"].encoder, tokens[start:stop])
         for slot, vector in zip(range(start, stop), encoded, strict=True):
             vectors[slot] = connect(weights, vector)
-    return [
-        math.sqrt(width) * vector + sinusoid(slot, width).to(vector)
-        for slot, vector in enumerate(vectors)
-    ]
+    return [50 * vector + sinusoid(slot, width).to(vector) for slot, vector in enumerate(vectors)]
 
 
 def sinusoid(position: int, width: int) -> Tensor:

@@ -65,9 +65,7 @@ class Corpus:
             return
         content = self.train.read_beside("tokenizer.json")
         if content is None:
-            raise DataError(
-                f"{self.root}/train has no tokenizer.json: build the corpus again"
-            )
+            raise DataError(f"{self.root}/train has no tokenizer.json: build the corpus again")
         temporary = destination.with_suffix(".tmp")
         temporary.write_bytes(content)
         temporary.replace(destination)
