@@ -15,7 +15,7 @@ from train.config_files import dump, load
 from train.dry_run import dry_run
 from train.errors import ConfigError, UserError
 from train.loop import train
-from train.run_directory import claim
+from train.run_directory import check
 
 IMPORTED = time.perf_counter()
 
@@ -34,7 +34,7 @@ def main() -> int:
             sys.stdout.write(dump(config))
             return 0
         if not options.dry_run:
-            claim(config, write=False)
+            check(config)
     except UserError as error:
         return complain(error)
     world = join(timeout_seconds=config.collective_timeout_seconds)

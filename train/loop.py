@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from parallel.launch import World
+from parallel.launch import World, total
 from train import checkpoint
 from train.build import (
     build_collator,
@@ -42,7 +42,10 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         0 when the run is complete, `preemption.EXIT_CODE` when it stopped early and saved.
     """
     preemption = Preemption()
-    directory = claim(config, write=world.is_main)
+    directory = Path(config.run_directory)
+    if world.is_main:
+        claim(config)
+    total(0)  # nobody goes on before the directory is this run's
     latest = checkpoint.latest(directory / CHECKPOINTS)
     if latest is not None and int(checkpoint.read_state(latest)["step"]) >= config.steps:
         if world.is_main:

@@ -15,18 +15,19 @@ TOKENIZER = "tokenizer.json"
 SUMMARY = "summary.json"
 
 
-def claim(config: RunConfig, *, write: bool) -> Path:
-    """Check that the directory is new or holds this very run, and make it.
+def check(config: RunConfig) -> Path:
+    """Check that the directory is new or holds this very run; nothing is touched.
 
     Args:
         config: with its precision resolved.
-        write: whether this rank creates the directory and stores the configuration.
 
     Raises:
-        RunDirectoryError: another run or other files are there; nothing has been touched.
+        RunDirectoryError: another run or other files are there.
     """
     directory = Path(config.run_directory)
     stored = directory / CONFIG
+    if directory.exists() and not directory.is_dir():
+        raise RunDirectoryError(f"{directory} is a file: choose another run_directory")
     if stored.exists():
         _refuse_other_run(config, stored)
     elif directory.is_dir() and any(
@@ -35,13 +36,25 @@ def claim(config: RunConfig, *, write: bool) -> Path:
         raise RunDirectoryError(
             f"{directory} holds files but no run: choose another run_directory, or empty it"
         )
-    elif directory.exists() and not directory.is_dir():
-        raise RunDirectoryError(f"{directory} is a file: choose another run_directory")
-    if write:
+    return directory
+
+
+def claim(config: RunConfig) -> Path:
+    """Make the directory this run's; one rank calls it, after all have checked.
+
+    Raises:
+        RunDirectoryError: as `check`, or the directory cannot be written.
+    """
+    directory = check(config)
+    try:
         directory.mkdir(parents=True, exist_ok=True)
-        temporary = stored.with_suffix(".tmp")
+        temporary = directory / f".{CONFIG}.tmp"
         temporary.write_text(dump(config))
-        temporary.replace(stored)
+        temporary.replace(directory / CONFIG)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{directory} cannot be written ({error.strerror}): choose another run_directory"
+        ) from None
     return directory
 
 
