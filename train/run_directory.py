@@ -31,7 +31,7 @@ def check(config: RunConfig) -> Path:
     if stored.exists():
         _refuse_other_run(config, stored)
     elif directory.is_dir() and any(
-        not entry.name.startswith("slurm-") for entry in directory.iterdir()
+        not entry.name.startswith(("slurm-", f".{CONFIG}")) for entry in directory.iterdir()
     ):
         raise RunDirectoryError(
             f"{directory} holds files but no run: choose another run_directory, or empty it"
