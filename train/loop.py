@@ -53,6 +53,9 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         return 0
     corpus = open_corpus(config)
     collate = build_collator(config, corpus.special)
+    if config.init_from is not None:
+        source = checkpoint.resolve(Path(config.init_from))
+        refuse_other_corpus(corpus, checkpoint.read_state(source), source)
     model = build_model(config)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = build_engine(config, model, world)
