@@ -39,7 +39,7 @@ class DecoderConfig(Config):
     """`deepnorm` as in the paper, or `pre`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each residual branch dropped in training; the paper uses none."""
-    loss_chunk_tokens: Annotated[int, Field(ge=1)] = 512
+    loss_chunk_tokens: Annotated[int, Field(ge=1)] = 256
     """Scored slots whose logits exist at once."""
 
 

@@ -35,8 +35,12 @@ class LinearCrossEntropy(nn.Module):
         self, states: Float[Tensor, "C H"], targets: Int64[Tensor, "C"], num_scored: int
     ) -> Loss:
         """Loss of the first `num_scored` states; the rest is padding of the static shape."""
+        weight = self.weight
+        if not torch.is_grad_enabled():
+            # An autograd function asks which inputs want gradients, not whether any are wanted.
+            states, weight = states.detach(), weight.detach()
         total, terms = _ChunkedCrossEntropy.apply(
-            states, self.weight, targets, num_scored, self.chunk_tokens
+            states, weight, targets, num_scored, self.chunk_tokens
         )
         return Loss(total, terms)
 

@@ -89,6 +89,15 @@ def total(*values: float) -> list[float]:
     return tensor.tolist()
 
 
+def multiplies_bf16() -> bool:
+    """Whether this machine multiplies bf16 in hardware; without, it is slower than fp32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+
+
 def _adopt_slurm() -> None:
     if "RANK" in os.environ or "SLURM_PROCID" not in os.environ:
         return

@@ -4,11 +4,8 @@ import argparse
 import os
 import sys
 import time
-from pathlib import Path
 
-import torch
-
-from parallel.launch import World, announced_ranks, join, leave
+from parallel.launch import World, announced_ranks, join, leave, multiplies_bf16
 from parallel.zero import why_unsupported
 from train.config import RunConfig, accumulation
 from train.config_files import dump, load
@@ -76,15 +73,6 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     if faults:
         raise ConfigError("\n".join(faults))
     return config
-
-
-def multiplies_bf16() -> bool:
-    """Whether this machine multiplies bf16 in hardware; without, it is slower than fp32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def complain(error: UserError) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from parallel.launch import multiplies_bf16
 from tools.bench import peers
 from tools.bench.rounds import Contestant, Findings, alternate, ratio, record
 from tools.bench.shapes import Plan
@@ -66,9 +67,6 @@ def defaults(plan: Plan) -> Findings:
 
     And, both in bf16 with fp32 weights behind: ours against Llama under autocast.
     """
-    # Takes seconds to import, and the other cases do without.
-    from train.__main__ import multiplies_bf16
-
     precision = "bf16" if multiplies_bf16() else "fp32"
     model = build(plan.peers.causal())
     parameters = num_parameters(model)

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from parallel.launch import multiplies_bf16
 from tools.bench.rounds import Findings, Spread
 
 AT_LEAST = {
@@ -49,9 +50,6 @@ MEANINGS = {
 
 def machine(*, threads: int) -> dict[str, object]:
     """What the numbers were measured on, and with."""
-    # Takes seconds to import; the processes that measure import this module too.
-    from train.__main__ import multiplies_bf16
-
     cuda = torch.cuda.is_available()
     return {
         "processor": _processor(),
