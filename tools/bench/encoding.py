@@ -129,4 +129,5 @@ def whole_sequence(tokens: Tensor, spans: TextSpans) -> TextSpans:
     everything = FixedSpans([[0, S]])._spans
     whole = pack_spans(tokens.numpy(), [everything] * B, capacity=capacity, start_token=0)
     slots = spans.slots[: spans.num_vectors]
-    return replace(whole, vectors=whole.vectors.index_select(0, slots), num_vectors=len(slots))
+    vectors = whole.vectors.index_select(0, slots)
+    return replace(whole, vectors=vectors, slots=slots, num_vectors=len(slots))
