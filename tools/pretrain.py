@@ -50,9 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
     console.rule("result")
     directory = Path(config.run_directory)
     summary = json.loads((directory / SUMMARY).read_text())
-    summary["seconds_total"] = time.time() - options.started
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(summary, indent=2) + "\n")
+    was_complete = (directory / SUMMARY).stat().st_mtime < options.started
+    if was_complete and options.out.exists():
+        # Nothing was trained now: the numbers of the time it was stay.
+        summary = json.loads(options.out.read_text())
+    else:
+        summary["seconds_total"] = time.time() - options.started
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(summary, indent=2) + "\n")
     show(console, summary, directory)
     return 0
 
