@@ -42,10 +42,15 @@ class KeyValueCache:
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
 
-class CausalSelfAttention(nn.Module):
-    """Plain lower-triangular attention over all slots, span slots included.
+class SelfAttention(nn.Module):
+    """The projections that both kinds of attention share.
 
-    Source: MetaLM §2.2.
+    Args:
+        width: H of a decoder, E of an encoder.
+        heads: A.
+        layers: where weights come from.
+        qkv_init: fills the fused projection [A*3*D, width].
+        out_init: fills the output projection.
     """
 
     def __init__(
@@ -61,6 +66,13 @@ class CausalSelfAttention(nn.Module):
         self.heads = heads
         self.qkv = layers.column(width, 3 * width, init=qkv_init)
         self.out = layers.row(width, width, init=out_init)
+
+
+class CausalSelfAttention(SelfAttention):
+    """Plain lower-triangular attention over all slots, span slots included.
+
+    Source: MetaLM §2.2.
+    """
 
     def forward(
         self, x: Float[Tensor, "B S H"], cache: KeyValueCache | None = None
@@ -110,25 +122,11 @@ class SpanGrid:
         return empty.view(self.num_spans, 1, 1, self.longest_rows)
 
 
-class SpanSelfAttention(nn.Module):
+class SpanSelfAttention(SelfAttention):
     """Bidirectional attention inside each span, over rows that are packed without padding.
 
     The projections see real rows only; padding exists between scatter and gather and nowhere else.
     """
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        layers: Layers,
-        qkv_init: Initializer,
-        out_init: Initializer,
-    ):
-        super().__init__()
-        self.heads = heads
-        self.qkv = layers.column(width, 3 * width, init=qkv_init)
-        self.out = layers.row(width, width, init=out_init)
 
     def forward(
         self,

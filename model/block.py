@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import CausalSelfAttention, SpanSelfAttention, query_key_value
+from model.attention import SelfAttention, query_key_value
 from model.layers import Layers, normal, xavier
 
 NormKind = Literal["deepnorm", "pre"]
@@ -63,7 +63,7 @@ class Block(nn.Module):
         width: int,
         heads: int,
         hidden: int,
-        attention: type[CausalSelfAttention] | type[SpanSelfAttention],
+        attention: type[SelfAttention],
         layers: Layers,
         norm: NormKind,
         depth: int,
