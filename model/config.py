@@ -7,5 +7,9 @@ class Config(BaseModel):
     """Frozen, strict, and closed: a key that no field names is an error."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )

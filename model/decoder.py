@@ -46,7 +46,7 @@ class DecoderConfig(Config):
 def sinusoids(num_positions: int, width: int) -> Float[Tensor, "S H"]:
     """Absolute sinusoidal positions, sines in the first half of the width, cosines in the second.
 
-    Source: Vaswani et al. §3.5, in the arrangement of the lineage code (facts of MetaLM §2.1).
+    Source: Vaswani et al. §3.5, in the arrangement of the authors' code line.
     """
     half = width // 2
     frequencies = torch.exp(torch.arange(half) * -(math.log(10_000.0) / max(half - 1, 1)))

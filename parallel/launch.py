@@ -1,7 +1,6 @@
 """From whatever started this process (torchrun, deepspeed, srun, or nothing) to a process group."""
 
 import os
-import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -64,10 +63,8 @@ def join(*, timeout_seconds: float) -> World:
     if size == 1 and "MASTER_ADDR" not in os.environ:
         # DeepSpeed reads the address even where nobody has to be met.
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-        store = Path(tempfile.mkdtemp(prefix="semicausal-")) / "store"
-        dist.init_process_group(
-            backend, init_method=f"file://{store}", rank=0, world_size=1, timeout=timeout
-        )
+        alone = "tcp://127.0.0.1:0"  # port 0: whichever is free
+        dist.init_process_group(backend, init_method=alone, rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
     return World(rank=rank, size=size, device=device)

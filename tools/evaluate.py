@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -23,7 +22,8 @@ from train.data.spans import RandomSpans, RandomSpansConfig
 from train.errors import UserError
 from train.evaluate import VALIDATION_EPOCH, evaluate, validation_batches
 from train.loading import load_config, load_model
-from train.monitor import perplexity
+from train.loop import refuse_other_corpus
+from train.metrics import perplexity
 from train.tally import Averages
 
 REFERENCE_SEED = 0
@@ -85,13 +85,22 @@ def evaluate_checkpoint(
     reference = RandomSpans(
         RandomSpansConfig(), seed=REFERENCE_SEED, document_end=corpus.special.document
     )
-    stored = {modality: {"kind": "stored"} for modality in config.spans}
-    as_stored = RunConfig.model_validate(config.model_dump(mode="json") | {"spans": stored})
-    fixed = build_collator(as_stored, corpus.special) if config.built_model.encoders else own
-    return {
-        "overall": losses(corpus.validation, own),
-        "fixed": losses(ReferenceScored(corpus.validation, reference), fixed),
-    }
+    found = {"overall": losses(corpus.validation, own)}
+    longest = RandomSpansConfig().lengths(config.data.sequence_tokens)[1]
+    if config.built_model.encoders:
+        if longest >= config.model.encoders["text"].encoder.max_tokens:
+            return found  # its encoder cannot read the reference spans
+        own = build_collator(with_stored_spans(config), corpus.special)
+    found["fixed"] = losses(ReferenceScored(corpus.validation, reference), own)
+    return found
+
+
+def with_stored_spans(config: RunConfig) -> RunConfig:
+    """The configuration, but reading the spans that samples bring, with room for any."""
+    tree = config.model_dump(mode="json")
+    tree["spans"] = {modality: {"kind": "stored"} for modality in config.spans}
+    tree["data"]["span_capacity"] = {}
+    return RunConfig.model_validate(tree)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,12 +111,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sequences", type=int, help="default: the whole validation split")
     parser.add_argument("--out", type=Path, default=Path("out/evaluate.json"))
     options = parser.parse_args(arguments)
+    if options.sequences is not None and options.sequences < 1:
+        parser.error("--sequences must be at least 1")
     try:
         path = checkpoint.resolve(options.checkpoint)
         config = load_config(path)
         if options.corpus is not None:
             data = config.data.model_copy(update={"corpus": options.corpus})
             config = config.model_copy(update={"data": data})
+            refuse_other_corpus(open_corpus(config), checkpoint.read_state(path), path)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(path, device=device)
         results = evaluate_checkpoint(config, model, sequences=options.sequences, device=device)
@@ -127,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         document[name] = {
             "loss": averages.loss,
-            "perplexity": math.exp(averages.loss),
+            "perplexity": perplexity(averages.loss),
             "scored_tokens": averages.scored_tokens,
         }
     Console().print(table)

@@ -1,6 +1,7 @@
 """`python -m tools.generate CHECKPOINT --prompt TEXT`: let a trained model continue a text."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 0 <= options.top_p <= 1:
         parser.error("--top-p must lie between 0 and 1")
-    if options.temperature <= 0:
+    if options.max_new_tokens < 1:
+        parser.error("--max-new-tokens must be at least 1")
+    if not 0 < options.temperature < math.inf:
         parser.error("--temperature must be above 0; --top-p 0 is greedy")
     try:
         path = checkpoint.resolve(options.checkpoint)

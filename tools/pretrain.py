@@ -82,7 +82,7 @@ def launch(arguments: list[str], *, ranks: int) -> int:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *("--num_gpus", str(ranks), "--master_port", str(free_port())),
+        *("--num_gpus", str(ranks), "--master_port", str(free_port()), "--log_level", "error"),
         *("--module", "train", *arguments),
     ]
     return subprocess.run(command, env=environment).returncode

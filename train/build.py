@@ -1,24 +1,27 @@
 """From a configuration to the parts of a run: model, stores, feeds."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from model.layers import initialize
 from model.lora import add_adapters
-from model.semicausal import SemiCausal
+from model.semicausal import ModelConfig, SemiCausal
 from parallel.launch import World
 from parallel.zero import AdamWOptions, ZeroEngine
 from parallel.zero import initialize as initialize_zero
 from train import checkpoint
 from train.config import RunConfig, accumulation
+from train.config_files import differences
 from train.data.collate import Collator
 from train.data.corpus import Corpus
 from train.data.feed import Feed
 from train.data.order import GlobalOrder
 from train.data.spans import build_policy
 from train.data.tokens import SpecialTokens
-from train.errors import CheckpointError
+from train.errors import CheckpointError, ConfigError
+from train.loading import load_config
 from train.optim import parameter_groups
 from train.weights import read_values
 
@@ -88,10 +91,63 @@ def build_model(config: RunConfig) -> SemiCausal:
         if part.encoder.init_from is not None:
             load_encoder(Path(part.encoder.init_from), model, modality)
     if config.init_from is not None:
-        checkpoint.load_module(Path(config.init_from), model)
+        path = Path(config.init_from)
+        refuse_other_architecture(path, architecture(config.built_model))
+        checkpoint.load_module(path, model)
     if config.lora is not None:
-        add_adapters(model, config.lora, seed=config.seed)
+        try:
+            add_adapters(model, config.lora, seed=config.seed)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     return model
+
+
+# What makes two models compute alike with the same weights; the rest may differ.
+DECODER_SHAPE = {"vocabulary", "width", "num_layers", "heads", "feed_forward", "norm"}
+ENCODER_SHAPE = {
+    "kind", "width", "num_layers", "heads", "feed_forward", "max_tokens", "start_token"
+}  # fmt: skip
+
+
+def architecture(config: ModelConfig) -> dict[str, Any]:
+    """What a checkpoint's model must share with this one, by part."""
+    parts: dict[str, Any] = {"decoder": config.decoder.model_dump(include=DECODER_SHAPE)}
+    for modality, part in config.encoders.items():
+        vocabulary = {"vocabulary": config.decoder.vocabulary}
+        shape = part.encoder.model_dump(include=ENCODER_SHAPE)
+        parts[f"encoders.{modality}.encoder"] = shape | vocabulary
+        parts[f"encoders.{modality}.connector"] = part.connector.model_dump()
+    return parts
+
+
+def refuse_other_architecture(path: Path, here: dict[str, Any]) -> None:
+    """Refuse first weights of a model that is not this one; equal shapes are not enough.
+
+    Args:
+        path: checkpoint that is to supply weights.
+        here: the parts of this model that it is to fill.
+
+    Raises:
+        CheckpointError: it is of another model, or a LoRA run's, or missing or damaged.
+    """
+    stored = load_config(path)
+    if stored.lora is not None:
+        raise CheckpointError(
+            f"{path} is a LoRA run: merge it first, with python -m tools.merge {path} OUT"
+        )
+    there = architecture(stored.built_model)
+    for part in here:
+        if part not in there:
+            raise CheckpointError(
+                f"{path} is a checkpoint of another model: it has no {part}; name one that has, "
+                "or leave it out here"
+            )
+        changed = differences(there[part], here[part], prefix=f"model.{part}.")
+        if changed:
+            raise CheckpointError(
+                f"{path} is a checkpoint of another model ({'; '.join(changed)}): change the "
+                "config to what is there"
+            )
 
 
 def load_encoder(path: Path, model: SemiCausal, modality: str) -> None:
@@ -100,20 +156,13 @@ def load_encoder(path: Path, model: SemiCausal, modality: str) -> None:
     Raises:
         CheckpointError: that checkpoint has no such encoder, or one of another shape.
     """
+    part = f"encoders.{modality}.encoder"
+    refuse_other_architecture(path, {part: architecture(model.config)[part]})
     prefix = f"encoders.{modality}."
     values = read_values(path, prefix=prefix)
-    if not values:
-        raise CheckpointError(f"{path} has no {modality} encoder: name a checkpoint that has one")
-    try:
-        model.encoders[modality].load_state_dict(
-            {name.removeprefix(prefix): value for name, value in values.items()}
-        )
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise CheckpointError(
-            f"{path} has a {modality} encoder of another shape: {detail}; set "
-            f"model.encoders.{modality}.encoder to the one it was trained with"
-        ) from None
+    model.encoders[modality].load_state_dict(
+        {name.removeprefix(prefix): value for name, value in values.items()}
+    )
 
 
 def build_engine(config: RunConfig, model: torch.nn.Module, world: World) -> ZeroEngine:

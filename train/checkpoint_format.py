@@ -131,6 +131,10 @@ class Index(_Record):
 def write_chunks(file: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     """Writes pieces to a file and brings them to the disk; returns its size and checksum."""
     save_file(dict(tensors), file)
+    # The library makes files that nobody else may read; colleagues share file systems.
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
     flush(file)
     return FileRecord.of(file)
 

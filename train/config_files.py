@@ -22,6 +22,17 @@ class _Loader(yaml.SafeLoader):
     """YAML that reads `3e-4` as a number; PyYAML takes it for a string."""
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+    if repeated:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{', '.join(repeated)} stands there twice", node.start_mark
+        )
+    return cast(Tree, loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(rf"^(?:{FLOAT.pattern})$"), list("-+0123456789.")
 )
@@ -56,7 +67,13 @@ def load(model: type[Model], arguments: Sequence[str]) -> Model:
     try:
         config = model.model_validate(tree)
     except ValidationError as error:
-        faults += [_explain(model, fault) for fault in error.errors()]
+        # What a file that could not be read would have said is not missing.
+        whole = not faults
+        faults += [
+            _explain(model, fault)
+            for fault in error.errors()
+            if whole or fault["type"] != "missing"
+        ]
     else:
         if not faults:
             return config
@@ -83,7 +100,8 @@ def read(path: Path, *, above: tuple[Path, ...] = ()) -> Tree:
         raise ConfigError(f"{path}: must hold keys and values at its top")
     tree = cast(Tree, loaded)
     included = tree.pop("include", [])
-    if not isinstance(included, list):
+    names = cast(list[object], included) if isinstance(included, list) else [None]
+    if not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{path}: include must be a list of files")
     merged: Tree = {}
     for name in cast(list[str], included):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from model.semicausal import SemiCausal
 from train import adapter, checkpoint
@@ -12,8 +13,18 @@ from train.run_directory import TOKENIZER
 
 
 def load_config(path: Path) -> RunConfig:
-    """The configuration that a checkpoint was trained with."""
-    return RunConfig.model_validate(checkpoint.read_state(path)["config"])
+    """The configuration that a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another version.
+    """
+    try:
+        return RunConfig.model_validate(checkpoint.read_state(path)["config"])
+    except ValidationError:
+        raise CheckpointError(
+            f"{path} was written by a version whose configuration this one does not understand: "
+            "use that version"
+        ) from None
 
 
 def load_model(path: Path, *, device: torch.device) -> SemiCausal:

@@ -1,9 +1,9 @@
 """The training loop: load, step, check, log, validate, save, stop."""
 
-import math
 import resource
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from train.metrics import TrainRecord, ValidationRecord
 from train.monitor import Monitor
 from train.optim import learning_rate
 from train.preemption import EXIT_CODE, Preemption
-from train.run_directory import CHECKPOINTS, TOKENIZER, claim
+from train.run_directory import CHECKPOINTS, SUMMARY, TOKENIZER, claim
 from train.step import reseed, train_step
 from train.wrap_up import unigram_baseline, wrap_up, write_samples
 
@@ -43,12 +43,11 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     """
     preemption = Preemption()
     directory = Path(config.run_directory)
-    if world.is_main:
-        claim(config)
-    total(0)  # nobody goes on before the directory is this run's
     latest = checkpoint.latest(directory / CHECKPOINTS)
     if latest is not None and int(checkpoint.read_state(latest)["step"]) >= config.steps:
         if world.is_main:
+            if not (directory / SUMMARY).exists():  # it was killed on its last steps
+                wrap_up(config, directory, latest, seconds_to_first_step=None)
             sys.stdout.write(f"{directory} is complete: {latest.name} is its last checkpoint\n")
         return 0
     corpus = open_corpus(config)
@@ -62,11 +61,13 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
 
     state: dict[str, Any] = {"step": 0, "wandb_run_id": None}
     if latest is not None:
-        expected = config.model_dump(mode="json")["model"]
-        state = checkpoint.restore(latest, engine, expect_model=expected)
-        refuse_other_corpus(corpus, state, latest)
+        state = checkpoint.restore(latest, engine)
+        refuse_other_corpus(corpus, state, latest, resuming=True)
     first_step = int(state["step"])
 
+    # Only now is the directory this run's: what failed so far can be mended and tried again.
+    lock = claim(config) if world.is_main else None
+    total(0)
     monitor = Monitor(
         directory,
         run_name=config.name,
@@ -116,18 +117,20 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
                 "config": config.model_dump(mode="json"),
                 "wandb_run_id": monitor.wandb_run_id,
                 "tokenizer_sha256": corpus.tokenizer_sha256,
+                "corpus_fingerprint": corpus.fingerprint,
+                "code_version": version("semicausal"),
             },
             step=step,
             keep=config.checkpoint.keep,
         )
 
-    seconds_to_first_step = math.nan
+    seconds_to_first_step: float | None = None
     with monitor, build_feed(config, corpus, collate, world) as feed:
         if world.is_main:
             corpus.copy_tokenizer(directory / TOKENIZER)
             monitor.baseline(unigram_baseline(config, corpus, collate))
-        if first_step == 0:
-            validate(0)
+        if first_step % config.validation.every_steps == 0:
+            validate(first_step)  # before any step, or where a stop may have cut it short
         for step in range(first_step + 1, config.steps + 1):
             started = time.perf_counter()
             reseed(config.seed, step=step, data_rank=world.rank)
@@ -141,7 +144,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
                 stop_requested=lambda: preemption.requested,
             )
             finished = time.perf_counter()
-            if math.isnan(seconds_to_first_step):
+            if seconds_to_first_step is None:
                 seconds_to_first_step = finished - imported
             monitor.train(
                 TrainRecord(
@@ -175,18 +178,27 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     if world.is_main:
         assert latest is not None
         wrap_up(config, directory, latest, seconds_to_first_step=seconds_to_first_step)
+    if lock is not None:
+        lock.release()
     return 0
 
 
-def refuse_other_corpus(corpus: Corpus, state: dict[str, Any], path: Path) -> None:
-    """Refuse to continue on a corpus of another tokenizer.
+def refuse_other_corpus(
+    corpus: Corpus, state: dict[str, Any], path: Path, *, resuming: bool = False
+) -> None:
+    """Refuse a corpus of another tokenizer, and to resume on other data.
 
     Raises:
-        CheckpointError: the tokenizers differ.
+        CheckpointError: the tokenizers differ, or, when resuming, the samples.
     """
     if state["tokenizer_sha256"] != corpus.tokenizer_sha256:
         raise checkpoint.CheckpointError(
             f"{path} was trained on a corpus of another tokenizer: set data.corpus to that one"
+        )
+    if resuming and state["corpus_fingerprint"] != corpus.fingerprint:
+        raise checkpoint.CheckpointError(
+            f"{path} was trained on other data than {corpus.root} holds now: set data.corpus to "
+            "what it was, or start another run with init_from"
         )
 
 

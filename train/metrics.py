@@ -60,7 +60,7 @@ class TrainRecord:
         scored_tokens: slots that carry loss.
         step_seconds: duration of the step, waiting for data included.
         data_wait_seconds: part of it spent waiting for data.
-        memory_bytes: peak memory of the fullest rank.
+        memory_bytes: peak memory of rank 0.
     """
 
     kind: ClassVar[str] = "train"

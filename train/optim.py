@@ -36,7 +36,8 @@ def learning_rate(config: OptimConfig, *, step: int, total_steps: int) -> float:
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     span = max(1, total_steps - config.warmup_steps)
-    progress = min(1.0, (step - config.warmup_steps) / span)
+    # The first step after the warm-up has the peak rate, and the last one still moves.
+    progress = (step - 1 - config.warmup_steps) / span
     match config.schedule:
         case "constant":
             return config.lr

@@ -149,7 +149,7 @@ def _speed_numbers(train: Sequence[TrainRecord]) -> list[Number]:
         Number(
             name="Peak memory",
             value=f"{max(record.memory_bytes for record in train) / GIB_BYTES:.2f} GiB",
-            remark="fullest rank",
+            remark="of rank 0",
         ),
     ]
 
@@ -211,7 +211,7 @@ def _charts(metrics: Metrics) -> list[Chart]:
             from_zero=True,
         ),
         chart(
-            "Peak memory of the fullest rank, GiB",
+            "Peak memory of rank 0, GiB",
             line("memory", "main", lambda r: r.memory_bytes / GIB_BYTES),
             from_zero=True,
         ),

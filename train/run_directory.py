@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from train.config import RunConfig
@@ -10,6 +11,7 @@ from train.config_files import differences, dump
 from train.errors import RunDirectoryError
 
 CONFIG = "config.yaml"
+LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.json"
 SUMMARY = "summary.json"
@@ -31,7 +33,7 @@ def check(config: RunConfig) -> Path:
     if stored.exists():
         _refuse_other_run(config, stored)
     elif directory.is_dir() and any(
-        not entry.name.startswith(("slurm-", f".{CONFIG}")) for entry in directory.iterdir()
+        not entry.name.startswith(("slurm-", f".{CONFIG}", LOCK)) for entry in directory.iterdir()
     ):
         raise RunDirectoryError(
             f"{directory} holds files but no run: choose another run_directory, or empty it"
@@ -39,23 +41,33 @@ def check(config: RunConfig) -> Path:
     return directory
 
 
-def claim(config: RunConfig) -> Path:
+def claim(config: RunConfig) -> FileLock:
     """Make the directory this run's; one rank calls it, after all have checked.
 
+    Returns:
+        A lock to keep until the run ends; a killed process lets go of it by itself.
+
     Raises:
-        RunDirectoryError: as `check`, or the directory cannot be written.
+        RunDirectoryError: as `check`; or the directory cannot be written, or is in use.
     """
     directory = check(config)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / LOCK, timeout=0)
+        lock.acquire()
         temporary = directory / f".{CONFIG}.tmp"
         temporary.write_text(dump(config))
         temporary.replace(directory / CONFIG)
+    except Timeout:
+        raise RunDirectoryError(
+            f"{directory} is in use by another process: wait for it, or choose another "
+            "run_directory"
+        ) from None
     except OSError as error:
         raise RunDirectoryError(
             f"{directory} cannot be written ({error.strerror}): choose another run_directory"
         ) from None
-    return directory
+    return lock
 
 
 def _refuse_other_run(config: RunConfig, stored: Path) -> None:
@@ -69,6 +81,6 @@ def _refuse_other_run(config: RunConfig, stored: Path) -> None:
     changed = differences(owner.identity(), config.identity())
     if changed:
         raise RunDirectoryError(
-            f"{stored.parent} holds a different run; choose another run_directory, or undo:\n"
+            f"{stored.parent} holds a different run: delete it, name another one, or undo\n"
             + "\n".join(f"  {change}" for change in changed)
         )

@@ -62,7 +62,7 @@ def train_step(
         loss = engine(batch)
         engine.backward(loss.total / count)
         tally.add(batch, loss)
-    averages = tally.over_ranks().averages()
+    averages = tally.over_ranks()
     if not math.isfinite(averages.loss):
         raise DivergedError(
             f"the loss is {averages.loss}: nothing was stepped; lower optim.lr, or look at the data"

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+
+import torch
+from torch import Tensor
 
 from model.batch import Batch
 from model.loss import Loss
@@ -30,33 +32,22 @@ class Tally:
     """Adds up microbatches on one rank, then over all ranks."""
 
     def __init__(self):
-        self.loss = self.first_loss = 0.0
-        self.count = self.first_count = 0
+        self._parts: list[Tensor] = []
 
     def add(self, batch: Batch, loss: Loss) -> None:
-        """Add one microbatch."""
+        """Add one microbatch; the sums stay on the device, nothing waits for them."""
         first = batch.first_of_span[: batch.num_scored]
         terms = loss.terms[: batch.num_scored].double()
-        self.loss += float(terms.sum())
-        self.first_loss += float(terms[first].sum())
-        self.count += batch.num_scored
-        self.first_count += int(first.sum())
+        count = terms.new_tensor(batch.num_scored)
+        self._parts.append(torch.stack([terms.sum(), (terms * first).sum(), count, first.sum()]))
 
-    def over_ranks(self) -> Self:
-        """The tally of all ranks together; every rank must call it."""
-        sums = total(self.loss, self.first_loss, self.count, self.first_count)
-        everywhere = type(self)()
-        everywhere.loss, everywhere.first_loss = sums[0], sums[1]
-        everywhere.count, everywhere.first_count = int(sums[2]), int(sums[3])
-        return everywhere
-
-    def averages(self) -> Averages:
-        """Means; NaN where nothing was scored."""
-        other_count = self.count - self.first_count
-        other_loss = self.loss - self.first_loss
+    def over_ranks(self) -> Averages:
+        """Means over all ranks, NaN where nothing was scored; every rank must call it."""
+        loss, first_loss, count, first_count = total(*torch.stack(self._parts).sum(dim=0).tolist())
+        other_count, other_loss = count - first_count, loss - first_loss
         return Averages(
-            loss=self.loss / self.count if self.count else math.nan,
-            first_of_span=self.first_loss / self.first_count if self.first_count else None,
+            loss=loss / count if count else math.nan,
+            first_of_span=first_loss / first_count if first_count else None,
             other=other_loss / other_count if other_count else None,
-            scored_tokens=self.count,
+            scored_tokens=int(count),
         )

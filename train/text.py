@@ -16,6 +16,11 @@ from train.errors import UserError
 SPAN = re.compile(r"\[\[(.+?)\]\]", re.DOTALL)
 
 
+def plain(prompt: str) -> str:
+    """The prompt without marks, for a model that has no encoder."""
+    return SPAN.sub(r"\1", prompt)
+
+
 class Speaker:
     """A model, its tokenizer, and the marks of spans in prompts: [[ read by the encoder ]].
 
@@ -31,13 +36,26 @@ class Speaker:
 
     @classmethod
     def load(cls, model: SemiCausal, tokenizer_file: Path) -> "Speaker":
-        """Read the tokenizer beside a model."""
-        return cls(model, Tokenizer.from_file(str(tokenizer_file)))
+        """Read the tokenizer beside a model.
+
+        Raises:
+            UserError: the file is missing or is no tokenizer.
+        """
+        try:
+            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # the library raises nothing more precise
+            raise UserError(f"{tokenizer_file} cannot be read as a tokenizer: {error}") from None
+        return cls(model, tokenizer)
 
     def encode(self, prompt: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokens of the prompt behind `<s>`, and the ranges of its spans."""
         tokens, spans = [self.special.start], list[tuple[int, int]]()
         pieces = SPAN.split(prompt)
+        for index in range(1, len(pieces), 2):
+            # A word's token begins with its space: that space belongs to the span.
+            before = pieces[index - 1].rstrip(" ")
+            pieces[index] = pieces[index - 1][len(before) :] + pieces[index]
+            pieces[index - 1] = before
         for index, piece in enumerate(pieces):
             ids = self.tokenizer.encode(piece, add_special_tokens=False).ids
             if index % 2 and ids:
@@ -90,4 +108,14 @@ class Speaker:
             stop_token=self.special.document,
             generator=torch.Generator(device).manual_seed(seed),
         )
-        return self.tokenizer.decode(list(new), skip_special_tokens=True)
+        return self.decode(list(new))
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of tokens; the end of a paragraph begins a new line."""
+        lines: list[list[int]] = [[]]
+        for token in tokens:
+            if token == self.special.paragraph:
+                lines.append([])
+            else:
+                lines[-1].append(token)
+        return "\n".join(self.tokenizer.decode(line) for line in lines)

@@ -58,7 +58,7 @@ def write_values(out: Path, values: Mapping[str, Tensor], state: Mapping[str, An
         out.mkdir(parents=True)
     except FileExistsError:
         raise CheckpointError(f"{out} exists: choose another place for the checkpoint") from None
-    tensors = {name: value.contiguous() for name, value in values.items()}
+    tensors = {name: value.contiguous().view(-1) for name, value in values.items()}
     files = {
         CHUNKS: write_chunks(out / CHUNKS, tensors),
         STATE_NAME: write_json(out / STATE_NAME, dict(state)),
@@ -79,7 +79,7 @@ def write_values(out: Path, values: Mapping[str, Tensor], state: Mapping[str, An
                 ]
             },
         )
-        for name, value in tensors.items()
+        for name, value in values.items()
     }
     # The index comes last: without it, the directory is no checkpoint.
     write_json(out / INDEX_NAME, Index(parameters=parameters, files=files).model_dump())

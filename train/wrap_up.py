@@ -13,13 +13,14 @@ from train.baseline import unigram_cross_entropy
 from train.config import RunConfig
 from train.data.collate import Collator
 from train.data.corpus import Corpus
+from train.errors import UserError
 from train.evaluate import validation_batches
 from train.loading import load_model
 from train.metrics import FILE_NAME, read_metrics
 from train.monitor import Monitor
 from train.report import write_report
 from train.run_directory import SUMMARY, TOKENIZER
-from train.text import Speaker
+from train.text import Speaker, plain
 
 
 def unigram_baseline(config: RunConfig, corpus: Corpus, collate: Collator) -> float:
@@ -42,17 +43,23 @@ def write_samples(
         return
     speaker = Speaker.load(load_model(path, device=device), Path(config.run_directory) / TOKENIZER)
     for number, prompt in enumerate(config.samples.prompts):
-        text = speaker.speak(
-            prompt,
-            max_new_tokens=config.samples.max_new_tokens,
-            top_p=config.samples.top_p,
-            seed=config.seed + number,
-        )
-        monitor.sample(step, prompt, text)
+        if not config.built_model.encoders:
+            prompt = plain(prompt)
+        try:
+            text = speaker.speak(
+                prompt,
+                max_new_tokens=config.samples.max_new_tokens,
+                top_p=config.samples.top_p,
+                seed=config.seed + number,
+            )
+        except UserError as error:  # no reason to end a run
+            monitor.note(f"no sample for {prompt!r}: {error}")
+        else:
+            monitor.sample(step, prompt, text)
 
 
 def wrap_up(
-    config: RunConfig, directory: Path, latest: Path, *, seconds_to_first_step: float
+    config: RunConfig, directory: Path, latest: Path, *, seconds_to_first_step: float | None
 ) -> Path:
     """Write the report, a LoRA run's adapter, and `summary.json` with the run's numbers."""
     if config.lora is not None:
@@ -61,15 +68,15 @@ def wrap_up(
     metrics = read_metrics(directory / FILE_NAME)
     seconds = [record.step_seconds for record in metrics.train]
     waits = [record.data_wait_seconds for record in metrics.train]
-    # The first steps fill caches and gather buffers.
-    settled = metrics.train[len(metrics.train) // 10 :] or metrics.train
     summary = {
         "steps": config.steps,
         "validation_loss_first": metrics.validation[0].loss if metrics.validation else None,
         "validation_loss_last": metrics.validation[-1].loss if metrics.validation else None,
         "vocabulary": config.model.decoder.vocabulary,
         "unigram_entropy": metrics.baseline.unigram_entropy if metrics.baseline else None,
-        "tokens_per_second": statistics.median(r.tokens / r.step_seconds for r in settled),
+        "tokens_per_second": statistics.median(
+            record.tokens / record.step_seconds for record in metrics.train
+        ),
         "data_wait_fraction": sum(waits) / sum(seconds),
         "seconds_training": sum(seconds),
         "seconds_to_first_step": seconds_to_first_step,

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Finished:
 class Run:
     """Ranks of one run, started."""
 
-    def __init__(self, arguments: list[str], *, ranks: int, environment: dict[str, str]):
+    def __init__(self, arguments: list[str], *, ranks: int, environment: Mapping[str, str]):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -80,17 +80,27 @@ class Run:
         return "(no answer)"
 
 
-def start(corpus: Path | str, directory: Path, *overrides: str, ranks: int = 1, **environment: str):
+def start(
+    corpus: Path | str,
+    directory: Path,
+    *overrides: str,
+    ranks: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> Run:
     """Start the tiny run."""
     arguments = [str(TINY_RUN), f"data.corpus={corpus}", f"run_directory={directory}", *overrides]
-    return Run(arguments, ranks=ranks, environment=environment)
+    return Run(arguments, ranks=ranks, environment=environment or {})
 
 
 def run(
-    corpus: Path | str, directory: Path, *overrides: str, ranks: int = 1, **environment: str
+    corpus: Path | str,
+    directory: Path,
+    *overrides: str,
+    ranks: int = 1,
+    environment: Mapping[str, str] | None = None,
 ) -> Metrics:
     """Run the tiny run to its end; what it recorded."""
-    finished = start(corpus, directory, *overrides, ranks=ranks, **environment).wait()
+    finished = start(corpus, directory, *overrides, ranks=ranks, environment=environment).wait()
     assert finished.code == 0, finished.output[-6000:]
     return read_metrics(directory / FILE_NAME)
 

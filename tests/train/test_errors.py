@@ -14,7 +14,8 @@ from train.build import build_collator, build_model, open_corpus
 from train.config import RunConfig
 from train.config_files import load
 from train.data.sample import Sample
-from train.errors import CheckpointError, DataError
+from train.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
+from train.run_directory import claim
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,11 @@ MISTAKES = [
     (["spans.image={kind: random}"], "spans.image: there is no encoder model.encoders.image"),
     (["spans.text.kind=whole"], "spans.text: input tag 'whole'"),
     (["model.encoders.text.encoder.max_tokens=8"], "exceed model.encoders.text.encoder.max_tokens"),
+    (["seed=-1"], "seed: input should be greater than or equal to 0"),
+    (["optim.lr=.inf"], "optim.lr: input should be a finite number"),
+    (["model.encoders.text.encoder.start_token=300"], "300 is outside the vocabulary of 300"),
+    (["data.span_capacity={txt: {tokens: 9, spans: 1}}"], "data.span_capacity.txt: there is no"),
+    (["spans={text: {kind: fixed, ranges: [[1, 70]]}}"], "[1, 70] ends beyond the sequence"),
     (["nowhere.yaml"], "nowhere.yaml: there is no such file"),
     ([str(TINY_RUN.with_name("tiny_rum.yaml"))], f"did you mean {TINY_RUN}?"),
 ]
@@ -96,6 +102,10 @@ def test_file_that_is_no_yaml(
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1")
     assert f"{broken}: is not YAML" in refused(capsys, monkeypatch, str(broken))
+    broken.write_text("steps: 1\nsteps: 2")
+    assert f"{broken}: is not YAML" in refused(capsys, monkeypatch, str(broken))
+    broken.write_text("include: [5]")
+    assert "include must be a list of files" in refused(capsys, monkeypatch, str(broken))
     broken.write_text("- 1")
     assert "must hold keys and values" in refused(capsys, monkeypatch, str(broken))
 
@@ -172,10 +182,12 @@ def test_checkpoint_of_another_model(finished: Path, corpus: Path, tmp_path: Pat
         build_model(
             config(corpus, tmp_path, f"init_from={finished}", "model.decoder.feed_forward=48")
         )
+    with pytest.raises(CheckpointError, match="heads: 4 there, 2 here"):
+        build_model(config(corpus, tmp_path, f"init_from={finished}", "model.decoder.heads=2"))
     with pytest.raises(CheckpointError, match="is not there"):
         build_model(config(corpus, tmp_path, f"init_from={tmp_path / 'none'}"))
     encoder = "model.encoders.text.encoder"
-    with pytest.raises(CheckpointError, match="text encoder of another shape"):
+    with pytest.raises(CheckpointError, match=r"encoder.width: 16 there, 24 here"):
         build_model(
             config(corpus, tmp_path, f"{encoder}.init_from={finished}", f"{encoder}.width=24")
         )
@@ -188,13 +200,50 @@ def test_corpus_of_another_tokenizer_on_resume(corpus: Path, tmp_path: Path) -> 
     for split in ("train", "validation"):
         path = tmp_path / "other" / split / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_sha256": "0" * 64}))
-    # As if it had been killed before the end.
-    latest = sorted((directory / "checkpoints").glob("step_*"))
-    shutil.rmtree(latest[-1])
-    (directory / "checkpoints" / "latest").write_text(latest[-2].name + "\n")
+    forget_last_checkpoint(directory)
     ended = start(tmp_path / "other", directory, "steps=3", "checkpoint.every_steps=1").wait()
     assert ended.code == 2
     assert "was trained on a corpus of another tokenizer" in ended.output
+
+
+def test_resume_on_other_data(corpus: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    steps = ("steps=3", "checkpoint.every_steps=1")
+    run(corpus, directory, *steps)
+    forget_last_checkpoint(directory)
+    other = write_corpus(tmp_path / "other", seed=5)
+    ended = start(other, directory, *steps).wait()
+    assert ended.code == 2
+    assert "was trained on other data" in ended.output
+
+
+def test_directory_in_use(corpus: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    lock = claim(config(corpus, directory))
+    with pytest.raises(RunDirectoryError, match="is in use by another process"):
+        claim(config(corpus, directory))
+    lock.release()
+    claim(config(corpus, directory)).release()
+
+
+def test_mistake_found_late_does_not_lock_the_directory(corpus: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    ended = start(corpus, directory, "model.decoder.vocabulary=301").wait()
+    assert ended.code == 2
+    assert "vocabulary has 300 entries" in ended.output
+    assert not directory.exists()
+
+
+def test_adapters_on_layers_that_are_not_there(finished: Path, corpus: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"lora.targets: no linear layer is called nope"):
+        build_model(config(corpus, tmp_path, f"init_from={finished}", "lora={targets: [nope]}"))
+
+
+def forget_last_checkpoint(directory: Path) -> None:
+    """As if the run had been killed before its end."""
+    steps = sorted((directory / "checkpoints").glob("step_*"))
+    shutil.rmtree(steps[-1])
+    (directory / "checkpoints" / "latest").write_text(steps[-2].name + "\n")
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "truncated"])

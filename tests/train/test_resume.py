@@ -12,6 +12,8 @@ from train.preemption import EXIT_CODE
 
 STEPS = "steps=40"
 LAYOUT = ("zero.stage=3", "checkpoint.every_steps=5", "validation.every_steps=10")
+DROPOUT = ("model.decoder.dropout=0.1", "model.encoders.text.encoder.dropout=0.1")
+"""So that a resumed run must draw what the uninterrupted one drew."""
 
 
 def numbers(metrics: Metrics) -> list[tuple[object, ...]]:
@@ -29,15 +31,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Metrics:
-    return run(corpus, tmp_path_factory.mktemp("run") / "whole", STEPS, *LAYOUT, ranks=2)
+    return run(corpus, tmp_path_factory.mktemp("run") / "whole", STEPS, *LAYOUT, *DROPOUT, ranks=2)
 
 
 def test_killed_and_resumed_twice(corpus: Path, uninterrupted: Metrics, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     for step in (13, 27):
-        attempt = start(corpus, directory, STEPS, *LAYOUT, ranks=2)
+        attempt = start(corpus, directory, STEPS, *LAYOUT, *DROPOUT, ranks=2)
         kill_at(attempt, directory, step=step)
-    resumed = run(corpus, directory, STEPS, *LAYOUT, ranks=2)
+    resumed = run(corpus, directory, STEPS, *LAYOUT, *DROPOUT, ranks=2)
     assert resumed.runs[0].step == 0
     assert len({record.step for record in resumed.runs}) >= 2, "it never resumed"
     assert numbers(resumed) == numbers(uninterrupted)
@@ -47,7 +49,7 @@ def test_signal_saves_and_stops_with_its_own_status(
     corpus: Path, uninterrupted: Metrics, tmp_path: Path
 ) -> None:
     directory = tmp_path / "run"
-    attempt = start(corpus, directory, STEPS, *LAYOUT, ranks=2)
+    attempt = start(corpus, directory, STEPS, *LAYOUT, *DROPOUT, ranks=2)
     deadline_step = 7
     while not _reached(directory, deadline_step) and attempt.processes[0].poll() is None:
         pass
@@ -56,19 +58,24 @@ def test_signal_saves_and_stops_with_its_own_status(
     assert finished.code == EXIT_CODE, finished.output[-3000:]
     stopped_at = read_metrics(directory / FILE_NAME).train[-1].step
     assert stopped_at < 40
-    resumed = run(corpus, directory, STEPS, *LAYOUT, ranks=2)
+    resumed = run(corpus, directory, STEPS, *LAYOUT, *DROPOUT, ranks=2)
     assert resumed.runs[-1].step == stopped_at, "no step was repeated"
     assert numbers(resumed) == numbers(uninterrupted)
 
 
-def test_other_layouts_continue(corpus: Path, uninterrupted: Metrics, tmp_path: Path) -> None:
-    """ZeRO-3 on two ranks, then one rank, then ZeRO-1 on two: the same global batches."""
+def test_other_layouts_continue(corpus: Path, tmp_path: Path) -> None:
+    """ZeRO-3 on two ranks, then one rank, then ZeRO-1 on two: the same global batches.
+
+    At a calm rate: training amplifies what layouts round differently, at this one not beyond 1e-5.
+    """
+    calm = (STEPS, *LAYOUT, "optim.lr=1e-3")
+    uninterrupted = run(corpus, tmp_path / "whole", *calm)
     directory = tmp_path / "run"
-    attempt = start(corpus, directory, STEPS, *LAYOUT, ranks=2)
+    attempt = start(corpus, directory, *calm, ranks=2)
     kill_at(attempt, directory, step=11)
-    attempt = start(corpus, directory, STEPS, *LAYOUT, "batch.micro_sequences=4", ranks=1)
+    attempt = start(corpus, directory, *calm, "batch.micro_sequences=4", ranks=1)
     kill_at(attempt, directory, step=23)
-    resumed = run(corpus, directory, STEPS, *LAYOUT, "zero.stage=1", ranks=2)
+    resumed = run(corpus, directory, *calm, "zero.stage=1", ranks=2)
     for here, there in zip(resumed.train, uninterrupted.train, strict=True):
         assert here.step == there.step
         assert here.loss == pytest.approx(there.loss, rel=1e-5)

@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import boto3
@@ -147,7 +148,7 @@ def _wait_until_it_answers(record: Record, daemon: Daemon, log: Path) -> None:
             time.sleep(0.1)
 
 
-def client(environment: dict[str, str]):
+def client(environment: Mapping[str, str]):
     """Return a boto3 S3 client for the server described by `environment`, quick to give up."""
     return boto3.client(
         "s3",

@@ -46,6 +46,11 @@ class Corpus:
         self.special = SpecialTokens.from_manifest(self.train.manifest)
         self.tokenizer_sha256 = str(self.train.manifest.get("tokenizer_sha256", "unknown"))
 
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two corpora if and only if their samples are, wherever they lie."""
+        return f"{self.train.fingerprint}/{self.validation.fingerprint}"
+
     def require(self, *, vocabulary: int, sequence_tokens: int) -> None:
         """Check that both splits fit a model.
 
@@ -77,7 +82,12 @@ class Corpus:
         """
         content = self.train.read_beside("token_counts.npy")
         if content is not None:
-            return np.load(io.BytesIO(content), allow_pickle=False)
+            try:
+                return np.load(io.BytesIO(content), allow_pickle=False)
+            except ValueError:
+                raise DataError(
+                    f"{self.root}/train/token_counts.npy is damaged: build the corpus again"
+                ) from None
         vocabulary = int(self.train.manifest["vocabulary"])
         counts = np.zeros(vocabulary, dtype=np.int64)
         for sample_id in range(min(COUNTED_SAMPLES, len(self.train))):
