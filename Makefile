@@ -37,6 +37,7 @@ clean:  ## remove what was built, not what was trained
 
 # torch comes first: left to the others, pip would bring the newest build.
 .venv/runtime: .venv/python pyproject.toml constraints.txt
+	@echo "installing into .venv: torch first, then the rest; this takes minutes"
 	$(PIP) torch
 	$(PIP) --editable .
 	touch $@

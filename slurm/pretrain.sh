@@ -7,7 +7,7 @@
 # need no GPU; flags given to sbatch replace them. Eight nodes of eight GPUs:
 #
 #   sbatch --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=12 --time=24:00:00 \
-#       slurm/pretrain.sh configs/experiment/metalm_1p3b.yaml
+#       slurm/pretrain.sh configs/experiment/metalm_1p3b.yaml configs/cluster/h100x8.yaml
 #
 # Without a cluster: eval "$(python -m tools.lab slurm up)" makes one of two nodes on this machine.
 #

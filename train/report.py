@@ -144,7 +144,7 @@ def _speed_numbers(train: Sequence[TrainRecord]) -> list[Number]:
             remark=f"{format_count(scored)} of them scored",
         ),
         Number(name="Tokens a second", value=f"{rate:,.0f}", remark="median, all ranks together"),
-        Number(name="Time in steps", value=format_seconds(seconds)),
+        Number(name="Training time", value=format_seconds(seconds)),
         Number(name="Waiting for data", value=f"{waiting:.2%}", remark="of the time in steps"),
         Number(
             name="Peak memory",

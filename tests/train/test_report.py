@@ -79,7 +79,7 @@ def test_the_numbers_are_those_of_the_run() -> None:
         "Parameters 7.41 M",
         "Tokens seen 20 K 15 K of them scored",
         "Tokens a second 5,000",
-        "Time in steps 0:04",
+        "Training time 0:04",
         "Waiting for data 0.50%",
         "Peak memory 1.50 GiB",
         "Samples step 20 The 20",

