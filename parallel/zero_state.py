@@ -59,7 +59,7 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
         master, offset = parameter, 0
         match engine.sharding:
             case Sharding.FLAT_GROUPS if parameter.requires_grad:
-                mapping: Any = parameter._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
+                mapping: Any = parameter._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]  # DeepSpeed adds it
                 if mapping is None:  # the parameter lies wholly on other ranks
                     continue
                 owned = True

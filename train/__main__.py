@@ -40,6 +40,7 @@ def main() -> int:
     except UserError as error:
         # The others may be inside a collective: do not wait for them, let the launcher end them.
         complain(error)
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(2)
     leave()

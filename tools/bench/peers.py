@@ -129,6 +129,6 @@ def transformers_losses(model: Any, tokens: Tensor) -> Callable[[], Tensor]:
 
 def litgpt_losses(model: Any, tokens: Tensor, labels: Tensor) -> Callable[[], Tensor]:
     """The loss of litgpt's pretraining loop, in its own chunks."""
-    from litgpt.utils import chunked_cross_entropy  # pyright: ignore[reportMissingImports]
+    from litgpt.utils import chunked_cross_entropy  # pyright: ignore[reportMissingImports]  # an extra
 
     return lambda: chunked_cross_entropy(model(tokens), labels)

@@ -20,8 +20,8 @@ from train.errors import DataError
 
 torchvision_free.install()
 
-from streaming import MDSWriter  # noqa: E402
-from streaming.base.storage import CloudUploader  # noqa: E402
+from streaming import MDSWriter  # noqa: E402  # after install()
+from streaming.base.storage import CloudUploader  # noqa: E402  # after install()
 
 FORMAT_VERSION: Final = 1
 TOKENIZER_NAME: Final = "tokenizer.json"

@@ -9,8 +9,8 @@ from train.errors import DataError
 
 torchvision_free.install()
 
-from streaming.base.format import reader_from_json  # noqa: E402
-from streaming.base.format.mds.reader import MDSReader  # noqa: E402
+from streaming.base.format import reader_from_json  # noqa: E402  # after install()
+from streaming.base.format.mds.reader import MDSReader  # noqa: E402  # after install()
 
 INDEX_NAME: Final = "index.json"
 MANIFEST_NAME: Final = "manifest.json"

@@ -13,7 +13,7 @@ from train.errors import DataError
 
 torchvision_free.install()
 
-from streaming.base.storage import CloudDownloader  # noqa: E402
+from streaming.base.storage import CloudDownloader  # noqa: E402  # after install()
 
 Result = TypeVar("Result")
 

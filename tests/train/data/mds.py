@@ -11,7 +11,7 @@ from model import torchvision_free
 
 torchvision_free.install()
 
-from streaming import MDSWriter  # noqa: E402
+from streaming import MDSWriter  # noqa: E402  # after install()
 
 SEQUENCE_TOKENS = 8
 
