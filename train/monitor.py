@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 
+from model.config import Config
 from train.metrics import (
     FILE_NAME,
     GIB_BYTES,
@@ -29,12 +30,8 @@ from train.progress import BarProgress, LineProgress, ProgressDisplay
 from train.wandb_writer import WandbWriter, new_run_id
 
 
-class WatchConfig(BaseModel):
+class WatchConfig(Config):
     """How a run is watched. `metrics.jsonl` and the report are always written."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Weights & Biases: files under RUN/wandb (`wandb sync` uploads them), live upload (falls back
