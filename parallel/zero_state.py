@@ -19,12 +19,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StateSlice:
-    """A contiguous part of one parameter, flattened, that this rank holds.
+    """A contiguous part of one parameter's box, flattened, that this rank holds.
 
     Attributes:
-        name: name of the parameter in the module; of a tied one, the first.
+        name: logical name of the parameter, the same in every layout; of a tied one, the first.
         shape: shape of the whole parameter, without padding.
-        start: first element, in the flattened parameter.
+        box: part of the whole parameter that this rank's tensor group member holds: first index
+            and one past the last, for each dim. All of it without tensor parallelism.
+        start: first element, in the flattened box.
         stop: one past the last element.
         value: [stop - start] view of the fp32 weights that the optimiser updates; of a frozen
             parameter, of the parameter itself.
@@ -34,6 +36,7 @@ class StateSlice:
 
     name: str
     shape: tuple[int, ...]
+    box: tuple[tuple[int, int], ...]
     start: int
     stop: int
     value: Tensor
@@ -91,6 +94,7 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
             StateSlice(
                 name=name,
                 shape=shape,
+                box=tuple((0, size) for size in shape),
                 start=start,
                 stop=stop,
                 value=_part(master, offset, stop - start),
