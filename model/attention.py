@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
 from model.layers import Initializer, Layers
+from model.recompute import Recompute, checkpointed, plain
 
 
 def query_key_value(*, heads: int, query_key: Initializer, value: Initializer) -> Initializer:
@@ -51,6 +52,8 @@ class SelfAttention(nn.Module):
         layers: where weights come from.
         qkv_init: fills the fused projection [A*3*D, width].
         out_init: fills the output projection.
+        recompute: at `selective`, what lies between the projections is computed again in the
+            backward instead of being kept.
     """
 
     def __init__(
@@ -61,26 +64,36 @@ class SelfAttention(nn.Module):
         layers: Layers,
         qkv_init: Initializer,
         out_init: Initializer,
+        recompute: Recompute = "none",
     ):
         super().__init__()
-        self.heads = heads
+        self.head_width = width // heads
         self.qkv = layers.column(width, 3 * width, init=qkv_init)
         self.out = layers.row(width, width, init=out_init)
+        self.recomputed = checkpointed if recompute == "selective" else plain
 
 
 class CausalSelfAttention(SelfAttention):
     """Plain lower-triangular attention over all slots, span slots included.
 
+    Works on rows, sequence after sequence. A rank that holds some heads only, or some rows, sees
+    all rows of its heads between the two projections.
+
     Source: MetaLM §2.2.
     """
 
     def forward(
-        self, x: Float[Tensor, "B S H"], cache: KeyValueCache | None = None
-    ) -> Float[Tensor, "B S H"]:
+        self, x: Float[Tensor, "R H"], num_sequences: int, cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "R H"]:
         """Attend; with a cache, `x` holds the newest slots only."""
-        B, S, _ = x.shape
-        qkv = self.qkv(x).view(B, S, self.heads, 3, -1)
-        q_BASD, k_BASD, v_BASD = (part.transpose(1, 2) for part in qkv.unbind(dim=3))
+        return self.out(self.recomputed(self._mix, self.qkv(x), num_sequences, cache))
+
+    def _mix(self, qkv: Tensor, num_sequences: int, cache: KeyValueCache | None) -> Tensor:
+        B, D = num_sequences, self.head_width
+        S, A = qkv.shape[0] // B, qkv.shape[1] // (3 * D)
+        q_BASD, k_BASD, v_BASD = (
+            part.transpose(1, 2) for part in qkv.view(B, S, A, 3, D).unbind(dim=3)
+        )
         causal = True
         if cache is not None:
             past = cache.length
@@ -88,7 +101,7 @@ class CausalSelfAttention(SelfAttention):
             assert past == 0 or S == 1, "after the prompt, slots are added one by one"
             causal = past == 0
         mixed = F.scaled_dot_product_attention(q_BASD, k_BASD, v_BASD, is_causal=causal)
-        return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
+        return mixed.transpose(1, 2).reshape(B * S, -1)
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,11 @@ class SpanSelfAttention(SelfAttention):
         bias: Float[Tensor, "N A L L"],
     ) -> Float[Tensor, "R E"]:
         """Attend within spans; `bias` is added to the scores (position bias, -inf on padding)."""
-        qkv = self.qkv(x).view(x.shape[0], self.heads, 3, -1)
-        q_NALD, k_NALD, v_NALD = (part.transpose(1, 2) for part in grid.scatter(qkv).unbind(dim=3))
+        return self.out(self.recomputed(self._mix, self.qkv(x), grid, bias))
+
+    def _mix(self, qkv: Tensor, grid: SpanGrid, bias: Tensor) -> Tensor:
+        R = qkv.shape[0]
+        parts = grid.scatter(qkv.view(R, -1, 3, self.head_width)).unbind(dim=3)
+        q_NALD, k_NALD, v_NALD = (part.transpose(1, 2) for part in parts)
         mixed = F.scaled_dot_product_attention(q_NALD, k_NALD, v_NALD, attn_mask=bias)
-        return self.out(grid.gather(mixed.transpose(1, 2)).reshape(x.shape[0], -1))
+        return grid.gather(mixed.transpose(1, 2)).reshape(R, -1)

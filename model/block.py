@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.attention import SelfAttention, query_key_value
 from model.layers import Layers, normal, xavier
+from model.recompute import Recompute, checkpointed, plain
 
 NormKind = Literal["deepnorm", "pre"]
 
@@ -55,6 +56,7 @@ class Block(nn.Module):
         norm: kind of residual.
         depth: layers of the full stack, from which DeepNorm's constants follow.
         dropout: share of each branch that is dropped in training.
+        recompute: what is computed again in the backward.
     """
 
     def __init__(
@@ -68,10 +70,12 @@ class Block(nn.Module):
         norm: NormKind,
         depth: int,
         dropout: float = 0.0,
+        recompute: Recompute = "none",
     ):
         super().__init__()
         self.norm_kind: NormKind = norm
-        self.dropout = dropout
+        self.dropout = layers.dropout(dropout)
+        self.recompute: Recompute = recompute
         self.alpha, beta = deepnorm_constants(depth)
         if norm == "deepnorm":
             query_key, value, out = xavier(), xavier(beta), xavier(beta)
@@ -84,21 +88,29 @@ class Block(nn.Module):
             layers=layers,
             qkv_init=query_key_value(heads=heads, query_key=query_key, value=value),
             out_init=out,
+            recompute=recompute,
         )
         self.attention_norm = layers.norm(width)
         self.feed_forward = FeedForward(width, hidden, layers=layers, norm=norm, depth=depth)
         self.feed_forward_norm = layers.norm(width)
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
-        """[.., width] -> [.., width]; `context` goes to the attention (cache, or grid and bias)."""
+        """[.., width] -> [.., width]; `context` goes to the attention."""
         if self.norm_kind == "deepnorm":
             x = self.attention_norm(self._residual(x, self.attention(x, *context)))
             return self.feed_forward_norm(self._residual(x, self.feed_forward(x)))
-        x = x + self._drop(self.attention(self.attention_norm(x), *context))
-        return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self.dropout(self.attention(self.attention_norm(x), *context))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
     def _residual(self, x: Tensor, branch: Tensor) -> Tensor:
-        return torch.add(self._drop(branch), x, alpha=self.alpha)
+        return torch.add(self.dropout(branch), x, alpha=self.alpha)
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        return F.dropout(branch, self.dropout, self.training) if self.dropout else branch
+
+def run_block(block: nn.Module, x: Tensor, *context: Any) -> Tensor:
+    """A block's output; with full recomputation the block's input is all that is kept.
+
+    Outside of the block, so that whatever hooks its call (ZeRO-3 gathers weights there) runs again
+    when it is computed again.
+    """
+    call = checkpointed if block.recompute == "full" else plain
+    return call(block, x, *context)

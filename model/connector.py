@@ -39,10 +39,9 @@ class Connector(nn.Module):
     ):
         super().__init__()
         num_layers = 1 if config.kind == "linear" else config.num_layers
-        # Unlike a block, this is no pair of a column and a row: each layer's output is whole.
-        hidden = [layers.row(E if i == 0 else H, H, init=xavier()) for i in range(num_layers - 1)]
-        width = E if num_layers == 1 else H
-        last = layers.row(width, H, init=normal(EMBEDDING_STD / width**0.5))
+        widths = [E, *(H for _ in range(num_layers - 1))]
+        hidden = [layers.linear(width, H, init=xavier()) for width in widths[:-1]]
+        last = layers.linear(widths[-1], H, init=normal(EMBEDDING_STD / widths[-1] ** 0.5))
         self.layers = nn.ModuleList([*hidden, last])
 
     def forward(self, vectors: Float[Tensor, "M E"]) -> Float[Tensor, "M H"]:

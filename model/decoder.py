@@ -1,7 +1,9 @@
 """The causal decoder: the universal task layer that every modality speaks through."""
 
 import math
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -9,10 +11,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from model.attention import CausalSelfAttention, KeyValueCache
-from model.block import Block, NormKind
+from model.block import Block, NormKind, run_block
 from model.config import Config
 from model.layers import Layers, normal
 from model.loss import LinearCrossEntropy
+from model.recompute import Recompute
 
 EMBEDDING_STD = 0.02
 """GPT-2's; with unit-variance states the first loss exceeds ln(V) by about H * std^2 / 2."""
@@ -20,6 +23,10 @@ EMBEDDING_STD = 0.02
 EMBEDDING_SCALE = 1 / EMBEDDING_STD
 """Brings inputs to unit variance at every width. The code line's sqrt(H), 45 at the paper's width,
 leaves tokens quieter than positions where H is small (docs/decisions/0002)."""
+
+
+TIED_NAME = "decoder.embedding.weight"
+"""Logical name of the token embedding, which a tied head on another stage has a copy of."""
 
 
 class DecoderConfig(Config):
@@ -39,8 +46,27 @@ class DecoderConfig(Config):
     """`deepnorm` as in the paper, or `pre`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each residual branch dropped in training; the paper uses none."""
+    tied_head: bool = True
+    """Whether the head is the token embedding, as in the paper, or a matrix of its own."""
     loss_chunk_tokens: Annotated[int, Field(ge=1)] = 256
     """Scored slots whose logits exist at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A run of decoder layers that one pipeline stage computes in one go.
+
+    Attributes:
+        first_layer: its first layer.
+        last_layer: one past its last layer.
+        is_first: it embeds tokens and reads spans.
+        is_last: it computes the loss.
+    """
+
+    first_layer: int
+    last_layer: int
+    is_first: bool
+    is_last: bool
 
 
 def sinusoids(num_positions: int, width: int) -> Float[Tensor, "S H"]:
@@ -61,39 +87,104 @@ class Decoder(nn.Module):
     The embedding is drawn with a small std so that the first loss is ln(V), and scaled to unit
     variance on the way in so that positions do not drown it; span vectors take the same scale.
 
+    A pipeline stage holds some pieces of it. Names are those of the whole decoder, whatever is
+    held. Blocks work on rows, sequence after sequence: [B*S, H], or a rank's part of them.
+
     Source: MetaLM §2.2, §3.2.
+
+    Args:
+        config: shape of the whole decoder.
+        layers: where weights come from.
+        pieces: what to hold of it.
+        recompute: activations that are computed again in the backward.
     """
 
     positions: Tensor
 
-    def __init__(self, config: DecoderConfig, layers: Layers):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layers: Layers,
+        *,
+        pieces: Sequence[Piece],
+        recompute: Recompute = "none",
+    ):
         super().__init__()
         self.config = config
-        self.embedding = layers.embedding(
-            config.vocabulary, config.width, init=normal(EMBEDDING_STD)
-        )
-        table = sinusoids(config.max_tokens, config.width)
-        self.register_buffer("positions", table, persistent=False)
-        self.blocks = nn.ModuleList(
-            Block(
-                width=config.width,
-                heads=config.heads,
-                hidden=config.feed_forward,
-                attention=CausalSelfAttention,
-                layers=layers,
-                norm=config.norm,
-                depth=config.num_layers,
-                dropout=config.dropout,
+        self.layers = layers
+        self.embedding = None
+        if any(piece.is_first for piece in pieces):
+            self.embedding = layers.vocabulary(
+                config.vocabulary, config.width, init=normal(EMBEDDING_STD)
             )
-            for _ in range(config.num_layers)
+            table = sinusoids(config.max_tokens, config.width)
+            self.register_buffer("positions", table, persistent=False)
+        self.blocks = nn.ModuleDict(
+            {
+                str(index): Block(
+                    width=config.width,
+                    heads=config.heads,
+                    hidden=config.feed_forward,
+                    attention=CausalSelfAttention,
+                    layers=layers,
+                    norm=config.norm,
+                    depth=config.num_layers,
+                    dropout=config.dropout,
+                    recompute=recompute,
+                )
+                for piece in pieces
+                for index in range(piece.first_layer, piece.last_layer)
+            }
         )
-        # DeepNorm normalises after every branch, so its last block already ends in a norm.
-        self.final_norm = layers.norm(config.width) if config.norm == "pre" else nn.Identity()
-        self.head = LinearCrossEntropy(self.embedding, chunk_tokens=config.loss_chunk_tokens)
+        if any(piece.is_last for piece in pieces):
+            # DeepNorm normalises after every branch, so its last block already ends in a norm.
+            self.final_norm = layers.norm(config.width) if config.norm == "pre" else nn.Identity()
+            self.head = self._build_head()
+
+    def _build_head(self) -> LinearCrossEntropy:
+        config, layers = self.config, self.layers
+        if self.embedding is not None and config.tied_head:
+            weight: Any = self.embedding.weight
+        else:
+            table = layers.vocabulary(config.vocabulary, config.width, init=normal(EMBEDDING_STD))
+            weight = table.weight
+            if config.tied_head:
+                weight.logical_name = TIED_NAME
+        return LinearCrossEntropy(
+            weight,
+            chunk_tokens=config.loss_chunk_tokens,
+            shard=layers.shard(config.vocabulary),
+            init=None if self.embedding is not None and config.tied_head else normal(EMBEDDING_STD),
+        )
 
     def embed(self, tokens: Int64[Tensor, "..."]) -> Float[Tensor, "... H"]:
         """Token embeddings, not yet scaled or positioned."""
+        assert self.embedding is not None, "this piece does not begin the decoder"
         return self.embedding(tokens)
+
+    def enter(self, inputs: Float[Tensor, "B S H"], *, start: int = 0) -> Float[Tensor, "R H"]:
+        """Rows for the first block: inputs scaled, and told their positions."""
+        positions = self.positions[start : start + inputs.shape[1]].to(inputs.dtype)
+        x = torch.add(positions, inputs, alpha=EMBEDDING_SCALE)
+        return self.layers.enter(x.view(-1, x.shape[-1]))
+
+    def run(
+        self,
+        rows: Float[Tensor, "R H"],
+        piece: Piece,
+        *,
+        num_sequences: int,
+        caches: Sequence[KeyValueCache] | None = None,
+    ) -> Float[Tensor, "R H"]:
+        """Rows after the blocks of a piece."""
+        for index in range(piece.first_layer, piece.last_layer):
+            cache = () if caches is None else (caches[index],)
+            rows = run_block(self.blocks[str(index)], rows, num_sequences, *cache)
+        return rows
+
+    def leave(self, rows: Float[Tensor, "R H"]) -> Float[Tensor, "R H"]:
+        """Whole rows for the head."""
+        return self.layers.leave(self.final_norm(rows))
 
     def forward(
         self,
@@ -102,16 +193,19 @@ class Decoder(nn.Module):
         start: int = 0,
         caches: list[KeyValueCache] | None = None,
     ) -> Float[Tensor, "B S H"]:
-        """States of all slots, ready for the head.
+        """States of all slots, ready for the head; needs the whole decoder.
 
         Args:
             inputs: token embeddings or connector outputs, one a slot.
             start: position of the first slot (beyond 0 only with caches).
             caches: one a block when generating.
         """
-        S = inputs.shape[1]
-        positions = self.positions[start : start + S].to(inputs.dtype)
-        x = torch.add(positions, inputs, alpha=EMBEDDING_SCALE)
-        for index, block in enumerate(self.blocks):
-            x = block(x, caches[index]) if caches is not None else block(x)
-        return self.final_norm(x)
+        whole = whole_piece(self.config)
+        rows = self.enter(inputs, start=start)
+        rows = self.run(rows, whole, num_sequences=inputs.shape[0], caches=caches)
+        return self.leave(rows).view(inputs.shape)
+
+
+def whole_piece(config: DecoderConfig) -> Piece:
+    """The one piece of a decoder that is not cut."""
+    return Piece(first_layer=0, last_layer=config.num_layers, is_first=True, is_last=True)

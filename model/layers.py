@@ -7,6 +7,7 @@ with weights split over ranks; nothing else in `model` has to know.
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
@@ -35,6 +36,69 @@ def xavier(gain: float = 1.0) -> Initializer:
     return fill
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a rank's weight lies in the whole one.
+
+    Attributes:
+        shape: shape of the whole weight.
+        box: part that the rank holds: first index and one past the last, for each dim. Padding
+            rows of a rank's weight lie beyond its box, at the end of dim 0.
+    """
+
+    shape: tuple[int, ...]
+    box: tuple[tuple[int, int], ...]
+
+    @property
+    def num_elements(self) -> int:
+        """Elements in the box."""
+        return math.prod(stop - start for start, stop in self.box)
+
+    def take(self, whole: Tensor) -> Tensor:
+        """The box of a whole weight."""
+        return whole[tuple(slice(start, stop) for start, stop in self.box)]
+
+
+def placement(parameter: Tensor) -> Placement:
+    """Where a parameter lies in the whole one: all of it, unless its layer said otherwise."""
+    found: Placement | None = getattr(parameter, "placement", None)
+    if found is not None:
+        return found
+    # ZeRO-3 empties a parameter between its uses and keeps the shape aside.
+    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+    return Placement(shape=shape, box=tuple((0, size) for size in shape))
+
+
+def is_split(parameter: Tensor) -> bool:
+    """Whether the ranks of a tensor group hold different parts of this parameter."""
+    return getattr(parameter, "placement", None) is not None
+
+
+def logical_name(name: str, parameter: Tensor) -> str:
+    """Name of a parameter that is the same in every layout; a tied copy has the first's name."""
+    return getattr(parameter, "logical_name", name)
+
+
+class VocabularyShard(Protocol):
+    """A rank's part of the vocabulary, and what joins the ranks' parts.
+
+    Attributes:
+        first: its first token.
+        size: how many tokens are real; rows beyond are padding.
+    """
+
+    first: int
+    size: int
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """Elementwise maximum over the ranks."""
+        ...
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the ranks."""
+        ...
+
+
 class Layers(Protocol):
     """What a model asks for when it is built."""
 
@@ -46,12 +110,40 @@ class Layers(Protocol):
         """Linear layer [.., in] -> [.., out] whose inputs may be split over ranks."""
         ...
 
-    def embedding(self, num_embeddings: int, width: int, *, init: Initializer) -> nn.Embedding:
-        """Lookup table [num, width] whose rows may be split over ranks."""
+    def linear(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
+        """Linear layer [.., in] -> [.., out], whole on every rank."""
+        ...
+
+    def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> nn.Module:
+        """Lookup table [num, width] whose rows may be split over ranks; `weight` is its part."""
+        ...
+
+    def table(self, num_rows: int, width: int, *, init: Initializer) -> nn.Module:
+        """Small lookup table [num, width], whole on every rank."""
         ...
 
     def norm(self, width: int) -> nn.Module:
         """Layer norm over the last dim."""
+        ...
+
+    def dropout(self, share: float) -> nn.Module:
+        """Zeroes a share of what blocks pass on, in training."""
+        ...
+
+    def shard(self, num_tokens: int) -> VocabularyShard | None:
+        """This rank's part of a vocabulary, None if it holds all of it."""
+        ...
+
+    def share(self, values: Tensor) -> Tensor:
+        """This rank's part of the last dim, as `column` splits it."""
+        ...
+
+    def enter(self, rows: Tensor) -> Tensor:
+        """Whole rows [R, H], the same on every rank, to what the blocks work on."""
+        ...
+
+    def leave(self, rows: Tensor) -> Tensor:
+        """Back to whole rows, for a head that is split over the vocabulary."""
         ...
 
 
@@ -78,7 +170,7 @@ class DenseEmbedding(nn.Embedding):
 
 
 class DenseLayers:
-    """Layers that keep every weight whole on every rank."""
+    """Layers that keep every weight whole on every rank, and every row on one."""
 
     def column(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
         """A whole linear layer."""
@@ -88,28 +180,64 @@ class DenseLayers:
         """A whole linear layer."""
         return DenseLinear(in_features, out_features, init)
 
-    def embedding(self, num_embeddings: int, width: int, *, init: Initializer) -> DenseEmbedding:
+    def linear(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
+        """A whole linear layer."""
+        return DenseLinear(in_features, out_features, init)
+
+    def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> DenseEmbedding:
         """A whole lookup table."""
-        return DenseEmbedding(num_embeddings, width, init)
+        return DenseEmbedding(num_tokens, width, init)
+
+    def table(self, num_rows: int, width: int, *, init: Initializer) -> DenseEmbedding:
+        """A whole lookup table."""
+        return DenseEmbedding(num_rows, width, init)
 
     def norm(self, width: int) -> nn.LayerNorm:
         """A layer norm."""
         return nn.LayerNorm(width)
+
+    def dropout(self, share: float) -> nn.Module:
+        """Ordinary dropout, nothing at all at 0."""
+        return nn.Dropout(share) if share else nn.Identity()
+
+    def shard(self, num_tokens: int) -> None:
+        """The vocabulary is whole."""
+
+    def share(self, values: Tensor) -> Tensor:
+        """All of it."""
+        return values
+
+    def enter(self, rows: Tensor) -> Tensor:
+        """The rows as they are."""
+        return rows
+
+    def leave(self, rows: Tensor) -> Tensor:
+        """The rows as they are."""
+        return rows
 
 
 @torch.no_grad()
 def initialize(module: nn.Module, *, seed: int) -> None:
     """Fill every weight from its own stream, a pure function of (seed, logical name).
 
-    So a weight starts the same whatever else the model holds, in whatever order it is built:
-    a GPT and the semi-causal model around it share their decoder's first weights.
+    So a weight starts the same whatever else the model holds, in whatever order it is built, and
+    however it is split: a GPT and the semi-causal model around it share their decoder's first
+    weights, and so do all layouts. Whole weights are drawn one at a time, and a rank keeps its box.
     """
     for name, child in cast(Iterator[tuple[str, nn.Module]], module.named_modules()):
         init = cast(Initializer | None, getattr(child, "init", None))
         if init is None:
             continue
         weight, bias = cast(Tensor, child.weight), getattr(child, "bias", None)
-        digest = hashlib.sha256(f"{seed}/{name}.weight".encode()).digest()
-        init(weight, Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
+        digest = hashlib.sha256(
+            f"{seed}/{logical_name(name + '.weight', weight)}".encode()
+        ).digest()
+        place = placement(weight)
+        whole = torch.empty(place.shape) if is_split(weight) else weight
+        init(whole, Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
+        if is_split(weight):
+            box = place.take(whole)
+            weight.zero_()  # padding rows
+            weight[: box.shape[0]] = box
         if isinstance(bias, Tensor):
             bias.zero_()

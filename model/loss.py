@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from model.layers import Initializer, VocabularyShard
+
 
 class Loss(NamedTuple):
     """What the head returns.
@@ -20,27 +22,46 @@ class Loss(NamedTuple):
 
 
 class LinearCrossEntropy(nn.Module):
-    """The tied head and its loss in one module.
+    """The head and its loss in one module.
 
-    The weight is the embedding's own parameter. Being registered here as well, it is gathered once
-    when this module is called (ZeRO-3), outside the chunk loop.
+    A tied weight is the embedding's own parameter. Being registered here as well, it is gathered
+    once when this module is called (ZeRO-3), outside the chunk loop.
+
+    Args:
+        weight: [V, H], or a rank's rows of it.
+        chunk_tokens: scored slots whose logits exist at once.
+        shard: which rows, and what joins them; None if all.
+        init: first values of a weight that is the head's own.
     """
 
-    def __init__(self, tied_to: nn.Embedding, *, chunk_tokens: int):
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        *,
+        chunk_tokens: int,
+        shard: VocabularyShard | None = None,
+        init: Initializer | None = None,
+    ):
         super().__init__()
-        self.weight = tied_to.weight
+        self.weight = weight
         self.chunk_tokens = chunk_tokens
+        self.shard = shard
+        self.init = init
 
     def forward(
         self, states: Float[Tensor, "C H"], targets: Int64[Tensor, "C"], num_scored: int
     ) -> Loss:
-        """Loss of the first `num_scored` states; the rest is padding of the static shape."""
+        """Loss of the first `num_scored` states; the rest is padding of the static shape.
+
+        Where the vocabulary is split, the loss is that of the whole one, and the gradient of the
+        states is this rank's part of a sum over ranks.
+        """
         weight = self.weight
         if not torch.is_grad_enabled():
             # An autograd function asks which inputs want gradients, not whether any are wanted.
             states, weight = states.detach(), weight.detach()
         total, terms = _ChunkedCrossEntropy.apply(
-            states, weight, targets, num_scored, self.chunk_tokens
+            states, weight, targets, num_scored, self.chunk_tokens, self.shard
         )
         return Loss(total, terms)
 
@@ -58,7 +79,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, num_scored: int, chunk: int
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        num_scored: int,
+        chunk: int,
+        shard: VocabularyShard | None,
     ) -> tuple[Tensor, Tensor]:
         wants_states, wants_weight = ctx.needs_input_grad[:2]
         grad_states = torch.zeros_like(states) if wants_states else None
@@ -73,15 +100,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             stop = min(start + chunk, num_scored)
             part, target = states[start:stop], targets[start:stop, None]
             logits = (part @ weight.t()).float()
+            here = None
+            if shard is not None:
+                logits[:, shard.size :] = float("-inf")  # padding rows
+                target = target - shard.first
+                here = (target >= 0) & (target < shard.size)
+                target = target.clamp(0, logits.shape[1] - 1)
             maxima = logits.amax(dim=1, keepdim=True)
+            if shard is not None:
+                maxima = shard.maximum(maxima)
             chosen = logits.gather(1, target)
             exponentials = logits.sub_(maxima).exp_()
             sums = exponentials.sum(dim=1, keepdim=True)
+            if shard is not None:
+                assert here is not None
+                chosen = chosen.masked_fill(~here, 0.0)
+                sums, chosen = shard.sum(torch.cat([sums, chosen], dim=1)).split(1, dim=1)
             terms[start:stop] = (sums.log() + maxima - chosen).squeeze(1)
             if not (wants_states or wants_weight):
                 continue
             grad_logits = exponentials.div_(sums)
-            grad_logits.scatter_add_(1, target, -torch.ones_like(chosen))
+            minus_one = -torch.ones_like(chosen) if here is None else -here.to(chosen.dtype)
+            grad_logits.scatter_add_(1, target, minus_one)
             grad_logits = grad_logits.to(part.dtype)
             if grad_states is not None:
                 torch.mm(grad_logits, weight, out=grad_states[start:stop])
@@ -103,4 +143,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_states = grad_states * grad_total.to(grad_states.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
-        return grad_states, grad_weight, None, None, None
+        return grad_states, grad_weight, None, None, None, None

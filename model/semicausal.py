@@ -1,6 +1,6 @@
 """The whole model: spans become vectors, vectors take slots, the decoder reads the slots."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from model.batch import Batch, TextSpans
 from model.config import Config
 from model.connector import Connector, ConnectorConfig, LinearConnectorConfig
-from model.decoder import Decoder, DecoderConfig
+from model.decoder import Decoder, DecoderConfig, Piece, whole_piece
 from model.encoders.text import TextEncoder, TextEncoderConfig
 from model.layers import DenseLayers, Layers
 from model.loss import Loss
+from model.recompute import Recompute
 
 
 class EncoderConfig(Config):
@@ -36,25 +37,46 @@ class SemiCausal(nn.Module):
     """MetaLM: bidirectional encoders behind the slots of one causal decoder.
 
     Source: MetaLM §2.1-2.3.
+
+    Args:
+        config: the whole model.
+        layers: where the decoder's weights come from; dense by default.
+        encoder_layers: where those of encoders and connectors come from; the same by default.
+        pieces: what a pipeline stage holds, in model order; by default everything.
+        recompute: activations that are computed again in the backward.
     """
 
-    def __init__(self, config: ModelConfig, layers: Layers | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: Layers | None = None,
+        *,
+        encoder_layers: Layers | None = None,
+        pieces: Sequence[Piece] | None = None,
+        recompute: Recompute = "none",
+    ):
         super().__init__()
         layers = layers or DenseLayers()
+        encoder_layers = encoder_layers or layers
         self.config = config
-        self.decoder = Decoder(config.decoder, layers)
+        self.pieces = tuple(pieces or [whole_piece(config.decoder)])
+        self.decoder = Decoder(config.decoder, layers, pieces=self.pieces, recompute=recompute)
+        reads_spans = any(piece.is_first for piece in self.pieces)
+        encoders = config.encoders if reads_spans else {}
         self.encoders = nn.ModuleDict(
             {
-                modality: TextEncoder(part.encoder, config.decoder.vocabulary, layers)
-                for modality, part in config.encoders.items()
+                modality: TextEncoder(
+                    part.encoder, config.decoder.vocabulary, encoder_layers, recompute
+                )
+                for modality, part in encoders.items()
             }
         )
         self.connectors = nn.ModuleDict(
             {
                 modality: Connector(
-                    part.connector, part.encoder.width, config.decoder.width, layers
+                    part.connector, part.encoder.width, config.decoder.width, encoder_layers
                 )
-                for modality, part in config.encoders.items()
+                for modality, part in encoders.items()
             }
         )
         for parameter in self.frozen_parameters():
@@ -62,9 +84,9 @@ class SemiCausal(nn.Module):
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of encoder layers that the configuration keeps fixed."""
-        for modality, part in self.config.encoders.items():
-            encoder = self.encoders[modality]
+        for modality, encoder in self.encoders.items():
             assert isinstance(encoder, TextEncoder)
+            part = self.config.encoders[modality]
             num_frozen = part.encoder.num_layers - part.encoder.layers_in_training
             if num_frozen == 0:
                 continue
@@ -96,12 +118,26 @@ class SemiCausal(nn.Module):
             x = x.index_copy(0, slots, vectors.to(x.dtype))
         return x[: B * S].view(B, S, -1)
 
-    def forward(self, batch: Batch) -> Loss:
-        """Loss over the scored slots of one microbatch, summed."""
-        states = self.decoder(self.inputs(batch.tokens, dict(batch.spans)))
-        flat = states.reshape(-1, states.shape[-1]).index_select(0, batch.scored)
+    def forward(
+        self, batch: Batch, rows: Float[Tensor, "R H"] | None = None, *, piece: int = 0
+    ) -> Loss | Float[Tensor, "R H"]:
+        """Loss over the scored slots of one microbatch, summed; or what the next stage reads.
+
+        Args:
+            batch: the microbatch, the same on every stage.
+            rows: what the stage before has computed; None for the first piece.
+            piece: which of the held pieces to run.
+        """
+        part = self.pieces[piece]
+        if part.is_first:
+            rows = self.decoder.enter(self.inputs(batch.tokens, dict(batch.spans)))
+        assert rows is not None, "only the first piece starts from the batch"
+        rows = self.decoder.run(rows, part, num_sequences=len(batch.tokens))
+        if not part.is_last:
+            return rows
+        states = self.decoder.leave(rows).index_select(0, batch.scored)
         targets = batch.labels.reshape(-1).index_select(0, batch.scored)
-        return self.decoder.head(flat, targets, batch.num_scored)
+        return self.decoder.head(states, targets, batch.num_scored)
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:

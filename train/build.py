@@ -103,7 +103,7 @@ def build_model(config: RunConfig) -> SemiCausal:
 
 
 # What makes two models compute alike with the same weights; the rest may differ.
-DECODER_SHAPE = {"vocabulary", "width", "num_layers", "heads", "feed_forward", "norm"}
+DECODER_SHAPE = {"vocabulary", "width", "num_layers", "heads", "feed_forward", "norm", "tied_head"}
 ENCODER_SHAPE = {
     "kind", "width", "num_layers", "heads", "feed_forward", "max_tokens", "start_token"
 }  # fmt: skip

@@ -4,16 +4,16 @@ import math
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
 from model.attention import SpanGrid, SpanSelfAttention
 from model.batch import TextSpans
-from model.block import Block
+from model.block import Block, run_block
 from model.config import Config
 from model.layers import Layers, normal
+from model.recompute import Recompute
 
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
@@ -72,13 +72,21 @@ class TextEncoder(nn.Module):
     Source: MetaLM §3.2.
     """
 
-    def __init__(self, config: TextEncoderConfig, vocabulary: int, layers: Layers):
+    def __init__(
+        self,
+        config: TextEncoderConfig,
+        vocabulary: int,
+        layers: Layers,
+        recompute: Recompute = "none",
+    ):
         super().__init__()
         self.config = config
-        self.embedding = layers.embedding(vocabulary, config.width, init=normal(0.02))
-        self.positions = layers.embedding(config.max_tokens, config.width, init=normal(0.02))
+        self.share = layers.share
+        self.embedding = layers.vocabulary(vocabulary, config.width, init=normal(0.02))
+        self.positions = layers.table(config.max_tokens, config.width, init=normal(0.02))
         self.embedding_norm = layers.norm(config.width)
-        self.relative_bias = layers.embedding(NUM_BUCKETS, config.heads, init=normal(0.02))
+        self.dropout = layers.dropout(config.dropout)
+        self.relative_bias = layers.table(NUM_BUCKETS, config.heads, init=normal(0.02))
         self.blocks = nn.ModuleList(
             Block(
                 width=config.width,
@@ -89,6 +97,7 @@ class TextEncoder(nn.Module):
                 norm="deepnorm",
                 depth=config.num_layers,
                 dropout=config.dropout,
+                recompute=recompute,
             )
             for _ in range(config.num_layers)
         )
@@ -101,13 +110,13 @@ class TextEncoder(nn.Module):
         R = spans.num_rows
         grid = SpanGrid(spans.cells[:R], spans.num_spans, spans.longest_rows)
         x = self.embedding(spans.tokens[:R]) + self.positions(spans.positions[:R])
-        x = F.dropout(self.embedding_norm(x), self.config.dropout, self.training)
+        x = self.dropout(self.embedding_norm(x))
         bias = self._bias(grid)
         for block in self.blocks:
-            x = block(x, grid, bias)
+            x = run_block(block, x, grid, bias)
         return x.index_select(0, spans.vectors[: spans.num_vectors])
 
     def _bias(self, grid: SpanGrid) -> Float[Tensor, "N A L L"]:
         buckets = relative_buckets(grid.longest_rows).to(grid.cells.device)
-        bias_1ALL = self.relative_bias(buckets).permute(2, 0, 1)[None]
+        bias_1ALL = self.share(self.relative_bias(buckets)).permute(2, 0, 1)[None]
         return bias_1ALL.masked_fill(grid.padding(), float("-inf"))

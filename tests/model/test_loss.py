@@ -23,7 +23,7 @@ def case(
     embedding = nn.Embedding(V, H, dtype=dtype)
     states = (2 * torch.randn(C, H)).to(dtype).requires_grad_()
     targets = torch.randint(V, (C,))
-    return LinearCrossEntropy(embedding, chunk_tokens=chunk), embedding, states, targets
+    return LinearCrossEntropy(embedding.weight, chunk_tokens=chunk), embedding, states, targets
 
 
 def full_logits(states: Tensor, weight: Tensor, targets: Tensor, num_scored: int) -> Tensor:
@@ -84,7 +84,9 @@ def test_bf16_gradient_of_the_weight_does_not_fade_over_many_chunks():
     grads: list[Tensor] = []
     for chunk in (1, many):
         embedding.weight.grad = None
-        LinearCrossEntropy(embedding, chunk_tokens=chunk)(states, targets, many).total.backward()
+        LinearCrossEntropy(embedding.weight, chunk_tokens=chunk)(
+            states, targets, many
+        ).total.backward()
         assert embedding.weight.grad is not None
         grads.append(embedding.weight.grad.double())
     assert ((grads[0] - grads[1]).norm() / grads[1].norm()) < 0.01
@@ -164,7 +166,7 @@ def test_logits_of_more_than_a_chunk_never_exist(train: bool):
     torch.manual_seed(0)
     capacity, width, vocabulary, chunk = 256, 4, 300, 8
     embedding = nn.Embedding(vocabulary, width)
-    head = LinearCrossEntropy(embedding, chunk_tokens=chunk)
+    head = LinearCrossEntropy(embedding.weight, chunk_tokens=chunk)
     states = torch.randn(capacity, width).requires_grad_(train)
     targets = torch.randint(vocabulary, (capacity,))
     with Sizes() as ours, torch.set_grad_enabled(train):
