@@ -1,0 +1,227 @@
+"""What the parts of a model cost: floating-point operations, as arithmetic on its shapes.
+
+Letters are those of `model`: B sequences of S slots and H channels, L layers, F feed-forward width,
+V tokens; E channels and R rows in an encoder. A product of [m, k] and [k, n] costs 2 m k n. What is
+counted is what kernels compute: causal attention half of the S x S scores, span attention all cells
+of its padded grid. Lookups, norms, activations and the optimiser do none that counts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from model.connector import LinearConnectorConfig, MlpConnectorConfig
+from model.recompute import Recompute
+from model.semicausal import EncoderConfig, ModelConfig
+
+BACKWARD = 2
+"""A product's backward is two products of its size: one for its input, one for its weight."""
+
+MEAN_SPAN_TOKENS = 96
+"""Of the paper's spans, 64 to 128 tokens long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanLoad:
+    """Spans of one modality in a microbatch, on average.
+
+    Attributes:
+        vectors: M, span tokens; each fills a decoder slot.
+        spans: N; each adds a start row.
+        longest_rows: rows of the longest, which the grid of attention is padded to.
+    """
+
+    vectors: float
+    spans: float
+    longest_rows: float
+
+    @property
+    def rows(self) -> float:
+        """R, rows that go through the encoder's linear layers."""
+        return self.vectors + self.spans
+
+    @property
+    def pairs(self) -> float:
+        """Pairs of cells that attend, padding included: the grid computes them too."""
+        return self.spans * self.longest_rows**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What one microbatch holds, on average.
+
+    Attributes:
+        sequences: B.
+        sequence_tokens: S.
+        spans: by modality; every encoder of the model has an entry.
+    """
+
+    sequences: int
+    sequence_tokens: int
+    spans: Mapping[str, SpanLoad] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        """Decoder slots, B*S."""
+        return self.sequences * self.sequence_tokens
+
+    @property
+    def scored(self) -> float:
+        """Slots that carry a loss: of a span, only the first token is predicted."""
+        return self.slots - sum(part.vectors - part.spans for part in self.spans.values())
+
+
+def usual_load(
+    config: ModelConfig, *, sequences: int, sequence_tokens: int, span_share: float
+) -> Load:
+    """The paper's spans in every encoder's share of the slots.
+
+    Args:
+        config: the model; encoders share the slots of spans evenly.
+        sequences: B.
+        sequence_tokens: S.
+        span_share: share of the slots in spans.
+    """
+    spans = {}
+    for modality, part in config.encoders.items():
+        vectors = span_share * sequences * sequence_tokens / len(config.encoders)
+        length = min(MEAN_SPAN_TOKENS, part.encoder.max_tokens - 1, sequence_tokens // 2)
+        spans[modality] = SpanLoad(
+            vectors=vectors, spans=vectors / length, longest_rows=4 / 3 * length + 1
+        )
+    return Load(sequences=sequences, sequence_tokens=sequence_tokens, spans=spans)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Operations of one part for one microbatch, whole (not divided over ranks).
+
+    Attributes:
+        products: forward products with weights.
+        attention: forward scores and mixing of attention.
+        backward: operations of the backward over those of the forward: 2 where all trains, less
+            where weights are frozen, 0 where nothing below trains either.
+        again: operations computed a second time in the backward.
+    """
+
+    products: float = 0.0
+    attention: float = 0.0
+    backward: float = BACKWARD
+    again: float = 0.0
+
+    @property
+    def forward(self) -> float:
+        """All operations of the forward."""
+        return self.products + self.attention
+
+    @property
+    def training(self) -> float:
+        """Forward, backward, and what is computed again."""
+        return (1 + self.backward) * self.forward + self.again
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelWork:
+    """Operations of a whole model by part, for one microbatch.
+
+    Attributes:
+        layer: one decoder layer.
+        head: logits of the scored slots.
+        encoder: all encoders' blocks, one entry a block.
+        connector: all connectors.
+    """
+
+    layer: Work
+    head: Work
+    encoder: tuple[Work, ...]
+    connector: Work
+
+    @property
+    def first(self) -> float:
+        """Training operations that the first piece has besides layers."""
+        return sum(work.training for work in self.encoder) + self.connector.training
+
+
+def block_products(width: int, feed_forward: int, *, rows: float) -> float:
+    """Forward operations of one block's products: [H, 3H], [H, H], [H, F] and [F, H]."""
+    return 2 * rows * (4 * width**2 + 2 * width * feed_forward)
+
+
+def block_attention(width: int, *, pairs: float) -> float:
+    """Forward operations of one block's attention: scores and mixing, each pairs x width."""
+    return 2 * 2 * pairs * width
+
+
+def head_products(width: int, vocabulary: int, *, scored: float) -> float:
+    """Forward operations of the logits, [scored, H] x [H, V]."""
+    return 2 * scored * width * vocabulary
+
+
+def connector_products(
+    config: LinearConnectorConfig | MlpConnectorConfig, *, width: int, to: int, vectors: float
+) -> float:
+    """Forward operations of a connector, [M, E] -> [M, H] and any [M, H] -> [M, H]."""
+    num_layers = 1 if config.kind == "linear" else config.num_layers
+    widths = [width, *(to for _ in range(num_layers))]
+    return 2 * vectors * sum(a * b for a, b in pairwise(widths))
+
+
+def model_work(config: ModelConfig, load: Load, *, recompute: Recompute = "none") -> ModelWork:
+    """Operations of every part for one microbatch.
+
+    Recomputation at `selective` computes attention's scores and mixing twice, at `full` the whole
+    block. The head keeps its gradients from the forward and computes nothing again.
+    """
+    decoder = config.decoder
+    layer = _block(
+        decoder.width,
+        decoder.feed_forward,
+        rows=load.slots,
+        pairs=load.slots * (load.sequence_tokens + 1) / 2,
+        backward=BACKWARD,
+        recompute=recompute,
+    )
+    head = Work(products=head_products(decoder.width, decoder.vocabulary, scored=load.scored))
+    encoder: list[Work] = []
+    connector = 0.0
+    for modality, part in config.encoders.items():
+        spans = load.spans[modality]
+        encoder += _encoder(part, spans, recompute=recompute)
+        connector += connector_products(
+            part.connector, width=part.encoder.width, to=decoder.width, vectors=spans.vectors
+        )
+    return ModelWork(
+        layer=layer, head=head, encoder=tuple(encoder), connector=Work(products=connector)
+    )
+
+
+def _encoder(part: EncoderConfig, spans: SpanLoad, *, recompute: Recompute) -> list[Work]:
+    """Blocks of one encoder. Nothing flows back into those below the first that trains."""
+    encoder = part.encoder
+    num_frozen = encoder.num_layers - encoder.layers_in_training
+    return [
+        _block(
+            encoder.width,
+            encoder.feed_forward,
+            rows=spans.rows,
+            pairs=spans.pairs,
+            backward=0 if index < num_frozen else BACKWARD,
+            recompute=recompute if index >= num_frozen else "none",
+        )
+        for index in range(encoder.num_layers)
+    ]
+
+
+def _block(
+    width: int,
+    feed_forward: int,
+    *,
+    rows: float,
+    pairs: float,
+    backward: float,
+    recompute: Recompute,
+) -> Work:
+    products = block_products(width, feed_forward, rows=rows)
+    attention = block_attention(width, pairs=pairs)
+    again = {"none": 0.0, "selective": attention, "full": products + attention}[recompute]
+    return Work(products=products, attention=attention, backward=backward, again=again)
