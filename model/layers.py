@@ -100,7 +100,13 @@ class VocabularyShard(Protocol):
 
 
 class Layers(Protocol):
-    """What a model asks for when it is built."""
+    """What a model asks for when it is built.
+
+    Attributes:
+        sequence_parallel: whether blocks work on a part of the rows.
+    """
+
+    sequence_parallel: bool
 
     def column(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
         """Linear layer [.., in] -> [.., out] whose outputs may be split over ranks."""
@@ -171,6 +177,8 @@ class DenseEmbedding(nn.Embedding):
 
 class DenseLayers:
     """Layers that keep every weight whole on every rank, and every row on one."""
+
+    sequence_parallel = False
 
     def column(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
         """A whole linear layer."""

@@ -59,6 +59,7 @@ class SemiCausal(nn.Module):
         layers = layers or DenseLayers()
         encoder_layers = encoder_layers or layers
         self.config = config
+        self.sequence_parallel = layers.sequence_parallel
         self.pieces = tuple(pieces or [whole_piece(config.decoder)])
         self.decoder = Decoder(config.decoder, layers, pieces=self.pieces, recompute=recompute)
         reads_spans = any(piece.is_first for piece in self.pieces)
@@ -81,6 +82,11 @@ class SemiCausal(nn.Module):
         )
         for parameter in self.frozen_parameters():
             parameter.requires_grad_(False)
+
+    @property
+    def has_tied_ends(self) -> bool:
+        """Whether the token embedding and the head are one weight, wherever they lie."""
+        return self.config.decoder.tied_head
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of encoder layers that the configuration keeps fixed."""

@@ -3,18 +3,25 @@
 A training step reads::
 
     engine = zero.initialize(model, param_groups=..., optim=..., precision="bf16", ...)
-    for microbatch in microbatches:            # exactly `accumulation` of them
-        engine.backward(engine(microbatch))    # the losses of all ranks sum to the global mean
+    losses = pipeline.forward_backward(engine, microbatches, scale=...)
     grad_norm = engine.step()                  # raises, having changed nothing, if not finite
+
+DeepSpeed refuses ZeRO-2 and ZeRO-3 in pipelines of its own, but its stages train under another's
+schedule once four things are seen to, all of them here or in `zero_gradients`:
+
+1. It is told the groups (`_Topology`), and compares ZeRO-3's trace within the data group alone.
+2. Before each backward of the schedule it hears that a backward begins, and whether it is the
+   step's last.
+3. What the stages of a pipeline or the ranks of a tensor group each have a part of is summed.
+4. The gradient norm is ours: over every element of the model once, in fp64.
 """
 
-import enum
 import importlib
 import math
 import os
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -23,8 +30,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from model.config import Config
+from parallel import zero_gradients
+from parallel.megatron import refuse_other_version
+from parallel.mesh import Mesh
+from parallel.sharding import Sharding
 
 Precision = Literal["fp32", "bf16"]
+
+SUPPORTED = ("0.19", "0.20")
+"""First version of DeepSpeed that was tested, and the first that was not."""
 
 
 class ZeroConfig(Config):
@@ -50,17 +64,6 @@ class AdamWOptions(NamedTuple):
     epsilon: float
 
 
-class Sharding(enum.Enum):
-    """Where the full-precision weights and the moments live."""
-
-    REPLICATED = enum.auto()
-    """In the parameters themselves, whole on every rank."""
-    FLAT_GROUPS = enum.auto()
-    """In one flat tensor a parameter group, of which each rank holds a contiguous part."""
-    PER_PARAMETER = enum.auto()
-    """Each parameter is cut in as many equal parts as there are ranks."""
-
-
 def why_unsupported(stage: int, precision: Precision) -> str | None:
     """Why this machine cannot train at this stage and precision, or None if it can.
 
@@ -78,8 +81,9 @@ class ZeroEngine:
     """A model, its AdamW and their sharding; built by `initialize`.
 
     Attributes:
-        module: the model; call the engine rather than this, so that hooks run.
-        accumulation: microbatches in a step.
+        module: the model, or this stage's part; call the engine rather than this, so that hooks
+            run.
+        mesh: this rank's place and groups.
         sharding: where weights and moments live.
         base_optimizer: torch's AdamW, which DeepSpeed drives on flat shards.
         zero_optimizer: DeepSpeed's own optimiser around it (torch's again if `REPLICATED`).
@@ -89,39 +93,63 @@ class ZeroEngine:
         self,
         deepspeed_engine: Any,
         *,
+        mesh: Mesh,
         base_optimizer: torch.optim.Optimizer,
         sharding: Sharding,
-        accumulation: int,
         clip_norm: float | None,
     ) -> None:
         """Wraps a DeepSpeed engine; use `initialize`."""
         self.module: nn.Module = deepspeed_engine.module
-        self.accumulation = accumulation
+        self.mesh = mesh
         self.sharding = sharding
         self.base_optimizer = base_optimizer
         self.zero_optimizer: Any = deepspeed_engine.optimizer
         self._deepspeed = deepspeed_engine
         self._clip_norm = clip_norm
-        self._num_ranks = dist.get_world_size()
-        self._num_backwards = 0
+        self._backwards_left = 0
+        self._norm = math.nan
+        if sharding is not Sharding.REPLICATED:
+            self._provide_norm()
+            # Before DeepSpeed's own hooks on the output, which are put on after this one.
+            self.module.register_forward_hook(self._announce_backward)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """The model's forward; all ranks must call it alike."""
+        """The forward of what this rank holds; its group's ranks must call it alike."""
+        if self.sharding is Sharding.REPLICATED:
+            # Without ZeRO, DeepSpeed has nothing to do in a forward and forbids other backwards.
+            return self.module(*inputs, **options)
         return self._deepspeed(*inputs, **options)
 
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of one microbatch; the last of a step also reduces them.
+    @contextmanager
+    def accumulating(self, num_backwards: int) -> Generator[None]:
+        """Within the context gradients add up, over exactly this many backwards; then reduced.
 
-        Args:
-            loss: [] scaled so that the sum over all ranks and microbatches of the step is the
-                loss to minimise (a sum over scored tokens divided by their global count).
+        The losses must be scaled so that their sum over microbatches and data ranks, divided by
+        the number of data ranks, is the loss to minimise: DeepSpeed averages over data ranks.
         """
-        assert self._num_backwards < self.accumulation, "call step() after the last microbatch"
-        self._num_backwards += 1
-        is_last = self._num_backwards == self.accumulation
-        self._deepspeed.set_gradient_accumulation_boundary(is_last)
-        # DeepSpeed divides by the microbatches and averages over the ranks.
-        self._deepspeed.backward(loss * (self.accumulation * self._num_ranks))
+        assert self._backwards_left == 0, "the last step's microbatches are not all done"
+        self._backwards_left = num_backwards
+        if self.sharding is Sharding.PER_PARAMETER:
+            # A piece that is not in the first backward adds to what is there, even in that step.
+            self.zero_optimizer.grad_partitions_flat_buffer.zero_()
+        yield
+        if self.sharding is Sharding.REPLICATED:
+            self._backwards_left = 0
+            self._deepspeed.set_gradient_accumulation_boundary(True)
+            self._deepspeed.allreduce_gradients()
+        assert self._backwards_left == 0, "fewer backwards than announced"
+
+    def _announce_backward(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        tensor: Tensor = output if isinstance(output, Tensor) else output[0]
+        if tensor.requires_grad:
+            tensor.register_hook(self._begin_backward)
+
+    def _begin_backward(self, gradient: Tensor) -> None:
+        assert self._backwards_left > 0, "more backwards than announced"
+        self._backwards_left -= 1
+        # Backwards that follow each other without a forward would be taken for one.
+        self.zero_optimizer.clear_backward_seen_flag()
+        self._deepspeed.set_gradient_accumulation_boundary(self._backwards_left == 0)
 
     def step(self) -> float:
         """Clips the gradients and updates the parameters; every rank must call it.
@@ -132,51 +160,65 @@ class ZeroEngine:
         Raises:
             FloatingPointError: the gradient is not finite. It is raised on every rank; the
                 gradient is dropped, no parameter and no moment has changed.
+            RuntimeError: ranks that should have the same gradient do not.
         """
-        assert self._num_backwards == self.accumulation, "step() comes after the last microbatch"
-        self._num_backwards = 0
+        gradients = zero_gradients.collect(self)
+        zero_gradients.sum_shared(gradients, self.mesh)
+        self._norm = zero_gradients.global_norm(gradients, self.mesh)
         if self.sharding is Sharding.REPLICATED:
-            return self._step_replicated()
-        # DeepSpeed takes the norm first and skips the update, on all ranks, if it is not finite.
+            self._step_replicated(gradients)
+            return self._norm
+        # DeepSpeed asks for the norm first and skips the update if it is not finite.
         self._deepspeed.step()
         if not self._deepspeed.was_step_applied():
             raise FloatingPointError("the gradient is not finite")
-        return float(self._deepspeed.get_global_grad_norm())
+        return self._norm
 
-    def _step_replicated(self) -> float:
-        # DeepSpeed knows no norm and no finite check without ZeRO, so both are done here; the
-        # gradients have been reduced in the last backward.
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        # In fp64: torch's fp32 norm on CPU is off by 3e-5 at two million elements.
-        norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in gradients]
-        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
-        if not math.isfinite(norm):
+    def _step_replicated(self, gradients: list[zero_gradients.Gradient]) -> None:
+        # DeepSpeed neither clips by this norm nor checks it without ZeRO.
+        if not math.isfinite(self._norm):
             self._deepspeed.zero_grad()
             raise FloatingPointError("the gradient is not finite")
-        if self._clip_norm is not None and norm > self._clip_norm:
+        if self._clip_norm is not None and self._norm > self._clip_norm:
             for gradient in gradients:
-                gradient.mul_(self._clip_norm / (norm + 1e-6))
+                gradient.value.mul_(self._clip_norm / (self._norm + 1e-6))
         self._deepspeed.step()
-        return norm
+
+    def _provide_norm(self) -> None:
+        """Makes DeepSpeed clip by, and report, the norm that `zero_gradients` has computed."""
+        optimizer = self.zero_optimizer
+
+        def tensor(value: float) -> Tensor:
+            return torch.tensor(value, dtype=torch.float32, device=self.mesh.world.device)
+
+        def norm() -> Tensor:
+            # DeepSpeed's sign for a norm that is not finite.
+            return tensor(self._norm if math.isfinite(self._norm) else -1.0)
+
+        match self.sharding:
+            case Sharding.PER_PARAMETER:
+                optimizer._get_norm_groups = lambda: [norm()]
+            case Sharding.FLAT_GROUPS if hasattr(optimizer, "get_grads_for_norm"):
+                original = optimizer.get_grads_for_norm
+
+                def grads_for_norm(for_clipping: bool = False) -> Any:
+                    # What it adds up over the model group must come from one rank of it.
+                    part = tensor(self._norm if self.mesh.model_rank == 0 else 0.0)
+                    return original(for_clipping=True) if for_clipping else ([part], {})
+
+                optimizer.get_grads_for_norm = grads_for_norm
+            case _:
+                optimizer.scaled_global_norm = norm
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets the learning rate of the next step, for all parameter groups."""
         for group in self.base_optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def gathered(self, params: Iterable[Tensor]) -> AbstractContextManager[None]:
-        """Makes parameters whole on every rank, to be read within the context.
-
-        Every rank must enter with the same parameters. Below stage 3 they are whole anyway.
-        """
-        if self.sharding is not Sharding.PER_PARAMETER:
-            return nullcontext()
-        return _deepspeed().zero.GatheredParameters(list(params), modifier_rank=None)
-
     @contextmanager
     def evaluating(self) -> Generator[None]:
         """Within the context, forwards run in evaluation mode and without gradients."""
-        assert self._num_backwards == 0, "evaluate between steps"
+        assert self._backwards_left == 0, "evaluate between steps"
         was_training = self.module.training
         self.module.eval()
         try:
@@ -202,39 +244,33 @@ def initialize(
     optim: AdamWOptions,
     precision: Precision,
     config: ZeroConfig,
-    accumulation: int,
     clip_norm: float | None,
-    device: torch.device,
+    mesh: Mesh,
 ) -> ZeroEngine:
     """Spreads a model and its AdamW over the ranks.
 
     Needs an initialised process group and RANK, LOCAL_RANK and WORLD_SIZE in the environment;
-    every rank must call it with the same model. Rank 0's weights are sent to the others. In bf16
-    the model is cast in place; full-precision master weights start from the rounded ones, and
-    gradients are accumulated and reduced in fp32.
+    every rank must call it, those of a data group with the same model. The first data rank's
+    weights are sent to the others. In bf16 the model is cast in place; full-precision master
+    weights start from the rounded ones, and gradients are accumulated and reduced in fp32.
 
     Args:
-        model: the model, on any device; buffers keep their type.
+        model: what this rank holds of the model, on any device; buffers keep their type.
         param_groups: groups of `params` with their `weight_decay`: every trainable parameter
             exactly once, and no frozen one. Other keys are ignored.
         optim: options of AdamW.
         precision: type of parameters and activations.
         config: how training state is spread.
-        accumulation: microbatches in a step.
         clip_norm: gradients of a larger global norm are scaled down to it; None for never.
-        device: where the model lives.
+        mesh: this rank's place; the model is moved to its device.
     """
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     grouped = [id(p) for group in param_groups for p in group["params"]]
     assert len(grouped) == len(set(grouped)), "a parameter is in two groups"
     assert set(grouped) == trainable, "param_groups must hold exactly the trainable parameters"
-    model.to(device)
+    model.to(mesh.world.device)
     base_optimizer = torch.optim.AdamW(
-        [
-            {"params": list(group["params"]), "weight_decay": group["weight_decay"]}
-            for group in param_groups
-            if group["params"]
-        ],
+        _groups(model, param_groups, mesh),
         lr=optim.learning_rate,
         betas=optim.betas,
         eps=optim.epsilon,
@@ -246,15 +282,19 @@ def initialize(
         # which stage 1 becomes in bf16, computes the same numbers in no more memory.
         stage = 1
     num_elements = sum(p.numel() for p in model.parameters())
-    deepspeed_engine, *_ = _deepspeed().initialize(
+    deepspeed = _deepspeed()
+    topology = None if mesh.model_group is None else _Topology(mesh)
+    # DeepSpeed keeps the last one it was given, for as long as the process lives.
+    vars(importlib.import_module("deepspeed.utils.groups"))["mpu"] = topology
+    deepspeed_engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=base_optimizer,
+        mpu=topology,
         config=_deepspeed_options(
             config,
             stage=stage,
             precision=precision,
-            accumulation=accumulation,
-            # Without ZeRO the engine clips, from its own norm.
+            # Without ZeRO the engine clips, from the same norm.
             clip_norm=clip_norm if stage > 0 else None,
             num_elements=num_elements,
         ),
@@ -263,11 +303,32 @@ def initialize(
     sharding = {0: Sharding.REPLICATED, 3: Sharding.PER_PARAMETER}.get(stage, Sharding.FLAT_GROUPS)
     return ZeroEngine(
         deepspeed_engine,
+        mesh=mesh,
         base_optimizer=base_optimizer,
         sharding=sharding,
-        accumulation=accumulation,
         clip_norm=clip_norm,
     )
+
+
+def _groups(
+    model: nn.Module, param_groups: Sequence[Mapping[str, Any]], mesh: Mesh
+) -> list[dict[str, Any]]:
+    """The groups for AdamW; a tied weight of two stages gets one of its own.
+
+    Stages 1 and 2 cut groups, not parameters: alone in its group, the weight is cut at the same
+    places on both stages, and the parts of its gradient can be summed.
+    """
+    tied = zero_gradients.tied_over_stages(model, mesh)
+    groups: list[dict[str, Any]] = []
+    for group in param_groups:
+        rest = [parameter for parameter in group["params"] if parameter is not tied]
+        alone = [parameter for parameter in group["params"] if parameter is tied]
+        groups += [
+            {"params": members, "weight_decay": group["weight_decay"]}
+            for members in (rest, alone)
+            if members
+        ]
+    return groups
 
 
 def _deepspeed_options(
@@ -275,7 +336,6 @@ def _deepspeed_options(
     *,
     stage: int,
     precision: Precision,
-    accumulation: int,
     clip_norm: float | None,
     num_elements: int,
 ) -> dict[str, Any]:
@@ -285,7 +345,8 @@ def _deepspeed_options(
     return {
         # The loop owns batch sizes; DeepSpeed only wants the product to be consistent.
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": accumulation,
+        # Nor does it count microbatches: a pipeline's backwards come in their own order.
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": clip_norm or 0.0,
         "bf16": {"enabled": precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -308,6 +369,7 @@ def _deepspeed() -> Any:
     if not torch.cuda.is_available():
         # It must not guess, and it looks only once, at import.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    refuse_other_version("deepspeed", SUPPORTED)
     deepspeed = importlib.import_module("deepspeed")
     if not torch.cuda.is_available():
         # On CPU it would compile an all-reduce for inference, never used here: half a minute,
@@ -315,6 +377,9 @@ def _deepspeed() -> Any:
         vars(importlib.import_module("deepspeed.ops"))["__compatible_ops__"] = {}
     # BF16_Optimizer prints memory reports whatever the log level, a garbage collection each.
     vars(importlib.import_module("deepspeed.runtime.bf16_optimizer"))["see_memory_usage"] = _silent
+    # ZeRO-3 checks that all ranks run the same modules; those of another stage never do.
+    coordinator = importlib.import_module("deepspeed.runtime.zero.partitioned_param_coordinator")
+    vars(coordinator)["assert_ints_same_as_other_ranks"] = _assert_same_in_data_group
     # DeepSpeed calls collectives by names that torch 2.13 would rather have changed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
@@ -322,3 +387,55 @@ def _deepspeed() -> Any:
 
 def _silent(*_: object, **__: object) -> None:
     pass
+
+
+def _assert_same_in_data_group(numbers: list[int]) -> None:
+    group = importlib.import_module("deepspeed.utils.groups")._get_data_parallel_group()
+    mine = torch.tensor(numbers)
+    first = mine.clone()
+    dist.broadcast(first, src=dist.get_global_rank(group, 0), group=group)
+    if not torch.equal(mine, first):
+        raise RuntimeError(
+            f"rank {dist.get_rank()} runs other modules than the first rank of its data group: "
+            f"{numbers} instead of {first.tolist()}"
+        )
+
+
+class _Topology:
+    """The groups as DeepSpeed asks for them (its `mpu`)."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    def get_model_parallel_rank(self) -> int:
+        return self._mesh.model_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._mesh.model_size
+
+    def get_model_parallel_group(self) -> Any:
+        return self._mesh.model_group
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        return self._mesh.tensor_rank
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        return self._mesh.tensor_size
+
+    def get_pipeline_model_parallel_rank(self) -> int:
+        return self._mesh.pipeline_rank
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        return self._mesh.pipeline_size
+
+    def get_data_parallel_rank(self) -> int:
+        return self._mesh.data_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._mesh.data_size
+
+    def get_data_parallel_group(self) -> Any:
+        return self._mesh.data_group
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return dist.get_process_group_ranks(self._mesh.data_group)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from parallel.zero import Sharding, ZeroEngine
+from model.layers import is_split, logical_name, placement
+from parallel.sharding import Sharding
+from parallel.zero import ZeroEngine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running means of the gradient and of its square, under torch's names."""
@@ -51,11 +52,13 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
     exist yet is created as AdamW would.
     """
     slices: list[StateSlice] = []
-    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    mesh = engine.mesh
+    rank, num_ranks = mesh.data_rank, mesh.data_size
     masters = _master_tensors(engine)
     for index, (name, parameter) in enumerate(engine.module.named_parameters()):
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        num_elements = torch.Size(shape).numel()
+        place = placement(parameter)
+        # Padding rows lie behind the box's own.
+        num_elements = place.num_elements
         # Whole copies are saved by the ranks in turn.
         owned = index % num_ranks == rank
         start, stop = 0, num_elements
@@ -74,8 +77,8 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
                 sharded: Any = parameter
                 owned = True
                 # The last part is padded, and on many ranks some hold nothing else.
-                start = min(num_elements, sharded.partition_numel() * rank)
-                stop = min(num_elements, start + sharded.partition_numel())
+                start = sharded.partition_numel() * rank
+                stop = start + sharded.partition_numel()
                 master = sharded.ds_tensor
                 if parameter.requires_grad:
                     zero_optimizer = engine.zero_optimizer
@@ -84,17 +87,24 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
                     master = masters[group_index]
             case _:
                 pass
-        if start == stop:
+        stop = min(stop, num_elements)
+        if start >= stop:
             continue
+        if not is_split(parameter):
+            # Ranks of a tensor group hold copies; they save them in turn too.
+            owned &= index // num_ranks % mesh.tensor_size == mesh.tensor_rank
+        logical = logical_name(name, parameter)
+        # The head's copy of the embedding is saved by the first stage.
+        owned &= logical == name
         moments = None
         if parameter.requires_grad:
             state = _optimizer_state(engine, master)
             moments = {key: _part(state[key], offset, stop - start) for key in MOMENTS}
         slices.append(
             StateSlice(
-                name=name,
-                shape=shape,
-                box=tuple((0, size) for size in shape),
+                name=logical,
+                shape=place.shape,
+                box=place.box,
                 start=start,
                 stop=stop,
                 value=_part(master, offset, stop - start),

@@ -57,11 +57,12 @@ def _oracle(*, frozen: bool, clip_norm: float | None) -> tuple[Curve, list[float
 def _train_cases(cases: Cases) -> list[tuple[Curve, list[float]]]:
     results: list[tuple[Curve, list[float]]] = []
     for case in cases:
+        accumulation = case.pop("accumulation", 1)
         engine = engine_of(Toy(frozen=case.pop("frozen", False)), **case)
         curve: Curve = []
         evaluations: list[float] = []
         for step in range(NUM_STEPS):
-            curve.append(train_step(engine, step))
+            curve.append(train_step(engine, step, accumulation=accumulation))
             evaluations.append(evaluate(engine))
         engine.close()
         results.append((curve, evaluations))
@@ -125,24 +126,24 @@ def _snapshot(engine: Any) -> list[torch.Tensor]:
 
 
 def _survive_bad_gradients(stage: int, precision: Precision) -> list[bool]:
-    engine = engine_of(Toy(), stage=stage, precision=precision, accumulation=2)
-    clean = engine_of(Toy(), stage=stage, precision=precision, accumulation=2)
+    engine = engine_of(Toy(), stage=stage, precision=precision)
+    clean = engine_of(Toy(), stage=stage, precision=precision)
     untouched: list[bool] = []
     for step, bad in enumerate([math.inf, math.nan]):
-        train_step(engine, step)
-        train_step(clean, step)
+        train_step(engine, step, accumulation=2)
+        train_step(clean, step, accumulation=2)
         before, loss_before = _snapshot(engine), evaluate(engine)
         # One rank alone has the bad value.
         is_last = dist.get_rank() == dist.get_world_size() - 1
         with pytest.raises(FloatingPointError, match="not finite"):
-            train_step(engine, 10, scale=bad if is_last else 1.0)
+            train_step(engine, 10, accumulation=2, scale=bad if is_last else 1.0)
         untouched += [
             all(torch.equal(a, b) for a, b in zip(before, _snapshot(engine), strict=True)),
             evaluate(engine) == loss_before,
             zero_state.optimizer_steps(engine) == step + 1,
         ]
     # Nothing of the dropped gradients is left over for the next step either.
-    untouched.append(train_step(engine, 2) == train_step(clean, 2))
+    untouched.append(train_step(engine, 2, accumulation=2) == train_step(clean, 2, accumulation=2))
     untouched.append(evaluate(engine) == evaluate(clean))
     engine.close()
     clean.close()
@@ -156,24 +157,6 @@ def test_non_finite_gradient_changes_nothing(
 ) -> None:
     for untouched in rank_pools[2].run(_survive_bad_gradients, stage, precision):
         assert untouched == [True] * 8
-
-
-def _gather(stage: int) -> list[float]:
-    model = Toy()
-    expected = model.embedding.weight.detach().clone()
-    engine = engine_of(model, stage=stage)
-    with engine.gathered([model.embedding.weight]):
-        same = torch.equal(model.embedding.weight, expected)
-        num_elements = model.embedding.weight.numel()
-    engine.close()
-    return [same, num_elements]
-
-
-@pytest.mark.parametrize("stage", [0, 3])
-def test_gathered_parameters_are_whole(rank_pools: dict[int, RankPool], stage: int) -> None:
-    for same, num_elements in rank_pools[2].run(_gather, stage):
-        assert same
-        assert num_elements == 31 * 13
 
 
 def test_every_stage_is_supported_in_both_precisions() -> None:

@@ -4,10 +4,13 @@ in the forward, a bias, a norm, and (by choice) frozen parameters."""
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel import zero
+from parallel.launch import World
+from parallel.mesh import LayoutConfig, build_mesh
 
 VOCABULARY = 31
 WIDTH = 13  # odd, so that every kind of sharding has to pad
@@ -92,7 +95,6 @@ def engine_of(
     *,
     stage: Any,
     precision: zero.Precision = "fp32",
-    accumulation: int = 1,
     clip_norm: float | None = 0.5,
 ) -> zero.ZeroEngine:
     # Small enough that stage 3 shards the matrices, keeps the vectors whole, and lets go of
@@ -104,28 +106,34 @@ def engine_of(
         optim=OPTIM,
         precision=precision,
         config=config,
-        accumulation=accumulation,
         clip_norm=clip_norm,
-        device=torch.device("cpu"),
+        mesh=build_mesh(LayoutConfig(), this_world()),
     )
 
 
-def train_step(engine: zero.ZeroEngine, step: int, *, scale: float = 1.0) -> tuple[float, float]:
+def train_step(
+    engine: zero.ZeroEngine, step: int, *, accumulation: int = 1, scale: float = 1.0
+) -> tuple[float, float]:
     """One step on this rank's share of the global batch; the global loss and gradient norm."""
-    import torch.distributed as dist
-
     tokens, labels = global_batch(step)
     num_scored = int((labels != -100).sum())
     engine.set_learning_rate(LEARNING_RATE / (1 + step))
-    rows = torch.arange(NUM_ROWS).view(engine.accumulation, dist.get_world_size(), -1)
+    num_ranks = dist.get_world_size()
+    rows = torch.arange(NUM_ROWS).view(accumulation, num_ranks, -1)
     total = torch.zeros(1, dtype=torch.float64)
-    for microbatch in range(engine.accumulation):
-        mine = rows[microbatch, dist.get_rank()]
-        loss = engine((tokens[mine], labels[mine])) * scale / num_scored
-        engine.backward(loss)
-        total += loss.detach()
+    with engine.accumulating(accumulation):
+        for microbatch in range(accumulation):
+            mine = rows[microbatch, dist.get_rank()]
+            loss = engine((tokens[mine], labels[mine])) * scale / num_scored
+            (loss * num_ranks).backward()
+            total += loss.detach()
     dist.all_reduce(total)
     return float(total), engine.step()
+
+
+def this_world() -> World:
+    """This process among the ranks of its test."""
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device("cpu"))
 
 
 def evaluate(engine: zero.ZeroEngine) -> float:

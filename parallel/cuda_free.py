@@ -1,0 +1,57 @@
+"""What lets megatron-core run where there is no CUDA; does nothing where there is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+CPU = torch.device("cpu")
+
+
+def install() -> None:
+    """Makes the CPU the current "CUDA" device, and its synchronisation a no-op.
+
+    megatron-core allocates what it sends on `torch.cuda.current_device()`.
+    """
+    if torch.cuda.is_available():
+        return
+    torch.cuda.current_device = _current_device
+    torch.cuda.synchronize = _nothing
+
+
+def on_cpu() -> AbstractContextManager[Any]:
+    """Within the context, tensors that are asked for on "cuda" are made on the CPU.
+
+    megatron-core's schedules name that device literally.
+    """
+    return nullcontext() if torch.cuda.is_available() else _CpuInsteadOfCuda()
+
+
+class _CpuInsteadOfCuda(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if "device" in options and _names_cuda(options["device"]):
+            options["device"] = CPU
+        return func(*args, **options)
+
+
+def _names_cuda(device: object) -> bool:
+    return str(device).startswith("cuda")
+
+
+def _current_device() -> Any:
+    return CPU
+
+
+def _nothing(*_: object, **__: object) -> None:
+    pass

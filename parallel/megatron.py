@@ -1,0 +1,46 @@
+"""megatron-core, imported when first needed: it takes seconds, and one rank alone never does."""
+
+import importlib
+import warnings
+from importlib.metadata import version
+from typing import Any
+
+SUPPORTED = ("0.16", "0.17")
+"""First version that was tested, and the first that was not."""
+
+
+def core(module: str) -> Any:
+    """A module of megatron-core.
+
+    Raises:
+        RuntimeError: the installed version is not one that this program was tested with.
+    """
+    refuse_other_version("megatron-core", SUPPORTED)
+    with warnings.catch_warnings():
+        # It says at each import that Transformer Engine and Apex are missing; neither is used.
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"megatron.core.{module}")
+
+
+def refuse_other_version(package: str, supported: tuple[str, str]) -> None:
+    """Refuses a version whose insides this program does not know.
+
+    Args:
+        package: its name as installed.
+        supported: first version that is, and first that is no longer.
+
+    Raises:
+        RuntimeError: it is another version.
+    """
+    installed = version(package)
+    first, beyond = (_numbers(text) for text in supported)
+    if not first <= _numbers(installed) < beyond:
+        raise RuntimeError(
+            f"{package} {installed} is installed, but parallel/ relies on the insides of "
+            f"{supported[0]} up to (not including) {supported[1]}: install "
+            f"'{package}>={supported[0]},<{supported[1]}', as constraints.txt does"
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])

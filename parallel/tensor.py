@@ -1,0 +1,219 @@
+"""Layers split over a tensor group, on megatron-core's.
+
+Columns and heads, rows, and the vocabulary are split; norms, small tables and connectors are
+whole, and so are their gradients. With sequence parallelism the rows between blocks are split too:
+what is whole there (norms, the biases of row-parallel layers) then has the gradient of its own
+rows, which `parallel.gradients` sums over the group.
+
+Source: Megatron-LM (1909.08053) §3; sequence parallelism: Korthikanti et al. (2205.05198) §4.2.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.layers import DenseEmbedding, DenseLinear, Initializer, Placement
+from parallel.megatron import core
+
+VOCABULARY_MULTIPLE = 128
+"""Each rank's rows of the vocabulary are a multiple of this; matrix products like it."""
+
+
+def padded_vocabulary(num_tokens: int, *, tensor: int) -> int:
+    """Rows of a vocabulary that is split, padding included."""
+    multiple = VOCABULARY_MULTIPLE * tensor
+    return math.ceil(num_tokens / multiple) * multiple
+
+
+class TensorLayers:
+    """The `Layers` protocol over a tensor group.
+
+    Args:
+        group: the ranks that share each layer.
+        sequence_parallel: whether they also share the rows between blocks.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, *, sequence_parallel: bool):
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.sequence_parallel = sequence_parallel
+        self._mappings = core("tensor_parallel.mappings")
+        self._layers = _layer_classes()
+        self._config = core("model_parallel_config").ModelParallelConfig(
+            tensor_model_parallel_size=self.size,
+            sequence_parallel=sequence_parallel,
+            use_cpu_initialization=True,  # on the default device, so that meta works
+            perform_initialization=False,
+            gradient_accumulation_fusion=False,
+            params_dtype=torch.get_default_dtype(),
+        )
+
+    def column(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
+        """A linear layer with outputs split over the ranks; reads whole rows."""
+        layer = self._layers.column(
+            in_features, out_features, config=self._config, init_method=None, tp_group=self.group
+        )
+        part = self._part(out_features)
+        layer.weight.placement = Placement(
+            shape=(out_features, in_features), box=(part, (0, in_features))
+        )
+        layer.bias.placement = Placement(shape=(out_features,), box=(part,))
+        layer.init = init
+        return layer
+
+    def row(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
+        """A linear layer with inputs split over the ranks; its outputs are summed."""
+        layer = self._layers.row(
+            in_features,
+            out_features,
+            config=self._config,
+            init_method=None,
+            bias=True,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            tp_group=self.group,
+        )
+        layer.weight.placement = Placement(
+            shape=(out_features, in_features),
+            box=((0, out_features), self._part(in_features)),
+        )
+        layer.bias.sequence_parallel = self.sequence_parallel
+        layer.init = init
+        return layer
+
+    def linear(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
+        """A whole linear layer."""
+        return DenseLinear(in_features, out_features, init)
+
+    def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> nn.Module:
+        """A lookup table with rows split over the ranks, padded; its outputs are summed."""
+        rows = padded_vocabulary(num_tokens, tensor=self.size)
+        layer = self._layers.vocabulary(
+            rows, width, config=self._config, init_method=None, tp_group=self.group
+        )
+        shard = self.shard(num_tokens)
+        layer.weight.placement = Placement(
+            shape=(num_tokens, width), box=((shard.first, shard.first + shard.size), (0, width))
+        )
+        layer.init = init
+        return layer
+
+    def table(self, num_rows: int, width: int, *, init: Initializer) -> DenseEmbedding:
+        """A whole lookup table."""
+        return DenseEmbedding(num_rows, width, init)
+
+    def norm(self, width: int) -> nn.LayerNorm:
+        """A layer norm of whole width, over whatever rows this rank has."""
+        norm = nn.LayerNorm(width)
+        for parameter in norm.parameters():
+            _mark_sequence_parallel(parameter, self.sequence_parallel)
+        return norm
+
+    def dropout(self, share: float) -> nn.Module:
+        """Dropout that is equal on all ranks where rows are, and drawn anew where they differ."""
+        if not share:
+            return nn.Identity()
+        return SplitDropout(share, self.rank) if self.sequence_parallel else nn.Dropout(share)
+
+    def shard(self, num_tokens: int) -> "GroupShard":
+        """This rank's part of a vocabulary."""
+        rows = padded_vocabulary(num_tokens, tensor=self.size) // self.size
+        first = min(num_tokens, rows * self.rank)
+        return GroupShard(self.group, first=first, size=min(num_tokens - first, rows))
+
+    def share(self, values: Tensor) -> Tensor:
+        """This rank's part of the last dim; the gradient is summed over the ranks."""
+        whole = self._mappings.copy_to_tensor_model_parallel_region(values, group=self.group)
+        return whole.chunk(self.size, dim=-1)[self.rank]
+
+    def enter(self, rows: Tensor) -> Tensor:
+        """Whole rows to the blocks: this rank's part of them with sequence parallelism."""
+        if not self.sequence_parallel:
+            return rows
+        return self._mappings.scatter_to_sequence_parallel_region(rows, group=self.group)
+
+    def leave(self, rows: Tensor) -> Tensor:
+        """Whole rows for the head, whose gradient is a part of a sum on each rank."""
+        if self.sequence_parallel:
+            return self._mappings.gather_from_sequence_parallel_region(rows, group=self.group)
+        return self._mappings.copy_to_tensor_model_parallel_region(rows, group=self.group)
+
+    def _part(self, size: int) -> tuple[int, int]:
+        assert size % self.size == 0, "checked with the configuration"
+        share = size // self.size
+        return share * self.rank, share * (self.rank + 1)
+
+
+class GroupShard:
+    """A rank's part of the vocabulary, joined over its tensor group."""
+
+    def __init__(self, group: dist.ProcessGroup, *, first: int, size: int):
+        self.group = group
+        self.first = first
+        self.size = size
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """Elementwise maximum over the ranks, in place."""
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
+        return values
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the ranks, in place."""
+        dist.all_reduce(values, group=self.group)
+        return values
+
+
+class SplitDropout(nn.Module):
+    """Dropout over rows that are split: each rank draws from a stream of its own.
+
+    The streams are seeded from the default generator, which is the same on all ranks of the group
+    and which recomputation rewinds.
+    """
+
+    def __init__(self, share: float, rank: int):
+        super().__init__()
+        self.share = share
+        self.rank = rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero a share of the elements and scale up the rest, in training."""
+        if not self.training:
+            return x
+        seed = int(torch.randint(1 << 62, ())) + self.rank
+        generator = torch.Generator(x.device).manual_seed(seed)
+        kept = torch.empty_like(x).bernoulli_(1 - self.share, generator=generator)
+        return x * kept.div_(1 - self.share)
+
+
+class _Classes:
+    column: Any
+    row: Any
+    vocabulary: Any
+
+
+def _layer_classes() -> _Classes:
+    """Megatron's layers, returning one tensor as other layers do."""
+    layers = core("tensor_parallel.layers")
+
+    class Column(layers.ColumnParallelLinear):
+        """Outputs split over the ranks."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[0]
+
+    class Row(layers.RowParallelLinear):
+        """Inputs split over the ranks."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[0]
+
+    classes = _Classes()
+    classes.column, classes.row, classes.vocabulary = Column, Row, layers.VocabParallelEmbedding
+    return classes
+
+
+def _mark_sequence_parallel(parameter: Any, value: bool) -> None:
+    parameter.sequence_parallel = value
