@@ -1,14 +1,16 @@
 """Ranks that succeed or fail together, so that one rank's error never leaves the others waiting."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 Result = TypeVar("Result")
 
 
-def on_all_ranks(work: Callable[[], Result], error_type: type[Exception]) -> Result:
+def on_all_ranks(
+    work: Callable[[], Result], error_type: type[Exception], *, group: Any = None
+) -> Result:
     """Runs `work` on this rank and returns its result only if it succeeded on every rank.
 
     Every rank must call this. `work` must not communicate: a rank that fails would leave the
@@ -17,6 +19,8 @@ def on_all_ranks(work: Callable[[], Result], error_type: type[Exception]) -> Res
     Args:
         work: what this rank does; local work only.
         error_type: raised on every rank if any failed, with the message of the first failing one.
+        group: process group of all ranks to agree over; the default one if None. A thread beside
+            the main one needs its own, or their messages would mix.
 
     Raises:
         error_type: some rank failed.
@@ -27,7 +31,7 @@ def on_all_ranks(work: Callable[[], Result], error_type: type[Exception]) -> Res
         result = work()
     except Exception as caught:
         error = caught
-    messages = gathered(None if error is None else _describe(error, error_type))
+    messages = gathered(None if error is None else _describe(error, error_type), group=group)
     failed = [rank for rank, message in enumerate(messages) if message is not None]
     if failed:
         where = "" if len(messages) == 1 else f" (rank {failed[0]} of {len(messages)})"
@@ -35,12 +39,12 @@ def on_all_ranks(work: Callable[[], Result], error_type: type[Exception]) -> Res
     return result  # pyright: ignore[reportReturnType]  # no failure: work() has returned
 
 
-def gathered(value: Result) -> list[Result]:
-    """What every rank passed, in rank order; every rank must call this."""
+def gathered(value: Result, *, group: Any = None) -> list[Result]:
+    """What every rank passed, in rank order; every rank must call this (see `on_all_ranks`)."""
     if not dist.is_initialized():
         return [value]
     values: list[Result] = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 
