@@ -149,6 +149,14 @@ def build_mesh(layout: LayoutConfig, world: World) -> Mesh:
     )
 
 
+def data_mesh(device: torch.device) -> Mesh:
+    """A mesh without tensor or pipeline parallelism, over the process group if there is one."""
+    alone = not dist.is_initialized()
+    rank, size = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
+    world = World(rank=rank, size=size, device=device)
+    return build_mesh(LayoutConfig(), world)
+
+
 def forget_groups() -> None:
     """Drops megatron's record of the groups, before the process group itself is destroyed."""
     if "megatron.core" in sys.modules:
@@ -234,8 +242,3 @@ def straddling_warning(layout: LayoutConfig) -> str | None:
         f"layout.tensor: groups of {layout.tensor} ranks straddle nodes of {local} ranks each; "
         "every layer will wait for the network: use a degree that divides the ranks of a node"
     )
-
-
-def is_cuda() -> bool:
-    """Whether ranks compute on GPUs."""
-    return torch.cuda.is_available()

@@ -171,15 +171,3 @@ def _model(engine: ZeroEngine) -> SemiCausal:
 def _detached(loss: Loss) -> Loss:
     # Cloned, since the schedule divides in place.
     return Loss(loss.total.detach().clone(), loss.terms)
-
-
-def one_shape(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
-    """Runs of batches that follow each other and have the same shape."""
-    run: list[Batch] = []
-    for batch in batches:
-        if run and run[0].tokens.shape != batch.tokens.shape:
-            yield run
-            run = []
-        run.append(batch)
-    if run:
-        yield run

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.batch import Batch
+from model.loss import Loss
 from model.semicausal import SemiCausal
 from train import checkpoint
 from train.build import build_collator, open_corpus
@@ -75,8 +76,8 @@ def evaluate_checkpoint(
             ranks=1,
         )
 
-        def forward(batch: Batch):
-            return model(batch)
+        def forward(run: list[Batch]) -> list[Loss]:
+            return [model(batch) for batch in run]
 
         with torch.no_grad():
             return evaluate(forward, batches, device=device)

@@ -6,6 +6,8 @@ import sys
 import time
 
 from parallel.launch import World, announced_ranks, join, leave, multiplies_bf16
+from parallel.mesh import forget_groups
+from parallel.pipeline import microbatch_fault
 from parallel.zero import why_unsupported
 from train.config import RunConfig, accumulation
 from train.config_files import dump, load
@@ -43,6 +45,7 @@ def main() -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(2)
+    forget_groups()
     leave()
     return code
 
@@ -64,9 +67,13 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     if config.precision == "auto":
         config = config.model_copy(update={"precision": "bf16" if multiplies_bf16() else "fp32"})
     try:
-        accumulation(config, ranks=ranks)
+        num_microbatches = accumulation(config, ranks=ranks)
     except ValueError as error:
         faults.append(str(error))
+    else:
+        layout = config.layout
+        fault = microbatch_fault(num_microbatches, pipeline=layout.pipeline, chunks=layout.chunks)
+        faults += [] if fault is None else [fault]
     assert config.precision != "auto"
     reason = why_unsupported(config.zero.stage, config.precision)
     if reason is not None:

@@ -7,12 +7,13 @@ import torch
 
 from model.layers import initialize
 from model.lora import add_adapters
-from model.semicausal import ModelConfig, SemiCausal
-from parallel.launch import World
+from model.semicausal import ModelConfig, SemiCausal, parameter_counts
+from parallel.mesh import Mesh
+from parallel.spread import build_part, split_of
 from parallel.zero import AdamWOptions, ZeroEngine
 from parallel.zero import initialize as initialize_zero
 from train import checkpoint
-from train.config import RunConfig, accumulation
+from train.config import RunConfig
 from train.config_files import differences
 from train.data.collate import Collator
 from train.data.corpus import Corpus
@@ -60,8 +61,8 @@ def build_collator(config: RunConfig, special: SpecialTokens) -> Collator:
     )
 
 
-def build_feed(config: RunConfig, corpus: Corpus, collate: Collator, world: World) -> Feed:
-    """This rank's feed of training microbatches."""
+def build_feed(config: RunConfig, corpus: Corpus, collate: Collator, mesh: Mesh) -> Feed:
+    """This rank's feed of training microbatches, the same for all that hold one model copy."""
     order = GlobalOrder(
         corpus.train.shard_sizes, seed=config.seed, window=config.data.shuffle_window
     )
@@ -71,21 +72,29 @@ def build_feed(config: RunConfig, corpus: Corpus, collate: Collator, world: Worl
         collate,
         global_sequences=config.batch.sequences,
         micro_sequences=config.batch.micro_sequences,
-        rank=world.rank,
-        ranks=world.size,
+        rank=mesh.data_rank,
+        ranks=mesh.data_size,
         # The store knows better what went wrong; this deadline is for what it cannot see.
         timeout_seconds=2 * config.data.timeout_seconds * (1 + config.data.retries) + 60,
         last_step=config.steps,
     )
 
 
-def build_model(config: RunConfig) -> SemiCausal:
-    """The model with its first weights, from the seed or from checkpoints, adapters put on.
+def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
+    """This rank's part of the model, with first values from the seed or from checkpoints.
+
+    Adapters are put on where they are configured.
 
     Raises:
         CheckpointError: a named checkpoint is missing, damaged or of another model.
     """
-    model = SemiCausal(config.built_model)
+    split = split_of(
+        config.built_model,
+        config.layout,
+        sequence_tokens=config.data.sequence_tokens,
+        span_share=config.span_share,
+    )
+    model = build_part(config.built_model, config.layout, mesh, split=split)
     initialize(model, seed=config.seed)
     for modality, part in config.built_model.encoders.items():
         if part.encoder.init_from is not None:
@@ -165,7 +174,14 @@ def load_encoder(path: Path, model: SemiCausal, modality: str) -> None:
     )
 
 
-def build_engine(config: RunConfig, model: torch.nn.Module, world: World) -> ZeroEngine:
+def count_parameters(config: RunConfig, model: torch.nn.Module) -> int:
+    """Parameters of the whole model, adapters included; `model` is this rank's part of it."""
+    if config.layout.model_ranks == 1:
+        return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter_counts(config.built_model).values())
+
+
+def build_engine(config: RunConfig, model: torch.nn.Module, mesh: Mesh) -> ZeroEngine:
     """The model under ZeRO with AdamW."""
     assert config.precision != "auto", "resolved when the run starts"
     optim = config.optim
@@ -175,7 +191,6 @@ def build_engine(config: RunConfig, model: torch.nn.Module, world: World) -> Zer
         optim=AdamWOptions(optim.lr, (optim.beta1, optim.beta2), optim.eps),
         precision=config.precision,
         config=config.zero,
-        accumulation=accumulation(config, ranks=world.size),
         clip_norm=optim.clip_norm,
-        device=world.device,
+        mesh=mesh,
     )

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from model.config import Config
 from model.lora import LoraConfig
 from model.semicausal import ModelConfig
+from parallel.mesh import LayoutConfig, layout_faults, rank_fault
 from parallel.zero import ZeroConfig
 from train.data.collate import SpanCapacity
 from train.data.spans import FixedSpansConfig, RandomSpansConfig, SpansConfig
@@ -14,6 +15,9 @@ from train.monitor import WatchConfig
 from train.optim import OptimConfig
 
 Positive = Annotated[int, Field(ge=1)]
+
+USUAL_SPAN_SHARE = 0.25
+"""The paper's ratio, where the samples decide."""
 
 
 class BatchConfig(Config):
@@ -98,6 +102,7 @@ class RunConfig(Config):
     data: DataConfig
     batch: BatchConfig
     optim: OptimConfig
+    layout: LayoutConfig = Field(default_factory=LayoutConfig)
     zero: ZeroConfig = Field(default_factory=ZeroConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
@@ -141,6 +146,15 @@ class RunConfig(Config):
             )
         return SpanCapacity(tokens=S, spans=max(1, S // 8), longest_tokens=longest)
 
+    @property
+    def span_share(self) -> float:
+        """Share of the slots in spans, as far as the configuration tells."""
+        shares = [
+            spans.ratio if isinstance(spans, RandomSpansConfig) else USUAL_SPAN_SHARE
+            for spans in self.spans.values()
+        ]
+        return min(1.0, sum(shares))
+
     def identity(self) -> dict[str, Any]:
         """What decides a run's numbers; the rest (layout, paths, watching) may change on resume."""
         kept = {
@@ -158,17 +172,22 @@ class RunConfig(Config):
 
 
 def accumulation(config: RunConfig, *, ranks: int) -> int:
-    """Microbatches a rank computes in a step.
+    """Microbatches that a copy of the model computes in a step.
 
     Raises:
-        ValueError: the global batch does not divide.
+        ValueError: the ranks do not make whole copies, or the global batch does not divide.
     """
+    fault = rank_fault(config.layout, ranks=ranks)
+    if fault is not None:
+        raise ValueError(fault)
+    ranks //= config.layout.model_ranks
     share = ranks * config.batch.micro_sequences
     if config.batch.sequences % share:
         near = max(1, round(config.batch.sequences / share)) * share
         raise ValueError(
-            f"batch.sequences: {config.batch.sequences} does not divide into {ranks} rank(s) x "
-            f"batch.micro_sequences {config.batch.micro_sequences}; the nearest that does is {near}"
+            f"batch.sequences: {config.batch.sequences} does not divide into {ranks} data rank(s) "
+            f"x batch.micro_sequences {config.batch.micro_sequences}; the nearest that does is "
+            f"{near}"
         )
     return config.batch.sequences // share
 
@@ -207,6 +226,18 @@ def _faults(config: RunConfig) -> list[str]:
             )
             continue
         faults += _encoder_faults(config, modality)
+    faults += layout_faults(config.layout, config.built_model) if not faults else []
+    rows = config.batch.micro_sequences * S
+    if config.layout.sequence_parallel and rows % config.layout.tensor:
+        faults.append(
+            f"layout.sequence_parallel: the {rows} slots of a microbatch (batch.micro_sequences x "
+            f"data.sequence_tokens) do not divide by layout.tensor {config.layout.tensor}"
+        )
+    if config.lora is not None and config.layout.model_ranks > 1:
+        faults.append(
+            "lora: adapters are trained with layout.tensor=1 and layout.pipeline=1 only: peft puts "
+            "them on whole layers; use data parallelism and ZeRO"
+        )
     if config.lora is not None and config.init_from is None:
         faults.append("lora: needs init_from, a checkpoint whose weights the adapters bend")
     return faults

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from model.semicausal import parameter_counts
 from parallel.launch import World
+from parallel.mesh import Mesh, build_mesh
 from train.build import build_collator, build_engine, build_feed, build_model, open_corpus
 from train.config import RunConfig
 from train.loop import peak_memory_bytes
@@ -19,24 +20,25 @@ def dry_run(config: RunConfig, world: World) -> int:
     """Run one step without touching the run directory; every rank must call it."""
     started = time.perf_counter()
     corpus = open_corpus(config)
-    model = build_model(config)
+    mesh = build_mesh(config.layout, world)
+    model = build_model(config, mesh)
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    engine = build_engine(config, model, world)
+    engine = build_engine(config, model, mesh)
     built_seconds = time.perf_counter() - started
     engine.set_learning_rate(config.optim.lr)
     collate = build_collator(config, corpus.special)
-    with build_feed(config, corpus, collate, world) as feed:
-        reseed(config.seed, step=1, data_rank=world.rank)
+    with build_feed(config, corpus, collate, mesh) as feed:
+        reseed(config.seed, step=1, mesh=mesh)
         started = time.perf_counter()
-        result = train_step(engine, feed.step(1), device=world.device, stop_requested=lambda: False)
+        result = train_step(engine, feed.step(1), stop_requested=lambda: False)
         step_seconds = time.perf_counter() - started
     engine.close()
     if world.is_main:
         table = Table("what", "value", title=f"dry run of {config.name}", title_justify="left")
         for part, count in parameter_counts(config.built_model).items():
             table.add_row(f"parameters, {part}", f"{count:,}")
-        table.add_row("parameters that train", f"{num_trainable:,}")
-        table.add_row("ranks x microbatch x accumulation", _layout(config, world))
+        table.add_row("parameters that train, rank 0", f"{num_trainable:,}")
+        table.add_row("tensor x pipeline x data", _layout(config, mesh))
         table.add_row("precision, ZeRO stage", f"{config.precision}, {config.zero.stage}")
         table.add_row("first loss", f"{result.averages.loss:.4f}")
         table.add_row("seconds to build, for the step", f"{built_seconds:.1f}, {step_seconds:.1f}")
@@ -46,6 +48,8 @@ def dry_run(config: RunConfig, world: World) -> int:
     return 0
 
 
-def _layout(config: RunConfig, world: World) -> str:
+def _layout(config: RunConfig, mesh: Mesh) -> str:
     micro = config.batch.micro_sequences
-    return f"{world.size} x {micro} x {config.batch.sequences // (world.size * micro)}"
+    num_microbatches = config.batch.sequences // (mesh.data_size * micro)
+    degrees = f"{mesh.tensor_size} x {mesh.pipeline_size} x {mesh.data_size}"
+    return f"{degrees}; {num_microbatches} microbatches of {micro} sequences"

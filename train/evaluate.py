@@ -1,6 +1,6 @@
 """Loss over fixed samples, spread over the ranks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from train.data.collate import Collator
 from train.data.feed import Samples
 from train.data.sample import Sample
 from train.tally import Averages, Tally
+
+LONGEST_RUN = 32
+"""Microbatches that a pipeline is filled for once."""
 
 VALIDATION_EPOCH = 0
 """Spans of validation samples are those of this epoch, always: the same tokens are scored."""
@@ -44,11 +47,37 @@ def unscored(sample: Sample) -> Sample:
 
 
 def evaluate(
-    forward: Callable[[Batch], Loss], batches: Iterator[Batch], *, device: torch.device
+    forward: Callable[[list[Batch]], list[Loss]],
+    batches: Iterator[Batch],
+    *,
+    device: torch.device,
+    counts: bool = True,
 ) -> Averages:
-    """Mean losses over batches and ranks; call it in evaluation mode, on every rank."""
+    """Mean losses over batches and ranks; call it in evaluation mode, on every rank.
+
+    Args:
+        forward: losses of microbatches of one shape.
+        batches: this rank's.
+        device: where they are computed.
+        counts: whether this rank's losses count; of the ranks that hold one copy of the model,
+            those of one do.
+    """
     tally = Tally()
-    for batch in batches:
-        batch = batch.to(device)
-        tally.add(batch, forward(batch))
+    for run in runs_of_one_shape(batch.to(device) for batch in batches):
+        losses = forward(run)
+        if counts:
+            for batch, loss in zip(run, losses, strict=True):
+                tally.add(batch, loss)
     return tally.over_ranks()
+
+
+def runs_of_one_shape(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """Batches in runs of one shape, as a pipeline wants them, none longer than `LONGEST_RUN`."""
+    run: list[Batch] = []
+    for batch in batches:
+        if run and (run[0].tokens.shape != batch.tokens.shape or len(run) == LONGEST_RUN):
+            yield run
+            run = []
+        run.append(batch)
+    if run:
+        yield run

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 
 from parallel.launch import World, total
+from parallel.mesh import build_mesh, straddling_warning
+from parallel.pipeline import forward
 from train import checkpoint
 from train.build import (
     build_collator,
     build_engine,
     build_feed,
     build_model,
+    count_parameters,
     open_corpus,
 )
 from train.config import RunConfig
@@ -55,9 +58,10 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     if config.init_from is not None:
         source = checkpoint.resolve(Path(config.init_from))
         refuse_other_corpus(corpus, checkpoint.read_state(source), source)
-    model = build_model(config)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    engine = build_engine(config, model, world)
+    mesh = build_mesh(config.layout, world)
+    model = build_model(config, mesh)
+    num_parameters = count_parameters(config, model)
+    engine = build_engine(config, model, mesh)
 
     state: dict[str, Any] = {"step": 0, "wandb_run_id": None}
     if latest is not None:
@@ -90,11 +94,16 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             collate,
             ids=ids,
             micro_sequences=config.batch.micro_sequences,
-            rank=world.rank,
-            ranks=world.size,
+            rank=mesh.data_rank,
+            ranks=mesh.data_size,
         )
         with engine.evaluating():
-            averages = evaluate(engine, batches, device=world.device)
+            averages = evaluate(
+                lambda run: forward(engine, run),
+                batches,
+                device=world.device,
+                counts=mesh.speaks_for_sample,
+            )
         monitor.validation(
             ValidationRecord(
                 step=step,
@@ -125,22 +134,23 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         )
 
     seconds_to_first_step: float | None = None
-    with monitor, build_feed(config, corpus, collate, world) as feed:
+    with monitor, build_feed(config, corpus, collate, mesh) as feed:
         if world.is_main:
             corpus.copy_tokenizer(directory / TOKENIZER)
+            if (warning := straddling_warning(config.layout)) is not None:
+                monitor.note(warning)
             monitor.baseline(unigram_baseline(config, corpus, collate))
         if first_step % config.validation.every_steps == 0:
             validate(first_step)  # before any step, or where a stop may have cut it short
         for step in range(first_step + 1, config.steps + 1):
             started = time.perf_counter()
-            reseed(config.seed, step=step, data_rank=world.rank)
+            reseed(config.seed, step=step, mesh=mesh)
             lr = learning_rate(config.optim, step=step, total_steps=config.steps)
             engine.set_learning_rate(lr)
             batches = feed.step(step)
             result = train_step(
                 engine,
                 batches,
-                device=world.device,
                 stop_requested=lambda: preemption.requested,
             )
             finished = time.perf_counter()

@@ -1,7 +1,7 @@
 """One optimiser step: forward and backward of each microbatch, checks, update."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,8 @@ import torch
 
 from model.batch import Batch
 from parallel.launch import total
+from parallel.mesh import Mesh
+from parallel.pipeline import forward_backward
 from parallel.zero import ZeroEngine
 from train.errors import DataError, DivergedError
 from train.tally import Averages, Tally
@@ -29,22 +31,26 @@ class StepResult:
     stop: bool
 
 
-def reseed(seed: int, *, step: int, data_rank: int) -> None:
-    """Set torch's generators from (seed, step, data rank), so that no state has to be saved."""
-    state = np.random.SeedSequence([seed, step, data_rank]).generate_state(1, np.uint64)
+def reseed(seed: int, *, step: int, mesh: Mesh) -> None:
+    """Set torch's generators from (seed, step, place), so that no state has to be saved.
+
+    The ranks of a tensor group drop the same elements of what they hold in common; stages and
+    samples differ.
+    """
+    entropy = [seed, step, mesh.data_rank, mesh.pipeline_rank]
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]) >> 1)
 
 
 def train_step(
     engine: ZeroEngine,
-    batches: list[Batch],
+    batches: Sequence[Batch],
     *,
-    device: torch.device,
     stop_requested: Callable[[], bool],
 ) -> StepResult:
     """Minimise the sum of losses over scored tokens divided by their global count.
 
-    Every rank must call it, with as many microbatches.
+    Every rank must call it, with as many microbatches; the ranks of one model copy with the same.
 
     Raises:
         DataError: no token of the global batch is scored.
@@ -52,16 +58,17 @@ def train_step(
     """
     # The count comes before the first backward: a mean of ranks' or microbatches' means would
     # weigh tokens unevenly. Asking about preemption in the same exchange costs nothing.
-    scored = sum(batch.num_scored for batch in batches)
+    mesh = engine.mesh
+    scored = sum(batch.num_scored for batch in batches) if mesh.speaks_for_sample else 0
     count, stop = total(scored, float(stop_requested()))
     if count == 0:
         raise DataError("no token of this batch is scored: check the corpus and the spans")
+    batches = [batch.to(mesh.world.device) for batch in batches]
+    losses = forward_backward(engine, batches, scale=1 / count)
     tally = Tally()
-    for batch in batches:
-        batch = batch.to(device)
-        loss = engine(batch)
-        engine.backward(loss.total / count)
-        tally.add(batch, loss)
+    if mesh.speaks_for_sample:
+        for batch, loss in zip(batches, losses, strict=True):
+            tally.add(batch, loss)
     averages = tally.over_ranks()
     if not math.isfinite(averages.loss):
         raise DivergedError(

@@ -43,7 +43,8 @@ class Tally:
 
     def over_ranks(self) -> Averages:
         """Means over all ranks, NaN where nothing was scored; every rank must call it."""
-        loss, first_loss, count, first_count = total(*torch.stack(self._parts).sum(dim=0).tolist())
+        sums = torch.stack(self._parts).sum(dim=0).tolist() if self._parts else [0.0] * 4
+        loss, first_loss, count, first_count = total(*sums)
         other_count, other_loss = count - first_count, loss - first_loss
         return Averages(
             loss=loss / count if count else math.nan,

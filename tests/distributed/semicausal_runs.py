@@ -1,22 +1,30 @@
 """A tiny semi-causal model trained for a few steps: by an oracle, and on ranks under ZeRO."""
 
-from dataclasses import dataclass
-from typing import Literal
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from model.batch import Batch
 from model.layers import initialize
+from model.loss import Loss
+from model.recompute import Recompute
 from model.semicausal import ModelConfig, SemiCausal
-from parallel.zero import AdamWOptions, ZeroConfig
+from parallel.launch import World
+from parallel.mesh import LayoutConfig, Mesh, build_mesh, data_mesh
+from parallel.spread import build_part, split_of
+from parallel.zero import AdamWOptions, Precision, ZeroConfig, ZeroEngine
 from parallel.zero import initialize as initialize_zero
 from train.data.collate import Collator, SpanCapacity
 from train.data.sample import Sample
 from train.data.spans import NO_SPANS, Spans
 from train.optim import parameter_groups
-from train.step import train_step
+from train.step import reseed, train_step
 
 NUM_STEPS = 5
 LEARNING_RATE = 3e-3
@@ -25,11 +33,13 @@ CLIP_NORM = 0.3
 SEQUENCES = 8
 SLOTS = 48
 
-MODEL = {
+History = list[tuple[float, float]]
+
+MODEL: dict[str, Any] = {
     "decoder": {
         "vocabulary": 97,
         "width": 32,
-        "num_layers": 2,
+        "num_layers": 5,
         "heads": 4,
         "feed_forward": 64,
         "max_tokens": SLOTS,
@@ -50,12 +60,56 @@ MODEL = {
 }
 
 
-@dataclass(frozen=True)
-class Layout:
-    stage: Literal[0, 1, 2, 3]
-    micro_sequences: int
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One way to compute the same five steps."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    sequence_parallel: bool = False
+    chunks: int = 1
+    zero: Literal[0, 1, 2, 3] = 0
+    microbatches: int = 1
     spans: str = "everywhere"
+    recompute: Recompute = "none"
     norm: str = "deepnorm"
+    tied: bool = True
+    frozen: bool = False
+    precision: Precision = "fp32"
+    dropout: float = 0.0
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    @property
+    def layout(self) -> str:
+        """As people write it: tp2+sp·pp2·dp2."""
+        parts = [f"tp{self.tensor}" + "+sp" * self.sequence_parallel] if self.tensor > 1 else []
+        if self.pipeline > 1:
+            parts.append(f"pp{self.pipeline}" + (f"x{self.chunks}" if self.chunks > 1 else ""))
+        parts += [f"dp{self.data}"] if self.data > 1 else []
+        return "·".join(parts) or "one"
+
+    def spread(self) -> LayoutConfig:
+        return LayoutConfig(
+            tensor=self.tensor,
+            pipeline=self.pipeline,
+            sequence_parallel=self.sequence_parallel,
+            chunks=self.chunks,
+            recompute=self.recompute,
+        )
+
+    def alone(self) -> "Cell":
+        """What one process must compute to be compared with this cell."""
+        return replace(self, **ALONE)
+
+
+ALONE: dict[str, Any] = {
+    "tensor": 1, "pipeline": 1, "data": 1, "sequence_parallel": False, "chunks": 1, "zero": 0,
+    "microbatches": 1, "recompute": "none",
+}  # fmt: skip
 
 
 class UnevenSpans:
@@ -71,14 +125,25 @@ class UnevenSpans:
         return np.array([[start, start + 9], [start + 9, start + 14], [SLOTS - 6, SLOTS]])
 
 
-def build(layout: Layout) -> SemiCausal:
-    config = MODEL | {"decoder": MODEL["decoder"] | {"norm": layout.norm}}
-    model = SemiCausal(ModelConfig.model_validate(config))
+def model_config(cell: Cell) -> ModelConfig:
+    config = copy.deepcopy(MODEL)
+    config["decoder"] |= {"norm": cell.norm, "tied_head": cell.tied, "dropout": cell.dropout}
+    encoder = config["encoders"]["text"]["encoder"]
+    encoder |= {"dropout": cell.dropout}
+    if cell.frozen:
+        encoder["trainable_layers"] = 1
+    return ModelConfig.model_validate(config)
+
+
+def build(cell: Cell, mesh: Mesh) -> SemiCausal:
+    config, layout = model_config(cell), cell.spread()
+    split = split_of(config, layout, sequence_tokens=SLOTS, span_share=0.25)
+    model = build_part(config, layout, mesh, split=split)
     initialize(model, seed=3)
     return model
 
 
-def microbatches(layout: Layout, step: int, *, rank: int = 0, ranks: int = 1) -> list[Batch]:
+def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
     random = np.random.default_rng(step)
     samples = [
         Sample(
@@ -89,7 +154,7 @@ def microbatches(layout: Layout, step: int, *, rank: int = 0, ranks: int = 1) ->
         for i in range(SEQUENCES)
     ]
     # Spans must end inside the short samples too.
-    policy = UnevenSpans(layout.spans)
+    policy = UnevenSpans(cell.spans)
     collate = Collator(
         sequence_tokens=SLOTS,
         policies={"text": _Inside(policy)},
@@ -97,9 +162,9 @@ def microbatches(layout: Layout, step: int, *, rank: int = 0, ranks: int = 1) ->
         start_tokens={"text": 0},
         padding=3,
     )
-    share = SEQUENCES // ranks
+    share = SEQUENCES // cell.data
     mine = [(0, sample) for sample in samples[rank * share : (rank + 1) * share]]
-    micro = layout.micro_sequences
+    micro = share // cell.microbatches
     return [collate(mine[i : i + micro]) for i in range(0, share, micro)]
 
 
@@ -112,17 +177,19 @@ class _Inside:
         return spans[spans[:, 1] < len(sample.tokens)]
 
 
-def oracle(layout: Layout) -> list[tuple[float, float]]:
-    """Loss and gradient norm of each step in one process, norm and clipping in fp64."""
-    model = build(layout)
+def oracle(cell: Cell, *, num_steps: int = NUM_STEPS) -> tuple[History, dict[str, Tensor]]:
+    """Loss and gradient norm of each step in one process, norm and clipping in fp64; weights."""
+    cell = cell.alone()
+    model = build(cell, data_mesh(torch.device("cpu")))
     optimizer = torch.optim.AdamW(
         parameter_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE, betas=(0.9, 0.98), eps=1e-6
     )
-    history: list[tuple[float, float]] = []
-    for step in range(NUM_STEPS):
-        batches = microbatches(Layout(0, SEQUENCES, layout.spans, layout.norm), step)
-        (batch,) = batches
-        loss = model(batch).total / batch.num_scored
+    history: History = []
+    for step in range(num_steps):
+        (batch,) = microbatches(cell, step)
+        result = model(batch)
+        assert isinstance(result, Loss)
+        loss = result.total / batch.num_scored
         optimizer.zero_grad()
         loss.backward()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -131,32 +198,51 @@ def oracle(layout: Layout) -> list[tuple[float, float]]:
             grad.copy_((grad.double() * min(1.0, CLIP_NORM / (norm + 1e-6))).float())
         optimizer.step()
         history.append((loss.item(), norm))
-    return history
+    return history, {name: p.detach() for name, p in model.named_parameters()}
 
 
-def on_ranks(layout: Layout) -> list[tuple[float, float]]:
-    """The same on this process group."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    model = build(layout)
-    engine = initialize_zero(
+_MESHES: dict[tuple[int, int], Mesh] = {}
+
+
+def mesh_of(cell: Cell) -> Mesh:
+    """This rank's mesh; the last one is kept, since groups cost time and sockets."""
+    key = (cell.tensor, cell.pipeline)
+    if key not in _MESHES:
+        _MESHES.clear()
+        world = World(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device("cpu"))
+        _MESHES[key] = build_mesh(cell.spread(), world)
+    return _MESHES[key]
+
+
+def engine_of(cell: Cell) -> ZeroEngine:
+    """The tiny model under ZeRO at a cell's layout."""
+    mesh = mesh_of(cell)
+    model = build(cell, mesh)
+    return initialize_zero(
         model,
         param_groups=parameter_groups(model, WEIGHT_DECAY),
         optim=AdamWOptions(LEARNING_RATE, (0.9, 0.98), 1e-6),
-        precision="fp32",
-        config=ZeroConfig(stage=layout.stage, persist_parameters_below=100),
-        accumulation=SEQUENCES // ranks // layout.micro_sequences,
+        precision=cell.precision,
+        config=ZeroConfig(stage=cell.zero, persist_parameters_below=100),
         clip_norm=CLIP_NORM,
-        device=torch.device("cpu"),
+        mesh=mesh,
     )
-    history: list[tuple[float, float]] = []
-    for step in range(NUM_STEPS):
-        batches = microbatches(layout, step, rank=rank, ranks=ranks)
-        if layout.spans == "first rank":
-            expected = 3 * len(batches[0].tokens) if rank == 0 else 1
-            assert batches[0].spans["text"].num_spans <= expected
-        result = train_step(
-            engine, batches, device=torch.device("cpu"), stop_requested=lambda: False
-        )
+
+
+def run_steps(engine: ZeroEngine, cell: Cell, steps: Iterable[int]) -> History:
+    """Losses and gradient norms of steps on this rank's share of each global batch."""
+    history: History = []
+    for step in steps:
+        reseed(7, step=step, mesh=engine.mesh)
+        batches = microbatches(cell, step, rank=engine.mesh.data_rank)
+        result = train_step(engine, batches, stop_requested=lambda: False)
         history.append((result.averages.loss, result.gradient_norm))
+    return history
+
+
+def on_ranks(cell: Cell) -> History:
+    """The same on this process group."""
+    engine = engine_of(cell)
+    history = run_steps(engine, cell, range(NUM_STEPS))
     engine.close()
     return history

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel import zero
-from parallel.launch import World
-from parallel.mesh import LayoutConfig, build_mesh
+from parallel.mesh import data_mesh
 
 VOCABULARY = 31
 WIDTH = 13  # odd, so that every kind of sharding has to pad
@@ -107,7 +106,7 @@ def engine_of(
         precision=precision,
         config=config,
         clip_norm=clip_norm,
-        mesh=build_mesh(LayoutConfig(), this_world()),
+        mesh=data_mesh(torch.device("cpu")),
     )
 
 
@@ -129,11 +128,6 @@ def train_step(
             total += loss.detach()
     dist.all_reduce(total)
     return float(total), engine.step()
-
-
-def this_world() -> World:
-    """This process among the ranks of its test."""
-    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device("cpu"))
 
 
 def evaluate(engine: zero.ZeroEngine) -> float:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from parallel.mesh import data_mesh
 from tests.corpora import write_corpus
 from tests.train.runs import TINY_RUN, run, start
 from train import __main__ as command
@@ -52,7 +54,7 @@ MISTAKES = [
     ),
     (["steps=many"], "steps: input should be a valid integer (got 'many')"),
     (["zero.stage=4"], "zero.stage: input should be 0, 1, 2 or 3 (got 4)"),
-    (["batch.sequences=7"], "batch.sequences: 7 does not divide into 1 rank(s) x"),
+    (["batch.sequences=7"], "batch.sequences: 7 does not divide into 1 data rank(s)"),
     (["data.sequence_tokens=65"], "data.sequence_tokens: 65 slots but the decoder has positions"),
     (["model.decoder.heads=5"], "model.decoder.heads: 5 heads do not divide width 32"),
     (["optim.warmup_steps=99"], "optim.warmup_steps: 99 steps of warm-up exceed"),
@@ -170,6 +172,10 @@ def test_document_that_does_not_fit_is_refused(corpus: Path, tmp_path: Path) -> 
         collate([(0, sample)])
 
 
+def build(config: RunConfig) -> None:
+    build_model(config, data_mesh(torch.device("cpu")))
+
+
 @pytest.fixture(scope="module")
 def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("finished") / "run"
@@ -179,18 +185,14 @@ def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_checkpoint_of_another_model(finished: Path, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="checkpoint of another model"):
-        build_model(
-            config(corpus, tmp_path, f"init_from={finished}", "model.decoder.feed_forward=48")
-        )
+        build(config(corpus, tmp_path, f"init_from={finished}", "model.decoder.feed_forward=48"))
     with pytest.raises(CheckpointError, match="heads: 4 there, 2 here"):
-        build_model(config(corpus, tmp_path, f"init_from={finished}", "model.decoder.heads=2"))
+        build(config(corpus, tmp_path, f"init_from={finished}", "model.decoder.heads=2"))
     with pytest.raises(CheckpointError, match="is not there"):
-        build_model(config(corpus, tmp_path, f"init_from={tmp_path / 'none'}"))
+        build(config(corpus, tmp_path, f"init_from={tmp_path / 'none'}"))
     encoder = "model.encoders.text.encoder"
     with pytest.raises(CheckpointError, match=r"encoder.width: 16 there, 24 here"):
-        build_model(
-            config(corpus, tmp_path, f"{encoder}.init_from={finished}", f"{encoder}.width=24")
-        )
+        build(config(corpus, tmp_path, f"{encoder}.init_from={finished}", f"{encoder}.width=24"))
 
 
 def test_corpus_of_another_tokenizer_on_resume(corpus: Path, tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ def test_mistake_found_late_does_not_lock_the_directory(corpus: Path, tmp_path: 
 
 def test_adapters_on_layers_that_are_not_there(finished: Path, corpus: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"lora.targets: no linear layer is called nope"):
-        build_model(config(corpus, tmp_path, f"init_from={finished}", "lora={targets: [nope]}"))
+        build(config(corpus, tmp_path, f"init_from={finished}", "lora={targets: [nope]}"))
 
 
 def forget_last_checkpoint(directory: Path) -> None:

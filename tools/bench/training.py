@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from model.batch import Batch
 from model.layers import initialize
 from model.semicausal import ModelConfig, SemiCausal
+from parallel.mesh import data_mesh
+from parallel.pipeline import forward_backward
 from parallel.zero import AdamWOptions, Precision, ZeroConfig, ZeroEngine
 from parallel.zero import initialize as initialize_zero
 from tools.bench.rounds import Step
@@ -124,9 +126,8 @@ def engine_of(
         optim=AdamWOptions(LEARNING_RATE, BETAS, EPSILON),
         precision=precision,
         config=ZeroConfig.model_validate({"stage": stage}),
-        accumulation=1,
         clip_norm=CLIP_NORM,
-        device=device or torch.device("cpu"),
+        mesh=data_mesh(device or torch.device("cpu")),
     )
 
 
@@ -136,7 +137,7 @@ def engine_step(engine: ZeroEngine, given: Sequence[Batch], *, ranks: int = 1) -
 
     def step() -> None:
         batch = next(upcoming)
-        engine.backward(engine(batch).total / (batch.num_scored * ranks))
+        forward_backward(engine, [batch], scale=1 / (batch.num_scored * ranks))
         engine.step()
 
     return step
