@@ -22,15 +22,16 @@ import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from model.config import Config
-from parallel import zero_gradients
+from parallel import pages, zero_gradients
 from parallel.megatron import refuse_other_version
 from parallel.mesh import Mesh
 from parallel.sharding import Sharding
@@ -48,12 +49,26 @@ class ZeroConfig(Config):
     """What each rank holds only a share of: nothing (0), optimiser state (1), gradients too (2),
     parameters too (3)."""
     bucket_elements: Annotated[int, Field(gt=0)] = 50_000_000
-    """Elements sent in one collective call; larger is faster and takes more memory."""
+    """Elements sent in one collective call, and at stage 3 about as many are updated at a time;
+    larger is faster and takes more memory."""
     persist_parameters_below: Annotated[int, Field(ge=0)] = 10_000
     """Stage 3 keeps parameters of at most this many elements whole on every rank."""
     live_elements: Annotated[int, Field(ge=0)] = 1_000_000_000
     """Stage 3 keeps about this many elements of gathered parameters at a time, so that one used
     again soon is not gathered twice; smaller saves memory."""
+    offload_directory: str | None = None
+    """At stage 3 on CPUs: a directory on a local disk for the master weights and moments, of which
+    memory then holds only what is being updated. It needs 12 bytes a parameter of a rank's share,
+    and is empty again after the run. Default: all is kept in memory."""
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> "ZeroConfig":
+        if self.offload_directory is not None and self.stage != 3:
+            raise ValueError(
+                f"offload_directory: needs stage 3, which updates some parameters at a time; stage "
+                f"{self.stage} updates all of them at once, from memory"
+            )
+        return self
 
 
 class AdamWOptions(NamedTuple):
@@ -62,6 +77,8 @@ class AdamWOptions(NamedTuple):
     learning_rate: float
     betas: tuple[float, float]
     epsilon: float
+    precision: Precision = "fp32"
+    """Type of masters, moments and gradient sums. In bf16 the parameters are their own masters."""
 
 
 def why_unsupported(stage: int, precision: Precision) -> str | None:
@@ -97,6 +114,7 @@ class ZeroEngine:
         base_optimizer: torch.optim.Optimizer,
         sharding: Sharding,
         clip_norm: float | None,
+        spares_memory: bool,
     ) -> None:
         """Wraps a DeepSpeed engine; use `initialize`."""
         self.module: nn.Module = deepspeed_engine.module
@@ -106,6 +124,7 @@ class ZeroEngine:
         self.zero_optimizer: Any = deepspeed_engine.optimizer
         self._deepspeed = deepspeed_engine
         self._clip_norm = clip_norm
+        self._spares_memory = spares_memory
         self._backwards_left = 0
         self._norm = math.nan
         if sharding is not Sharding.REPLICATED:
@@ -131,7 +150,11 @@ class ZeroEngine:
         self._backwards_left = num_backwards
         if self.sharding is Sharding.PER_PARAMETER:
             # A piece that is not in the first backward adds to what is there, even in that step.
-            self.zero_optimizer.grad_partitions_flat_buffer.zero_()
+            buffer = self.zero_optimizer.grad_partitions_flat_buffer
+            if self._spares_memory:
+                pages.zero_without_pages(buffer)
+            else:
+                buffer.zero_()
         yield
         if self.sharding is Sharding.REPLICATED:
             self._backwards_left = 0
@@ -251,8 +274,8 @@ def initialize(
 
     Needs an initialised process group and RANK, LOCAL_RANK and WORLD_SIZE in the environment;
     every rank must call it, those of a data group with the same model. The first data rank's
-    weights are sent to the others. In bf16 the model is cast in place; full-precision master
-    weights start from the rounded ones, and gradients are accumulated and reduced in fp32.
+    weights are sent to the others. In bf16 the model is cast in place, and masters start from the
+    rounded weights. Gradients are accumulated and reduced in the masters' type.
 
     Args:
         model: what this rank holds of the model, on any device; buffers keep their type.
@@ -263,6 +286,9 @@ def initialize(
         config: how training state is spread.
         clip_norm: gradients of a larger global norm are scaled down to it; None for never.
         mesh: this rank's place; the model is moved to its device.
+
+    Raises:
+        OSError: the directory for offloading cannot be written, or its disk has no room.
     """
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     grouped = [id(p) for group in param_groups for p in group["params"]]
@@ -297,9 +323,19 @@ def initialize(
             # Without ZeRO the engine clips, from the same norm.
             clip_norm=clip_norm if stage > 0 else None,
             num_elements=num_elements,
+            states=optim.precision,
         ),
         dist_init_required=False,
     )
+    on_cpu = mesh.world.device.type == "cpu"
+    if stage == 3:
+        masters = _share_equal_masters(deepspeed_engine.optimizer)
+        if config.offload_directory is not None:
+            assert on_cpu, "refused when the run starts"
+            pages.move_to_files(base_optimizer, masters, Path(config.offload_directory))
+    if on_cpu:
+        # Casting and sharding leave holes in the heap, gigabytes of them behind a large model.
+        pages.return_freed_memory()
     sharding = {0: Sharding.REPLICATED, 3: Sharding.PER_PARAMETER}.get(stage, Sharding.FLAT_GROUPS)
     return ZeroEngine(
         deepspeed_engine,
@@ -307,7 +343,21 @@ def initialize(
         base_optimizer=base_optimizer,
         sharding=sharding,
         clip_norm=clip_norm,
+        spares_memory=on_cpu
+        and (optim.precision == "bf16" or config.offload_directory is not None),
     )
+
+
+def _share_equal_masters(zero_optimizer: Any) -> list[Tensor]:
+    """Stage 3's masters; those of the parameters' own type become the parameters themselves.
+
+    DeepSpeed means to do so and compares a device with its name, which always differ.
+    """
+    masters: list[Tensor] = zero_optimizer.fp32_partitioned_groups_flat
+    for master, values in zip(masters, zero_optimizer.fp16_partitioned_groups_flat, strict=True):
+        if master.dtype == values.dtype:
+            master.data = values
+    return masters
 
 
 def _groups(
@@ -338,6 +388,7 @@ def _deepspeed_options(
     precision: Precision,
     clip_norm: float | None,
     num_elements: int,
+    states: Precision,
 ) -> dict[str, Any]:
     # Stage 3 allocates a whole bucket in advance, however small the model.
     bucket_elements = min(config.bucket_elements, num_elements)
@@ -348,15 +399,20 @@ def _deepspeed_options(
         # Nor does it count microbatches: a pipeline's backwards come in their own order.
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip_norm or 0.0,
-        "bf16": {"enabled": precision == "bf16"},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
+        "bf16": {
+            "enabled": precision == "bf16",
+            "bf16_master_weights_and_grads": states == "bf16",
+            "bf16_optimizer_states": states == "bf16",
+        },
+        "data_types": {"grad_accum_dtype": states},
+        "communication_data_type": states,
         "steps_per_print": None,
         "zero_optimization": {
             "stage": stage,
             "reduce_bucket_size": bucket_elements,
             "allgather_bucket_size": bucket_elements,
             "stage3_prefetch_bucket_size": bucket_elements,
+            "sub_group_size": bucket_elements,
             "stage3_param_persistence_threshold": config.persist_parameters_below,
             "stage3_max_live_parameters": config.live_elements,
             "stage3_max_reuse_distance": config.live_elements,

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 AGREEMENT = 1e-4
 """Relative difference of squared norms above which copies of a gradient count as different."""
 
+NORM_CHUNK_ELEMENTS = 1 << 24
+"""128 MiB in fp64."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gradient:
@@ -111,7 +114,7 @@ def global_norm(gradients: list[Gradient], mesh: Mesh) -> float:
     """
     squares = torch.zeros(2, dtype=torch.float64, device=mesh.world.device)
     for gradient in gradients:
-        square = torch.linalg.vector_norm(gradient.value, dtype=torch.float64).square()
+        square = _square(gradient.value)
         # Summed over ranks: the elements of those who speak for them, and the mean over copies.
         if not gradient.is_copy:
             squares[0] += square
@@ -125,6 +128,13 @@ def global_norm(gradients: list[Gradient], mesh: Mesh) -> float:
             "layout, nothing was stepped"
         )
     return math.sqrt(spoken) if spoken >= 0 else math.nan
+
+
+def _square(value: Tensor) -> Tensor:
+    """Sum of squares in fp64, chunk by chunk: of all at once torch would make an fp64 copy."""
+    chunks = value.reshape(-1).split(NORM_CHUNK_ELEMENTS)
+    norms = [torch.linalg.vector_norm(chunk, dtype=torch.float64) for chunk in chunks]
+    return torch.stack(norms).square().sum()
 
 
 def _held(engine: "ZeroEngine") -> tuple[bool, Iterator[tuple[nn.Parameter, Tensor]]]:

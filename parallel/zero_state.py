@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from model.layers import is_split, logical_name, placement
+from parallel.pages import MOMENTS
 from parallel.sharding import Sharding
 from parallel.zero import ZeroEngine
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's running means of the gradient and of its square, under torch's names."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

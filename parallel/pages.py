@@ -1,0 +1,107 @@
+"""Memory handed back to the kernel, for models that fill a machine.
+
+Masters and moments can live in mapped files: the optimiser and checkpoints see ordinary tensors,
+whose pages leave the process after each update; the kernel writes them out and drops them when it
+wants the memory. DeepSpeed's own offloading to disk was left aside: it needs libaio's headers and a
+compiler at run time and an AdamW of its own, which rounds differently, and it hides the state from
+checkpoints while it is away.
+"""
+
+import ctypes
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's running means of the gradient and of its square, under torch's names."""
+
+
+class MappedFile:
+    """A nameless file behind a flat tensor; it goes when the process does, however that ends."""
+
+    def __init__(self, directory: Path, *, num_elements: int, dtype: torch.dtype) -> None:
+        """Makes a file of zeros.
+
+        Raises:
+            OSError: the directory cannot be written, or there is no room.
+        """
+        num_bytes = num_elements * dtype.itemsize
+        with tempfile.TemporaryFile(dir=directory) as file:
+            # Claimed now: where a mapped file finds no room later, the process is killed.
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+            self._map = mmap.mmap(file.fileno(), num_bytes)
+        self.tensor = torch.frombuffer(self._map, dtype=dtype)
+
+    def release(self) -> None:
+        """Lets go of the pages; what was written to the tensor stays."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+
+@torch.no_grad()
+def move_to_files(
+    optimizer: torch.optim.Optimizer, masters: Iterable[Tensor], directory: Path
+) -> None:
+    """Puts an AdamW's weights and moments into files, of which memory holds what is in use.
+
+    Args:
+        optimizer: steps on a few of the masters at a time.
+        masters: flat tensors on the CPU that have had no step; they keep their values.
+        directory: on a local disk; made if need be.
+
+    Raises:
+        OSError: the directory cannot be written, or there is no room.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    files: list[MappedFile] = []
+
+    def mapped(like: Tensor) -> Tensor:
+        files.append(MappedFile(directory, num_elements=like.numel(), dtype=like.dtype))
+        return files[-1].tensor
+
+    def release(*_: object) -> None:
+        for file in files:
+            file.release()
+
+    for master in masters:
+        values = mapped(master).copy_(master)
+        master.data = values
+        # As torch's AdamW would begin.
+        step = torch.zeros((), dtype=torch.float32)
+        optimizer.state[master] = {"step": step} | {key: mapped(master) for key in MOMENTS}
+        release()
+    optimizer.register_step_post_hook(release)
+
+
+def zero_without_pages(tensor: Tensor) -> None:
+    """Zeroes a contiguous tensor on the CPU; it takes memory again only where it is written."""
+    address, num_bytes = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    before = min(-address % mmap.PAGESIZE, num_bytes)
+    inside = (num_bytes - before) // mmap.PAGESIZE * mmap.PAGESIZE
+    everything = tensor.view(-1).view(torch.uint8)
+    everything[:before].zero_()
+    everything[before + inside :].zero_()
+    if inside and not _advise(address + before, inside):
+        everything[before : before + inside].zero_()
+
+
+def return_freed_memory() -> None:
+    """Makes the C library give back what was freed in the middle of its heap."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+        if trim is not None:
+            trim(0)
+
+
+def _advise(address: int, num_bytes: int) -> bool:
+    """Whether the kernel replaced these private pages with zeros that take no memory."""
+    if sys.platform != "linux":  # elsewhere the same advice leaves the values as they are
+        return False
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return madvise(address, num_bytes, mmap.MADV_DONTNEED) == 0
