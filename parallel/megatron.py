@@ -5,6 +5,8 @@ import warnings
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 SUPPORTED = ("0.16", "0.17")
 """First version that was tested, and the first that was not."""
 
@@ -16,10 +18,11 @@ def core(module: str) -> Any:
         RuntimeError: the installed version is not one that this program was tested with.
     """
     refuse_other_version("megatron-core", SUPPORTED)
-    with warnings.catch_warnings():
-        # It says at each import that Transformer Engine and Apex are missing; neither is used.
-        warnings.simplefilter("ignore")
-        return importlib.import_module(f"megatron.core.{module}")
+    # It warns that Transformer Engine and Apex are missing, of which nothing is used here.
+    warnings.filterwarnings("ignore", module=r"megatron\.core", message=".*([Aa]pex|full scope)")
+    if not torch.cuda.is_available():
+        warnings.filterwarnings("ignore", module=r"megatron\.core", message=".*CUDA_DEVICE_MAX")
+    return importlib.import_module(f"megatron.core.{module}")
 
 
 def refuse_other_version(package: str, supported: tuple[str, str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from tools.bench import causal, encoding, gpu, peers, ranks, report, semicausal, shapes
+from tools.bench import causal, encoding, gpu, peers, ranks, report, semicausal, shapes, stages
 from tools.bench.processes import ProcessFailed, in_processes
 from tools.bench.rounds import Findings
 from tools.bench.shapes import Plan
@@ -45,6 +45,9 @@ CASES = {
     "encoding": Case(work=encoding.ways_to_encode, about="packed, padded, whole sequence"),
     "zero3": Case(
         work=ranks.zero3_vs_ddp, about="ZeRO-3 against DDP on two ranks", ranks=ranks.NUM_RANKS
+    ),
+    "stages": Case(
+        work=stages.two_stages, about="a pipeline of two stages", ranks=stages.NUM_STAGES
     ),
     "metalm_1p3b": Case(work=gpu.metalm_1p3b, about="the 1.3B on a GPU"),
 }

@@ -23,6 +23,9 @@ AT_LEAST = {
 }
 """What we ask of ourselves: tokens/s over the peer's."""
 
+AT_MOST = {"zero3_vs_ddp": 1.15, "two_stages_vs_ideal": 1.15}
+"""Step time over that of plain DDP, and over what two stages with their bubble could reach."""
+
 ABOVE_FLOPS_AT_MOST = {
     "semi_causal_over_causal_fp32": 1.10,
     "semi_causal_over_causal_bf16": 1.15,
@@ -45,6 +48,9 @@ MEANINGS = {
     "packed_vs_whole_sequence": "encoder time, whole sequence / packed, fp32",
     "packed_vs_whole_sequence_bf16": "encoder time, whole sequence / packed, bf16",
     "zero3_vs_ddp": "step time, ZeRO-3 / torch DDP, two ranks, fp32",
+    "two_stages_vs_ideal": "step time, two stages / half of the whole, bubble included, fp32",
+    "two_halves_vs_two_stages": "step time, layers halved / stages balanced, fp32",
+    "two_halves_vs_two_stages_predicted": "the same, as the cost model predicts it",
 }
 
 
@@ -68,6 +74,8 @@ def requirement(key: str, ratios: dict[str, float]) -> tuple[str, bool] | None:
     """What is asked of a ratio and whether it is met; None where nothing is asked."""
     if key in AT_LEAST:
         return f"≥ {AT_LEAST[key]:.2f}", ratios[key] >= AT_LEAST[key]
+    if key in AT_MOST:
+        return f"≤ {AT_MOST[key]:.2f}", ratios[key] <= AT_MOST[key]
     if key in ABOVE_FLOPS_AT_MOST and PREDICTED in ratios:
         limit = ABOVE_FLOPS_AT_MOST[key] * ratios[PREDICTED]
         return f"≤ {limit:.2f}", ratios[key] <= limit

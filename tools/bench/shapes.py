@@ -82,6 +82,7 @@ class Plan:
         peers: causal mode against other implementations.
         proportions: semi-causal against causal, and the ways to encode.
         ranks: ZeRO-3 against DDP.
+        stages: a pipeline of two stages.
         light: effort for steps of about half a second.
         heavy: effort for steps of about two seconds.
         timeout_seconds: of each case.
@@ -91,6 +92,7 @@ class Plan:
     peers: Shape
     proportions: Shape
     ranks: Shape
+    stages: Shape
     light: Effort
     heavy: Effort
     timeout_seconds: float
@@ -134,10 +136,23 @@ RANKS = Shape(
 )
 """configs/model/tiny.yaml with 4,096 tokens a rank."""
 
+STAGES = Shape(
+    width=256,
+    num_layers=8,
+    heads=8,
+    vocabulary=16384,
+    sequence_tokens=256,
+    sequences=1,
+    encoder_width=128,
+    encoder_heads=4,
+)
+"""A head that weighs as much as four layers, as one of 64,000 tokens does at H = 1,024."""
+
 FULL = Plan(
     peers=PEERS,
     proportions=PROPORTIONS,
     ranks=RANKS,
+    stages=STAGES,
     light=Effort(rounds=12, steps=2, warmup_steps=3),
     heavy=Effort(rounds=12, steps=1, warmup_steps=2),
     timeout_seconds=300,
@@ -147,6 +162,7 @@ QUICK = Plan(
     peers=PEERS,
     proportions=replace(PROPORTIONS, sequences=1),
     ranks=RANKS,
+    stages=STAGES,
     light=Effort(rounds=4, steps=1, warmup_steps=1),
     heavy=Effort(rounds=3, steps=1, warmup_steps=1),
     timeout_seconds=120,
@@ -167,6 +183,7 @@ TINY = Plan(
     peers=_TINY,
     proportions=_TINY,
     ranks=_TINY,
+    stages=replace(_TINY, num_layers=4),
     light=Effort(rounds=2, steps=1, warmup_steps=1),
     heavy=Effort(rounds=2, steps=1, warmup_steps=1),
     timeout_seconds=60,
