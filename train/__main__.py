@@ -5,6 +5,8 @@ import os
 import sys
 import time
 
+import torch
+
 from parallel.launch import World, announced_ranks, join, leave, multiplies_bf16
 from parallel.mesh import forget_groups
 from parallel.pipeline import microbatch_fault
@@ -78,6 +80,16 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     reason = why_unsupported(config.zero.stage, config.precision)
     if reason is not None:
         faults.append(f"precision: {reason}")
+    if config.optim.precision == "bf16" and config.precision == "fp32":
+        faults.append(
+            "optim.precision: bf16 is for runs whose parameters are bf16 too: set precision=bf16, "
+            "or leave optim.precision out"
+        )
+    if config.zero.offload_directory is not None and torch.cuda.is_available():
+        faults.append(
+            "zero.offload_directory: only training on CPUs can keep its optimiser in files: leave "
+            "it out, and spread the run over more GPUs if it does not fit"
+        )
     if faults:
         raise ConfigError("\n".join(faults))
     return config

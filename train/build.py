@@ -182,15 +182,28 @@ def count_parameters(config: RunConfig, model: torch.nn.Module) -> int:
 
 
 def build_engine(config: RunConfig, model: torch.nn.Module, mesh: Mesh) -> ZeroEngine:
-    """The model under ZeRO with AdamW."""
+    """The model under ZeRO with AdamW.
+
+    Raises:
+        ConfigError: the disk for masters and moments has no room for them.
+    """
     assert config.precision != "auto", "resolved when the run starts"
     optim = config.optim
-    return initialize_zero(
-        model,
-        param_groups=parameter_groups(model, optim.weight_decay),
-        optim=AdamWOptions(optim.lr, (optim.beta1, optim.beta2), optim.eps),
-        precision=config.precision,
-        config=config.zero,
-        clip_norm=optim.clip_norm,
-        mesh=mesh,
-    )
+    try:
+        return initialize_zero(
+            model,
+            param_groups=parameter_groups(model, optim.weight_decay),
+            optim=AdamWOptions(optim.lr, (optim.beta1, optim.beta2), optim.eps, optim.precision),
+            precision=config.precision,
+            config=config.zero,
+            clip_norm=optim.clip_norm,
+            mesh=mesh,
+        )
+    except OSError as error:
+        directory = config.zero.offload_directory
+        if directory is None:
+            raise
+        raise ConfigError(
+            f"zero.offload_directory: {directory} cannot be used ({error.strerror or error}): name "
+            "a directory on a disk with 12 free bytes for each parameter of this rank's share"
+        ) from error
