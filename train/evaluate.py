@@ -1,6 +1,7 @@
 """Loss over fixed samples, spread over the ranks."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -28,15 +29,17 @@ def validation_batches(
     rank: int,
     ranks: int,
 ) -> Iterator[Batch]:
-    """This rank's microbatches of the samples, as many on every rank.
+    """This rank's microbatches of the samples, as many on every rank and all of one shape.
 
-    Where the samples do not divide, a rank gets a sample with nothing scored, since every rank
-    must run every forward.
+    Where the samples do not divide, samples with nothing scored fill up: every rank must run every
+    forward, and a pipeline wants equal shapes.
     """
     per_round = ranks * micro_sequences
     for first in range(0, len(ids), per_round):
         mine = ids[first + rank * micro_sequences :][:micro_sequences]
-        chosen = [samples[index] for index in mine] or [unscored(samples[ids[0]])]
+        chosen = [samples[index] for index in mine]
+        if len(chosen) < micro_sequences:
+            chosen += [unscored(samples[ids[0]])] * (micro_sequences - len(chosen))
         yield collate([(VALIDATION_EPOCH, sample) for sample in chosen])
 
 
@@ -63,21 +66,10 @@ def evaluate(
             those of one do.
     """
     tally = Tally()
-    for run in runs_of_one_shape(batch.to(device) for batch in batches):
+    on_device = (batch.to(device) for batch in batches)
+    while run := list(islice(on_device, LONGEST_RUN)):
         losses = forward(run)
         if counts:
             for batch, loss in zip(run, losses, strict=True):
                 tally.add(batch, loss)
     return tally.over_ranks()
-
-
-def runs_of_one_shape(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
-    """Batches in runs of one shape, as a pipeline wants them, none longer than `LONGEST_RUN`."""
-    run: list[Batch] = []
-    for batch in batches:
-        if run and (run[0].tokens.shape != batch.tokens.shape or len(run) == LONGEST_RUN):
-            yield run
-            run = []
-        run.append(batch)
-    if run:
-        yield run

@@ -1,0 +1,87 @@
+"""The program itself in other layouts: same numbers, and one run continued through several."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.corpora import write_corpus
+from tests.train.runs import kill_at, run, start
+from train.metrics import Metrics
+
+# Training amplifies what layouts round differently; at a calm rate not beyond the tolerance.
+CALM = ("optim.lr=1e-3", "model.decoder.num_layers=4", "batch.micro_sequences=1")
+
+TENSOR = ("layout.tensor=2", "layout.sequence_parallel=true", "zero.stage=3")
+STAGES = ("layout.pipeline=2", "zero.stage=1")
+INTERLEAVED = ("layout.pipeline=2", "layout.chunks=2", "zero.stage=2", "layout.recompute=full")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Metrics:
+    return run(corpus, tmp_path_factory.mktemp("alone") / "run", "steps=40", *CALM)
+
+
+def check_same(here: Metrics, there: Metrics) -> None:
+    for mine, theirs in zip(here.train, there.train, strict=True):
+        assert mine.step == theirs.step
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert mine.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-4)
+        assert mine.scored_tokens == theirs.scored_tokens
+        assert mine.first_of_span_loss == pytest.approx(theirs.first_of_span_loss, rel=1e-5)
+    for mine, theirs in zip(here.validation, there.validation, strict=True):
+        assert (mine.step, mine.scored_tokens) == (theirs.step, theirs.scored_tokens)
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
+
+
+def test_one_run_through_four_layouts(corpus: Path, alone: Metrics, tmp_path: Path) -> None:
+    """Killed three times, each time continued in another layout."""
+    directory = tmp_path / "run"
+    for layout, step in ((TENSOR, 9), (STAGES, 19), (INTERLEAVED, 29)):
+        attempt = start(corpus, directory, "steps=40", *CALM, *layout, ranks=2)
+        kill_at(attempt, directory, step=step)
+    check_same(run(corpus, directory, "steps=40", *CALM, ranks=1), alone)
+
+
+def test_first_weights_from_a_checkpoint_in_any_layout(corpus: Path, tmp_path: Path) -> None:
+    """`init_from` and an encoder's `init_from`, whole there and in parts here."""
+    source = tmp_path / "source"
+    run(corpus, source, "steps=4", *CALM)
+    for number, origin in enumerate(
+        (f"init_from={source}", f"model.encoders.text.encoder.init_from={source}")
+    ):
+        shared = ("steps=3", *CALM, origin)
+        expected = run(corpus, tmp_path / f"alone{number}", *shared)
+        for name, layout in (("tensor", TENSOR), ("stages", STAGES)):
+            found = run(corpus, tmp_path / f"{name}{number}", *shared, *layout, ranks=2)
+            check_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["layout.tensor=2"],
+            "layout: tensor 2 x pipeline 1 needs a multiple of 2 ranks and there",
+        ),
+        (["layout.tensor=3"], "layout.tensor: model.decoder.heads 4 does not divide by 3"),
+        (
+            ["layout.pipeline=3"],
+            "layout.pipeline: 3 stages x 1 chunks are more than the decoder's 2",
+        ),
+        (["layout.chunks=2"], "layout.chunks: more than one needs layout.pipeline"),
+        (["layout.pipeline=2", "layout.split=[1,2]"], "layout.split: 1+2 is 3 layers and the"),
+        (["layout.sequence_parallel=true"], "layout.sequence_parallel: needs layout.tensor of at"),
+        (["layout.tensro=2"], "layout.tensro: there is no such key; did you mean layout.tensor?"),
+    ],
+)
+def test_what_cannot_be_spread(
+    corpus: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    ended = start(corpus, tmp_path / "run", *overrides).wait()
+    assert ended.code == 2
+    assert message in ended.output
