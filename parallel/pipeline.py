@@ -6,6 +6,7 @@ batches need nothing said about them: span capacity is a matter of the first sta
 Source: PipeDream-Flush / 1F1B and interleaving: Narayanan et al. (2104.04473) §2.2.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -139,28 +140,32 @@ def _settings(engine: ZeroEngine) -> Any:
     decoder = module.config.decoder
     dtype = next(module.parameters()).dtype
     interleaved = num_pieces > 1
-    return core("transformer.transformer_config").TransformerConfig(
-        num_layers=decoder.num_layers,
-        hidden_size=decoder.width,
-        num_attention_heads=decoder.heads,
-        tensor_model_parallel_size=mesh.tensor_size,
-        pipeline_model_parallel_size=mesh.pipeline_size,
-        virtual_pipeline_model_parallel_size=num_pieces if interleaved else None,
-        microbatch_group_size_per_vp_stage=mesh.pipeline_size if interleaved else None,
-        sequence_parallel=module.sequence_parallel,
-        pipeline_dtype=dtype,
-        params_dtype=dtype,
-        use_cpu_initialization=True,
-        perform_initialization=False,
-        gradient_accumulation_fusion=False,
-        masked_softmax_fusion=False,
-        bias_dropout_fusion=False,
-        bias_activation_fusion=False,
-        apply_rope_fusion=False,
-        # A stage waits for its neighbours only where the schedule has nothing else for it to do.
-        overlap_p2p_comm=interleaved,
-        batch_p2p_comm=not interleaved,
-    )
+    config_class: Any = core("transformer.transformer_config").TransformerConfig
+    # It warns, at every step, of a value that is its own default.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return config_class(
+            num_layers=decoder.num_layers,
+            hidden_size=decoder.width,
+            num_attention_heads=decoder.heads,
+            tensor_model_parallel_size=mesh.tensor_size,
+            pipeline_model_parallel_size=mesh.pipeline_size,
+            virtual_pipeline_model_parallel_size=num_pieces if interleaved else None,
+            microbatch_group_size_per_vp_stage=mesh.pipeline_size if interleaved else None,
+            sequence_parallel=module.sequence_parallel,
+            pipeline_dtype=dtype,
+            params_dtype=dtype,
+            use_cpu_initialization=True,
+            perform_initialization=False,
+            gradient_accumulation_fusion=False,
+            masked_softmax_fusion=False,
+            bias_dropout_fusion=False,
+            bias_activation_fusion=False,
+            apply_rope_fusion=False,
+            # A stage waits for its neighbours only where it has nothing else to do.
+            overlap_p2p_comm=interleaved,
+            batch_p2p_comm=not interleaved,
+        )
 
 
 def _model(engine: ZeroEngine) -> SemiCausal:
