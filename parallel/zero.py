@@ -412,6 +412,8 @@ def _deepspeed_options(
             "reduce_bucket_size": bucket_elements,
             "allgather_bucket_size": bucket_elements,
             "stage3_prefetch_bucket_size": bucket_elements,
+        # Else it starts a process in each of stage 3's reductions, to count NUMA nodes.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
             "sub_group_size": bucket_elements,
             "stage3_param_persistence_threshold": config.persist_parameters_below,
             "stage3_max_live_parameters": config.live_elements,
