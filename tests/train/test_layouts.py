@@ -59,29 +59,3 @@ def test_first_weights_from_a_checkpoint_in_any_layout(corpus: Path, tmp_path: P
         for name, layout in (("tensor", TENSOR), ("stages", STAGES)):
             found = run(corpus, tmp_path / f"{name}{number}", *shared, *layout, ranks=2)
             check_same(found, expected)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            ["layout.tensor=2"],
-            "layout: tensor 2 x pipeline 1 needs a multiple of 2 ranks and there",
-        ),
-        (["layout.tensor=3"], "layout.tensor: model.decoder.heads 4 does not divide by 3"),
-        (
-            ["layout.pipeline=3"],
-            "layout.pipeline: 3 stages x 1 chunks are more than the decoder's 2",
-        ),
-        (["layout.chunks=2"], "layout.chunks: more than one needs layout.pipeline"),
-        (["layout.pipeline=2", "layout.split=[1,2]"], "layout.split: 1+2 is 3 layers and the"),
-        (["layout.sequence_parallel=true"], "layout.sequence_parallel: needs layout.tensor of at"),
-        (["layout.tensro=2"], "layout.tensro: there is no such key; did you mean layout.tensor?"),
-    ],
-)
-def test_what_cannot_be_spread(
-    corpus: Path, tmp_path: Path, overrides: list[str], message: str
-) -> None:
-    ended = start(corpus, tmp_path / "run", *overrides).wait()
-    assert ended.code == 2
-    assert message in ended.output
