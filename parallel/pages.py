@@ -21,6 +21,10 @@ from torch import Tensor
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running means of the gradient and of its square, under torch's names."""
 
+MMAP_THRESHOLD = -3
+"""glibc's number of the option: what is at least as large is mapped by itself."""
+LARGE_BYTES = 1 << 20
+
 
 class MappedFile:
     """A nameless file behind a flat tensor; it goes when the process does, however that ends."""
@@ -90,12 +94,17 @@ def zero_without_pages(tensor: Tensor) -> None:
         everything[before : before + inside].zero_()
 
 
-def return_freed_memory() -> None:
-    """Makes the C library give back what was freed in the middle of its heap."""
+def keep_no_freed_memory() -> None:
+    """Makes the C library give back what is freed, at once if large, for the rest of the process.
+
+    Casting and sharding a model leave holes in the heap, and so does every step: tensors below
+    32 MB are kept for later by default, gigabytes of them behind a large model.
+    """
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-        if trim is not None:
-            trim(0)
+        library = ctypes.CDLL(None)
+        if hasattr(library, "malloc_trim"):  # it is glibc
+            library.mallopt(MMAP_THRESHOLD, LARGE_BYTES)
+            library.malloc_trim(0)
 
 
 def _advise(address: int, num_bytes: int) -> bool:

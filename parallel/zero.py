@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from model.config import Config
-from parallel import pages, zero_gradients
+from parallel import pages, zero_gradients, zero_masters
 from parallel.megatron import refuse_other_version
 from parallel.mesh import Mesh
 from parallel.sharding import Sharding
@@ -65,7 +65,7 @@ class ZeroConfig(Config):
     def _cross_check(self) -> "ZeroConfig":
         if self.offload_directory is not None and self.stage != 3:
             raise ValueError(
-                f"offload_directory: needs stage 3, which updates some parameters at a time; stage "
+                f"offload_directory needs stage 3, which updates some parameters at a time; stage "
                 f"{self.stage} updates all of them at once, from memory"
             )
         return self
@@ -302,6 +302,10 @@ def initialize(
         eps=optim.epsilon,
         fused=True,
     )
+    on_cpu = mesh.world.device.type == "cpu"
+    spares_memory = on_cpu and (optim.precision == "bf16" or config.offload_directory is not None)
+    if spares_memory:
+        pages.keep_no_freed_memory()
     stage = config.stage
     if stage == 0 and precision == "bf16":
         # Without ZeRO DeepSpeed refuses bf16 parameters with fp32 gradients. Its BF16_Optimizer,
@@ -312,30 +316,26 @@ def initialize(
     topology = None if mesh.model_group is None else _Topology(mesh)
     # DeepSpeed keeps the last one it was given, for as long as the process lives.
     vars(importlib.import_module("deepspeed.utils.groups"))["mpu"] = topology
-    deepspeed_engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=base_optimizer,
-        mpu=topology,
-        config=_deepspeed_options(
-            config,
-            stage=stage,
-            precision=precision,
-            # Without ZeRO the engine clips, from the same norm.
-            clip_norm=clip_norm if stage > 0 else None,
-            num_elements=num_elements,
-            states=optim.precision,
-        ),
-        dist_init_required=False,
-    )
-    on_cpu = mesh.world.device.type == "cpu"
-    if stage == 3:
-        masters = _share_equal_masters(deepspeed_engine.optimizer)
-        if config.offload_directory is not None:
-            assert on_cpu, "refused when the run starts"
-            pages.move_to_files(base_optimizer, masters, Path(config.offload_directory))
-    if on_cpu:
-        # Casting and sharding leave holes in the heap, gigabytes of them behind a large model.
-        pages.return_freed_memory()
+    directory = None if config.offload_directory is None else Path(config.offload_directory)
+    assert directory is None or on_cpu, "refused when the run starts"
+    with zero_masters.placed(base_optimizer, directory):
+        deepspeed_engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=base_optimizer,
+            mpu=topology,
+            config=_deepspeed_options(
+                config,
+                stage=stage,
+                precision=precision,
+                # Without ZeRO the engine clips, from the same norm.
+                clip_norm=clip_norm if stage > 0 else None,
+                num_elements=num_elements,
+                states=optim.precision,
+            ),
+            dist_init_required=False,
+        )
+    if spares_memory:
+        pages.keep_no_freed_memory()
     sharding = {0: Sharding.REPLICATED, 3: Sharding.PER_PARAMETER}.get(stage, Sharding.FLAT_GROUPS)
     return ZeroEngine(
         deepspeed_engine,
@@ -343,21 +343,8 @@ def initialize(
         base_optimizer=base_optimizer,
         sharding=sharding,
         clip_norm=clip_norm,
-        spares_memory=on_cpu
-        and (optim.precision == "bf16" or config.offload_directory is not None),
+        spares_memory=spares_memory,
     )
-
-
-def _share_equal_masters(zero_optimizer: Any) -> list[Tensor]:
-    """Stage 3's masters; those of the parameters' own type become the parameters themselves.
-
-    DeepSpeed means to do so and compares a device with its name, which always differ.
-    """
-    masters: list[Tensor] = zero_optimizer.fp32_partitioned_groups_flat
-    for master, values in zip(masters, zero_optimizer.fp16_partitioned_groups_flat, strict=True):
-        if master.dtype == values.dtype:
-            master.data = values
-    return masters
 
 
 def _groups(
@@ -412,8 +399,6 @@ def _deepspeed_options(
             "reduce_bucket_size": bucket_elements,
             "allgather_bucket_size": bucket_elements,
             "stage3_prefetch_bucket_size": bucket_elements,
-        # Else it starts a process in each of stage 3's reductions, to count NUMA nodes.
-        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
             "sub_group_size": bucket_elements,
             "stage3_param_persistence_threshold": config.persist_parameters_below,
             "stage3_max_live_parameters": config.live_elements,
@@ -427,6 +412,8 @@ def _deepspeed() -> Any:
     if not torch.cuda.is_available():
         # It must not guess, and it looks only once, at import.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # Else it starts a process in each of stage 3's reductions, to count NUMA nodes.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     refuse_other_version("deepspeed", SUPPORTED)
     deepspeed = importlib.import_module("deepspeed")
     if not torch.cuda.is_available():
