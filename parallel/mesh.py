@@ -1,6 +1,7 @@
 """Process groups from (tensor, pipeline, data); the only module that touches megatron's state."""
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -233,12 +234,17 @@ def layout_faults(layout: LayoutConfig, model: ModelConfig) -> Iterator[str]:
         )
 
 
-def straddling_warning(layout: LayoutConfig) -> str | None:
-    """A warning where a tensor group does not fit on one node, by what the launcher says."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", layout.tensor))
-    if layout.tensor <= local and local % layout.tensor == 0:
+def straddling_warning(mesh: Mesh) -> str | None:
+    """A warning where a tensor group does not lie on one node; every rank must call it."""
+    if mesh.tensor_group is None:
+        return None
+    nodes = [""] * mesh.tensor_size
+    node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    dist.all_gather_object(nodes, node, group=mesh.tensor_group)
+    if len(set(nodes)) == 1:
         return None
     return (
-        f"layout.tensor: groups of {layout.tensor} ranks straddle nodes of {local} ranks each; "
-        "every layer will wait for the network: use a degree that divides the ranks of a node"
+        f"layout.tensor: a group of {mesh.tensor_size} ranks straddles the nodes "
+        f"{', '.join(sorted(set(nodes)))}: every layer will wait for the network between them; use "
+        "a degree that divides the ranks of a node"
     )
