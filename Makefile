@@ -5,7 +5,7 @@ ARGS ?=
 STARTED := $(shell date +%s)
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: pretrain test test-all check bench golden clean
+.PHONY: pretrain test test-all parity check bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes)
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(ARGS)
@@ -15,6 +15,9 @@ test: .venv/dev  ## all that matters, at most 15 minutes
 
 test-all: .venv/dev  ## every cell of the long tables, at most 75 minutes
 	$(BIN)/pytest $(ARGS)
+
+parity: .venv/dev  ## every layout against one process, as a table and out/parity.json (minutes)
+	$(BIN)/python -m tests.distributed.parity $(ARGS)
 
 check: .venv/dev  ## style, types, import directions
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ ranks are shown.
 
 import contextlib
 import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -203,6 +204,10 @@ def _serve(rank: int, num_ranks: int, directory: str, pipe: Connection) -> None:
             answer = pickle.dumps((False, traceback.format_exc()))
         sys.stdout.flush()
         pipe.send_bytes(answer)
+        if not gc.get_freeze_count():
+            # DeepSpeed collects garbage at every turn: not through all that has been imported.
+            gc.collect()
+            gc.freeze()
     with contextlib.suppress(RuntimeError):  # the others may have been killed
         dist.barrier()
     dist.destroy_process_group()

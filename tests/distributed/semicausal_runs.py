@@ -1,7 +1,8 @@
-"""A tiny semi-causal model trained for a few steps: by an oracle, and on ranks under ZeRO."""
+"""A tiny semi-causal model trained for a few steps: by an oracle, and on ranks in any layout."""
 
 import copy
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,10 +17,12 @@ from model.loss import Loss
 from model.recompute import Recompute
 from model.semicausal import ModelConfig, SemiCausal
 from parallel.launch import World
-from parallel.mesh import LayoutConfig, Mesh, build_mesh, data_mesh
+from parallel.mesh import LayoutConfig, Mesh, build_mesh, data_mesh, layout_faults
+from parallel.pipeline import microbatch_fault
 from parallel.spread import build_part, split_of
 from parallel.zero import AdamWOptions, Precision, ZeroConfig, ZeroEngine
 from parallel.zero import initialize as initialize_zero
+from parallel.zero_state import local_slices
 from train.data.collate import Collator, SpanCapacity
 from train.data.sample import Sample
 from train.data.spans import NO_SPANS, Spans
@@ -62,7 +65,13 @@ MODEL: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One way to compute the same five steps."""
+    """One way to compute the same steps.
+
+    Attributes:
+        spans: where there are any: "everywhere", "nowhere", or in the samples of the "first rank"
+            of two, so that some microbatches have none.
+        frozen: whether part of the encoder is fixed.
+    """
 
     tensor: int = 1
     pipeline: int = 1
@@ -71,13 +80,14 @@ class Cell:
     chunks: int = 1
     zero: Literal[0, 1, 2, 3] = 0
     microbatches: int = 1
-    spans: str = "everywhere"
+    spans: Literal["everywhere", "nowhere", "first rank"] = "everywhere"
     recompute: Recompute = "none"
-    norm: str = "deepnorm"
+    norm: Literal["deepnorm", "pre"] = "deepnorm"
     tied: bool = True
     frozen: bool = False
     precision: Precision = "fp32"
     dropout: float = 0.0
+    steps: int = NUM_STEPS
 
     @property
     def ranks(self) -> int:
@@ -100,6 +110,14 @@ class Cell:
             chunks=self.chunks,
             recompute=self.recompute,
         )
+
+    def fault(self) -> str | None:
+        """Why such a run is refused before it starts, None if it is not."""
+        faults = list(layout_faults(self.spread(), model_config(self)))
+        microbatches = microbatch_fault(
+            self.microbatches, pipeline=self.pipeline, chunks=self.chunks
+        )
+        return "; ".join([*faults, *([microbatches] if microbatches else [])]) or None
 
     def alone(self) -> "Cell":
         """What one process must compute to be compared with this cell."""
@@ -177,15 +195,19 @@ class _Inside:
         return spans[spans[:, 1] < len(sample.tokens)]
 
 
-def oracle(cell: Cell, *, num_steps: int = NUM_STEPS) -> tuple[History, dict[str, Tensor]]:
+def oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:
     """Loss and gradient norm of each step in one process, norm and clipping in fp64; weights."""
-    cell = cell.alone()
+    return _oracle(cell.alone())
+
+
+@functools.cache
+def _oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:
     model = build(cell, data_mesh(torch.device("cpu")))
     optimizer = torch.optim.AdamW(
         parameter_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE, betas=(0.9, 0.98), eps=1e-6
     )
     history: History = []
-    for step in range(num_steps):
+    for step in range(cell.steps):
         (batch,) = microbatches(cell, step)
         result = model(batch)
         assert isinstance(result, Loss)
@@ -241,8 +263,41 @@ def run_steps(engine: ZeroEngine, cell: Cell, steps: Iterable[int]) -> History:
 
 
 def on_ranks(cell: Cell) -> History:
-    """The same on this process group."""
+    """What `oracle` computes, on this process group in the cell's layout."""
     engine = engine_of(cell)
-    history = run_steps(engine, cell, range(NUM_STEPS))
+    history = run_steps(engine, cell, range(cell.steps))
     engine.close()
     return history
+
+
+Part = tuple[str, tuple[int, ...], tuple[tuple[int, int], ...], int, int, Tensor]
+"""Name, whole shape, box, flat range within the box, and the values there."""
+
+
+def trained_on_ranks(cell: Cell) -> tuple[History, list[Part]]:
+    """The same, and the parts of the weights that this rank owns in the end."""
+    engine = engine_of(cell)
+    history = run_steps(engine, cell, range(cell.steps))
+    parts = [
+        (part.name, part.shape, part.box, part.start, part.stop, part.value.clone())
+        for part in local_slices(engine)
+        if part.owned
+    ]
+    engine.close()
+    return history, parts
+
+
+def assembled(parts_of_ranks: Sequence[Sequence[Part]]) -> dict[str, Tensor]:
+    """Whole weights from the owned parts of all ranks, each element of which is there once."""
+    whole: dict[str, Tensor] = {}
+    covered: dict[str, Tensor] = {}
+    for name, shape, box, start, stop, value in (p for parts in parts_of_ranks for p in parts):
+        target = whole.setdefault(name, torch.zeros(shape))
+        count = covered.setdefault(name, torch.zeros(shape, dtype=torch.int64))
+        # Flat places of the box's elements in the whole weight, in the box's own order.
+        places = torch.arange(target.numel()).view(shape)[tuple(slice(*bounds) for bounds in box)]
+        mine = places.flatten()[start:stop]
+        target.view(-1)[mine] = value.float()
+        count.view(-1)[mine] += 1
+    assert all(bool((count == 1).all()) for count in covered.values()), "not tiled exactly once"
+    return whole

@@ -1,0 +1,127 @@
+"""`make parity`: every layout computes the losses and gradient norms of one process.
+
+Writes out/parity.json, one row for each cell, and fails if a cell does, or if a planned one was
+not run. Where the rows come from: `parity_plan`.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from tests.distributed.harness import RankPool
+from tests.distributed.parity_plan import planned_cells
+from tests.distributed.parity_results import (
+    Result,
+    against,
+    compared,
+    problems,
+    tolerances,
+)
+from tests.distributed.semicausal_runs import Cell, History, on_ranks
+
+OUT = Path("out/parity.json")
+TABLE_COLUMNS = 110
+
+
+def run_cells(cells: Sequence[Cell], console: Console) -> list[Result]:
+    """Runs cells, the fewest ranks first: ranks are started once for each number of them."""
+    results: list[Result] = []
+    references: dict[Cell, History] = {}
+    with Progress(console=console) as progress:
+        bar = progress.add_task("one process", total=len(cells))
+        in_bf16 = {cell.alone() for cell in cells if against(cell) == "one process in bf16"}
+        if in_bf16:
+            with RankPool(1) as pool:
+                references = {cell: pool.run(on_ranks, cell)[0] for cell in in_bf16}
+        for num_ranks, group in groupby(sorted(cells, key=_ranks), key=_ranks):
+            with RankPool(num_ranks) as pool:
+                for cell in group:
+                    label = f"{cell.layout}, ZeRO-{cell.zero}"
+                    progress.update(bar, description=label)
+                    result = compared(pool, cell, references)
+                    results.append(result)
+                    progress.advance(bar)
+                    if fault := result.fault():
+                        progress.console.print(f"[red]{escape(f'{cell}: {fault}')}", soft_wrap=True)
+            if not console.is_terminal:
+                console.print(f"{num_ranks} ranks: {len(results)} of {len(cells)} cells done")
+    return results
+
+
+def table(results: Iterable[Result]) -> Table:
+    """Largest differences, layout by layout."""
+    shown = Table(title="Largest relative difference over the steps of a layout's cells")
+    for column in ("layout", "compared with"):
+        shown.add_column(column, no_wrap=True)
+    for column in ("cells", "refused", "loss", "norm", "weights", "allowed", "seconds"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.cell.layout, against(result.cell)), []).append(result)
+    for (layout, reference), members in sorted(groups.items(), key=lambda item: item[0][1]):
+        limits = dict.fromkeys(f"{limit:.1e}" for limit in tolerances(members[0].cell))
+        failed = any(member.fault() for member in members)
+        shown.add_row(
+            layout,
+            reference,
+            str(len(members)),
+            str(sum(member.status == "refused" for member in members)),
+            _largest(member.loss_difference for member in members),
+            _largest(member.gradient_norm_difference for member in members),
+            _largest(member.weight_difference for member in members),
+            " / ".join(limits),
+            f"{sum(member.seconds for member in members):.0f}",
+            style="red" if failed else None,
+        )
+    return shown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the table; 0 if every planned cell was run and none has failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.distributed.parity", description=__doc__)
+    parser.add_argument(
+        "--layout",
+        nargs="*",
+        help="look at these alone, such as tp2+sp; the rest counts as missing",
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT}")
+    options = parser.parse_args(arguments)
+    console, started = Console(), time.monotonic()
+    if not console.is_terminal:
+        console.width = TABLE_COLUMNS
+    planned = planned_cells()
+    chosen = [cell for cell in planned if options.layout is None or cell.layout in options.layout]
+    results = run_cells(chosen, console)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps([result.row() for result in results], indent=1) + "\n")
+    console.print(table(results))
+    for reason in dict.fromkeys(r.reason for r in results if r.status == "refused"):
+        console.print(f"refused: {reason}", markup=False, soft_wrap=True)
+    faults = problems(planned, results)
+    for fault in faults:
+        console.print(fault, style="red", markup=False, soft_wrap=True)
+    minutes = (time.monotonic() - started) / 60
+    console.print(f"{len(results)} cells in {minutes:.1f} minutes; rows in {options.out}")
+    return 1 if faults else 0
+
+
+def _ranks(cell: Cell) -> int:
+    return cell.ranks
+
+
+def _largest(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{max(known):.1e}" if known else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Few combinations in which every pair of choices occurs, for tables too large to run whole."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations, product
+from typing import Any
+
+Row = dict[str, Any]
+Pair = tuple[tuple[str, Any], tuple[str, Any]]
+
+
+def pairs_of(row: Mapping[str, Any]) -> set[Pair]:
+    """Every pair of choices in a row."""
+    return set(combinations(row.items(), 2))
+
+
+def all_pairs(factors: Mapping[str, Sequence[Any]]) -> set[Pair]:
+    """Every pair of choices that there is."""
+    return {
+        ((first, a), (second, b))
+        for first, second in combinations(factors, 2)
+        for a, b in product(factors[first], factors[second])
+    }
+
+
+def pairwise(factors: Mapping[str, Sequence[Any]]) -> list[Row]:
+    """Rows of the product that cover every pair, always the same ones.
+
+    Greedy: the row that covers most of what is left comes next, the first in order among equals.
+    """
+    candidates = [
+        dict(zip(factors, choices, strict=True)) for choices in product(*factors.values())
+    ]
+    left = all_pairs(factors)
+    rows: list[Row] = []
+    while left:
+        best = max(candidates, key=lambda row: len(pairs_of(row) & left))
+        rows.append(best)
+        left -= pairs_of(best)
+    return rows

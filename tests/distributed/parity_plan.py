@@ -1,0 +1,107 @@
+"""Which cells the parity table has."""
+
+from itertools import product
+from typing import Any
+
+from tests.distributed.parity_pairs import Row, pairwise
+from tests.distributed.semicausal_runs import Cell
+
+TRAINED_STEPS = 20
+
+ZERO = (0, 1, 2, 3)
+MICROBATCHES = (1, 2, 4)
+SPANS = ("everywhere", "nowhere", "first rank")
+RECOMPUTE = ("none", "full", "selective")
+
+EIGHT_RANKS: Row = {"tensor": 2, "pipeline": 2, "data": 2}
+INTERLEAVED: Row = {"pipeline": 2, "chunks": 2}
+
+LAYOUTS: list[Row] = [
+    {},
+    {"data": 2},
+    {"tensor": 2},
+    {"tensor": 2, "sequence_parallel": True},
+    {"pipeline": 2},
+    {"pipeline": 4},
+    {"tensor": 2, "data": 2},
+    {"pipeline": 2, "data": 2},
+    {"tensor": 2, "pipeline": 2},
+]
+"""Besides those of eight ranks, whose product is full, and the interleaved ones."""
+
+FURTHER_LAYOUTS: list[Row] = [
+    {"data": 2},
+    {"tensor": 2},
+    {"tensor": 2, "sequence_parallel": True},
+    {"tensor": 2, "sequence_parallel": True, "data": 2},
+    {"pipeline": 2},
+    {"pipeline": 4},
+    {"pipeline": 2, "data": 2},
+    {"tensor": 2, "sequence_parallel": True, "pipeline": 2},
+    INTERLEAVED,
+    INTERLEAVED | {"tensor": 2},
+    INTERLEAVED | {"data": 2},
+    EIGHT_RANKS | {"sequence_parallel": True},
+]
+"""For tied and untied heads, frozen encoder layers and both kinds of norm."""
+
+
+def planned_cells() -> list[Cell]:
+    """The table's cells, those of one mesh after each other, the fewest ranks first."""
+    rows = [*_main_rows(), *_further_rows(), *_bf16_rows(), *_dropout_rows(), *_trained_rows()]
+    cells = dict.fromkeys(Cell(**row) for row in rows)
+    return sorted(cells, key=lambda cell: (cell.ranks, cell.data, cell.tensor, cell.layout))
+
+
+def _main_rows() -> list[Row]:
+    choices: dict[str, Any] = {
+        "zero": ZERO, "microbatches": MICROBATCHES, "spans": SPANS, "recompute": RECOMPUTE
+    }  # fmt: skip
+    rows = [layout | row for layout in LAYOUTS for row in pairwise(choices)]
+    # Interleaving wants a multiple of the stages; with one microbatch it is refused.
+    rows += [INTERLEAVED | row for row in pairwise(choices | {"microbatches": MICROBATCHES[1:]})]
+    rows += [INTERLEAVED | {"zero": zero, "microbatches": 1} for zero in ZERO]
+    rows += [
+        EIGHT_RANKS | dict(zip(choices, chosen, strict=True))
+        for chosen in product(ZERO, MICROBATCHES, SPANS, RECOMPUTE[:2])
+    ]
+    del choices["recompute"]
+    rows += [EIGHT_RANKS | row | {"recompute": "selective"} for row in pairwise(choices)]
+    return rows
+
+
+def _further_rows() -> list[Row]:
+    choices: dict[str, Any] = {
+        "zero": ZERO,
+        "tied": (True, False),
+        "frozen": (True, False),
+        "norm": ("pre", "deepnorm"),
+        "microbatches": (2, 4),
+        "spans": ("everywhere", "first rank"),
+        "recompute": ("none", "full"),
+    }
+    return [layout | row for layout in FURTHER_LAYOUTS for row in pairwise(choices)]
+
+
+def _bf16_rows() -> list[Row]:
+    choices: dict[str, Any] = {"zero": ZERO, "microbatches": (2, 4), "tied": (True, False)}
+    return [
+        layout | row | {"precision": "bf16"}
+        for layout in ({}, *FURTHER_LAYOUTS)
+        for row in pairwise(choices)
+    ]
+
+
+def _dropout_rows() -> list[Row]:
+    return [
+        layout | {"zero": zero, "microbatches": 2, "recompute": recompute, "dropout": 0.1}
+        for layout in FURTHER_LAYOUTS
+        for zero, recompute in ((1, "none"), (3, "full"))
+    ]
+
+
+def _trained_rows() -> list[Row]:
+    return [
+        layout | {"zero": 3, "microbatches": 2, "steps": TRAINED_STEPS}
+        for layout in ({"tensor": 2, "pipeline": 2}, EIGHT_RANKS)
+    ]

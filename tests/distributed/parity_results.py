@@ -1,0 +1,199 @@
+"""Cells run and compared with what they should equal."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from tests.distributed.harness import RankPool, RanksFailed
+from tests.distributed.semicausal_runs import (
+    MODEL,
+    Cell,
+    History,
+    assembled,
+    on_ranks,
+    oracle,
+    trained_on_ranks,
+)
+
+TOLERANCE = 1e-5
+WEIGHT_TOLERANCE = 1e-4
+BF16_LOSS_TOLERANCE = 2**-8
+BF16_NORM_TOLERANCE = 2**-4
+
+Against = Literal["one process", "one process in bf16", "the same again"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of a cell.
+
+    Attributes:
+        reason: why it was refused or has failed.
+        loss_difference: largest relative one over the steps; so is that of the gradient norm.
+        weight_difference: largest over the tensors, of cells that are trained for longer.
+    """
+
+    cell: Cell
+    status: Literal["run", "refused", "failed"]
+    reason: str | None = None
+    loss_difference: float | None = None
+    gradient_norm_difference: float | None = None
+    weight_difference: float | None = None
+    seconds: float = 0.0
+
+    def fault(self) -> str | None:
+        """What is wrong with this result, None if nothing is."""
+        match self.status:
+            case "refused":
+                return None
+            case "failed":
+                return f"failed: {self.reason}"
+            case "run":
+                loss, norm = tolerances(self.cell)
+                allowed = {"loss": loss, "gradient_norm": norm, "weight": WEIGHT_TOLERANCE}
+                beyond = [
+                    f"{name} differs by {value:.1e} of {limit:.1e} allowed"
+                    for name, limit in allowed.items()
+                    if (value := getattr(self, f"{name}_difference")) is not None
+                    and not value <= limit
+                ]
+                return "; ".join(beyond) or None
+
+    def row(self) -> dict[str, Any]:
+        """As it stands in out/parity.json."""
+        cell = self.cell
+        return {
+            "layout": cell.layout,
+            "zero": cell.zero,
+            "microbatches": cell.microbatches,
+            "spans": cell.spans,
+            "recompute": cell.recompute,
+            "loss_difference": self.loss_difference,
+            "gradient_norm_difference": self.gradient_norm_difference,
+            "status": self.status,
+            "reason": self.reason,
+            "tied": cell.tied,
+            "frozen": cell.frozen,
+            "norm": cell.norm,
+            "precision": cell.precision,
+            "dropout": cell.dropout,
+            "steps": cell.steps,
+            "weight_difference": self.weight_difference,
+            "against": against(cell),
+            "tolerances": tolerances(cell),
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def against(cell: Cell) -> Against:
+    """What a cell is compared with."""
+    if cell.dropout:
+        return "the same again"
+    return "one process" if cell.precision == "fp32" else "one process in bf16"
+
+
+def tolerances(cell: Cell) -> tuple[float, float]:
+    """Largest relative difference of loss and of gradient norm."""
+    match against(cell):
+        case "one process":
+            return TOLERANCE, TOLERANCE
+        case "one process in bf16":
+            return BF16_LOSS_TOLERANCE, BF16_NORM_TOLERANCE
+        case "the same again":
+            return 0.0, 0.0
+
+
+def compared(pool: RankPool, cell: Cell, references: Mapping[Cell, History]) -> Result:
+    """Runs a cell.
+
+    Args:
+        pool: as many ranks as the cell needs.
+        cell: what to run.
+        references: by what a cell does in one process, what that gives in bf16.
+    """
+    started = time.monotonic()
+    refusal = cell.fault()
+    if refusal is not None:
+        return Result(cell=cell, status="refused", reason=refusal)
+    try:
+        weight_difference = None
+        if cell.steps > 5:
+            answers = pool.run(trained_on_ranks, cell)
+            histories = [history for history, _ in answers]
+            expected, weights = oracle(cell)
+            trained = assembled([parts for _, parts in answers])
+            weight_difference = largest_weight_difference(trained, weights)
+        else:
+            histories = pool.run(on_ranks, cell)
+            match against(cell):
+                case "one process":
+                    expected, _ = oracle(cell)
+                case "one process in bf16":
+                    expected = references[cell.alone()]
+                case "the same again":
+                    expected = pool.run(on_ranks, cell)[0]
+    except RanksFailed as error:
+        return Result(cell=cell, status="failed", reason=str(error))
+    if any(history != histories[0] for history in histories):
+        return Result(cell=cell, status="failed", reason=f"ranks disagree: {histories}")
+    loss, norm = differences(histories[0], expected)
+    return Result(
+        cell=cell,
+        status="run",
+        loss_difference=loss,
+        gradient_norm_difference=norm,
+        weight_difference=weight_difference,
+        seconds=time.monotonic() - started,
+    )
+
+
+def differences(history: History, expected: History) -> tuple[float, float]:
+    """Largest relative difference of losses and of gradient norms; infinite if one is NaN."""
+    loss, norm = (
+        max(
+            _relative(got[index], wanted[index])
+            for got, wanted in zip(history, expected, strict=True)
+        )
+        for index in (0, 1)
+    )
+    return loss, norm
+
+
+def _relative(value: float, expected: float) -> float:
+    difference = abs(value - expected) / abs(expected)
+    return math.inf if math.isnan(difference) else difference
+
+
+def largest_weight_difference(
+    trained: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> float:
+    """Largest ||a - b|| / ||b|| over the tensors, but for key biases.
+
+    The gradient of a key bias is nil but for rounding, which Adam blows up to its full step.
+    """
+    assert set(trained) == set(expected), set(trained) ^ set(expected)
+    return max(
+        float((_settled(name, trained[name]) - b).norm() / b.norm())
+        for name, b in ((name, _settled(name, weight)) for name, weight in expected.items())
+    )
+
+
+def _settled(name: str, weight: Tensor) -> Tensor:
+    if not name.endswith("qkv.bias"):
+        return weight.double()
+    part = MODEL["decoder"] if name.startswith("decoder") else MODEL["encoders"]["text"]["encoder"]
+    return weight.double().view(part["heads"], 3, -1)[:, [0, 2]]
+
+
+def problems(planned: Sequence[Cell], results: Sequence[Result]) -> list[str]:
+    """What is wrong with the table: cells that failed, and planned ones that were not run."""
+    faults = [f"{result.cell}: {fault}" for result in results if (fault := result.fault())]
+    done = {result.cell for result in results}
+    missing = [cell for cell in planned if cell not in done]
+    if missing:
+        faults.append(f"{len(missing)} planned cells were not run, such as {missing[0]}")
+    return faults
