@@ -1,4 +1,4 @@
-"""What a checkpoint looks like on disk, independent of how many ranks wrote it or will read it.
+"""What a checkpoint looks like, independent of how many ranks wrote it or will read it.
 
     step_00000100/
       chunks-00000.safetensors   what rank 0 owned: flat pieces of parameters and moments
@@ -6,31 +6,27 @@
       state.json                 step, samples consumed, resolved config, run id, ...
       index.json                 which piece of which tensor lies where; sizes and checksums
 
-Nothing here is ever unpickled.
+The index is written last: a directory without it is no checkpoint. Nothing here is ever unpickled.
 """
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
+from train.checkpoint_boxes import tiling_fault
+from train.checkpoint_storage import shown, storage_of
 from train.errors import CheckpointError
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 STATE_NAME = "state.json"
-READ_BYTES = 1 << 22
 
 TensorKind = Literal["value", "exp_avg", "exp_avg_sq"]
 """The weights (fp32 masters of trainable parameters), and AdamW's two moments."""
@@ -44,12 +40,16 @@ class _Record(BaseModel):
 
 
 class Chunk(_Record):
-    """A piece of a tensor: `flat_range` of the flattened `box`, itself a part of the tensor."""
+    """A piece of a tensor: `flat_range` of the flattened `box`, itself a part of the tensor.
+
+    Pieces that have no checksum of their own are covered by that of their file.
+    """
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.safetensors$")]
     key: str
-    box: list[Range]
+    box: tuple[Range, ...]
     flat_range: Range
+    xxh3_128: str | None = None
 
 
 class ParameterRecord(_Record):
@@ -67,21 +67,10 @@ class ParameterRecord(_Record):
 
 
 class FileRecord(_Record):
-    """Size and checksum of a file."""
+    """Size and checksum of a file; without the latter, every piece in it has its own."""
 
     bytes: int
-    xxh3_128: str
-
-    @classmethod
-    def of(cls, file: Path) -> Self:
-        """Reads the file and takes its size and checksum."""
-        digest = xxhash.xxh3_128()
-        num_bytes = 0
-        with file.open("rb") as opened:
-            while block := opened.read(READ_BYTES):
-                digest.update(block)
-                num_bytes += len(block)
-        return cls(bytes=num_bytes, xxh3_128=digest.hexdigest())
+    xxh3_128: str | None = None
 
 
 class Index(_Record):
@@ -98,8 +87,8 @@ class Index(_Record):
         Raises:
             CheckpointError: there is none, it is damaged, or of another version.
         """
-        file = path / INDEX_NAME
-        document = read_json(file)
+        file = shown(path / INDEX_NAME)
+        document = _parsed(path / INDEX_NAME, _read(path / INDEX_NAME))
         version = document.get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
@@ -114,176 +103,110 @@ class Index(_Record):
             raise CheckpointError(f"{file} is damaged: {where}: {fault['msg']}") from error
         for name, record in index.parameters.items():
             _check_tiling(file, name, record)
-        for name in index.chunks_by_file():
+        for name, chunks in index.chunks_by_file().items():
             if name not in index.files:
+                raise CheckpointError(f"{file} is damaged: it has no size of {name}")
+            whole = index.files[name].xxh3_128 is not None
+            if not whole and any(chunk.xxh3_128 is None for _, chunk in chunks):
                 raise CheckpointError(f"{file} is damaged: it has no checksum of {name}")
         return index
 
-    def chunks_by_file(self) -> dict[str, list[Chunk]]:
-        """The pieces that each file must hold."""
-        chunks: dict[str, list[Chunk]] = defaultdict(list)
-        for record in self.parameters.values():
+    def chunks_by_file(self) -> dict[str, list[tuple[str, Chunk]]]:
+        """The pieces that each file must hold, with the name of their parameter."""
+        chunks: dict[str, list[tuple[str, Chunk]]] = defaultdict(list)
+        for name, record in self.parameters.items():
             for chunk in chain.from_iterable(record.tensors.values()):
-                chunks[chunk.file].append(chunk)
+                chunks[chunk.file].append((name, chunk))
         return chunks
 
 
-def write_chunks(file: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
-    """Writes pieces to a file and brings them to the disk; returns its size and checksum."""
-    save_file(dict(tensors), file)
-    # The library makes files that nobody else may read; colleagues share file systems.
-    mask = os.umask(0)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)
-    flush(file)
-    return FileRecord.of(file)
+def record_of(data: bytes) -> FileRecord:
+    """Size and checksum of a file that holds `data`."""
+    return FileRecord(bytes=len(data), xxh3_128=xxhash.xxh3_128(data).hexdigest())
 
 
-def write_json(file: Path, document: Any, *, indent: int | None = None) -> FileRecord:
-    """Writes a document and brings it to the disk; returns its size and checksum."""
-    file.write_text(json.dumps(document, indent=indent, allow_nan=False) + "\n")
-    flush(file)
-    return FileRecord.of(file)
+def json_bytes(document: Any, *, indent: int | None = None) -> bytes:
+    """A document as it is stored."""
+    return (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A document that must be an object.
+def read_state(path: Path, index: Index) -> dict[str, Any]:
+    """What lies beside the tensors of a checkpoint, such as `step` and `config`.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: it is missing or damaged.
     """
-    try:
-        document = json.loads(file.read_text())
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{file} is damaged: it holds no object")
-    return document
+    file = path / STATE_NAME
+    data = _read(file)
+    if STATE_NAME not in index.files:
+        raise CheckpointError(f"{shown(path / INDEX_NAME)} is damaged: it has no {STATE_NAME}")
+    expected = index.files[STATE_NAME]
+    if len(data) != expected.bytes:
+        raise damaged(file, f"it has {len(data)} bytes and should have {expected.bytes}")
+    if record_of(data) != expected:
+        raise damaged(file, "its checksum differs from the index")
+    return _parsed(file, data)
 
 
-def flush(path: Path) -> None:
-    """Brings a file, or the names in a directory, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def damaged(file: Path, fault: str) -> CheckpointError:
+    """An error that names the file and what is wrong with it."""
+    return CheckpointError(f"{shown(file)} is damaged: {fault}; use another checkpoint")
 
 
-def check_files(path: Path, index: Index, names: Iterable[str]) -> None:
-    """Compares files with the index: size, checksum, and what pieces they hold.
-
-    Raises:
-        CheckpointError: one is missing or differs; the message names it.
-    """
-    chunks_of = index.chunks_by_file()
-    for name in names:
-        file, expected = path / name, index.files[name]
-        try:
-            if file.stat().st_size != expected.bytes:
-                raise CheckpointError(
-                    f"{file} is damaged: it has {file.stat().st_size} bytes and should have "
-                    f"{expected.bytes}; use another checkpoint"
-                )
-            found = FileRecord.of(file)
-        except OSError as error:
-            raise CheckpointError(
-                f"{file} cannot be read ({error.strerror}); use another checkpoint"
-            ) from error
-        if found != expected:
-            raise CheckpointError(
-                f"{file} is damaged: its checksum differs from the index; use another checkpoint"
-            )
-        with _opened(file) if chunks_of[name] else nullcontext() as opened:
-            for chunk in chunks_of[name]:
-                _check_piece(file, opened, chunk)
+def unreadable(file: Path, error: OSError, *, holding: str = "") -> CheckpointError:
+    """An error that names the file and why it cannot be read."""
+    return CheckpointError(
+        f"{shown(file)}{holding} cannot be read ({error.strerror or error}); use another checkpoint"
+    )
 
 
-class ChunkReader:
-    """Reads parts of tensors from the chunks of a checkpoint, whoever wrote which piece."""
-
-    def __init__(self, path: Path, index: Index) -> None:
-        self._path = path
-        self._index = index
-        self._files: dict[str, Any] = {}
-
-    def fill(self, target: Tensor, *, name: str, kind: TensorKind, start: int) -> None:
-        """Copies elements [start, start + len(target)) of a flattened tensor into a flat view.
-
-        The files must have passed `check_files`.
-        """
-        stop = start + target.numel()
-        num_filled = 0
-        for chunk in self._index.parameters[name].tensors[kind]:
-            first, last = max(start, chunk.flat_range[0]), min(stop, chunk.flat_range[1])
-            if first >= last:
-                continue
-            offset = chunk.flat_range[0]
-            piece = self._read(chunk, first - offset, last - offset)
-            target[first - start : last - start].copy_(piece)
-            num_filled += last - first
-        # The index tiles every tensor exactly once, so the count proves every element.
-        assert num_filled == target.numel(), (name, kind, start, stop)
-
-    def _read(self, chunk: Chunk, start: int, stop: int) -> Tensor:
-        if chunk.file not in self._files:
-            self._files[chunk.file] = _opened(self._path / chunk.file)
-        return self._files[chunk.file].get_slice(chunk.key)[start:stop]
-
-
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}; use another checkpoint") from error
-
-
-def _check_piece(file: Path, opened: Any, chunk: Chunk) -> None:
-    try:
-        shape = opened.get_slice(chunk.key).get_shape()
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is damaged: {error}; use another checkpoint") from error
-    if shape != [chunk.flat_range[1] - chunk.flat_range[0]]:
-        raise CheckpointError(
-            f"{file} is damaged: {chunk.key} has shape {shape}, not as the index says; "
-            f"use another checkpoint"
-        )
-
-
-def merge(written: Iterable[dict[str, ParameterRecord]]) -> dict[str, ParameterRecord]:
+def merge(
+    written: Iterable[Mapping[str, ParameterRecord]],
+) -> dict[str, ParameterRecord]:
     """One record a parameter from what each rank wrote, chunks in the order of their elements."""
     merged: dict[str, ParameterRecord] = {}
     for records in written:
         for name, record in records.items():
             chunks = dict(merged[name].tensors) if name in merged else {}
             for kind, more in record.tensors.items():
-                chunks[kind] = sorted([*chunks.get(kind, []), *more], key=_by_start)
+                chunks[kind] = [*chunks.get(kind, []), *more]
             merged[name] = record.model_copy(update={"tensors": chunks})
-    return merged
+    return {
+        name: record.model_copy(
+            update={"tensors": {k: sorted(c, key=_place) for k, c in record.tensors.items()}}
+        )
+        for name, record in merged.items()
+    }
 
 
-def _by_start(chunk: Chunk) -> int:
-    return chunk.flat_range[0]
+def _place(chunk: Chunk) -> tuple[tuple[Range, ...], Range]:
+    return chunk.box, chunk.flat_range
 
 
-def _check_tiling(file: Path, name: str, record: ParameterRecord) -> None:
+def _read(file: Path) -> bytes:
+    try:
+        return storage_of(file).read(file)
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
+def _parsed(file: Path, data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise damaged(file, str(error)) from error
+    if not isinstance(document, dict):
+        raise damaged(file, "it holds no object")
+    return document
+
+
+def _check_tiling(file: str, name: str, record: ParameterRecord) -> None:
     kinds = {"value", "exp_avg", "exp_avg_sq"} if record.trainable else {"value"}
     if set(record.tensors) != kinds:
         raise CheckpointError(f"{file} is damaged: {name} has {sorted(record.tensors)}")
-    whole = [(0, size) for size in record.shape]
     for kind, chunks in record.tensors.items():
-        if any(chunk.box != whole for chunk in chunks):
+        fault = tiling_fault(record.shape, [(chunk.box, chunk.flat_range) for chunk in chunks])
+        if fault is not None:
             raise CheckpointError(
-                f"{file} holds {name} in boxes, as tensor parallelism writes it, which this "
-                f"program cannot read: use the program that wrote it"
+                f"{file} is damaged: of {name} ({kind}), {fault} are not there exactly once"
             )
-        bounds = [(0, 0), *(chunk.flat_range for chunk in chunks)]
-        bounds.append((record.num_elements, record.num_elements))
-        for (_, end), (begin, _) in pairwise(bounds):
-            if begin != end:
-                raise CheckpointError(
-                    f"{file} is damaged: elements {min(begin, end)} to {max(begin, end)} of "
-                    f"{name} ({kind}) are not there exactly once"
-                )

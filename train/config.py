@@ -58,12 +58,19 @@ class DataConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """When to save."""
+    """When to save, and where to."""
 
     every_steps: Positive = 500
     """The last step and a preemption save as well."""
     keep: Positive = 2
     """Newest checkpoints that stay."""
+    keep_every_steps: Positive | None = None
+    """Checkpoints of a multiple of this many steps stay as well."""
+    asynchronous: bool = True
+    """Write while training goes on, from a copy of each rank's share in host memory; without,
+    training waits for the write and no copy is made."""
+    directory: str | None = None
+    """Directory or `s3://bucket/path`; default checkpoints/ in the run directory."""
 
 
 class ValidationConfig(Config):

@@ -46,7 +46,8 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     """
     preemption = Preemption()
     directory = Path(config.run_directory)
-    latest = checkpoint.latest(directory / CHECKPOINTS)
+    checkpoints = Path(config.checkpoint.directory or directory / CHECKPOINTS)
+    latest = checkpoint.latest(checkpoints)
     if latest is not None and int(checkpoint.read_state(latest)["step"]) >= config.steps:
         if world.is_main:
             if not (directory / SUMMARY).exists():  # it was killed on its last steps
@@ -59,6 +60,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         source = checkpoint.resolve(Path(config.init_from))
         refuse_other_corpus(corpus, checkpoint.read_state(source), source)
     mesh = build_mesh(config.layout, world)
+    warning = straddling_warning(mesh)
     model = build_model(config, mesh)
     num_parameters = count_parameters(config, model)
     engine = build_engine(config, model, mesh)
@@ -115,9 +117,16 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             )
         )
 
-    def save(step: int) -> Path:
-        return checkpoint.save(
-            directory / CHECKPOINTS,
+    saver = checkpoint.Saver(
+        checkpoints,
+        retention=checkpoint.Retention(
+            keep=config.checkpoint.keep, keep_every_steps=config.checkpoint.keep_every_steps
+        ),
+        asynchronous=config.checkpoint.asynchronous,
+    )
+
+    def save(step: int) -> None:
+        saver.save(
             engine,
             {
                 "step": step,
@@ -130,14 +139,13 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
                 "code_version": version("semicausal"),
             },
             step=step,
-            keep=config.checkpoint.keep,
         )
 
     seconds_to_first_step: float | None = None
-    with monitor, build_feed(config, corpus, collate, mesh) as feed:
+    with monitor, saver, build_feed(config, corpus, collate, mesh) as feed:
         if world.is_main:
             corpus.copy_tokenizer(directory / TOKENIZER)
-            if (warning := straddling_warning(config.layout)) is not None:
+            if warning is not None:
                 monitor.note(warning)
             monitor.baseline(unigram_baseline(config, corpus, collate))
         if first_step % config.validation.every_steps == 0:
@@ -175,14 +183,19 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             if is_last or (step % config.validation.every_steps == 0 and not result.stop):
                 validate(step)
             if is_last or result.stop or step % config.checkpoint.every_steps == 0:
-                latest = save(step)
-                if world.is_main and not result.stop:
-                    write_samples(config, latest, monitor, step=step, device=world.device)
+                save(step)
+                if config.samples.prompts and not result.stop:
+                    latest = saver.finish()  # samples are the words of what was saved
+                    if world.is_main:
+                        assert latest is not None
+                        write_samples(config, latest, monitor, step=step, device=world.device)
             if result.stop and not is_last:
+                saver.finish()
                 monitor.note(f"stopped after step {step} on a signal; run again to continue")
                 preemption.ignore()
                 engine.close()
                 return EXIT_CODE
+    latest = saver.finish()
     preemption.ignore()
     engine.close()
     if world.is_main:

@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from train import checkpoint_directory
+from train.checkpoint_chunks import Piece, cut, write_chunks
 from train.checkpoint_format import (
     INDEX_NAME,
     STATE_NAME,
-    Chunk,
-    ChunkReader,
     Index,
-    ParameterRecord,
-    check_files,
-    write_chunks,
-    write_json,
+    json_bytes,
+    record_of,
 )
+from train.checkpoint_reader import ChunkReader, check_file
+from train.checkpoint_storage import shown, storage_of
 from train.errors import CheckpointError
 
 CHUNKS = "chunks-00000.safetensors"
@@ -32,14 +31,16 @@ def read_values(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
     """
     path = checkpoint_directory.resolve(path)
     index = Index.read(path)
-    check_files(path, index, index.files)
-    reader = ChunkReader(path, index)
+    for file in index.chunks_by_file():
+        check_file(path, index, file)
     values: dict[str, Tensor] = {}
-    for name, record in index.parameters.items():
-        if name.startswith(prefix):
-            flat = torch.empty(record.num_elements, dtype=getattr(torch, record.dtype))
-            reader.fill(flat, name=name, kind="value", start=0)
-            values[name] = flat.view(record.shape)
+    with ChunkReader(path, index) as reader:
+        for name, record in index.parameters.items():
+            if name.startswith(prefix):
+                flat = torch.empty(record.num_elements, dtype=getattr(torch, record.dtype))
+                box = [(0, size) for size in record.shape]
+                reader.fill(flat, name=name, kind="value", box=box, start=0)
+                values[name] = flat.view(record.shape)
     return values
 
 
@@ -52,35 +53,35 @@ def write_values(out: Path, values: Mapping[str, Tensor], state: Mapping[str, An
         state: what `state.json` holds; `config` above all.
 
     Raises:
-        CheckpointError: `out` exists; nothing is overwritten.
+        CheckpointError: `out` exists, and nothing is overwritten; or it cannot be written.
     """
-    try:
-        out.mkdir(parents=True)
-    except FileExistsError:
-        raise CheckpointError(f"{out} exists: choose another place for the checkpoint") from None
-    tensors = {name: value.contiguous().view(-1) for name, value in values.items()}
-    files = {
-        CHUNKS: write_chunks(out / CHUNKS, tensors),
-        STATE_NAME: write_json(out / STATE_NAME, dict(state)),
-    }
-    parameters = {
-        name: ParameterRecord(
-            shape=list(value.shape),
-            dtype=str(value.dtype).removeprefix("torch."),
+    pieces = [
+        Piece(
+            name=name,
+            kind="value",
+            shape=tuple(value.shape),
+            box=[(0, size) for size in value.shape],
+            start=0,
+            tensor=value.detach().contiguous().view(-1),
             trainable=False,  # without moments, like a frozen one
-            tensors={
-                "value": [
-                    Chunk(
-                        file=CHUNKS,
-                        key=name,
-                        box=[(0, size) for size in value.shape],
-                        flat_range=(0, value.numel()),
-                    )
-                ]
-            },
         )
         for name, value in values.items()
-    }
-    # The index comes last: without it, the directory is no checkpoint.
-    write_json(out / INDEX_NAME, Index(parameters=parameters, files=files).model_dump())
+    ]
+    document = json_bytes(dict(state), indent=1)
+    try:
+        storage = storage_of(out)
+        if storage.names(out) or out.exists():
+            raise CheckpointError(
+                f"{shown(out)} exists: choose another place for the checkpoint"
+            ) from None
+        storage.make_directory(out)
+        parameters, file = write_chunks(out / CHUNKS, cut(pieces))
+        storage.replace(out / STATE_NAME, document)
+        index = Index(parameters=parameters, files={CHUNKS: file, STATE_NAME: record_of(document)})
+        # The index comes last: without it, the directory is no checkpoint.
+        storage.replace(out / INDEX_NAME, json_bytes(index.model_dump(exclude_none=True)))
+    except OSError as error:
+        raise CheckpointError(
+            f"{shown(out)} cannot be written ({error.strerror or error}): choose another place"
+        ) from error
     return out
