@@ -7,19 +7,17 @@ A training step reads::
     grad_norm = engine.step()                  # raises, having changed nothing, if not finite
 
 DeepSpeed refuses ZeRO-2 and ZeRO-3 in pipelines of its own, but its stages train under another's
-schedule once four things are seen to, all of them here or in `zero_gradients`:
+schedule once four things are seen to, in this module and its neighbours:
 
-1. It is told the groups (`_Topology`), and compares ZeRO-3's trace within the data group alone.
+1. It is told the groups, and compares ZeRO-3's trace within the data group (`deepspeed_access`).
 2. Before each backward of the schedule it hears that a backward begins, and whether it is the
    step's last.
-3. What the stages of a pipeline or the ranks of a tensor group each have a part of is summed.
+3. What the stages of a pipeline or the ranks of a tensor group each have a part of is summed
+   (`zero_gradients`).
 4. The gradient norm is ours: over every element of the model once, in fp64.
 """
 
-import importlib
 import math
-import os
-import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,15 +29,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from model.config import Config
-from parallel import pages, zero_gradients, zero_masters
-from parallel.megatron import refuse_other_version
+from parallel import deepspeed_access, pages, zero_gradients, zero_masters
 from parallel.mesh import Mesh
 from parallel.sharding import Sharding
 
 Precision = Literal["fp32", "bf16"]
-
-SUPPORTED = ("0.19", "0.20")
-"""First version of DeepSpeed that was tested, and the first that was not."""
 
 
 class ZeroConfig(Config):
@@ -312,10 +306,8 @@ def initialize(
         # which stage 1 becomes in bf16, computes the same numbers in no more memory.
         stage = 1
     num_elements = sum(p.numel() for p in model.parameters())
-    deepspeed = _deepspeed()
-    topology = None if mesh.model_group is None else _Topology(mesh)
-    # DeepSpeed keeps the last one it was given, for as long as the process lives.
-    vars(importlib.import_module("deepspeed.utils.groups"))["mpu"] = topology
+    deepspeed = deepspeed_access.imported()
+    topology = deepspeed_access.tell_groups(mesh)
     directory = None if config.offload_directory is None else Path(config.offload_directory)
     assert directory is None or on_cpu, "refused when the run starts"
     with zero_masters.placed(base_optimizer, directory):
@@ -405,82 +397,3 @@ def _deepspeed_options(
             "stage3_max_reuse_distance": config.live_elements,
         },
     }
-
-
-def _deepspeed() -> Any:
-    """DeepSpeed, imported when first needed: it takes seconds, and reading a config is quick."""
-    if not torch.cuda.is_available():
-        # It must not guess, and it looks only once, at import.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # Else it starts a process in each of stage 3's reductions, to count NUMA nodes.
-        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    refuse_other_version("deepspeed", SUPPORTED)
-    deepspeed = importlib.import_module("deepspeed")
-    if not torch.cuda.is_available():
-        # On CPU it would compile an all-reduce for inference, never used here: half a minute,
-        # or a crash where there is no compiler. It builds only what this table calls compatible.
-        vars(importlib.import_module("deepspeed.ops"))["__compatible_ops__"] = {}
-    # BF16_Optimizer prints memory reports whatever the log level, a garbage collection each.
-    vars(importlib.import_module("deepspeed.runtime.bf16_optimizer"))["see_memory_usage"] = _silent
-    # ZeRO-3 checks that all ranks run the same modules; those of another stage never do.
-    coordinator = importlib.import_module("deepspeed.runtime.zero.partitioned_param_coordinator")
-    vars(coordinator)["assert_ints_same_as_other_ranks"] = _assert_same_in_data_group
-    # DeepSpeed calls collectives by names that torch 2.13 would rather have changed.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    return deepspeed
-
-
-def _silent(*_: object, **__: object) -> None:
-    pass
-
-
-def _assert_same_in_data_group(numbers: list[int]) -> None:
-    group = importlib.import_module("deepspeed.utils.groups")._get_data_parallel_group()
-    mine = torch.tensor(numbers)
-    first = mine.clone()
-    dist.broadcast(first, src=dist.get_global_rank(group, 0), group=group)
-    if not torch.equal(mine, first):
-        raise RuntimeError(
-            f"rank {dist.get_rank()} runs other modules than the first rank of its data group: "
-            f"{numbers} instead of {first.tolist()}"
-        )
-
-
-class _Topology:
-    """The groups as DeepSpeed asks for them (its `mpu`)."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-
-    def get_model_parallel_rank(self) -> int:
-        return self._mesh.model_rank
-
-    def get_model_parallel_world_size(self) -> int:
-        return self._mesh.model_size
-
-    def get_model_parallel_group(self) -> Any:
-        return self._mesh.model_group
-
-    def get_tensor_model_parallel_rank(self) -> int:
-        return self._mesh.tensor_rank
-
-    def get_tensor_model_parallel_world_size(self) -> int:
-        return self._mesh.tensor_size
-
-    def get_pipeline_model_parallel_rank(self) -> int:
-        return self._mesh.pipeline_rank
-
-    def get_pipeline_model_parallel_world_size(self) -> int:
-        return self._mesh.pipeline_size
-
-    def get_data_parallel_rank(self) -> int:
-        return self._mesh.data_rank
-
-    def get_data_parallel_world_size(self) -> int:
-        return self._mesh.data_size
-
-    def get_data_parallel_group(self) -> Any:
-        return self._mesh.data_group
-
-    def get_data_parallel_group_ranks(self) -> list[int]:
-        return dist.get_process_group_ranks(self._mesh.data_group)

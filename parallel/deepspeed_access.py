@@ -1,0 +1,103 @@
+"""DeepSpeed as `parallel.zero` finds it: imported, quietened, and told the groups."""
+
+import importlib
+import os
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from parallel.megatron import refuse_other_version
+from parallel.mesh import Mesh
+
+SUPPORTED = ("0.19", "0.20")
+"""First version of DeepSpeed that was tested, and the first that was not."""
+
+
+def imported() -> Any:
+    """DeepSpeed, imported when first needed: it takes seconds, and reading a config is quick."""
+    if not torch.cuda.is_available():
+        # It must not guess, and it looks only once, at import.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # Else it starts a process in each of stage 3's reductions, to count NUMA nodes.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    refuse_other_version("deepspeed", SUPPORTED)
+    deepspeed = importlib.import_module("deepspeed")
+    if not torch.cuda.is_available():
+        # On CPU it would compile an all-reduce for inference, never used here: half a minute,
+        # or a crash where there is no compiler. It builds only what this table calls compatible.
+        vars(importlib.import_module("deepspeed.ops"))["__compatible_ops__"] = {}
+    # BF16_Optimizer prints memory reports whatever the log level, a garbage collection each.
+    vars(importlib.import_module("deepspeed.runtime.bf16_optimizer"))["see_memory_usage"] = _silent
+    # ZeRO-3 checks that all ranks run the same modules; those of another stage never do.
+    coordinator = importlib.import_module("deepspeed.runtime.zero.partitioned_param_coordinator")
+    vars(coordinator)["assert_ints_same_as_other_ranks"] = _assert_same_in_data_group
+    # DeepSpeed calls collectives by names that torch 2.13 would rather have changed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    return deepspeed
+
+
+def _silent(*_: object, **__: object) -> None:
+    pass
+
+
+def _assert_same_in_data_group(numbers: list[int]) -> None:
+    group = importlib.import_module("deepspeed.utils.groups")._get_data_parallel_group()
+    # Numbers count on over engines of one process, and stages differ in how many they have.
+    mine = torch.tensor([number - min(numbers) for number in numbers])
+    first = mine.clone()
+    dist.broadcast(first, src=dist.get_global_rank(group, 0), group=group)
+    if not torch.equal(mine, first):
+        raise RuntimeError(
+            f"rank {dist.get_rank()} runs other modules than the first rank of its data group: "
+            f"{mine.tolist()} instead of {first.tolist()}"
+        )
+
+
+def tell_groups(mesh: Mesh) -> "Topology | None":
+    """What DeepSpeed is to be initialised with; None where all ranks are data parallel."""
+    topology = None if mesh.model_group is None else Topology(mesh)
+    # It keeps the last one it was given, for as long as the process lives.
+    vars(importlib.import_module("deepspeed.utils.groups"))["mpu"] = topology
+    return topology
+
+
+class Topology:
+    """The groups as DeepSpeed asks for them (its `mpu`)."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    def get_model_parallel_rank(self) -> int:  # noqa: D102  # named by DeepSpeed
+        return self._mesh.model_rank
+
+    def get_model_parallel_world_size(self) -> int:  # noqa: D102  # named by DeepSpeed
+        return self._mesh.model_size
+
+    def get_model_parallel_group(self) -> Any:  # noqa: D102  # named by DeepSpeed
+        return self._mesh.model_group
+
+    def get_tensor_model_parallel_rank(self) -> int:  # noqa: D102  # named by DeepSpeed
+        return self._mesh.tensor_rank
+
+    def get_tensor_model_parallel_world_size(self) -> int:  # noqa: D102  # named by DeepSpeed
+        return self._mesh.tensor_size
+
+    def get_pipeline_model_parallel_rank(self) -> int:  # noqa: D102  # named by DeepSpeed
+        return self._mesh.pipeline_rank
+
+    def get_pipeline_model_parallel_world_size(self) -> int:  # noqa: D102  # named by DeepSpeed
+        return self._mesh.pipeline_size
+
+    def get_data_parallel_rank(self) -> int:  # noqa: D102  # named by DeepSpeed
+        return self._mesh.data_rank
+
+    def get_data_parallel_world_size(self) -> int:  # noqa: D102  # named by DeepSpeed
+        return self._mesh.data_size
+
+    def get_data_parallel_group(self) -> Any:  # noqa: D102  # named by DeepSpeed
+        return self._mesh.data_group
+
+    def get_data_parallel_group_ranks(self) -> list[int]:  # noqa: D102  # named by DeepSpeed
+        return dist.get_process_group_ranks(self._mesh.data_group)
