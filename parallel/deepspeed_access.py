@@ -3,6 +3,7 @@
 import importlib
 import os
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -55,49 +56,26 @@ def _assert_same_in_data_group(numbers: list[int]) -> None:
         )
 
 
-def tell_groups(mesh: Mesh) -> "Topology | None":
+def tell_groups(mesh: Mesh) -> Any:
     """What DeepSpeed is to be initialised with; None where all ranks are data parallel."""
-    topology = None if mesh.model_group is None else Topology(mesh)
+    topology = None if mesh.model_group is None else _topology(mesh)
     # It keeps the last one it was given, for as long as the process lives.
     vars(importlib.import_module("deepspeed.utils.groups"))["mpu"] = topology
     return topology
 
 
-class Topology:
-    """The groups as DeepSpeed asks for them (its `mpu`)."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-
-    def get_model_parallel_rank(self) -> int:  # noqa: D102  # named by DeepSpeed
-        return self._mesh.model_rank
-
-    def get_model_parallel_world_size(self) -> int:  # noqa: D102  # named by DeepSpeed
-        return self._mesh.model_size
-
-    def get_model_parallel_group(self) -> Any:  # noqa: D102  # named by DeepSpeed
-        return self._mesh.model_group
-
-    def get_tensor_model_parallel_rank(self) -> int:  # noqa: D102  # named by DeepSpeed
-        return self._mesh.tensor_rank
-
-    def get_tensor_model_parallel_world_size(self) -> int:  # noqa: D102  # named by DeepSpeed
-        return self._mesh.tensor_size
-
-    def get_pipeline_model_parallel_rank(self) -> int:  # noqa: D102  # named by DeepSpeed
-        return self._mesh.pipeline_rank
-
-    def get_pipeline_model_parallel_world_size(self) -> int:  # noqa: D102  # named by DeepSpeed
-        return self._mesh.pipeline_size
-
-    def get_data_parallel_rank(self) -> int:  # noqa: D102  # named by DeepSpeed
-        return self._mesh.data_rank
-
-    def get_data_parallel_world_size(self) -> int:  # noqa: D102  # named by DeepSpeed
-        return self._mesh.data_size
-
-    def get_data_parallel_group(self) -> Any:  # noqa: D102  # named by DeepSpeed
-        return self._mesh.data_group
-
-    def get_data_parallel_group_ranks(self) -> list[int]:  # noqa: D102  # named by DeepSpeed
-        return dist.get_process_group_ranks(self._mesh.data_group)
+def _topology(mesh: Mesh) -> SimpleNamespace:
+    """The groups under the names that DeepSpeed asks for (its `mpu`)."""
+    return SimpleNamespace(
+        get_model_parallel_rank=lambda: mesh.model_rank,
+        get_model_parallel_world_size=lambda: mesh.model_size,
+        get_model_parallel_group=lambda: mesh.model_group,
+        get_tensor_model_parallel_rank=lambda: mesh.tensor_rank,
+        get_tensor_model_parallel_world_size=lambda: mesh.tensor_size,
+        get_pipeline_model_parallel_rank=lambda: mesh.pipeline_rank,
+        get_pipeline_model_parallel_world_size=lambda: mesh.pipeline_size,
+        get_data_parallel_rank=lambda: mesh.data_rank,
+        get_data_parallel_world_size=lambda: mesh.data_size,
+        get_data_parallel_group=lambda: mesh.data_group,
+        get_data_parallel_group_ranks=lambda: dist.get_process_group_ranks(mesh.data_group),
+    )
