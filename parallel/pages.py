@@ -12,6 +12,7 @@ import mmap
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,25 +27,29 @@ MMAP_THRESHOLD = -3
 LARGE_BYTES = 1 << 20
 
 
-class MappedFile:
-    """A nameless file behind a flat tensor; it goes when the process does, however that ends."""
+_maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+"""Those that some tensor still lies in."""
 
-    def __init__(self, directory: Path, *, num_elements: int, dtype: torch.dtype) -> None:
-        """Makes a file of zeros.
 
-        Raises:
-            OSError: the directory cannot be written, or there is no room.
-        """
-        num_bytes = num_elements * dtype.itemsize
-        with tempfile.TemporaryFile(dir=directory) as file:
-            # Claimed now: where a mapped file finds no room later, the process is killed.
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
-            self._map = mmap.mmap(file.fileno(), num_bytes)
-        self.tensor = torch.frombuffer(self._map, dtype=dtype)
+def mapped_zeros(directory: Path, *, num_elements: int, dtype: torch.dtype) -> Tensor:
+    """A flat tensor in a file of its own, which has no name and goes with the tensor.
 
-    def release(self) -> None:
-        """Lets go of the pages; what was written to the tensor stays."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+    Raises:
+        OSError: the directory cannot be written, or there is no room.
+    """
+    num_bytes = num_elements * dtype.itemsize
+    with tempfile.TemporaryFile(dir=directory) as file:
+        # Claimed now: where a mapped file finds no room later, the process is killed.
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+        pages = mmap.mmap(file.fileno(), num_bytes)
+    _maps.add(pages)
+    return torch.frombuffer(pages, dtype=dtype)
+
+
+def release_files() -> None:
+    """Lets go of the pages of all mapped tensors; what was written to them stays."""
+    for pages in _maps:
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 @torch.no_grad()
@@ -62,15 +67,9 @@ def move_to_files(
         OSError: the directory cannot be written, or there is no room.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    files: list[MappedFile] = []
 
     def mapped(like: Tensor) -> Tensor:
-        files.append(MappedFile(directory, num_elements=like.numel(), dtype=like.dtype))
-        return files[-1].tensor
-
-    def release(*_: object) -> None:
-        for file in files:
-            file.release()
+        return mapped_zeros(directory, num_elements=like.numel(), dtype=like.dtype)
 
     for master in masters:
         values = mapped(master).copy_(master)
@@ -78,8 +77,8 @@ def move_to_files(
         # As torch's AdamW would begin.
         step = torch.zeros((), dtype=torch.float32)
         optimizer.state[master] = {"step": step} | {key: mapped(master) for key in MOMENTS}
-        release()
-    optimizer.register_step_post_hook(release)
+        release_files()
+    optimizer.register_step_post_hook(lambda *_: release_files())
 
 
 def zero_without_pages(tensor: Tensor) -> None:

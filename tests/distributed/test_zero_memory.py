@@ -1,0 +1,211 @@
+"""Training in little memory: bf16 optimiser state, and masters and moments in files."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from parallel import pages, zero, zero_gradients, zero_state
+from parallel.mesh import data_mesh
+from tests.distributed.harness import RankPool
+from tests.distributed.toy import OPTIM, Toy, groups_of, train_step
+from train import checkpoint
+
+NUM_STEPS = 4
+Curve = list[tuple[float, float]]
+State = dict[str, Tensor]
+Case = dict[str, Any]
+
+
+def _engine(
+    *, stage: Any, precision: zero.Precision, states: zero.Precision, directory: Path | None
+) -> zero.ZeroEngine:
+    model = Toy(frozen=True)
+    config = zero.ZeroConfig(
+        stage=stage,
+        persist_parameters_below=20,
+        live_elements=0,
+        # The toy's matrices are updated one after the other.
+        bucket_elements=100,
+        offload_directory=None if directory is None else str(directory),
+    )
+    return zero.initialize(
+        model,
+        param_groups=groups_of(model),
+        optim=OPTIM._replace(precision=states),
+        precision=precision,
+        config=config,
+        clip_norm=0.5,
+        mesh=data_mesh(torch.device("cpu")),
+    )
+
+
+def _state(engine: zero.ZeroEngine) -> State:
+    state: State = {}
+    for part in zero_state.local_slices(engine):
+        for kind, tensor in {"value": part.value, **(part.moments or {})}.items():
+            state[f"{part.name}/{kind}"] = tensor.clone()
+    return state
+
+
+def _train(case: Case, steps: range, *, source: Path | None = None, target: Path | None = None):
+    """Some steps, from a checkpoint and to another if named: the curve, and state at the end."""
+    engine = _engine(**case)
+    if source is not None:
+        checkpoint.restore(source, engine)
+    curve = [train_step(engine, step, accumulation=2) for step in steps]
+    state = _state(engine)
+    if target is not None:
+        with checkpoint.Saver(
+            target, retention=checkpoint.Retention(keep=1), asynchronous=False
+        ) as saver:
+            saver.save(engine, {"config": {}}, step=steps.stop)
+    engine.close()
+    return curve, state
+
+
+def _train_all(cases: list[Case]) -> list[tuple[Curve, State]]:
+    return [_train(case, range(NUM_STEPS)) for case in cases]
+
+
+def _case(stage: int, precision: str, states: str = "fp32", directory: Path | None = None) -> Case:
+    return {"stage": stage, "precision": precision, "states": states, "directory": directory}
+
+
+def _same(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("precision", "states"), [("fp32", "fp32"), ("bf16", "fp32"), ("bf16",) * 2]
+)
+def test_files_hold_what_memory_would(
+    rank_pools: dict[int, RankPool], tmp_path: Path, num_ranks: int, precision: str, states: str
+) -> None:
+    directory = tmp_path / "made" / "offload"
+    cases = [_case(3, precision, states), _case(3, precision, states, directory)]
+    for in_memory, in_files in rank_pools[num_ranks].run(_train_all, cases):
+        assert in_memory[0] == in_files[0]
+        assert _same(in_memory[1], in_files[1])
+    assert not list(directory.iterdir()), "the files have no names"
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_bf16_state(rank_pools: dict[int, RankPool], num_ranks: int) -> None:
+    cases = [_case(3, "bf16"), *(_case(stage, "bf16", "bf16") for stage in (0, 1, 2, 3))]
+    results = rank_pools[num_ranks].run(_train_all, cases)[0]
+    reference, _ = results[0]
+    for curve, state in results[1:]:
+        kinds = {tensor.dtype for tensor in state.values()}
+        assert kinds == {torch.bfloat16}
+        assert curve == [pytest.approx(expected, rel=0.02) for expected in reference]
+        assert curve != reference
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (_case(3, "bf16", "bf16"), _case(3, "bf16", "bf16")),
+        (_case(3, "bf16", directory=Path("offload")), _case(3, "bf16")),
+        (_case(3, "bf16"), _case(3, "bf16", directory=Path("offload"))),
+    ],
+)
+def test_checkpoints_continue_to_the_last_bit(
+    rank_pools: dict[int, RankPool], tmp_path: Path, first: Case, second: Case
+) -> None:
+    for case in (first, second):
+        if case["directory"] is not None:
+            case["directory"] = tmp_path / case["directory"]
+    checkpoints = tmp_path / "checkpoints"
+    pool = rank_pools[2]
+    whole = pool.run(_train, first, range(NUM_STEPS))
+    pool.run(_train_to, first, range(2), checkpoints)
+    rest = pool.run(_train_from, second, range(2, NUM_STEPS), checkpoints)
+    for (curve, state), (rest_of_curve, its_state) in zip(whole, rest, strict=True):
+        assert rest_of_curve == curve[2:]
+        assert _same(state, its_state)
+
+
+def _train_to(case: Case, steps: range, target: Path) -> None:
+    _train(case, steps, target=target)
+
+
+def _train_from(case: Case, steps: range, source: Path) -> tuple[Curve, State]:
+    return _train(case, steps, source=source)
+
+
+def _resident_bytes(kind: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+
+
+@pytest.mark.parametrize("begin", [0, 1, 3000])
+@pytest.mark.parametrize("num_elements", [1, 100, 5000, 3_000_000])
+def test_zeros_without_pages_are_zeros(begin: int, num_elements: int) -> None:
+    whole = torch.ones(begin + num_elements + 2000)
+    pages.zero_without_pages(whole[begin : begin + num_elements])
+    assert not whole[begin : begin + num_elements].any()
+    assert whole[:begin].all()
+    assert whole[begin + num_elements :].all()
+
+
+def test_zeros_without_pages_take_no_memory() -> None:
+    tensor = torch.ones(16 << 20)
+    before = _resident_bytes("RssAnon")
+    pages.zero_without_pages(tensor)
+    assert before - _resident_bytes("RssAnon") > 60 << 20
+    assert float(tensor.sum()) == 0
+
+
+def test_pages_of_files_leave_after_each_step(tmp_path: Path) -> None:
+    masters = [torch.nn.Parameter(torch.ones(8 << 20)) for _ in range(3)]
+    optimizer = torch.optim.AdamW(masters, lr=0.1, fused=True)
+    pages.move_to_files(optimizer, masters, tmp_path)
+    before = _resident_bytes("RssFile")
+    for master in masters:
+        optimizer.param_groups[0]["params"] = [master]
+        master.grad = torch.ones_like(master)
+        optimizer.step()
+        assert _resident_bytes("RssFile") - before < 16 << 20
+        master.grad = None
+    for master in masters:
+        values = master.detach()
+        assert float(values.min()) == float(values.max()) == pytest.approx(1 - 0.1 * 1.01)
+
+
+def test_a_full_disk_is_an_error_at_once(tmp_path: Path) -> None:
+    free = os.statvfs(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        pages.mapped_zeros(
+            tmp_path, num_elements=2 * free.f_bavail * free.f_frsize, dtype=torch.float32
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_norm_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = data_mesh(torch.device("cpu"))
+    values = [torch.randn(7, 11).T, torch.randn(5)]
+    gradients = [
+        zero_gradients.Gradient(
+            parameter=torch.nn.Parameter(value),
+            value=value,
+            is_tied=False,
+            is_copy=False,
+            num_copies=1,
+        )
+        for value in values
+    ]
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
+    expected = sum(float(value.double().square().sum()) for value in values) ** 0.5
+    for chunk_elements in (1, 4, 1 << 24):
+        monkeypatch.setattr(zero_gradients, "NORM_CHUNK_ELEMENTS", chunk_elements)
+        assert zero_gradients.global_norm(gradients, mesh) == pytest.approx(expected, rel=1e-12)
+
+
+def test_files_need_stage_3() -> None:
+    with pytest.raises(ValueError, match="offload_directory needs stage 3"):
+        zero.ZeroConfig(stage=2, offload_directory="somewhere")
