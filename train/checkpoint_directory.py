@@ -9,6 +9,7 @@ checkpoints/
 The same holds in object storage, where a name appears with its whole content.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,9 +156,10 @@ def retire(directory: Path, names: Sequence[str]) -> None:
     """Removes checkpoints; a crash on the way leaves no half of one that looks complete."""
     storage = storage_of(directory)
     for name in names:
-        storage.remove(directory / name / INDEX_NAME)
-        storage.settle(directory / name)
-        storage.remove(directory / name)
+        with contextlib.suppress(FileNotFoundError):  # someone else was faster
+            storage.remove(directory / name / INDEX_NAME)
+            storage.settle(directory / name)
+            storage.remove(directory / name)
 
 
 def clean(directory: Path) -> None:

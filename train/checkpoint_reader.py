@@ -7,6 +7,7 @@ copied. Nothing is read twice, and nothing is unpickled.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,18 @@ class ChunkReader:
                 )
         # The index tiles every tensor exactly once, so the count proves every element.
         assert num_filled == target.numel(), (name, kind, box, start, num_filled)
+
+    def num_bytes(self, name: str) -> int:
+        """Bytes of a parameter and its moments.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        total = 0
+        for chunk in chain.from_iterable(self._index.parameters[name].tensors.values()):
+            begin, end = self._opened(name, chunk).header[chunk.key]["data_offsets"]
+            total += end - begin
+        return total
 
     def faults(self) -> Iterator[str]:
         """Everything wrong with the chunks of the checkpoint; reads all of it."""

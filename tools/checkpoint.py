@@ -1,0 +1,177 @@
+"""`python -m tools.checkpoint inspect|verify|prune DIR`: look at, check and thin out checkpoints.
+
+DIR is a run directory, its checkpoints/, one step_... in it, or the s3:// URL of one of these.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from train import checkpoint, checkpoint_directory, checkpoint_format
+from train.checkpoint_directory import CHECKPOINTS_NAME, Retention
+from train.checkpoint_format import Index
+from train.checkpoint_reader import ChunkReader
+from train.checkpoint_storage import shown
+from train.errors import CheckpointError, UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do as asked; 1 if `verify` found a fault, 2 for a mistake of the user."""
+    parser = argparse.ArgumentParser(prog="python -m tools.checkpoint", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, about in (
+        ("inspect", "step, configuration and parameters of a checkpoint"),
+        ("verify", "read every byte of a checkpoint and name every fault"),
+        ("prune", "remove checkpoints that a policy does not keep; never the newest"),
+    ):
+        command = commands.add_parser(name, help=about, description=about)
+        command.add_argument("directory", type=Path, metavar="DIR")
+        if name == "prune":
+            command.add_argument("--keep", type=_positive, required=True, help="newest to keep")
+            command.add_argument(
+                "--keep-every-steps",
+                type=_positive,
+                metavar="N",
+                help="keep those whose step is a multiple of N as well",
+            )
+            command.add_argument("--dry-run", action="store_true", help="only say what would go")
+    options = parser.parse_args(arguments)
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        match options.command:
+            case "inspect":
+                inspect(options.directory, console)
+            case "verify":
+                return verify(options.directory, console)
+            case _:
+                retention = Retention(keep=options.keep, keep_every_steps=options.keep_every_steps)
+                prune(options.directory, retention, console, dry_run=options.dry_run)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def inspect(place: Path, console: Console) -> None:
+    """Show what a checkpoint holds.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = checkpoint.resolve(place)
+    index = Index.read(path)
+    state = checkpoint_format.read_state(path, index)
+    parameters = Table("parameter", "shape", "boxes", "trains")
+    for heading in ("pieces", "bytes"):
+        parameters.add_column(heading, justify="right")
+    with ChunkReader(path, index) as reader:
+        for name, record in index.parameters.items():
+            boxes = len({chunk.box for chunk in record.tensors["value"]})
+            parameters.add_row(
+                name,
+                f"{record.shape} {record.dtype}",
+                "whole" if boxes <= 1 else str(boxes),
+                "yes" if record.trainable else "no",
+                str(sum(map(len, record.tensors.values()))),
+                f"{reader.num_bytes(name):,}",
+            )
+    console.print(parameters)
+    config = state.get("config", {})
+    about = {
+        "checkpoint": shown(path),
+        "config": config.get("name", "(no name)"),
+        "step": state.get("step"),
+        "layout": _layout(config),
+        "files": len(index.files),
+        "parameters": f"{sum(r.num_elements for r in index.parameters.values()):,}",
+        "bytes": f"{sum(file.bytes for file in index.files.values()):,}",
+    }
+    for key, value in about.items():
+        console.print(f"{key}: {value}", markup=False)
+
+
+def verify(place: Path, console: Console) -> int:
+    """Read every byte of a checkpoint and show every fault.
+
+    Returns:
+        1 if there is a fault, else 0.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    path = checkpoint.resolve(place)
+    num_faults = 0
+    for fault in faults(path):
+        num_faults += 1
+        console.print(fault, markup=False)
+    console.print(
+        f"{shown(path)}: {f'{num_faults} fault(s)' if num_faults else 'whole'}", markup=False
+    )
+    return 1 if num_faults else 0
+
+
+def faults(path: Path) -> Iterator[str]:
+    """Everything wrong with one checkpoint; reads all of it."""
+    try:
+        index = Index.read(path)
+    except CheckpointError as error:
+        yield str(error)
+        return
+    try:
+        checkpoint_format.read_state(path, index)
+    except CheckpointError as error:
+        yield str(error)
+    with ChunkReader(path, index) as reader:
+        yield from reader.faults()
+
+
+def prune(place: Path, retention: Retention, console: Console, *, dry_run: bool) -> None:
+    """Remove checkpoints that the policy does not keep.
+
+    Raises:
+        CheckpointError: `place` is no directory of checkpoints, or cannot be written.
+    """
+    for directory in (place / CHECKPOINTS_NAME, place):
+        newest = checkpoint_directory.latest(directory)
+        if newest is not None:
+            break
+    else:
+        raise CheckpointError(
+            f"{shown(place)} holds no checkpoints: name a run directory or its {CHECKPOINTS_NAME}/"
+        )
+    try:
+        names = checkpoint_directory.complete(directory)
+        retired = retention.retired(names, newest=newest.name)
+        for name in names:
+            console.print(f"{'removed' if name in retired else 'kept'} {name}", markup=False)
+        if dry_run:
+            console.print("nothing was touched")
+        else:
+            checkpoint_directory.retire(directory, retired)
+    except OSError as error:
+        raise CheckpointError(
+            f"{shown(directory)} cannot be changed ({error.strerror or error})"
+        ) from error
+
+
+def _layout(config: dict[str, Any]) -> str:
+    """How the ranks that wrote it were laid out, as the stored configuration has it."""
+    layout = {**config.get("layout", {}), "zero": config.get("zero", {}).get("stage")}
+    told = [f"{key}={value}" for key, value in layout.items() if value is not None]
+    return " ".join(told) or "(not stored)"
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
