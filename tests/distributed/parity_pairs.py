@@ -28,12 +28,14 @@ def pairwise(factors: Mapping[str, Sequence[Any]]) -> list[Row]:
     Greedy: the row that covers most of what is left comes next, the first in order among equals.
     """
     candidates = [
-        dict(zip(factors, choices, strict=True)) for choices in product(*factors.values())
+        (row, pairs_of(row))
+        for choices in product(*factors.values())
+        for row in [dict(zip(factors, choices, strict=True))]
     ]
     left = all_pairs(factors)
     rows: list[Row] = []
     while left:
-        best = max(candidates, key=lambda row: len(pairs_of(row) & left))
+        best, covered = max(candidates, key=lambda candidate: len(candidate[1] & left))
         rows.append(best)
-        left -= pairs_of(best)
+        left -= covered
     return rows

@@ -49,8 +49,33 @@ FURTHER_LAYOUTS: list[Row] = [
 def planned_cells() -> list[Cell]:
     """The table's cells, those of one mesh after each other, the fewest ranks first."""
     rows = [*_main_rows(), *_further_rows(), *_bf16_rows(), *_dropout_rows(), *_trained_rows()]
-    cells = dict.fromkeys(Cell(**row) for row in rows)
-    return sorted(cells, key=lambda cell: (cell.ranks, cell.data, cell.tensor, cell.layout))
+    return _ordered(rows)
+
+
+def daily_cells() -> list[Cell]:
+    """Cells for `make test`: every pair of choices, on at most four ranks."""
+    choices: dict[str, Any] = {
+        "layout": range(len(FURTHER_LAYOUTS) - 1),
+        "zero": ZERO,
+        "microbatches": (2, 4),
+        "spans": ("everywhere", "first rank"),
+        "recompute": ("none", "full"),
+        "tied": (True, False),
+        "frozen": (False, True),
+    }
+    rows = [FURTHER_LAYOUTS[row.pop("layout")] | row for row in pairwise(choices)]
+    # ZeRO on whole layers, by number of microbatches and by where spans are.
+    uneven: list[Row] = [
+        {"microbatches": 1},
+        {"microbatches": 2, "spans": "first rank"},
+        {"microbatches": 4},
+    ]
+    rows += [{"data": 2, "zero": zero} | row for zero in ZERO for row in uneven]
+    others: list[Row] = [{}, {"norm": "pre"}, {"spans": "nowhere"}]
+    rows += [
+        {"data": data, "zero": 3, "microbatches": 2} | row for data in (1, 2) for row in others
+    ]
+    return _ordered(rows)
 
 
 def _main_rows() -> list[Row]:
@@ -105,3 +130,8 @@ def _trained_rows() -> list[Row]:
         layout | {"zero": 3, "microbatches": 2, "steps": TRAINED_STEPS}
         for layout in ({"tensor": 2, "pipeline": 2}, EIGHT_RANKS)
     ]
+
+
+def _ordered(rows: list[Row]) -> list[Cell]:
+    cells = dict.fromkeys(Cell(**row) for row in rows)
+    return sorted(cells, key=lambda cell: (cell.ranks, cell.data, cell.tensor, cell.layout))
