@@ -15,6 +15,7 @@ from torch import nn
 
 from parallel import zero_state
 from parallel.agreement import gathered, on_all_ranks
+from parallel.pages import release_files
 from parallel.zero import ZeroEngine
 from parallel.zero_state import StateSlice
 from train import checkpoint_format
@@ -72,6 +73,7 @@ def restore(path: Path, engine: ZeroEngine) -> dict[str, Any]:
             for part in slices:
                 for kind, view in state_tensors(part).items():
                     reader.fill(view, name=part.name, kind=kind, box=part.box, start=part.start)
+                    release_files()  # state that lives in files does not fit into memory
 
         _agreed(check)
         _agreed(fill)

@@ -15,6 +15,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from parallel.pages import release_files
 from train.checkpoint_boxes import Box
 from train.checkpoint_format import Chunk, FileRecord, ParameterRecord, TensorKind
 from train.checkpoint_storage import storage_of
@@ -119,6 +120,7 @@ def write_chunks(
                     xxh3_128=xxhash.xxh3_128(data).hexdigest(),
                 )
             )
+            release_files()  # state that lives in files does not fit into memory
     for piece in pieces:
         if piece.kind == "value" or piece.name not in records:
             records[piece.name] = ParameterRecord(
