@@ -121,13 +121,16 @@ def global_norm(gradients: list[Gradient], mesh: Mesh) -> float:
         squares[1] += square / gradient.num_copies
     dist.all_reduce(squares)
     spoken, mean = squares.tolist()
-    if math.isfinite(spoken) and abs(spoken - mean) > AGREEMENT * spoken:
+    if not math.isfinite(mean):
+        # Of one copy alone it may be, which another rank speaks for.
+        return mean
+    if abs(spoken - mean) > AGREEMENT * spoken:
         raise RuntimeError(
             f"ranks that should hold the same gradient do not: its squared norm is {spoken:.9g} "
             f"on those that speak for it and {mean:.9g} on the average; this is a fault of the "
             "layout, nothing was stepped"
         )
-    return math.sqrt(spoken) if spoken >= 0 else math.nan
+    return math.sqrt(spoken)
 
 
 def _square(value: Tensor) -> Tensor:
