@@ -1,6 +1,7 @@
 """megatron-core, imported when first needed: it takes seconds, and one rank alone never does."""
 
 import importlib
+import re
 import warnings
 from importlib.metadata import version
 from typing import Any
@@ -46,4 +47,4 @@ def refuse_other_version(package: str, supported: tuple[str, str]) -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2])
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
