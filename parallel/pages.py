@@ -2,9 +2,9 @@
 
 Masters and moments can live in mapped files: the optimiser and checkpoints see ordinary tensors,
 whose pages leave the process after each update; the kernel writes them out and drops them when it
-wants the memory. DeepSpeed's own offloading to disk was left aside: it needs libaio's headers and a
-compiler at run time and an AdamW of its own, which rounds differently, and it hides the state from
-checkpoints while it is away.
+wants the memory. DeepSpeed's own offloading to disk was left aside: it needs libaio's headers, a
+compiler at run time and, unless forced, an AdamW of its own, and while the state is away it is
+hidden from checkpoints.
 """
 
 import ctypes
