@@ -24,7 +24,6 @@ from train.data.tokens import SpecialTokens
 from train.errors import CheckpointError, ConfigError
 from train.loading import load_config
 from train.optim import parameter_groups
-from train.weights import read_values
 
 
 def open_corpus(config: RunConfig) -> Corpus:
@@ -102,7 +101,7 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
     if config.init_from is not None:
         path = Path(config.init_from)
         refuse_other_architecture(path, architecture(config.built_model))
-        checkpoint.load_module(path, model)
+        checkpoint.load_weights(path, model)
     if config.lora is not None:
         try:
             add_adapters(model, config.lora, seed=config.seed)
@@ -160,18 +159,15 @@ def refuse_other_architecture(path: Path, here: dict[str, Any]) -> None:
 
 
 def load_encoder(path: Path, model: SemiCausal, modality: str) -> None:
-    """Fill one encoder from the same encoder of another checkpoint.
+    """Fill one encoder, where this rank has it, from the same encoder of another checkpoint.
 
     Raises:
         CheckpointError: that checkpoint has no such encoder, or one of another shape.
     """
     part = f"encoders.{modality}.encoder"
     refuse_other_architecture(path, {part: architecture(model.config)[part]})
-    prefix = f"encoders.{modality}."
-    values = read_values(path, prefix=prefix)
-    model.encoders[modality].load_state_dict(
-        {name.removeprefix(prefix): value for name, value in values.items()}
-    )
+    if modality in model.encoders:
+        checkpoint.load_weights(path, model.encoders[modality], prefix=f"encoders.{modality}.")
 
 
 def count_parameters(config: RunConfig, model: torch.nn.Module) -> int:

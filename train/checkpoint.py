@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
+from model.layers import logical_name, placement
 from parallel import zero_state
 from parallel.agreement import gathered, on_all_ranks
 from parallel.pages import release_files
@@ -26,7 +26,16 @@ from train.checkpoint_saver import Saver, state_tensors
 from train.checkpoint_storage import shown
 from train.errors import CheckpointError
 
-__all__ = ["Retention", "Saver", "latest", "load_module", "read_state", "resolve", "restore"]
+__all__ = [
+    "Retention",
+    "Saver",
+    "latest",
+    "load_module",
+    "load_weights",
+    "read_state",
+    "resolve",
+    "restore",
+]
 
 Result = TypeVar("Result")
 
@@ -90,19 +99,39 @@ def load_module(path: Path, module: nn.Module) -> dict[str, Any]:
             wrong checksum is found midway; it must not be used then.
     """
     path, index, state = _read_index(path)
-    parameters = dict(module.named_parameters())
-    _check_names(path, parameters, index)
+    _check_names(path, dict(module.named_parameters()), index)
+    load_weights(path, module)
+    return state
+
+
+def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
+    """Fills the weights that a module holds, whole or in parts, and no others.
+
+    Args:
+        path: a checkpoint, or anything that `resolve` understands.
+        module: a model, a rank's part of one, or one of its modules.
+        prefix: what the names of the module's parameters lack.
+
+    Raises:
+        CheckpointError: as `load_module`.
+    """
+    path, index, _ = _read_index(path)
+    parameters = {
+        logical_name(prefix + name, parameter): parameter
+        for name, parameter in module.named_parameters()
+    }
     for name, parameter in parameters.items():
-        _check_shape(path, index, name, parameter.shape)
+        if name not in index.parameters:
+            raise _another_model(path, f"it has no parameter {name}", _SAME_MODEL)
+        _check_shape(path, index, name, placement(parameter).shape)
     for file in index.chunks_by_file():
         check_file(path, index, file)
     with ChunkReader(path, index) as reader:
         for name, parameter in parameters.items():
-            values = torch.empty(parameter.numel(), dtype=parameter.dtype)
-            box = [(0, size) for size in parameter.shape]
-            reader.fill(values, name=name, kind="value", box=box, start=0)
-            parameter.data.copy_(values.view(parameter.shape))
-    return state
+            place = placement(parameter)
+            # Padding rows lie behind those of the box.
+            values = parameter.data.view(-1)[: place.num_elements]
+            reader.fill(values, name=name, kind="value", box=place.box, start=0)
 
 
 def read_state(path: Path) -> dict[str, Any]:
