@@ -147,12 +147,11 @@ def prune(place: Path, retention: Retention, console: Console, *, dry_run: bool)
     try:
         names = checkpoint_directory.complete(directory)
         retired = retention.retired(names, newest=newest.name)
-        for name in names:
-            console.print(f"{'removed' if name in retired else 'kept'} {name}", markup=False)
-        if dry_run:
-            console.print("nothing was touched")
-        else:
+        if not dry_run:
             checkpoint_directory.retire(directory, retired)
+        done = "would go:" if dry_run else "removed"
+        for name in names:
+            console.print(f"{done if name in retired else 'kept'} {name}", markup=False)
     except OSError as error:
         raise CheckpointError(
             f"{shown(directory)} cannot be changed ({error.strerror or error})"
