@@ -24,6 +24,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 
+START_SECONDS = 15.0
+"""What each rank more adds to the first call's limit: importing DeepSpeed and megatron-core takes
+seconds of a core, and ranks may be more than cores."""
+
 GRACE_SECONDS = 3.0
 """How long the other ranks may still answer once one has failed."""
 
@@ -61,6 +65,7 @@ class RankPool:
         """Calls `work(*arguments)` on every rank; both must be picklable."""
         if not self._processes:
             self._start()
+            timeout_seconds += START_SECONDS * self._num_ranks
         # Plain pickle: multiprocessing's own would send tensors as handles of shared memory.
         request = pickle.dumps((work, arguments))
         for pipe in self._pipes:

@@ -21,8 +21,10 @@ from tests.distributed.semicausal_runs import (
 
 TOLERANCE = 1e-5
 WEIGHT_TOLERANCE = 1e-4
-BF16_LOSS_TOLERANCE = 2**-8
-BF16_NORM_TOLERANCE = 2**-4
+BF16_LOSS_TOLERANCE = 2**-11
+BF16_NORM_TOLERANCE = 2**-6
+"""Rounded up from how far bf16 itself is from fp32 in one process: 1.2e-4 and 1.3e-2. Splitting a
+sum moves its rounding, and may do no more harm than rounding did."""
 
 Against = Literal["one process", "one process in bf16", "the same again"]
 

@@ -152,8 +152,10 @@ def test_a_cell_fails_beyond_its_tolerance() -> None:
         assert "loss differs" in str(run(cell, loss=worse).fault())
         assert "gradient_norm differs" in str(run(cell, norm=worse).fault())
         assert "weight differs" in str(run(cell, weight_difference=10 * worse).fault())
-    assert run(replace(cell, precision="bf16"), loss=1e-3).fault() is None
-    assert run(replace(cell, precision="bf16"), loss=0.1).fault()
+    in_bf16 = replace(cell, precision="bf16")
+    assert run(in_bf16, loss=1e-4, norm=1e-2).fault() is None
+    assert run(in_bf16, loss=1e-3).fault()
+    assert run(in_bf16, norm=0.1).fault()
     assert run(replace(cell, dropout=0.1)).fault(), "the same run again must be equal bit for bit"
     assert Result(cell=cell, status="failed", reason="spilled milk").fault() == (
         "failed: spilled milk"
