@@ -1,0 +1,316 @@
+"""What machines do in a second: nominal presets, and constants measured by a calibration."""
+
+import json
+import math
+from bisect import bisect_left
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from model.config import Config
+from parallel.zero import Precision
+
+MachineKind = Literal["h100", "h200", "a100", "cpu"]
+KINDS: tuple[MachineKind, ...] = ("h100", "h200", "a100", "cpu")
+
+Positive = Annotated[float, Field(gt=0)]
+GIB = 2**30
+
+
+class Link(Config):
+    """What a message takes: a latency, and its bytes one after the other."""
+
+    latency_seconds: Annotated[float, Field(ge=0)]
+    bytes_per_second: Positive
+
+    def seconds(self, num_bytes: float, *, messages: float = 1) -> float:
+        """Time of so many bytes in so many messages."""
+        return messages * self.latency_seconds + num_bytes / self.bytes_per_second
+
+
+class Links(Config):
+    """Communication among ranks, for each kind of it."""
+
+    reduce: Link
+    """All-reduce: bytes over the link are 2 (k - 1) / k of the tensor's."""
+    gather: Link
+    """All-gather or reduce-scatter: (k - 1) / k."""
+    send: Link
+    """From one stage to the next."""
+
+    def times(self, ways: int, limit: "Links") -> "Links":
+        """So many at once, none faster than its `limit`."""
+        return Links(
+            reduce=_widened(self.reduce, ways, limit.reduce),
+            gather=_widened(self.gather, ways, limit.gather),
+            send=self.send,
+        )
+
+    def all_reduce(self, num_bytes: float, *, ranks: int, times: float = 1) -> float:
+        """Seconds of `times` all-reduces of a tensor of so many bytes."""
+        if ranks == 1:
+            return 0.0
+        return times * self.reduce.seconds(2 * (ranks - 1) / ranks * num_bytes)
+
+    def all_gather(self, num_bytes: float, *, ranks: int, times: float = 1) -> float:
+        """Seconds of `times` all-gathers to, or reduce-scatters of, so many bytes."""
+        if ranks == 1:
+            return 0.0
+        return times * self.gather.seconds((ranks - 1) / ranks * num_bytes)
+
+
+def _widened(link: Link, ways: int, limit: Link) -> Link:
+    rate = min(ways * link.bytes_per_second, max(limit.bytes_per_second, link.bytes_per_second))
+    return Link(latency_seconds=link.latency_seconds, bytes_per_second=rate)
+
+
+class Rates(Config):
+    """What one rank computes in a second, while as many ranks of its node are busy."""
+
+    products: list[tuple[Positive, Positive]]
+    """Matrix products: (geometric mean of the three dims, operations a second), by rising size."""
+    attention: Positive
+    """Operations a second of causal attention, a backward counted as two forwards."""
+    span_attention: Positive
+    """The same in an encoder, position bias included."""
+    elementwise: Positive
+    """Bytes a second of norms, residuals and activations."""
+    update: Positive
+    """Bytes a second of fused AdamW."""
+    block_seconds: Annotated[float, Field(ge=0)]
+    """What calling a block, forward and backward, costs whatever its size."""
+    microbatch_seconds: Annotated[float, Field(ge=0)]
+    """The same of a microbatch."""
+    step_element_seconds: list[Annotated[float, Field(ge=0)]]
+    """By ZeRO stage: handling gradients and weights once a step, for each element of a rank's
+    parameters, the update aside."""
+    microbatch_element_seconds: list[Annotated[float, Field(ge=0)]]
+    """By ZeRO stage: the same in each microbatch."""
+
+    def product_seconds(self, rows: float, inner: float, outer: float) -> float:
+        """Time of a product [rows, inner] x [inner, outer]."""
+        operations = 2 * rows * inner * outer
+        if operations == 0:
+            return 0.0
+        size = (rows * inner * outer) ** (1 / 3)
+        sizes = [known for known, _ in self.products]
+        index = bisect_left(sizes, size)
+        if index == 0:
+            rate = self.products[0][1] * min(1.0, size / sizes[0])
+        elif index == len(sizes):
+            rate = self.products[-1][1]
+        else:
+            (low, slower), (high, faster) = self.products[index - 1 : index + 1]
+            share = math.log(size / low) / math.log(high / low)
+            rate = slower + share * (faster - slower)
+        return operations / rate
+
+
+class RatesAt(Config):
+    """Rates at one precision and number of busy ranks."""
+
+    precision: Precision
+    busy_ranks: Annotated[int, Field(ge=1)]
+    rates: Rates
+
+
+class Machine(Config):
+    """A kind of machine and its nodes."""
+
+    kind: MachineKind
+    device: str
+    """Whose numbers these are."""
+    measured: bool
+    """By a calibration; else taken from data sheets and common experience."""
+    memory_bytes: Positive
+    """Of one rank."""
+    ranks_per_node: Annotated[int, Field(ge=1)]
+    peak_flops: dict[Precision, Positive]
+    """Of one rank, which MFU is measured against."""
+    rates: list[RatesAt]
+    within_node: Links
+    between_nodes: Links
+    has_fused_span_attention: bool
+    """Whether attention with a trained position bias has a kernel that keeps no scores."""
+
+    def rates_for(self, precision: Precision, *, ranks: int) -> Rates:
+        """Rates of one rank when so many are busy in all.
+
+        Raises:
+            ValueError: the calibration did not measure this precision.
+        """
+        busy = min(ranks, self.ranks_per_node)
+        known = [entry for entry in self.rates if entry.precision == precision]
+        if not known:
+            raise ValueError(
+                f"precision: {precision} was not calibrated on {self.device}; calibrate again, or "
+                "choose another"
+            )
+        return min(known, key=lambda entry: abs(entry.busy_ranks - busy)).rates
+
+    def links(self, *, span: int, stride: int = 1) -> Links:
+        """Links of a group.
+
+        Args:
+            span: consecutive ranks from its first to its last.
+            stride: ranks from each of its ranks to the next. Groups of a node's ranks talk at the
+                same time, so each has as many of the node's ways out as it has ranks there.
+        """
+        if span <= self.ranks_per_node:
+            return self.within_node
+        return self.between_nodes.times(max(1, self.ranks_per_node // stride), self.within_node)
+
+    @property
+    def usable_bytes(self) -> float:
+        """Of a rank's memory, what tensors can fill; the rest goes to contexts and fragments."""
+        return 0.92 * self.memory_bytes
+
+
+def nominal(kind: MachineKind, *, cores: int = 1, memory_bytes: float = 8 * GIB) -> Machine:
+    """A machine by its data sheet, with shares of the peak that large runs commonly attain.
+
+    Args:
+        kind: which.
+        cores: of a node without GPUs; each is a rank.
+        memory_bytes: of a node without GPUs.
+    """
+    if kind == "cpu":
+        return Machine(
+            kind="cpu",
+            device="a core with AVX-512",
+            measured=False,
+            memory_bytes=memory_bytes / cores,
+            ranks_per_node=cores,
+            peak_flops={"fp32": 95e9, "bf16": 215e9},
+            rates=[
+                _nominal_rates("fp32", peak=95e9, memory_rate=8e9, call_seconds=5e-4),
+                _nominal_rates("bf16", peak=215e9, memory_rate=8e9, call_seconds=5e-4),
+            ],
+            within_node=_links(latency_seconds=2e-4, bytes_per_second=1e9),
+            between_nodes=_links(latency_seconds=5e-4, bytes_per_second=1e9),
+            has_fused_span_attention=False,
+        )
+    sheet = _SHEETS[kind]
+    return Machine(
+        kind=kind,
+        device=sheet.device,
+        measured=False,
+        memory_bytes=sheet.memory_gib * GIB,
+        ranks_per_node=8,
+        peak_flops={"fp32": sheet.fp32, "bf16": sheet.bf16},
+        rates=[
+            _nominal_rates(
+                "fp32", peak=sheet.fp32, memory_rate=sheet.memory_rate, call_seconds=2e-4
+            ),
+            _nominal_rates(
+                "bf16", peak=sheet.bf16, memory_rate=sheet.memory_rate, call_seconds=2e-4
+            ),
+        ],
+        # Of the links' nominal rates, 80 %.
+        within_node=_links(latency_seconds=1e-5, bytes_per_second=0.8 * sheet.node_link),
+        between_nodes=_links(latency_seconds=3e-5, bytes_per_second=0.8 * sheet.network),
+        has_fused_span_attention=True,
+    )
+
+
+class _Sheet(Config):
+    """Figures of the makers: dense operations and bytes a second, each direction, of one GPU."""
+
+    device: str
+    fp32: float
+    bf16: float
+    memory_gib: float
+    memory_rate: float
+    node_link: float
+    network: float
+
+
+_SHEETS: dict[str, _Sheet] = {
+    "h100": _Sheet(
+        device="H100 SXM 80 GB",
+        fp32=67e12,
+        bf16=989e12,
+        memory_gib=79.1,
+        memory_rate=3.35e12,
+        node_link=450e9,
+        network=50e9,
+    ),
+    "h200": _Sheet(
+        device="H200 SXM 141 GB",
+        fp32=67e12,
+        bf16=989e12,
+        memory_gib=139.8,
+        memory_rate=4.8e12,
+        node_link=450e9,
+        network=50e9,
+    ),
+    "a100": _Sheet(
+        device="A100 SXM 80 GB",
+        fp32=19.5e12,
+        bf16=312e12,
+        memory_gib=79.1,
+        memory_rate=2.04e12,
+        node_link=300e9,
+        network=25e9,
+    ),
+}
+
+_NOMINAL_PRODUCTS = ((256, 0.15), (512, 0.35), (1024, 0.60), (2048, 0.72), (4096, 0.78))
+"""Share of the peak that products of a size attain."""
+
+
+def _nominal_rates(
+    precision: Precision, *, peak: float, memory_rate: float, call_seconds: float
+) -> RatesAt:
+    # Bytes an element that DeepSpeed moves: gradients copied, summed, their norm, scaled.
+    per_step = [44.0, 52.0, 52.0, 60.0]
+    per_microbatch = [12.0, 12.0, 12.0, 24.0]
+    return RatesAt(
+        precision=precision,
+        busy_ranks=1,
+        rates=Rates(
+            products=[(size, share * peak) for size, share in _NOMINAL_PRODUCTS],
+            attention=0.40 * peak,
+            span_attention=0.10 * peak,
+            elementwise=0.70 * memory_rate,
+            update=0.80 * memory_rate,
+            block_seconds=call_seconds,
+            microbatch_seconds=5 * call_seconds,
+            step_element_seconds=[b / (0.7 * memory_rate) for b in per_step],
+            microbatch_element_seconds=[b / (0.7 * memory_rate) for b in per_microbatch],
+        ),
+    )
+
+
+def _links(*, latency_seconds: float, bytes_per_second: float) -> Links:
+    link = Link(latency_seconds=latency_seconds, bytes_per_second=bytes_per_second)
+    return Links(reduce=link, gather=link, send=link)
+
+
+def calibration_path(kind: MachineKind) -> Path:
+    """Where the calibration of a kind of machine is kept."""
+    return Path.home() / ".cache" / "semicausal" / f"machine-{kind}.json"
+
+
+def write_machine(machine: Machine, path: Path) -> None:
+    """Keeps a calibration."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(machine.model_dump(mode="json"), indent=2) + "\n")
+
+
+def read_machine(path: Path) -> Machine:
+    """A calibration that was kept.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    try:
+        return Machine.model_validate_json(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError:
+        raise ValueError(
+            f"{path}: is no calibration of this version; measure again with python -m tools.plan "
+            "calibrate"
+        ) from None

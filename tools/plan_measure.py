@@ -1,0 +1,171 @@
+"""Real training steps under a layout, for what memory and time they take."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from itertools import cycle
+
+import torch
+import torch.distributed as dist
+
+from model.batch import Batch
+from model.layers import initialize
+from model.semicausal import ModelConfig
+from parallel.agreement import gathered
+from parallel.launch import World
+from parallel.mesh import LayoutConfig, Mesh, build_mesh, forget_groups
+from parallel.pipeline import forward_backward
+from parallel.spread import build_part
+from parallel.zero import AdamWOptions, Precision, ZeroConfig, ZeroEngine
+from parallel.zero import initialize as initialize_zero
+from tools.bench.processes import in_processes
+from tools.bench.shapes import Shape
+from tools.bench.training import batches
+from tools.plan_live import metered
+from train.optim import parameter_groups
+
+SEED = 1
+METERED_STEPS = 2
+"""The second one starts with all the state that AdamW creates in the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A model in a layout, and the batch of a step.
+
+    Attributes:
+        model: the whole model.
+        layout: how it is spread.
+        split: decoder layers of each piece.
+        zero: how training state is spread over data ranks.
+        precision: of parameters and activations.
+        ranks: processes.
+        micro_sequences: sequences in a microbatch.
+        num_microbatches: microbatches of a model copy in a step.
+        sequence_tokens: slots in a sequence.
+        span_share: share of the slots in spans.
+    """
+
+    model: ModelConfig
+    layout: LayoutConfig
+    split: tuple[int, ...]
+    zero: ZeroConfig
+    precision: Precision
+    ranks: int
+    micro_sequences: int
+    num_microbatches: int
+    sequence_tokens: int
+    span_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What a trial took.
+
+    Attributes:
+        peak_bytes: most bytes of live tensors, on each rank.
+        step_seconds: of each timed step, on the slowest rank.
+    """
+
+    peak_bytes: tuple[int, ...]
+    step_seconds: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Median of the steps."""
+        return statistics.median(self.step_seconds)
+
+
+def observe(
+    trial: Trial, *, timed_steps: int, metered_memory: bool = True, timeout_seconds: float = 600
+) -> Observation:
+    """Run a few steps on fresh gloo ranks of one thread each.
+
+    Args:
+        trial: what to run.
+        timed_steps: steps that are timed, after one that is not.
+        metered_memory: whether memory is looked at; it costs two steps.
+        timeout_seconds: after which the stacks of all ranks are shown and the ranks ended.
+
+    Raises:
+        ProcessFailed: a rank failed or hung.
+    """
+    return in_processes(
+        _observe,
+        trial,
+        timed_steps,
+        metered_memory,
+        ranks=trial.ranks,
+        threads=1,
+        timeout_seconds=timeout_seconds,
+    )
+
+
+def _observe(trial: Trial, timed_steps: int, metered_memory: bool) -> Observation:
+    world = World(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device("cpu"))
+    mesh = build_mesh(trial.layout, world)
+    upcoming = cycle(_batches(trial, mesh))
+
+    def step(engine: ZeroEngine) -> None:
+        given = [next(upcoming) for _ in range(trial.num_microbatches)]
+        scored = sum(batch.num_scored for batch in given) * mesh.data_size
+        forward_backward(engine, given, scale=1 / scored)
+        engine.step()
+
+    peak_bytes = 0
+    if metered_memory:
+        with metered(world.device) as meter:
+            engine = _engine(trial, mesh)
+            for _ in range(METERED_STEPS):
+                step(engine)
+        peak_bytes = meter.peak_bytes
+    else:
+        engine = _engine(trial, mesh)
+        step(engine)
+    seconds: list[float] = []
+    for number in range(timed_steps + 1):
+        dist.barrier()
+        started = time.perf_counter()
+        step(engine)
+        if number:
+            seconds.append(time.perf_counter() - started)
+    everyone = gathered((peak_bytes, seconds))
+    engine.close()
+    forget_groups()
+    return Observation(
+        peak_bytes=tuple(peak for peak, _ in everyone),
+        step_seconds=tuple(max(times) for times in zip(*(s for _, s in everyone), strict=True)),
+    )
+
+
+def _engine(trial: Trial, mesh: Mesh) -> ZeroEngine:
+    model = build_part(trial.model, trial.layout, mesh, split=trial.split)
+    initialize(model, seed=SEED)
+    return initialize_zero(
+        model,
+        param_groups=parameter_groups(model, 0.01),
+        optim=AdamWOptions(3e-4, (0.9, 0.98), 1e-6),
+        precision=trial.precision,
+        config=trial.zero,
+        clip_norm=2.0,
+        mesh=mesh,
+    )
+
+
+def _batches(trial: Trial, mesh: Mesh) -> list[Batch]:
+    """Two steps' microbatches, different on each data rank."""
+    decoder = trial.model.decoder
+    shape = Shape(
+        width=decoder.width,
+        num_layers=decoder.num_layers,
+        heads=decoder.heads,
+        vocabulary=decoder.vocabulary,
+        sequence_tokens=trial.sequence_tokens,
+        sequences=trial.micro_sequences,
+        encoder_width=0,
+        encoder_heads=0,
+    )
+    per_copy = 2 * trial.num_microbatches
+    ratio = trial.span_share if trial.model.encoders else 0.0
+    everyones = batches(shape, ratio=ratio, count=per_copy * mesh.data_size)
+    return everyones[per_copy * mesh.data_rank : per_copy * (mesh.data_rank + 1)]
