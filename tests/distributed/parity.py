@@ -44,16 +44,18 @@ def run_cells(cells: Sequence[Cell], console: Console) -> list[Result]:
                 references = {cell: pool.run(on_ranks, cell)[0] for cell in in_bf16}
         for num_ranks, group in groupby(sorted(cells, key=_ranks), key=_ranks):
             with RankPool(num_ranks) as pool:
-                for cell in group:
-                    label = f"{cell.layout}, ZeRO-{cell.zero}"
-                    progress.update(bar, description=label)
-                    result = compared(pool, cell, references)
-                    results.append(result)
-                    progress.advance(bar)
-                    if fault := result.fault():
-                        progress.console.print(f"[red]{escape(f'{cell}: {fault}')}", soft_wrap=True)
-            if not console.is_terminal:
-                console.print(f"{num_ranks} ranks: {len(results)} of {len(cells)} cells done")
+                for layout, members in groupby(group, key=_layout):
+                    done = len(results)
+                    for cell in members:
+                        progress.update(bar, description=f"{layout}, ZeRO-{cell.zero}")
+                        results.append(result := compared(pool, cell, references))
+                        progress.advance(bar)
+                        if fault := result.fault():
+                            message = escape(f"{cell}: {fault}")
+                            progress.console.print(f"[red]{message}", soft_wrap=True)
+                    if not console.is_terminal:
+                        seconds = sum(result.seconds for result in results[done:])
+                        console.print(f"{layout}: {len(results) - done} cells, {seconds:.0f} s")
     return results
 
 
@@ -116,6 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ranks(cell: Cell) -> int:
     return cell.ranks
+
+
+def _layout(cell: Cell) -> str:
+    return cell.layout
 
 
 def _largest(values: Iterable[float | None]) -> str:

@@ -10,11 +10,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.layers import initialize, logical_name, placement
+from model.loss import Loss
 from model.semicausal import SemiCausal
 from parallel.mesh import straddling_warning
+from parallel.pipeline import forward
 from parallel.spread import split_of
 from parallel.zero_state import local_slices
 from tests.distributed.harness import RankPool
+from tests.distributed.parity_results import differences
 from tests.distributed.semicausal_runs import (
     Cell,
     Part,
@@ -22,7 +25,9 @@ from tests.distributed.semicausal_runs import (
     build,
     engine_of,
     mesh_of,
+    microbatches,
     model_config,
+    on_ranks,
     run_steps,
 )
 
@@ -187,6 +192,66 @@ def test_copies_stay_equal_under_dropout(
         assert torch.equal(value, inside), name
         num_copies += 1
     assert num_copies > 0
+
+
+@pytest.mark.parametrize(
+    "cell",
+    # Not of stages: what is computed again changes how the layers are split over them.
+    [Cell(tensor=2), Cell(tensor=2, sequence_parallel=True)],
+    ids=lambda cell: cell.layout,
+)
+def test_recomputation_drops_the_same(rank_pools: dict[int, RankPool], cell: Cell) -> None:
+    cell = replace(cell, dropout=0.2, microbatches=2)
+    kept, *others = (
+        rank_pools[2].run(on_ranks, replace(cell, recompute=recompute))[0]
+        for recompute in ("none", "selective", "full")
+    )
+    for other in others:
+        assert max(differences(other, kept)) < 1e-5
+    without = rank_pools[2].run(on_ranks, replace(cell, dropout=0.0))[0]
+    assert max(differences(without, kept)) > 1e-3, "dropout acts"
+
+
+def _evaluated(cell: Cell) -> list[tuple[float, list[float]]]:
+    """Losses of three batches, of the first two, and of the first alone."""
+    engine = engine_of(cell)
+    batches = [batch for step in range(3) for batch in microbatches(cell, step)]
+    losses: list[tuple[float, list[float]]] = []
+    with engine.evaluating():
+        for count in (3, 2, 1):
+            for loss in forward(engine, batches[:count]):
+                losses.append((loss.total.item(), loss.terms.tolist()))
+    engine.close()
+    return losses
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell(tensor=2, sequence_parallel=True),
+        Cell(pipeline=2),
+        Cell(pipeline=2, chunks=2),
+    ],
+    ids=lambda cell: cell.layout,
+)
+def test_evaluation_takes_any_number_of_batches(
+    rank_pools: dict[int, RankPool], cell: Cell, zero: int
+) -> None:
+    model = SemiCausal(model_config(cell)).eval()
+    initialize(model, seed=3)
+    expected: list[float] = []
+    for count in (3, 2, 1):
+        for step in range(count):
+            (batch,) = microbatches(cell, step)
+            with torch.no_grad():
+                loss = model(batch)
+            assert isinstance(loss, Loss)
+            expected.append(loss.total.item())
+    first, last = rank_pools[2].run(_evaluated, replace(cell, zero=zero))
+    assert [total for total, _ in last] == pytest.approx(expected, rel=1e-5)
+    assert [sum(terms) for _, terms in last] == pytest.approx(expected, rel=1e-5)
+    assert first == (last if cell.pipeline == 1 else []), "losses are on the last stage"
 
 
 def _warning_on(nodes: list[str]) -> str | None:
