@@ -11,7 +11,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from tools.bench import causal, encoding, gpu, peers, ranks, report, semicausal, shapes, stages
+from tools.bench import (
+    causal,
+    checkpointing,
+    encoding,
+    gpu,
+    peers,
+    ranks,
+    report,
+    semicausal,
+    shapes,
+    stages,
+)
 from tools.bench.processes import ProcessFailed, in_processes
 from tools.bench.rounds import Findings
 from tools.bench.shapes import Plan
@@ -49,6 +60,7 @@ CASES = {
     "stages": Case(
         work=stages.two_stages, about="a pipeline of two stages", ranks=stages.NUM_STAGES
     ),
+    "checkpoint": Case(work=checkpointing.against_others, about="saving and restoring, dd, torch"),
     "metalm_1p3b": Case(work=gpu.metalm_1p3b, about="the 1.3B on a GPU"),
 }
 

@@ -85,6 +85,7 @@ class Plan:
         stages: a pipeline of two stages.
         light: effort for steps of about half a second.
         heavy: effort for steps of about two seconds.
+        state_bytes: training state to save and restore.
         timeout_seconds: of each case.
         threads: of each case; where there are several ranks they share them.
     """
@@ -95,6 +96,7 @@ class Plan:
     stages: Shape
     light: Effort
     heavy: Effort
+    state_bytes: int
     timeout_seconds: float
     threads: int = 2
 
@@ -155,6 +157,7 @@ FULL = Plan(
     stages=STAGES,
     light=Effort(rounds=12, steps=2, warmup_steps=3),
     heavy=Effort(rounds=12, steps=1, warmup_steps=2),
+    state_bytes=1200 << 20,
     timeout_seconds=300,
 )
 
@@ -165,6 +168,7 @@ QUICK = Plan(
     stages=STAGES,
     light=Effort(rounds=4, steps=1, warmup_steps=1),
     heavy=Effort(rounds=3, steps=1, warmup_steps=1),
+    state_bytes=1200 << 20,
     timeout_seconds=120,
 )
 
@@ -186,6 +190,7 @@ TINY = Plan(
     stages=replace(_TINY, num_layers=4),
     light=Effort(rounds=2, steps=1, warmup_steps=1),
     heavy=Effort(rounds=2, steps=1, warmup_steps=1),
+    state_bytes=12 << 20,
     timeout_seconds=60,
     threads=1,
 )
