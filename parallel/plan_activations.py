@@ -24,15 +24,13 @@ class Kept:
     """Activations of one microbatch on one rank, in bytes.
 
     Attributes:
-        layers: all decoder layers the rank holds.
-        entry: decoder inputs, or what the stage before sent.
+        pieces: of each piece: its decoder layers, and its inputs or what the stage before sent.
         encoder: all encoders and connectors.
         block_transient: what the backward of one block needs besides.
         encoder_transient: the same for a block of an encoder.
     """
 
-    layers: float
-    entry: float
+    pieces: tuple[float, ...]
     encoder: float
     block_transient: float
     encoder_transient: float
@@ -64,20 +62,22 @@ def kept(task: Task, candidate: Candidate, share: Share, *, fused: bool) -> Kept
     # Between its projections attention keeps what is computed again: no scores either way.
     layer = block.input_bytes if layout.recompute == "full" else block.kept_bytes
     entry = load.slots * decoder.width * task.element_bytes / rows_split
+    written = 0.0
     encoder = encoder_transient = 0.0
     if share.is_first:
         for modality, part in task.model.encoders.items():
             spans = load.spans[modality]
-            entry += spans.vectors * decoder.width * task.element_bytes
+            written += spans.vectors * decoder.width * task.element_bytes
             blocks, transient = _encoder(task, candidate, part.encoder, spans, fused=fused)
             connector_layers = 1 if part.connector.kind == "linear" else part.connector.num_layers
             hidden = 2 * (connector_layers - 1) * decoder.width
             vectors = spans.vectors * (part.encoder.width + hidden) * task.element_bytes
             encoder += blocks + vectors
             encoder_transient = max(encoder_transient, transient)
+    pieces = [layers * layer + entry for layers in share.piece_layers]
+    pieces[0] += written
     return Kept(
-        layers=share.layers * layer,
-        entry=entry,
+        pieces=tuple(pieces),
         encoder=encoder,
         block_transient=block.transient_bytes(recomputed=layout.recompute == "full"),
         encoder_transient=encoder_transient,

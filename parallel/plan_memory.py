@@ -13,6 +13,7 @@ a rank, D data ranks and b elements in a bucket they are, in bytes:
   fetched ahead in the backward joins what the forward has left.
 """
 
+import operator
 from dataclasses import dataclass, fields
 
 from parallel.plan_activations import Head, head_bytes, kept
@@ -77,8 +78,14 @@ def rank_memory(task: Task, candidate: Candidate, *, pipeline_rank: int, fused: 
     share = task.share(candidate, pipeline_rank)
     state = _state(task, candidate, share)
     acts = kept(task, candidate, share, fused=fused)
-    in_flight = candidate.microbatches_in_flight(pipeline_rank)
-    entries = candidate.entries_in_flight() if share.is_first else 0
+    first_bytes = acts.encoder if share.is_first else 0.0
+
+    def held(counts: tuple[int, ...]) -> float:
+        return counts[0] * first_bytes + sum(map(operator.mul, counts, acts.pieces))
+
+    fullest = max(candidate.in_flight(pipeline_rank), key=held)
+    # A backward has just ended: the last piece holds one microbatch less.
+    after = tuple(n - (i == len(fullest) - 1) for i, n in enumerate(fullest))
     load = task.load(candidate.micro_sequences)
     batch = candidate.num_microbatches * load.slots * SLOT_BYTES
     transient = max(acts.block_transient, acts.encoder_transient)
@@ -87,10 +94,10 @@ def rank_memory(task: Task, candidate: Candidate, *, pipeline_rank: int, fused: 
         batch += load.slots * task.model.decoder.width * task.element_bytes
     always = state.always.plus(workspace=batch)
 
-    def moment(held: float, *, encoders: float, **more: float) -> Memory:
-        return always.plus(
-            activations=held * (acts.layers + acts.entry), encoder=encoders * acts.encoder
-        ).plus(**more)
+    def moment(counts: tuple[int, ...], **more: float) -> Memory:
+        activations = sum(map(operator.mul, counts, acts.pieces))
+        encoder = counts[0] * first_bytes
+        return always.plus(activations=activations, encoder=encoder).plus(**more)
 
     head = Head(forward=0.0, backward=0.0, left=0.0)
     waiting = 0.0
@@ -101,16 +108,15 @@ def rank_memory(task: Task, candidate: Candidate, *, pipeline_rank: int, fused: 
     # Of microbatches done, gradients stay; of the first, there are none before its backward.
     summed = state.summed if candidate.num_microbatches > 1 else 0.0
     between = state.between if candidate.num_microbatches > 1 else 0.0
+    nothing = (0,) * len(fullest)
     moments = [
         moment(
-            in_flight,
-            encoders=entries,
+            fullest,
             gradients=summed,
             workspace=between + state.gathered + head.forward,
         ),
         moment(
-            in_flight,
-            encoders=entries,
+            fullest,
             gradients=summed,
             workspace=between
             + state.begun
@@ -118,13 +124,12 @@ def rank_memory(task: Task, candidate: Candidate, *, pipeline_rank: int, fused: 
             + max(head.backward, head.left + transient),
         ),
         moment(
-            in_flight - 1,
-            encoders=max(0, entries - 1),
+            after,
             gradients=state.growing,
             workspace=state.backward + state.gathered + waiting + max(tables, acts.block_transient),
         ),
-        moment(0, encoders=0, gradients=state.growing, workspace=state.reduction),
-        moment(0, encoders=0, gradients=state.left, workspace=state.update),
+        moment(nothing, gradients=state.growing, workspace=state.reduction),
+        moment(nothing, gradients=state.left, workspace=state.update),
     ]
     return max(moments, key=lambda memory: memory.total)
 

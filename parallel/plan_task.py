@@ -1,5 +1,6 @@
 """What a planner is given and what it chooses among."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -67,9 +68,9 @@ class Task:
     def share(self, candidate: "Candidate", pipeline_rank: int) -> Share:
         """What the ranks of a stage hold; stages alike are counted once."""
         layout, split = candidate.layout, candidate.split
-        layers = sum(split[pipeline_rank :: layout.pipeline])
+        layers = tuple(split[pipeline_rank :: layout.pipeline])
         is_end = (pipeline_rank == 0, pipeline_rank == layout.pipeline - 1)
-        key = (layout.tensor, layout.pipeline, layout.chunks, layers, is_end)
+        key = (layout.tensor, layers, is_end)
         found = self._shares.get(key)
         if found is None:
             found = rank_share(self.model, layout, split=split, pipeline_rank=pipeline_rank)
@@ -119,22 +120,35 @@ class Candidate:
             self.micro_sequences,
         )
 
-    def microbatches_in_flight(self, pipeline_rank: int) -> float:
-        """Microbatches whose activations a stage holds at once, in units of all its pieces.
+    def in_flight(self, pipeline_rank: int) -> tuple[tuple[int, ...], ...]:
+        """Microbatches that each piece of a stage holds activations of, at its fuller moments.
 
-        1F1B: stage s of p has begun p - s before its first backward. Interleaved: 2 (p - s - 1) +
-        (c - 1) p + 1 pieces of c a microbatch.
+        1F1B: stage s of p has begun p - s microbatches before its first backward.
         """
-        stages, chunks = self.layout.pipeline, self.layout.chunks
-        if stages == 1:
-            return 1.0
-        if chunks == 1:
-            return min(self.num_microbatches, stages - pipeline_rank)
-        warm_up = 2 * (stages - pipeline_rank - 1) + (chunks - 1) * stages + 1
-        return min(self.num_microbatches * chunks, warm_up) / chunks
+        layout = self.layout
+        if layout.chunks == 1:
+            return ((min(self.num_microbatches, layout.pipeline - pipeline_rank),),)
+        return _interleaved(
+            layout.pipeline, layout.chunks, self.num_microbatches, rank=pipeline_rank
+        )
 
-    def entries_in_flight(self) -> int:
-        """Microbatches whose encoder activations the first stage holds at once."""
-        stages = self.layout.pipeline
-        first = stages if self.layout.chunks == 1 else 2 * stages - 1
-        return min(self.num_microbatches, first)
+
+@functools.lru_cache(maxsize=4096)
+def _interleaved(
+    stages: int, chunks: int, num_microbatches: int, *, rank: int
+) -> tuple[tuple[int, ...], ...]:
+    """What pieces hold after each forward of the interleaved schedule, until it repeats itself.
+
+    Pieces take turns, for as many microbatches each as there are stages; backwards in the other
+    order, beginning after 2 (p - s - 1) + (c - 1) p forwards and one.
+    """
+    total = num_microbatches * chunks
+    warm_up = min(total, 2 * (stages - rank - 1) + (chunks - 1) * stages)
+    held = [0] * chunks
+    seen: set[tuple[int, ...]] = set()
+    for step in range(min(total, warm_up + 2 * stages * chunks)):
+        held[step // stages % chunks] += 1
+        seen.add(tuple(held))
+        if step >= warm_up:
+            held[chunks - 1 - (step - warm_up) // stages % chunks] -= 1
+    return tuple(sorted(seen))

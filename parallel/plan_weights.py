@@ -43,19 +43,22 @@ class Share:
 
     Attributes:
         weights: all its parameters.
-        layers: decoder layers it holds.
+        piece_layers: decoder layers of each run that it computes in one go.
         is_first: it embeds tokens and reads spans.
         is_last: it computes the loss.
-        pieces: runs of layers it computes in one go.
         vocabulary_rows: rows of each table of the vocabulary, padding included.
     """
 
     weights: tuple[Weight, ...]
-    layers: int
+    piece_layers: tuple[int, ...]
     is_first: bool
     is_last: bool
-    pieces: int
     vocabulary_rows: int
+
+    @cached_property
+    def layers(self) -> int:
+        """All decoder layers it holds."""
+        return sum(self.piece_layers)
 
     @cached_property
     def elements(self) -> int:
@@ -111,10 +114,9 @@ def rank_share(
     place = _Place(layout.tensor, tensor_rank)
     return Share(
         weights=tuple(_weights(config, pieces, place, is_first=is_first, is_last=is_last)),
-        layers=sum(piece.last_layer - piece.first_layer for piece in pieces),
+        piece_layers=tuple(piece.last_layer - piece.first_layer for piece in pieces),
         is_first=is_first,
         is_last=is_last,
-        pieces=len(pieces),
         vocabulary_rows=place.rows(config.decoder.vocabulary),
     )
 

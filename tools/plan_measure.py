@@ -102,25 +102,21 @@ def observe(
 
 
 def _observe(trial: Trial, timed_steps: int, metered_memory: bool) -> Observation:
-    world = World(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device("cpu"))
-    mesh = build_mesh(trial.layout, world)
-    upcoming = cycle(_batches(trial, mesh))
+    mesh = mesh_of(trial)
+    upcoming = cycle(batches_of(trial, mesh))
 
     def step(engine: ZeroEngine) -> None:
-        given = [next(upcoming) for _ in range(trial.num_microbatches)]
-        scored = sum(batch.num_scored for batch in given) * mesh.data_size
-        forward_backward(engine, given, scale=1 / scored)
-        engine.step()
+        train_step(engine, [next(upcoming) for _ in range(trial.num_microbatches)])
 
     peak_bytes = 0
     if metered_memory:
-        with metered(world.device) as meter:
-            engine = _engine(trial, mesh)
+        with metered(mesh.world.device) as meter:
+            engine = engine_of(trial, mesh)
             for _ in range(METERED_STEPS):
                 step(engine)
         peak_bytes = meter.peak_bytes
     else:
-        engine = _engine(trial, mesh)
+        engine = engine_of(trial, mesh)
         step(engine)
     seconds: list[float] = []
     for number in range(timed_steps + 1):
@@ -138,7 +134,15 @@ def _observe(trial: Trial, timed_steps: int, metered_memory: bool) -> Observatio
     )
 
 
-def _engine(trial: Trial, mesh: Mesh) -> ZeroEngine:
+def mesh_of(trial: Trial) -> Mesh:
+    """This rank's place; every rank must call it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+    return build_mesh(trial.layout, world)
+
+
+def engine_of(trial: Trial, mesh: Mesh) -> ZeroEngine:
+    """This rank's part of the model under ZeRO; every rank must call it."""
     model = build_part(trial.model, trial.layout, mesh, split=trial.split)
     initialize(model, seed=SEED)
     return initialize_zero(
@@ -152,7 +156,14 @@ def _engine(trial: Trial, mesh: Mesh) -> ZeroEngine:
     )
 
 
-def _batches(trial: Trial, mesh: Mesh) -> list[Batch]:
+def train_step(engine: ZeroEngine, given: list[Batch]) -> None:
+    """A step as `python -m train` takes it, without its exchange of counts and its log."""
+    scored = sum(batch.num_scored for batch in given) * engine.mesh.data_size
+    forward_backward(engine, given, scale=1 / scored)
+    engine.step()
+
+
+def batches_of(trial: Trial, mesh: Mesh) -> list[Batch]:
     """Two steps' microbatches, different on each data rank."""
     decoder = trial.model.decoder
     shape = Shape(

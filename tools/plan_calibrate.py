@@ -1,0 +1,293 @@
+"""`python -m tools.plan calibrate`: this machine's rates, measured in about a minute."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+from rich.table import Table
+
+from model.decoder import DecoderConfig
+from model.semicausal import ModelConfig, SemiCausal
+from parallel.launch import join, multiplies_bf16
+from parallel.machines import (
+    KINDS,
+    Links,
+    Machine,
+    MachineKind,
+    Rates,
+    RatesAt,
+    calibration_path,
+    nominal,
+    write_machine,
+)
+from parallel.mesh import LayoutConfig
+from parallel.plan_time import UPDATE_BYTES
+from parallel.zero import Precision, ZeroConfig
+from tools.bench.processes import ProcessFailed, in_processes
+from tools.bench.training import build
+from tools.plan_measure import Trial, batches_of, engine_of, mesh_of, train_step
+from tools.plan_rates import (
+    CPU,
+    CUDA,
+    DTYPES,
+    Sizes,
+    Timed,
+    compute_rates,
+    group_links,
+    seconds_of,
+)
+from tools.plan_table import console
+
+TIMEOUT_SECONDS = 300.0
+BUSY_LOAD = 0.6
+"""Load average above which timings are not worth much."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, keep, and say what was found."""
+    parser = argparse.ArgumentParser(prog="python -m tools.plan calibrate", description=__doc__)
+    parser.add_argument("--gpu", choices=KINDS, help="what this machine is; needed with GPUs")
+    parser.add_argument("--calibration", type=Path, help="where to keep it")
+    options = parser.parse_args(arguments)
+    has_gpus = torch.cuda.is_available()
+    if has_gpus == (options.gpu in (None, "cpu")):
+        parser.error("--gpu must say which GPU this is" if has_gpus else "there is no GPU here")
+    kind: MachineKind = options.gpu or "cpu"
+    started = time.perf_counter()
+    if os.getloadavg()[0] > BUSY_LOAD and not has_gpus:
+        sys.stderr.write(
+            f"the machine is busy (load {os.getloadavg()[0]:.1f}): rates will be low\n"
+        )
+    try:
+        machine = measure(kind)
+    except ProcessFailed as error:
+        sys.stderr.write(f"calibration failed: {error}\n")
+        return 1
+    path = options.calibration or calibration_path(kind)
+    write_machine(machine, path)
+    _show(machine, path, seconds=time.perf_counter() - started)
+    return 0
+
+
+def measure(kind: MachineKind, *, sizes: Sizes | None = None) -> Machine:
+    """Time everything in processes of its own.
+
+    Args:
+        kind: what this machine is.
+        sizes: what is timed; default: by the device.
+
+    Raises:
+        ProcessFailed: a process failed or hung.
+    """
+    if kind != "cpu":
+        return _measure_gpu(kind, sizes or CUDA)
+    sizes = sizes or CPU
+    cores = os.cpu_count() or 1
+    memory_bytes = float(psutil.virtual_memory().total)
+    preset = nominal("cpu", cores=cores, memory_bytes=memory_bytes)
+    precisions: list[Precision] = ["fp32", *(["bf16"] if multiplies_bf16() else [])]
+    alone = in_processes(
+        alone_rates, precisions, sizes, ranks=1, threads=1, timeout_seconds=TIMEOUT_SECONDS
+    )
+    entries = [
+        RatesAt(precision=precision, busy_ranks=1, rates=rates)
+        for precision, rates in alone.items()
+    ]
+    links = preset.within_node
+    if cores > 1:
+        links, together = in_processes(
+            joint_rates, precisions, sizes, ranks=2, threads=1, timeout_seconds=TIMEOUT_SECONDS
+        )
+        entries += [
+            RatesAt(precision=p, busy_ranks=2, rates=_as_busy(timed, alone[p]))
+            for p, timed in together.items()
+        ]
+    peaks = {p: max(rate for _, rate in alone[p].products) for p in precisions}
+    return preset.model_copy(
+        update={
+            "device": f"one thread of {_processor()}",
+            "measured": True,
+            "peak_flops": peaks,
+            "rates": entries,
+            "within_node": links,
+        }
+    )
+
+
+def _measure_gpu(kind: MachineKind, sizes: Sizes) -> Machine:
+    precisions: list[Precision] = ["fp32", "bf16"]
+    found = in_processes(
+        gpu_rates,
+        precisions,
+        sizes,
+        ranks=1,
+        threads=4,
+        timeout_seconds=TIMEOUT_SECONDS,
+        cuda=True,
+    )
+    properties = torch.cuda.get_device_properties(0)
+    return nominal(kind).model_copy(
+        update={
+            "device": f"{properties.name} (its links by data sheet)",
+            "measured": True,
+            "memory_bytes": float(properties.total_memory),
+            "rates": [
+                RatesAt(precision=precision, busy_ranks=1, rates=rates)
+                for precision, rates in found.items()
+            ],
+        }
+    )
+
+
+def gpu_rates(precisions: list[Precision], sizes: Sizes) -> dict[Precision, Rates]:
+    """Rates of one GPU."""
+    join(timeout_seconds=TIMEOUT_SECONDS)
+    return alone_rates(precisions, sizes)
+
+
+def alone_rates(precisions: list[Precision], sizes: Sizes) -> dict[Precision, Rates]:
+    """Rates of one rank that is alone, ZeRO's included."""
+    return {p: _with_engines(compute_rates(p, sizes), p, sizes) for p in precisions}
+
+
+def joint_rates(precisions: list[Precision], sizes: Sizes) -> tuple[Links, dict[Precision, Timed]]:
+    """Links, and rates of ranks that are all busy."""
+    assert dist.get_world_size() > 1
+    return group_links(), {p: compute_rates(p, sizes) for p in precisions}
+
+
+def _with_engines(timed: Timed, precision: Precision, sizes: Sizes) -> Rates:
+    """Adds what ZeRO does to gradients and weights: steps of next to no tokens, at each stage."""
+    overhead = max(0.0, _plain_seconds(precision, sizes, width=64) - timed.block_seconds)
+    plain = _plain_seconds(precision, sizes, width=512)
+    per_step: list[float] = []
+    per_microbatch: list[float] = []
+    for stage in range(4):
+        if stage == 0 and precision == "bf16":
+            continue  # it becomes stage 1
+        one, three = (
+            _engine_seconds(precision, sizes, stage=stage, num_microbatches=n) for n in (1, 3)
+        )
+        elements = _elements(_tiny(512))
+        each = (three - one) / 2
+        update = UPDATE_BYTES / timed.update
+        per_step.append(max(0.0, (one - each) / elements - update))
+        per_microbatch.append(max(0.0, (each - plain) / elements))
+    if precision == "bf16":
+        per_step.insert(0, per_step[0])
+        per_microbatch.insert(0, per_microbatch[0])
+    return timed.rates(
+        microbatch_seconds=overhead,
+        step_element_seconds=per_step,
+        microbatch_element_seconds=per_microbatch,
+    )
+
+
+def _as_busy(timed: Timed, alone: Rates) -> Rates:
+    """ZeRO's copies are slowed by others as the update is: both wait for memory."""
+    slower = alone.update / timed.update
+    return timed.rates(
+        microbatch_seconds=alone.microbatch_seconds,
+        step_element_seconds=[s * slower for s in alone.step_element_seconds],
+        microbatch_element_seconds=[s * slower for s in alone.microbatch_element_seconds],
+    )
+
+
+def _tiny(width: int) -> ModelConfig:
+    decoder = DecoderConfig(
+        vocabulary=512,
+        width=width,
+        num_layers=1 if width < 512 else 4,
+        heads=width // 64,
+        feed_forward=4 * width,
+        max_tokens=16,
+    )
+    return ModelConfig(decoder=decoder, encoders={})
+
+
+def _trial(precision: Precision, *, width: int, stage: int, num_microbatches: int) -> Trial:
+    model = _tiny(width)
+    return Trial(
+        model=model,
+        layout=LayoutConfig(),
+        split=(model.decoder.num_layers,),
+        zero=ZeroConfig.model_validate({"stage": stage}),
+        precision=precision,
+        ranks=1,
+        micro_sequences=1,
+        num_microbatches=num_microbatches,
+        sequence_tokens=16,
+        span_share=0.0,
+    )
+
+
+def _engine_seconds(
+    precision: Precision, sizes: Sizes, *, stage: int, num_microbatches: int
+) -> float:
+    trial = _trial(precision, width=512, stage=stage, num_microbatches=num_microbatches)
+    mesh = mesh_of(trial)
+    engine = engine_of(trial, mesh)
+    given = [b.to(mesh.world.device) for b in batches_of(trial, mesh)[:num_microbatches]]
+    train_step(engine, given)  # makes AdamW's state
+    seconds = seconds_of(lambda: train_step(engine, given), at_least=sizes.seconds)
+    engine.close()
+    return seconds
+
+
+def _plain_seconds(precision: Precision, sizes: Sizes, *, width: int) -> float:
+    """Forward and backward without an engine."""
+    trial = _trial(precision, width=width, stage=0, num_microbatches=1)
+    mesh = mesh_of(trial)
+    model = build(trial.model).to(device=mesh.world.device, dtype=DTYPES[precision])
+    batch = batches_of(trial, mesh)[0].to(mesh.world.device)
+
+    def both() -> None:
+        model(batch).total.backward()
+        model.zero_grad(set_to_none=True)
+
+    return seconds_of(both, at_least=sizes.seconds)
+
+
+def _elements(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in SemiCausal(config).parameters())
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return "this processor"
+
+
+def _show(machine: Machine, path: Path, *, seconds: float) -> None:
+    table = Table(title=f"{machine.device}, measured in {seconds:.0f} s", title_justify="left")
+    table.add_column("rate")
+    for entry in machine.rates:
+        table.add_column(f"{entry.precision}, {entry.busy_ranks} busy", justify="right")
+    rows = {
+        "products, largest": lambda r: f"{r.products[-1][1] / 1e9:,.0f} GFLOP/s",
+        "attention": lambda r: f"{r.attention / 1e9:,.0f} GFLOP/s",
+        "span attention": lambda r: f"{r.span_attention / 1e9:,.1f} GFLOP/s",
+        "element-wise": lambda r: f"{r.elementwise / 1e9:,.1f} GB/s",
+        "AdamW": lambda r: f"{r.update / 1e9:,.1f} GB/s",
+        "call of a block": lambda r: f"{r.block_seconds * 1e3:.2f} ms",
+        "microbatch": lambda r: f"{r.microbatch_seconds * 1e3:.2f} ms",
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *(cell(entry.rates) for entry in machine.rates))
+    out = console()
+    out.print(table)
+    reduce = machine.within_node.reduce
+    out.print(
+        f"all-reduce: {reduce.latency_seconds * 1e6:.0f} us + {reduce.bytes_per_second / 1e9:.2f} "
+        f"GB/s\nkept in {path}",
+        markup=False,
+    )
