@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -29,7 +30,7 @@ from tests.distributed.parity_results import (
 from tests.distributed.semicausal_runs import Cell, History, on_ranks
 
 OUT = Path("out/parity.json")
-TABLE_COLUMNS = 110
+TABLE_COLUMNS = 112
 
 
 def run_cells(cells: Sequence[Cell], console: Console) -> list[Result]:
@@ -38,7 +39,7 @@ def run_cells(cells: Sequence[Cell], console: Console) -> list[Result]:
     references: dict[Cell, History] = {}
     with Progress(console=console) as progress:
         bar = progress.add_task("one process", total=len(cells))
-        in_bf16 = {cell.alone() for cell in cells if against(cell) == "one process in bf16"}
+        in_bf16 = {cell.alone() for cell in cells if against(cell) == "one in bf16"}
         if in_bf16:
             with RankPool(1) as pool:
                 references = {cell: pool.run(on_ranks, cell)[0] for cell in in_bf16}
@@ -61,7 +62,7 @@ def run_cells(cells: Sequence[Cell], console: Console) -> list[Result]:
 
 def table(results: Iterable[Result]) -> Table:
     """Largest differences, layout by layout."""
-    shown = Table(title="Largest relative difference over the steps of a layout's cells")
+    shown = Table(title="Largest relative difference over a layout's cells", box=SIMPLE)
     for column in ("layout", "compared with"):
         shown.add_column(column, no_wrap=True)
     for column in ("cells", "refused", "loss", "norm", "weights", "allowed", "seconds"):

@@ -26,7 +26,7 @@ BF16_NORM_TOLERANCE = 2**-6
 """Rounded up from how far bf16 itself is from fp32 in one process: 1.2e-4 and 1.3e-2. Splitting a
 sum moves its rounding, and may do no more harm than rounding did."""
 
-Against = Literal["one process", "one process in bf16", "the same again"]
+Against = Literal["one process", "one in bf16", "itself again"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,8 @@ class Result:
 def against(cell: Cell) -> Against:
     """What a cell is compared with."""
     if cell.dropout:
-        return "the same again"
-    return "one process" if cell.precision == "fp32" else "one process in bf16"
+        return "itself again"
+    return "one process" if cell.precision == "fp32" else "one in bf16"
 
 
 def tolerances(cell: Cell) -> tuple[float, float]:
@@ -103,9 +103,9 @@ def tolerances(cell: Cell) -> tuple[float, float]:
     match against(cell):
         case "one process":
             return TOLERANCE, TOLERANCE
-        case "one process in bf16":
+        case "one in bf16":
             return BF16_LOSS_TOLERANCE, BF16_NORM_TOLERANCE
-        case "the same again":
+        case "itself again":
             return 0.0, 0.0
 
 
@@ -134,9 +134,9 @@ def compared(pool: RankPool, cell: Cell, references: Mapping[Cell, History]) -> 
             match against(cell):
                 case "one process":
                     expected, _ = oracle(cell)
-                case "one process in bf16":
+                case "one in bf16":
                     expected = references[cell.alone()]
-                case "the same again":
+                case "itself again":
                     expected = pool.run(on_ranks, cell)[0]
     except RanksFailed as error:
         return Result(cell=cell, status="failed", reason=str(error))
