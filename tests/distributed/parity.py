@@ -70,7 +70,9 @@ def table(results: Iterable[Result]) -> Table:
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.cell.layout, against(result.cell)), []).append(result)
-    for (layout, reference), members in sorted(groups.items(), key=lambda item: item[0][1]):
+    for (layout, reference), members in sorted(
+        groups.items(), key=lambda item: item[0][1], reverse=True
+    ):
         limits = dict.fromkeys(f"{limit:.1e}" for limit in tolerances(members[0].cell))
         failed = any(member.fault() for member in members)
         shown.add_row(
