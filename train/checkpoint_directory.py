@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.checkpoint_format import INDEX_NAME, unreadable
-from train.checkpoint_storage import shown, storage_of
+from train.checkpoint_format import INDEX_NAME
+from train.checkpoint_storage import is_remote, shown, storage_of
 from train.errors import CheckpointError
 
 LATEST_NAME = "latest"
@@ -83,7 +83,7 @@ def latest(directory: Path) -> Path | None:
                 f"one into it"
             )
     except OSError as error:
-        raise unreadable(directory, error) from error
+        raise _unreachable(directory, error) from error
     return directory / name
 
 
@@ -102,7 +102,7 @@ def resolve(path: Path) -> Path:
                 return found
         exists = bool(storage.names(path)) or path.exists()
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise _unreachable(path, error) from error
     reason = "holds no checkpoint" if exists else "is not there"
     raise CheckpointError(
         f"{shown(path)} {reason}: name a run directory, its {CHECKPOINTS_NAME}/, or one "
@@ -169,6 +169,13 @@ def clean(directory: Path) -> None:
     for name in storage.names(directory):
         if _LEFTOVER.match(name) or (_STEP.match(name) and name not in whole):
             storage.remove(directory / name)
+
+
+def _unreachable(place: Path, error: OSError) -> CheckpointError:
+    remedy = "credentials and S3_ENDPOINT_URL" if is_remote(place) else "permissions"
+    return CheckpointError(
+        f"{shown(place)} cannot be read ({error.strerror or error}): check its name, {remedy}"
+    )
 
 
 def _order(name: str) -> tuple[int, int]:

@@ -164,11 +164,17 @@ class Saver:
             self._error = error
 
     def _write(self, pieces: list[Piece], document: bytes, step: int) -> None:
-        staged = self._on_first_rank(lambda: checkpoint_directory.stage(self._directory, step))
+        staged = self._on_first_rank(
+            lambda: _writing(
+                self._directory, lambda: checkpoint_directory.stage(self._directory, step)
+            )
+        )
         try:
             written = self._agreed(lambda: _write_share(staged, pieces))
             parts = gathered(written, group=self._group)
-            self._on_first_rank(lambda: self._commit(staged, parts, document))
+            self._on_first_rank(
+                lambda: _writing(staged, lambda: self._commit(staged, parts, document))
+            )
         except CheckpointError:
             if dist.get_rank() == 0:  # a full disk should not stay full
                 with contextlib.suppress(OSError):
@@ -229,14 +235,18 @@ def _write_share(staged: Path, pieces: list[Piece]) -> _Written:
     if not pieces:  # fewer elements than ranks
         return _Written(records={}, files={})
     name = f"chunks-{dist.get_rank():05d}.safetensors"
+    records, file = _writing(staged / name, lambda: write_chunks(staged / name, pieces))
+    return _Written(records=records, files={name: file})
+
+
+def _writing(place: Path, work: Callable[[], Result]) -> Result:
     try:
-        records, file = write_chunks(staged / name, pieces)
+        return work()
     except OSError as error:
         raise CheckpointError(
-            f"{shown(staged / name)} cannot be written ({error.strerror or error}); the "
-            "checkpoints before it are whole"
+            f"{shown(place)} cannot be written ({error.strerror or error}); the checkpoints "
+            "before it are whole"
         ) from error
-    return _Written(records=records, files={name: file})
 
 
 def _num_bytes(piece: Piece) -> int:
