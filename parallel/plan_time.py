@@ -201,6 +201,7 @@ def _block_seconds(
     whole = times * (products + attention + elementwise)
     if trains and recompute == "full":
         whole += products + attention + elementwise
+        times += 1
     if trains and recompute == "selective":
         whole += attention
     return whole + rates.block_seconds * times / 3

@@ -73,7 +73,7 @@ def plan(arguments: list[str]) -> int:
         )
         write_overlay(options.write, best, title=title)
         files = " ".join(options.arguments)
-        out.print(f"written: python -m train {files} {options.write}", markup=False)
+        out.print(f"written: python -m train {files} {options.write}", markup=False, soft_wrap=True)
     return 0
 
 
