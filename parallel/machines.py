@@ -85,8 +85,12 @@ class Rates(Config):
     step_element_seconds: list[Annotated[float, Field(ge=0)]]
     """By ZeRO stage: handling gradients and weights once a step, for each element of a rank's
     parameters, the update aside."""
+    step_block_seconds: list[Annotated[float, Field(ge=0)]]
+    """By ZeRO stage: the same for each block, whatever its size."""
     microbatch_element_seconds: list[Annotated[float, Field(ge=0)]]
-    """By ZeRO stage: the same in each microbatch."""
+    """By ZeRO stage: what it adds to each microbatch, for each element."""
+    microbatch_block_seconds: list[Annotated[float, Field(ge=0)]]
+    """By ZeRO stage: the same for each block, whatever its size."""
 
     def product_seconds(self, rows: float, inner: float, outer: float) -> float:
         """Time of a product [rows, inner] x [inner, outer]."""
@@ -278,7 +282,9 @@ def _nominal_rates(
             block_seconds=call_seconds,
             microbatch_seconds=5 * call_seconds,
             step_element_seconds=[b / (0.7 * memory_rate) for b in per_step],
+            step_block_seconds=[call_seconds] * 4,
             microbatch_element_seconds=[b / (0.7 * memory_rate) for b in per_microbatch],
+            microbatch_block_seconds=[0.0, call_seconds, call_seconds, 5 * call_seconds],
         ),
     )
 

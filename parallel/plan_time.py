@@ -132,15 +132,18 @@ def step_seconds(
     layout = candidate.layout
     stages = layout.pipeline
     num_microbatches = candidate.num_microbatches
-    shares = [task.share(candidate, stage) for stage in range(stages)]
-    again = rates.microbatch_element_seconds[candidate.stage]
+    shares = [task.share(candidate, rank) for rank in range(stages)]
+    stage = candidate.stage
+    encoder_blocks = sum(part.encoder.num_layers for part in task.model.encoders.values())
+    blocks = [share.layers + share.is_first * encoder_blocks for share in shares]
     computes = [
         share.layers * pieces.layer
         + share.is_first * pieces.first
         + share.is_last * pieces.last
-        + share.trained * again
+        + share.trained * rates.microbatch_element_seconds[stage]
+        + num_blocks * rates.microbatch_block_seconds[stage]
         + rates.microbatch_seconds
-        for share in shares
+        for share, num_blocks in zip(shares, blocks, strict=True)
     ]
     traffic = [
         share.layers * pieces.layer_traffic
@@ -149,14 +152,13 @@ def step_seconds(
         for share in shares
     ]
     times = [compute + sent for compute, sent in zip(computes, traffic, strict=True)]
-    slowest = max(range(stages), key=lambda stage: times[stage])
+    slowest = max(range(stages), key=lambda rank: times[rank])
+    owned = 1 if stage == 0 else candidate.data
     update = max(
-        share.trained * rates.step_element_seconds[candidate.stage]
-        + share.trained
-        / (1 if candidate.stage == 0 else candidate.data)
-        * UPDATE_BYTES
-        / rates.update
-        for share in shares
+        share.trained * rates.step_element_seconds[stage]
+        + num_blocks * rates.step_block_seconds[stage]
+        + share.trained / owned * UPDATE_BYTES / rates.update
+        for share, num_blocks in zip(shares, blocks, strict=True)
     )
     return Seconds(
         compute=num_microbatches * computes[slowest],

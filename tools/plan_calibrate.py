@@ -36,6 +36,7 @@ from tools.plan_rates import (
     CUDA,
     DTYPES,
     Sizes,
+    StageRates,
     Timed,
     compute_rates,
     group_links,
@@ -44,6 +45,9 @@ from tools.plan_rates import (
 from tools.plan_table import console
 
 TIMEOUT_SECONDS = 300.0
+NARROW, WIDE = 64, 512
+"""Widths of the models that ZeRO is timed with."""
+NUM_BLOCKS = 4
 BUSY_LOAD = 0.6
 """Load average above which timings are not worth much."""
 
@@ -163,46 +167,54 @@ def joint_rates(precisions: list[Precision], sizes: Sizes) -> tuple[Links, dict[
 
 def _with_engines(timed: Timed, precision: Precision, sizes: Sizes) -> Rates:
     """Adds what ZeRO does to gradients and weights: steps of next to no tokens, at each stage."""
-    overhead = max(0.0, _plain_seconds(precision, sizes, width=64) - timed.block_seconds)
-    plain = _plain_seconds(precision, sizes, width=512)
-    per_step: list[float] = []
-    per_microbatch: list[float] = []
+    plain = {width: _plain_seconds(precision, sizes, width=width) for width in (NARROW, WIDE)}
+    overhead = max(0.0, plain[NARROW] - NUM_BLOCKS * timed.block_seconds)
+    by_stage: list[StageRates] = []
     for stage in range(4):
         if stage == 0 and precision == "bf16":
             continue  # it becomes stage 1
-        one, three = (
-            _engine_seconds(precision, sizes, stage=stage, num_microbatches=n) for n in (1, 3)
-        )
-        elements = _elements(_tiny(512))
-        each = (three - one) / 2
-        update = UPDATE_BYTES / timed.update
-        per_step.append(max(0.0, (one - each) / elements - update))
-        per_microbatch.append(max(0.0, (each - plain) / elements))
+        step: list[tuple[int, float]] = []
+        microbatch: list[tuple[int, float]] = []
+        for width in (NARROW, WIDE):
+            one, three = _engine_seconds(precision, sizes, stage=stage, width=width)
+            elements = _elements(_tiny(width))
+            each = (three - one) / 2
+            step.append((elements, one - each - elements * UPDATE_BYTES / timed.update))
+            microbatch.append((elements, each - plain[width]))
+        by_stage.append(StageRates(*_line(step), *_line(microbatch)))
     if precision == "bf16":
-        per_step.insert(0, per_step[0])
-        per_microbatch.insert(0, per_microbatch[0])
-    return timed.rates(
-        microbatch_seconds=overhead,
-        step_element_seconds=per_step,
-        microbatch_element_seconds=per_microbatch,
-    )
+        by_stage.insert(0, by_stage[0])
+    return timed.rates(microbatch_seconds=overhead, by_stage=by_stage)
+
+
+def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
+    """Seconds an element and seconds a block, neither negative."""
+    (few, quick), (many, slow) = points
+    slope = max(0.0, (slow - quick) / (many - few))
+    return slope, max(0.0, quick - slope * few) / NUM_BLOCKS
 
 
 def _as_busy(timed: Timed, alone: Rates) -> Rates:
     """ZeRO's copies are slowed by others as the update is: both wait for memory."""
-    slower = alone.update / timed.update
-    return timed.rates(
-        microbatch_seconds=alone.microbatch_seconds,
-        step_element_seconds=[s * slower for s in alone.step_element_seconds],
-        microbatch_element_seconds=[s * slower for s in alone.microbatch_element_seconds],
-    )
+    slower = max(1.0, alone.update / timed.update)
+    by_stage = [
+        StageRates(step * slower, step_block, microbatch * slower, microbatch_block)
+        for step, step_block, microbatch, microbatch_block in zip(
+            alone.step_element_seconds,
+            alone.step_block_seconds,
+            alone.microbatch_element_seconds,
+            alone.microbatch_block_seconds,
+            strict=True,
+        )
+    ]
+    return timed.rates(microbatch_seconds=alone.microbatch_seconds, by_stage=by_stage)
 
 
 def _tiny(width: int) -> ModelConfig:
     decoder = DecoderConfig(
         vocabulary=512,
         width=width,
-        num_layers=1 if width < 512 else 4,
+        num_layers=NUM_BLOCKS,
         heads=width // 64,
         feed_forward=4 * width,
         max_tokens=16,
@@ -210,7 +222,7 @@ def _tiny(width: int) -> ModelConfig:
     return ModelConfig(decoder=decoder, encoders={})
 
 
-def _trial(precision: Precision, *, width: int, stage: int, num_microbatches: int) -> Trial:
+def _trial(precision: Precision, *, width: int, stage: int) -> Trial:
     model = _tiny(width)
     return Trial(
         model=model,
@@ -220,28 +232,32 @@ def _trial(precision: Precision, *, width: int, stage: int, num_microbatches: in
         precision=precision,
         ranks=1,
         micro_sequences=1,
-        num_microbatches=num_microbatches,
+        num_microbatches=3,
         sequence_tokens=16,
         span_share=0.0,
     )
 
 
 def _engine_seconds(
-    precision: Precision, sizes: Sizes, *, stage: int, num_microbatches: int
-) -> float:
-    trial = _trial(precision, width=512, stage=stage, num_microbatches=num_microbatches)
+    precision: Precision, sizes: Sizes, *, stage: int, width: int
+) -> tuple[float, float]:
+    """Steps of one and of three microbatches."""
+    trial = _trial(precision, width=width, stage=stage)
     mesh = mesh_of(trial)
     engine = engine_of(trial, mesh)
-    given = [b.to(mesh.world.device) for b in batches_of(trial, mesh)[:num_microbatches]]
+    given = [b.to(mesh.world.device) for b in batches_of(trial, mesh)[:3]]
     train_step(engine, given)  # makes AdamW's state
-    seconds = seconds_of(lambda: train_step(engine, given), at_least=sizes.seconds)
+    one, three = (
+        seconds_of(lambda n=n: train_step(engine, given[:n]), at_least=sizes.seconds)
+        for n in (1, 3)
+    )
     engine.close()
-    return seconds
+    return one, three
 
 
 def _plain_seconds(precision: Precision, sizes: Sizes, *, width: int) -> float:
     """Forward and backward without an engine."""
-    trial = _trial(precision, width=width, stage=0, num_microbatches=1)
+    trial = _trial(precision, width=width, stage=0)
     mesh = mesh_of(trial)
     model = build(trial.model).to(device=mesh.world.device, dtype=DTYPES[precision])
     batch = batches_of(trial, mesh)[0].to(mesh.world.device)

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -68,13 +69,7 @@ class Timed:
     update: float
     block_seconds: float
 
-    def rates(
-        self,
-        *,
-        microbatch_seconds: float,
-        step_element_seconds: Sequence[float],
-        microbatch_element_seconds: Sequence[float],
-    ) -> Rates:
+    def rates(self, *, microbatch_seconds: float, by_stage: "Sequence[StageRates]") -> Rates:
         """All rates."""
         return Rates(
             products=self.products,
@@ -84,9 +79,20 @@ class Timed:
             update=self.update,
             block_seconds=self.block_seconds,
             microbatch_seconds=microbatch_seconds,
-            step_element_seconds=list(step_element_seconds),
-            microbatch_element_seconds=list(microbatch_element_seconds),
+            step_element_seconds=[stage.step_element for stage in by_stage],
+            step_block_seconds=[stage.step_block for stage in by_stage],
+            microbatch_element_seconds=[stage.microbatch_element for stage in by_stage],
+            microbatch_block_seconds=[stage.microbatch_block for stage in by_stage],
         )
+
+
+class StageRates(NamedTuple):
+    """Seconds that a ZeRO stage takes, for each element and for each block."""
+
+    step_element: float
+    step_block: float
+    microbatch_element: float
+    microbatch_block: float
 
 
 def compute_rates(precision: Precision, sizes: Sizes) -> Timed:
@@ -153,7 +159,10 @@ def group_links() -> Links:
 
 
 def seconds_of(work: Callable[[], object], *, at_least: float) -> float:
-    """Median time of one call, of as many as fit into `at_least` seconds, and three."""
+    """Time of one call: the lower quartile of as many as fit into `at_least` seconds, and three.
+
+    What else the machine does makes calls slower and never faster.
+    """
     work()
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()  # others must be as busy
@@ -165,7 +174,7 @@ def seconds_of(work: Callable[[], object], *, at_least: float) -> float:
         work()
         _synchronize()
         times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return statistics.quantiles(times, n=4, method="inclusive")[0]
 
 
 def _fixed(work: Callable[[], object], repeats: int) -> float:
@@ -234,10 +243,8 @@ def _update_rate(sizes: Sizes) -> float:
 
 def _fit_blocks(known: Timed, dtype: torch.dtype, sizes: Sizes) -> tuple[float, float]:
     """Element-wise bytes a second, and seconds a call: what products and attention leave."""
-    rest: list[tuple[float, float]] = []
-    plain = known.rates(
-        microbatch_seconds=0.0, step_element_seconds=[0.0], microbatch_element_seconds=[0.0]
-    )
+    rest: list[tuple[float, float, float]] = []
+    plain = known.rates(microbatch_seconds=0.0, by_stage=[])
     for width in sizes.widths:
         hidden = 4 * width
         block = Block(
@@ -270,10 +277,34 @@ def _fit_blocks(known: Timed, dtype: torch.dtype, sizes: Sizes) -> tuple[float, 
         attention = 3 * 4 * sizes.rows * (slots + 1) / 2 * width / known.attention
         moves = (WHOLE_MOVES + SPLIT_MOVES) * width + HIDDEN_MOVES * hidden
         num_bytes = sizes.rows * moves * x.element_size()
-        rest.append((num_bytes, max(taken - 3 * products - attention, 0.02 * taken)))
-    (few, quick), (many, slow) = rest[0], rest[-1]
-    rate = (many - few) / max(slow - quick, 0.05 * slow)
-    return rate, max(0.0, quick - few / rate)
+        rest.append((num_bytes, max(taken - 3 * products - attention, 0.02 * taken), taken))
+    return _fitted(rest)
+
+
+def _fitted(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """Rate and constant of seconds = bytes / rate + constant, neither negative.
+
+    Least squares of the error relative to what the whole block took.
+
+    Args:
+        points: bytes, seconds, seconds of the whole block.
+    """
+    ones, b, bb, y, by = (
+        sum(f(n, s) / t**2 for n, s, t in points)
+        for f in (
+            lambda n, s: 1.0,
+            lambda n, s: n,
+            lambda n, s: n * n,
+            lambda n, s: s,
+            lambda n, s: n * s,
+        )
+    )
+    constant = (y * bb - b * by) / (ones * bb - b * b)
+    if constant > 0:
+        slope = (by - b * constant) / bb
+        if slope > 0:
+            return 1 / slope, constant
+    return bb / by, 0.0
 
 
 def _small(weight: Tensor, generator: torch.Generator) -> None:

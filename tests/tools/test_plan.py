@@ -146,11 +146,7 @@ def test_a_run_becomes_a_task() -> None:
 def test_rates_are_timed() -> None:
     sizes = plan_rates.Sizes(rows=64, products=((16, 16), (32, 32)), widths=(64, 128), seconds=0.01)
     timed = plan_rates.compute_rates("fp32", sizes)
-    rates = timed.rates(
-        microbatch_seconds=0.0,
-        step_element_seconds=[0.0] * 4,
-        microbatch_element_seconds=[0.0] * 4,
-    )
+    rates = timed.rates(microbatch_seconds=0.0, by_stage=[])
     assert [size for size, _ in rates.products] == pytest.approx(
         [64 ** (1 / 3) * 16 ** (2 / 3), 64 ** (1 / 3) * 32 ** (2 / 3)]
     )
