@@ -18,7 +18,8 @@ from model.loss import LinearCrossEntropy
 from model.recompute import Recompute
 
 EMBEDDING_STD = 0.02
-"""GPT-2's; with unit-variance states the first loss exceeds ln(V) by about H * std^2 / 2."""
+"""GPT-2's. The first loss exceeds ln(V) by about H * std^2 / 2, and by more where a state still
+resembles its own token, whose logit is then up to H * std (docs/decisions/0002)."""
 
 EMBEDDING_SCALE = 1 / EMBEDDING_STD
 """Brings inputs to unit variance at every width. The code line's sqrt(H), 45 at the paper's width,
@@ -112,7 +113,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.layers = layers
-        self.embedding = None
+        self.embedding: Any = None
         if any(piece.is_first for piece in pieces):
             self.embedding = layers.vocabulary(
                 config.vocabulary, config.width, init=normal(EMBEDDING_STD)

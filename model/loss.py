@@ -36,7 +36,7 @@ class LinearCrossEntropy(nn.Module):
 
     def __init__(
         self,
-        weight: nn.Parameter,
+        weight: Tensor,
         *,
         chunk_tokens: int,
         shard: VocabularyShard | None = None,

@@ -17,11 +17,13 @@ class World:
         rank: global rank.
         size: number of ranks.
         device: where this rank computes.
+        timeout_seconds: how long a collective may wait for the slowest rank.
     """
 
     rank: int
     size: int
     device: torch.device
+    timeout_seconds: float = 600.0
 
     @property
     def is_main(self) -> bool:
@@ -67,7 +69,7 @@ def join(*, timeout_seconds: float) -> World:
         dist.init_process_group(backend, init_method=alone, rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
-    return World(rank=rank, size=size, device=device)
+    return World(rank=rank, size=size, device=device, timeout_seconds=timeout_seconds)
 
 
 def leave() -> None:

@@ -1,5 +1,6 @@
 """Process groups from (tensor, pipeline, data); the only module that touches megatron's state."""
 
+import math
 import os
 import socket
 import sys
@@ -63,7 +64,6 @@ class Mesh:
         data_rank: which samples this rank works on; the same for all that work on them together.
         data_size: number of model copies.
         tensor_group: None if alone.
-        pipeline_group: None if alone.
         data_group: ranks with the same share of the model.
         model_group: ranks of one model copy; None if alone.
         ends_group: first and last stage of this pipeline, on those two; else None.
@@ -77,7 +77,6 @@ class Mesh:
     data_rank: int
     data_size: int
     tensor_group: dist.ProcessGroup | None = None
-    pipeline_group: dist.ProcessGroup | None = None
     data_group: dist.ProcessGroup | None = None
     model_group: dist.ProcessGroup | None = None
     ends_group: dist.ProcessGroup | None = None
@@ -91,11 +90,6 @@ class Mesh:
     def model_rank(self) -> int:
         """Place among the ranks of one model copy."""
         return self.pipeline_rank * self.tensor_size + self.tensor_rank
-
-    @property
-    def is_first_stage(self) -> bool:
-        """Whether this rank embeds tokens and reads spans."""
-        return self.pipeline_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
@@ -130,6 +124,7 @@ def build_mesh(layout: LayoutConfig, world: World) -> Mesh:
         pipeline_model_parallel_size=layout.pipeline,
         order="tp-cp-ep-pp-dp",
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=math.ceil(world.timeout_seconds / 60),
     )
     alone_tensor, alone_pipeline = layout.tensor == 1, layout.pipeline == 1
     pipeline_rank = state.get_pipeline_model_parallel_rank()
@@ -143,7 +138,6 @@ def build_mesh(layout: LayoutConfig, world: World) -> Mesh:
         data_rank=state.get_data_parallel_rank(),
         data_size=state.get_data_parallel_world_size(),
         tensor_group=None if alone_tensor else state.get_tensor_model_parallel_group(),
-        pipeline_group=None if alone_pipeline else state.get_pipeline_model_parallel_group(),
         data_group=state.get_data_parallel_group(),
         model_group=state.get_model_parallel_group(),
         ends_group=state.get_embedding_group() if is_end and not alone_pipeline else None,

@@ -174,5 +174,4 @@ def _model(engine: ZeroEngine) -> SemiCausal:
 
 
 def _detached(loss: Loss) -> Loss:
-    # Cloned, since the schedule divides in place.
-    return Loss(loss.total.detach().clone(), loss.terms)
+    return Loss(loss.total.detach(), loss.terms)

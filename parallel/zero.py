@@ -1,4 +1,4 @@
-"""The DeepSpeed engine behind a small interface; no other module calls DeepSpeed.
+"""The DeepSpeed engine behind a small interface; outside of parallel/, nobody knows DeepSpeed.
 
 A training step reads::
 
@@ -288,6 +288,10 @@ def initialize(
     grouped = [id(p) for group in param_groups for p in group["params"]]
     assert len(grouped) == len(set(grouped)), "a parameter is in two groups"
     assert set(grouped) == trainable, "param_groups must hold exactly the trainable parameters"
+    if precision == "bf16":
+        # Before it goes to the device: there, in fp32, it might not fit. Buffers keep their type.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16()
     model.to(mesh.world.device)
     base_optimizer = torch.optim.AdamW(
         _groups(model, param_groups, mesh),

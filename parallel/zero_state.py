@@ -27,7 +27,7 @@ class StateSlice:
             and one past the last, for each dim. All of it without tensor parallelism.
         start: first element, in the flattened box.
         stop: one past the last element.
-        value: [stop - start] view of the fp32 weights that the optimiser updates; of a frozen
+        value: [stop - start] view of the weights that the optimiser updates; of a frozen
             parameter, of the parameter itself.
         moments: [stop - start] views by name (see `MOMENTS`); None if the parameter is frozen.
         owned: whether this rank is the one to save this part; others hold a copy.

@@ -146,6 +146,9 @@ def prune(place: Path, retention: Retention, console: Console, *, dry_run: bool)
         )
     try:
         names = checkpoint_directory.complete(directory)
+        # One behind the newest is about to become it, or was abandoned by a run gone back: a
+        # writer's business.
+        names = names[: names.index(newest.name) + 1]
         retired = retention.retired(names, newest=newest.name)
         if not dry_run:
             checkpoint_directory.retire(directory, retired)

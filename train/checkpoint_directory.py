@@ -11,6 +11,7 @@ The same holds in object storage, where a name appears with its whole content.
 
 import contextlib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,12 @@ def commit(staged: Path, index: bytes, *, retention: Retention) -> None:
     # With this it is complete.
     storage.replace(staged / INDEX_NAME, index)
     storage.replace(directory / LATEST_NAME, f"{staged.name}\n".encode())
-    retire(directory, retention.retired(complete(directory), newest=staged.name))
+    try:
+        retire(directory, retention.retired(complete(directory), newest=staged.name))
+    except OSError as error:  # what was to be saved is saved
+        warnings.warn(
+            f"older checkpoints in {shown(directory)} cannot be removed: {error}", stacklevel=2
+        )
 
 
 def retire(directory: Path, names: Sequence[str]) -> None:

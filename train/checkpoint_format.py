@@ -29,7 +29,7 @@ INDEX_NAME = "index.json"
 STATE_NAME = "state.json"
 
 TensorKind = Literal["value", "exp_avg", "exp_avg_sq"]
-"""The weights (fp32 masters of trainable parameters), and AdamW's two moments."""
+"""The weights (of trainable parameters the masters, in `optim.precision`), and AdamW's moments."""
 
 Range = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 """First element and one past the last."""

@@ -7,9 +7,9 @@ commits. No tensor is gathered on one rank.
 
 import contextlib
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -36,6 +36,8 @@ from train.checkpoint_storage import shown, storage_of
 from train.errors import CheckpointError
 
 Result = TypeVar("Result")
+
+SLOWEST_WRITE = timedelta(hours=6)
 
 LAST_WRITE_SECONDS = 60.0
 """How long a write may still go on when training has failed."""
@@ -69,10 +71,12 @@ class Saver:
         self._directory = directory
         self._retention = retention
         self._asynchronous = asynchronous
-        self._group: Any = dist.new_group(backend="gloo")
+        # A rank may write longer than the others by as much as its store is slower.
+        self._group: Any = dist.new_group(backend="gloo", timeout=SLOWEST_WRITE)
         self._room: torch.Tensor | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._num_failed = 0
         self._path: Path | None = None
 
     def __enter__(self) -> Self:
@@ -84,10 +88,13 @@ class Saver:
         elif self._thread is not None:
             self._thread.join(LAST_WRITE_SECONDS)
 
-    def save(self, engine: ZeroEngine, state: Mapping[str, Any], *, step: int) -> None:
+    def save(
+        self, engine: ZeroEngine, state: Mapping[str, Any], *, step: int
+    ) -> CheckpointError | None:
         """Takes a snapshot and begins to write it; every rank must call it, between steps.
 
-        Waits for the write before, if that has not ended.
+        Waits for the write before, if that has not ended. If that has failed, this one is tried
+        all the same: a store may be well again.
 
         Args:
             engine: what to save.
@@ -96,11 +103,14 @@ class Saver:
                 `optimizer_steps` are added.
             step: steps made so far.
 
+        Returns:
+            What kept the checkpoint before from being written, if anything did.
+
         Raises:
-            CheckpointError: some rank could not write the checkpoint before (or this one, if not
-                asynchronous). Those before it are still there.
+            CheckpointError: some rank could not write the last two (or this one, if not
+                asynchronous). Those before are still there.
         """
-        self.finish()
+        lost = self._earlier_failure()
         everything = {
             **state,
             "step": step,
@@ -111,7 +121,7 @@ class Saver:
         pieces = owned_pieces(engine)
         if not self._asynchronous:
             self._write(pieces, document, step)
-            return
+            return lost
         copies = self._snapshot(pieces)
         self._thread = threading.Thread(
             target=self._write_aside,
@@ -121,6 +131,18 @@ class Saver:
             daemon=True,
         )
         self._thread.start()
+        return lost
+
+    def _earlier_failure(self) -> CheckpointError | None:
+        try:
+            self.finish()
+        except CheckpointError as error:
+            self._num_failed += 1
+            if self._num_failed > 1:
+                raise
+            return error
+        self._num_failed = 0
+        return None
 
     def finish(self) -> Path | None:
         """Waits until everything is written; every rank must call it.
@@ -255,12 +277,4 @@ def _num_bytes(piece: Piece) -> int:
 
 def _host_memory(num_bytes: int) -> torch.Tensor:
     """Memory that a GPU can copy to without a detour, where there is one."""
-    room = torch.empty(num_bytes, dtype=torch.uint8)
-    if torch.cuda.is_available() and num_bytes:
-        # Registered rather than allocated as pinned: torch would round it up to a power of two.
-        # Where the system refuses, copies take the detour.
-        runtime: Any = torch.cuda.cudart()
-        address = room.data_ptr()
-        if int(runtime.cudaHostRegister(address, num_bytes, 0)) == 0:
-            weakref.finalize(room, runtime.cudaHostUnregister, address)
-    return room
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available())

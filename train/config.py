@@ -101,8 +101,8 @@ class RunConfig(Config):
     steps: Positive
     """Optimiser steps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of parameters and activations; masters, moments and gradient sums are fp32 always. `auto`
-    is bf16 where the hardware multiplies it, else fp32."""
+    """Of parameters and activations; of masters, moments and gradient sums, see `optim.precision`.
+    `auto` is bf16 where the hardware multiplies it, else fp32."""
     model: ModelConfig
     spans: dict[str, SpansConfig] = Field(default_factory=dict)
     """How the spans of each modality are chosen."""
@@ -239,6 +239,21 @@ def _faults(config: RunConfig) -> list[str]:
         faults.append(
             f"layout.sequence_parallel: the {rows} slots of a microbatch (batch.micro_sequences x "
             f"data.sequence_tokens) do not divide by layout.tensor {config.layout.tensor}"
+        )
+    if config.layout.model_ranks > 1:
+        for key, is_set in (
+            ("zero.offload_directory", config.zero.offload_directory is not None),
+            ("optim.precision", config.optim.precision != "fp32"),
+        ):
+            if is_set:
+                faults.append(
+                    f"{key}: is for runs with layout.tensor=1 and layout.pipeline=1; with more it "
+                    "was never shown to be right: leave it out"
+                )
+    if config.zero.offload_directory is not None and config.checkpoint.asynchronous:
+        faults.append(
+            "checkpoint.asynchronous: must be false with zero.offload_directory: the copy that is "
+            "written in the background would bring into memory what was moved out of it"
         )
     if config.lora is not None and config.layout.model_ranks > 1:
         faults.append(

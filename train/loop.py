@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from parallel.agreement import gathered, on_all_ranks
 from parallel.launch import World, total
 from parallel.mesh import build_mesh, straddling_warning
 from parallel.pipeline import forward
@@ -23,12 +24,13 @@ from train.build import (
 )
 from train.config import RunConfig
 from train.data.corpus import Corpus
+from train.errors import CheckpointError
 from train.evaluate import evaluate, validation_batches
 from train.metrics import TrainRecord, ValidationRecord
 from train.monitor import Monitor
 from train.optim import learning_rate
 from train.preemption import EXIT_CODE, Preemption
-from train.run_directory import CHECKPOINTS, SUMMARY, TOKENIZER, claim
+from train.run_directory import CHECKPOINTS, SUMMARY, TOKENIZER, claim, refuse_other_run
 from train.step import reseed, train_step
 from train.wrap_up import unigram_baseline, wrap_up, write_samples
 
@@ -47,8 +49,16 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     preemption = Preemption()
     directory = Path(config.run_directory)
     checkpoints = Path(config.checkpoint.directory or directory / CHECKPOINTS)
-    latest = checkpoint.latest(checkpoints)
-    if latest is not None and int(checkpoint.read_state(latest)["step"]) >= config.steps:
+    # What the first rank sees, all see: another answer from a shared store would part them.
+    found = on_all_ranks(lambda: newest(checkpoints) if world.is_main else None, CheckpointError)
+    latest: Path | None = None
+    state: dict[str, Any] = {"step": 0, "wandb_run_id": None}
+    if (first := gathered(found)[0]) is not None:
+        latest, state = first
+    if latest is not None:
+        # A directory of checkpoints may be shared, a run's own may have been copied into.
+        refuse_other_run(config, state["config"], str(latest))
+    if latest is not None and int(state["step"]) >= config.steps:
         if world.is_main:
             if not (directory / SUMMARY).exists():  # it was killed on its last steps
                 wrap_up(config, directory, latest, seconds_to_first_step=None)
@@ -60,12 +70,11 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         source = checkpoint.resolve(Path(config.init_from))
         refuse_other_corpus(corpus, checkpoint.read_state(source), source)
     mesh = build_mesh(config.layout, world)
-    warning = straddling_warning(mesh)
+    warning = next(filter(None, gathered(straddling_warning(mesh))), None)
     model = build_model(config, mesh)
     num_parameters = count_parameters(config, model)
     engine = build_engine(config, model, mesh)
 
-    state: dict[str, Any] = {"step": 0, "wandb_run_id": None}
     if latest is not None:
         state = checkpoint.restore(latest, engine)
         refuse_other_corpus(corpus, state, latest, resuming=True)
@@ -126,7 +135,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     )
 
     def save(step: int) -> None:
-        saver.save(
+        lost = saver.save(
             engine,
             {
                 "step": step,
@@ -140,6 +149,8 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             },
             step=step,
         )
+        if lost is not None:
+            monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
 
     seconds_to_first_step: float | None = None
     with monitor, saver, build_feed(config, corpus, collate, mesh) as feed:
@@ -206,6 +217,12 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     return 0
 
 
+def newest(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint and its state, None if there is none."""
+    latest = checkpoint.latest(checkpoints)
+    return None if latest is None else (latest, checkpoint.read_state(latest))
+
+
 def refuse_other_corpus(
     corpus: Corpus, state: dict[str, Any], path: Path, *, resuming: bool = False
 ) -> None:
@@ -215,11 +232,11 @@ def refuse_other_corpus(
         CheckpointError: the tokenizers differ, or, when resuming, the samples.
     """
     if state["tokenizer_sha256"] != corpus.tokenizer_sha256:
-        raise checkpoint.CheckpointError(
+        raise CheckpointError(
             f"{path} was trained on a corpus of another tokenizer: set data.corpus to that one"
         )
     if resuming and state["corpus_fingerprint"] != corpus.fingerprint:
-        raise checkpoint.CheckpointError(
+        raise CheckpointError(
             f"{path} was trained on other data than {corpus.root} holds now: set data.corpus to "
             "what it was, or start another run with init_from"
         )

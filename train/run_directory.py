@@ -1,6 +1,7 @@
 """The directory of a run: who owns it, and what lies where."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -31,7 +32,11 @@ def check(config: RunConfig) -> Path:
     if directory.exists() and not directory.is_dir():
         raise RunDirectoryError(f"{directory} is a file: choose another run_directory")
     if stored.exists():
-        _refuse_other_run(config, stored)
+        try:
+            document = yaml.safe_load(stored.read_text())
+        except yaml.YAMLError:
+            document = None
+        refuse_other_run(config, document, str(directory))
     elif directory.is_dir() and any(
         not entry.name.startswith(("slurm-", f".{CONFIG}", LOCK)) for entry in directory.iterdir()
     ):
@@ -70,17 +75,27 @@ def claim(config: RunConfig) -> FileLock:
     return lock
 
 
-def _refuse_other_run(config: RunConfig, stored: Path) -> None:
+def refuse_other_run(config: RunConfig, stored: Any, place: str) -> None:
+    """Refuse to go on where another run has been.
+
+    Args:
+        config: of this run.
+        stored: the configuration found there, as a document.
+        place: what to call the place.
+
+    Raises:
+        RunDirectoryError: it is of another run, or of a version that this one does not understand.
+    """
     try:
-        owner = RunConfig.model_validate(yaml.safe_load(stored.read_text()))
-    except (ValidationError, yaml.YAMLError):
+        owner = RunConfig.model_validate(stored)
+    except ValidationError:
         raise RunDirectoryError(
-            f"{stored} is not a configuration that this version understands: choose another "
-            "run_directory, or continue the run with the version that began it"
+            f"{place} has a configuration that this version does not understand: choose another "
+            "place, or continue the run with the version that began it"
         ) from None
     changed = differences(owner.identity(), config.identity())
     if changed:
         raise RunDirectoryError(
-            f"{stored.parent} holds a different run: delete it, name another one, or undo\n"
+            f"{place} holds a different run: delete it, name another one, or undo\n"
             + "\n".join(f"  {change}" for change in changed)
         )

@@ -47,7 +47,6 @@ def _place(cell: Cell) -> tuple[Place, Place, dict[str, list[int]]]:
     mesh = mesh_of(cell)
     groups = {
         "tensor": mesh.tensor_group,
-        "pipeline": mesh.pipeline_group,
         "data": mesh.data_group,
         "model": mesh.model_group,
         "ends": mesh.ends_group,
@@ -81,7 +80,6 @@ def test_tensor_runs_fastest_then_pipeline_then_data(
         assert groups["data"] == alike(2)
         assert groups["model"] == alike(0, 1)
         assert groups.get("tensor") == (alike(0) if cell.tensor > 1 else None)
-        assert groups.get("pipeline") == (alike(1) if cell.pipeline > 1 else None)
         is_end = cell.pipeline > 1 and ranks[1] in (0, cell.pipeline - 1)
         first_and_last = [alike(1)[0], alike(1)[-1]]
         assert groups.get("ends") == (first_and_last if is_end else None)

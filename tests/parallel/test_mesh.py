@@ -134,6 +134,5 @@ def test_places_in_a_mesh() -> None:
     ]
     assert [mesh.model_rank for mesh in meshes] == [0, 1, 2, 3]
     assert {mesh.model_size for mesh in meshes} == {4}
-    assert [mesh.is_first_stage for mesh in meshes] == [True, True, False, False]
     assert [mesh.is_last_stage for mesh in meshes] == [False, False, True, True]
     assert [mesh.speaks_for_sample for mesh in meshes] == [False, False, True, False]

@@ -54,6 +54,14 @@ MISTAKES = [
     ),
     (["steps=many"], "steps: input should be a valid integer (got 'many')"),
     (["zero.stage=4"], "zero.stage: input should be 0, 1, 2 or 3 (got 4)"),
+    (
+        ["zero.stage=3", "zero.offload_directory=files", "checkpoint.asynchronous=true"],
+        "checkpoint.asynchronous: must be false with zero.offload_directory",
+    ),
+    (
+        ["layout.pipeline=2", "precision=bf16", "optim.precision=bf16"],
+        "optim.precision: is for runs with layout.tensor=1 and layout.pipeline=1",
+    ),
     (["layout.tensor=2"], "layout: tensor 2 x pipeline 1 needs a multiple of 2 ranks and there"),
     (["layout.tensor=3"], "layout.tensor: model.decoder.heads 4 does not divide by 3"),
     (["layout.pipeline=3"], "layout.pipeline: 3 stages x 1 chunks are more than the decoder's 2"),

@@ -5,10 +5,12 @@ all take their turn in the same directory, and each removes its file before the 
 
 - a copy of the state in memory, against how long `Saver.save` holds training up
 - `dd bs=64M conv=fsync`, `torch.save` with fsync and `dcp.save`, against the background write
-- `dd`, `torch.load` and `dcp.load`, against `restore`; files are dropped from the page cache before
+- `dd` of the same files, `torch.load` and `dcp.load`, against `restore`; files are dropped from the
+  page cache before
 """
 
 import argparse
+import itertools
 import os
 import shutil
 import statistics
@@ -140,7 +142,7 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
     state = _state(engine)
     room = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     saver = checkpoint.Saver(place / "ours", retention=checkpoint.Retention(keep=1))
-    rank, steps = dist.get_rank(), iter(range(1, 1 << 30))
+    rank, steps, flips = dist.get_rank(), itertools.count(1), itertools.count()
     on_first = rank == 0
     num_bytes = dist.get_world_size() * sum(tensor.nbytes for tensor in state.values())
 
@@ -154,24 +156,30 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
     def ours() -> dict[str, float]:
         blocked = _timed(lambda: saver.save(engine, {}, step=next(steps)))
         written = _timed(saver.finish)
-        _drop_cache(place / "ours")
-        read = _timed(lambda: checkpoint.restore(place / "ours", engine))
+        # dd reads the very files that restore does: what it writes itself may be stored as holes.
+        readers = {
+            "read": lambda: checkpoint.restore(place / "ours", engine),
+            "dd_read": lambda: on_first and _read_with_dd(place / "ours"),
+        }
+        taken = {"blocked": blocked, "write": written}
+        for name in sorted(readers, reverse=next(flips) % 2 == 0):
+            _drop_cache(place / "ours")
+            taken[name] = _timed(readers[name])
         dist.barrier()
         if on_first:
             shutil.rmtree(place / "ours")
         dist.barrier()
-        return {"blocked": blocked, "write": written, "read": read}
+        return taken
 
     def dd() -> dict[str, float]:
-        # One process writes and reads what all ranks share.
-        file, size = place / "dd", f"bs={BLOCK_BYTES}"
-        count = [f"count={num_bytes}", "iflag=count_bytes", size, "conv=fsync"]
-        write = _timed(lambda: on_first and _run("dd", "if=/dev/zero", f"of={file}", *count))
-        _drop_cache(file)
-        read = _timed(lambda: on_first and _run("dd", f"if={file}", "of=/dev/null", size))
-        if on_first:
-            file.unlink()
-        return {"dd_write": write, "dd_read": read}
+        # One process writes what all ranks share.
+        if not on_first:
+            return {"dd_write": 0.0}
+        file = place / "dd"
+        count = [f"count={num_bytes}", "iflag=count_bytes", f"bs={BLOCK_BYTES}", "conv=fsync"]
+        write = _timed(lambda: _run("dd", "if=/dev/zero", f"of={file}", *count))
+        file.unlink()
+        return {"dd_write": write}
 
     def torchs() -> dict[str, float]:
         file = place / f"torch-{rank}.pt"
@@ -239,6 +247,11 @@ def _drop_cache(path: Path) -> None:
         finally:
             os.close(handle)
     dist.barrier()
+
+
+def _read_with_dd(path: Path) -> None:
+    for file in sorted(path.rglob("*.safetensors")):
+        _run("dd", f"if={file}", "of=/dev/null", f"bs={BLOCK_BYTES}")
 
 
 def _run(*command: str) -> None:
