@@ -62,7 +62,9 @@ def test_what_cannot_be_is_refused(
         _config(corpus, "zero.offload_directory=x")
     with pytest.raises(ConfigError, match=r"optim.precision: bf16 is for runs whose parameters"):
         resolve(_config(corpus, "optim.precision=bf16"), ranks=1)
-    on_disk = _config(corpus, "zero={stage: 3, offload_directory: x}")
+    on_disk = _config(
+        corpus, "zero={stage: 3, offload_directory: x}", "checkpoint.asynchronous=false"
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match=r"zero.offload_directory: only training on CPUs"):
         resolve(on_disk, ranks=1)
@@ -70,7 +72,7 @@ def test_what_cannot_be_is_refused(
     file = tmp_path / "file"
     file.touch()
     settings = f"zero={{stage: 3, offload_directory: {file}}}"
-    finished = start(corpus, tmp_path / "run", settings).wait()
+    finished = start(corpus, tmp_path / "run", settings, "checkpoint.asynchronous=false").wait()
     assert finished.code == 2
     assert f"zero.offload_directory: {file} cannot be used (File exists)" in finished.output
     assert not (tmp_path / "run").exists()
