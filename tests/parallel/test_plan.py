@@ -139,8 +139,8 @@ def test_the_bubble_at_equal_stages(job: Task, h100: Machine) -> None:
 
 
 def test_uneven_stages_wait_for_the_slowest(job: Task, h100: Machine) -> None:
-    even = step_seconds(job, candidate(pipeline=4, split=[6, 6, 6, 6]), h100)
-    balanced = step_seconds(job, candidate(pipeline=4, split=[5, 7, 7, 5]), h100)
+    even = step_seconds(job, candidate(pipeline=4, split=[6, 6, 6, 6], micro=8), h100)
+    balanced = step_seconds(job, candidate(pipeline=4, split=[5, 7, 7, 5], micro=8), h100)
     assert balanced.total < 0.95 * even.total
 
 
