@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -40,8 +39,6 @@ Result = TypeVar("Result")
 
 SLOWEST_WRITE = timedelta(hours=6)
 
-WRITE_TIMEOUT = timedelta(hours=2)
-"""How long a rank may wait for the slowest writer; it hears of one that died much sooner."""
 LAST_WRITE_SECONDS = 60.0
 """How long a write may still go on when training has failed."""
 
