@@ -27,6 +27,10 @@ def task_of(config: RunConfig, *, kind: MachineKind) -> Task:
     Raises:
         ConfigError: the run is of a kind that cannot be planned.
     """
+    if config.zero.offload_directory is not None and kind != "cpu":
+        raise ConfigError(
+            "zero.offload_directory: only training on CPUs is planned with it; leave it out"
+        )
     if config.lora is not None:
         raise ConfigError(
             "lora: only runs that train whole weights are planned; adapters fit wherever the model "
@@ -82,7 +86,7 @@ def overlay(candidate: Candidate) -> dict[str, Any]:
     """What `python -m train CONFIG OVERLAY` needs to run a candidate."""
     layout = candidate.layout.model_dump()
     if candidate.layout.pipeline == 1:
-        del layout["split"]
+        layout["split"] = None  # one that the configuration names would not fit
     return {
         "layout": layout,
         "zero": {"stage": candidate.stage},
