@@ -105,7 +105,7 @@ class Mesh:
 def build_mesh(layout: LayoutConfig, world: World) -> Mesh:
     """Makes the process groups; every rank must call it.
 
-    Groups of an earlier call are forgotten.
+    Groups of an earlier call are destroyed.
 
     Raises:
         ValueError: the number of ranks is no multiple of tensor * pipeline.
@@ -116,9 +116,8 @@ def build_mesh(layout: LayoutConfig, world: World) -> Mesh:
     if layout.model_ranks == 1:
         return Mesh(world=world, data_rank=world.rank, data_size=world.size, data_group=None)
     cuda_free.install()
+    forget_groups()
     state: Any = core("parallel_state")
-    if state.is_initialized():
-        state.destroy_model_parallel()
     state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
@@ -153,11 +152,20 @@ def data_mesh(device: torch.device) -> Mesh:
 
 
 def forget_groups() -> None:
-    """Drops megatron's record of the groups, before the process group itself is destroyed."""
-    if "megatron.core" in sys.modules:
-        state: Any = core("parallel_state")
-        if state.is_initialized():
-            state.destroy_model_parallel()
+    """Destroys megatron's groups, if there are any; every rank must call it.
+
+    There are dozens, and each keeps threads that wake a hundred times a second under gloo.
+    """
+    if "megatron.core.parallel_state" not in sys.modules:
+        return
+    state: Any = core("parallel_state")
+    groups = state._global_process_group_list or []
+    if state.is_initialized():
+        dist.barrier()  # nobody is inside one of them
+        state.destroy_model_parallel()
+    for group in groups:
+        if group is not None:  # the default one stays
+            dist.destroy_process_group(group)
 
 
 def held_pieces(split: tuple[int, ...], layout: LayoutConfig, *, pipeline_rank: int) -> list[Piece]:

@@ -85,6 +85,7 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.finish()
+            dist.destroy_process_group(self._group)
         elif self._thread is not None:
             self._thread.join(LAST_WRITE_SECONDS)
 
