@@ -9,8 +9,8 @@ a rank, D data ranks and b elements in a bucket they are, in bytes:
 - 0 and 1 in bf16: gradient sums 4 P, bf16 gradients 2 P during a backward, the sum over ranks 4 P.
 - 1: gradients 4 P, then a bucket or this rank's part; in the update a flat group of gradients.
 - 2: this rank's part 4 P / D and a few buckets, twice over from the second microbatch on.
-- 3: a part of everything, a bucket, and gathered parameters: twice what is live, for what is
-  fetched ahead in the backward joins what the forward has left.
+- 3: a part of everything, a bucket, and gathered parameters: nearly twice what is live, for what
+  is fetched ahead in the backward joins what the forward has left.
 """
 
 import operator
@@ -210,17 +210,20 @@ def _state(task: Task, candidate: Candidate, share: Share) -> _State:
             reduction=max(bucket, s * part),
             update=max(group, norm),
         )
-    few = all_elements <= task.zero.bucket_elements
     alone = data == 1
     casts = 0.0 if e == s else bucket / s * 2 * e
     if candidate.stage == 2:
-        # Buckets alive at the end of a backward: the one filled, copies being sent, and those
-        # whose slices are kept.
+        # Buckets alive at the end of a backward: the one being filled, copies being sent, and
+        # those whose slices are kept; with the first microbatch's sums, more from the second on.
+        num_buckets = all_elements / min(task.zero.bucket_elements, all_elements)
         twice = candidate.num_microbatches > 1 and e == s
-        buckets = 1 if alone else (2 if few or e != s else 3)
-        if twice:
-            buckets += 1 if alone else 2
-        leftover = 0 if alone or few else (3 if twice else 2) * bucket
+        if alone:
+            buckets = 2.0 if twice else 1.0
+            leftover = 0.0
+        else:
+            most = 5.0 if twice else 3.0
+            buckets = min(most if e == s else 2.0, 1 + num_buckets)
+            leftover = min(most - 2 + (not twice), num_buckets - 1) * bucket
         flat = group if e == s else group / data
         return _State(
             always=Memory(parameters=whole, optimizer=moments_and_masters * part),
@@ -234,7 +237,7 @@ def _state(task: Task, candidate: Candidate, share: Share) -> _State:
             update=max(flat, norm) + leftover,
         )
     live = min(all_elements, task.zero.live_elements)
-    again = 0.5 if alone else (2.5 if candidate.num_microbatches > 1 else 2.0)
+    again = 0.5 if alone else (2.0 if candidate.num_microbatches > 1 else 1.75)
     optimizer = moments_and_masters * part
     at_once = min(task.zero.bucket_elements, part)
     if task.zero.offload_directory is not None:
@@ -250,9 +253,8 @@ def _state(task: Task, candidate: Candidate, share: Share) -> _State:
         summed=0.0,
         growing=0.0,
         left=0.0,
-        between=max(0.0, again - 2.0) * e * live,
-        gathered=min(again, 2.0) * e * live,
-        backward=2 * bucket,
-        reduction=2 * bucket + min(again, 2.0) * e * live,
+        gathered=again * e * live,
+        backward=bucket,
+        reduction=2 * bucket + 0.5 * e * live,
         update=0.5 * e * live + max(at_once * s, norm / data),
     )

@@ -143,16 +143,32 @@ def main(arguments: list[str] | None = None) -> int:
         if options.only is None or name in options.only
     }
     out = console()
+    rows: list[dict[str, Any]] = []
+    splits: list[dict[str, Any]] = []
     try:
-        rows = [
-            row_of(name, trial, machine, observe_checked(trial, effort))
-            for name, trial in track(trials.items(), "layouts", console=Console(stderr=True))
-        ]
-        splits = [] if options.only else compare_splits(effort, machine)
+        for name, trial in track(trials.items(), "layouts", console=Console(stderr=True)):
+            rows.append(row_of(name, trial, machine, observe_checked(trial, effort)))
+            # After each: what was measured for minutes is not lost to the next one's failure.
+            _write(options.out, effort, machine, source, rows, splits)
+        if options.only is None:
+            splits = compare_splits(effort, machine)
     except ProcessFailed as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    verdict = summary(rows, splits)
+    _write(options.out, effort, machine, source, rows, splits)
+    _show(out, rows, splits)
+    out.print(f"written to {options.out}", markup=False)
+    return 0 if options.tiny or summary(rows, splits)["passed"] else 1
+
+
+def _write(
+    path: Path,
+    effort: Effort,
+    machine: Machine,
+    source: str,
+    rows: Sequence[dict[str, Any]],
+    splits: Sequence[dict[str, Any]],
+) -> None:
     document = {
         "machine": machine.device,
         "rates": source,
@@ -160,13 +176,10 @@ def main(arguments: list[str] | None = None) -> int:
         "parameters": parameter_counts(ModelConfig.model_validate(effort.model)),
         "layouts": rows,
         "splits": splits,
-        "summary": verdict,
+        "summary": summary(rows, splits),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(document, indent=2) + "\n")
-    _show(out, rows, splits)
-    out.print(f"written to {options.out}", markup=False)
-    return 0 if verdict["passed"] or options.tiny else 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def layouts(effort: Effort, machine: Machine) -> dict[str, Trial]:
