@@ -1,15 +1,18 @@
 """Floating-point operations of a training step, counted from the shapes: matrix products alone."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from model.batch import Batch, TextSpans
 from model.decoder import DecoderConfig
 from model.encoders.text import TextEncoderConfig
 from model.semicausal import ModelConfig
-
-BACKWARD = 2
-"""A product's backward is two products of its size: one for its input, one for its weight."""
+from parallel.costs import (
+    BACKWARD,
+    block_attention,
+    block_products,
+    connector_products,
+    head_products,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +52,22 @@ def count(config: ModelConfig, batch: Batch) -> Flops:
     decoder = config.decoder
     total = Flops(
         decoder=_blocks(decoder, rows=B * S, pairs=B * S * S),
-        head=2 * batch.num_scored * decoder.width * decoder.vocabulary,
+        head=int(head_products(decoder.width, decoder.vocabulary, scored=batch.num_scored)),
     )
     for modality, spans in batch.spans.items():
         part = config.encoders[modality]
         pairs = sum(rows**2 for rows in span_rows(spans))
-        widths = [part.encoder.width, decoder.width]
-        if part.connector.kind == "mlp":
-            widths += [decoder.width] * (part.connector.num_layers - 1)
-        products = sum(a * b for a, b in pairwise(widths))
+        connector = connector_products(
+            part.connector,
+            width=part.encoder.width,
+            to=decoder.width,
+            vectors=spans.num_vectors,
+        )
         total = Flops(
             decoder=total.decoder,
             head=total.head,
             encoder=total.encoder + _blocks(part.encoder, rows=spans.num_rows, pairs=pairs),
-            connector=total.connector + 2 * spans.num_vectors * products,
+            connector=total.connector + int(connector),
         )
     return total
 
@@ -82,6 +87,5 @@ def _blocks(config: DecoderConfig | TextEncoderConfig, *, rows: int, pairs: int)
         rows: slots that go through the linear layers.
         pairs: pairs of slots that attend, over all heads of one layer.
     """
-    weights = 4 * config.width**2 + 2 * config.width * config.feed_forward
-    # Scores and mixing: two products of pairs x width.
-    return config.num_layers * (2 * rows * weights + 2 * 2 * pairs * config.width)
+    products = block_products(config.width, config.feed_forward, rows=rows)
+    return config.num_layers * int(products + block_attention(config.width, pairs=pairs))
