@@ -52,7 +52,11 @@ def _resume_twice(
 @pytest.mark.parametrize(
     ("precision", "layouts"),
     # In bf16 stages 0 and 1 are one and the same.
-    [("fp32", LAYOUTS), ("bf16", ((1, 2), (2, 2), (3, 1)))],
+    [
+        # Daily in test_checkpoint_layouts, with the real model.
+        pytest.param("fp32", LAYOUTS, marks=pytest.mark.long),
+        ("bf16", ((1, 2), (2, 2), (3, 1))),
+    ],
 )
 def test_any_layout_continues_any_other(
     rank_pools: dict[int, RankPool],

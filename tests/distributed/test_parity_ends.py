@@ -21,6 +21,7 @@ def test_twenty_steps_give_the_weights_of_one_process(rank_pools: dict[int, Rank
     assert 0 < result.weight_difference <= WEIGHT_TOLERANCE
 
 
+@pytest.mark.long  # as are all eight-rank cells, in `make parity`
 @pytest.mark.parametrize("cell", EIGHT, ids=["zero3", "sequence-parallel"])
 def test_eight_ranks_equal_one(rank_pools: dict[int, RankPool], cell: Cell) -> None:
     result = compared(rank_pools[cell.ranks], cell, {})

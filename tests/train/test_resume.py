@@ -63,6 +63,7 @@ def test_signal_saves_and_stops_with_its_own_status(
     assert numbers(resumed) == numbers(uninterrupted)
 
 
+@pytest.mark.long  # more layouts, daily: test_layouts
 def test_other_layouts_continue(corpus: Path, tmp_path: Path) -> None:
     """ZeRO-3 on two ranks, then one rank, then ZeRO-1 on two: the same global batches.
 
