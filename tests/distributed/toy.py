@@ -58,7 +58,10 @@ class Toy(nn.Module):
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         tokens_BS, labels_BS = batch
         hidden_BSD = self.embedding(tokens_BS)
-        hidden_BSD = hidden_BSD + torch.tanh(self.mix(hidden_BSD.roll(1, dims=1)))
+        # Rows, as in the real model: given more dimensions, the linear with which DeepSpeed's
+        # ZeRO-3 replaces torch's, for the whole process, rounds before the bias is added.
+        before_ND = hidden_BSD.roll(1, dims=1).flatten(0, 1)
+        hidden_BSD = hidden_BSD + torch.tanh(self.mix(before_ND)).view_as(hidden_BSD)
         return self.head(self.norm(hidden_BSD), labels_BS)
 
 
