@@ -76,6 +76,8 @@ class Rates(Config):
     """The same in an encoder, position bias included."""
     elementwise: Positive
     """Bytes a second of norms, residuals and activations."""
+    logits: Positive
+    """Bytes a second of the head apart from its products: logits, and its weight's gradient."""
     update: Positive
     """Bytes a second of fused AdamW."""
     block_seconds: Annotated[float, Field(ge=0)]
@@ -278,6 +280,7 @@ def _nominal_rates(
             attention=0.40 * peak,
             span_attention=0.10 * peak,
             elementwise=0.70 * memory_rate,
+            logits=0.70 * memory_rate,
             update=0.80 * memory_rate,
             block_seconds=call_seconds,
             microbatch_seconds=5 * call_seconds,

@@ -188,17 +188,15 @@ def _choices(
                 for recompute in RECOMPUTES
                 if recompute != "selective" or task.model.encoders
             ]
-            balanced_ones = [_balanced(task, draft, machine, ranks=ranks) for draft in drafts]
+            balanced_ones = [with_best_split(task, draft, machine) for draft in drafts]
             for stage in _stages(task, data=data):
                 yield [(replace(c, stage=stage), pieces) for c, pieces in balanced_ones]
 
 
-def _balanced(
-    task: Task, draft: Candidate, machine: Machine, *, ranks: int
-) -> tuple[Candidate, Pieces]:
-    """With the split that makes the slowest stage fastest on this machine."""
-    layout = draft.layout
-    pieces = pieces_seconds(task, draft, machine, ranks=ranks)
+def with_best_split(task: Task, candidate: Candidate, machine: Machine) -> tuple[Candidate, Pieces]:
+    """With the split that makes the slowest stage fastest on this machine, and its times."""
+    layout = candidate.layout
+    pieces = pieces_seconds(task, candidate, machine)
     split = balanced(
         task.model.decoder.num_layers,
         pipeline=layout.pipeline,
@@ -207,7 +205,7 @@ def _balanced(
         first=pieces.first + pieces.first_traffic,
         last=pieces.last + pieces.last_traffic,
     )
-    return replace(draft, layout=layout.model_copy(update={"split": list(split)})), pieces
+    return replace(candidate, layout=layout.model_copy(update={"split": list(split)})), pieces
 
 
 def _variants(task: Task, skeleton: LayoutConfig) -> Iterator[LayoutConfig]:

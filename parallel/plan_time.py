@@ -77,9 +77,9 @@ class Pieces:
     last_traffic: float
 
 
-def pieces_seconds(task: Task, candidate: Candidate, machine: Machine, *, ranks: int) -> Pieces:
+def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces:
     """What layers and ends take, which splits are balanced by."""
-    rates = machine.rates_for(task.precision, ranks=ranks)
+    rates = machine.rates_for(task.precision, ranks=candidate.ranks)
     layout, decoder, e = candidate.layout, task.model.decoder, task.element_bytes
     tensor = layout.tensor
     links = machine.links(span=tensor)
@@ -127,7 +127,7 @@ def step_seconds(
         machine: whose rates hold.
         pieces: as `pieces_seconds` has them, where they are known.
     """
-    pieces = pieces or pieces_seconds(task, candidate, machine, ranks=candidate.ranks)
+    pieces = pieces or pieces_seconds(task, candidate, machine)
     rates = machine.rates_for(task.precision, ranks=candidate.ranks)
     layout = candidate.layout
     stages = layout.pipeline
@@ -262,16 +262,21 @@ def _last(
     chunk = min(decoder.loss_chunk_tokens, load.scored)
     num_chunks = load.scored / chunk
     products = 3 * num_chunks * rates.product_seconds(chunk, decoder.width, rows)
-    weight = rows * decoder.width * FP32
-    # The weight's gradient: cleared, added to by each chunk, scaled.
-    moved = LOGIT_MOVES * load.scored * rows * FP32 + (4 + 2 * num_chunks) * weight
+    moved = head_moves(load.scored, decoder.width, rows, num_chunks=num_chunks)
     activation = load.slots * decoder.width * task.element_bytes
     traffic = links.all_reduce(activation, ranks=tensor)
     # Maxima, then sums and chosen logits, of each chunk.
     traffic += math.ceil(num_chunks) * links.all_reduce(chunk * FP32, ranks=tensor, times=2)
     if candidate.layout.sequence_parallel:
         traffic += links.all_gather(activation, ranks=tensor)
-    return products + moved / rates.elementwise, traffic
+    return products + moved / rates.logits, traffic
+
+
+def head_moves(scored: float, width: int, vocabulary: float, *, num_chunks: float) -> float:
+    """Bytes that the head's loss moves, forward and backward, besides its products."""
+    weight = vocabulary * width * FP32
+    # The weight's gradient: cleared, added to by each chunk, scaled.
+    return LOGIT_MOVES * scored * vocabulary * FP32 + (4 + 2 * num_chunks) * weight
 
 
 def _pipeline(task: Task, candidate: Candidate, machine: Machine) -> float:

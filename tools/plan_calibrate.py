@@ -293,6 +293,7 @@ def _show(machine: Machine, path: Path, *, seconds: float) -> None:
         "attention": lambda r: f"{r.attention / 1e9:,.0f} GFLOP/s",
         "span attention": lambda r: f"{r.span_attention / 1e9:,.1f} GFLOP/s",
         "element-wise": lambda r: f"{r.elementwise / 1e9:,.1f} GB/s",
+        "logits": lambda r: f"{r.logits / 1e9:,.1f} GB/s",
         "AdamW": lambda r: f"{r.update / 1e9:,.1f} GB/s",
         "call of a block": lambda r: f"{r.block_seconds * 1e3:.2f} ms",
         "microbatch": lambda r: f"{r.microbatch_seconds * 1e3:.2f} ms",

@@ -22,18 +22,14 @@ from rich.table import Table
 from model.semicausal import ModelConfig, parameter_counts
 from parallel.machines import GIB, Machine
 from parallel.mesh import LayoutConfig
-from parallel.plan import one_plan
+from parallel.plan import one_plan, with_best_split
 from parallel.plan_memory import rank_memory
-from parallel.plan_task import Candidate, Task
-from parallel.plan_time import pieces_seconds
-from parallel.split import balanced
 from parallel.zero import Precision, ZeroConfig
 from tools.bench.processes import ProcessFailed
 from tools.plan import machine_for
-from tools.plan_config import random_spans, record
-from tools.plan_measure import Observation, Trial, observe
+from tools.plan_config import record
+from tools.plan_measure import Observation, Trial, as_planned, observe
 from tools.plan_table import console, layout_words
-from train.data.spans import RandomSpansConfig
 from train.errors import UserError
 
 MEMORY_TOLERANCE = 0.10
@@ -205,15 +201,9 @@ def layouts(effort: Effort, machine: Machine) -> dict[str, Trial]:
 def chosen_split(effort: Effort, machine: Machine, *, precision: Precision) -> tuple[int, ...]:
     """What the planner chooses for two stages."""
     trial = _trial(effort, ranks=2, layout={"pipeline": 2}, split=(1, 1), precision=precision)
-    task, candidate = task_and_candidate(trial)
-    pieces = pieces_seconds(task, candidate, machine, ranks=trial.ranks)
-    return balanced(
-        task.model.decoder.num_layers,
-        pipeline=2,
-        layer=pieces.layer,
-        first=pieces.first,
-        last=pieces.last,
-    )
+    task, candidate = as_planned(trial)
+    best, _ = with_best_split(task, candidate, machine)
+    return best.split
 
 
 def compare_splits(effort: Effort, machine: Machine) -> list[dict[str, Any]]:
@@ -254,7 +244,7 @@ def observe_checked(trial: Trial, effort: Effort) -> Observation:
 
 def row_of(name: str, trial: Trial, machine: Machine, seen: Observation) -> dict[str, Any]:
     """Predicted and measured, for the record."""
-    task, candidate = task_and_candidate(trial)
+    task, candidate = as_planned(trial)
     tensor = candidate.layout.tensor
     memories = [
         rank_memory(task, candidate, pipeline_rank=stage, fused=machine.has_fused_span_attention)
@@ -290,33 +280,8 @@ def row_of(name: str, trial: Trial, machine: Machine, seen: Observation) -> dict
 
 def predicted(trial: Trial, machine: Machine) -> dict[str, Any]:
     """Memory and time by arithmetic."""
-    task, candidate = task_and_candidate(trial)
+    task, candidate = as_planned(trial)
     return record(one_plan(task, candidate, machine))
-
-
-def task_and_candidate(trial: Trial) -> tuple[Task, Candidate]:
-    """A trial as the planner sees it."""
-    data = trial.ranks // trial.layout.model_ranks
-    load = random_spans(
-        RandomSpansConfig(ratio=trial.span_share), sequence_tokens=trial.sequence_tokens
-    )
-    task = Task(
-        model=trial.model,
-        precision=trial.precision,
-        sequences=trial.micro_sequences * trial.num_microbatches * data,
-        sequence_tokens=trial.sequence_tokens,
-        spans={modality: load for modality in trial.model.encoders},
-        zero=trial.zero,
-        steps=1,
-    )
-    candidate = Candidate(
-        layout=trial.layout.model_copy(update={"split": list(trial.split)}),
-        data=data,
-        stage=trial.zero.stage,
-        micro_sequences=trial.micro_sequences,
-        num_microbatches=trial.num_microbatches,
-    )
-    return task, candidate
 
 
 def summary(rows: Sequence[dict[str, Any]], splits: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -15,13 +15,16 @@ from parallel.agreement import gathered
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh, build_mesh, forget_groups
 from parallel.pipeline import forward_backward
+from parallel.plan_task import Candidate, Task
 from parallel.spread import build_part
 from parallel.zero import AdamWOptions, Precision, ZeroConfig, ZeroEngine
 from parallel.zero import initialize as initialize_zero
 from tools.bench.processes import in_processes
 from tools.bench.shapes import Shape
 from tools.bench.training import batches
+from tools.plan_config import random_spans
 from tools.plan_live import metered
+from train.data.spans import RandomSpansConfig
 from train.optim import parameter_groups
 
 SEED = 1
@@ -74,6 +77,31 @@ class Observation:
     def seconds(self) -> float:
         """Median of the steps."""
         return statistics.median(self.step_seconds)
+
+
+def as_planned(trial: Trial) -> tuple[Task, Candidate]:
+    """A trial as the planner sees it."""
+    data = trial.ranks // trial.layout.model_ranks
+    load = random_spans(
+        RandomSpansConfig(ratio=trial.span_share), sequence_tokens=trial.sequence_tokens
+    )
+    task = Task(
+        model=trial.model,
+        precision=trial.precision,
+        sequences=trial.micro_sequences * trial.num_microbatches * data,
+        sequence_tokens=trial.sequence_tokens,
+        spans={modality: load for modality in trial.model.encoders},
+        zero=trial.zero,
+        steps=1,
+    )
+    candidate = Candidate(
+        layout=trial.layout.model_copy(update={"split": list(trial.split)}),
+        data=data,
+        stage=trial.zero.stage,
+        micro_sequences=trial.micro_sequences,
+        num_microbatches=trial.num_microbatches,
+    )
+    return task, candidate
 
 
 def observe(

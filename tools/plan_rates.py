@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -14,13 +14,21 @@ from torch import Tensor, nn
 from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention
 from model.block import Block
 from model.layers import DenseLayers, initialize
+from model.loss import LinearCrossEntropy
 from parallel.machines import Link, Links, Rates
-from parallel.plan_time import HIDDEN_MOVES, SPLIT_MOVES, UPDATE_BYTES, WHOLE_MOVES
+from parallel.plan_time import (
+    HIDDEN_MOVES,
+    SPLIT_MOVES,
+    UPDATE_BYTES,
+    WHOLE_MOVES,
+    head_moves,
+)
 from parallel.zero import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 HEAD_WIDTH = 64
+LOSS_CHUNK_TOKENS = 256
 NUM_SPANS = 6
 SPAN_ROWS = 129
 UPDATE_ELEMENTS = 8_000_000
@@ -35,12 +43,14 @@ class Sizes:
         rows: slots.
         products: (inner, outer) widths of matrix products.
         widths: of whole blocks.
+        head: width and vocabulary of the head.
         seconds: how long each is repeated.
     """
 
     rows: int
     products: tuple[tuple[int, int], ...]
     widths: tuple[int, ...]
+    head: tuple[int, int]
     seconds: float
 
 
@@ -48,12 +58,14 @@ CPU = Sizes(
     rows=512,
     products=((64, 64), (256, 256), (512, 1024), (1024, 2048), (2048, 4096)),
     widths=(256, 512, 1024),
+    head=(512, 16384),
     seconds=0.35,
 )
 CUDA = Sizes(
     rows=8192,
     products=((256, 256), (1024, 1024), (2048, 2048), (2048, 8192), (4096, 16384)),
     widths=(1024, 2048, 4096),
+    head=(2048, 65536),
     seconds=0.25,
 )
 
@@ -66,6 +78,7 @@ class Timed:
     attention: float
     span_attention: float
     elementwise: float
+    logits: float
     update: float
     block_seconds: float
 
@@ -76,6 +89,7 @@ class Timed:
             attention=self.attention,
             span_attention=self.span_attention,
             elementwise=self.elementwise,
+            logits=self.logits,
             update=self.update,
             block_seconds=self.block_seconds,
             microbatch_seconds=microbatch_seconds,
@@ -119,16 +133,15 @@ def compute_rates(precision: Precision, sizes: Sizes) -> Timed:
         attention=attention,
         span_attention=span_attention,
         elementwise=1.0,
+        logits=1.0,
         update=_update_rate(sizes),
         block_seconds=0.0,
     )
     elementwise, block_seconds = _fit_blocks(draft, dtype, sizes)
-    return Timed(
-        products=products,
-        attention=attention,
-        span_attention=span_attention,
+    return replace(
+        draft,
         elementwise=elementwise,
-        update=draft.update,
+        logits=_logit_rate(draft, dtype, sizes),
         block_seconds=block_seconds,
     )
 
@@ -142,7 +155,6 @@ def group_links() -> Links:
     for num_bytes in MESSAGE_BYTES:
         whole = torch.ones(num_bytes // 4, device=_device())
         part = whole[: len(whole) // ranks].clone()
-        parts = list(whole.chunk(ranks))
 
         def swap(whole: Tensor = whole) -> None:
             if rank < 2:
@@ -153,7 +165,9 @@ def group_links() -> Links:
         share = (ranks - 1) / ranks * num_bytes
         repeats = 20 if num_bytes < (1 << 20) else 4
         reduce.append((2 * share, _fixed(lambda w=whole: dist.all_reduce(w), repeats)))
-        gather.append((share, _fixed(lambda t=parts, p=part: dist.all_gather(t, p), repeats)))
+        gather.append(
+            (share, _fixed(lambda w=whole, p=part: dist.all_gather_single(w, p), repeats))
+        )
         send.append((num_bytes, _fixed(swap, repeats) / 2))
     return Links(reduce=_link(reduce), gather=_link(gather), send=_link(send))
 
@@ -231,6 +245,27 @@ def _span_attention_rate(dtype: torch.dtype, sizes: Sizes) -> float:
 
     operations = 3 * 4 * NUM_SPANS * SPAN_ROWS**2 * width
     return operations / seconds_of(both, at_least=sizes.seconds)
+
+
+def _logit_rate(known: Timed, dtype: torch.dtype, sizes: Sizes) -> float:
+    """What the head takes besides its products."""
+    width, vocabulary = sizes.head
+    chunk = min(LOSS_CHUNK_TOKENS, sizes.rows)
+    weight = nn.Parameter(torch.randn(vocabulary, width, device=_device(), dtype=dtype) * 0.02)
+    head = LinearCrossEntropy(weight, chunk_tokens=chunk)
+    states = torch.randn(sizes.rows, width, device=_device(), dtype=dtype, requires_grad=True)
+    targets = torch.randint(vocabulary, (sizes.rows,), device=_device())
+
+    def both() -> None:
+        head(states, targets, sizes.rows).total.backward()
+        weight.grad = None
+
+    taken = seconds_of(both, at_least=sizes.seconds)
+    num_chunks = sizes.rows / chunk
+    plain = known.rates(microbatch_seconds=0.0, by_stage=[])
+    products = 3 * num_chunks * plain.product_seconds(chunk, width, vocabulary)
+    moved = head_moves(sizes.rows, width, vocabulary, num_chunks=num_chunks)
+    return moved / max(taken - products, 0.02 * taken)
 
 
 def _update_rate(sizes: Sizes) -> float:

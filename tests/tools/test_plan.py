@@ -144,13 +144,16 @@ def test_a_run_becomes_a_task() -> None:
 
 
 def test_rates_are_timed() -> None:
-    sizes = plan_rates.Sizes(rows=64, products=((16, 16), (32, 32)), widths=(64, 128), seconds=0.01)
+    sizes = plan_rates.Sizes(
+        rows=64, products=((16, 16), (32, 32)), widths=(64, 128), head=(16, 64), seconds=0.01
+    )
     timed = plan_rates.compute_rates("fp32", sizes)
     rates = timed.rates(microbatch_seconds=0.0, by_stage=[])
     assert [size for size, _ in rates.products] == pytest.approx(
         [64 ** (1 / 3) * 16 ** (2 / 3), 64 ** (1 / 3) * 32 ** (2 / 3)]
     )
-    assert min(rates.attention, rates.span_attention, rates.elementwise, rates.update) > 1e6
+    assert min(rates.attention, rates.span_attention, rates.update) > 1e6
+    assert min(rates.elementwise, rates.logits) > 1e6
 
 
 def test_seconds_are_a_median() -> None:

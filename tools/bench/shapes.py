@@ -88,6 +88,7 @@ class Plan:
         state_bytes: training state to save and restore.
         timeout_seconds: of each case.
         threads: of each case; where there are several ranks they share them.
+        rate_seconds: how long each of the planner's rates is measured.
     """
 
     peers: Shape
@@ -99,6 +100,7 @@ class Plan:
     state_bytes: int
     timeout_seconds: float
     threads: int = 2
+    rate_seconds: float = 0.35
 
 
 PEERS = Shape(
@@ -193,5 +195,6 @@ TINY = Plan(
     state_bytes=12 << 20,
     timeout_seconds=60,
     threads=1,
+    rate_seconds=0.01,
 )
 """Tries the plumbing; its numbers mean nothing."""

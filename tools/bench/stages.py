@@ -1,36 +1,35 @@
 """Two pipeline stages against the ideal for their bubble, and the uneven split against halves."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from model.batch import Batch
-from model.layers import initialize
 from model.semicausal import ModelConfig
-from parallel.costs import model_work, usual_load
-from parallel.launch import World
-from parallel.mesh import LayoutConfig, Mesh, build_mesh
-from parallel.pipeline import forward_backward
-from parallel.spread import build_part, split_of
-from parallel.zero import AdamWOptions, ZeroConfig
-from parallel.zero import initialize as initialize_zero
+from parallel.agreement import gathered
+from parallel.machines import Machine, RatesAt, nominal
+from parallel.mesh import LayoutConfig, Mesh
+from parallel.plan import one_plan, with_best_split
+from parallel.zero import ZeroConfig
 from tools.bench.rounds import Contestant, Findings, Spread, Step, alternate, ratio, record, spread
 from tools.bench.semicausal import RATIO
-from tools.bench.shapes import Plan, Shape
+from tools.bench.shapes import Plan
 from tools.bench.training import (
     BETAS,
     CLIP_NORM,
     EPSILON,
     LEARNING_RATE,
-    SEED,
     WEIGHT_DECAY,
     batches,
     build,
     longest_rows,
     num_parameters,
 )
+from tools.plan_measure import Trial, as_planned, engine_of, mesh_of, train_step
+from tools.plan_rates import HEAD_WIDTH, Sizes, StageRates, compute_rates, group_links
 from train.optim import parameter_groups
 
 NUM_STAGES = 2
@@ -38,7 +37,7 @@ NUM_MICROBATCHES = 8
 
 
 def two_stages(plan: Plan) -> Findings:
-    """Whole model, two balanced stages, two halves, in turn; every rank must call it.
+    """Whole model, two stages as planned, two halves, in turn; every rank must call it.
 
     The whole model is computed by both ranks at once, each on its own and without exchange, so that
     both cores are as busy as under the pipeline.
@@ -46,17 +45,16 @@ def two_stages(plan: Plan) -> Findings:
     shape = plan.stages
     config = shape.semi_causal(max_tokens=longest_rows(shape))
     given = batches(shape, ratio=RATIO, count=NUM_MICROBATCHES)
-    world = World(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device("cpu"))
+    machine, balanced = _planned(plan, config)
     half = config.decoder.num_layers // NUM_STAGES
-    balanced = LayoutConfig(pipeline=NUM_STAGES)
-    uniform = LayoutConfig(pipeline=NUM_STAGES, split=[half] * NUM_STAGES)
-    mesh = build_mesh(balanced, world)
+    halves = replace(balanced, split=(half,) * NUM_STAGES)
+    mesh = mesh_of(balanced)
     whole = build(config)
     parameters = num_parameters(whole)
     steps: dict[str, Step] = {
         "whole": _alone(whole, given),
-        "two_stages": _piped(config, balanced, mesh, shape, given),
-        "two_halves": _piped(config, uniform, mesh, shape, given),
+        "two_stages": _piped(balanced, mesh, given),
+        "two_halves": _piped(halves, mesh, given),
     }
     contestants = [
         Contestant(
@@ -78,13 +76,13 @@ def two_stages(plan: Plan) -> Findings:
             "ranks": NUM_STAGES,
             "threads_per_rank": 1,
             "microbatches": NUM_MICROBATCHES,
-            "split": list(_split(config, balanced, shape)),
+            "split": list(balanced.split),
         },
         contestants=record(contestants, seconds),
         ratios={
             "two_stages_vs_ideal": ratio(seconds["two_stages"], ideal),
             "two_halves_vs_two_stages": ratio(seconds["two_halves"], seconds["two_stages"]),
-            "two_halves_vs_two_stages_predicted": _predicted(config, uniform, balanced, shape),
+            "two_halves_vs_two_stages_predicted": _predicted(halves, balanced, machine),
         },
     )
 
@@ -110,51 +108,62 @@ def _alone(model: Any, given: Sequence[Batch]) -> Step:
     return step
 
 
-def _piped(
-    config: ModelConfig, layout: LayoutConfig, mesh: Mesh, shape: Shape, given: Sequence[Batch]
-) -> Step:
-    model = build_part(config, layout, mesh, split=_split(config, layout, shape))
-    initialize(model, seed=SEED)
-    engine = initialize_zero(
-        model,
-        param_groups=parameter_groups(model, WEIGHT_DECAY),
-        optim=AdamWOptions(LEARNING_RATE, BETAS, EPSILON),
+def _planned(plan: Plan, config: ModelConfig) -> tuple[Machine, Trial]:
+    """What ranks of this machine compute in a second, and the stages that the planner makes."""
+    shape = plan.stages
+    trial = Trial(
+        model=config,
+        layout=LayoutConfig(pipeline=NUM_STAGES),
+        split=(1,) * NUM_STAGES,
+        zero=ZeroConfig(stage=0),  # one copy of the model: nothing to share out
         precision="fp32",
-        config=ZeroConfig(stage=1),
-        clip_norm=CLIP_NORM,
-        mesh=mesh,
-    )
-    count = sum(batch.num_scored for batch in given)
-
-    def step() -> None:
-        forward_backward(engine, given, scale=1 / count)
-        engine.step()
-
-    return step
-
-
-def _split(config: ModelConfig, layout: LayoutConfig, shape: Shape) -> tuple[int, ...]:
-    return split_of(config, layout, sequence_tokens=shape.sequence_tokens, span_share=RATIO)
-
-
-def _predicted(
-    config: ModelConfig, over: LayoutConfig, under: LayoutConfig, shape: Shape
-) -> Spread:
-    """Ratio of step times by operations alone: each microbatch waits for the slowest stage."""
-    load = usual_load(
-        config,
-        sequences=shape.sequences,
+        ranks=NUM_STAGES,
+        micro_sequences=shape.sequences,
+        num_microbatches=NUM_MICROBATCHES,
         sequence_tokens=shape.sequence_tokens,
         span_share=RATIO,
     )
-    work = model_work(config, load)
+    # Every rank has its own measurements, and all must choose the same.
+    machine = gathered(_calibrated(plan))[0]
+    best, _ = with_best_split(*as_planned(trial), machine)
+    return machine, replace(trial, split=best.split)
 
-    def operations(layout: LayoutConfig) -> float:
-        first, last = _split(config, layout, shape)
-        stages = (
-            first * work.layer.training + work.first,
-            last * work.layer.training + work.head.training,
-        )
-        return (NUM_MICROBATCHES - 1) * max(stages) + sum(stages)
 
-    return spread([operations(over) / operations(under)])
+def _calibrated(plan: Plan) -> Machine:
+    """As `tools.plan calibrate` would have it, at this shape's sizes alone."""
+    shape = plan.stages
+    width, encoder_width = shape.width, shape.encoder_width
+    block_width = max(width, HEAD_WIDTH)
+    sizes = Sizes(
+        rows=shape.tokens,
+        products=(
+            (encoder_width, encoder_width),
+            (width, width),
+            (width, 4 * width),
+            (width, shape.vocabulary),
+        ),
+        widths=(block_width, 2 * block_width),
+        head=(width, shape.vocabulary),
+        seconds=plan.rate_seconds,
+    )
+    # ZeRO's own work is left out: it is the same whatever the split.
+    free = [StageRates(0.0, 0.0, 0.0, 0.0)] * 4
+    rates = compute_rates("fp32", sizes).rates(microbatch_seconds=0.0, by_stage=free)
+    return nominal("cpu", cores=NUM_STAGES).model_copy(
+        update={
+            "rates": [RatesAt(precision="fp32", busy_ranks=NUM_STAGES, rates=rates)],
+            "within_node": group_links(),
+        }
+    )
+
+
+def _piped(trial: Trial, mesh: Mesh, given: list[Batch]) -> Step:
+    engine = engine_of(trial, mesh)
+    return lambda: train_step(engine, given)
+
+
+def _predicted(over: Trial, under: Trial, machine: Machine) -> Spread:
+    """Ratio of step times by the planner."""
+    plans = (one_plan(*as_planned(trial), machine) for trial in (over, under))
+    slow, quick = (plan.seconds.total for plan in plans)
+    return spread([slow / quick])
