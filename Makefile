@@ -13,7 +13,7 @@ pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (min
 test: .venv/dev  ## all that matters, at most 15 minutes
 	$(BIN)/pytest -m "not long" $(ARGS)
 
-test-all: .venv/dev  ## every cell of the long tables, at most 75 minutes
+test-all: .venv/dev  ## every cell of the long tables, more than an hour
 	$(BIN)/pytest $(ARGS)
 
 parity: .venv/dev  ## every layout against one process, as a table and out/parity.json (minutes)

@@ -200,14 +200,20 @@ def rank_fault(layout: LayoutConfig, *, ranks: int) -> str | None:
     )
 
 
-def layout_faults(layout: LayoutConfig, model: ModelConfig) -> Iterator[str]:
-    """What keeps a model from being spread so."""
+def tensor_sizes(model: ModelConfig) -> dict[str, int]:
+    """What a tensor degree must divide, by key of the configuration."""
     sizes = {"model.decoder.heads": model.decoder.heads}
     sizes["model.decoder.feed_forward"] = model.decoder.feed_forward
     for modality, part in model.encoders.items():
         path = f"model.encoders.{modality}.encoder"
         sizes[f"{path}.heads"] = part.encoder.heads
         sizes[f"{path}.feed_forward"] = part.encoder.feed_forward
+    return sizes
+
+
+def layout_faults(layout: LayoutConfig, model: ModelConfig) -> Iterator[str]:
+    """What keeps a model from being spread so."""
+    sizes = tensor_sizes(model)
     for name, size in sizes.items():
         if size % layout.tensor:
             yield (

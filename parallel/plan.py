@@ -8,7 +8,8 @@ from typing import get_args
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
 from parallel.machines import GIB, Machine
-from parallel.mesh import LayoutConfig
+from parallel.mesh import LayoutConfig, tensor_sizes
+from parallel.pipeline import microbatch_fault
 from parallel.plan_memory import Memory, fullest_rank
 from parallel.plan_task import Candidate, Task
 from parallel.plan_time import Pieces, Seconds, pieces_seconds, step_seconds
@@ -137,9 +138,9 @@ def _skeletons(
         if tensor > machine.ranks_per_node:
             refusals[f"tensor {tensor}: straddles nodes of {machine.ranks_per_node} ranks"] += 1
             continue
-        fault = _indivisible(model, tensor)
-        if fault is not None:
-            refusals[f"tensor {tensor}: {fault}"] += 1
+        undivided = [f"{name} {n}" for name, n in tensor_sizes(model).items() if n % tensor]
+        if undivided:
+            refusals[f"tensor {tensor}: does not divide {', '.join(undivided)}"] += 1
             continue
         for pipeline in _divisors(ranks // tensor):
             if pipeline > model.decoder.num_layers:
@@ -147,16 +148,6 @@ def _skeletons(
                 refusals[reason] += 1
                 continue
             yield LayoutConfig(tensor=tensor, pipeline=pipeline)
-
-
-def _indivisible(model: ModelConfig, tensor: int) -> str | None:
-    sizes = [(model.decoder.heads, "heads"), (model.decoder.feed_forward, "feed-forward channels")]
-    for modality, part in model.encoders.items():
-        sizes.append((part.encoder.heads, f"heads of the {modality} encoder"))
-        sizes.append(
-            (part.encoder.feed_forward, f"feed-forward channels of the {modality} encoder")
-        )
-    return next((f"{size} {what} do not divide" for size, what in sizes if size % tensor), None)
 
 
 def _choices(
@@ -172,9 +163,13 @@ def _choices(
             if micro_sequences > MOST_MICRO_SEQUENCES:
                 break
             num_microbatches = task.sequences // data // micro_sequences
-            if layout.chunks > 1 and num_microbatches % layout.pipeline:
+            stages, chunks = layout.pipeline, layout.chunks
+            if microbatch_fault(num_microbatches, pipeline=stages, chunks=chunks) is not None:
+                refusals[f"chunks {chunks}: need a multiple of {stages} microbatches"] += 1
                 continue
-            if layout.sequence_parallel and micro_sequences * task.sequence_tokens % layout.tensor:
+            rows = micro_sequences * task.sequence_tokens
+            if layout.sequence_parallel and rows % layout.tensor:
+                refusals[f"tensor {layout.tensor}: does not divide {rows} slots"] += 1
                 continue
             drafts = [
                 Candidate(

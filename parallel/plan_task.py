@@ -8,7 +8,7 @@ from model.semicausal import ModelConfig
 from parallel.costs import Load, SpanLoad
 from parallel.mesh import LayoutConfig
 from parallel.plan_weights import Share, rank_share
-from parallel.zero import Precision, ZeroConfig
+from parallel.zero_config import Precision, ZeroConfig
 
 PRECISION_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 

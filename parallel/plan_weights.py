@@ -1,5 +1,6 @@
 """Which parameters each rank holds under a layout, to the element."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,19 +23,18 @@ class Weight:
         part: one of `PARTS`.
         count: how many there are.
         elements: of each, padding included.
-        real: of each, padding left out.
         decays: a matrix that weight decay applies to; the optimiser groups by it.
         trains: the optimiser updates it.
-        is_copy: a tied head, whose owner is the embedding on the first stage.
+        is_tied_end: the tied embedding where another stage has it too, which the optimiser keeps in
+            a group of its own.
     """
 
     part: str
     count: int
     elements: int
-    real: int
     decays: bool = False
     trains: bool = True
-    is_copy: bool = False
+    is_tied_end: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,6 @@ class Share:
         return sum(weight.count * weight.elements for weight in self.weights)
 
     @cached_property
-    def real(self) -> int:
-        """All parameters, padding left out: what is reported."""
-        return sum(weight.count * weight.real for weight in self.weights)
-
-    @cached_property
     def trained(self) -> int:
         """Parameters that the optimiser updates, padding included."""
         return sum(w.count * w.elements for w in self.weights if w.trains)
@@ -82,9 +77,12 @@ class Share:
 
     @cached_property
     def largest_group(self) -> int:
-        """Elements of the optimiser's larger group: matrices that decay, or all the rest."""
-        decayed = sum(w.count * w.elements for w in self.weights if w.trains and w.decays)
-        return max(decayed, self.trained - decayed)
+        """Elements of the optimiser's largest group: matrices that decay, a tied end, the rest."""
+        sizes: Counter[tuple[bool, bool]] = Counter()
+        for weight in self.weights:
+            if weight.trains:
+                sizes[weight.decays, weight.is_tied_end] += weight.count * weight.elements
+        return max(sizes.values())
 
     def smaller_than(self, elements: int) -> int:
         """Elements of all parameters that are no larger than this."""
@@ -97,21 +95,19 @@ def rank_share(
     *,
     split: Sequence[int],
     pipeline_rank: int,
-    tensor_rank: int = 0,
 ) -> Share:
-    """What one rank holds.
+    """What one rank holds; those of a tensor group hold as much as each other.
 
     Args:
         config: the whole model.
         layout: how it is spread.
         split: decoder layers of each piece.
         pipeline_rank: the stage.
-        tensor_rank: place in the tensor group; the last ones hold the vocabulary's padding.
     """
     pieces = held_pieces(tuple(split), layout, pipeline_rank=pipeline_rank)
     is_first = any(piece.is_first for piece in pieces)
     is_last = any(piece.is_last for piece in pieces)
-    place = _Place(layout.tensor, tensor_rank)
+    place = _Place(layout.tensor)
     return Share(
         weights=tuple(_weights(config, pieces, place, is_first=is_first, is_last=is_last)),
         piece_layers=tuple(piece.last_layer - piece.first_layer for piece in pieces),
@@ -124,7 +120,6 @@ def rank_share(
 @dataclass(frozen=True)
 class _Place:
     tensor: int
-    rank: int
 
     def rows(self, tokens: int) -> int:
         """A rank's rows of a vocabulary, padded only where it is split."""
@@ -134,9 +129,7 @@ class _Place:
 
     def vocabulary(self, part: str, tokens: int, width: int, **kind: bool) -> Weight:
         """A rank's part of a table of the vocabulary."""
-        rows = self.rows(tokens)
-        real = min(max(tokens - rows * self.rank, 0), rows)
-        return Weight(part=part, count=1, elements=rows * width, real=real * width, **kind)
+        return Weight(part=part, count=1, elements=self.rows(tokens) * width, **kind)
 
     def block(
         self, part: str, count: int, width: int, hidden: int, *, trains: bool
@@ -151,7 +144,6 @@ class _Place:
                 part=part,
                 count=count,
                 elements=elements,
-                real=elements,
                 decays=decays,
                 trains=trains,
             )
@@ -167,14 +159,15 @@ def _weights(
 ) -> Iterator[Weight]:
     decoder = config.decoder
     vocabulary, width = decoder.vocabulary, decoder.width
+    is_tied_end = decoder.tied_head and is_first != is_last
     if is_first:
-        yield place.vocabulary("embedding", vocabulary, width)
+        yield place.vocabulary("embedding", vocabulary, width, is_tied_end=is_tied_end)
     num_layers = sum(piece.last_layer - piece.first_layer for piece in pieces)
     yield from place.block("layers", num_layers, width, decoder.feed_forward, trains=True)
     if is_last and decoder.norm == "pre":
-        yield Weight(part="head", count=2, elements=width, real=width)
+        yield Weight(part="head", count=2, elements=width)
     if is_last and not (is_first and decoder.tied_head):
-        yield place.vocabulary("head", vocabulary, width, is_copy=decoder.tied_head)
+        yield place.vocabulary("head", vocabulary, width, is_tied_end=is_tied_end)
     if is_first:
         for part in config.encoders.values():
             yield from _encoder(part, vocabulary, width, place)
@@ -191,14 +184,12 @@ def _encoder(part: EncoderConfig, vocabulary: int, to: int, place: _Place) -> It
         (NUM_BUCKETS * encoder.heads, 1),
         (width, 2),
     ):
-        yield Weight(
-            part="encoder", count=count, elements=elements, real=elements, trains=bottom_trains
-        )
+        yield Weight(part="encoder", count=count, elements=elements, trains=bottom_trains)
     hidden = encoder.feed_forward
     yield from place.block("encoder", num_frozen, width, hidden, trains=False)
     yield from place.block("encoder", num_training, width, hidden, trains=True)
     num_linear = 1 if part.connector.kind == "linear" else part.connector.num_layers
     for index in range(num_linear):
         elements = to * (width if index == 0 else to)
-        yield Weight(part="connector", count=1, elements=elements, real=elements, decays=True)
-        yield Weight(part="connector", count=1, elements=to, real=to)
+        yield Weight(part="connector", count=1, elements=elements, decays=True)
+        yield Weight(part="connector", count=1, elements=to)

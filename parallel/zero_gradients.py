@@ -50,12 +50,10 @@ class Gradient:
 
 def tied_over_stages(module: nn.Module, mesh: Mesh) -> nn.Parameter | None:
     """The token embedding where the other end of the pipeline has it too, as its head."""
-    if mesh.ends_group is None:
+    if mesh.ends_group is None or not getattr(module, "has_tied_ends", False):
         return None
-    named = {logical_name(name, p): p for name, p in module.named_parameters()}
-    if not getattr(module, "has_tied_ends", False):
-        return None
-    return named[TIED_NAME]
+    named = module.named_parameters()
+    return next(p for name, p in named if logical_name(name, p) == TIED_NAME)
 
 
 def collect(engine: "ZeroEngine") -> list[Gradient]:

@@ -71,7 +71,11 @@ def plan(arguments: list[str]) -> int:
         title = (
             f"{config.name} on {options.gpus} x {machine.device}: {layout_words(best.candidate)}"
         )
-        write_overlay(options.write, best, title=title)
+        try:
+            write_overlay(options.write, best, title=title)
+        except OSError as error:
+            sys.stderr.write(f"{options.write}: cannot be written: {error.strerror}\n")
+            return 2
         files = " ".join(options.arguments)
         out.print(f"written: python -m train {files} {options.write}", markup=False, soft_wrap=True)
     return 0

@@ -27,7 +27,7 @@ from parallel.machines import (
 )
 from parallel.mesh import LayoutConfig
 from parallel.plan_time import UPDATE_BYTES
-from parallel.zero import Precision, ZeroConfig
+from parallel.zero_config import Precision, ZeroConfig
 from tools.bench.processes import ProcessFailed, in_processes
 from tools.bench.training import build
 from tools.plan_measure import Trial, batches_of, engine_of, mesh_of, train_step
@@ -73,8 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"calibration failed: {error}\n")
         return 1
     path = options.calibration or calibration_path(kind)
-    write_machine(machine, path)
-    _show(machine, path, seconds=time.perf_counter() - started)
+    _show(machine, seconds=time.perf_counter() - started)
+    try:
+        write_machine(machine, path)
+    except OSError as error:
+        sys.stderr.write(f"{path}: cannot be written: {error.strerror}\n")
+        return 1
+    console().print(f"kept in {path}", markup=False)
     return 0
 
 
@@ -283,7 +288,7 @@ def _processor() -> str:
     return "this processor"
 
 
-def _show(machine: Machine, path: Path, *, seconds: float) -> None:
+def _show(machine: Machine, *, seconds: float) -> None:
     table = Table(title=f"{machine.device}, measured in {seconds:.0f} s", title_justify="left")
     table.add_column("rate")
     for entry in machine.rates:
@@ -305,6 +310,6 @@ def _show(machine: Machine, path: Path, *, seconds: float) -> None:
     reduce = machine.within_node.reduce
     out.print(
         f"all-reduce: {reduce.latency_seconds * 1e6:.0f} us + {reduce.bytes_per_second / 1e9:.2f} "
-        f"GB/s\nkept in {path}",
+        "GB/s",
         markup=False,
     )

@@ -24,7 +24,7 @@ from parallel.machines import GIB, Machine
 from parallel.mesh import LayoutConfig
 from parallel.plan import one_plan, with_best_split
 from parallel.plan_memory import rank_memory
-from parallel.zero import Precision, ZeroConfig
+from parallel.zero_config import Precision, ZeroConfig
 from tools.bench.processes import ProcessFailed
 from tools.plan import machine_for
 from tools.plan_config import record

@@ -11,7 +11,7 @@ from parallel.launch import multiplies_bf16
 from parallel.machines import MachineKind
 from parallel.plan import Plan
 from parallel.plan_task import Candidate, Task
-from parallel.zero import Precision
+from parallel.zero_config import Precision
 from train.config import RunConfig
 from train.data.spans import FixedSpansConfig, RandomSpansConfig
 from train.errors import ConfigError

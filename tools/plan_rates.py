@@ -23,7 +23,7 @@ from parallel.plan_time import (
     WHOLE_MOVES,
     head_moves,
 )
-from parallel.zero import Precision
+from parallel.zero_config import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -38,6 +38,7 @@ from train.errors import CheckpointError
 Result = TypeVar("Result")
 
 SLOWEST_WRITE = timedelta(hours=6)
+"""How long ranks wait for each other's chunks before a write counts as stuck."""
 
 LAST_WRITE_SECONDS = 60.0
 """How long a write may still go on when training has failed."""

@@ -8,7 +8,7 @@ from model.config import Config
 from model.lora import LoraConfig
 from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
-from parallel.zero import ZeroConfig
+from parallel.zero_config import ZeroConfig
 from train.data.collate import SpanCapacity
 from train.data.spans import FixedSpansConfig, RandomSpansConfig, SpansConfig
 from train.monitor import WatchConfig

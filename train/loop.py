@@ -22,6 +22,7 @@ from train.build import (
     count_parameters,
     open_corpus,
 )
+from train.checkpoint_storage import shown
 from train.config import RunConfig
 from train.data.corpus import Corpus
 from train.errors import CheckpointError
@@ -57,7 +58,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         latest, state = first
     if latest is not None:
         # A directory of checkpoints may be shared, a run's own may have been copied into.
-        refuse_other_run(config, state["config"], str(latest))
+        refuse_other_run(config, state["config"], shown(latest))
     if latest is not None and int(state["step"]) >= config.steps:
         if world.is_main:
             if not (directory / SUMMARY).exists():  # it was killed on its last steps

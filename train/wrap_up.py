@@ -10,6 +10,7 @@ import torch
 from model.semicausal import parameter_counts
 from train import adapter
 from train.baseline import unigram_cross_entropy
+from train.checkpoint_storage import shown
 from train.config import RunConfig
 from train.data.collate import Collator
 from train.data.corpus import Corpus
@@ -81,7 +82,7 @@ def wrap_up(
         "seconds_training": sum(seconds),
         "seconds_to_first_step": seconds_to_first_step,
         "parameters": sum(parameter_counts(config.built_model).values()),
-        "checkpoint": str(latest),
+        "checkpoint": shown(latest),
         "report": str(report),
     }
     path = directory / SUMMARY

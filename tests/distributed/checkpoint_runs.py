@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.zero import Precision, ZeroEngine
+from parallel.zero import ZeroEngine
+from parallel.zero_config import Precision
 from tests.distributed.toy import Toy, engine_of, evaluate, train_step
 from train import checkpoint
 from train.checkpoint_format import Index

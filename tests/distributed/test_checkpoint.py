@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parallel import zero_state
-from parallel.zero import Precision
+from parallel.zero_config import Precision
 from tests.distributed.checkpoint_runs import (
     Steps,
     save_now,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parallel import pages, zero, zero_gradients, zero_state
 from parallel.mesh import data_mesh
+from parallel.zero_config import Precision, ZeroConfig
 from tests.distributed.harness import RankPool
 from tests.distributed.toy import OPTIM, Toy, groups_of, train_step
 from train import checkpoint
@@ -21,10 +22,10 @@ Case = dict[str, Any]
 
 
 def _engine(
-    *, stage: Any, precision: zero.Precision, states: zero.Precision, directory: Path | None
+    *, stage: Any, precision: Precision, states: Precision, directory: Path | None
 ) -> zero.ZeroEngine:
     model = Toy(frozen=True)
-    config = zero.ZeroConfig(
+    config = ZeroConfig(
         stage=stage,
         persist_parameters_below=20,
         live_elements=0,
@@ -208,4 +209,4 @@ def test_the_norm_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_files_need_stage_3() -> None:
     with pytest.raises(ValueError, match="offload_directory needs stage 3"):
-        zero.ZeroConfig(stage=2, offload_directory="somewhere")
+        ZeroConfig(stage=2, offload_directory="somewhere")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from parallel import zero
 from parallel.mesh import data_mesh
+from parallel.zero_config import AdamWOptions, Precision, ZeroConfig
 
 VOCABULARY = 31
 WIDTH = 13  # odd, so that every kind of sharding has to pad
@@ -89,19 +90,19 @@ def groups_of(model: nn.Module) -> list[dict[str, Any]]:
 
 
 LEARNING_RATE = 0.01
-OPTIM = zero.AdamWOptions(LEARNING_RATE, (0.9, 0.98), 1e-6)
+OPTIM = AdamWOptions(LEARNING_RATE, (0.9, 0.98), 1e-6)
 
 
 def engine_of(
     model: nn.Module,
     *,
     stage: Any,
-    precision: zero.Precision = "fp32",
+    precision: Precision = "fp32",
     clip_norm: float | None = 0.5,
 ) -> zero.ZeroEngine:
     # Small enough that stage 3 shards the matrices, keeps the vectors whole, and lets go of
     # parameters between their uses.
-    config = zero.ZeroConfig(stage=stage, persist_parameters_below=20, live_elements=0)
+    config = ZeroConfig(stage=stage, persist_parameters_below=20, live_elements=0)
     return zero.initialize(
         model,
         param_groups=groups_of(model),

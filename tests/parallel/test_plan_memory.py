@@ -16,7 +16,7 @@ from parallel.mesh import LayoutConfig
 from parallel.plan_activations import kept
 from parallel.plan_memory import Memory, fullest_rank, rank_memory
 from parallel.plan_task import Candidate, Task
-from parallel.zero import Precision, ZeroConfig
+from parallel.zero_config import Precision, ZeroConfig
 from tools.plan_live import metered
 
 WIDTH, HEADS, HIDDEN = 128, 4, 512

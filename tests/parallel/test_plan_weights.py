@@ -8,13 +8,13 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from model.layers import placement
 from model.semicausal import ModelConfig, parameter_counts
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh, forget_groups
-from parallel.plan_weights import Share, rank_share
+from parallel.plan_weights import rank_share
 from parallel.spread import build_part
-from train.optim import decays
+from parallel.zero import optimizer_groups
+from train.optim import parameter_groups
 
 DECODER = {
     "vocabulary": 1000,
@@ -67,63 +67,36 @@ def test_counts_equal_those_of_real_models(
 ) -> None:
     layout = LayoutConfig.model_validate(keys)
     for rank in range(layout.model_ranks):
-        larger_group, parameters = _real(model, layout, split, rank=rank)
+        largest_group, parameters = _real(model, layout, split, rank=rank)
         share = rank_share(
             model,
             layout,
             split=split,
             pipeline_rank=rank // layout.tensor,
-            tensor_rank=rank % layout.tensor,
         )
         assert share.elements == sum(p.numel() for p in parameters)
-        assert share.real == sum(placement(p).num_elements for p in parameters)
         assert share.trained == sum(p.numel() for p in parameters if p.requires_grad)
         assert share.largest == max(p.numel() for p in parameters if p.requires_grad)
-        assert share.largest_group == larger_group
-
-
-def test_padding_is_left_out_of_what_is_reported() -> None:
-    # 600 tokens over 8 ranks: 128 rows each, the first five ranks hold tokens.
-    model = config(vocabulary=600)
-    layout = LayoutConfig(tensor=8)
-    shares = [
-        rank_share(model, layout, split=(6,), pipeline_rank=0, tensor_rank=rank)
-        for rank in range(8)
-    ]
-    assert {share.elements for share in shares} == {shares[0].elements}
-    tables = [share.real - shares[-1].real for share in shares]
-    assert tables == [128 * 64] * 4 + [88 * 64, 0, 0, 0]
+        assert share.largest_group == largest_group
 
 
 def test_a_whole_model_counts_as_the_model_does() -> None:
     share = rank_share(PLAIN, LayoutConfig(), split=(6,), pipeline_rank=0)
-    assert share.real == share.elements == sum(parameter_counts(PLAIN).values())
-
-
-def test_copies_of_a_tied_head_are_told() -> None:
-    layout = LayoutConfig(pipeline=2)
-    last = rank_share(PLAIN, layout, split=(3, 3), pipeline_rank=1)
-    assert _copied(last) == 1000 * 64
-    untied = config(tied_head=False)
-    assert _copied(rank_share(untied, layout, split=(3, 3), pipeline_rank=1)) == 0
-
-
-def _copied(share: Share) -> int:
-    return sum(weight.count * weight.elements for weight in share.weights if weight.is_copy)
+    assert share.elements == sum(parameter_counts(PLAIN).values())
 
 
 def _real(
     model: ModelConfig, layout: LayoutConfig, split: tuple[int, ...], *, rank: int
 ) -> tuple[int, list[torch.nn.Parameter]]:
-    """Parameters of a rank's real model, and elements of the optimiser's larger group."""
+    """Parameters of a rank's real model, and elements of the optimiser's largest group."""
     ranks = layout.model_ranks
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
     world = World(rank=rank, size=ranks, device=torch.device("cpu"))
     with torch.device("meta"):
-        part = build_part(model, layout, build_mesh(layout, world), split=split)
-    named = [(name, p) for name, p in part.named_parameters() if p.requires_grad]
-    decayed = sum(p.numel() for name, p in named if decays(name, p))
-    rest = sum(p.numel() for name, p in named if not decays(name, p))
+        mesh = build_mesh(layout, world)
+        part = build_part(model, layout, mesh, split=split)
+        groups = optimizer_groups(part, parameter_groups(part, 0.1), mesh)
     forget_groups()
     dist.destroy_process_group()
-    return max(decayed, rest), list(part.parameters())
+    largest = max(sum(p.numel() for p in group["params"]) for group in groups)
+    return largest, list(part.parameters())

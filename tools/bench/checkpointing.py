@@ -33,7 +33,8 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from parallel import zero_state
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
-from parallel.zero import AdamWOptions, ZeroConfig, ZeroEngine, initialize
+from parallel.zero import ZeroEngine, initialize
+from parallel.zero_config import AdamWOptions, ZeroConfig
 from tools.bench.processes import in_processes
 from tools.bench.report import MEANINGS
 from tools.bench.rounds import Findings, ratio

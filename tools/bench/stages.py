@@ -13,7 +13,7 @@ from parallel.agreement import gathered
 from parallel.machines import Machine, RatesAt, nominal
 from parallel.mesh import LayoutConfig, Mesh
 from parallel.plan import one_plan, with_best_split
-from parallel.zero import ZeroConfig
+from parallel.zero_config import ZeroConfig
 from tools.bench.rounds import Contestant, Findings, Spread, Step, alternate, ratio, record, spread
 from tools.bench.semicausal import RATIO
 from tools.bench.shapes import Plan

@@ -1,0 +1,62 @@
+"""How training state is spread and stored; nothing here needs DeepSpeed."""
+
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+
+from model.config import Config
+
+Precision = Literal["fp32", "bf16"]
+
+
+class ZeroConfig(Config):
+    """How training state is spread over the ranks. Source: ZeRO, https://arxiv.org/abs/1910.02054."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """What each rank holds only a share of: nothing (0), optimiser state (1), gradients too (2),
+    parameters too (3)."""
+    bucket_elements: Annotated[int, Field(gt=0)] = 50_000_000
+    """Elements sent in one collective call, and at stage 3 about as many are updated at a time;
+    larger is faster and takes more memory."""
+    persist_parameters_below: Annotated[int, Field(ge=0)] = 10_000
+    """Stage 3 keeps parameters of at most this many elements whole on every rank."""
+    live_elements: Annotated[int, Field(ge=0)] = 1_000_000_000
+    """Stage 3 keeps about this many elements of gathered parameters at a time, so that one used
+    again soon is not gathered twice; smaller saves memory."""
+    offload_directory: str | None = None
+    """At stage 3 on CPUs: a directory on a local disk for the master weights and moments, of which
+    memory then holds only what is being updated. It needs 12 bytes a parameter of a rank's share,
+    and is empty again after the run. Default: all is kept in memory."""
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> "ZeroConfig":
+        if self.offload_directory is not None and self.stage != 3:
+            raise ValueError(
+                f"offload_directory needs stage 3, which updates some parameters at a time; stage "
+                f"{self.stage} updates all of them at once, from memory"
+            )
+        return self
+
+
+class AdamWOptions(NamedTuple):
+    """Options of AdamW that all parameter groups share."""
+
+    learning_rate: float
+    betas: tuple[float, float]
+    epsilon: float
+    precision: Precision = "fp32"
+    """Type of masters, moments and gradient sums. In bf16 the parameters are their own masters."""
+
+
+def why_unsupported(stage: int, precision: Precision) -> str | None:
+    """Why this machine cannot train at this stage and precision, or None if it can.
+
+    Every stage runs in both precisions on CPU and CUDA; what may be missing is the hardware.
+    """
+    if precision == "fp32" or not torch.cuda.is_available():
+        return None
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return None
+    device_name = torch.cuda.get_device_name()
+    return f"{device_name} has no bfloat16 arithmetic, at ZeRO-{stage} or any other stage: use fp32"
