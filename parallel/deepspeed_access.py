@@ -3,14 +3,17 @@
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from parallel.megatron import refuse_other_version
 from parallel.mesh import Mesh
+
+Function = TypeVar("Function")
 
 SUPPORTED = ("0.19", "0.20")
 """First version of DeepSpeed that was tested, and the first that was not."""
@@ -29,6 +32,9 @@ def imported() -> Any:
         # On CPU it would compile an all-reduce for inference, never used here: half a minute,
         # or a crash where there is no compiler. It builds only what this table calls compatible.
         vars(importlib.import_module("deepspeed.ops"))["__compatible_ops__"] = {}
+    # Its Muon, imported in any case and never used here, has three functions compiled: loading
+    # torch's compiler for them takes a second of each rank's start.
+    vars(importlib.import_module("deepspeed.runtime.compiler"))["compile"] = _uncompiled
     # BF16_Optimizer prints memory reports whatever the log level, a garbage collection each.
     vars(importlib.import_module("deepspeed.runtime.bf16_optimizer"))["see_memory_usage"] = _silent
     # ZeRO-3 checks that all ranks run the same modules; those of another stage never do.
@@ -37,6 +43,10 @@ def imported() -> Any:
     # DeepSpeed calls collectives by names that torch 2.13 would rather have changed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
+
+
+def _uncompiled() -> Callable[[Function], Function]:
+    return lambda function: function
 
 
 def _silent(*_: object, **__: object) -> None:

@@ -9,7 +9,6 @@ ranks are shown.
 import contextlib
 import faulthandler
 import gc
-import multiprocessing
 import os
 import pickle
 import signal
@@ -24,9 +23,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 
+from tests import warm
+
 START_SECONDS = 15.0
-"""What each rank more adds to the first call's limit: importing DeepSpeed and megatron-core takes
-seconds of a core, and ranks may be more than cores."""
+"""What each rank adds to the first call's limit, for which everything may have to be imported."""
 
 GRACE_SECONDS = 3.0
 """How long the other ranks may still answer once one has failed."""
@@ -113,15 +113,14 @@ class RankPool:
 
     def _start(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="ranks-")
-        # Fork would copy torch's threads and DeepSpeed's globals.
-        context = multiprocessing.get_context("spawn")
+        context = warm.context()
         for rank in range(self._num_ranks):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(rank, self._num_ranks, self._directory.name, theirs)
+                target=_serve,
+                args=(rank, self._num_ranks, self._directory.name, theirs, dict(os.environ)),
             )
-            with _environment_of_children():
-                process.start()
+            process.start()
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
@@ -164,21 +163,10 @@ class RankPool:
         return file.read_text() if file.exists() else "(still starting)"
 
 
-@contextlib.contextmanager
-def _environment_of_children() -> Any:
-    # Thread pools are sized when torch is first imported, which is before `_serve` runs.
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-def _serve(rank: int, num_ranks: int, directory: str, pipe: Connection) -> None:
+def _serve(
+    rank: int, num_ranks: int, directory: str, pipe: Connection, environment: dict[str, str]
+) -> None:
+    warm.replace_environment(environment)
     stacks = open(Path(directory) / f"stacks-{rank}", "w")  # noqa: SIM115  # open until the end
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     os.environ.update(
@@ -186,6 +174,7 @@ def _serve(rank: int, num_ranks: int, directory: str, pipe: Connection) -> None:
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(num_ranks),
         LOCAL_WORLD_SIZE=str(num_ranks),
+        OMP_NUM_THREADS="1",
         # DeepSpeed asks that they be set, and does not use them.
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT="0",

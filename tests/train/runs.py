@@ -1,16 +1,22 @@
 """Real runs for tests: `python -m train` on one or two ranks, as a launcher would start it."""
 
+import atexit
 import contextlib
+import faulthandler
 import os
+import runpy
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import warm
 from train.metrics import FILE_NAME, Metrics, read_metrics
 
 TINY_RUN = Path(__file__).parent.parent / "tiny_run.yaml"
@@ -25,6 +31,57 @@ class Finished:
     output: str
 
 
+class Rank:
+    """One process of a run, as far as `subprocess.Popen` has the same."""
+
+    def __init__(self, arguments: list[str], output: Path, environment: dict[str, str]):
+        self._process = warm.context().Process(target=_train, args=(arguments, output, environment))
+        self._output = output
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal, None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None and self._process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
+
+    def wait(self, timeout_seconds: float | None = None) -> int | None:
+        """The exit status, None if it still runs after the time."""
+        self._process.join(timeout_seconds)
+        return self.poll()
+
+    def output(self) -> str:
+        """What it has printed."""
+        return self._output.read_text() if self._output.exists() else ""
+
+
+def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    """`python -X faulthandler -m train ARGUMENTS`, in a process that has imported all it needs."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    faulthandler.enable()
+    warm.replace_environment(environment)
+    sys.argv = ["train", *arguments]
+    code = 0
+    try:
+        runpy.run_module("train", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # As the interpreter ends, which multiprocessing's own end leaves out.
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 class Run:
     """Ranks of one run, started."""
 
@@ -32,10 +89,12 @@ class Run:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", "train", *arguments],
-                env={
+        self._directory = tempfile.TemporaryDirectory(prefix="run-")
+        self.ranks = [
+            Rank(
+                arguments,
+                Path(self._directory.name) / f"output-{rank}",
+                {
                     **os.environ,
                     "OMP_NUM_THREADS": "1",
                     "RANK": str(rank),
@@ -46,38 +105,31 @@ class Run:
                     "MASTER_PORT": str(port),
                     **environment,
                 },
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
             )
             for rank in range(ranks)
         ]
 
     def wait(self) -> Finished:
         deadline = time.monotonic() + DEADLINE_SECONDS
-        outputs: list[str] = []
-        for process in self.processes:
-            try:
-                output, _ = process.communicate(timeout=max(1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+        codes: list[int] = []
+        for rank in self.ranks:
+            code = rank.wait(max(1, deadline - time.monotonic()))
+            if code is None:
                 # A hang: every rank shows its stacks.
-                stacks = [self._stacks(each) for each in self.processes]
-                raise AssertionError("\n".join(["the run hangs", *stacks])) from None
-            outputs.append(output)
-        codes = [process.returncode for process in self.processes]
-        return Finished(max(codes, key=abs), "\n".join(outputs))
+                stacks = [self._stacks(each) for each in self.ranks]
+                raise AssertionError("\n".join(["the run hangs", *stacks]))
+            codes.append(code)
+        return Finished(max(codes, key=abs), "\n".join(rank.output() for rank in self.ranks))
 
     def signal(self, number: signal.Signals) -> None:
-        for process in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
+        for rank in self.ranks:
+            rank.send_signal(number)
 
-    def _stacks(self, process: subprocess.Popen[str]) -> str:
-        process.send_signal(signal.SIGABRT)  # faulthandler prints the stacks of all threads
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=10)[0][-8000:]
-        process.kill()
-        return "(no answer)"
+    def _stacks(self, rank: Rank) -> str:
+        rank.send_signal(signal.SIGABRT)  # faulthandler prints the stacks of all threads
+        if rank.wait(10) is None:
+            rank.send_signal(signal.SIGKILL)
+        return rank.output()[-8000:]
 
 
 def start(
@@ -111,10 +163,10 @@ def kill_at(run: Run, directory: Path, *, step: int) -> None:
     while time.monotonic() < deadline:
         if any(seen >= step for seen in _steps(directory)):
             run.signal(signal.SIGKILL)
-            for process in run.processes:
-                process.wait()
+            for rank in run.ranks:
+                rank.wait()
             return
-        if all(process.poll() is not None for process in run.processes):
+        if all(rank.poll() is not None for rank in run.ranks):
             raise AssertionError(f"the run ended before step {step}: {run.wait().output[-3000:]}")
         time.sleep(0.005)
     raise AssertionError(f"the run never reached step {step}")

@@ -51,9 +51,9 @@ def test_signal_saves_and_stops_with_its_own_status(
     directory = tmp_path / "run"
     attempt = start(corpus, directory, STEPS, *LAYOUT, *DROPOUT, ranks=2)
     deadline_step = 7
-    while not _reached(directory, deadline_step) and attempt.processes[0].poll() is None:
+    while not _reached(directory, deadline_step) and attempt.ranks[0].poll() is None:
         pass
-    attempt.processes[1].send_signal(signal.SIGUSR1)  # one rank is told; both must stop
+    attempt.ranks[1].send_signal(signal.SIGUSR1)  # one rank is told; both must stop
     finished = attempt.wait()
     assert finished.code == EXIT_CODE, finished.output[-3000:]
     stopped_at = read_metrics(directory / FILE_NAME).train[-1].step

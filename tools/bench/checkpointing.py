@@ -5,8 +5,8 @@ all take their turn in the same directory, and each removes its file before the 
 
 - a copy of the state in memory, against how long `Saver.save` holds training up
 - `dd bs=64M conv=fsync`, `torch.save` with fsync and `dcp.save`, against the background write
-- `dd` of the same files, `torch.load` and `dcp.load`, against `restore`; files are dropped from the
-  page cache before
+- `dd` of a second checkpoint's files, `torch.load` and `dcp.load`, against `restore`; files are
+  dropped from the page cache before
 """
 
 import argparse
@@ -142,7 +142,7 @@ def _state(engine: ZeroEngine) -> dict[str, Tensor]:
 def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
     state = _state(engine)
     room = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    saver = checkpoint.Saver(place / "ours", retention=checkpoint.Retention(keep=1))
+    saver = checkpoint.Saver(place / "ours", retention=checkpoint.Retention(keep=2))
     rank, steps, flips = dist.get_rank(), itertools.count(1), itertools.count()
     on_first = rank == 0
     num_bytes = dist.get_world_size() * sum(tensor.nbytes for tensor in state.values())
@@ -157,16 +157,24 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
     def ours() -> dict[str, float]:
         blocked = _timed(lambda: saver.save(engine, {}, step=next(steps)))
         written = _timed(saver.finish)
-        # dd reads the very files that restore does: what it writes itself may be stored as holes.
+        one = saver.finish()
+        # dd reads a twin: what it writes itself may be stored as holes, and what lies behind this
+        # machine's disk may keep what was read once.
+        saver.save(engine, {}, step=next(steps))
+        twin = saver.finish()
+        assert one is not None
+        assert twin is not None
+        swapped = next(flips) % 4
+        restored, plain = (one, twin) if swapped < 2 else (twin, one)
         readers = {
-            "read": lambda: checkpoint.restore(place / "ours", engine),
-            "dd_read": lambda: on_first and _read_with_dd(place / "ours"),
+            "read": lambda: checkpoint.restore(restored, engine),
+            "dd_read": lambda: on_first and _read_with_dd(plain),
         }
         taken = {"blocked": blocked, "write": written}
-        for name in sorted(readers, reverse=next(flips) % 2 == 0):
-            _drop_cache(place / "ours")
+        _drop_cache(place / "ours")
+        for name in sorted(readers, reverse=swapped % 2 == 0):
             taken[name] = _timed(readers[name])
-        dist.barrier()
+            dist.barrier()
         if on_first:
             shutil.rmtree(place / "ours")
         dist.barrier()
