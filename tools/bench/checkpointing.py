@@ -6,7 +6,7 @@ all take their turn in the same directory, and each removes its file before the 
 - a copy of the state in memory, against how long `Saver.save` holds training up
 - `dd bs=64M conv=fsync`, `torch.save` with fsync and `dcp.save`, against the background write
 - `dd` of a second checkpoint's files, `torch.load` and `dcp.load`, against `restore`; files are
-  dropped from the page cache before
+  read once and dropped from the page cache before
 """
 
 import argparse
@@ -171,7 +171,7 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
             "dd_read": lambda: on_first and _read_with_dd(plain),
         }
         taken = {"blocked": blocked, "write": written}
-        _drop_cache(place / "ours")
+        _settle(place / "ours")
         for name in sorted(readers, reverse=swapped % 2 == 0):
             taken[name] = _timed(readers[name])
             dist.barrier()
@@ -204,7 +204,7 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
                 state[name].copy_(tensor)
 
         write = _timed(save)
-        _drop_cache(file)
+        _settle(file)
         read = _timed(load)
         file.unlink()
         return {"torch_save": write, "torch_load": read}
@@ -212,7 +212,7 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
     def dcps() -> dict[str, float]:
         path = place / "dcp"
         write = _timed(lambda: state_dict_saver.save(state, checkpoint_id=path))
-        _drop_cache(path)
+        _settle(path)
         read = _timed(lambda: state_dict_loader.load(state, checkpoint_id=path))
         dist.barrier()
         if on_first:
@@ -244,11 +244,18 @@ def _slowest(seconds: list[float]) -> list[float]:
     return taken.tolist()
 
 
+def _settle(path: Path) -> None:
+    """Reads everything once and drops it: who reads first after so much writing, waits for it."""
+    _drop_cache(path)
+    if dist.get_rank() == 0:
+        _read_with_dd(path)
+    _drop_cache(path)
+
+
 def _drop_cache(path: Path) -> None:
     """Makes the next reader go to the disk; what was written must have reached it."""
     dist.barrier()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
+    for file in _files(path):
         handle = os.open(file, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -258,8 +265,12 @@ def _drop_cache(path: Path) -> None:
     dist.barrier()
 
 
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
 def _read_with_dd(path: Path) -> None:
-    for file in sorted(path.rglob("*.safetensors")):
+    for file in _files(path):
         _run("dd", f"if={file}", "of=/dev/null", f"bs={BLOCK_BYTES}")
 
 
