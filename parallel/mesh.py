@@ -214,12 +214,13 @@ def tensor_sizes(model: ModelConfig) -> dict[str, int]:
 def layout_faults(layout: LayoutConfig, model: ModelConfig) -> Iterator[str]:
     """What keeps a model from being spread so."""
     sizes = tensor_sizes(model)
-    for name, size in sizes.items():
-        if size % layout.tensor:
-            yield (
-                f"layout.tensor: {name} {size} does not divide by {layout.tensor}; use a tensor "
-                "degree that divides all of " + ", ".join(f"{n} {s}" for n, s in sizes.items())
-            )
+    undivided = [f"{name} {size}" for name, size in sizes.items() if size % layout.tensor]
+    if undivided:
+        verb = "does" if len(undivided) == 1 else "do"
+        yield (
+            f"layout.tensor: {', '.join(undivided)} {verb} not divide by {layout.tensor}; use a "
+            "degree that divides all of " + ", ".join(f"{n} {s}" for n, s in sizes.items())
+        )
     if layout.sequence_parallel and layout.tensor == 1:
         yield "layout.sequence_parallel: needs layout.tensor of at least 2, whose ranks share rows"
     if layout.chunks > 1 and layout.pipeline == 1:

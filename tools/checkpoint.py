@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (
         ("inspect", "step, configuration and parameters of a checkpoint"),
-        ("verify", "read every byte of a checkpoint and name every fault"),
+        ("verify", "read every byte of a checkpoint (of a run, the newest) and name every fault"),
         ("prune", "remove checkpoints that a policy does not keep; never the newest"),
     ):
         command = commands.add_parser(name, help=about, description=about)
@@ -66,7 +66,11 @@ def inspect(place: Path, console: Console) -> None:
     path = checkpoint.resolve(place)
     index = Index.read(path)
     state = checkpoint_format.read_state(path, index)
-    parameters = Table("parameter", "shape", "boxes", "trains")
+    parameters = Table()
+    # Two names must never look alike, however narrow the terminal.
+    parameters.add_column("parameter", overflow="fold")
+    for heading in ("shape", "boxes", "trains"):
+        parameters.add_column(heading)
     for heading in ("pieces", "bytes"):
         parameters.add_column(heading, justify="right")
     with ChunkReader(path, index) as reader:

@@ -106,7 +106,7 @@ def show(console: Console, summary: dict[str, float], directory: Path) -> None:
     table.add_row("below the unigram entropy by", f"{unigram - last:.3f} nats")
     table.add_row("tokens per second", f"{summary['tokens_per_second']:,.0f}")
     table.add_row("waiting for data", f"{summary['data_wait_fraction']:.2%} of the time")
-    table.add_row("seconds training, in all", _seconds(summary))
+    table.add_row("seconds training; this command in all", _seconds(summary))
     table.add_row("checkpoint", str(summary["checkpoint"]))
     table.add_row("report (open in a browser)", str(summary["report"]))
     console.print(table)
@@ -116,7 +116,7 @@ def show(console: Console, summary: dict[str, float], directory: Path) -> None:
 
 
 def _seconds(summary: dict[str, float]) -> str:
-    return f"{summary['seconds_training']:.0f}, {summary['seconds_total']:.0f}"
+    return f"{summary['seconds_training']:.0f}; {summary['seconds_total']:.0f}"
 
 
 if __name__ == "__main__":
