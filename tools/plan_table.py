@@ -29,8 +29,8 @@ def show(
         out.print(f"{len(plans.ranked) - top} more fit and are slower (--top shows more)")
     out.print(
         f"rates: {source}; {task.precision}, {task.sequences} x {task.sequence_tokens} tokens a "
-        "step; layout, zero.stage and batch.micro_sequences of the configuration do not count; peak "
-        f"{machine.peak_flops[task.precision] / 1e12:.4g} TFLOP/s a rank",
+        "step; layout, zero.stage and batch.micro_sequences of the configuration are left out; "
+        f"peak {machine.peak_flops[task.precision] / 1e12:.4g} TFLOP/s a rank",
         markup=False,
     )
     out.print(FORMULA, markup=False)
