@@ -159,6 +159,8 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             corpus.copy_tokenizer(directory / TOKENIZER)
             if warning is not None:
                 monitor.note(warning)
+            if latest is not None:
+                monitor.note(f"continuing from {shown(latest)}")
             monitor.baseline(unigram_baseline(config, corpus, collate))
         if first_step % config.validation.every_steps == 0:
             validate(first_step)  # before any step, or where a stop may have cut it short

@@ -60,6 +60,7 @@ def test_signal_saves_and_stops_with_its_own_status(
     assert stopped_at < 40
     resumed = run(corpus, directory, STEPS, *LAYOUT, *DROPOUT, ranks=2)
     assert resumed.runs[-1].step == stopped_at, "no step was repeated"
+    assert resumed.notes[-1].text.startswith(f"continuing from {directory}/checkpoints/step_")
     assert numbers(resumed) == numbers(uninterrupted)
 
 
