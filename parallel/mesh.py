@@ -211,15 +211,18 @@ def tensor_sizes(model: ModelConfig) -> dict[str, int]:
     return sizes
 
 
+def undivided(model: ModelConfig, *, tensor: int) -> list[str]:
+    """Sizes that a tensor degree does not divide, each with its key."""
+    return [f"{name} {size}" for name, size in tensor_sizes(model).items() if size % tensor]
+
+
 def layout_faults(layout: LayoutConfig, model: ModelConfig) -> Iterator[str]:
     """What keeps a model from being spread so."""
-    sizes = tensor_sizes(model)
-    undivided = [f"{name} {size}" for name, size in sizes.items() if size % layout.tensor]
-    if undivided:
-        verb = "does" if len(undivided) == 1 else "do"
+    if found := undivided(model, tensor=layout.tensor):
+        verb = "does" if len(found) == 1 else "do"
         yield (
-            f"layout.tensor: {', '.join(undivided)} {verb} not divide by {layout.tensor}; use a "
-            "degree that divides all of " + ", ".join(f"{n} {s}" for n, s in sizes.items())
+            f"layout.tensor: {', '.join(found)} {verb} not divide by {layout.tensor}; use a degree "
+            f"that divides all of {', '.join(f'{n} {s}' for n, s in tensor_sizes(model).items())}"
         )
     if layout.sequence_parallel and layout.tensor == 1:
         yield "layout.sequence_parallel: needs layout.tensor of at least 2, whose ranks share rows"

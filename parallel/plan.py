@@ -8,7 +8,7 @@ from typing import get_args
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
 from parallel.machines import GIB, Machine
-from parallel.mesh import LayoutConfig, tensor_sizes
+from parallel.mesh import LayoutConfig, undivided
 from parallel.pipeline import microbatch_fault
 from parallel.plan_memory import Memory, fullest_rank
 from parallel.plan_task import Candidate, Task
@@ -138,9 +138,8 @@ def _skeletons(
         if tensor > machine.ranks_per_node:
             refusals[f"tensor {tensor}: straddles nodes of {machine.ranks_per_node} ranks"] += 1
             continue
-        undivided = [f"{name} {n}" for name, n in tensor_sizes(model).items() if n % tensor]
-        if undivided:
-            refusals[f"tensor {tensor}: does not divide {', '.join(undivided)}"] += 1
+        if found := undivided(model, tensor=tensor):
+            refusals[f"tensor {tensor}: does not divide {', '.join(found)}"] += 1
             continue
         for pipeline in _divisors(ranks // tensor):
             if pipeline > model.decoder.num_layers:

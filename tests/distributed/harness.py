@@ -80,7 +80,7 @@ class RankPool:
                 if rank not in answers and rank not in dict(failures)
             ]
             for ready in wait(waiting, timeout=max(0.0, deadline - time.monotonic())):
-                rank = self._pipes.index(ready)  # pyright: ignore[reportArgumentType]
+                rank = self._pipes.index(ready)  # pyright: ignore[reportArgumentType]  # one of ours
                 succeeded, value = self._answer(rank)
                 if succeeded:
                     answers[rank] = value

@@ -143,6 +143,13 @@ def test_a_run_becomes_a_task() -> None:
     assert task_of(stored, kind="h100").spans["text"].longest_rows == 26
 
 
+def test_a_place_that_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan.main([EXPERIMENT, "--gpus", "1", "--gpu", "h200", "--write", str(tmp_path)]) == 2
+    assert f"{tmp_path}: cannot be written" in capsys.readouterr().err
+
+
 def test_rates_are_timed() -> None:
     sizes = plan_rates.Sizes(
         rows=64, products=((16, 16), (32, 32)), widths=(64, 128), head=(16, 64), seconds=0.01

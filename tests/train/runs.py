@@ -35,7 +35,10 @@ class Rank:
     """One process of a run, as far as `subprocess.Popen` has the same."""
 
     def __init__(self, arguments: list[str], output: Path, environment: dict[str, str]):
-        self._process = warm.context().Process(target=_train, args=(arguments, output, environment))
+        # A daemon: one that hangs must not keep the tests from ending.
+        self._process = warm.context().Process(
+            target=_train, args=(arguments, output, environment), daemon=True
+        )
         self._output = output
         self._process.start()
 
@@ -75,7 +78,7 @@ def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> N
         traceback.print_exc()
         code = 1
     # As the interpreter ends, which multiprocessing's own end leaves out.
-    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # private
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -63,7 +63,12 @@ MISTAKES = [
         "optim.precision: is for runs with layout.tensor=1 and layout.pipeline=1",
     ),
     (["layout.tensor=2"], "layout: tensor 2 x pipeline 1 needs a multiple of 2 ranks and there"),
-    (["layout.tensor=3"], "layout.tensor: model.decoder.heads 4,"),
+    (
+        ["layout.tensor=3"],
+        "layout.tensor: model.decoder.heads 4, model.decoder.feed_forward 64, "
+        "model.encoders.text.encoder.heads 2, model.encoders.text.encoder.feed_forward 32 do not "
+        "divide by 3; use a degree that divides all of",
+    ),
     (["layout.pipeline=3"], "layout.pipeline: 3 stages x 1 chunks are more than the decoder's 2"),
     (["layout.chunks=2"], "layout.chunks: more than one needs layout.pipeline"),
     (["layout.pipeline=2", "layout.split=[1,2]"], "layout.split: 1+2 is 3 layers and the"),
