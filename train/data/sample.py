@@ -16,9 +16,14 @@ class Sample:
         spans: [k, 2] half-open ranges that the task gives to the encoder, in rising order; None
             where the objective chooses spans itself.
         scored: [S + 1] whether each token may be a target; None where all are.
+        documents: [n, 2] half-open ranges of the documents, or parts of documents, that were packed
+            into it; None where only the tokens tell (`</d>` ends one).
+        source: number of the source it comes from, of those that a run mixes.
     """
 
     id: int
     tokens: npt.NDArray[np.int64]
     spans: npt.NDArray[np.int64] | None = None
     scored: npt.NDArray[np.bool_] | None = None
+    documents: npt.NDArray[np.int64] | None = None
+    source: int = 0

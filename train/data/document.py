@@ -1,0 +1,114 @@
+"""A stored document: segments of text, and spans that an encoder reads.
+
+In a shard a document has the columns `id`, `tokens` (those of all its text segments, one after the
+other, without `<s>`; the last is usually `</d>`), `segments` ([k, 3]: kind, size, scored) and, in
+corpora with other modalities, `payload` (bytes of their spans, one after the other). Beside each
+shard lies what planning needs of its documents, see `LENGTH_COLUMNS`.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Kind(IntEnum):
+    """What a segment is, as stored."""
+
+    TEXT = 0
+    """Tokens that the decoder reads."""
+    TEXT_SPAN = 1
+    """Tokens that the text encoder reads."""
+    IMAGE = 2
+    """A picture file (PNG, JPEG, ...), as it was."""
+    AUDIO = 3
+    """A sound file, as it was."""
+    VIDEO = 4
+    """A video file, as it was."""
+
+
+MEDIA: Final = {Kind.IMAGE: "image", Kind.AUDIO: "audio", Kind.VIDEO: "video"}
+"""Modalities whose spans are stored as files; the encoder decides how many slots one takes."""
+
+DOCUMENTS_KIND: Final = "documents"
+"""`kind` in the manifest of a corpus of documents."""
+
+LENGTHS_NAME: Final = "lengths.json"
+"""Lists, beside an index and in its order, the files of lengths, with size and hash."""
+
+LENGTH_COLUMNS: Final = ("tokens", "spans", "span_tokens", "image", "audio", "video")
+"""Columns of a shard's lengths, [n, 6] uint32 in .npy: all text tokens; text spans, and the tokens
+in them; spans of each other modality."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Document:
+    """One document of a corpus.
+
+    Attributes:
+        name: what it was called where it came from, such as `wiki/part.jsonl:17`.
+        tokens: [T] all text tokens, in spans or not.
+        segments: [k, 3] kind, size and whether its tokens are scored, in order; sizes are tokens
+            for text and bytes for other modalities.
+        payload: the files of spans of other modalities, one after the other.
+    """
+
+    name: str
+    tokens: npt.NDArray[np.int64]
+    segments: npt.NDArray[np.int64]
+    payload: bytes = b""
+
+    @classmethod
+    def from_columns(cls, columns: dict[str, Any]) -> "Document":
+        """A document as decoded from a shard.
+
+        Raises:
+            ValueError: the segments do not add up to the tokens and the payload.
+        """
+        document = cls(
+            name=str(columns["id"]),
+            tokens=np.asarray(columns["tokens"], dtype=np.int64),
+            segments=np.asarray(columns["segments"], dtype=np.int64),
+            payload=bytes(columns.get("payload", b"")),
+        )
+        document._require_whole()
+        return document
+
+    @property
+    def spans(self) -> npt.NDArray[np.int64]:
+        """[k, 2] half-open ranges of the text spans in `tokens`."""
+        ends = self._text[:, 1].cumsum()
+        is_span = self._text[:, 0] == Kind.TEXT_SPAN
+        return np.stack([(ends - self._text[:, 1])[is_span], ends[is_span]], axis=1)
+
+    @property
+    def scored(self) -> npt.NDArray[np.bool_]:
+        """[T] whether each token may be a target, as its segment says."""
+        return np.repeat(self._text[:, 2] != 0, self._text[:, 1])
+
+    def lengths(self) -> tuple[int, ...]:
+        """What `LENGTH_COLUMNS` says of it."""
+        spans = self.spans
+        counts = (int((self.segments[:, 0] == kind).sum()) for kind in MEDIA)
+        inside = int((spans[:, 1] - spans[:, 0]).sum())
+        return (len(self.tokens), len(spans), inside, *counts)
+
+    @property
+    def _text(self) -> npt.NDArray[np.int64]:
+        return self.segments[self.segments[:, 0] <= Kind.TEXT_SPAN]
+
+    def _require_whole(self) -> None:
+        segments = self.segments
+        if segments.ndim != 2 or segments.shape[1] != 3:
+            raise ValueError(f"segments have shape {segments.shape}, not [k, 3]")
+        kinds, sizes = segments[:, 0], segments[:, 1]
+        if len(segments) and (kinds.min() < 0 or kinds.max() > max(Kind) or sizes.min() < 1):
+            raise ValueError("a segment is of an unknown kind or empty")
+        in_text = int(sizes[kinds <= Kind.TEXT_SPAN].sum())
+        if self.tokens.ndim != 1 or in_text != len(self.tokens):
+            raise ValueError(f"segments count {in_text} tokens, but there are {self.tokens.shape}")
+        in_files = int(sizes[kinds > Kind.TEXT_SPAN].sum())
+        if in_files != len(self.payload):
+            raise ValueError(f"segments count {in_files} bytes of {len(self.payload)}")
