@@ -83,11 +83,9 @@ def evaluate_checkpoint(
             return evaluate(forward, batches, device=device)
 
     own = build_collator(config, corpus.special)
-    reference = RandomSpans(
-        RandomSpansConfig(), seed=REFERENCE_SEED, document_end=corpus.special.document
-    )
+    reference = RandomSpans(RandomSpansConfig(), seed=REFERENCE_SEED, special=corpus.special)
     found = {"overall": losses(corpus.validation, own)}
-    longest = RandomSpansConfig().lengths(config.data.sequence_tokens)[1]
+    longest = RandomSpansConfig().longest(config.data.sequence_tokens)
     if config.built_model.encoders:
         if longest >= config.model.encoders["text"].encoder.max_tokens:
             return found  # its encoder cannot read the reference spans

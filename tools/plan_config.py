@@ -76,7 +76,7 @@ def _spans(config: RunConfig, modality: str) -> SpanLoad:
 def random_spans(config: RandomSpansConfig, *, sequence_tokens: int) -> SpanLoad:
     """Random spans of one sequence on average."""
     shortest, longest = config.lengths(sequence_tokens)
-    vectors = config.ratio * sequence_tokens
+    vectors = config.largest_ratio * sequence_tokens
     return SpanLoad(
         vectors=vectors, spans=vectors / ((shortest + longest) / 2), longest_rows=longest + 1
     )

@@ -50,9 +50,7 @@ def build_collator(config: RunConfig, special: SpecialTokens) -> Collator:
     return Collator(
         sequence_tokens=config.data.sequence_tokens,
         policies={
-            modality: build_policy(
-                config.spans[modality], seed=config.seed, document_end=special.document
-            )
+            modality: build_policy(config.spans[modality], seed=config.seed, special=special)
             for modality in encoders
         },
         capacities={modality: config.span_capacity(modality) for modality in encoders},

@@ -10,6 +10,7 @@ from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
 from parallel.zero_config import ZeroConfig
 from train.data.collate import SpanCapacity
+from train.data.span_rules import RuleSpansConfig
 from train.data.spans import FixedSpansConfig, RandomSpansConfig, SpansConfig
 from train.monitor import WatchConfig
 from train.optim import OptimConfig
@@ -147,17 +148,16 @@ class RunConfig(Config):
             return SpanCapacity(tokens=given.tokens, spans=given.spans, longest_tokens=longest)
         S = self.data.sequence_tokens
         spans = self.spans[modality]
-        if isinstance(spans, RandomSpansConfig):
-            return SpanCapacity.for_ratio(
-                spans.ratio, sequence_tokens=S, lengths=spans.lengths(S), longest_tokens=longest
-            )
+        if isinstance(spans, RandomSpansConfig | RuleSpansConfig):
+            tokens, number = spans.room(S)
+            return SpanCapacity(tokens=tokens, spans=number, longest_tokens=longest)
         return SpanCapacity(tokens=S, spans=max(1, S // 8), longest_tokens=longest)
 
     @property
     def span_share(self) -> float:
         """Share of the slots in spans, as far as the configuration tells."""
         shares = [
-            spans.ratio if isinstance(spans, RandomSpansConfig) else USUAL_SPAN_SHARE
+            spans.largest_ratio if isinstance(spans, RandomSpansConfig) else USUAL_SPAN_SHARE
             for spans in self.spans.values()
         ]
         return min(1.0, sum(shares))
@@ -200,7 +200,7 @@ def accumulation(config: RunConfig, *, ranks: int) -> int:
 
 
 def _is_idle(spans: SpansConfig) -> bool:
-    return isinstance(spans, RandomSpansConfig) and spans.ratio == 0
+    return isinstance(spans, RandomSpansConfig) and spans.largest_ratio == 0
 
 
 def _faults(config: RunConfig) -> list[str]:
@@ -290,8 +290,8 @@ def _encoder_faults(config: RunConfig, modality: str) -> list[str]:
                     f"spans.{modality}.ranges: [{start}, {stop}] ends beyond the sequence of "
                     f"{config.data.sequence_tokens} slots"
                 )
-    if isinstance(spans, RandomSpansConfig):
-        longest = spans.lengths(config.data.sequence_tokens)[1]
+    if isinstance(spans, RandomSpansConfig | RuleSpansConfig):
+        longest = spans.longest(config.data.sequence_tokens)
         if longest + 1 > encoder.max_tokens:
             faults.append(
                 f"spans.{modality}.max_tokens: spans of {longest} tokens and a start token exceed "

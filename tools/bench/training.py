@@ -20,6 +20,7 @@ from tools.bench.shapes import Shape
 from train.data.collate import Collator, SpanCapacity
 from train.data.sample import Sample
 from train.data.spans import RandomSpans, RandomSpansConfig
+from train.data.tokens import SpecialTokens
 from train.optim import parameter_groups
 
 SEED = 1
@@ -29,7 +30,6 @@ BETAS = (0.9, 0.98)
 EPSILON = 1e-6
 WEIGHT_DECAY = 0.01
 
-DOCUMENT_END = 2
 FIRST_WORD = 5
 
 
@@ -48,13 +48,10 @@ def batches(shape: Shape, *, ratio: float, count: int) -> list[Batch]:
     """Fixed batches of the same tokens whatever the ratio of slots in random spans."""
     samples = random_samples(shape, count=count * shape.sequences)
     config = RandomSpansConfig(ratio=ratio)
-    lengths = config.lengths(shape.sequence_tokens)
-    policies = {"text": RandomSpans(config, seed=SEED, document_end=DOCUMENT_END)} if ratio else {}
-    capacity = SpanCapacity.for_ratio(
-        ratio,
-        sequence_tokens=shape.sequence_tokens,
-        lengths=lengths,
-        longest_tokens=lengths[1],
+    policies = {"text": RandomSpans(config, seed=SEED, special=SpecialTokens())} if ratio else {}
+    room_tokens, room_spans = config.room(shape.sequence_tokens)
+    capacity = SpanCapacity(
+        tokens=room_tokens, spans=room_spans, longest_tokens=config.longest(shape.sequence_tokens)
     )
     collate = Collator(
         sequence_tokens=shape.sequence_tokens,
@@ -71,7 +68,7 @@ def batches(shape: Shape, *, ratio: float, count: int) -> list[Batch]:
 
 def longest_rows(shape: Shape) -> int:
     """Rows of the longest random span, its start token included."""
-    return RandomSpansConfig().lengths(shape.sequence_tokens)[1] + 1
+    return RandomSpansConfig().longest(shape.sequence_tokens) + 1
 
 
 def build(config: ModelConfig) -> SemiCausal:

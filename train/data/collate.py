@@ -1,6 +1,5 @@
 """Samples and their spans become one microbatch of static shape."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,8 @@ import torch
 
 from model.batch import UNSCORED, Batch, TextSpans
 from train.data.sample import Sample
-from train.data.spans import NO_SPANS, SpanPolicy, Spans
+from train.data.span_places import NO_SPANS, Spans
+from train.data.spans import SpanPolicy
 from train.errors import DataError
 
 Ints = npt.NDArray[np.int64]
@@ -28,22 +28,6 @@ class SpanCapacity:
     tokens: int
     spans: int
     longest_tokens: int
-
-    @classmethod
-    def for_ratio(
-        cls, ratio: float, *, sequence_tokens: int, lengths: tuple[int, int], longest_tokens: int
-    ) -> "SpanCapacity":
-        """A quarter more than the ratio asks for: 640 tokens and 10 spans at 2,048 and 25 %.
-
-        Args:
-            ratio: share of the slots in spans.
-            sequence_tokens: S.
-            lengths: tokens of the shortest and the longest span drawn.
-            longest_tokens: tokens of the longest span that the encoder can read.
-        """
-        shortest, longest = lengths
-        tokens = max(longest, math.ceil(1.25 * ratio * sequence_tokens))
-        return cls(tokens=tokens, spans=math.ceil(tokens / shortest), longest_tokens=longest_tokens)
 
 
 def scored_tokens(sample: Sample, spans: Spans) -> npt.NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from model.batch import UNSCORED, Batch
 from train.data.collate import Collator, SpanCapacity, scored_tokens
 from train.data.sample import Sample
 from train.data.spans import RandomSpans, RandomSpansConfig, StoredSpans
+from train.data.tokens import SpecialTokens
 from train.errors import DataError
 
 S = 20
@@ -245,7 +246,7 @@ def test_short_samples_are_padded_and_the_padding_is_never_scored():
 
 def test_epochs_reach_the_policy():
     policy = RandomSpans(
-        RandomSpansConfig(full_sequence_tokens=512, min_tokens=64), seed=0, document_end=2
+        RandomSpansConfig(full_sequence_tokens=512, min_tokens=64), seed=0, special=SpecialTokens()
     )
     collate = Collator(
         sequence_tokens=S,
@@ -302,7 +303,4 @@ def test_stored_spans_that_make_no_sense_are_refused(spans: list[Range]):
 
 
 def test_capacity_of_the_paper():
-    capacity = SpanCapacity.for_ratio(
-        0.25, sequence_tokens=2048, lengths=(64, 128), longest_tokens=511
-    )
-    assert (capacity.tokens, capacity.spans, capacity.longest_tokens) == (640, 10, 511)
+    assert RandomSpansConfig().room(2048) == (640, 10)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,21 +11,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from train.data.collate import SpanCapacity
+from tests.train.data.packed import (
+    SPECIAL,
+    check_places,
+    document,
+    in_another_process,
+    pack,
+    packed_samples,
+)
 from train.data.sample import Sample
+from train.data.span_places import NO_SPANS, Spans
+from train.data.span_rules import RuleSpans, RuleSpansConfig
 from train.data.spans import (
-    NO_SPANS,
     FixedSpans,
     FixedSpansConfig,
     RandomSpans,
     RandomSpansConfig,
-    Spans,
     StoredSpans,
     StoredSpansConfig,
     build_policy,
 )
 
-DOCUMENT_END = 2
+DOCUMENT_END = SPECIAL.document
 
 
 def sample_of(documents: list[int], *, id: int = 0, slots: int | None = None) -> Sample:
@@ -41,9 +49,9 @@ def long_document(slots: int, *, id: int = 0) -> Sample:
     return sample_of([], id=id, slots=slots)
 
 
-def sampler(*, seed: int = 0, **options: float) -> RandomSpans:
+def sampler(*, seed: int = 0, **options: Any) -> RandomSpans:
     config = RandomSpansConfig.model_validate({"kind": "random"} | options)
-    return RandomSpans(config, seed=seed, document_end=DOCUMENT_END)
+    return RandomSpans(config, seed=seed, special=SPECIAL)
 
 
 def lengths_of(spans: Spans) -> list[int]:
@@ -100,12 +108,10 @@ def test_spans_fit_the_capacity_made_for_their_ratio(
     """A sample may be shorter than its sequence; its spans, shorter and more, must fit too."""
     slots = min(slots, full)
     policy = sampler(ratio=ratio, min_tokens=shortest, max_tokens=shortest + extra)
-    capacity = SpanCapacity.for_ratio(
-        ratio, sequence_tokens=full, lengths=policy.config.lengths(full), longest_tokens=10**6
-    )
+    tokens, spans = policy.config.room(full)
     lengths = lengths_of(policy.choose(long_document(slots, id=id), epoch=0))
-    assert sum(lengths) <= capacity.tokens
-    assert len(lengths) <= capacity.spans
+    assert sum(lengths) <= tokens
+    assert len(lengths) <= spans
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.4, 0.5])
@@ -236,6 +242,112 @@ def test_ratio_zero_and_tiny_samples_have_no_spans(slots: int):
         assert len(sampler().choose(long_document(slots), epoch=0)) == 0
 
 
+LAYOUTS = sampler(seed=1)
+
+
+def test_layouts_and_sources_differ_and_the_first_is_as_ever():
+    sample = long_document(1024, id=5)
+    base = LAYOUTS.choose(sample, epoch=2).tolist()
+    assert LAYOUTS.choose(sample, epoch=2, layout=0).tolist() == base
+    elsewhere = Sample(id=5, source=1, tokens=sample.tokens)
+    # An id of two words must not pass for a source or a layout.
+    large = Sample(id=5 + 2**32, tokens=sample.tokens)
+    found = [
+        base,
+        *(LAYOUTS.choose(sample, epoch=2, layout=layout).tolist() for layout in (1, 2, 3)),
+        *(LAYOUTS.choose(elsewhere, epoch=2, layout=layout).tolist() for layout in (0, 1, 2)),
+        *(LAYOUTS.choose(large, epoch=2, layout=layout).tolist() for layout in (0, 1)),
+    ]
+    assert len({str(spans) for spans in found}) == len(found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sample=packed_samples(),
+    layout=st.integers(0, 3),
+    ratio=st.floats(0.01, 0.75),
+    by_tokens=st.booleans(),
+)
+def test_packed_documents_keep_their_boundaries(
+    sample: Sample, layout: int, ratio: float, by_tokens: bool
+):
+    options: dict[str, Any] = {"ratio": ratio}
+    if by_tokens:
+        options = {"ratio_by_tokens": [[20, 0.1], [300, ratio]]}
+    policy = sampler(**options)
+    spans = policy.choose(sample, epoch=0, layout=layout)
+    check_places(sample, spans)
+    tokens, number = policy.config.room(len(sample.tokens) - 1)
+    assert sum(lengths_of(spans)) <= tokens
+    assert len(spans) <= number
+    np.testing.assert_array_equal(sampler(**options).choose(sample, epoch=0, layout=layout), spans)
+
+
+def test_another_process_chooses_the_same():
+    sample = pack(document(200, 90), document(400), id=2**33 + 1, source=2)
+    options: dict[str, Any] = {"ratio_by_tokens": [[256, 0.1], [1024, 0.25]]}
+    mine = sampler(**options).choose(sample, epoch=3, layout=1).tolist()
+    code = (
+        "from tests.train.data.test_spans import *\n"
+        "sample = pack(document(200, 90), document(400), id=2**33 + 1, source=2)\n"
+        f"print(sampler(**{options}).choose(sample, epoch=3, layout=1).tolist())"
+    )
+    assert in_another_process(code) == str(mine)
+    assert mine
+
+
+def test_short_documents_have_fewer_spans():
+    """Ratios hold on average document by document, whatever else is in the sequence."""
+    lengths = [40, 120, 256, 640, 900, 2000]
+    policy = sampler(ratio_by_tokens=[[256, 0.1], [1024, 0.4]])
+    totals = np.zeros(len(lengths))
+    for id in range(400):
+        sample = pack(*[document(length - 2) for length in lengths], id=id)
+        assert sample.documents is not None
+        spans = policy.choose(sample, epoch=0)
+        owners = np.searchsorted(sample.documents[:, 1], spans[:, 0], side="right")
+        totals += np.bincount(owners, spans[:, 1] - spans[:, 0], minlength=len(lengths))
+    shares = totals / 400 / (np.array(lengths) - 2)
+    wanted = [0.1, 0.1, 0.1, 0.25, 0.1 + 0.3 * (898 - 256) / 768, 0.4]
+    np.testing.assert_allclose(shares, wanted, rtol=0.05)
+
+
+def test_many_short_documents_do_not_exceed_the_room():
+    """Each rounds its share of a token up or down; all of them up is too many."""
+    policy = sampler(ratio_by_tokens=[[1, 0.05]], min_tokens=128)
+    tokens, number = policy.config.room(33 * 61 + 32)
+    sizes: set[int] = set()
+    for id in range(200):
+        sample = pack(*[document(60) for _ in range(33)], id=id)
+        spans = policy.choose(sample, epoch=0)
+        assert sum(lengths_of(spans)) <= tokens
+        assert len(spans) <= number
+        sizes.add(sum(lengths_of(spans)))
+    assert max(sizes) > tokens - 8, "it does come to that"
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        ([[256, 0.1], [256, 0.2]], "must rise in tokens"),
+        ([[512, 0.1], [256, 0.2]], "must rise in tokens"),
+        ([[256, 0.1], [512, 0.8]], "between 0 and 0.75"),
+        ([[256, -0.1]], "between 0 and 0.75"),
+        ([], "at least 1 item"),
+        ([[256]], "at least 2 items"),
+    ],
+)
+def test_impossible_ratios_by_length_are_refused(points: list[list[float]], says: str):
+    with pytest.raises(ValidationError, match=says):
+        RandomSpansConfig(ratio_by_tokens=points)
+
+
+def test_room_follows_the_largest_ratio():
+    config = RandomSpansConfig(ratio=0.1, ratio_by_tokens=[[256, 0.1], [1024, 0.25]])
+    assert config.largest_ratio == 0.25
+    assert config.room(2048) == (640, 320)
+
+
 def test_fixed_spans_are_those_inside_the_sample():
     policy = FixedSpans([[1, 3], [3, 6], [8, 10]])
     assert policy.choose(long_document(10), epoch=0).tolist() == [[1, 3], [3, 6], [8, 10]]
@@ -252,13 +364,13 @@ def test_stored_spans_are_the_samples_own():
 
 
 def test_configuration_names_its_policy():
-    assert isinstance(
-        build_policy(RandomSpansConfig(), seed=0, document_end=DOCUMENT_END), RandomSpans
-    )
+    assert isinstance(build_policy(RandomSpansConfig(), seed=0, special=SPECIAL), RandomSpans)
+    rules = RuleSpansConfig(kind="rules", which="first")
+    assert isinstance(build_policy(rules, seed=0, special=SPECIAL), RuleSpans)
     fixed = FixedSpansConfig(kind="fixed", ranges=[[1, 2]])
-    assert isinstance(build_policy(fixed, seed=0, document_end=DOCUMENT_END), FixedSpans)
+    assert isinstance(build_policy(fixed, seed=0, special=SPECIAL), FixedSpans)
     stored = StoredSpansConfig(kind="stored")
-    assert isinstance(build_policy(stored, seed=0, document_end=DOCUMENT_END), StoredSpans)
+    assert isinstance(build_policy(stored, seed=0, special=SPECIAL), StoredSpans)
 
 
 @pytest.mark.parametrize(
