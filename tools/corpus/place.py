@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from model import torchvision_free
-from train.data.index import INDEX_NAME, MANIFEST_NAME
+from train.data.index import INDEX_NAME
+from train.data.manifest import MANIFEST_NAME
 from train.data.object_store import MissingObjectError, ObjectStore, error_code, within_deadline
 from train.errors import DataError
 

@@ -1,36 +1,36 @@
 """Random access to the samples of an MDS directory, local or in object storage.
 
-The files and their decoding are mosaicml-streaming's; its `StreamingDataset` is not used, because
-there a missing shard ends the epoch early or hangs, and its shared memory outlives a killed run.
-Here nothing is shared, every read happens in the calling thread, and whatever is wrong with a shard
-is an error that names it.
+The files are mosaicml-streaming's; its `StreamingDataset` is not used, because there a missing
+shard ends the epoch early or hangs, and its shared memory outlives a killed run. Here nothing is
+shared, and whatever is wrong with a shard is an error that names it, in the thread that reads.
 """
 
-import contextlib
+import bisect
 import hashlib
-import logging
+import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import filelock
 import numpy as np
 import numpy.typing as npt
 
-from train.data.index import INDEX_NAME, MANIFEST_NAME, MDSReader, parse_index, parse_manifest
-from train.data.object_store import MissingObjectError, ObjectStore
+from train.data.cached_files import CachedFiles, default_cache
+from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
+from train.data.index import INDEX_NAME, LengthsIndex, parse_index, parse_lengths_index
+from train.data.local_files import LocalFiles
+from train.data.manifest import MANIFEST_NAME, parse_manifest, require_fit, require_promised
+from train.data.open_shard import OpenShard
 from train.data.sample import Sample
 from train.errors import DataError
 
-from streaming.base.hashing import get_hash, is_hash  # isort: skip
+__all__ = ["ShardStore", "default_cache"]
 
-logger = logging.getLogger(__name__)
-
-_FASTEST_HASHES: Final = ("xxh3_64", "xxh64", "xxh128", "xxh3_128", "xxh32")
 _MAX_OPEN_SHARDS: Final = 64
+_UNDECODABLE: Final = (ValueError, TypeError, KeyError, IndexError, AssertionError, AttributeError)
 
 
 class ShardStore:
@@ -61,67 +61,126 @@ class ShardStore:
         Raises:
             DataError: there is no usable MDS directory at `root`.
         """
-        self.root = root.rstrip("/") if "://" in root else str(Path(root).expanduser())
-        self._remote: ObjectStore | None = None
-        self._patience_seconds = timeout_seconds * (retries + 1) + 30.0
+        self._files: LocalFiles | CachedFiles
         if "://" in root:
-            self._remote = ObjectStore(root, timeout_seconds=timeout_seconds, retries=retries)
-            self._directory = (cache or default_cache(self.root)).expanduser()
-            try:
-                self._directory.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise DataError(
-                    f"Cannot create the data cache {self._directory} ({error.strerror}); choose "
-                    "another directory for it."
-                ) from error
+            self.root = root.rstrip("/")
+            self._files = CachedFiles(
+                self.root,
+                directory=(cache or default_cache(self.root)).expanduser(),
+                timeout_seconds=timeout_seconds,
+                retries=retries,
+            )
         else:
-            self._directory = Path(self.root)
-        index = self._read_index()
-        self.fingerprint: str = hashlib.sha256(index).hexdigest()
+            self.root = str(Path(root).expanduser())
+            self._files = LocalFiles(self.root)
+        data = self._read_index()
+        self.fingerprint: str = hashlib.sha256(data).hexdigest()
         """SHA-256 of the index: equal on two ranks or two runs if and only if the data are."""
-        self._shards = parse_index(index, place=self.root, directory=str(self._directory))
-        self._ends = np.cumsum([shard.samples for shard in self._shards])
+        self._index = parse_index(data, place=self.root)
+        del data
+        self._ends: list[int] = np.cumsum(self._index.samples).tolist()
         manifest = self.read_beside(MANIFEST_NAME)
         self.manifest: dict[str, Any] = (
             {} if manifest is None else parse_manifest(manifest, place=self.root)
         )
         """What the corpus builder noted beside the index; empty if it noted nothing."""
-        self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._verified: set[int] = set()
+        require_promised(self.manifest, place=self.root, samples=len(self))
+        self._lengths: LengthsIndex | None = None
+        self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def shard_sizes(self) -> list[int]:
         """Samples in each shard, in the order in which sample ids count through them."""
-        return [shard.samples for shard in self._shards]
+        return self._index.samples.tolist()
+
+    @property
+    def shard_bytes(self) -> list[int]:
+        """Size of each shard's file, in the same order."""
+        return [file.num_bytes for file in self._index.files]
+
+    @property
+    def largest_shard_bytes(self) -> int:
+        """Size of the largest of them."""
+        return max(file.num_bytes for file in self._index.files)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
-    def __getitem__(self, sample_id: int) -> Sample:
-        """The sample with this number, 0 <= number < len(self).
+    def columns(self, sample_id: int) -> dict[str, Any]:
+        """The columns of the sample with this number, 0 <= number < len(self), as stored.
 
         Raises:
             DataError: its shard is missing, cut short or damaged, or could not be fetched in time.
             IndexError: there is no such number.
         """
-        if not 0 <= sample_id < len(self):
-            raise IndexError(f"{self.root} has samples 0 to {len(self) - 1}, not {sample_id}")
-        number = int(np.searchsorted(self._ends, sample_id, side="right"))
-        shard = self._shards[number]
-        place = sample_id - (int(self._ends[number]) - shard.samples)
-        with self._lock:
-            data = self._open(number).read(place)
+        shard, place = self._locate(sample_id)
         try:
-            return _sample(sample_id, shard.decode_sample(data))
-        except (ValueError, TypeError, KeyError, IndexError, AssertionError) as error:
-            raise DataError(
-                f"Sample {place} of {self._name(shard)} cannot be decoded ({error}); build the "
-                "corpus again."
-            ) from error
+            return self._index.decoders[shard](self._read(shard, place))
+        except _UNDECODABLE as error:
+            raise self._undecodable(sample_id, error) from error
+
+    def __getitem__(self, sample_id: int) -> Sample:
+        """The sample with this number, in a corpus of sequences that are as long as the run's.
+
+        Raises:
+            DataError: its shard is missing, cut short or damaged, or could not be fetched in time.
+            IndexError: there is no such number.
+        """
+        columns = self.columns(sample_id)
+        try:
+            return _sample(sample_id, columns)
+        except _UNDECODABLE as error:
+            raise self._undecodable(sample_id, error) from error
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[sample_id] for sample_id in range(len(self)))
+
+    @property
+    def totals(self) -> npt.NDArray[np.int64]:
+        """[shards, 6] sums of `LENGTH_COLUMNS` over each shard, in a corpus of documents.
+
+        Raises:
+            DataError: the corpus has no lengths.
+        """
+        return self._lengths_index().totals
+
+    def lengths(self, shard: int) -> npt.NDArray[np.uint32]:
+        """[n, 6] `LENGTH_COLUMNS` of each document in a shard, without reading the shard.
+
+        Raises:
+            DataError: the corpus has no lengths, or those of the shard are missing or damaged, or
+                could not be fetched in time.
+        """
+        index = self._lengths_index()
+        file = index.files[shard]
+        descriptor = self._files.open(file)
+        try:
+            content = os.pread(descriptor, file.num_bytes, 0)
+        finally:
+            os.close(descriptor)
+        name = f"{self.root}/{file.name}"
+        try:
+            lengths = np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise DataError(f"{name} holds no array ({error}); build the corpus again.") from error
+        shape = (int(self._index.samples[shard]), len(LENGTH_COLUMNS))
+        if not isinstance(lengths, np.ndarray) or lengths.dtype != np.uint32:
+            raise DataError(f"{name} holds no uint32 array; build the corpus again.")
+        sums = index.totals[shard]
+        if lengths.shape != shape or (lengths.sum(axis=0, dtype=np.int64) != sums).any():
+            raise DataError(
+                f"{name} does not hold the lengths that {LENGTHS_NAME} promises; build the corpus "
+                "again."
+            )
+        return lengths
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Begin to bring shards, and their lengths, from object storage into the cache.
+
+        Returns at once; the first ones are brought first, and what is too much now is left out:
+        call it again later. What goes wrong shows where the shard is read.
+        """
 
     def close(self) -> None:
         """Close the open shards; the store stays usable and opens them again when asked."""
@@ -146,112 +205,13 @@ class ShardStore:
         Raises:
             DataError: it is not, or has no manifest to tell.
         """
-        wanted = {
-            "tokenizer_sha256": tokenizer_sha256,
-            "sequence_tokens": sequence_tokens,
-            "vocabulary": vocabulary,
-        }
-        faults: list[str] = []
-        for key, value in wanted.items():
-            if value is None:
-                continue
-            if key not in self.manifest:
-                raise DataError(
-                    f"{self.root} has no {MANIFEST_NAME} that states its {key}, so it cannot be "
-                    "checked; build it with `python -m tools.corpus build`."
-                )
-            found = self.manifest[key]
-            if found != value:
-                faults.append(_MISMATCH[key].format(found=found, wanted=value))
-        if faults:
-            raise DataError(f"{self.root} does not fit: " + "; ".join(faults) + ".")
-
-    def _open(self, number: int) -> "_OpenShard":
-        opened = self._opened.get(number)
-        if opened is not None:
-            self._opened.move_to_end(number)
-            return opened
-        shard = self._shards[number]
-        path = self._directory / shard.raw_data.basename
-        name = self._name(shard)
-        if self._remote is not None and number not in self._verified:
-            self._ensure_cached(shard, path)
-        elif number not in self._verified:
-            fault = _fault(shard, path)
-            if fault is not None:
-                raise DataError(
-                    f"Shard {name} {fault}; copy it again from where the corpus came from, or "
-                    "build the corpus again."
-                )
-        self._verified.add(number)
-        opened = _OpenShard(path, name=name, samples=shard.samples)
-        self._opened[number] = opened
-        while len(self._opened) > _MAX_OPEN_SHARDS:
-            self._opened.popitem(last=False)[1].close()
-        return opened
-
-    def _ensure_cached(self, shard: MDSReader, path: Path) -> None:
-        """Bring a remote shard into the cache, whole and checked; one process does the work."""
-        assert self._remote is not None, "only a remote store has a cache"
-        with self._cache_lock(shard.raw_data.basename):
-            if path.exists():
-                if _fault(shard, path) is None:
-                    return
-                # The corpus was rebuilt under the same URL, or the cache's disk went bad.
-                logger.warning("%s is stale or damaged and is fetched again", path)
-                path.unlink()
-            try:
-                self._remote.fetch(shard.raw_data.basename, path)
-            except MissingObjectError as error:
-                raise DataError(
-                    f"Shard {self._name(shard)} is missing; upload it again, or build the corpus "
-                    "again."
-                ) from error
-            fault = _fault(shard, path)
-            if fault is not None:
-                path.unlink(missing_ok=True)
-                raise DataError(
-                    f"Shard {self._name(shard)} {fault}; upload it again, or build the corpus "
-                    "again."
-                )
-
-    @contextlib.contextmanager
-    def _cache_lock(self, name: str) -> Generator[None]:
-        path = self._directory / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(path, timeout=self._patience_seconds):
-                yield
-        except filelock.Timeout as error:
-            raise DataError(
-                f"Waited {self._patience_seconds:g} s for another process to fetch "
-                f"{self.root}/{name}; see whether it hangs, or give this run its own cache."
-            ) from error
-
-    def _read_index(self) -> bytes:
-        if self._remote is None:
-            if not self._directory.exists():
-                raise DataError(
-                    f"There is no data directory {self.root}; build one with `python -m "
-                    "tools.corpus build`, or correct the path."
-                )
-            if not self._directory.is_dir():
-                raise DataError(f"{self.root} is a file; give the directory that holds the shards.")
-            if not any(self._directory.iterdir()):
-                raise DataError(
-                    f"The data directory {self.root} is empty; build a corpus with `python -m "
-                    "tools.corpus build`."
-                )
-        index = self.read_beside(INDEX_NAME)
-        if index is None:
-            hint = ""
-            if self.read_beside(f"train/{INDEX_NAME}") is not None:
-                hint = f" (did you mean {self.root}/train?)"
-            raise DataError(
-                f"{self.root} is not an MDS directory: it has no {INDEX_NAME}{hint}. Build one "
-                "with `python -m tools.corpus build`."
-            )
-        return index
+        require_fit(
+            self.manifest,
+            place=self.root,
+            tokenizer_sha256=tokenizer_sha256,
+            sequence_tokens=sequence_tokens,
+            vocabulary=vocabulary,
+        )
 
     def read_beside(self, name: str) -> bytes | None:
         """A small file that lies beside the index, always fresh; None if there is none.
@@ -262,111 +222,70 @@ class ShardStore:
         Raises:
             DataError: it could not be read in time.
         """
-        path = self._directory / name
-        try:
-            if self._remote is None:
-                return path.read_bytes()
-            with self._cache_lock(name):
-                fresh = path.with_name(f"{path.name}.{os.getpid()}.fresh")
-                try:
-                    self._remote.fetch(name, fresh)
-                    return fresh.read_bytes()
-                finally:
-                    fresh.unlink(missing_ok=True)
-        except (FileNotFoundError, MissingObjectError):
-            return None
-        except OSError as error:
-            raise DataError(f"Cannot read {self.root}/{name}: {error.strerror}.") from error
+        return self._files.read(name)
 
-    def _name(self, shard: MDSReader) -> str:
-        return f"{self.root}/{shard.raw_data.basename}"
+    def _locate(self, sample_id: int) -> tuple[int, int]:
+        """The shard of a sample, and its place there."""
+        if not 0 <= sample_id < len(self):
+            raise IndexError(f"{self.root} has samples 0 to {len(self) - 1}, not {sample_id}")
+        shard = bisect.bisect_right(self._ends, sample_id)
+        return shard, sample_id - (self._ends[shard - 1] if shard else 0)
 
+    def _read(self, shard: int, place: int) -> bytes:
+        with self._lock:
+            opened = self._opened.get(shard)
+            if opened is not None:
+                self._opened.move_to_end(shard)
+                return opened.read(place)
+        # Not under the lock: other threads go on while this one waits for the store.
+        opened = self._open(shard)
+        with self._lock:
+            other = self._opened.pop(shard, None)
+            if other is not None:
+                other.close()
+            self._opened[shard] = opened
+            while len(self._opened) > _MAX_OPEN_SHARDS:
+                self._opened.popitem(last=False)[1].close()
+            return opened.read(place)
 
-_MISMATCH: Final = {
-    "tokenizer_sha256": (
-        "it was built with another tokenizer (SHA-256 {found:.12}…, expected {wanted:.12}…): use "
-        "the corpus that the model was trained on, or build one with `--tokenizer` and the "
-        "model's tokenizer.json"
-    ),
-    "sequence_tokens": (
-        "its samples are {found} tokens long and the run wants {wanted}: set the sequence length "
-        "to {found}, or build the corpus with `--sequence-tokens {wanted}`"
-    ),
-    "vocabulary": (
-        "its vocabulary has {found} entries and the model's {wanted}: set the model's vocabulary "
-        "to {found}, or build the corpus with `--vocabulary {wanted}`"
-    ),
-}
+    def _open(self, shard: int) -> OpenShard:
+        file = self._index.files[shard]
+        return OpenShard(
+            self._files.open(file),
+            name=f"{self.root}/{file.name}",
+            samples=int(self._index.samples[shard]),
+            is_cached=isinstance(self._files, CachedFiles),
+        )
 
+    def _lengths_index(self) -> LengthsIndex:
+        if self._lengths is None:
+            data = self.read_beside(LENGTHS_NAME)
+            if data is None:
+                raise DataError(
+                    f"{self.root} has no {LENGTHS_NAME}, which lists how long its documents are; "
+                    "build it with `python -m tools.shards`."
+                )
+            self._lengths = parse_lengths_index(data, place=self.root, samples=self._index.samples)
+        return self._lengths
 
-class _OpenShard:
-    """A shard file and where its samples lie in it.
+    def _undecodable(self, sample_id: int, error: Exception) -> DataError:
+        shard, place = self._locate(sample_id)
+        return DataError(
+            f"Sample {place} of {self.root}/{self._index.files[shard].name} cannot be decoded "
+            f"({error}); build the corpus again."
+        )
 
-    Reads with `pread` and not through a memory map: a file that is cut short while it is mapped
-    kills the process, while a short read is an error like any other.
-    """
-
-    def __init__(self, path: Path, *, name: str, samples: int) -> None:
-        self._name = name
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DataError(f"Shard {name} cannot be opened: {error.strerror}.") from error
-        # The header of an MDS shard: the number of samples, then where each begins, then the end.
-        header = np.frombuffer(self._pread(4 * (samples + 2), 0), np.uint32)
-        if header[0] != samples or (np.diff(header[1:].astype(np.int64)) < 0).any():
-            self.close()
+    def _read_index(self) -> bytes:
+        index = self.read_beside(INDEX_NAME)
+        if index is None:
+            hint = ""
+            if self.read_beside(f"train/{INDEX_NAME}") is not None:
+                hint = f" (did you mean {self.root}/train?)"
             raise DataError(
-                f"Shard {name} does not hold the {samples} samples that its index promises; build "
-                "the corpus again."
+                f"{self.root} is not an MDS directory: it has no {INDEX_NAME}{hint}. Build one "
+                "with `python -m tools.corpus build`."
             )
-        self._begins: npt.NDArray[np.uint32] = header[1:]
-
-    def read(self, place: int) -> bytes:
-        begin, end = int(self._begins[place]), int(self._begins[place + 1])
-        return self._pread(end - begin, begin)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-    def _pread(self, length: int, offset: int) -> bytes:
-        try:
-            data = os.pread(self._descriptor, length, offset)
-        except OSError as error:
-            raise DataError(f"Shard {self._name} cannot be read: {error.strerror}.") from error
-        if len(data) != length:
-            raise DataError(
-                f"Shard {self._name} became shorter while it was read; copy it again from where "
-                "the corpus came from."
-            )
-        return data
-
-
-def default_cache(url: str) -> Path:
-    """Where the shards of a URL are kept on this host unless a place is named."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "semicausal" / "shards" / hashlib.sha256(url.encode()).hexdigest()[:16]
-
-
-def _fault(shard: MDSReader, path: Path) -> str | None:
-    """What is wrong with a shard file, as the end of a sentence; None if nothing is."""
-    info = shard.raw_data
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    if len(data) != info.bytes:
-        return f"has {len(data):,} bytes where the index says {info.bytes:,}"
-    known = [name for name in info.hashes if is_hash(name)]
-    if not known:
-        logger.warning("%s is used unchecked: the index records no hash of it", path)
-        return None
-    algorithm = next((name for name in _FASTEST_HASHES if name in known), sorted(known)[0])
-    if get_hash(algorithm, data) != info.hashes[algorithm]:
-        return f"is damaged: its {algorithm} hash is not the one in the index"
-    return None
+        return index
 
 
 def _sample(sample_id: int, columns: dict[str, Any]) -> Sample:

@@ -161,7 +161,7 @@ def test_a_process_that_holds_the_lock_for_ever(
     import filelock
 
     store = ShardStore(url, cache=tmp_path / "cache")
-    store._patience_seconds = 0.5
+    store._files._patience_seconds = 0.5
     with (
         filelock.FileLock(tmp_path / "cache/shard.00000.mds.lock"),
         pytest.raises(DataError, match=r"Waited 0.5 s for another process to fetch .*00000.mds"),

@@ -1,0 +1,91 @@
+"""A shard that is open for reading."""
+
+import os
+import time
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from train.errors import DataError
+
+_COUNT_BYTES: Final = 4
+_TOUCH_SECONDS: Final = 5.0
+
+
+class OpenShard:
+    """A shard file and where its samples lie in it.
+
+    Reads with `pread` and not through a memory map: a file that is cut short while it is mapped
+    kills the process, while a short read is an error like any other.
+    """
+
+    def __init__(self, descriptor: int, *, name: str, samples: int, is_cached: bool) -> None:
+        """Take over a descriptor and read the header.
+
+        Args:
+            descriptor: of the shard's file; closed with the shard, or if this raises.
+            name: what to call the shard in messages.
+            samples: how many the index promises.
+            is_cached: it lies in a cache, which wants to know when it was used last.
+
+        Raises:
+            DataError: the header is not that of a shard with this many samples.
+        """
+        self._descriptor = descriptor
+        self._name = name
+        self._is_cached = is_cached
+        self.used_seconds = time.monotonic()
+        """When it was read last."""
+        self._touched_seconds = self.used_seconds
+        try:
+            # The number of samples, then where each begins, then the end of the last.
+            header = np.frombuffer(self._pread(_COUNT_BYTES * (samples + 2), 0), np.uint32)
+            if header[0] != samples or (np.diff(header[1:].astype(np.int64)) < 0).any():
+                raise DataError(
+                    f"Shard {name} does not hold the {samples} samples that its index promises; "
+                    "build the corpus again."
+                )
+        except BaseException:
+            self.close()
+            raise
+        self._begins: npt.NDArray[np.uint32] = header[1:]
+
+    @property
+    def is_unlinked(self) -> bool:
+        """Whether it is gone from its directory, and stays on the disk while it is open."""
+        return os.fstat(self._descriptor).st_nlink == 0
+
+    def read(self, place: int) -> bytes:
+        """The bytes of one of its samples.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        self.used_seconds = time.monotonic()
+        if self._is_cached and self.used_seconds - self._touched_seconds > _TOUCH_SECONDS:
+            self._touched_seconds = self.used_seconds
+            touch(self._descriptor)
+        begin, end = int(self._begins[place]), int(self._begins[place + 1])
+        return self._pread(end - begin, begin)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def _pread(self, length: int, offset: int) -> bytes:
+        try:
+            data = os.pread(self._descriptor, length, offset)
+        except OSError as error:
+            raise DataError(f"Shard {self._name} cannot be read: {error.strerror}.") from error
+        if len(data) != length:
+            raise DataError(
+                f"Shard {self._name} became shorter while it was read; copy it again from where "
+                "the corpus came from."
+            )
+        return data
+
+
+def touch(descriptor: int) -> None:
+    """Note that a file was used now: in its access time, which the system itself may not keep."""
+    os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))

@@ -1,0 +1,124 @@
+"""A file as an index promises it, and whether what is there keeps the promise."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final, Protocol, cast
+
+import xxhash
+
+_FASTEST_HASHES: Final = ("xxh3_64", "xxh3_128", "xxh128", "xxh64", "xxh32")
+_CHUNK_BYTES: Final = 1 << 20
+
+
+class Hasher(Protocol):
+    """What hashlib and xxhash have in common."""
+
+    def update(self, data: Any, /) -> None:
+        """Take further bytes."""
+        ...
+
+    def hexdigest(self) -> str:
+        """The hash of all bytes so far."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a corpus, as listed in its index.
+
+    Attributes:
+        name: path below the corpus directory; stays inside it.
+        num_bytes: its size.
+        digest: a hash algorithm and the hash in hexadecimal; None where the index has none that
+            is known here.
+    """
+
+    name: str
+    num_bytes: int
+    digest: tuple[str, str] | None
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any]) -> "StoredFile":
+        """From `{"basename": ..., "bytes": ..., "hashes": {...}}`, read with suspicion.
+
+        Raises:
+            ValueError: the path leaves the directory, or the size is none.
+            KeyError: something is missing.
+            TypeError: something is of another type.
+        """
+        name, size, hashes = entry["basename"], entry["bytes"], entry["hashes"]
+        if not isinstance(name, str) or not isinstance(size, int) or not isinstance(hashes, dict):
+            raise TypeError("a file has a name, a size and hashes")
+        path = PurePosixPath(name)
+        outside = path.is_absolute() or ".." in path.parts or not path.parts
+        if outside or "\\" in name or "\0" in name:
+            raise LeavesDirectoryError(name)
+        if size < 0:
+            raise ValueError(f"negative size of {name}")
+        return cls(name, size, _choose(cast("dict[str, Any]", hashes)))
+
+    def hasher(self) -> Hasher | None:
+        """An empty hasher for `digest`."""
+        return None if self.digest is None else new_hasher(self.digest[0])
+
+    def size_fault(self, num_bytes: int) -> str | None:
+        """What is wrong with a size, as the end of a sentence; None if nothing is."""
+        if num_bytes == self.num_bytes:
+            return None
+        return f"has {num_bytes:,} bytes where the index says {self.num_bytes:,}"
+
+    def hash_fault(self, hasher: Hasher | None) -> str | None:
+        """What is wrong with content that went through `hasher`; None if nothing is."""
+        if self.digest is None or hasher is None or hasher.hexdigest() == self.digest[1]:
+            return None
+        return f"is damaged: its {self.digest[0]} hash is not the one in the index"
+
+    def fault(self, descriptor: int) -> str | None:
+        """What is wrong with an open file, as the end of a sentence; None if nothing is.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        size_fault = self.size_fault(os.fstat(descriptor).st_size)
+        hasher = self.hasher()
+        if size_fault is not None or hasher is None:
+            return size_fault
+        buffer = memoryview(bytearray(min(_CHUNK_BYTES, self.num_bytes)))
+        offset = 0
+        while offset < self.num_bytes:
+            count = os.preadv(descriptor, [buffer], offset)
+            if count == 0:
+                return self.size_fault(offset)
+            hasher.update(buffer[:count])
+            offset += count
+        return self.hash_fault(hasher)
+
+
+class LeavesDirectoryError(ValueError):
+    """A path in an index points outside the corpus; its text is the path."""
+
+
+def is_known_hash(name: str) -> bool:
+    """Whether this is a hash that mosaicml-streaming may have written."""
+    if name in xxhash.algorithms_available:
+        return True
+    is_fixed = name in hashlib.algorithms_available and not name.startswith("shake_")
+    return is_fixed and hasattr(hashlib, name)
+
+
+def new_hasher(name: str) -> Hasher:
+    """An empty hasher for a known algorithm."""
+    assert is_known_hash(name), "only known hashes are chosen"
+    module = xxhash if name in xxhash.algorithms_available else hashlib
+    return getattr(module, name)()
+
+
+def _choose(hashes: Mapping[str, Any]) -> tuple[str, str] | None:
+    known = sorted(name for name in hashes if is_known_hash(name))
+    if not known:
+        return None
+    algorithm = next((name for name in _FASTEST_HASHES if name in known), known[0])
+    return algorithm, str(hashes[algorithm])
