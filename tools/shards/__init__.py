@@ -1,0 +1,1 @@
+"""Builds corpora of documents from anyone's files, checks them, shows them and counts them."""

@@ -1,0 +1,124 @@
+"""`python -m tools.shards build SOURCE… OUT`; `verify`, `inspect`, `stats` and `cost` CORPUS."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from tools.shards import build
+from tools.shards.entries import Fields
+from train.errors import UserError
+
+_SOURCES = """\
+A source is a file, a directory, a pattern or an s3:// URL, perhaps as name=path. Known files:
+.txt and .md (a document each); .jsonl, .jsonl.zst, .jsonl.gz, .csv and .parquet (a document a row:
+`text`; or `image`, `audio`, `video` with `text` or `caption`; or `segments`, a list of
+{"text": ..., "span": ..., "scored": ...} and {"image": path}); pictures, sound and video with a
+.txt of the same name beside them.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        Exit status: 0; 1 where a corpus is faulty; 2 where the user has something to mend.
+    """
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        return options.action(options, console)
+    except UserError as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+
+
+def _build(options: argparse.Namespace, console: Console) -> int:
+    order = build.Order(
+        sources=tuple(options.sources),
+        licences=tuple(options.licence),
+        tokenizer=options.tokenizer,
+        tokenizer_of=options.tokenizer_of,
+        vocabulary=options.vocabulary,
+        fields=Fields(text=options.text_field, id=options.id_field),
+        validation=options.validation,
+        shard_bytes=int(options.shard_mebibytes * 2**20),
+        part_bytes=None if options.part_mebibytes is None else int(options.part_mebibytes * 2**20),
+        has_media=options.media,
+        skip_bad=options.skip_bad,
+        workers=options.workers,
+    )
+    started = time.monotonic()
+    manifest = build.build(options.out, order, console=console)
+    lines = [f"{options.out}: {time.monotonic() - started:.1f} s"]
+    for split, numbers in manifest["splits"].items():
+        told = ", ".join(f"{value:,} {name}" for name, value in numbers.items() if value)
+        lines.append(f"  {split}: {told}")
+    for source in manifest["sources"]:
+        licences = " and ".join(source["licences"]) or "licence not stated"
+        lines.append(f"  from {source['name']}: {source['tokens']:,} tokens ({licences})")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.shards", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_build(commands)
+    return parser
+
+
+def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("build", help="a corpus from files", epilog=_SOURCES)
+    command.set_defaults(action=_build)
+    command.add_argument("sources", nargs="+", metavar="SOURCE", help="see below")
+    command.add_argument("out", metavar="OUT", help="directory, or s3://bucket/path")
+    command.add_argument(
+        "--licence", action="append", default=[], metavar="NAME=SPDX", help="of a source"
+    )
+    tokenizer = command.add_mutually_exclusive_group()
+    tokenizer.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json")
+    tokenizer.add_argument("--tokenizer-of", metavar="CORPUS", help="take a corpus's tokenizer")
+    command.add_argument(
+        "--vocabulary", type=int, metavar="N", help="train a tokenizer of N entries (default 8192)"
+    )
+    command.add_argument("--text-field", default="text", metavar="NAME", help="default text")
+    command.add_argument("--id-field", metavar="NAME", help="default: file and row")
+    command.add_argument(
+        "--validation",
+        type=float,
+        default=build.DEFAULT_VALIDATION,
+        metavar="SHARE",
+        help=f"of documents (default {build.DEFAULT_VALIDATION})",
+    )
+    command.add_argument(
+        "--skip-bad", type=int, default=0, metavar="N", help="leave out up to N bad documents"
+    )
+    command.add_argument(
+        "--media", action="store_true", help="store payloads whatever the first rows show"
+    )
+    command.add_argument(
+        "--shard-mebibytes", type=float, default=64.0, metavar="N", help="default 64"
+    )
+    command.add_argument(
+        "--part-mebibytes", type=float, metavar="N", help="input that a process handles at once"
+    )
+    _add_workers(command)
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes (default: one for each core)",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

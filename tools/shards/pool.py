@@ -1,0 +1,180 @@
+"""Work spread over processes: done parts come back as they are ready, counts while they work."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from typing import Any, Final, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from train.errors import DataError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+Report = Callable[[int, int, int], None]
+"""Takes what was done since the last call: bytes, documents, tokens."""
+
+_POLL_SECONDS: Final = 0.2
+_PRELOAD: Final = "tools.shards.build"
+
+
+class Bar:
+    """A progress bar over bytes, with documents and tokens a second."""
+
+    def __init__(self, console: Console, description: str, *, total_bytes: int) -> None:
+        """Not shown before the context begins.
+
+        Args:
+            console: where to show it.
+            description: what is done.
+            total_bytes: of all tasks.
+        """
+        self.console = console
+        self.documents = self.tokens = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TextColumn("{task.fields[rates]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID = self._progress.add_task(description, total=total_bytes, rates="")
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, num_bytes: int, documents: int, tokens: int) -> None:
+        """Count what was done."""
+        self.documents += documents
+        self.tokens += tokens
+        [task] = self._progress.tasks
+        seconds = max(task.elapsed or 0.0, 1e-3)
+        rates = f"{self.documents / seconds:,.0f} documents/s"
+        if self.tokens:
+            rates += f", {self.tokens / seconds:,.0f} tokens/s"
+        self._progress.update(self._task, advance=num_bytes, rates=rates)
+
+
+def spread(
+    tasks: Iterable[Task],
+    make_worker: Callable[[], Callable[[Task, Report], Result]],
+    *,
+    workers: int,
+    report: Report,
+) -> Generator[tuple[Task, Result]]:
+    """Do tasks in processes, or in this one where one worker is asked for.
+
+    Args:
+        tasks: in the order in which to begin them.
+        make_worker: called once in each process; it must be picklable.
+        workers: processes.
+        report: told how far the work is.
+
+    Yields:
+        Each task with its result, as they become ready.
+
+    Raises:
+        DataError: whatever a task raised, or a process was killed.
+    """
+    tasks = list(tasks)
+    if workers == 1 or len(tasks) <= 1:
+        worker = make_worker() if tasks else None
+        for task in tasks:
+            assert worker is not None
+            yield task, worker(task, report)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_PRELOAD])
+    counts = context.SimpleQueue()
+    stop = context.Event()
+    executor = ProcessPoolExecutor(
+        min(workers, len(tasks)),
+        mp_context=context,
+        initializer=_begin,
+        initargs=(make_worker, dict(os.environ), counts, stop),
+    )
+    with executor:
+        futures: dict[Future[Result], Task] = {
+            executor.submit(_do, task): task  # pyright: ignore[reportArgumentType]  # made by _begin
+            for task in tasks
+        }
+        try:
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, _POLL_SECONDS, return_when=FIRST_COMPLETED)
+                while not counts.empty():
+                    report(*counts.get())
+                for future in done:
+                    yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "A worker process was killed, perhaps because memory ran out. Finished parts are "
+                "kept: run the same command again, perhaps with fewer --workers."
+            ) from error
+        finally:
+            # Those at work end at their next report.
+            stop.set()
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+class Stopped(Exception):
+    """The work is given up; nobody waits for the result."""
+
+
+_worker: Callable[[Any, Report], Any] | None = None
+_report: Report | None = None
+
+
+def _begin(
+    make_worker: Callable[[], Callable[[Any, Report], Any]],
+    environment: dict[str, str],
+    counts: Any,
+    stop: Any,
+) -> None:
+    """Make this process ready for tasks."""
+    global _worker, _report
+    # The server that this process was forked from began with the environment of its first user.
+    os.environ.clear()
+    os.environ.update(environment)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def report(num_bytes: int, documents: int, tokens: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        counts.put((num_bytes, documents, tokens))
+
+    _worker, _report = make_worker(), report
+
+
+def _do(task: Any) -> Any:
+    assert _worker is not None
+    assert _report is not None
+    return _worker(task, _report)
+
+
+def _end_with_parent() -> None:
+    # Otherwise a process whose parent was killed waits for its next task for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,207 @@
+"""The place where a corpus comes to be: what is finished of it, and what was asked for.
+
+While a corpus is built, `.building/` in it holds the recipe, the plan, and a record of each part
+that is whole. The manifest at the top, written last, makes it a corpus.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import filelock
+
+from train.checkpoint_storage import is_remote, shown, storage_of
+from train.data.manifest import MANIFEST_NAME
+from train.data.shards import default_cache
+from train.errors import DataError
+
+WORKING_DIRECTORY: Final = ".building"
+_RECIPE: Final = "recipe.json"
+_COPY_BYTES: Final = 8 << 20
+
+
+class Workshop:
+    """A directory or URL that is to hold a corpus."""
+
+    def __init__(self, out: str) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            out: as the user wrote it.
+
+        Raises:
+            DataError: it is a URL that cannot be written to.
+        """
+        self.out = out
+        self.root = Path(out) if "://" in out else Path(os.path.abspath(Path(out).expanduser()))
+        self.is_remote = is_remote(self.root)
+        self.working = self.root / WORKING_DIRECTORY
+        with _writable(self.root):
+            self._storage = storage_of(self.root)
+        self.scratch = default_cache(f"building {out}") if self.is_remote else self.working
+        """Local directory for what is not whole yet."""
+
+    @contextlib.contextmanager
+    def lock(self) -> Generator[None]:
+        """Let one process at a time build here.
+
+        Raises:
+            DataError: another one does.
+        """
+        name = hashlib.sha256(str(self.root).encode()).hexdigest()[:16]
+        path = self.root.with_name(f".{self.root.name}.lock")
+        if self.is_remote:
+            path = self.scratch.with_name(f"{name}.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(path, timeout=0):
+                yield
+        except filelock.Timeout as error:
+            raise DataError(
+                f"Another process is building {self.out} (it holds {path}); wait for it."
+            ) from error
+
+    def finished(self, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The manifest of the corpus that is there, if it was built by this recipe.
+
+        Raises:
+            DataError: something else is there, whole or begun.
+        """
+        manifest = self.read_json(self.root / MANIFEST_NAME)
+        begun = self.read_json(self.working / _RECIPE)
+        if manifest is None and begun is None:
+            with _writable(self.root):
+                others = [
+                    name for name in self._storage.names(self.root) if name != WORKING_DIRECTORY
+                ]
+            if others:
+                raise DataError(
+                    f"{self.out} exists and is no corpus of this kind (it holds {others[0]}); "
+                    "choose another place."
+                )
+            return None
+        there = begun if manifest is None else manifest.get("recipe", {})
+        differing = differences(there, recipe)
+        if differing:
+            state = "an unfinished corpus" if manifest is None else "a corpus"
+            raise DataError(
+                f"{self.out} holds {state} of other arguments or inputs ({'; '.join(differing)}). "
+                "Choose another place, use the same arguments, or delete it."
+            )
+        return manifest
+
+    def begin(self, recipe: Mapping[str, Any]) -> None:
+        """Note what is being built, and clear away what a killed process left half written."""
+        shutil.rmtree(self.scratch / "parts", ignore_errors=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        self.write_json(self.working / _RECIPE, recipe)
+
+    def end(self, manifest: Mapping[str, Any]) -> None:
+        """Commit the corpus."""
+        self.write_json(self.root / MANIFEST_NAME, manifest)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove working records."""
+        with _writable(self.root):
+            if self._storage.names(self.working):
+                self._storage.remove(self.working)
+        if self.is_remote:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def deliver_to(self, directory: Path) -> Callable[[str, Path | bytes], None]:
+        """Something that puts files into a directory of the corpus, each whole or not at all."""
+
+        def deliver(name: str, content: Path | bytes) -> None:
+            target = directory / name
+            with _writable(target):
+                self._storage.make_directory(directory)
+                if isinstance(content, bytes):
+                    self._storage.replace(target, content)
+                elif self.is_remote:
+                    with self._storage.create(target) as sink, content.open("rb") as file:
+                        shutil.copyfileobj(file, sink, _COPY_BYTES)
+                    content.unlink()
+                else:
+                    with content.open("rb") as file:
+                        os.fsync(file.fileno())
+                    content.rename(target)
+
+        return deliver
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write a small file at once."""
+        self.deliver_to(path.parent)(path.name, data)
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Write a JSON file at once."""
+        self.write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def read(self, path: Path) -> bytes | None:
+        """A small file; None if there is none."""
+        with _writable(path):
+            try:
+                return self._storage.read(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def read_json(self, path: Path) -> dict[str, Any] | None:
+        """An object in a JSON file; None if there is none.
+
+        Raises:
+            DataError: it is something else.
+        """
+        data = self.read(path)
+        if data is None:
+            return None
+        try:
+            value = json.loads(data)
+        except ValueError as error:
+            raise DataError(f"{shown(path)} is not JSON ({error}); delete {self.out}.") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{shown(path)} holds no JSON object; delete {self.out}.")
+        return value
+
+    def names(self, directory: Path) -> list[str]:
+        """What lies in a directory of the corpus."""
+        with _writable(directory):
+            return self._storage.names(directory)
+
+
+def differences(there: Any, wanted: Any, name: str = "") -> list[str]:
+    """Where two recipes differ, one sentence's part for each."""
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        return [
+            found
+            for key in sorted({*there, *wanted})
+            for found in differences(
+                there.get(key), wanted.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    if isinstance(there, list) and isinstance(wanted, list) and len(there) == len(wanted):
+        return [
+            found
+            for number, (old, new) in enumerate(zip(there, wanted, strict=True))
+            for found in differences(old, new, f"{name}[{number}]")
+        ]
+    if there == wanted:
+        return []
+    return [f"{name} {json.dumps(there)}, now {json.dumps(wanted)}"]
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Generator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise DataError(
+            f"Cannot use {shown(path)}: {error.strerror or error}. Check the path, and for a "
+            "bucket its name, the credentials and S3_ENDPOINT_URL."
+        ) from error
