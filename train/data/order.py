@@ -29,13 +29,20 @@ class GlobalOrder:
     """
 
     def __init__(
-        self, shard_sizes: Sequence[int], *, seed: int, shuffle: bool = True, window: int = 65_536
+        self,
+        shard_sizes: Sequence[int],
+        *,
+        seed: int,
+        source: int = 0,
+        shuffle: bool = True,
+        window: int = 65_536,
     ) -> None:
         """Describe the order; nothing is drawn yet.
 
         Args:
             shard_sizes: samples in each shard; ids count through the shards in this order.
             seed: of the run; 0 or more.
+            source: number of the source among those of the run; each has draws of its own.
             shuffle: False gives ids in rising order, every epoch the same.
             window: samples that are shuffled together.
 
@@ -51,6 +58,7 @@ class GlobalOrder:
             raise ValueError("The data holds no samples, so there is no order to give.")
         self._starts = np.concatenate(([0], np.cumsum(self._sizes)[:-1]))
         self._seed = seed
+        self._source = (source,) if source else ()
         self._shuffle = shuffle
         self._window = window
         self._windows: OrderedDict[tuple[int, int], npt.NDArray[np.int64]] = OrderedDict()
@@ -65,16 +73,20 @@ class GlobalOrder:
         if position < 0:
             raise ValueError(f"Positions count from 0, got {position}.")
         epoch, place = divmod(position, len(self))
-        if not self._shuffle:
-            return epoch, place
         window, offset = divmod(place, self._window)
-        return epoch, int(self._window_ids(epoch, window)[offset])
+        return epoch, int(self.window_ids(epoch, window)[offset])
 
     def range(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The (epoch, sample id) at positions start, ..., stop - 1."""
         return [self.sample_at(position) for position in range(start, stop)]
 
-    def _window_ids(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
+    @property
+    def num_windows(self) -> int:
+        """Windows in one epoch."""
+        return -(-len(self) // self._window)
+
+    def window_ids(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
+        """Ids of the samples of one window, in order."""
         key = (epoch, window)
         if key in self._windows:
             self._windows.move_to_end(key)
@@ -82,7 +94,8 @@ class GlobalOrder:
         shards, ends = self._shard_order(epoch)
         first = window * self._window
         line = np.arange(first, min(first + self._window, len(self)))
-        line = line[self._permutation(line.size, _WINDOW, epoch, window)]
+        if self._shuffle:
+            line = line[self.permutation(line.size, _WINDOW, epoch, window)]
         rank = np.searchsorted(ends, line, side="right")
         shard = shards[rank]
         ids = self._starts[shard] + line - (ends[rank] - self._sizes[shard])
@@ -91,14 +104,24 @@ class GlobalOrder:
             self._windows.popitem(last=False)
         return ids
 
+    def locate(
+        self, ids: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The shard of each sample, and its place in there."""
+        shards = np.searchsorted(self._starts, ids, side="right") - 1
+        return shards, ids - self._starts[shards]
+
     def _shard_order(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Shards in the order of the epoch, and where each one ends in the line of samples."""
         if self._shards is None or self._shards[0] != epoch:
-            shards = self._permutation(self._sizes.size, _SHARDS, epoch)
+            shards = np.arange(self._sizes.size)
+            if self._shuffle:
+                shards = self.permutation(self._sizes.size, _SHARDS, epoch)
             self._shards = epoch, shards, np.cumsum(self._sizes[shards])
         return self._shards[1], self._shards[2]
 
-    def _permutation(self, length: int, *key: int) -> npt.NDArray[np.int64]:
-        generator = np.random.Philox(np.random.SeedSequence((self._seed, *key)))
+    def permutation(self, length: int, *key: int) -> npt.NDArray[np.int64]:
+        """A random order of `length` things, drawn from the seed and a key."""
+        generator = np.random.Philox(np.random.SeedSequence((self._seed, *key, *self._source)))
         # Stable, so that a tie between two draws does not depend on the sorting algorithm.
         return np.argsort(generator.random_raw(length), kind="stable")

@@ -1,0 +1,196 @@
+"""Which source each row of a global batch comes from.
+
+Weights are shares of rows, and so of tokens, for rows are full. After every step each source has
+given what its weights so far add up to, to within a row: not on average, but always. Nothing is
+drawn, so nothing depends on ranks or restarts.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from model.config import Config
+
+Ints = npt.NDArray[np.int64]
+
+_MIX: Final = 4
+
+
+class SourceConfig(Config):
+    """One source of a mixture. Its share is a weight, or follows from epochs or tokens."""
+
+    corpus: str
+    """Directory or `s3://bucket/path` that `tools.corpus` or `tools.shards` wrote."""
+    weight: Annotated[float, Field(ge=0)] | None = None
+    """Beside the weights of the other sources; 1 where nothing is said."""
+    weight_by_step: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None
+    """[step, weight] pairs in rising order; in between, the weight changes evenly."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """How often the run goes through its training documents, spread evenly over the steps."""
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    """How many of its tokens the run reads, spread evenly over the steps."""
+
+    @model_validator(mode="after")
+    def _one_share(self) -> "SourceConfig":
+        given = [
+            name
+            for name in ("weight", "weight_by_step", "epochs", "tokens")
+            if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise ValueError(f"say one of {', '.join(given)}, not several")
+        if self.weight_by_step is not None:
+            steps = [step for step, _ in self.weight_by_step]
+            rising = all(a < b for a, b in pairwise(steps))
+            if not steps or not rising or min(weight for _, weight in self.weight_by_step) < 0:
+                raise ValueError(
+                    "weight_by_step needs [step, weight] pairs with rising steps and weights of 0 "
+                    "or more"
+                )
+        return self
+
+    @property
+    def is_budgeted(self) -> bool:
+        """Whether its share follows from an amount."""
+        return self.epochs is not None or self.tokens is not None
+
+    def weights(self, steps: int) -> npt.NDArray[np.float64]:
+        """[steps] its weight at each step, from step 1."""
+        if self.weight_by_step is None:
+            return np.full(steps, 1.0 if self.weight is None else self.weight)
+        points = np.array(self.weight_by_step)
+        return np.interp(np.arange(1, steps + 1), points[:, 0], points[:, 1])
+
+
+class MixtureError(ValueError):
+    """The amounts that are asked for do not make up the run; the message says what to change."""
+
+
+def shares(
+    sources: dict[str, SourceConfig], amounts: dict[str, int], *, steps: int, rows: int
+) -> npt.NDArray[np.float64]:
+    """[steps, sources] share of each step's rows that each source gives; rows sum to 1.
+
+    Args:
+        sources: by name.
+        amounts: rows that each source with a budget is to give in the whole run.
+        steps: of the run.
+        rows: of a step.
+
+    Raises:
+        MixtureError: budgets exceed the run, or do not fill it and no source has a weight.
+    """
+    total = steps * rows
+    wanted = sum(amounts.values())
+    weighted = [name for name, source in sources.items() if not source.is_budgeted]
+    if wanted > total:
+        raise MixtureError(
+            f"data.sources: budgets ask for {wanted:,} rows, but the run has {total:,} ({steps:,} "
+            f"steps of {rows}): lower epochs or tokens, or raise steps to "
+            f"{math.ceil(wanted / rows):,}"
+        )
+    if wanted < total and not weighted:
+        raise MixtureError(
+            f"data.sources: budgets give {wanted:,} rows, but the run needs {total:,} ({steps:,} "
+            f"steps of {rows}): give one source a weight, raise epochs or tokens, or lower steps "
+            f"to {wanted // rows:,}"
+        )
+    table = np.zeros((steps, len(sources)))
+    rest = 1.0 - wanted / total
+    sums = np.zeros(steps)
+    for name in weighted:
+        sums += sources[name].weights(steps)
+    if rest > 0 and (sums <= 0).any():
+        step = int(np.flatnonzero(sums <= 0)[0]) + 1
+        raise MixtureError(f"data.sources: at step {step} all weights are 0: raise one")
+    for column, (name, source) in enumerate(sources.items()):
+        if source.is_budgeted:
+            table[:, column] = amounts[name] / total
+        elif rest > 0:
+            table[:, column] = rest * source.weights(steps) / sums
+    return table
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepSources:
+    """The sources of one step's rows.
+
+    Attributes:
+        before: [sources] rows that each source has given in earlier steps.
+        of_row: [rows] the source of each row.
+    """
+
+    before: Ints
+    of_row: Ints
+
+    def numbers(self) -> Ints:
+        """[rows] number of each row within its source."""
+        numbers = np.empty(len(self.of_row), dtype=np.int64)
+        for source, before in enumerate(self.before.tolist()):
+            mine = np.flatnonzero(self.of_row == source)
+            numbers[mine] = before + np.arange(len(mine))
+        return numbers
+
+
+class Mixture:
+    """How each step's rows are shared among sources.
+
+    Args:
+        table: [steps, sources] shares, see `shares`.
+        rows: of a step.
+        seed: of the run.
+    """
+
+    def __init__(self, table: npt.NDArray[np.float64], *, rows: int, seed: int):
+        self._due = table.cumsum(axis=0) * rows
+        self._rows = rows
+        self._seed = seed
+        self._given = np.zeros((1, table.shape[1]), dtype=np.int64)
+
+    @property
+    def num_sources(self) -> int:
+        """Sources, whether they have a share or not."""
+        return self._due.shape[1]
+
+    def due(self, step: int) -> npt.NDArray[np.float64]:
+        """[sources] rows that each source should have given by the end of a step."""
+        return self._due[step - 1] if step else np.zeros(self.num_sources)
+
+    def given(self, step: int) -> Ints:
+        """[sources] rows that each source has given by the end of a step."""
+        if step >= len(self._given):
+            self._apportion(max(step, min(2 * len(self._given), len(self._due))))
+        return self._given[step]
+
+    def step(self, step: int) -> StepSources:
+        """Sources of the rows of a step, counted from 1."""
+        before = self.given(step - 1)
+        counts = self.given(step) - before
+        of_row = np.repeat(np.arange(self.num_sources), counts)
+        if self.num_sources > 1:
+            seeds = np.random.SeedSequence((self._seed, _MIX, step))
+            draws = np.random.Philox(seeds).random_raw(self._rows)
+            of_row = of_row[np.argsort(draws, kind="stable")]
+        return StepSources(before=before, of_row=of_row)
+
+    def _apportion(self, upto: int) -> None:
+        """Give each step's rows to whom they are due, largest remainder first."""
+        given: list[Ints] = [*self._given]
+        for due in self._due[len(given) - 1 : upto]:
+            owed = due - given[-1]
+            counts = np.maximum(0, np.floor(owed)).astype(np.int64)
+            missing = self._rows - int(counts.sum())
+            order = np.argsort(counts - owed, kind="stable")  # who is owed most beyond its count
+            if missing > 0:
+                counts[order[:missing]] += 1
+            for source in order[::-1]:
+                if missing < 0 and counts[source] > 0:
+                    counts[source] -= 1
+                    missing += 1
+            given.append(given[-1] + counts)
+        self._given = np.stack(given)
