@@ -4,12 +4,12 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from tools.shards import build
+from tools.shards import build, verify
 from tools.shards.entries import Fields
 from train.errors import UserError
 
@@ -65,10 +65,21 @@ def _build(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _verify(options: argparse.Namespace, console: Console) -> int:
+    faults = verify.verify(options.corpus, workers=options.workers, console=console)
+    for fault in faults:
+        console.print(fault, style="red", markup=False, highlight=False, soft_wrap=True)
+    told = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
+    sys.stdout.write(f"{options.corpus}: {told if faults else 'sound'}\n")
+    return 1 if faults else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.shards", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_build(commands)
+    command = _add_reader(commands, "verify", _verify, "check every byte of a corpus")
+    _add_workers(command)
     return parser
 
 
@@ -108,6 +119,18 @@ def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--part-mebibytes", type=float, metavar="N", help="input that a process handles at once"
     )
     _add_workers(command)
+
+
+def _add_reader(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    action: Callable[[argparse.Namespace, Console], int],
+    about: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=about)
+    command.set_defaults(action=action)
+    command.add_argument("corpus", metavar="CORPUS", help="directory, or s3://bucket/path")
+    return command
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tools.corpus.tokenizer import CorpusTokenizer
+from tools.shards.corpus import targets
 from tools.shards.entries import Bad, Entry, MediaPiece, TextPiece
-from train.data.document import MEDIA, Document, Kind
+from train.data.document import Document, Kind
 
 _BLANK_LINES: Final = re.compile(r"\n(?:[^\S\n]*\n)+")
 
@@ -121,11 +122,7 @@ class Encoder:
             # Most documents are plain text, for which nothing has to be looked at again.
             return Encoded(columns=columns, lengths=(len(ids), 0, 0, 0, 0, 0), targets=tokens)
         document = Document.from_columns(columns)
-        may_be_target = document.scored
-        for begin, end in document.spans:
-            may_be_target[begin + 1 : end] = False
-        assert len(document.lengths()) == 3 + len(MEDIA)
-        return Encoded(columns=columns, lengths=document.lengths(), targets=tokens[may_be_target])
+        return Encoded(columns=columns, lengths=document.lengths(), targets=targets(document))
 
 
 def paragraphs(text: str) -> list[str]:

@@ -91,6 +91,16 @@ def opened(path: str) -> Generator[BinaryIO]:
                 yield cast(BinaryIO, file)
 
 
+def is_file(path: str) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+        DataError: the storage does not answer, or refuses.
+    """
+    with readable(path):
+        return _filesystem(path).isfile(path)
+
+
 def content(path: str) -> bytes:
     """A whole small file.
 

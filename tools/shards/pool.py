@@ -28,7 +28,7 @@ Report = Callable[[int, int, int], None]
 """Takes what was done since the last call: bytes, documents, tokens."""
 
 _POLL_SECONDS: Final = 0.2
-_PRELOAD: Final = "tools.shards.build"
+_PRELOAD: Final = "tools.shards.__main__"
 
 
 class Bar:
