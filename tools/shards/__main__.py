@@ -1,15 +1,19 @@
 """`python -m tools.shards build SOURCE… OUT`; `verify`, `inspect`, `stats` and `cost` CORPUS."""
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 
-from tools.shards import build, verify
+from tools.shards import build, cost, show, stats, verify
+from tools.shards.corpus import Corpus
+from tools.shards.duplicates import Dedup, Method
 from tools.shards.entries import Fields
 from train.errors import UserError
 
@@ -51,6 +55,11 @@ def _build(options: argparse.Namespace, console: Console) -> int:
         has_media=options.media,
         skip_bad=options.skip_bad,
         workers=options.workers,
+        dedup=Dedup(
+            method=options.dedup,
+            threshold=options.dedup_threshold,
+            permutations=options.dedup_permutations,
+        ),
     )
     started = time.monotonic()
     manifest = build.build(options.out, order, console=console)
@@ -74,12 +83,41 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     return 1 if faults else 0
 
 
+def _inspect(options: argparse.Namespace, console: Console) -> int:
+    corpus = Corpus.at(options.corpus)
+    split = options.split or next(iter(corpus.splits))
+    printer = show.Printer(corpus, split, console=Console(highlight=False))
+    for number in show.chosen_numbers(printer, options):
+        printer.print(number)
+    return 0
+
+
+def _stats(options: argparse.Namespace, console: Console) -> int:
+    written = stats.write_stats(options.corpus, options.out)
+    sys.stdout.write(f"{written}\n")
+    return 0
+
+
+def _cost(options: argparse.Namespace, console: Console) -> int:
+    fields = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(cost.Training)
+    }
+    found = cost.cost(options.corpus, cost.Training(**fields))
+    width = max(len(name) for name, _ in found)
+    sys.stdout.write("".join(f"{name:<{width}}  {value}\n" for name, value in found))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.shards", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_build(commands)
     command = _add_reader(commands, "verify", _verify, "check every byte of a corpus")
     _add_workers(command)
+    _add_inspect(_add_reader(commands, "inspect", _inspect, "print documents as people read them"))
+    command = _add_reader(commands, "stats", _stats, "write a page of what a corpus holds")
+    command.add_argument("--out", type=Path, default=Path("stats.html"), help="default stats.html")
+    _add_cost(_add_reader(commands, "cost", _cost, "what training on a corpus takes"))
     return parser
 
 
@@ -107,6 +145,26 @@ def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help=f"of documents (default {build.DEFAULT_VALIDATION})",
     )
     command.add_argument(
+        "--dedup",
+        choices=get_args(Method),
+        help="leave out documents that are like an earlier one: equal but for case and space, or "
+        "nearly equal",
+    )
+    command.add_argument(
+        "--dedup-threshold",
+        type=float,
+        default=Dedup.threshold,
+        metavar="SHARE",
+        help=f"of five-word sequences in common, for minhash (default {Dedup.threshold})",
+    )
+    command.add_argument(
+        "--dedup-permutations",
+        type=int,
+        default=Dedup.permutations,
+        metavar="N",
+        help=f"of minhash (default {Dedup.permutations})",
+    )
+    command.add_argument(
         "--skip-bad", type=int, default=0, metavar="N", help="leave out up to N bad documents"
     )
     command.add_argument(
@@ -131,6 +189,27 @@ def _add_reader(
     command.set_defaults(action=action)
     command.add_argument("corpus", metavar="CORPUS", help="directory, or s3://bucket/path")
     return command
+
+
+def _add_inspect(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--split", metavar="NAME", help="default: the first, train")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--number", type=int, metavar="N", help="from 0 (default 0)")
+    which.add_argument("--id", metavar="ID", help="of a document; reads all before it")
+    which.add_argument("--random", type=int, metavar="K", help="as many, drawn at random")
+    command.add_argument("--seed", type=int, default=0, help="of --random (default 0)")
+
+
+def _add_cost(command: argparse.ArgumentParser) -> None:
+    budget = command.add_mutually_exclusive_group()
+    budget.add_argument("--tokens", type=float, metavar="N", help="budget, such as 30e9")
+    budget.add_argument("--epochs", type=float, metavar="N", help="default 1")
+    command.add_argument("--sequence-tokens", type=int, default=2048, metavar="S")
+    command.add_argument("--batch-sequences", type=int, default=256, metavar="N")
+    command.add_argument("--tokens-per-second", type=float, metavar="N", help="of all GPUs")
+    command.add_argument("--hosts", type=int, default=1, metavar="N", help="that download")
+    command.add_argument("--price-per-gb-month", type=float, metavar="PRICE")
+    command.add_argument("--price-per-gb-egress", type=float, metavar="PRICE")
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:

@@ -10,9 +10,11 @@ from rich.console import Console
 
 from tools.corpus.place import TOKENIZER_NAME
 from tools.corpus.tokenizer import DEFAULT_VOCABULARY, CorpusTokenizer, check_vocabulary
-from tools.shards import inputs, reading
+from tools.shards import duplicates, inputs, reading
+from tools.shards.duplicates import Dedup
 from tools.shards.encoding import paragraphs
 from tools.shards.entries import Entry, Fields, TextPiece
+from tools.shards.ids import require_unique
 from tools.shards.manifest import FORMAT_VERSION, finish
 from tools.shards.part import PARTS, PartRecord, PartSetup, record_name, require_few_bad, split_of
 from tools.shards.plan import Plan, Source, cut, part_size, survey
@@ -45,6 +47,7 @@ class Order:
         has_media: store payloads whatever the first rows show.
         skip_bad: how many documents may be bad.
         workers: processes.
+        dedup: which documents are left out because an earlier one is like them.
     """
 
     sources: Sequence[str]
@@ -59,6 +62,7 @@ class Order:
     has_media: bool = False
     skip_bad: int = 0
     workers: int = 1
+    dedup: Dedup = field(default_factory=Dedup)
 
 
 def build(out: str, order: Order, *, console: Console) -> dict[str, Any]:
@@ -94,7 +98,11 @@ def build(out: str, order: Order, *, console: Console) -> dict[str, Any]:
                 console.print(f"{source.name}: {count:,} files left out ({suffix})", markup=False)
         plan = _plan(workshop, surveyed, order, part_bytes)
         tokenizer = given or _trained(workshop, plan, order, console)
+        if order.dedup.method is not None:
+            _seek_duplicates(workshop, plan, order, console)
         records = _parts(workshop, plan, order, tokenizer, console)
+        if order.fields.id is not None:
+            require_unique(workshop, parts=len(plan.parts), field=order.fields.id)
         return finish(workshop, plan=plan, records=records, tokenizer=tokenizer, recipe=recipe)
 
 
@@ -106,6 +114,10 @@ def _require_sound(order: Order) -> None:
     # Offsets in a shard have 32 bits.
     if not 1 <= order.shard_bytes < 2**31:
         raise DataError("--shard-mebibytes must be above 0 and below 2048.")
+    if not 0 < order.dedup.threshold <= 1:
+        raise DataError(f"--dedup-threshold {order.dedup.threshold} is not above 0 and at most 1.")
+    if not 16 <= order.dedup.permutations <= 1024:
+        raise DataError(f"--dedup-permutations {order.dedup.permutations}: give 16 to 1024.")
     if order.skip_bad < 0:
         raise DataError(f"--skip-bad {order.skip_bad}: give 0 or more.")
 
@@ -125,7 +137,7 @@ def _recipe(
         "shard_bytes": order.shard_bytes,
         "part_bytes": part_bytes,
         "media": order.has_media,
-        "dedup": {"method": None},
+        "dedup": order.dedup.to_recipe(),
     }
 
 
@@ -188,6 +200,31 @@ def _sample(plan: Plan, order: Order) -> Any:
             left -= entry.num_bytes
             if left <= 0:
                 break
+
+
+def _seek_duplicates(workshop: Workshop, plan: Plan, order: Order, console: Console) -> None:
+    """Say which documents stay; parts that were looked at by an earlier run are not read again."""
+    there = set(workshop.names(workshop.working / duplicates.FINGERPRINTS))
+    missing = [
+        number
+        for number in range(len(plan.parts))
+        if duplicates.fingerprints_name(number) not in there
+    ]
+    setup = duplicates.FingerprintSetup(
+        out=workshop.out,
+        plan=plan,
+        fields=order.fields,
+        dedup=order.dedup,
+        skip_bad=order.skip_bad,
+    )
+    total = sum(plan.parts[number].num_bytes for number in missing)
+    bad: list[str] = []
+    with Bar(console, "seeking duplicates", total_bytes=total) as bar:
+        for _, found in spread(missing, setup, workers=order.workers, report=bar):
+            bad += found
+            require_few_bad(bad, order.skip_bad)
+    with console.status("comparing documents"):
+        duplicates.decide(workshop, parts=len(plan.parts), dedup=order.dedup)
 
 
 def _parts(

@@ -16,6 +16,7 @@ from tools.corpus.place import SPLITS
 from tools.corpus.tokenizer import CorpusTokenizer
 from tools.shards.encoding import Encoder
 from tools.shards.entries import Bad, Entry, Fields
+from tools.shards.ids import write_ids
 from tools.shards.plan import Plan
 from tools.shards.pool import Report
 from tools.shards.reading import PartReader
@@ -26,6 +27,7 @@ from train.errors import DataError
 BATCH_BYTES: Final = 1 << 20
 BATCH_DOCUMENTS: Final = 1024
 PARTS: Final = "parts"
+DUPLICATES: Final = "duplicates"
 
 
 class PartRecord(BaseModel):
@@ -99,6 +101,7 @@ class PartBuilder:
         bad = BadList(setup.skip_bad)
         reader = PartReader(part, source=source, fields=setup.fields)
         kept = Kept(workshop, number)
+        ids: list[str] = []
         with ExitStack() as stack:
             writers = {
                 split: stack.enter_context(
@@ -124,6 +127,7 @@ class PartBuilder:
                         continue
                     split = split_of(encoded.columns["id"], setup.validation)
                     writers[split].add(encoded.columns, encoded.lengths)
+                    ids.append(encoded.columns["id"])
                     tokens += encoded.lengths[0]
                     if split == "train":
                         targets.append(encoded.targets)
@@ -138,6 +142,8 @@ class PartBuilder:
             duplicates=kept.left_out,
             bad=bad.found,
         )
+        if setup.fields.id is not None:
+            write_ids(workshop, number, ids)
         self._commit(record, counts)
         shutil.rmtree(scratch, ignore_errors=True)
         return record
@@ -203,13 +209,18 @@ def counts_name(part: int) -> str:
     return f"{part:05}.counts.npy"
 
 
+def keep_name(part: int) -> str:
+    """Of the file that says which documents of a part stay."""
+    return f"{part:05}.keep.npy"
+
+
 class Kept:
     """Passes on the documents of a part that are no duplicates, once those are known."""
 
     def __init__(self, workshop: Workshop, part: int) -> None:
         """Look whether duplicates were sought."""
         self.left_out = 0
-        data = workshop.read(workshop.working / "duplicates" / f"{part:05}.keep.npy")
+        data = workshop.read(workshop.working / DUPLICATES / keep_name(part))
         self._keep = None if data is None else np.load(io.BytesIO(data), allow_pickle=False)
 
     def __call__(self, items: PartReader) -> Iterator[Entry | Bad]:
