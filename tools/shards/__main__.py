@@ -99,10 +99,9 @@ def _stats(options: argparse.Namespace, console: Console) -> int:
 
 
 def _cost(options: argparse.Namespace, console: Console) -> int:
-    fields = {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(cost.Training)
-    }
-    found = cost.cost(options.corpus, cost.Training(**fields))
+    names = [field.name for field in dataclasses.fields(cost.Training)]
+    training = cost.Training(**{name: getattr(options, name) for name in names})
+    found = cost.cost(options.corpus, training)
     width = max(len(name) for name, _ in found)
     sys.stdout.write("".join(f"{name:<{width}}  {value}\n" for name, value in found))
     return 0

@@ -1,5 +1,6 @@
 """Work spread over processes: done parts come back as they are ready, counts while they work."""
 
+import contextlib
 import multiprocessing
 import os
 import threading
@@ -27,6 +28,7 @@ Result = TypeVar("Result")
 Report = Callable[[int, int, int], None]
 """Takes what was done since the last call: bytes, documents, tokens."""
 
+_TOKENIZER_THREADS: Final = "TOKENIZERS_PARALLELISM"
 _POLL_SECONDS: Final = 0.2
 _PRELOAD: Final = "tools.shards.__main__"
 
@@ -96,11 +98,14 @@ def spread(
         DataError: whatever a task raised, or a process was killed.
     """
     tasks = list(tasks)
-    if workers == 1 or len(tasks) <= 1:
-        worker = make_worker() if tasks else None
-        for task in tasks:
-            assert worker is not None
-            yield task, worker(task, report)
+    if not tasks:
+        return
+    if workers == 1 or len(tasks) == 1:
+        # A single task may have all cores; a single worker asked for is a single core.
+        with _tokenizer_threads(workers > 1):
+            worker = make_worker()
+            for task in tasks:
+                yield task, worker(task, report)
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOAD])
@@ -136,6 +141,18 @@ def spread(
             executor.shutdown(wait=False, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _tokenizer_threads(allowed: bool) -> Generator[None]:
+    before = os.environ.get(_TOKENIZER_THREADS)
+    os.environ[_TOKENIZER_THREADS] = str(allowed).lower()
+    try:
+        yield
+    finally:
+        del os.environ[_TOKENIZER_THREADS]
+        if before is not None:
+            os.environ[_TOKENIZER_THREADS] = before
+
+
 class Stopped(Exception):
     """The work is given up; nobody waits for the result."""
 
@@ -155,7 +172,7 @@ def _begin(
     # The server that this process was forked from began with the environment of its first user.
     os.environ.clear()
     os.environ.update(environment)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ[_TOKENIZER_THREADS] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def report(num_bytes: int, documents: int, tokens: int) -> None:
