@@ -31,12 +31,28 @@ def on_all_ranks(
         result = work()
     except Exception as caught:
         error = caught
+    raise_first(error, error_type, group=group)
+    return result  # pyright: ignore[reportReturnType]  # no failure: work() has returned
+
+
+def raise_first(
+    error: Exception | None, error_type: type[Exception], *, group: Any = None
+) -> None:
+    """Raises on every rank what the first failing rank has caught; every rank must call this.
+
+    Args:
+        error: what happened to this rank; None if nothing did.
+        error_type: raised on every rank, with the message of the first failing one.
+        group: as in `on_all_ranks`.
+
+    Raises:
+        error_type: some rank failed.
+    """
     messages = gathered(None if error is None else _describe(error, error_type), group=group)
     failed = [rank for rank, message in enumerate(messages) if message is not None]
     if failed:
         where = "" if len(messages) == 1 else f" (rank {failed[0]} of {len(messages)})"
         raise error_type(f"{messages[failed[0]]}{where}") from error
-    return result  # pyright: ignore[reportReturnType]  # no failure: work() has returned
 
 
 def gathered(value: Result, *, group: Any = None) -> list[Result]:

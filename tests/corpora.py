@@ -4,10 +4,14 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import xxhash
 from streaming import MDSWriter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from train.data.document import LENGTH_COLUMNS, Document
 
 VOCABULARY = 300
 SPECIAL = ["<s>", "</s>", "</d>", "<pad>"]
@@ -78,6 +82,96 @@ def write_corpus(
         (directory / split / "manifest.json").write_text(text)
         shutil.copyfile(directory / "tokenizer.json", directory / split / "tokenizer.json")
     return directory
+
+
+def write_documents(
+    root: Path,
+    *,
+    train: int = 120,
+    validation: int = 12,
+    seed: int = 0,
+    mean_tokens: float = 40.0,
+    with_spans: bool = False,
+    shard_bytes: int = 4096,
+    media: bool = False,
+) -> Path:
+    """A corpus of documents of many lengths, as `tools.shards` lays one out.
+
+    Token t + 1 follows from token t as in `write_corpus`; the last token is `</d>`.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    sha256 = write_tokenizer(root / "tokenizer.json")
+    random = np.random.default_rng(seed)
+    columns = {"id": "str", "tokens": "ndarray:uint16", "segments": "ndarray:int32"}
+    if media:
+        columns["payload"] = "bytes"
+    splits = {"train": train, "validation": validation}
+    for split, count in splits.items():
+        documents = [
+            _document(random, f"{split}/{number}", mean_tokens, with_spans, media)
+            for number in range(count)
+        ]
+        with MDSWriter(
+            out=str(root / split), columns=columns, hashes=["xxh64"], size_limit=shard_bytes
+        ) as writer:
+            for document in documents:
+                writer.write(document)
+        _write_lengths(root / split, documents)
+        shutil.copyfile(root / "tokenizer.json", root / split / "tokenizer.json")
+        manifest = {
+            "format_version": 1,
+            "kind": "documents",
+            "vocabulary": VOCABULARY,
+            "tokenizer_sha256": sha256,
+            "special_tokens": {"start": 0, "paragraph": 1, "document": 2, "padding": 3},
+            "splits": {name: {"samples": number} for name, number in splits.items()},
+        }
+        (root / split / "manifest.json").write_text(json.dumps(manifest))
+    return root
+
+
+def _document(
+    random: np.random.Generator, name: str, mean_tokens: float, with_spans: bool, media: bool
+) -> dict[str, Any]:
+    length = 4 + int(random.exponential(mean_tokens))
+    steps = random.integers(1, 4, length)
+    tokens = (10 + (int(random.integers(200)) + steps.cumsum()) % 240).astype(np.uint16)
+    tokens[-1] = 2
+    segments = [[0, length, 1]]
+    if with_spans and length >= 8:
+        half = length // 2
+        segments = [[1, half, 0], [0, length - half, 1]]
+    document: dict[str, Any] = {"id": name, "tokens": tokens}
+    if media:
+        document["payload"] = b"picture"
+        segments = [[2, 7, 0], *segments]
+    return document | {"segments": np.array(segments, dtype=np.int32)}
+
+
+def _write_lengths(directory: Path, documents: list[dict[str, Any]]) -> None:
+    index = json.loads((directory / "index.json").read_text())
+    shards: list[dict[str, Any]] = []
+    at = 0
+    for shard in index["shards"]:
+        mine = documents[at : at + shard["samples"]]
+        at += len(mine)
+        lengths = np.array(
+            [Document.from_columns(document).lengths() for document in mine], dtype=np.uint32
+        )
+        name = shard["raw_data"]["basename"].removesuffix(".mds") + ".lengths.npy"
+        np.save(directory / name, lengths)
+        content = (directory / name).read_bytes()
+        shards.append(
+            {
+                "basename": name,
+                "bytes": len(content),
+                "hashes": {"xxh64": xxhash.xxh64(content).hexdigest()},
+                "documents": len(mine),
+                "totals": lengths.sum(axis=0, dtype=np.int64).tolist(),
+            }
+        )
+    text = json.dumps({"format_version": 1, "columns": LENGTH_COLUMNS, "shards": shards})
+    (directory / "lengths.json").write_text(text)
 
 
 def _sample(

@@ -3,9 +3,10 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -14,18 +15,23 @@ from model.batch import Batch
 from model.loss import Loss
 from model.semicausal import SemiCausal
 from train import checkpoint
-from train.build import build_collator, open_corpus
+from train.build import build_collator, open_sources
 from train.config import RunConfig
 from train.data.collate import Collator, scored_tokens
-from train.data.feed import Samples
 from train.data.sample import Sample
 from train.data.spans import RandomSpans, RandomSpansConfig
 from train.errors import UserError
-from train.evaluate import VALIDATION_EPOCH, evaluate, validation_batches
+from train.evaluate import (
+    VALIDATION_EPOCH,
+    Samples,
+    evaluate,
+    first_samples,
+    validation_batches,
+)
 from train.loading import load_config, load_model
 from train.loop import refuse_other_corpus
 from train.metrics import perplexity
-from train.tally import Averages
+from train.tally import Averages, Tally
 
 REFERENCE_SEED = 0
 
@@ -46,52 +52,58 @@ class ReferenceScored:
         self.samples = samples
         self.policy = policy
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
     def __getitem__(self, sample_id: int, /) -> Sample:
         """The sample with its reference spans and targets."""
         sample = self.samples[sample_id]
         spans = self.policy.choose(sample, epoch=VALIDATION_EPOCH)
-        return Sample(
-            id=sample.id,
-            tokens=sample.tokens,
-            spans=spans,
-            scored=np.asarray(scored_tokens(sample, spans)),
-        )
+        return replace(sample, spans=spans, scored=scored_tokens(sample, spans))
 
 
 def evaluate_checkpoint(
     config: RunConfig, model: SemiCausal, *, sequences: int | None, device: torch.device
 ) -> dict[str, Averages]:
     """Losses with the model's own spans (`overall`) and on the fixed set (`fixed`)."""
-    corpus = open_corpus(config)
-    count = len(corpus.validation)
-    ids = range(count if sequences is None else min(sequences, count))
+    sources = open_sources(config)
 
-    def losses(samples: Samples, collate: Collator) -> Averages:
-        batches = validation_batches(
+    def losses(collate: Collator, reference: RandomSpans | None = None) -> Tally:
+        return Tally.of_all(
+            evaluate(forward, batches(samples, collate), device=device)
+            for source in sources.all
+            for samples in [of_reference(source.validation, reference)]
+        )
+
+    def batches(samples: Samples, collate: Collator) -> Iterator[Batch]:
+        return validation_batches(
             samples,
             collate,
-            ids=ids,
+            ids=first_samples(samples, sequences),
             micro_sequences=config.batch.micro_sequences,
             rank=0,
             ranks=1,
         )
 
-        def forward(run: list[Batch]) -> list[Loss]:
+    def forward(run: list[Batch]) -> list[Loss]:
+        with torch.no_grad():
             return [model(batch) for batch in run]
 
-        with torch.no_grad():
-            return evaluate(forward, batches, device=device)
-
-    own = build_collator(config, corpus.special)
-    reference = RandomSpans(RandomSpansConfig(), seed=REFERENCE_SEED, special=corpus.special)
-    found = {"overall": losses(corpus.validation, own)}
-    longest = RandomSpansConfig().longest(config.data.sequence_tokens)
+    own = build_collator(config, sources.special)
+    reference = RandomSpans(RandomSpansConfig(), seed=REFERENCE_SEED, special=sources.special)
+    found = {"overall": losses(own).over_ranks()}
+    longest = RandomSpansConfig().lengths(config.data.sequence_tokens)[1]
     if config.built_model.encoders:
         if longest >= config.model.encoders["text"].encoder.max_tokens:
             return found  # its encoder cannot read the reference spans
-        own = build_collator(with_stored_spans(config), corpus.special)
-    found["fixed"] = losses(ReferenceScored(corpus.validation, reference), own)
+        own = build_collator(with_stored_spans(config), sources.special)
+    found["fixed"] = losses(own, reference).over_ranks()
     return found
+
+
+def of_reference(samples: Samples, reference: RandomSpans | None) -> Samples:
+    """The samples, with the spans and targets of the reference layout if one is given."""
+    return samples if reference is None else ReferenceScored(samples, reference)
 
 
 def with_stored_spans(config: RunConfig) -> RunConfig:
@@ -116,9 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
         path = checkpoint.resolve(options.checkpoint)
         config = load_config(path)
         if options.corpus is not None:
-            data = config.data.model_copy(update={"corpus": options.corpus})
+            data = config.data.model_copy(update={"corpus": options.corpus, "sources": {}})
             config = config.model_copy(update={"data": data})
-            refuse_other_corpus(open_corpus(config), checkpoint.read_state(path), path)
+            refuse_other_corpus(open_sources(config), checkpoint.read_state(path), path)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(path, device=device)
         results = evaluate_checkpoint(config, model, sequences=options.sequences, device=device)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from model.layers import initialize
@@ -16,32 +18,55 @@ from parallel.zero_config import AdamWOptions
 from train import checkpoint
 from train.config import RunConfig
 from train.config_files import differences
+from train.data.cache import require_working_set
 from train.data.collate import Collator
 from train.data.corpus import Corpus
 from train.data.feed import Feed
-from train.data.order import GlobalOrder
-from train.data.spans import build_policy
+from train.data.mixture import Mixture, MixtureError, shares
+from train.data.plan import Plan
+from train.data.sources import Laying, Source, Sources
+from train.data.spans import StoredSpansConfig, build_policy
 from train.data.tokens import SpecialTokens
 from train.errors import CheckpointError, ConfigError
 from train.loading import load_config
 from train.optim import parameter_groups
 
 
-def open_corpus(config: RunConfig) -> Corpus:
-    """Open both splits and check that they fit the model.
+def open_sources(config: RunConfig) -> Sources:
+    """Open all splits of all sources and check that they fit the model.
 
     Raises:
         DataError: a split is missing, damaged, of another vocabulary or sequence length.
     """
     data = config.data
-    corpus = Corpus(
-        data.corpus,
-        cache=None if data.cache is None else Path(data.cache),
-        timeout_seconds=data.timeout_seconds,
-        retries=data.retries,
+    room: dict[str, int] = {}
+    if "text" in config.built_model.encoders and isinstance(
+        config.spans["text"], StoredSpansConfig
+    ):
+        capacity = config.span_capacity("text")
+        room = {"span_tokens": capacity.tokens, "spans": capacity.spans}
+    laying = Laying(
+        sequence_tokens=data.sequence_tokens,
+        attend=data.attend,
+        window=data.shuffle_window,
+        seed=config.seed,
+        **room,
     )
-    corpus.require(vocabulary=config.model.decoder.vocabulary, sequence_tokens=data.sequence_tokens)
-    return corpus
+    opened: list[Source] = []
+    for number, (name, source) in enumerate(data.mixed.items()):
+        cache = None if data.cache is None else Path(data.cache)
+        corpus = Corpus(
+            source.corpus,
+            cache=cache / name if cache and len(data.mixed) > 1 else cache,
+            access=data.access,
+        )
+        corpus.require(
+            vocabulary=config.model.decoder.vocabulary, sequence_tokens=data.sequence_tokens
+        )
+        opened.append(Source(name, number, corpus, laying))
+    needed = sum(source.working_set_bytes for source in opened)
+    require_working_set(data.access.cache_limit_bytes, working_set_bytes=needed)
+    return Sources(opened)
 
 
 def build_collator(config: RunConfig, special: SpecialTokens) -> Collator:
@@ -56,24 +81,53 @@ def build_collator(config: RunConfig, special: SpecialTokens) -> Collator:
         capacities={modality: config.span_capacity(modality) for modality in encoders},
         start_tokens={modality: part.encoder.start_token for modality, part in encoders.items()},
         padding=special.padding,
+        attend=config.data.attend,
     )
 
 
-def build_feed(config: RunConfig, corpus: Corpus, collate: Collator, mesh: Mesh) -> Feed:
+def source_shares(config: RunConfig, sources: Sources) -> npt.NDArray[np.float64]:
+    """[steps, sources] share of each step's sequences that each source gives.
+
+    Raises:
+        ConfigError: epochs or tokens of the sources do not make up the run.
+    """
+    mixed = config.data.mixed
+    amounts = {
+        source.name: source.rows_for(
+            epochs=mixed[source.name].epochs, tokens=mixed[source.name].tokens
+        )
+        for source in sources.all
+        if mixed[source.name].is_budgeted
+    }
+    rows = config.batch.sequences // config.data.layouts
+    try:
+        return shares(mixed, amounts, steps=config.steps, rows=rows)
+    except MixtureError as error:
+        raise ConfigError(str(error)) from None
+
+
+def build_plan(config: RunConfig, sources: Sources) -> Plan:
+    """The global batches of the run.
+
+    Raises:
+        ConfigError: epochs or tokens of the sources do not make up the run.
+    """
+    layouts = config.data.layouts
+    table = source_shares(config, sources)
+    mixture = Mixture(table, rows=config.batch.sequences // layouts, seed=config.seed)
+    return Plan(sources, mixture, slots=config.batch.sequences, layouts=layouts)
+
+
+def build_feed(config: RunConfig, plan: Plan, collate: Collator, mesh: Mesh) -> Feed:
     """This rank's feed of training microbatches, the same for all that hold one model copy."""
-    order = GlobalOrder(
-        corpus.train.shard_sizes, seed=config.seed, window=config.data.shuffle_window
-    )
     return Feed(
-        corpus.train,
-        order,
+        plan,
         collate,
-        global_sequences=config.batch.sequences,
         micro_sequences=config.batch.micro_sequences,
         rank=mesh.data_rank,
         ranks=mesh.data_size,
         # The store knows better what went wrong; this deadline is for what it cannot see.
-        timeout_seconds=2 * config.data.timeout_seconds * (1 + config.data.retries) + 60,
+        timeout_seconds=config.collective_timeout_seconds,
         last_step=config.steps,
     )
 

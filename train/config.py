@@ -1,5 +1,6 @@
 """The configuration of a run: composes the parts' classes and cross-checks them."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,9 +10,17 @@ from model.lora import LoraConfig
 from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
 from parallel.zero_config import ZeroConfig
-from train.data.collate import SpanCapacity
+from train.data.access import Access
+from train.data.cached_files import default_cache
+from train.data.collate import Attend, SpanCapacity
+from train.data.mixture import SourceConfig
 from train.data.span_rules import RuleSpansConfig
-from train.data.spans import FixedSpansConfig, RandomSpansConfig, SpansConfig
+from train.data.spans import (
+    FixedSpansConfig,
+    RandomSpansConfig,
+    SpansConfig,
+    StoredSpansConfig,
+)
 from train.monitor import WatchConfig
 from train.optim import OptimConfig
 
@@ -42,20 +51,55 @@ class SpanCapacityConfig(Config):
 class DataConfig(Config):
     """Where samples come from."""
 
-    corpus: str
-    """Directory or `s3://bucket/path` that `python -m tools.corpus` wrote."""
+    corpus: str | None = None
+    """Directory or `s3://bucket/path` that `tools.corpus` or `tools.shards` wrote."""
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    """Several corpora by name instead of one, each with its share of the sequences."""
     sequence_tokens: Positive
-    """Slots of a sequence; must be the corpus's own."""
+    """Slots of a sequence; where a corpus holds sequences that were cut before, theirs."""
     cache: str | None = None
     """Where shards of a remote corpus are kept; default below ~/.cache/semicausal."""
+    cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """What that may hold; the least recently used shards go first. Default: no limit."""
+    endpoint_url: str | None = None
+    """Address of an S3-compatible store; default: what the AWS environment or profile says."""
     shuffle_window: Positive = 65_536
-    """Samples shuffled among each other, after the shards have been shuffled."""
+    """Samples shuffled among each other, after the shards have been shuffled; documents packed
+    together."""
+    layouts: Positive = 1
+    """Choices of spans with which a step holds each sequence."""
+    ledger_mib: Annotated[float, Field(gt=0)] = 256.0
+    """Size from which a rank's ledger of what it read holds digests only."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Longest that one read may take."""
-    retries: Annotated[int, Field(ge=0)] = 2
-    """Further attempts to download a shard."""
+    """An attempt to fetch a shard fails when no bytes arrive for so long."""
+    retry_budget_seconds: Annotated[float, Field(ge=0)] = 300.0
+    """How long to try again, after the first failure, before the run stops with an error."""
+    read_ahead_shards: Positive = 8
+    """Shards that are fetched at the same time, before they are needed."""
+    attend: Attend = "across"
+    """`across` the documents of a sequence, as in the paper, or `within` each, as in a sequence of
+    its own; for corpora of documents, whose packing then gives each its own `<s>`."""
     span_capacity: dict[str, SpanCapacityConfig] = Field(default_factory=dict)
     """By modality; default: a quarter more than the ratio asks for."""
+
+    @property
+    def access(self) -> Access:
+        """How object storage is read."""
+        limit = None if self.cache_gib is None else int(self.cache_gib * 2**30)
+        root = default_cache("").parent if self.cache is None else Path(self.cache)
+        return Access(
+            timeout_seconds=self.timeout_seconds,
+            retry_budget_seconds=self.retry_budget_seconds,
+            endpoint_url=self.endpoint_url,
+            cache_root=root.expanduser(),
+            cache_limit_bytes=limit,
+            read_ahead_shards=self.read_ahead_shards,
+        )
+
+    @property
+    def mixed(self) -> dict[str, SourceConfig]:
+        """All sources by name; a single corpus is a mixture of one."""
+        return self.sources or {"corpus": SourceConfig(corpus=self.corpus or "")}
 
 
 class CheckpointConfig(Config):
@@ -174,6 +218,19 @@ class RunConfig(Config):
         identity["data"] = {
             "sequence_tokens": self.data.sequence_tokens,
             "shuffle_window": self.data.shuffle_window,
+            "layouts": self.data.layouts,
+            # Where they lie may change; checkpoints know what was in there.
+            "sources": {
+                name: source.model_dump(mode="json", exclude={"corpus"})
+                for name, source in self.data.mixed.items()
+            },
+            "span_capacity": {
+                modality: [capacity.tokens, capacity.spans]
+                for modality in self.built_model.encoders
+                if isinstance(self.spans[modality], StoredSpansConfig)
+                for capacity in [self.span_capacity(modality)]
+            },
+            "attend": self.data.attend,
         }
         return identity
 
@@ -206,6 +263,24 @@ def _is_idle(spans: SpansConfig) -> bool:
 def _faults(config: RunConfig) -> list[str]:
     faults: list[str] = []
     decoder, S = config.model.decoder, config.data.sequence_tokens
+    if (config.data.corpus is None) == (not config.data.sources):
+        faults.append(
+            "data.corpus: name one corpus here, or several in data.sources, and not both: set "
+            "data.corpus=DIRECTORY"
+        )
+    patience = config.data.timeout_seconds + config.data.retry_budget_seconds
+    if patience >= config.collective_timeout_seconds:
+        faults.append(
+            f"data.retry_budget_seconds: a rank may wait {patience:g} s for data (with "
+            "data.timeout_seconds), longer than the others wait for it "
+            f"(collective_timeout_seconds {config.collective_timeout_seconds:g}): lower one, or "
+            "raise the other"
+        )
+    if config.batch.sequences % config.data.layouts:
+        faults.append(
+            f"data.layouts: {config.data.layouts} layouts of each sequence do not divide "
+            f"batch.sequences ({config.batch.sequences})"
+        )
     if S > decoder.max_tokens:
         faults.append(
             f"data.sequence_tokens: {S} slots but the decoder has positions for "

@@ -9,7 +9,14 @@ from rich.table import Table
 from model.semicausal import parameter_counts
 from parallel.launch import World
 from parallel.mesh import Mesh, build_mesh
-from train.build import build_collator, build_engine, build_feed, build_model, open_corpus
+from train.build import (
+    build_collator,
+    build_engine,
+    build_feed,
+    build_model,
+    build_plan,
+    open_sources,
+)
 from train.config import RunConfig
 from train.loop import peak_memory_bytes
 from train.metrics import GIB_BYTES
@@ -19,18 +26,18 @@ from train.step import reseed, train_step
 def dry_run(config: RunConfig, world: World) -> int:
     """Run one step without touching the run directory; every rank must call it."""
     started = time.perf_counter()
-    corpus = open_corpus(config)
+    sources = open_sources(config)
     mesh = build_mesh(config.layout, world)
     model = build_model(config, mesh)
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     engine = build_engine(config, model, mesh)
     built_seconds = time.perf_counter() - started
     engine.set_learning_rate(config.optim.lr)
-    collate = build_collator(config, corpus.special)
-    with build_feed(config, corpus, collate, mesh) as feed:
+    collate = build_collator(config, sources.special)
+    with build_feed(config, build_plan(config, sources), collate, mesh) as feed:
         reseed(config.seed, step=1, mesh=mesh)
         started = time.perf_counter()
-        result = train_step(engine, feed.step(1), stop_requested=lambda: False)
+        result = train_step(engine, feed.step(1).batches, stop_requested=lambda: False)
         step_seconds = time.perf_counter() - started
     engine.close()
     if world.is_main:

@@ -12,22 +12,23 @@ import torch
 from parallel.agreement import gathered, on_all_ranks
 from parallel.launch import World, total
 from parallel.mesh import build_mesh, straddling_warning
-from parallel.pipeline import forward
 from train import checkpoint
 from train.build import (
     build_collator,
     build_engine,
     build_feed,
     build_model,
+    build_plan,
     count_parameters,
-    open_corpus,
+    open_sources,
 )
 from train.checkpoint_storage import shown
 from train.config import RunConfig
-from train.data.corpus import Corpus
-from train.errors import CheckpointError
-from train.evaluate import evaluate, validation_batches
-from train.metrics import TrainRecord, ValidationRecord
+from train.data.ledger import LedgerWriter, Start, next_start
+from train.data.sources import Sources
+from train.errors import CheckpointError, DataError
+from train.evaluate import validate
+from train.metrics import TrainRecord
 from train.monitor import Monitor
 from train.optim import learning_rate
 from train.preemption import EXIT_CODE, Preemption
@@ -65,11 +66,12 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
                 wrap_up(config, directory, latest, seconds_to_first_step=None)
             sys.stdout.write(f"{directory} is complete: {latest.name} is its last checkpoint\n")
         return 0
-    corpus = open_corpus(config)
-    collate = build_collator(config, corpus.special)
+    sources = on_all_ranks(lambda: open_sources(config), DataError)
+    collate = build_collator(config, sources.special)
+    plan = build_plan(config, sources)
     if config.init_from is not None:
         source = checkpoint.resolve(Path(config.init_from))
-        refuse_other_corpus(corpus, checkpoint.read_state(source), source)
+        refuse_other_corpus(sources, checkpoint.read_state(source), source)
     mesh = build_mesh(config.layout, world)
     warning = next(filter(None, gathered(straddling_warning(mesh))), None)
     model = build_model(config, mesh)
@@ -78,8 +80,10 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
 
     if latest is not None:
         state = checkpoint.restore(latest, engine)
-        refuse_other_corpus(corpus, state, latest, resuming=True)
+        refuse_other_corpus(sources, state, latest, resuming=True)
     first_step = int(state["step"])
+    if "data" in state:
+        plan.start_at(state["data"], step=first_step)
 
     # Only now is the directory this run's: what failed so far can be mended and tried again.
     lock = claim(config) if world.is_main else None
@@ -98,35 +102,32 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         wandb_run_id=state["wandb_run_id"],
     )
 
-    def validate(step: int) -> None:
-        started = time.perf_counter()
-        ids = range(min(config.validation.sequences, len(corpus.validation)))
-        batches = validation_batches(
-            corpus.validation,
-            collate,
-            ids=ids,
-            micro_sequences=config.batch.micro_sequences,
-            rank=mesh.data_rank,
-            ranks=mesh.data_size,
-        )
-        with engine.evaluating():
-            averages = evaluate(
-                lambda run: forward(engine, run),
-                batches,
-                device=world.device,
-                counts=mesh.speaks_for_sample,
-            )
+    def validate_now(step: int) -> None:
         monitor.validation(
-            ValidationRecord(
+            validate(
+                sources,
+                collate,
+                engine,
+                sequences=config.validation.sequences,
+                micro_sequences=config.batch.micro_sequences,
                 step=step,
-                loss=averages.loss,
-                first_of_span_loss=averages.first_of_span,
-                other_loss=averages.other,
-                scored_tokens=averages.scored_tokens,
-                seconds=time.perf_counter() - started,
             )
         )
 
+    ledger: LedgerWriter | None = None
+    start = gathered(next_start(directory) if world.is_main else 0)[0]
+    if mesh.speaks_for_sample:
+        ledger = LedgerWriter(
+            directory,
+            Start(
+                start=start,
+                first_step=first_step,
+                rank=mesh.data_rank,
+                ranks=mesh.data_size,
+                rows=plan.slots,
+            ),
+            limit_bytes=int(config.data.ledger_mib * 2**20),
+        )
     saver = checkpoint.Saver(
         checkpoints,
         retention=checkpoint.Retention(
@@ -136,6 +137,8 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     )
 
     def save(step: int) -> None:
+        if ledger is not None:
+            ledger.settle()
         lost = saver.save(
             engine,
             {
@@ -144,8 +147,9 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
                 "seed": config.seed,
                 "config": config.model_dump(mode="json"),
                 "wandb_run_id": monitor.wandb_run_id,
-                "tokenizer_sha256": corpus.tokenizer_sha256,
-                "corpus_fingerprint": corpus.fingerprint,
+                "tokenizer_sha256": sources.tokenizer_sha256,
+                "corpus_fingerprint": sources.fingerprint,
+                "data": plan.position(step),
                 "code_version": version("semicausal"),
             },
             step=step,
@@ -154,28 +158,31 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
 
     seconds_to_first_step: float | None = None
-    with monitor, saver, build_feed(config, corpus, collate, mesh) as feed:
+    with monitor, saver, build_feed(config, plan, collate, mesh) as feed:
         if world.is_main:
-            corpus.copy_tokenizer(directory / TOKENIZER)
+            sources.copy_tokenizer(directory / TOKENIZER)
             if warning is not None:
                 monitor.note(warning)
             if latest is not None:
                 monitor.note(f"continuing from {shown(latest)}")
-            monitor.baseline(unigram_baseline(config, corpus, collate))
+            monitor.baseline(unigram_baseline(config, sources, collate, plan.mixture.mean))
         if first_step % config.validation.every_steps == 0:
-            validate(first_step)  # before any step, or where a stop may have cut it short
+            validate_now(first_step)  # before any step, or where a stop may have cut it short
         for step in range(first_step + 1, config.steps + 1):
             started = time.perf_counter()
             reseed(config.seed, step=step, mesh=mesh)
             lr = learning_rate(config.optim, step=step, total_steps=config.steps)
             engine.set_learning_rate(lr)
-            batches = feed.step(step)
+            data = feed.try_step(step)
             result = train_step(
                 engine,
-                batches,
+                data if isinstance(data, Exception) else data.batches,
                 stop_requested=lambda: preemption.requested,
             )
             finished = time.perf_counter()
+            if ledger is not None:
+                assert not isinstance(data, Exception)
+                ledger.add(step, data)
             if seconds_to_first_step is None:
                 seconds_to_first_step = finished - imported
             monitor.train(
@@ -195,7 +202,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             )
             is_last = step == config.steps
             if is_last or (step % config.validation.every_steps == 0 and not result.stop):
-                validate(step)
+                validate_now(step)
             if is_last or result.stop or step % config.checkpoint.every_steps == 0:
                 save(step)
                 if config.samples.prompts and not result.stop:
@@ -227,21 +234,21 @@ def newest(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def refuse_other_corpus(
-    corpus: Corpus, state: dict[str, Any], path: Path, *, resuming: bool = False
+    sources: Sources, state: dict[str, Any], path: Path, *, resuming: bool = False
 ) -> None:
-    """Refuse a corpus of another tokenizer, and to resume on other data.
+    """Refuse sources of another tokenizer, and to resume on other data.
 
     Raises:
         CheckpointError: the tokenizers differ, or, when resuming, the samples.
     """
-    if state["tokenizer_sha256"] != corpus.tokenizer_sha256:
+    if state["tokenizer_sha256"] != sources.tokenizer_sha256:
         raise CheckpointError(
             f"{path} was trained on a corpus of another tokenizer: set data.corpus to that one"
         )
-    if resuming and state["corpus_fingerprint"] != corpus.fingerprint:
+    if resuming and state["corpus_fingerprint"] != sources.fingerprint:
         raise CheckpointError(
-            f"{path} was trained on other data than {corpus.root} holds now: set data.corpus to "
-            "what it was, or start another run with init_from"
+            f"{path} was trained on other data than {sources.places} holds now: set data.corpus "
+            "(or data.sources) to what it was, or start another run with init_from"
         )
 
 

@@ -79,7 +79,11 @@ class TrainRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationRecord:
-    """One pass over the validation set after `step` steps; losses as in `TrainRecord`."""
+    """One pass over the validation set after `step` steps; losses as in `TrainRecord`.
+
+    Attributes:
+        by_source: loss of each source's validation split by name; None where there is one source.
+    """
 
     kind: ClassVar[str] = "validation"
     step: int
@@ -88,6 +92,7 @@ class ValidationRecord:
     other_loss: float | None
     scored_tokens: int
     seconds: float
+    by_source: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from model.batch import Batch
+from parallel.agreement import raise_first
 from parallel.launch import total
 from parallel.mesh import Mesh
 from parallel.pipeline import forward_backward
@@ -44,7 +45,7 @@ def reseed(seed: int, *, step: int, mesh: Mesh) -> None:
 
 def train_step(
     engine: ZeroEngine,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch] | Exception,
     *,
     stop_requested: Callable[[], bool],
 ) -> StepResult:
@@ -52,15 +53,28 @@ def train_step(
 
     Every rank must call it, with as many microbatches; the ranks of one model copy with the same.
 
+    Args:
+        engine: the model under ZeRO.
+        batches: this rank's microbatches, or why it has none.
+        stop_requested: asks whether this rank was told to stop.
+
     Raises:
-        DataError: no token of the global batch is scored.
+        DataError: some rank has no microbatches: on every rank, with the reason of the first; or no
+            token of the global batch is scored.
         DivergedError: loss or gradient is not finite; parameters and moments are unchanged.
     """
     # The count comes before the first backward: a mean of ranks' or microbatches' means would
-    # weigh tokens unevenly. Asking about preemption in the same exchange costs nothing.
+    # weigh tokens unevenly. Asking about preemption and failed reads in the same exchange costs
+    # nothing, and no rank is left waiting for one that has nothing to compute.
     mesh = engine.mesh
-    scored = sum(batch.num_scored for batch in batches) if mesh.speaks_for_sample else 0
-    count, stop = total(scored, float(stop_requested()))
+    failed = isinstance(batches, Exception)
+    scored = 0 if failed else sum(batch.num_scored for batch in batches)
+    count, stop, failures = total(
+        scored if mesh.speaks_for_sample else 0, float(stop_requested()), float(failed)
+    )
+    if failures:
+        raise_first(batches if failed else None, DataError)
+    assert not isinstance(batches, Exception)
     if count == 0:
         raise DataError("no token of this batch is scored: check the corpus and the spans")
     batches = [batch.to(mesh.world.device) for batch in batches]

@@ -1,6 +1,7 @@
 """Sums of loss terms, by kind of target, over microbatches and ranks."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,14 @@ class Tally:
         terms = loss.terms[: batch.num_scored].double()
         count = terms.new_tensor(batch.num_scored)
         self._parts.append(torch.stack([terms.sum(), (terms * first).sum(), count, first.sum()]))
+
+    @classmethod
+    def of_all(cls, tallies: Iterable["Tally"]) -> "Tally":
+        """One that has seen what all of these have."""
+        whole = cls()
+        for tally in tallies:
+            whole._parts += tally._parts
+        return whole
 
     def over_ranks(self) -> Averages:
         """Means over all ranks, NaN where nothing was scored; every rank must call it."""

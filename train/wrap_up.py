@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from train.baseline import unigram_cross_entropy
 from train.checkpoint_storage import shown
 from train.config import RunConfig
 from train.data.collate import Collator
-from train.data.corpus import Corpus
+from train.data.sources import Sources
 from train.errors import UserError
-from train.evaluate import validation_batches
+from train.evaluate import first_samples, validation_batches
 from train.loading import load_model
 from train.metrics import FILE_NAME, read_metrics
 from train.monitor import Monitor
@@ -24,16 +25,24 @@ from train.run_directory import SUMMARY, TOKENIZER
 from train.text import Speaker, plain
 
 
-def unigram_baseline(config: RunConfig, corpus: Corpus, collate: Collator) -> float:
-    """Cross-entropy of the corpus's token frequencies on the scored tokens of validation."""
-    ids = range(min(config.validation.sequences, len(corpus.validation)))
-    batches = validation_batches(
-        corpus.validation, collate, ids=ids, micro_sequences=1, rank=0, ranks=1
-    )
+def unigram_baseline(
+    config: RunConfig, sources: Sources, collate: Collator, shares: Sequence[float]
+) -> float:
+    """Cross-entropy of the sources' token frequencies on the scored tokens of validation."""
     targets = [
-        batch.labels.reshape(-1)[batch.scored[: batch.num_scored]].numpy() for batch in batches
+        batch.labels.reshape(-1)[batch.scored[: batch.num_scored]].numpy()
+        for source in sources.all
+        for samples in [source.validation]
+        for batch in validation_batches(
+            samples,
+            collate,
+            ids=first_samples(samples, config.validation.sequences),
+            micro_sequences=1,
+            rank=0,
+            ranks=1,
+        )
     ]
-    return unigram_cross_entropy(corpus.token_counts(), np.concatenate(targets))
+    return unigram_cross_entropy(sources.token_counts(shares), np.concatenate(targets))
 
 
 def write_samples(

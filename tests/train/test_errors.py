@@ -12,7 +12,7 @@ from parallel.mesh import data_mesh
 from tests.corpora import write_corpus
 from tests.train.runs import TINY_RUN, run, start
 from train import __main__ as command
-from train.build import build_collator, build_model, open_corpus
+from train.build import build_collator, build_model, open_sources
 from train.config import RunConfig
 from train.config_files import load
 from train.data.sample import Sample
@@ -161,18 +161,18 @@ def test_directory_with_other_files(
 
 def test_corpus_that_does_not_fit(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no data directory"):
-        open_corpus(config(tmp_path / "none", tmp_path))
+        open_sources(config(tmp_path / "none", tmp_path))
     empty = tmp_path / "empty"
     (empty / "train").mkdir(parents=True)
     with pytest.raises(DataError, match="is empty"):
-        open_corpus(config(empty, tmp_path))
+        open_sources(config(empty, tmp_path))
     (empty / "train" / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match="is not an MDS directory"):
-        open_corpus(config(empty, tmp_path))
+        open_sources(config(empty, tmp_path))
     with pytest.raises(DataError, match="vocabulary has 300 entries and the model's 301"):
-        open_corpus(config(corpus, tmp_path, "model.decoder.vocabulary=301"))
+        open_sources(config(corpus, tmp_path, "model.decoder.vocabulary=301"))
     with pytest.raises(DataError, match="samples are 64 tokens long and the run wants 32"):
-        open_corpus(config(corpus, tmp_path, "data.sequence_tokens=32"))
+        open_sources(config(corpus, tmp_path, "data.sequence_tokens=32"))
 
 
 def test_document_that_does_not_fit_is_refused(corpus: Path, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_document_that_does_not_fit_is_refused(corpus: Path, tmp_path: Path) -> 
             "spans={text: {kind: stored}}",
             "data.span_capacity={text: {tokens: 10, spans: 2}}",
         ),
-        open_corpus(config(corpus, tmp_path)).special,
+        open_sources(config(corpus, tmp_path)).special,
     )
     sample = Sample(id=5, tokens=np.zeros(65, dtype=np.int64), spans=np.array([[1, 12]]))
     with pytest.raises(

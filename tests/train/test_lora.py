@@ -13,7 +13,7 @@ from tests.corpora import write_corpus
 from tests.train.runs import kill_at, run, start
 from tools.merge import main as merge
 from train import checkpoint
-from train.build import build_collator, open_corpus
+from train.build import build_collator, open_sources
 from train.config import RunConfig
 from train.loading import load_config, load_model
 from train.metrics import Metrics
@@ -71,8 +71,9 @@ def test_loss_falls_and_the_base_stays(base: Path, finetuned: tuple[Path, Metric
 
 
 def batch_of(config: RunConfig, task: Path):
-    corpus = open_corpus(config)
-    return build_collator(config, corpus.special)([(0, corpus.validation[i]) for i in range(4)])
+    sources = open_sources(config)
+    validation = sources.all[0].validation
+    return build_collator(config, sources.special)([(0, validation[i]) for i in range(4)])
 
 
 @torch.no_grad()

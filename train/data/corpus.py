@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from train.data.access import Access
+from train.data.document import DOCUMENTS_KIND
 from train.data.shards import ShardStore
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
@@ -26,9 +28,14 @@ class Corpus:
     """
 
     def __init__(
-        self, root: str, *, cache: Path | None, timeout_seconds: float, retries: int
+        self, root: str, *, cache: Path | None = None, access: Access | None = None
     ) -> None:
         """Open the splits; shards are read when they are asked for.
+
+        Args:
+            root: directory or URL.
+            cache: where remote files are kept; None is the default place.
+            access: how object storage is read.
 
         Raises:
             DataError: a split is missing or is not MDS.
@@ -38,8 +45,7 @@ class Corpus:
             ShardStore(
                 f"{self.root}/{split}",
                 cache=cache / split if cache else None,
-                timeout_seconds=timeout_seconds,
-                retries=retries,
+                access=access,
             )
             for split in ("train", "validation")
         )
@@ -57,8 +63,13 @@ class Corpus:
         Raises:
             DataError: they do not; the message says what to change.
         """
+        has_documents = self.train.manifest.get("kind") == DOCUMENTS_KIND
         for split in (self.train, self.validation):
-            split.require(vocabulary=vocabulary, sequence_tokens=sequence_tokens)
+            split.require(
+                vocabulary=vocabulary,
+                # Documents are as long as they are: packing makes sequences of them.
+                sequence_tokens=None if has_documents else sequence_tokens,
+            )
 
     def copy_tokenizer(self, destination: Path) -> None:
         """Bring the tokenizer to where a run keeps it, unless it is there.
@@ -91,7 +102,9 @@ class Corpus:
         vocabulary = int(self.train.manifest["vocabulary"])
         counts = np.zeros(vocabulary, dtype=np.int64)
         for sample_id in range(min(COUNTED_SAMPLES, len(self.train))):
-            sample = self.train[sample_id]
-            tokens = sample.tokens if sample.scored is None else sample.tokens[sample.scored]
+            columns = self.train.columns(sample_id)
+            tokens = np.asarray(columns["tokens"], dtype=np.int64)
+            if "scored" in columns:
+                tokens = tokens[np.asarray(columns["scored"], dtype=np.bool_)]
             counts += np.bincount(tokens, minlength=vocabulary)
         return counts

@@ -1,67 +1,74 @@
-"""Microbatches of each step, read one step ahead; which samples, only the step decides."""
+"""Microbatches of each step, read ahead; which rows, only the step decides."""
 
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotReady
-from typing import Protocol, Self
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final, Self
 
 from model.batch import Batch
 from train.data.collate import Collator
-from train.data.sample import Sample
+from train.data.plan import Ints, Plan, Slot, identities
 from train.errors import DataError
 
-
-class Samples(Protocol):
-    """Random access to stored samples."""
-
-    def __getitem__(self, sample_id: int, /) -> Sample:
-        """One sample; raises DataError where its shard is missing or damaged."""
-        ...
+STEPS_AHEAD: Final = 2
+"""Steps whose microbatches are ready before they are asked for."""
+PLANNED_STEPS: Final = 32
+"""Steps whose shards are fetched before their rows are read, the step itself included."""
 
 
-class Order(Protocol):
-    """The global order of samples, the same on every rank."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepData:
+    """One rank's part of a step.
 
-    def range(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """(epoch, sample id) of the positions in [start, stop)."""
-        ...
+    Attributes:
+        batches: its microbatches.
+        identities: [p, 6] what they were made of, see `plan.identities`.
+        first: place of the first row in the global batch.
+        rows: how many there are.
+    """
+
+    batches: list[Batch]
+    identities: Ints
+    first: int
+    rows: int
 
 
 class Feed:
     """One rank's share of each global batch.
 
-    Step k (from 1) consumes positions [(k-1) G, k G) of the global order, whatever the number of
-    ranks; rank r of R takes the r-th of R equal parts, in microbatches. A single thread reads the
-    next step while the current one computes; its errors surface in `step`.
+    Rank r of R takes the r-th of R equal parts of the plan's places, in microbatches. A single
+    thread reads ahead; its errors surface in `step`.
     """
 
     def __init__(
         self,
-        samples: Samples,
-        order: Order,
+        plan: Plan,
         collate: Collator,
         *,
-        global_sequences: int,
         micro_sequences: int,
         rank: int,
         ranks: int,
         timeout_seconds: float,
         last_step: int,
     ):
-        assert global_sequences % (ranks * micro_sequences) == 0, "checked with the configuration"
-        self.samples = samples
-        self.order = order
+        assert plan.slots % (ranks * micro_sequences) == 0, "checked with the configuration"
+        self.plan = plan
         self.collate = collate
-        self.global_sequences = global_sequences
         self.micro_sequences = micro_sequences
-        self.rank = rank
-        self.ranks = ranks
+        self.share = plan.slots // ranks
+        self.first = rank * self.share
         self.timeout_seconds = timeout_seconds
         self.last_step = last_step
         self.wait_seconds = 0.0
         """How long the last call of `step` had to wait."""
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
-        self._ahead: tuple[int, Future[list[Batch]]] | None = None
+        self._ahead: deque[tuple[int, Future[StepData]]] = deque()
+        self._planned: dict[int, tuple[list[Slot], dict[int, dict[int, None]]]] = {}
+        """Places of steps, and the shards that they need; the reader's alone."""
+        self._next = 0
 
     def __enter__(self) -> Self:
         """Start reading on the first `step`."""
@@ -70,36 +77,79 @@ class Feed:
     def __exit__(self, *exception: object) -> None:
         """Drop what was read ahead."""
         self._reader.shutdown(wait=False, cancel_futures=True)
+        for source in self.plan.sources.all:
+            source.corpus.train.close()
 
-    def step(self, step: int) -> list[Batch]:
-        """This rank's microbatches of one step.
+    def step(self, step: int) -> StepData:
+        """This rank's part of one step.
 
         Raises:
             DataError: a shard is missing or damaged, or reading took longer than the timeout.
         """
         started = time.perf_counter()
-        if self._ahead is None or self._ahead[0] != step:
-            self._ahead = (step, self._reader.submit(self._read, step))
+        if not self._ahead or self._ahead[0][0] != step:
+            self._start_over(step)
         try:
-            batches = self._ahead[1].result(timeout=self.timeout_seconds)
+            data = self._ahead.popleft()[1].result(timeout=self.timeout_seconds)
         except NotReady:
             raise DataError(
                 f"reading the samples of step {step} took longer than {self.timeout_seconds:g} s: "
-                "check the store, or raise data.timeout_seconds"
+                "check the store, or raise data.retry_budget_seconds"
             ) from None
-        self._ahead = None
-        if step < self.last_step:
-            self._ahead = (step + 1, self._reader.submit(self._read, step + 1))
+        self._read_ahead(step + STEPS_AHEAD)
         self.wait_seconds = time.perf_counter() - started
-        return batches
+        return data
 
-    def _read(self, step: int) -> list[Batch]:
-        share = self.global_sequences // self.ranks
-        first = (step - 1) * self.global_sequences + self.rank * share
-        pairs = [
-            (epoch, self.samples[index]) for epoch, index in self.order.range(first, first + share)
-        ]
-        return [
-            self.collate(pairs[i : i + self.micro_sequences])
-            for i in range(0, share, self.micro_sequences)
-        ]
+    def try_step(self, step: int) -> StepData | Exception:
+        """This rank's part of one step, or why it has none: for the ranks to agree on first."""
+        try:
+            return self.step(step)
+        except Exception as error:
+            return error
+
+    def _start_over(self, step: int) -> None:
+        while self._ahead:
+            self._ahead.popleft()[1].cancel()
+        self._reader.submit(self._planned.clear)
+        self._next = step
+        self._read_ahead(step)
+
+    def _read_ahead(self, last: int) -> None:
+        while self._next <= min(last, self.last_step):
+            self._ahead.append((self._next, self._reader.submit(self._read, self._next)))
+            self._next += 1
+
+    def _read(self, step: int) -> StepData:
+        slots = self._plan_ahead(step)
+        samples = [(slot.row.epoch, slot.source.read(slot.row)) for slot in slots]
+        layouts = [slot.layout for slot in slots]
+        M = self.micro_sequences
+        return StepData(
+            batches=[
+                self.collate(samples[i : i + M], layouts=layouts[i : i + M])
+                for i in range(0, len(slots), M)
+            ],
+            identities=identities(slots),
+            first=self.first,
+            rows=self.share,
+        )
+
+    def _plan_ahead(self, step: int) -> list[Slot]:
+        """The places of a step; the shards of coming steps are fetched meanwhile."""
+        for coming in range(step, min(step + PLANNED_STEPS, self.last_step + 1)):
+            if coming not in self._planned:
+                slots = self.plan.step(coming, first=self.first, stop=self.first + self.share)
+                self._planned[coming] = slots, _shards(slots)
+        for source in self.plan.sources.all:
+            wanted = (shards.get(source.number, {}) for _, shards in self._planned.values())
+            source.corpus.train.prefetch(dict.fromkeys(chain.from_iterable(wanted)))
+        return self._planned.pop(step)[0]
+
+
+def _shards(slots: list[Slot]) -> dict[int, dict[int, None]]:
+    """Shards that reading some places opens, by number of their source, in order."""
+    found: dict[int, dict[int, None]] = {}
+    for slot in slots:
+        shards = slot.source.shards_of(slot.row).tolist()
+        found.setdefault(slot.source.number, {}).update(dict.fromkeys(shards))
+    return found

@@ -157,6 +157,11 @@ class Mixture:
         """Sources, whether they have a share or not."""
         return self._due.shape[1]
 
+    @property
+    def mean(self) -> list[float]:
+        """[sources] each one's share of the whole run."""
+        return (self._due[-1] / self._due[-1].sum()).tolist()
+
     def due(self, step: int) -> npt.NDArray[np.float64]:
         """[sources] rows that each source should have given by the end of a step."""
         return self._due[step - 1] if step else np.zeros(self.num_sources)

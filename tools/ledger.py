@@ -1,0 +1,145 @@
+"""`python -m tools.ledger check RUN`, `show RUN --step N`: what a run has read, and the proof."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from train import checkpoint
+from train.build import build_plan, open_sources
+from train.config import RunConfig
+from train.data.ledger import Record, read_ledger
+from train.data.ledger_check import SHOWN, Findings, check
+from train.data.plan import Plan, identities
+from train.errors import DataError, UserError
+from train.run_directory import CHECKPOINTS, CONFIG
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        Exit status: 0, 1 where the ledger and the plan part, 2 where the user has something to
+        mend.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tools.ledger", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    proof = commands.add_parser("check", help="prove that every batch was read once, in order")
+    proof.set_defaults(action=_check)
+    proof.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    proof.add_argument("--out", type=Path, help="write the findings as JSON")
+    shown = commands.add_parser("show", help="what a step was made of")
+    shown.set_defaults(action=_show)
+    shown.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    shown.add_argument("--step", type=int, required=True)
+    for command in (proof, shown):
+        command.add_argument(
+            "--corpus", help="where the data lie now, if they were moved (one source only)"
+        )
+    options = parser.parse_args(arguments)
+    try:
+        return options.action(options, Console())
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+
+
+def check_run(run: Path, *, corpus: str | None = None, progress: bool = False) -> Findings:
+    """Hold a run's ledger against its configuration and its data.
+
+    Raises:
+        DataError: there is no ledger, or it was damaged or changed; the data cannot be read.
+    """
+    ledger = read_ledger(run)
+    config = _config(run)
+    plan = _plan(config, corpus)
+    saved = checkpoint.latest(Path(config.checkpoint.directory or run / CHECKPOINTS))
+    saved_step = 0 if saved is None else int(checkpoint.read_state(saved)["step"])
+    return check(
+        ledger,
+        plan,
+        saved_step=saved_step,
+        watch=(lambda steps: track(steps, "comparing")) if progress else iter,
+    )
+
+
+def _check(options: argparse.Namespace, console: Console) -> int:
+    findings = check_run(options.run, corpus=options.corpus, progress=console.is_terminal)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(asdict(findings), indent=2) + "\n")
+    table = Table("what", "value", title=f"ledger of {options.run}", title_justify="left")
+    table.add_row("global batches read", f"{findings.steps:,}")
+    table.add_row("sequences", f"{findings.rows:,}")
+    table.add_row("data ranks, start by start", " → ".join(map(str, findings.starts)))
+    table.add_row("steps made again after a crash", f"{findings.steps_again:,}")
+    table.add_row("sequences lost", f"{findings.rows_lost:,}")
+    table.add_row("sequences repeated", f"{findings.rows_repeated:,}")
+    total = max(1, sum(share.rows for share in findings.shares))
+    for share in findings.shares:
+        of_all = f"{share.rows / total:.4%} where {share.due / total:.4%} were due"
+        table.add_row(f"from {share.name}", f"{share.rows:,} ({of_all})")
+    console.print(table)
+    for fault in findings.faults[:SHOWN]:
+        console.print(f"✗ {fault}", style="red", markup=False, highlight=False)
+    if len(findings.faults) > SHOWN:
+        console.print(f"… and {len(findings.faults) - SHOWN:,} more", style="red")
+    if not findings.faults:
+        console.print("✓ every global batch was read once, in order", style="green")
+    return 1 if findings.faults else 0
+
+
+def _show(options: argparse.Namespace, console: Console) -> int:
+    ledger = read_ledger(options.run)
+    plan = _plan(_config(options.run), options.corpus)
+    found: dict[int, list[Record]] = {}
+    for start, ranks in ledger.items():
+        mine = [r for _, records in ranks.values() for r in records if r.step == options.step]
+        if mine:
+            found[start] = sorted(mine, key=lambda record: record.first)
+    if not found:
+        raise DataError(f"{options.run} has no record of step {options.step}")
+    if len(found) > 1:
+        console.print(f"made at starts {', '.join(map(str, found))}; the last one counts")
+    names = [source.name for source in plan.sources.all]
+    table = Table("place", "source", "epoch", "number", "tokens", title=f"step {options.step}")
+    for record in found[max(found)]:
+        parts = record.identities
+        if parts is None:  # beyond the file's limit there is a digest only
+            stop = record.first + record.rows
+            parts = identities(plan.step(options.step, first=record.first, stop=stop))
+        for place, source, epoch, number, begin, end in parts.tolist():
+            tokens = "all" if end < 0 else f"{begin} to {end - 1}"
+            table.add_row(str(place), names[source], str(epoch), str(number), tokens)
+    console.print(table)
+    return 0
+
+
+def _config(run: Path) -> RunConfig:
+    try:
+        return RunConfig.model_validate(yaml.safe_load((run / CONFIG).read_text()))
+    except (OSError, ValidationError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{run} is no run directory of this version: name one that holds {CONFIG}"
+        ) from error
+
+
+def _plan(config: RunConfig, corpus: str | None) -> Plan:
+    if corpus is not None:
+        if len(config.data.mixed) > 1:
+            raise DataError("--corpus is for runs of one source: this one mixes several")
+        data = config.data.model_copy(update={"corpus": corpus, "sources": {}})
+        config = config.model_copy(update={"data": data})
+    return build_plan(config, open_sources(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""What each rank has read, step by step, so that it can be proved afterwards.
+
+One file for each rank and start, `ledger/START-RANK.bin`: a line of JSON about the start, then a
+record a step. A record says which places of the global batch the rank read, with a digest of the
+documents (or stored samples) and token ranges in them, and the list itself as long as the file is
+below its limit. Records are checked one by one; a process that is killed leaves at most its last
+one unfinished.
+"""
+
+import json
+import os
+import re
+import struct
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from train.data.feed import StepData
+from train.errors import DataError
+
+Ints = npt.NDArray[np.int64]
+
+DIRECTORY: Final = "ledger"
+"""Name of the directory in the run directory."""
+FORMAT_VERSION: Final = 1
+
+_RECORD: Final = struct.Struct("<QIII16s")
+"""Step, first place, places, bytes of the list, digest; then the list, then the checksum."""
+_CHECKSUM: Final = struct.Struct("<I")
+_NAME: Final = re.compile(r"^(\d+)-(\d+)\.bin$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """One start of a run, as one of its ranks saw it.
+
+    Attributes:
+        start: number of the start, from 1.
+        first_step: steps done before it.
+        rank: data rank; ranks that hold parts of one model copy read the same and one writes.
+        ranks: data ranks.
+        rows: places of a global batch.
+    """
+
+    start: int
+    first_step: int
+    rank: int
+    ranks: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """One rank's part of one step.
+
+    Attributes:
+        step: steps done, this one included.
+        first: its first place in the global batch.
+        rows: how many.
+        digest: of `identities`.
+        identities: [p, 6] place, source, epoch, number, begin, end; None beyond the file's limit.
+    """
+
+    step: int
+    first: int
+    rows: int
+    digest: bytes
+    identities: Ints | None
+
+
+def digest_of(identities: Ints) -> bytes:
+    """16 bytes that no other list of parts, or order of them, has."""
+    return xxhash.xxh3_128(np.ascontiguousarray(identities, dtype="<i8").tobytes()).digest()
+
+
+class LedgerWriter:
+    """Appends to one rank's file; each record reaches the system before the next step begins.
+
+    Args:
+        directory: of the run.
+        start: what to say about this start.
+        limit_bytes: size from which records hold digests only.
+
+    Raises:
+        OSError: the file cannot be written, or is there already.
+    """
+
+    def __init__(self, directory: Path, start: Start, *, limit_bytes: int):
+        self._limit_bytes = limit_bytes
+        path = directory / DIRECTORY / f"{start.start:05d}-{start.rank:05d}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] = path.open("xb", buffering=0)
+        header = {"format_version": FORMAT_VERSION, **asdict(start)}
+        self._num_bytes = self._file.write(json.dumps(header).encode() + b"\n")
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def add(self, step: int, data: StepData) -> None:
+        """Note what a finished step has read."""
+        listed = b""
+        if self._num_bytes < self._limit_bytes:
+            listed = zlib.compress(data.identities.astype("<i8").T.tobytes(), 1)
+        head = _RECORD.pack(step, data.first, data.rows, len(listed), digest_of(data.identities))
+        record = head + listed
+        self._num_bytes += self._file.write(record + _CHECKSUM.pack(zlib.crc32(record)))
+
+    def settle(self) -> None:
+        """Bring what was noted to the disk, before a checkpoint counts on it."""
+        os.fsync(self._file.fileno())
+
+
+def next_start(directory: Path) -> int:
+    """Number of the start that begins now."""
+    return max((start for start, _, _ in _files(directory)), default=0) + 1
+
+
+def read_ledger(directory: Path) -> dict[int, dict[int, tuple[Start, list[Record]]]]:
+    """All records of a run, by start and rank.
+
+    Raises:
+        DataError: there are none, or a file was damaged or changed.
+    """
+    found: dict[int, dict[int, tuple[Start, list[Record]]]] = {}
+    for number, rank, path in _files(directory):
+        start, records = _read(path)
+        if (start.start, start.rank) != (number, rank):
+            raise DataError(f"{path} was written for start {start.start}, rank {start.rank}")
+        found.setdefault(number, {})[rank] = start, records
+    if not found:
+        raise DataError(f"{directory} has no ledger: no step was made there")
+    return found
+
+
+def _files(directory: Path) -> list[tuple[int, int, Path]]:
+    paths = (directory / DIRECTORY).glob("*.bin") if directory.is_dir() else []
+    named = ((path, _NAME.match(path.name)) for path in paths)
+    return sorted((int(m[1]), int(m[2]), path) for path, m in named if m is not None)
+
+
+def _read(path: Path) -> tuple[Start, list[Record]]:
+    content = path.read_bytes()
+    line, newline, rest = content.partition(b"\n")
+    try:
+        header = json.loads(line)
+        version = header.pop("format_version")
+        start = Start(**header)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        if not newline:  # killed as it began
+            number, rank = (int(part) for part in path.stem.split("-"))
+            return Start(start=number, first_step=-1, rank=rank, ranks=0, rows=0), []
+        raise DataError(f"{path} does not begin as a ledger does: it was changed") from None
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path} has format version {version}; this version reads {FORMAT_VERSION}")
+    records: list[Record] = []
+    at = 0
+    while at + _RECORD.size <= len(rest):
+        step, first, rows, listed, digest = _RECORD.unpack_from(rest, at)
+        end = at + _RECORD.size + listed
+        if end + _CHECKSUM.size > len(rest):
+            break  # the record that the process was killed in
+        if _CHECKSUM.unpack_from(rest, end)[0] != zlib.crc32(rest[at:end]):
+            raise DataError(f"{path}: the record of step {step} was changed after it was written")
+        identities = None
+        if listed:
+            flat = np.frombuffer(zlib.decompress(rest[at + _RECORD.size : end]), "<i8")
+            identities = flat.reshape(6, -1).T.astype(np.int64)
+        records.append(
+            Record(step=step, first=first, rows=rows, digest=digest, identities=identities)
+        )
+        at = end + _CHECKSUM.size
+    return start, records

@@ -1,0 +1,169 @@
+"""Holds a run's ledger against its plan: every global batch once, in order, as mixed as asked."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from train.data.ledger import Record, Start, digest_of
+from train.data.plan import Plan, identities
+
+SHOWN = 20
+"""Faults that are told one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one source gave.
+
+    Attributes:
+        name: of the source.
+        rows: that it gave.
+        due: rows that its weights, epochs or tokens add up to.
+    """
+
+    name: str
+    rows: int
+    due: float
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What the check found.
+
+    Attributes:
+        steps: global batches of the history that counts.
+        rows: in them.
+        starts: data ranks at each start.
+        steps_again: steps that were made, rolled back with a crash, and made again.
+        rows_lost: rows of the plan that no rank read, or that were read otherwise than planned.
+        rows_repeated: rows that were read twice in one step.
+        shares: by source.
+        faults: in words; empty if all is well.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    starts: list[int] = field(default_factory=list)
+    steps_again: int = 0
+    rows_lost: int = 0
+    rows_repeated: int = 0
+    shares: list[Share] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+Ledger = dict[int, dict[int, tuple[Start, list[Record]]]]
+
+
+def check(
+    ledger: Ledger,
+    plan: Plan,
+    *,
+    saved_step: int,
+    watch: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> Findings:
+    """Compare all that counts with the plan.
+
+    Args:
+        ledger: as `read_ledger` gives it.
+        plan: of the run.
+        saved_step: step of the newest checkpoint, up to which the history must be whole.
+        watch: passes steps on, and may show how far they are.
+    """
+    findings = Findings()
+    history = _history(ledger, findings, rows=plan.slots)
+    last = max(history, default=0)
+    if last < saved_step:
+        findings.faults.append(
+            f"the newest checkpoint is of step {saved_step}, but the ledger ends at step {last}"
+        )
+        findings.rows_lost += (saved_step - last) * plan.slots
+    for step in watch(range(1, last + 1)):
+        records = history.get(step)
+        if records is None:
+            findings.faults.append(f"step {step} was left out")
+            findings.rows_lost += plan.slots
+            continue
+        findings.steps += 1
+        findings.rows += sum(record.rows for record in records)
+        _compare(step, records, plan, findings)
+    given, due = plan.mixture.given(last), plan.mixture.due(last)
+    for source, rows, owed in zip(plan.sources.all, given.tolist(), due.tolist(), strict=True):
+        findings.shares.append(Share(name=source.name, rows=rows, due=owed))
+        if abs(rows - owed) > 1 + 1e-6 * last:
+            findings.faults.append(f"{source.name} gave {rows} rows where {owed:.1f} were due")
+    return findings
+
+
+def _history(ledger: Ledger, findings: Findings, *, rows: int) -> dict[int, list[Record]]:
+    """Of each step the records that count: those of the last start that made it."""
+    history: dict[int, list[Record]] = {}
+    for number in sorted(ledger):
+        ranks = ledger[number]
+        starts = [start for start, _ in ranks.values() if start.ranks]
+        if not starts:
+            continue  # killed before a rank had written its first line
+        first, size = starts[0].first_step, starts[0].ranks
+        if any((start.first_step, start.ranks) != (first, size) for start in starts):
+            findings.faults.append(f"start {number}: its ranks do not agree on where it began")
+        if any(start.rows != rows for start in starts):
+            findings.faults.append(f"start {number} had another global batch than {rows} rows")
+        findings.starts.append(size)
+        by_step: dict[int, list[Record]] = {}
+        for _, records in ranks.values():
+            for record in records:
+                by_step.setdefault(record.step, []).append(record)
+        # A step that not all ranks finished was not made; it can only be the last one.
+        made = {step for step, records in by_step.items() if len(records) >= size}
+        reached = max(history, default=0)
+        if first > reached:
+            findings.faults.append(
+                f"start {number} goes on from step {first}, but only {reached} were made before"
+            )
+        for step in [step for step in history if step > first]:
+            del history[step]
+            findings.steps_again += 1
+        end = max(made, default=first)
+        for step in range(first + 1, end + 1):
+            if step in by_step:
+                history[step] = by_step[step]
+        for step in by_step:
+            if step <= first:
+                findings.faults.append(f"start {number} made step {step} before where it began")
+    return history
+
+
+def _compare(step: int, records: list[Record], plan: Plan, findings: Findings) -> None:
+    at = 0
+    for record in sorted(records, key=lambda record: record.first):
+        stop = record.first + record.rows
+        if record.first > at:
+            findings.faults.append(f"step {step}: places {at} to {record.first - 1} were not read")
+            findings.rows_lost += record.first - at
+        if record.first < at:
+            twice = min(at, stop) - record.first
+            findings.faults.append(f"step {step}: {twice} places were read twice")
+            findings.rows_repeated += twice
+        at = max(at, stop)
+        planned = identities(plan.step(step, first=record.first, stop=min(stop, plan.slots)))
+        listed = record.identities
+        if listed is not None and digest_of(listed) != record.digest:
+            findings.faults.append(f"step {step}: a list and its digest do not agree")
+        if record.digest != digest_of(planned):
+            findings.faults.append(
+                f"step {step}: places {record.first} to {stop - 1} were not read as planned"
+                + _difference(listed, planned)
+            )
+            findings.rows_lost += record.rows
+    if at < plan.slots:
+        findings.faults.append(f"step {step}: places {at} to {plan.slots - 1} were not read")
+        findings.rows_lost += plan.slots - at
+
+
+def _difference(listed: np.ndarray | None, planned: np.ndarray) -> str:
+    if listed is None:
+        return ""
+    for read, wanted in zip(listed.tolist(), planned.tolist(), strict=False):
+        if read != wanted:
+            return f": place {read[0]} read {read[1:]}, planned {wanted[1:]}"
+    return f": {len(listed)} parts, planned {len(planned)}"

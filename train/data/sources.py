@@ -1,0 +1,258 @@
+"""The sources of a run: corpora, the rows each one gives, and the reading of a row."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from train.data.collate import Attend
+from train.data.corpus import Corpus
+from train.data.document import DOCUMENTS_KIND, MEDIA, Document
+from train.data.order import GlobalOrder
+from train.data.pack import RowShape
+from train.data.rows import DocumentRows, Row, Rows, StoredRows
+from train.data.sample import Sample
+from train.data.shards import ShardStore
+from train.errors import DataError
+
+Ints = npt.NDArray[np.int64]
+
+_FIRST_MEDIUM: Final = 3
+"""Column of the lengths where spans of other modalities begin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laying:
+    """How rows are laid out.
+
+    Attributes:
+        sequence_tokens: S.
+        attend: whether each document in a row begins with its own `<s>`, or the row alone.
+        span_tokens: room for tokens in stored spans; None where spans are chosen later.
+        spans: room for stored spans; None likewise.
+        window: samples that are shuffled together, and documents that are packed together.
+        seed: of the run.
+    """
+
+    sequence_tokens: int
+    attend: Attend = "across"
+    span_tokens: int | None = None
+    spans: int | None = None
+    window: int = 65_536
+    seed: int = 0
+
+    @property
+    def shape(self) -> RowShape:
+        """Of a row of documents. Its last token is a target only, so S + 1 tokens have room."""
+        within = self.attend == "within"
+        return RowShape(
+            slots=self.sequence_tokens + within,
+            opening=int(within),
+            span_tokens=self.span_tokens,
+            spans=self.spans,
+        )
+
+
+class Source:
+    """One corpus of a run.
+
+    Args:
+        name: as in the configuration.
+        number: its place among the sources, from 0.
+        corpus: its splits.
+        laying: how its rows are laid out.
+
+    Raises:
+        DataError: the corpus cannot be read in this way.
+    """
+
+    def __init__(self, name: str, number: int, corpus: Corpus, laying: Laying):
+        self.name = name
+        self.number = number
+        self.corpus = corpus
+        self.laying = laying
+        self.has_documents = corpus.train.manifest.get("kind") == DOCUMENTS_KIND
+        if self.has_documents:
+            for split in (corpus.train, corpus.validation):
+                _refuse_media(split)
+        elif laying.attend == "within":
+            raise DataError(
+                f"data.attend: within is for documents, but {corpus.root} holds sequences that "
+                "were cut before: build it with `python -m tools.shards build`, or leave the key "
+                "out"
+            )
+        self.rows = self._rows_of(corpus.train, shuffle=True)
+
+    @property
+    def validation(self) -> "ShardStore | ValidationRows":
+        """The rows of the validation split, in one order for ever."""
+        rows = self._rows_of(self.corpus.validation, shuffle=False)
+        if isinstance(rows, DocumentRows):
+            return ValidationRows(self, rows)
+        return self.corpus.validation
+
+    def rows_for(self, *, epochs: float | None, tokens: int | None) -> int:
+        """Rows that hold an amount of the training split."""
+        if not self.has_documents:
+            if tokens is not None:
+                return math.ceil(tokens / self.laying.sequence_tokens)
+            assert epochs is not None
+            return math.ceil(epochs * len(self.corpus.train))
+        shape = self.laying.shape
+        if epochs is not None:
+            store = self.corpus.train
+            filled = int(store.totals[:, 0].sum()) + shape.opening * len(store)
+            return math.ceil(epochs * filled / shape.slots)
+        assert tokens is not None
+        return math.ceil(tokens / shape.slots)
+
+    @property
+    def working_set_bytes(self) -> int:
+        """Shards of two shuffle windows: the one that is read, and the next; 0 if none is kept."""
+        store = self.corpus.train
+        if "://" not in store.root:
+            return 0
+        num_samples = min(len(store), 2 * self.laying.window)
+        num_shards = math.ceil(num_samples / len(store) * len(store.shard_sizes)) + 2
+        return sum(sorted(store.shard_bytes, reverse=True)[:num_shards])
+
+    def read(self, row: Row, *, split: ShardStore | None = None) -> Sample:
+        """The sample that a row plans.
+
+        Raises:
+            DataError: a shard is missing or damaged, or could not be read in time.
+        """
+        store = split or self.corpus.train
+        if not self.has_documents:
+            sample = store[row.number]
+            return replace(sample, source=self.number) if self.number else sample
+        start = self.corpus.special.start
+        within = self.laying.attend == "within"
+        tokens = [] if within else [np.array([start])]
+        scored = [] if within else [np.array([False])]
+        spans: list[Ints] = []
+        documents: list[tuple[int, int]] = []
+        at = len(tokens)
+        for number, begin, end in row.pieces.tolist():
+            document = _document(store, number)
+            documents.append((at, at + end - begin + within))
+            if within:
+                tokens.append(np.array([start]))
+                scored.append(np.array([False]))
+                at += 1
+            tokens.append(document.tokens[begin:end])
+            scored.append(document.scored[begin:end])
+            stored = document.spans
+            spans.append(stored[(stored[:, 0] >= begin) & (stored[:, 1] <= end)] + (at - begin))
+            at += end - begin
+        return Sample(
+            id=row.number,
+            tokens=np.concatenate(tokens),
+            spans=np.concatenate(spans),
+            scored=np.concatenate(scored),
+            documents=np.array(documents, dtype=np.int64),
+            source=self.number,
+        )
+
+    def shards_of(self, row: Row) -> Ints:
+        """Shards that reading a row opens."""
+        return np.unique(self._order.locate(row.pieces[:, 0])[0])
+
+    def _rows_of(self, store: ShardStore, *, shuffle: bool) -> Rows:
+        order = GlobalOrder(
+            store.shard_sizes,
+            seed=self.laying.seed if shuffle else 0,
+            source=self.number if shuffle else 0,
+            shuffle=shuffle,
+            window=self.laying.window,
+        )
+        if shuffle:
+            self._order = order
+        if not self.has_documents:
+            return StoredRows(order)
+        if not store.totals[:, 0].any():
+            raise DataError(f"{store.root} holds no text to train on: build it with more")
+        return DocumentRows(order, store.lengths, shape=self.laying.shape, place=store.root)
+
+
+class ValidationRows:
+    """The packed rows of a validation split."""
+
+    def __init__(self, source: Source, rows: DocumentRows):
+        self._source = source
+        self._rows = rows
+        self._count: int | None = None
+
+    def __len__(self) -> int:
+        if self._count is None:
+            self._count = self._rows.rows_in_first_epoch()
+        return self._count
+
+    def __getitem__(self, number: int, /) -> Sample:
+        """One row as a sample."""
+        return self._source.read(self._rows.row(number), split=self._source.corpus.validation)
+
+
+def _document(store: ShardStore, number: int) -> Document:
+    try:
+        return Document.from_columns(store.columns(number))
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(
+            f"document {number} of {store.root} is none ({error}): build the corpus again"
+        ) from error
+
+
+def _refuse_media(store: ShardStore) -> None:
+    counts = store.totals[:, _FIRST_MEDIUM:].sum(axis=0)
+    for medium, count in zip(MEDIA.values(), counts.tolist(), strict=True):
+        if count:
+            raise DataError(
+                f"{store.root} has {count} {medium} spans, which no encoder of this version "
+                "reads: build a corpus of text for training"
+            )
+
+
+class Sources:
+    """All sources of a run, which share a tokenizer.
+
+    Raises:
+        DataError: they do not.
+    """
+
+    def __init__(self, sources: Sequence[Source]):
+        self.all = list(sources)
+        first = self.all[0].corpus
+        for other in self.all[1:]:
+            if other.corpus.tokenizer_sha256 != first.tokenizer_sha256:
+                raise DataError(
+                    f"{other.corpus.root} was written with another tokenizer than {first.root}: "
+                    "build it with that one (--tokenizer-of)"
+                )
+        self.special = first.special
+        self.tokenizer_sha256 = first.tokenizer_sha256
+        self.copy_tokenizer = first.copy_tokenizer
+
+    @property
+    def places(self) -> str:
+        """Where they lie, in words."""
+        return ", ".join(source.corpus.root for source in self.all)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two runs if and only if their samples are, wherever they lie."""
+        return "+".join(source.corpus.fingerprint for source in self.all)
+
+    def token_counts(self, shares: Sequence[float]) -> Ints:
+        """[V] how often each token occurs in training, sources counted by their shares."""
+        counts = [source.corpus.token_counts() for source in self.all]
+        if len(counts) == 1:
+            return counts[0]
+        total = sum(int(each.sum()) for each in counts)
+        mixed = sum(
+            each * (share * total / max(1, each.sum()))
+            for each, share in zip(counts, shares, strict=True)
+        )
+        return np.rint(mixed).astype(np.int64)
