@@ -120,16 +120,11 @@ class Place:
 
     def _manifest(self) -> dict[str, Any] | None:
         if self.is_remote:
-            fetched = self._local.with_name(f"{self._local.name}.manifest")
-            fetched.unlink(missing_ok=True)
-            store = ObjectStore(self.out, timeout_seconds=30.0, retries=1)
+            store = ObjectStore(self.out, timeout_seconds=30.0, retry_budget_seconds=30.0)
             try:
-                store.fetch(MANIFEST_NAME, fetched)
-                return json.loads(fetched.read_bytes())
+                return json.loads(store.read(MANIFEST_NAME))
             except MissingObjectError:
                 return None
-            finally:
-                fetched.unlink(missing_ok=True)
         directory = self._local
         if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
             return None

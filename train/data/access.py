@@ -1,5 +1,6 @@
 """How a corpus in object storage is read."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,3 +25,9 @@ class Access:
     cache_root: Path | None = None
     cache_limit_bytes: int | None = None
     read_ahead_shards: int = 8
+
+
+def default_cache_root() -> Path:
+    """Where remote corpora are kept on this host unless a place is named."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "semicausal" / "shards"

@@ -76,6 +76,12 @@ class LocalFiles:
         except OSError as error:
             raise DataError(f"Cannot read {self.root}/{name}: {error.strerror}.") from error
 
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def after_fork(self) -> None:
+        """Nothing is shared."""
+
     def _error(self, file: StoredFile, fault: str) -> DataError:
         return DataError(
             f"Shard {self.root}/{file.name} {fault}; copy it again from where the corpus came "

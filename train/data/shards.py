@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from train.data.access import Access
 from train.data.cached_files import CachedFiles, default_cache
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
 from train.data.index import INDEX_NAME, LengthsIndex, parse_index, parse_lengths_index
@@ -25,11 +27,13 @@ from train.data.local_files import LocalFiles
 from train.data.manifest import MANIFEST_NAME, parse_manifest, require_fit, require_promised
 from train.data.open_shard import OpenShard
 from train.data.sample import Sample
+from train.data.stored_file import StoredFile
 from train.errors import DataError
 
 __all__ = ["ShardStore", "default_cache"]
 
 _MAX_OPEN_SHARDS: Final = 64
+_MAX_UNLINKED_SHARDS: Final = 8
 _UNDECODABLE: Final = (ValueError, TypeError, KeyError, IndexError, AssertionError, AttributeError)
 
 
@@ -46,17 +50,15 @@ class ShardStore:
         root: str,
         *,
         cache: Path | None = None,
-        timeout_seconds: float = 60.0,
-        retries: int = 2,
+        access: Access | None = None,
     ) -> None:
         """Read the index and the manifest; shards follow when they are asked for.
 
         Args:
             root: a directory, or a URL such as `s3://bucket/corpus/train`.
             cache: where remote files are kept; by default below `~/.cache/semicausal`, named after
-                the URL. It holds every shard that was read: nothing is evicted.
-            timeout_seconds: deadline for each attempt to fetch a remote file.
-            retries: further attempts, where trying again may help.
+                the URL.
+            access: how to reach them, and how much the cache may hold.
 
         Raises:
             DataError: there is no usable MDS directory at `root`.
@@ -67,8 +69,7 @@ class ShardStore:
             self._files = CachedFiles(
                 self.root,
                 directory=(cache or default_cache(self.root)).expanduser(),
-                timeout_seconds=timeout_seconds,
-                retries=retries,
+                access=access or Access(),
             )
         else:
             self.root = str(Path(root).expanduser())
@@ -88,6 +89,7 @@ class ShardStore:
         self._lengths: LengthsIndex | None = None
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
+        _stores.add(self)
 
     @property
     def shard_sizes(self) -> list[int]:
@@ -180,10 +182,16 @@ class ShardStore:
 
         Returns at once; the first ones are brought first, and what is too much now is left out:
         call it again later. What goes wrong shows where the shard is read.
+
+        Args:
+            shards: their numbers, those that are wanted first at first.
         """
+        if isinstance(self._files, CachedFiles):
+            self._files.prefetch(self._with_lengths(shards))
 
     def close(self) -> None:
-        """Close the open shards; the store stays usable and opens them again when asked."""
+        """Stop reading ahead and close the open shards; when asked, the store opens them again."""
+        self._files.close()
         with self._lock:
             while self._opened:
                 self._opened.popitem()[1].close()
@@ -244,9 +252,16 @@ class ShardStore:
             if other is not None:
                 other.close()
             self._opened[shard] = opened
-            while len(self._opened) > _MAX_OPEN_SHARDS:
-                self._opened.popitem(last=False)[1].close()
+            self._close_some()
             return opened.read(place)
+
+    def _close_some(self) -> None:
+        while len(self._opened) > _MAX_OPEN_SHARDS:
+            self._opened.popitem(last=False)[1].close()
+        # In memory, or evicted and on the disk until closed: either counts against no limit.
+        unlinked = [shard for shard, opened in self._opened.items() if opened.is_unlinked]
+        for shard in unlinked[:-_MAX_UNLINKED_SHARDS]:
+            self._opened.pop(shard).close()
 
     def _open(self, shard: int) -> OpenShard:
         file = self._index.files[shard]
@@ -256,6 +271,16 @@ class ShardStore:
             samples=int(self._index.samples[shard]),
             is_cached=isinstance(self._files, CachedFiles),
         )
+
+    def _with_lengths(self, shards: Iterable[int]) -> Iterator[StoredFile]:
+        for shard in shards:
+            if self._lengths is not None:
+                yield self._lengths.files[shard]
+            yield self._index.files[shard]
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._files.after_fork()
 
     def _lengths_index(self) -> LengthsIndex:
         if self._lengths is None:
@@ -286,6 +311,18 @@ class ShardStore:
                 "with `python -m tools.corpus build`."
             )
         return index
+
+
+_stores: Final[weakref.WeakSet[ShardStore]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in _stores:
+        store._after_fork()
+
+
+# A lock that another thread held at the moment of the fork would stay locked in the child.
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _sample(sample_id: int, columns: dict[str, Any]) -> Sample:

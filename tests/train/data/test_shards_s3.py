@@ -13,6 +13,8 @@ import pytest
 from tests.lab_fixtures import S3Lab
 from tests.train.data.mds import write_mds
 from tools.lab import s3
+from train.data.access import Access
+from train.data.cached_files import CachedFiles
 from train.data.object_store import within_deadline
 from train.data.shards import ShardStore, default_cache
 from train.errors import DataError
@@ -50,7 +52,7 @@ def test_remote_samples_equal_local_ones(url: str, tmp_path: Path) -> None:
     assert len(list(cache.glob("*.mds"))) == 1
     for here, there in zip(local, remote, strict=True):
         assert here.tokens.tolist() == there.tokens.tolist()
-    assert not list(cache.glob("*.part"))
+    assert not list(cache.rglob("*.part"))
 
 
 def test_the_cache_is_used_checked_and_renewed(
@@ -142,17 +144,24 @@ def test_storage_that_never_answers(
 ) -> None:
     monkeypatch.setenv("S3_ENDPOINT_URL", frozen_endpoint)
     started = time.monotonic()
-    with pytest.raises(DataError, match=rf"2 attempts; no answer within 1 s.*{frozen_endpoint}"):
-        ShardStore("s3://lab/x", cache=tmp_path, timeout_seconds=1.0, retries=1)
-    assert time.monotonic() - started < 5
+    access = Access(timeout_seconds=1.0, retry_budget_seconds=2.0)
+    message = (
+        rf"Could not read s3://lab/x/index.json from {frozen_endpoint}: [2-5] attempts, and "
+        r"nothing for [23] s since the first failure; the last: no answer within .* s\. Check"
+    )
+    with pytest.raises(DataError, match=message):
+        ShardStore("s3://lab/x", cache=tmp_path, access=access)
+    assert time.monotonic() - started < 6
 
 
 def test_storage_that_is_not_there(
     environment: S3Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(DataError, match=r"Could not read s3://lab/x/index.json .*127.0.0.1:9"):
-        ShardStore("s3://lab/x", cache=tmp_path, timeout_seconds=3.0, retries=0)
+    access = Access(timeout_seconds=3.0, retry_budget_seconds=0.0)
+    message = r"read s3://lab/x/index.json from .*127.0.0.1:9: 1 attempt, .*Connection refused"
+    with pytest.raises(DataError, match=message):
+        ShardStore("s3://lab/x", cache=tmp_path, access=access)
 
 
 def test_a_process_that_holds_the_lock_for_ever(
@@ -161,7 +170,8 @@ def test_a_process_that_holds_the_lock_for_ever(
     import filelock
 
     store = ShardStore(url, cache=tmp_path / "cache")
-    store._files._patience_seconds = 0.5
+    assert isinstance(store._files, CachedFiles)
+    store._files.cache.patience_seconds = 0.5
     with (
         filelock.FileLock(tmp_path / "cache/shard.00000.mds.lock"),
         pytest.raises(DataError, match=r"Waited 0.5 s for another process to fetch .*00000.mds"),
