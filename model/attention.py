@@ -25,6 +25,20 @@ def query_key_value(*, heads: int, query_key: Initializer, value: Initializer) -
     return fill
 
 
+def document_mask(
+    segment_ids: Int64[Tensor, "B S"], dtype: torch.dtype
+) -> Float[Tensor, "B 1 S S"]:
+    """What is added to scores so that a slot sees the slots of its own document up to itself.
+
+    Added rather than boolean, which every layer would turn into this anew.
+    """
+    apart = segment_ids[:, None, :, None] != segment_ids[:, None, None, :]
+    S = segment_ids.shape[1]
+    later = torch.ones(S, S, dtype=torch.bool, device=segment_ids.device).triu(diagonal=1)
+    mask = torch.zeros(apart.shape, dtype=dtype, device=segment_ids.device)
+    return mask.masked_fill_(apart | later, float("-inf"))
+
+
 @dataclass
 class KeyValueCache:
     """Keys and values of one layer's past slots, each [B, A, capacity, D]."""
@@ -76,6 +90,8 @@ class SelfAttention(nn.Module):
 class CausalSelfAttention(SelfAttention):
     """Plain lower-triangular attention over all slots, span slots included.
 
+    With a mask, over those of the same document only.
+
     Works on rows, sequence after sequence. A rank that holds some heads only, or some rows, sees
     all rows of its heads between the two projections.
 
@@ -83,24 +99,39 @@ class CausalSelfAttention(SelfAttention):
     """
 
     def forward(
-        self, x: Float[Tensor, "R H"], num_sequences: int, cache: KeyValueCache | None = None
+        self,
+        x: Float[Tensor, "R H"],
+        num_sequences: int,
+        mask: Float[Tensor, "B 1 S S"] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "R H"]:
-        """Attend; with a cache, `x` holds the newest slots only."""
-        return self.out(self.recomputed(self._mix, self.qkv(x), num_sequences, cache))
+        """Attend; with a cache, `x` holds the newest slots only.
 
-    def _mix(self, qkv: Tensor, num_sequences: int, cache: KeyValueCache | None) -> Tensor:
+        Args:
+            x: rows.
+            num_sequences: B.
+            mask: see `document_mask`; None where slots attend across documents.
+            cache: past slots, when generating.
+        """
+        return self.out(self.recomputed(self._mix, self.qkv(x), num_sequences, mask, cache))
+
+    def _mix(
+        self, qkv: Tensor, num_sequences: int, mask: Tensor | None, cache: KeyValueCache | None
+    ) -> Tensor:
         B, D = num_sequences, self.head_width
         S, A = qkv.shape[0] // B, qkv.shape[1] // (3 * D)
         q_BASD, k_BASD, v_BASD = (
             part.transpose(1, 2) for part in qkv.view(B, S, A, 3, D).unbind(dim=3)
         )
-        causal = True
+        causal = mask is None
         if cache is not None:
             past = cache.length
             k_BASD, v_BASD = cache.extend(k_BASD, v_BASD)
             assert past == 0 or S == 1, "after the prompt, slots are added one by one"
             causal = past == 0
-        mixed = F.scaled_dot_product_attention(q_BASD, k_BASD, v_BASD, is_causal=causal)
+        mixed = F.scaled_dot_product_attention(
+            q_BASD, k_BASD, v_BASD, attn_mask=mask, is_causal=causal
+        )
         return mixed.transpose(1, 2).reshape(B * S, -1)
 
 

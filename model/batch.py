@@ -59,6 +59,9 @@ class Batch:
         num_scored: scored slots, known to the host so that nothing has to synchronise.
         first_of_span: [C] True where the scored target is the first token of a span.
         spans: the spans, keyed by modality; every configured modality is present.
+        segment_ids: [B, S] number of the document that a slot belongs to, from 0 in each row, -1
+            on padding: slots attend within their document alone. None where they attend across.
+        positions: [B, S] place of each slot in its document; None where rows count their slots.
     """
 
     tokens: Int64[Tensor, "B S"]
@@ -67,6 +70,8 @@ class Batch:
     num_scored: int
     first_of_span: Tensor
     spans: Mapping[str, TextSpans]
+    segment_ids: Int64[Tensor, "B S"] | None = None
+    positions: Int64[Tensor, "B S"] | None = None
 
     def to(self, device: torch.device) -> Self:
         """The same batch with every tensor on `device`."""

@@ -163,10 +163,22 @@ class Decoder(nn.Module):
         assert self.embedding is not None, "this piece does not begin the decoder"
         return self.embedding(tokens)
 
-    def enter(self, inputs: Float[Tensor, "B S H"], *, start: int = 0) -> Float[Tensor, "R H"]:
-        """Rows for the first block: inputs scaled, and told their positions."""
-        positions = self.positions[start : start + inputs.shape[1]].to(inputs.dtype)
-        x = torch.add(positions, inputs, alpha=EMBEDDING_SCALE)
+    def enter(
+        self,
+        inputs: Float[Tensor, "B S H"],
+        *,
+        start: int = 0,
+        positions: Int64[Tensor, "B S"] | None = None,
+    ) -> Float[Tensor, "R H"]:
+        """Rows for the first block: inputs scaled, and told their positions.
+
+        Args:
+            inputs: token embeddings or connector outputs, one a slot.
+            start: position of the first slot.
+            positions: of each slot, where they do not run through.
+        """
+        places = slice(start, start + inputs.shape[1]) if positions is None else positions
+        x = torch.add(self.positions[places].to(inputs.dtype), inputs, alpha=EMBEDDING_SCALE)
         return self.layers.enter(x.view(-1, x.shape[-1]))
 
     def run(
@@ -175,12 +187,13 @@ class Decoder(nn.Module):
         piece: Piece,
         *,
         num_sequences: int,
+        mask: Float[Tensor, "B 1 S S"] | None = None,
         caches: Sequence[KeyValueCache] | None = None,
     ) -> Float[Tensor, "R H"]:
-        """Rows after the blocks of a piece."""
+        """Rows after the blocks of a piece, each of which attends as the mask says."""
         for index in range(piece.first_layer, piece.last_layer):
             cache = () if caches is None else (caches[index],)
-            rows = run_block(self.blocks[str(index)], rows, num_sequences, *cache)
+            rows = run_block(self.blocks[str(index)], rows, num_sequences, mask, *cache)
         return rows
 
     def leave(self, rows: Float[Tensor, "R H"]) -> Float[Tensor, "R H"]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from model.attention import document_mask
 from model.batch import Batch, TextSpans
 from model.config import Config
 from model.connector import Connector, ConnectorConfig, LinearConnectorConfig
@@ -136,9 +137,12 @@ class SemiCausal(nn.Module):
         """
         part = self.pieces[piece]
         if part.is_first:
-            rows = self.decoder.enter(self.inputs(batch.tokens, dict(batch.spans)))
+            inputs = self.inputs(batch.tokens, dict(batch.spans))
+            rows = self.decoder.enter(inputs, positions=batch.positions)
         assert rows is not None, "only the first piece starts from the batch"
-        rows = self.decoder.run(rows, part, num_sequences=len(batch.tokens))
+        segments = batch.segment_ids
+        mask = None if segments is None else document_mask(segments, rows.dtype)
+        rows = self.decoder.run(rows, part, num_sequences=len(batch.tokens), mask=mask)
         if not part.is_last:
             return rows
         states = self.decoder.leave(rows).index_select(0, batch.scored)

@@ -1,5 +1,6 @@
 """Which cells the parity table has."""
 
+from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
@@ -46,9 +47,20 @@ FURTHER_LAYOUTS: list[Row] = [
 """For tied and untied heads, frozen encoder layers and both kinds of norm."""
 
 
+DAILY_WITHIN: list[Row] = [{}, {"tensor": 2, "sequence_parallel": True}, INTERLEAVED]
+"""Layouts in which a mask meets all rows, some heads, and stages that compute again."""
+
+
 def planned_cells() -> list[Cell]:
     """The table's cells, those of one mesh after each other, the fewest ranks first."""
-    rows = [*_main_rows(), *_further_rows(), *_bf16_rows(), *_dropout_rows(), *_trained_rows()]
+    rows = [
+        *_main_rows(),
+        *_further_rows(),
+        *_bf16_rows(),
+        *_dropout_rows(),
+        *_within_rows(({}, *FURTHER_LAYOUTS)),
+        *_trained_rows(),
+    ]
     return _ordered(rows)
 
 
@@ -75,6 +87,7 @@ def daily_cells() -> list[Cell]:
     rows += [
         {"data": data, "zero": 3, "microbatches": 2} | row for data in (1, 2) for row in others
     ]
+    rows += _within_rows(DAILY_WITHIN)
     return _ordered(rows)
 
 
@@ -122,6 +135,16 @@ def _dropout_rows() -> list[Row]:
         layout | {"zero": zero, "microbatches": 2, "recompute": recompute, "dropout": 0.1}
         for layout in FURTHER_LAYOUTS
         for zero, recompute in ((1, "none"), (3, "full"))
+    ]
+
+
+def _within_rows(layouts: Iterable[Row]) -> list[Row]:
+    return [
+        layout
+        | {"zero": zero, "microbatches": 2, "recompute": recompute, "spans": spans}
+        | {"attend": "within"}
+        for layout in layouts
+        for zero, recompute, spans in ((1, "full", "everywhere"), (3, "selective", "first rank"))
     ]
 
 

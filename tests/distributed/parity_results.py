@@ -83,6 +83,7 @@ class Result:
             "norm": cell.norm,
             "precision": cell.precision,
             "dropout": cell.dropout,
+            "attend": cell.attend,
             "steps": cell.steps,
             "weight_difference": self.weight_difference,
             "against": against(cell),

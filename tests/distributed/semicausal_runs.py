@@ -24,7 +24,7 @@ from parallel.zero import ZeroEngine
 from parallel.zero import initialize as initialize_zero
 from parallel.zero_config import AdamWOptions, Precision, ZeroConfig
 from parallel.zero_state import local_slices
-from train.data.collate import Collator, SpanCapacity
+from train.data.collate import Attend, Collator, SpanCapacity
 from train.data.sample import Sample
 from train.data.spans import NO_SPANS, Spans
 from train.optim import parameter_groups
@@ -72,6 +72,7 @@ class Cell:
         spans: where there are any: "everywhere", "nowhere", or in the samples of the "first rank"
             of two, so that some microbatches have none.
         frozen: whether part of the encoder is fixed.
+        attend: whether slots see across the two documents that each sample then holds.
     """
 
     tensor: int = 1
@@ -88,6 +89,7 @@ class Cell:
     frozen: bool = False
     precision: Precision = "fp32"
     dropout: float = 0.0
+    attend: Attend = "across"
     steps: int = NUM_STEPS
 
     @property
@@ -169,6 +171,8 @@ def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
             id=step * SEQUENCES + i,
             # Uneven lengths: a mean of ranks' means would be another number.
             tokens=random.integers(4, 97, SLOTS + 1 if i % 3 else SLOTS // 2),
+            # Behind the first spans, before the last one.
+            documents=np.array([[0, 20 + i % 4], [20 + i % 4, SLOTS + 1 if i % 3 else SLOTS // 2]]),
         )
         for i in range(SEQUENCES)
     ]
@@ -180,6 +184,7 @@ def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
         capacities={"text": SpanCapacity(tokens=24, spans=3, longest_tokens=23)},
         start_tokens={"text": 0},
         padding=3,
+        attend=cell.attend,
     )
     share = SEQUENCES // cell.data
     mine = [(0, sample) for sample in samples[rank * share : (rank + 1) * share]]

@@ -17,6 +17,7 @@ def name(cell: Cell) -> str:
     parts += [cell.recompute] if cell.recompute != "none" else []
     parts += [] if cell.tied else ["untied"]
     parts += ["frozen"] if cell.frozen else []
+    parts += ["within"] if cell.attend == "within" else []
     return "-".join(parts).replace(" ", "-")
 
 
@@ -25,6 +26,12 @@ def test_equals_one_process(rank_pools: dict[int, RankPool], cell: Cell) -> None
     result = compared(rank_pools[cell.ranks], cell, {})
     assert result.status == "run", result.reason
     assert result.fault() is None
+
+
+def test_attention_within_documents_is_another_thing() -> None:
+    """The cells that say so do not pass because everything attends across."""
+    (across, _), (within, _) = oracle(Cell()), oracle(Cell(attend="within"))
+    assert abs(across[0][0] - within[0][0]) > 1e-3
 
 
 def test_oracle_clips_and_learns() -> None:

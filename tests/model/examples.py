@@ -83,14 +83,19 @@ def collate(
     *,
     slots: int = SLOTS,
     room: int | None = None,
+    documents: list[list[Range]] | None = None,
 ) -> Batch:
-    """A batch with these spans; without any encoder if `spans` is None."""
+    """A batch with these spans; without any encoder if `spans` is None.
+
+    Slots attend within documents where those are given.
+    """
     room = slots if room is None else room
     samples = [
         Sample(
             id=row,
             tokens=np.array(tokens, dtype=np.int64),
             spans=None if spans is None else np.array(spans[row], dtype=np.int64).reshape(-1, 2),
+            documents=None if documents is None else np.array(documents[row], dtype=np.int64),
         )
         for row, tokens in enumerate(sequences)
     ]
@@ -104,5 +109,6 @@ def collate(
         },
         start_tokens=dict.fromkeys(modalities, START_TOKEN),
         padding=3,
+        attend="across" if documents is None else "within",
     )
     return collator([(0, sample) for sample in samples])

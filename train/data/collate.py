@@ -1,6 +1,8 @@
 """Samples and their spans become one microbatch of static shape."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -8,11 +10,14 @@ import torch
 
 from model.batch import UNSCORED, Batch, TextSpans
 from train.data.sample import Sample
-from train.data.span_places import NO_SPANS, Spans
+from train.data.span_places import Spans
 from train.data.spans import SpanPolicy
 from train.errors import DataError
 
 Ints = npt.NDArray[np.int64]
+
+Attend = Literal["across", "within"]
+"""Whether slots see what lies before them in the sequence, as in the paper, or in the document."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,9 @@ class Collator:
         capacities: room for them, by modality.
         start_tokens: token that opens a span, by modality.
         padding: token of slots beyond the end of a short sample; never scored.
+        attend: `within` keeps the documents that a sample was packed from apart: each trains as
+            it would in a sequence of its own. Each must then begin with its own `<s>`, which is
+            no target; a sample that names no documents is one.
     """
 
     def __init__(
@@ -67,25 +75,32 @@ class Collator:
         capacities: dict[str, SpanCapacity],
         start_tokens: dict[str, int],
         padding: int,
+        attend: Attend = "across",
     ):
         self.sequence_tokens = sequence_tokens
         self.policies = policies
         self.capacities = capacities
         self.start_tokens = start_tokens
         self.padding = padding
+        self.attend: Attend = attend
 
-    def __call__(self, samples: list[tuple[int, Sample]]) -> Batch:
+    def __call__(
+        self, samples: Sequence[tuple[int, Sample]], *, layouts: Sequence[int] | None = None
+    ) -> Batch:
         """Collate (epoch, sample) pairs.
 
+        Args:
+            samples: B pairs.
+            layouts: which choice of spans of each; the first where None.
+
         Raises:
-            DataError: a sample is longer than S + 1 tokens, or its spans exceed the capacity.
+            DataError: a sample is longer than S + 1 tokens, its spans make no sense, or they
+                exceed the capacity.
         """
-        S = self.sequence_tokens
-        tokens = np.full((len(samples), S + 1), self.padding, dtype=np.int64)
-        scored = np.zeros((len(samples), S + 1), dtype=np.bool_)
-        first = np.zeros((len(samples), S + 1), dtype=np.bool_)
-        chosen: dict[str, list[Spans]] = {modality: [] for modality in self.policies}
-        for row, (epoch, sample) in enumerate(samples):
+        B, S = len(samples), self.sequence_tokens
+        tokens = np.full((B, S + 1), self.padding, dtype=np.int64)
+        scored = np.zeros((B, S + 1), dtype=np.bool_)
+        for row, (_, sample) in enumerate(samples):
             length = len(sample.tokens)
             if length > S + 1:
                 raise DataError(
@@ -93,65 +108,142 @@ class Collator:
                     "rebuild the corpus with this sequence length"
                 )
             tokens[row, :length] = sample.tokens
-            scored[row, :length] = scored_tokens(sample, NO_SPANS)
-            for modality, policy in self.policies.items():
-                spans = policy.choose(sample, epoch=epoch)
-                self._refuse_senseless(sample, spans)
-                self._refuse_oversize(sample, spans, self.capacities[modality])
-                scored[row, :length] &= scored_tokens(sample, spans)
-                first[row, spans[:, 0]] = True
-                chosen[modality].append(spans)
-        labels = np.where(scored[:, 1:], tokens[:, 1:], UNSCORED)
-        slots = np.flatnonzero(scored[:, 1:])
-        capacity = np.zeros(len(samples) * S, dtype=np.int64)
-        capacity[: len(slots)] = slots
-        first_of_span = np.zeros(len(samples) * S, dtype=np.bool_)
-        first_of_span[: len(slots)] = first[:, 1:].reshape(-1)[slots]
+            scored[row, 1:length] = True if sample.scored is None else sample.scored[1:]
+        slots = np.ascontiguousarray(tokens[:, :-1])
+        documents = self._documents(samples, scored) if self.attend == "within" else None
+        first = np.zeros((B, S + 1), dtype=np.bool_)
+        spans: dict[str, TextSpans] = {}
+        for modality, policy in self.policies.items():
+            chosen = [
+                policy.choose(sample, epoch=epoch, layout=layouts[row] if layouts else 0)
+                for row, (epoch, sample) in enumerate(samples)
+            ]
+            owners, starts, lengths = _flat(chosen)
+            _refuse_senseless(samples, documents, owners, starts, lengths)
+            _refuse_oversize(samples, self.capacities[modality], owners, lengths)
+            places = owners * (S + 1) + starts
+            first.reshape(-1)[places] = True
+            scored.reshape(-1)[_runs(places + 1, lengths - 1)] = False
+            spans[modality] = pack_spans(
+                slots,
+                chosen,
+                capacity=self.capacities[modality],
+                start_token=self.start_tokens[modality],
+            )
+        targets = scored[:, 1:]
+        places = np.flatnonzero(targets)
+        first_of_span = np.zeros(B * S, dtype=np.bool_)
+        first_of_span[: len(places)] = first[:, 1:][targets]
         return Batch(
-            tokens=torch.from_numpy(tokens[:, :-1].copy()),
-            labels=torch.from_numpy(labels),
-            scored=torch.from_numpy(capacity),
-            num_scored=len(slots),
+            tokens=torch.from_numpy(slots),
+            labels=torch.from_numpy(np.where(targets, tokens[:, 1:], UNSCORED)),
+            scored=_padded(places, B * S),
+            num_scored=len(places),
             first_of_span=torch.from_numpy(first_of_span),
-            spans={
-                modality: pack_spans(
-                    tokens[:, :-1],
-                    spans,
-                    capacity=self.capacities[modality],
-                    start_token=self.start_tokens[modality],
-                )
-                for modality, spans in chosen.items()
-            },
+            spans=spans,
+            segment_ids=None if documents is None else torch.from_numpy(documents.ids),
+            positions=None if documents is None else torch.from_numpy(documents.positions),
         )
 
-    @staticmethod
-    def _refuse_senseless(sample: Sample, spans: Spans) -> None:
-        # A slot past the end would be the next sequence's; slot 0 holds <s>.
-        bounds = np.concatenate([[1], spans.reshape(-1), [len(sample.tokens) - 1]])
-        if len(spans) and ((np.diff(bounds) < 0).any() or (spans[:, 0] >= spans[:, 1]).any()):
-            raise DataError(
-                f"sample {sample.id} has spans {spans.tolist()}, which must rise, not overlap, "
-                f"hold a token each and lie in slots 1 to {len(sample.tokens) - 2}: rebuild the "
-                "corpus with spans inside its sequences"
-            )
+    def _documents(
+        self, samples: Sequence[tuple[int, Sample]], scored: npt.NDArray[np.bool_]
+    ) -> "_Documents":
+        """Which document each slot belongs to; takes the first token of each out of `scored`."""
+        ids = np.full(scored.shape, -1, dtype=np.int64)
+        origins = np.zeros(scored.shape, dtype=np.int64)
+        for row, (_, sample) in enumerate(samples):
+            whole = [[0, len(sample.tokens)]]
+            ranges = whole if sample.documents is None else sample.documents.tolist()
+            for number, (start, stop) in enumerate(ranges):
+                ids[row, start:stop] = number
+                origins[row, start:stop] = start
+                scored[row, start] = False
+        scored &= ids >= 0
+        positions = np.where(ids >= 0, np.arange(scored.shape[1]) - origins, 0)
+        return _Documents(
+            np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(positions[:, :-1])
+        )
 
-    @staticmethod
-    def _refuse_oversize(sample: Sample, spans: Spans, capacity: SpanCapacity) -> None:
-        lengths = spans[:, 1] - spans[:, 0]
-        for have, room, what in (
-            (int(lengths.sum()), capacity.tokens, "tokens in spans"),
-            (len(spans), capacity.spans, "spans"),
-            (int(lengths.max(initial=0)), capacity.longest_tokens, "tokens in one span"),
-        ):
-            if have > room:
-                raise DataError(
-                    f"sample {sample.id} has {have} {what} but there is room for {room}: raise "
-                    "data.span_capacity (or the encoder's max_tokens), or leave the document out"
-                )
+
+@dataclass(frozen=True)
+class _Documents:
+    """[B, S] each: number of a slot's document in its row, -1 on padding; place in it."""
+
+    ids: Ints
+    positions: Ints
+
+
+def _flat(chosen: Sequence[Spans]) -> tuple[Ints, Ints, Ints]:
+    """[K] each: row, first token and length of every span of a batch."""
+    owners = np.repeat(np.arange(len(chosen)), [len(spans) for spans in chosen])
+    spans = np.concatenate(chosen)
+    return owners, spans[:, 0], spans[:, 1] - spans[:, 0]
+
+
+def _runs(starts: Ints, lengths: Ints) -> Ints:
+    """All numbers of the runs that begin at `starts`, one run after the other."""
+    before = lengths.cumsum() - lengths
+    return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+
+
+def _refuse_senseless(
+    samples: Sequence[tuple[int, Sample]],
+    documents: _Documents | None,
+    owners: Ints,
+    starts: Ints,
+    lengths: Ints,
+) -> None:
+    # A slot past the end would be the next sequence's; slot 0 holds <s>.
+    stops = starts + lengths
+    most = np.array([len(sample.tokens) - 1 for _, sample in samples])
+    wrong = (starts < 1) | (lengths < 1) | (stops > most[owners])
+    wrong[1:] |= (owners[1:] == owners[:-1]) & (starts[1:] < stops[:-1])
+    if wrong.any():
+        row = int(owners[wrong.argmax()])
+        raise DataError(
+            f"sample {samples[row][1].id} has spans {_listed(row, owners, starts, stops)}, which "
+            f"must rise, not overlap, hold a token each and lie in slots 1 to {most[row] - 1}: "
+            "rebuild the corpus with spans inside its sequences"
+        )
+    if documents is None:
+        return
+    crossing = documents.ids[owners, starts] != documents.ids[owners, stops - 1]
+    if crossing.any():
+        row = int(owners[crossing.argmax()])
+        raise DataError(
+            f"sample {samples[row][1].id} has spans {_listed(row, owners, starts, stops)}, but "
+            "with data.attend=within each must lie in one document: rebuild the corpus, or use "
+            "data.attend=across"
+        )
+
+
+def _listed(row: int, owners: Ints, starts: Ints, stops: Ints) -> list[list[int]]:
+    mine = owners == row
+    return np.stack([starts[mine], stops[mine]], axis=1).tolist()
+
+
+def _refuse_oversize(
+    samples: Sequence[tuple[int, Sample]], capacity: SpanCapacity, owners: Ints, lengths: Ints
+) -> None:
+    B = len(samples)
+    longest = np.zeros(B, dtype=np.int64)
+    np.maximum.at(longest, owners, lengths)
+    for have, room, what in (
+        (np.bincount(owners, lengths, minlength=B), capacity.tokens, "tokens in spans"),
+        (np.bincount(owners, minlength=B), capacity.spans, "spans"),
+        (longest, capacity.longest_tokens, "tokens in one span"),
+    ):
+        row = int((have > room).argmax())
+        if have[row] > room:
+            raise DataError(
+                f"sample {samples[row][1].id} has {int(have[row])} {what} but there is room for "
+                f"{room}: raise data.span_capacity (or the encoder's max_tokens), or leave the "
+                "document out"
+            )
 
 
 def pack_spans(
-    tokens: Ints, chosen: list[Spans], *, capacity: SpanCapacity, start_token: int
+    tokens: Ints, chosen: Sequence[Spans], *, capacity: SpanCapacity, start_token: int
 ) -> TextSpans:
     """Pack the spans of B sequences row after row, each behind a start token.
 
@@ -162,34 +254,29 @@ def pack_spans(
         start_token: token that opens each span.
     """
     B, S = tokens.shape
-    owners = [(row, int(a), int(b)) for row, spans in enumerate(chosen) for a, b in spans]
-    if owners:
-        pieces = [tokens[row, a:b] for row, a, b in owners]
-        slots = np.concatenate([np.arange(row * S + a, row * S + b) for row, a, b in owners])
-    else:
+    owners, starts, lengths = _flat(chosen)
+    slots = _runs(owners * S + starts, lengths)
+    words = tokens.reshape(-1)[slots]
+    if not len(owners):
         # The padding span: one token whose vector goes to the bin slot B * S.
-        pieces = [np.array([start_token], dtype=np.int64)]
-        slots = np.array([B * S], dtype=np.int64)
-    lengths = np.array([len(piece) + 1 for piece in pieces])
-    longest = int(lengths.max())
-    starts = np.concatenate([[0], lengths.cumsum()[:-1]])
-    num_rows = int(lengths.sum())
-    positions = np.arange(num_rows) - np.repeat(starts, lengths)
-    rows = np.full(num_rows, start_token, dtype=np.int64)
-    vectors = np.flatnonzero(positions > 0)
-    rows[vectors] = np.concatenate(pieces)
-    cells = np.repeat(np.arange(len(pieces)), lengths) * longest + positions
+        lengths, slots, words = np.array([1]), np.array([B * S]), np.array([start_token])
+    longest = int(lengths.max()) + 1
+    positions = _runs(np.zeros_like(lengths), lengths + 1)
+    rows = np.full(len(positions), start_token, dtype=np.int64)
+    vectors = np.flatnonzero(positions)
+    rows[vectors] = words
+    cells = np.repeat(np.arange(len(lengths)) * longest, lengths + 1) + positions
     room_vectors = max(B * capacity.tokens, len(vectors))
-    room_rows = max(B * (capacity.tokens + capacity.spans), num_rows)
+    room_rows = max(B * (capacity.tokens + capacity.spans), len(rows))
     return TextSpans(
         tokens=_padded(rows, room_rows),
         positions=_padded(positions, room_rows),
         cells=_padded(cells, room_rows),
         vectors=_padded(vectors, room_vectors),
         slots=_padded(slots, room_vectors, B * S),
-        num_rows=num_rows,
+        num_rows=len(rows),
         num_vectors=len(vectors),
-        num_spans=len(pieces),
+        num_spans=len(lengths),
         longest_rows=longest,
     )
 

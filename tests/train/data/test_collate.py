@@ -1,5 +1,6 @@
 """Microbatches against straightforward loops over their samples."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from model.batch import UNSCORED, Batch
 from train.data.collate import Collator, SpanCapacity, scored_tokens
 from train.data.sample import Sample
-from train.data.spans import RandomSpans, RandomSpansConfig, StoredSpans
+from train.data.spans import RandomSpans, RandomSpansConfig, SpanPolicy, StoredSpans
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
 
@@ -271,6 +272,104 @@ def test_a_gpt_has_no_spans():
     assert dict(batch.spans) == {}
     assert batch.num_scored == S
     assert not batch.first_of_span.any()
+
+
+def within(policy: SpanPolicy | None = None) -> Collator:
+    return Collator(
+        sequence_tokens=S,
+        policies={"text": policy or StoredSpans()},
+        capacities={"text": SpanCapacity(tokens=S, spans=S, longest_tokens=S)},
+        start_tokens={"text": START},
+        padding=PADDING,
+        attend="within",
+    )
+
+
+@settings(deadline=None)
+@given(cuts=st.lists(st.sets(st.integers(1, S), max_size=5), min_size=1, max_size=3))
+def test_documents_of_a_row_are_numbered_and_count_for_themselves(cuts: list[set[int]]):
+    samples: list[Sample] = []
+    for id, places in enumerate(cuts):
+        edges = [0, *sorted(places)]
+        scored = None if id % 2 else np.arange(edges[-1]) % 5 != 3
+        samples.append(
+            Sample(
+                id=id,
+                tokens=np.arange(edges[-1]) + 10,
+                documents=np.array(list(pairwise(edges)), dtype=np.int64).reshape(-1, 2),
+                scored=scored,
+            )
+        )
+    batch = within()([(0, sample) for sample in samples])
+    assert batch.segment_ids is not None
+    assert batch.positions is not None
+    for row, sample in enumerate(samples):
+        assert sample.documents is not None
+        ids, positions, labels = [-1] * S, [0] * S, [UNSCORED] * S
+        for number, (start, stop) in enumerate(sample.documents.tolist()):
+            for t in range(start, stop):
+                if t < S:
+                    ids[t], positions[t] = number, t - start
+                if t > start and (sample.scored is None or sample.scored[t]):
+                    labels[t - 1] = int(sample.tokens[t])
+        assert batch.segment_ids[row].tolist() == ids
+        assert batch.positions[row].tolist() == positions
+        assert batch.labels[row].tolist() == labels
+    flat = batch.labels.flatten()
+    assert (
+        batch.scored[: batch.num_scored].tolist() == (flat != UNSCORED).nonzero().flatten().tolist()
+    )
+    for tensor in (batch.segment_ids, batch.positions):
+        assert tensor.dtype == torch.int64
+        assert tensor.is_contiguous()
+
+
+def test_the_last_token_of_a_row_belongs_to_its_last_document():
+    sample = sample_of([(13, 18)])
+    split = replace(sample, documents=np.array([[0, 12], [12, S + 1]]))
+    batch = within()([(0, split)])
+    assert batch.labels[0, S - 1] == sample.tokens[S]
+    assert batch.labels[0, 11] == UNSCORED
+    assert batch.labels[0, 12] == sample.tokens[13]
+
+
+def test_across_documents_nothing_is_numbered():
+    sample = replace(sample_of([]), documents=np.array([[0, 12], [12, S + 1]]))
+    batch = collator()([(0, sample)])
+    assert batch.segment_ids is None
+    assert batch.positions is None
+    assert batch.num_scored == S
+
+
+def test_a_sample_that_names_no_documents_is_one():
+    batch = within()([(0, sample_of([(2, 6)], num_tokens=9))])
+    plain = collator()([(0, sample_of([(2, 6)], num_tokens=9))])
+    assert batch.segment_ids is not None
+    assert batch.positions is not None
+    assert batch.segment_ids.tolist() == [[0] * 9 + [-1] * (S - 9)]
+    assert batch.positions.tolist() == [[*range(9), *[0] * (S - 9)]]
+    assert torch.equal(batch.labels, plain.labels)
+
+
+def test_spans_in_two_documents_are_refused_within_them():
+    sample = replace(sample_of([(2, 6), (10, 14)], id=41), documents=np.array([[0, 12], [12, S]]))
+    collator()([(0, sample)])
+    with pytest.raises(DataError, match=r"sample 41 has spans \[\[2, 6\], \[10, 14\]\], but with"):
+        within()([(0, sample_of([])), (0, sample)])
+
+
+def test_layouts_reach_the_policy():
+    policy = RandomSpans(RandomSpansConfig(), seed=0, special=SpecialTokens())
+    sample = sample_of(None, id=4)
+    batch = within(policy)([(1, sample), (1, sample), (2, sample)], layouts=[0, 3, 1])
+    wanted = [
+        row * S + t
+        for row, (epoch, layout) in enumerate([(1, 0), (1, 3), (2, 1)])
+        for a, b in policy.choose(sample, epoch=epoch, layout=layout)
+        for t in range(a, b)
+    ]
+    text = batch.spans["text"]
+    assert text.slots[: text.num_vectors].tolist() == wanted
 
 
 @pytest.mark.parametrize(
