@@ -1,7 +1,8 @@
 """`python -m tools.pretrain`: the first run, from packages to a trained model, on this machine.
 
-Builds the corpus, trains `configs/experiment/first_light.yaml` on two ranks under ZeRO-3 through
-the deepspeed launcher, lets the model speak, and writes the numbers to `out/pretrain.json`.
+Builds the corpus unless there is one at `data.corpus` (a directory or `s3://bucket/path`), trains
+`configs/experiment/first_light.yaml` on two ranks under ZeRO-3 through the deepspeed launcher, lets
+the model speak, and writes the numbers to `out/pretrain.json`.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from rich.table import Table
 
 from train.config import RunConfig
 from train.config_files import load
-from train.errors import UserError
+from train.data.shards import ShardStore
+from train.errors import DataError, UserError
 from train.metrics import FILE_NAME, read_metrics
 from train.run_directory import SUMMARY
 
@@ -33,14 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--started", type=float, default=time.time(), help="Unix seconds")
     parser.add_argument("--out", type=Path, default=Path("out/pretrain.json"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     console = Console()
     try:
         config = load(RunConfig, [EXPERIMENT, *options.overrides])
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    if "://" not in config.data.corpus:
+    if not config.data.sources and not is_built(config):
         console.rule("corpus")
         if code := build_corpus(config):
             return code
@@ -62,10 +64,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def is_built(config: RunConfig) -> bool:
+    """Whether a corpus is where the configuration says, built by whatever."""
+    assert config.data.corpus is not None, "checked with the configuration"
+    try:
+        ShardStore(f"{config.data.corpus.rstrip('/')}/train", access=config.data.access)
+    except DataError:
+        return False  # and if it cannot be reached, building says so
+    return True
+
+
 def build_corpus(config: RunConfig) -> int:
-    """Build the corpus that a configuration asks for, unless it is there."""
+    """Build the corpus that a configuration asks for."""
     command = [
-        *(sys.executable, "-m", "tools.corpus", "build", config.data.corpus),
+        *(sys.executable, "-m", "tools.corpus", "build", str(config.data.corpus)),
         *("--vocabulary", str(config.model.decoder.vocabulary)),
         *("--sequence-tokens", str(config.data.sequence_tokens)),
     ]

@@ -157,15 +157,19 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         if lost is not None:
             monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
 
+    def look_at_data() -> float:
+        sources.copy_tokenizer(directory / TOKENIZER)
+        return unigram_baseline(config, sources, collate, plan.mixture.mean)
+
     seconds_to_first_step: float | None = None
     with monitor, saver, build_feed(config, plan, collate, mesh) as feed:
+        entropy = on_all_ranks(look_at_data if world.is_main else lambda: 0.0, DataError)
         if world.is_main:
-            sources.copy_tokenizer(directory / TOKENIZER)
             if warning is not None:
                 monitor.note(warning)
             if latest is not None:
                 monitor.note(f"continuing from {shown(latest)}")
-            monitor.baseline(unigram_baseline(config, sources, collate, plan.mixture.mean))
+            monitor.baseline(entropy)
         if first_step % config.validation.every_steps == 0:
             validate_now(first_step)  # before any step, or where a stop may have cut it short
         for step in range(first_step + 1, config.steps + 1):

@@ -232,4 +232,6 @@ def _wandb_values(record: TrainRecord | ValidationRecord) -> dict[str, float]:
         }
     else:
         values["validation/perplexity"] = perplexity(record.loss)
+        for source, loss in (record.by_source or {}).items():
+            values[f"validation/loss/{source}"] = loss
     return {name: value for name, value in values.items() if value is not None}

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import cycle
 from pathlib import Path
 
 import jinja2
@@ -185,6 +186,7 @@ def _charts(metrics: Metrics) -> list[Chart]:
             Line(name="validation", style="marked", points=[(r.step, r.loss) for r in validation]),
             rule=True,
         ),
+        _by_source(metrics, chart),
         # Without spans the second line would repeat the chart above.
         chart(
             "Training loss by kind of token, smoothed",
@@ -223,6 +225,22 @@ def _charts(metrics: Metrics) -> list[Chart]:
         ),
     ]
     return [drawn for drawn in charts if drawn is not None]
+
+
+def _by_source(metrics: Metrics, chart: Callable[..., Chart | None]) -> Chart | None:
+    """Validation losses of the sources, where a run mixes several."""
+    by_source = [(r.step, r.by_source) for r in metrics.validation if r.by_source is not None]
+    if not by_source:
+        return None
+    lines = [
+        Line(
+            name=name,
+            style=style,
+            points=[(step, losses[name]) for step, losses in by_source if name in losses],
+        )
+        for name, style in zip(by_source[-1][1], cycle(("main", "other", "marked")), strict=False)
+    ]
+    return chart("Validation loss by source, nats a token", *lines)
 
 
 def _points(

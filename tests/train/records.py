@@ -22,9 +22,12 @@ def train_record(step: int, **changes: Any) -> TrainRecord:
     return TrainRecord(**(values | changes))
 
 
-def validation_record(step: int, loss: float) -> ValidationRecord:
+def validation_record(
+    step: int, loss: float = 4.5, *, by_source: dict[str, float] | None = None
+) -> ValidationRecord:
     return ValidationRecord(
         step=step,
+        by_source=by_source,
         loss=loss,
         first_of_span_loss=loss + 0.5,
         other_loss=loss - 0.1,

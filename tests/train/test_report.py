@@ -171,3 +171,16 @@ def test_a_directory_without_metrics_is_named(tmp_path: Path) -> None:
 )
 def test_counts_are_short(count: int, expected: str) -> None:
     assert format_count(count) == expected
+
+
+def test_sources_have_a_chart_of_their_own() -> None:
+    metrics = full_metrics()
+    assert "Validation loss by source" not in Page(render_report(metrics)).text
+    metrics.validation[:] = [
+        validation_record(step=step, by_source={"books": 5.0 - step / 10, HOSTILE: 4.0})
+        for step in (0, 10)
+    ]
+    page = Page(render_report(metrics))
+    assert "Validation loss by source, nats a token" in page.text
+    assert "books" in page.text
+    assert "<script>alert" not in render_report(metrics)

@@ -7,6 +7,7 @@ below its limit. Records are checked one by one; a process that is killed leaves
 one unfinished.
 """
 
+import errno
 import json
 import os
 import re
@@ -95,8 +96,9 @@ class LedgerWriter:
         path = directory / DIRECTORY / f"{start.start:05d}-{start.rank:05d}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = path.open("xb", buffering=0)
+        self._num_bytes = 0
         header = {"format_version": FORMAT_VERSION, **asdict(start)}
-        self._num_bytes = self._file.write(json.dumps(header).encode() + b"\n")
+        self._append(json.dumps(header).encode() + b"\n")
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -113,7 +115,13 @@ class LedgerWriter:
             listed = zlib.compress(data.identities.astype("<i8").T.tobytes(), 1)
         head = _RECORD.pack(step, data.first, data.rows, len(listed), digest_of(data.identities))
         record = head + listed
-        self._num_bytes += self._file.write(record + _CHECKSUM.pack(zlib.crc32(record)))
+        self._append(record + _CHECKSUM.pack(zlib.crc32(record)))
+
+    def _append(self, data: bytes) -> None:
+        written = self._file.write(data)
+        if written != len(data):  # nothing may follow half a record
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        self._num_bytes += written
 
     def settle(self) -> None:
         """Bring what was noted to the disk, before a checkpoint counts on it."""

@@ -1,0 +1,188 @@
+"""Ledgers of random histories: sound ones pass, and whatever is done to one is noticed."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.corpora import write_documents
+from train.data.corpus import Corpus
+from train.data.feed import StepData
+from train.data.ledger import LedgerWriter, Record, Start, digest_of, next_start, read_ledger
+from train.data.ledger_check import Ledger, check
+from train.data.mixture import Mixture
+from train.data.plan import Plan, identities
+from train.data.sources import Laying, Source, Sources
+from train.errors import DataError
+
+SLOTS = 4
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    root = write_documents(tmp_path_factory.mktemp("corpus") / "corpus", mean_tokens=20)
+    source = Source("only", 0, Corpus(str(root)), Laying(sequence_tokens=32, window=30))
+    return Plan(Sources([source]), Mixture(np.ones((40, 1)), rows=SLOTS, seed=0), slots=SLOTS)
+
+
+def record_of(plan: Plan, step: int, rank: int, ranks: int) -> Record:
+    share = SLOTS // ranks
+    read = identities(plan.step(step, first=rank * share, stop=(rank + 1) * share))
+    return Record(
+        step=step, first=rank * share, rows=share, digest=digest_of(read), identities=read
+    )
+
+
+def history(plan: Plan, starts: list[tuple[int, int, int]]) -> Ledger:
+    """Starts of (ranks, first step, last step)."""
+    ledger: Ledger = {}
+    for number, (ranks, first, last) in enumerate(starts, 1):
+        ledger[number] = {
+            rank: (
+                Start(start=number, first_step=first, rank=rank, ranks=ranks, rows=SLOTS),
+                [record_of(plan, step, rank, ranks) for step in range(first + 1, last + 1)],
+            )
+            for rank in range(ranks)
+        }
+    return ledger
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[int, int, int]]:
+    starts: list[tuple[int, int, int]] = []
+    reached = 0
+    for _ in range(draw(st.integers(1, 4))):
+        first = draw(st.integers(0, reached))
+        last = first + draw(st.integers(1, 6))
+        starts.append((draw(st.sampled_from([1, 2, 4])), first, last))
+        reached = last
+    return starts
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(histories())
+def test_sound_histories_pass(plan: Plan, starts: list[tuple[int, int, int]]) -> None:
+    last = starts[-1][2]
+    findings = check(history(plan, starts), plan, saved_step=last)
+    assert findings.faults == []
+    assert (findings.steps, findings.rows) == (last, SLOTS * last)
+    assert (findings.rows_lost, findings.rows_repeated) == (0, 0)
+    assert findings.starts == [ranks for ranks, _, _ in starts]
+    again = sum(max(0, earlier[2] - later[1]) for earlier, later in pairwise(starts))
+    assert findings.steps_again == again
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(histories(), st.data())
+def test_whatever_is_done_to_one_is_noticed(
+    plan: Plan, starts: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    ledger = history(plan, starts)
+    number = len(starts)  # what the last start made counts in any case
+    rank = data.draw(st.integers(0, starts[-1][0] - 1))
+    start, records = ledger[number][rank]
+    at = data.draw(st.integers(0, len(records) - 1))
+    assert records[at].identities is not None
+    other = records[at].identities.copy()
+    other[0, 3] += 1
+    reversed_ = records[at].identities[::-1].copy()
+    match data.draw(st.sampled_from(["dropped", "twice", "other", "order", "place", "skipped"])):
+        case "dropped":
+            del records[at]
+        case "twice":
+            records.append(records[at])
+        case "other":
+            records[at] = replace(records[at], identities=other, digest=digest_of(other))
+        case "order" if len(reversed_) > 1:
+            records[at] = replace(records[at], identities=reversed_, digest=digest_of(reversed_))
+        case "place":
+            records[at] = replace(records[at], first=records[at].first + 1)
+        case _:  # a batch was skipped: what follows is one batch further
+            records[at:] = [
+                replace(record_of(plan, record.step + 1, rank, start.ranks), step=record.step)
+                for record in records[at:]
+            ]
+    findings = check(ledger, plan, saved_step=starts[-1][2])
+    assert findings.faults
+    assert findings.rows_lost or findings.rows_repeated
+
+
+def test_a_gap_between_starts_is_noticed(plan: Plan) -> None:
+    findings = check(history(plan, [(1, 0, 3), (2, 5, 7)]), plan, saved_step=7)
+    assert "goes on from step 5, but only 3 were made before" in findings.faults[0]
+    assert findings.rows_lost == 2 * SLOTS
+
+
+def test_a_last_step_that_only_some_ranks_finished_does_not_count(plan: Plan) -> None:
+    ledger = history(plan, [(2, 0, 5)])
+    ledger[1][1][1].pop()
+    findings = check(ledger, plan, saved_step=4)
+    assert (findings.steps, findings.faults) == (4, [])
+    assert "ledger ends at step 4" in check(ledger, plan, saved_step=5).faults[0]
+
+
+def write(directory: Path, plan: Plan, *, steps: int, limit_bytes: int = 1 << 20) -> Path:
+    start = Start(start=next_start(directory), first_step=0, rank=0, ranks=1, rows=SLOTS)
+    with LedgerWriter(directory, start, limit_bytes=limit_bytes) as writer:
+        for step in range(1, steps + 1):
+            read = identities(plan.step(step))
+            writer.add(step, StepData(batches=[], identities=read, first=0, rows=SLOTS))
+        writer.settle()
+    return directory / "ledger" / f"{start.start:05d}-00000.bin"
+
+
+def test_what_was_written_comes_back(plan: Plan, tmp_path: Path) -> None:
+    path = write(tmp_path, plan, steps=5)
+    start, records = read_ledger(tmp_path)[1][0]
+    assert start == Start(start=1, first_step=0, rank=0, ranks=1, rows=SLOTS)
+    assert [record.step for record in records] == [1, 2, 3, 4, 5]
+    for record in records:
+        np.testing.assert_array_equal(record.identities, identities(plan.step(record.step)))
+    assert next_start(tmp_path) == 2
+    with pytest.raises(FileExistsError):
+        LedgerWriter(tmp_path, start, limit_bytes=1)
+    assert path.stat().st_size < 5 * 400
+
+
+def test_a_killed_writer_leaves_all_but_its_last_record(plan: Plan, tmp_path: Path) -> None:
+    path = write(tmp_path, plan, steps=5)
+    content = path.read_bytes()
+    counts: list[int] = []
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        _, records = read_ledger(tmp_path)[1][0]
+        assert [record.step for record in records] == list(range(1, len(records) + 1))
+        counts.append(len(records))
+    assert counts == sorted(counts)
+    assert counts[-1] == 4
+
+
+def test_any_changed_byte_is_noticed(plan: Plan, tmp_path: Path) -> None:
+    path = write(tmp_path, plan, steps=3)
+    content = path.read_bytes()
+    for place in range(content.index(b"\n") + 1, len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 0x10
+        path.write_bytes(bytes(changed))
+        try:
+            ledger = read_ledger(tmp_path)
+        except DataError:
+            continue
+        # A length that now points beyond the end looks like the record the process died in.
+        assert check(ledger, plan, saved_step=3).faults, place
+
+
+def test_a_ledger_of_another_version_is_refused(plan: Plan, tmp_path: Path) -> None:
+    path = write(tmp_path, plan, steps=1)
+    line, _, rest = path.read_bytes().partition(b"\n")
+    header = json.loads(line) | {"format_version": 2}
+    path.write_bytes(json.dumps(header).encode() + b"\n" + rest)
+    with pytest.raises(DataError, match="format version 2; this version reads 1"):
+        read_ledger(tmp_path)
+    with pytest.raises(DataError, match="has no ledger"):
+        read_ledger(tmp_path / "none")
