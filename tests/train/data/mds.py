@@ -23,8 +23,9 @@ def write_mds(
     size_limit: int = 400,
     hashes: Sequence[str] = ("sha1", "xxh64"),
     manifest: dict[str, Any] | None = None,
+    tokens: int = SEQUENCE_TOKENS + 1,
 ) -> Path:
-    """Sample i holds S + 1 copies of i, over several shards."""
+    """Sample i holds copies of i, over several shards."""
     with MDSWriter(
         out=str(directory),
         columns={"tokens": "ndarray:uint16"},
@@ -32,7 +33,7 @@ def write_mds(
         size_limit=size_limit,
     ) as writer:
         for number in range(num_samples):
-            writer.write({"tokens": np.full(SEQUENCE_TOKENS + 1, number, np.uint16)})
+            writer.write({"tokens": np.full(tokens, number, np.uint16)})
     if manifest is not None:
         (directory / "manifest.json").write_text(json.dumps(manifest))
     return directory

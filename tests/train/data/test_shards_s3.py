@@ -1,6 +1,5 @@
 """Reading from a real S3 server, and what is said when that does not work."""
 
-import json
 import socket
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from tests.train.data.mds import write_mds
 from tools.lab import s3
 from train.data.access import Access
 from train.data.cached_files import CachedFiles
-from train.data.object_store import within_deadline
 from train.data.shards import ShardStore, default_cache
 from train.errors import DataError
 
@@ -194,11 +192,3 @@ def test_the_default_cache_is_of_the_url(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache("s3://a").parent == tmp_path / "semicausal/shards"
     assert default_cache("s3://a") != default_cache("s3://b")
-
-
-def test_a_deadline_passes_results_and_errors_on() -> None:
-    assert within_deadline(lambda: json.loads("[1]"), 5) == [1]
-    with pytest.raises(ValueError, match="Expecting"):
-        within_deadline(lambda: json.loads(""), 5)
-    with pytest.raises(TimeoutError):
-        within_deadline(lambda: time.sleep(5), 0.05)

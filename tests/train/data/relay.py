@@ -1,0 +1,112 @@
+"""A wire between a client and a real server, which a test may cut, stall or slow down."""
+
+import contextlib
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+CHUNK_BYTES = 16_384
+SLOW_DOWN = (
+    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n\r\n"
+    b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one connection; nothing by default."""
+
+    cut_after_bytes: int | None = None
+    """Of the answer, then the connection is reset."""
+    stall_after_bytes: int | None = None
+    """Of the answer, then nothing comes any more, and the connection stays open."""
+    bytes_per_second: float | None = None
+    """Of the answer."""
+    answer: bytes | None = None
+    """Said instead of what the server would say."""
+
+
+@dataclass
+class Relay:
+    """Connections so far, and what went through them."""
+
+    target: tuple[str, int]
+    plan: Callable[[int], Fault]
+    """Called with the number of each new connection, from 0."""
+    requests: list[bytes] = field(default_factory=list)
+    """The first bytes of each connection's request."""
+    answered_bytes: int = 0
+    url: str = ""
+
+    def serve(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                fault = self.plan(len(self.requests))
+                self.requests.append(b"")
+                number = len(self.requests) - 1
+                threading.Thread(
+                    target=self._connect, args=(connection, number, fault), daemon=True
+                ).start()
+
+    def _connect(self, client: socket.socket, number: int, fault: Fault) -> None:
+        with client, socket.create_connection(self.target) as server:
+            threading.Thread(
+                target=self._forward, args=(client, server, number), daemon=True
+            ).start()
+            with contextlib.suppress(OSError):
+                if fault.answer is not None:
+                    while b"\r\n\r\n" not in self.requests[number]:
+                        time.sleep(0.001)
+                    client.sendall(fault.answer)
+                else:
+                    self._answer(client, server, fault)
+            # Closing alone does nothing while the other thread reads.
+            for end in (client, server):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, client: socket.socket, server: socket.socket, fault: Fault) -> None:
+        sent = 0
+        limits = [each for each in (fault.cut_after_bytes, fault.stall_after_bytes)
+                  if each is not None]  # fmt: skip
+        while data := server.recv(CHUNK_BYTES):
+            if limits:
+                data = data[: limits[0] - sent]
+            client.sendall(data)
+            sent += len(data)
+            self.answered_bytes += len(data)
+            if fault.bytes_per_second is not None:
+                time.sleep(len(data) / fault.bytes_per_second)
+            if fault.cut_after_bytes is not None and sent >= fault.cut_after_bytes:
+                return
+            if fault.stall_after_bytes is not None and sent >= fault.stall_after_bytes:
+                # Until the client has had enough.
+                while client.recv(1):
+                    pass
+                return
+
+    def _forward(self, client: socket.socket, server: socket.socket, number: int) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(CHUNK_BYTES):
+                self.requests[number] += data
+                server.sendall(data)
+
+
+@contextlib.contextmanager
+def relay(endpoint: str, plan: Callable[[int], Fault]) -> Generator[Relay]:
+    """Listen, and connect to the endpoint for each connection that comes."""
+    parts = urllib.parse.urlsplit(endpoint)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        wire = Relay((parts.hostname, parts.port), plan)
+        wire.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        threading.Thread(target=wire.serve, args=(listener,), daemon=True).start()
+        try:
+            yield wire
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
