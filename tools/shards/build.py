@@ -89,7 +89,7 @@ def build(out: str, order: Order, *, console: Console) -> dict[str, Any]:
     with workshop.lock():
         manifest = workshop.finished(recipe)
         if manifest is not None:
-            console.print(f"{out} is already built", markup=False)
+            console.print(f"{out} is already built", markup=False, soft_wrap=True)
             workshop.clear()
             return manifest
         workshop.begin(recipe)

@@ -119,11 +119,12 @@ class Fingerprinter:
                 report(reader.done_bytes - done, since, 0)
                 since, done = 0, reader.done_bytes
         report(part.num_bytes - done, since, 0)
+        width = setup.dedup.permutations if setup.dedup.method == "minhash" else 0
         content = io.BytesIO()
         np.savez(
             content,
             digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_BYTES),
-            signatures=np.array(signatures, np.uint32).reshape(len(signatures), -1),
+            signatures=np.array(signatures, np.uint32).reshape(len(signatures), width),
         )
         self._workshop.write(
             self._workshop.working / FINGERPRINTS / fingerprints_name(number), content.getvalue()

@@ -20,7 +20,7 @@ from tools.shards.ids import write_ids
 from tools.shards.plan import Plan
 from tools.shards.pool import Report
 from tools.shards.reading import PartReader
-from tools.shards.workshop import Workshop
+from tools.shards.workshop import SCRATCH, Workshop
 from tools.shards.writing import ShardRecord, ShardWriter
 from train.errors import DataError
 
@@ -95,7 +95,7 @@ class PartBuilder:
         setup, workshop = self._setup, self._workshop
         part = setup.plan.parts[number]
         source = setup.plan.sources[part.source].name
-        scratch = workshop.scratch / PARTS / f"{number:05}"
+        scratch = workshop.scratch / SCRATCH / f"{number:05}"
         shutil.rmtree(scratch, ignore_errors=True)
         counts = np.zeros(self._vocabulary, dtype=np.int64)
         bad = BadList(setup.skip_bad)

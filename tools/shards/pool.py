@@ -30,7 +30,9 @@ Report = Callable[[int, int, int], None]
 
 _TOKENIZER_THREADS: Final = "TOKENIZERS_PARALLELISM"
 _POLL_SECONDS: Final = 0.2
-_PRELOAD: Final = "tools.shards.__main__"
+_PRELOAD: Final = "tools.corpus.place"
+"""What takes seconds to import; pyarrow is left to each process, because importing it starts a
+thread, and only a process of one thread is safely forked."""
 
 
 class Bar:
@@ -54,6 +56,7 @@ class Bar:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task: TaskID = self._progress.add_task(description, total=total_bytes, rates="")
 

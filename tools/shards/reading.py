@@ -33,6 +33,8 @@ from train.errors import DataError
 LOOKED_AT_ROWS: Final = 100
 """Rows of a file that tell whether it has payloads."""
 _ROWS_AT_ONCE: Final = 256
+_COMPRESSED_BLOCK_BYTES: Final = 1 << 16
+"""Where a file is cut off, what the last block held is lost with it."""
 _LARGEST_FIELD: Final = 1 << 30
 
 _COMPRESSIONS: Final = {".zst": "zstd", ".gz": "gzip"}
@@ -183,7 +185,7 @@ def _json_rows(
     method = next((m for end, m in _COMPRESSIONS.items() if piece.path.lower().endswith(end)), None)
     if method is not None:
         stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), method)
-        for number, line in enumerate(io.BufferedReader(stream, inputs.BLOCK_BYTES), 1):
+        for number, line in enumerate(io.BufferedReader(stream, _COMPRESSED_BLOCK_BYTES), 1):
             progress[0] = file.tell() / max(1, piece.file_bytes)
             if line.strip():
                 yield number, _json_object(line, f"{piece.path}:{number}")

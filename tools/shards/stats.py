@@ -25,7 +25,7 @@ PADDING_DOCUMENTS: Final = 1 << 15
 """Documents that are packed to tell it, drawn at random from the training split."""
 _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-Lengths = npt.NDArray[np.int64]
+Lengths = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def render(corpus: Corpus, lengths: Mapping[str, Lengths]) -> str:
 def expected_padding(lengths: Lengths, sequence_tokens: int) -> float:
     """Share of slots that stay empty when documents are packed as training packs them."""
     shape = RowShape(slots=sequence_tokens, opening=1)
-    rows = pack(lengths[:, :3], shape)
+    rows = pack(lengths[:, :3].astype(np.int64), shape)
     used = int((rows.pieces[:, 2] - rows.pieces[:, 1] + shape.opening).sum())
     return 1 - used / (len(rows) * sequence_tokens)
 
@@ -123,7 +123,7 @@ def expected_padding(lengths: Lengths, sequence_tokens: int) -> float:
 def _lengths(corpus: Corpus, split: str) -> Lengths:
     store = corpus.store(split)
     found = [store.lengths(shard) for shard in range(len(store.shard_sizes))]
-    return np.concatenate(found).astype(np.int64)
+    return np.concatenate(found)  # 24 bytes a document, as stored
 
 
 def _facts(corpus: Corpus) -> list[str]:
@@ -139,7 +139,9 @@ def _facts(corpus: Corpus) -> list[str]:
 
 
 def _numbers(lengths: Lengths) -> list[Number]:
-    sums: dict[str, int] = dict(zip(LENGTH_COLUMNS, lengths.sum(axis=0).tolist(), strict=True))
+    sums: dict[str, int] = dict(
+        zip(LENGTH_COLUMNS, lengths.sum(axis=0, dtype=np.int64).tolist(), strict=True)
+    )
     numbers = [
         Number(name="Documents", value=format_count(len(lengths))),
         Number(name="Tokens", value=format_count(sums["tokens"])),
@@ -174,7 +176,7 @@ def _numbers(lengths: Lengths) -> list[Number]:
 def _charts(corpus: Corpus, everything: Lengths, training: Lengths) -> list[Bars | None]:
     tokens = everything[:, 0]
     told = ", ".join(
-        f"{share:.0%} {value:,.0f}"
+        f"{value:,.0f} ({share:.0%})"
         for share, value in zip(_QUANTILES, np.quantile(tokens, _QUANTILES), strict=True)
     )
     with_spans = everything[everything[:, 1] > 0]
@@ -242,7 +244,8 @@ def _padding(training: Lengths) -> Bars | None:
     if training[:, 3:].any():
         note += " Text alone: the encoders decide how many slots other spans take."
     shares = {length: expected_padding(drawn, length) for length in PADDING_LENGTHS}
-    longest = max(*shares.values(), 1e-9)
+    # Little padding is to look like little.
+    longest = max(*shares.values(), 0.1)
     return Bars(
         title="Expected padding by sequence length",
         note=note,
@@ -256,7 +259,7 @@ def _padding(training: Lengths) -> Bars | None:
 def _splits(lengths: Mapping[str, Lengths]) -> list[list[str]]:
     rows: list[list[str]] = []
     for split, found in lengths.items():
-        sums = found.sum(axis=0).tolist()
+        sums = found.sum(axis=0, dtype=np.int64).tolist()
         rows.append([split, f"{len(found):,}", *(f"{value:,}" for value in sums)])
     return rows
 

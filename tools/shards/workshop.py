@@ -21,6 +21,7 @@ from train.data.shards import default_cache
 from train.errors import DataError
 
 WORKING_DIRECTORY: Final = ".building"
+SCRATCH: Final = "scratch"
 _RECIPE: Final = "recipe.json"
 _COPY_BYTES: Final = 8 << 20
 
@@ -97,8 +98,12 @@ class Workshop:
 
     def begin(self, recipe: Mapping[str, Any]) -> None:
         """Note what is being built, and clear away what a killed process left half written."""
-        shutil.rmtree(self.scratch / "parts", ignore_errors=True)
-        self.scratch.mkdir(parents=True, exist_ok=True)
+        with _writable(self.root):
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.scratch / SCRATCH, ignore_errors=True)
+            if not self.is_remote:
+                for path in self.root.glob("**/.*.tmp-*"):
+                    path.unlink()
         self.write_json(self.working / _RECIPE, recipe)
 
     def end(self, manifest: Mapping[str, Any]) -> None:
@@ -198,8 +203,6 @@ def differences(there: Any, wanted: Any, name: str = "") -> list[str]:
 def _writable(path: Path) -> Generator[None]:
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise
     except OSError as error:
         raise DataError(
             f"Cannot use {shown(path)}: {error.strerror or error}. Check the path, and for a "
