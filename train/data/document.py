@@ -8,6 +8,7 @@ shard lies what planning needs of its documents, see `LENGTH_COLUMNS`.
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +29,10 @@ class Kind(IntEnum):
     VIDEO = 4
     """A video file, as it was."""
 
+
+# Plain numbers: numpy asks an enumeration for attributes at every comparison, at 2 us each.
+_TEXT_SPAN: Final = int(Kind.TEXT_SPAN)
+_LAST: Final = int(max(Kind))
 
 MEDIA: Final = {Kind.IMAGE: "image", Kind.AUDIO: "audio", Kind.VIDEO: "video"}
 """Modalities whose spans are stored as files; the encoder decides how many slots one takes."""
@@ -79,14 +84,18 @@ class Document:
     @property
     def spans(self) -> npt.NDArray[np.int64]:
         """[k, 2] half-open ranges of the text spans in `tokens`."""
-        ends = self._text[:, 1].cumsum()
-        is_span = self._text[:, 0] == Kind.TEXT_SPAN
-        return np.stack([(ends - self._text[:, 1])[is_span], ends[is_span]], axis=1)
+        kinds, sizes, _ = self._text
+        is_span = kinds == _TEXT_SPAN
+        if not is_span.any():
+            return np.zeros((0, 2), dtype=np.int64)
+        ends = sizes.cumsum()
+        return np.stack([(ends - sizes)[is_span], ends[is_span]], axis=1)
 
     @property
     def scored(self) -> npt.NDArray[np.bool_]:
         """[T] whether each token may be a target, as its segment says."""
-        return np.repeat(self._text[:, 2] != 0, self._text[:, 1])
+        _, sizes, scored = self._text
+        return np.repeat(scored != 0, sizes)
 
     def lengths(self) -> tuple[int, ...]:
         """What `LENGTH_COLUMNS` says of it."""
@@ -95,20 +104,22 @@ class Document:
         inside = int((spans[:, 1] - spans[:, 0]).sum())
         return (len(self.tokens), len(spans), inside, *counts)
 
-    @property
-    def _text(self) -> npt.NDArray[np.int64]:
-        return self.segments[self.segments[:, 0] <= Kind.TEXT_SPAN]
+    @cached_property
+    def _text(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """Kinds, sizes and whether scored, of the segments that are text."""
+        kinds = self.segments[:, 0]
+        return tuple(self.segments[kinds <= _TEXT_SPAN].T)
 
     def _require_whole(self) -> None:
         segments = self.segments
         if segments.ndim != 2 or segments.shape[1] != 3:
             raise ValueError(f"segments have shape {segments.shape}, not [k, 3]")
         kinds, sizes = segments[:, 0], segments[:, 1]
-        if len(segments) and (kinds.min() < 0 or kinds.max() > max(Kind) or sizes.min() < 1):
+        if len(segments) and (kinds.min() < 0 or kinds.max() > _LAST or sizes.min() < 1):
             raise ValueError("a segment is of an unknown kind or empty")
-        in_text = int(sizes[kinds <= Kind.TEXT_SPAN].sum())
+        in_text = int(self._text[1].sum())
         if self.tokens.ndim != 1 or in_text != len(self.tokens):
             raise ValueError(f"segments count {in_text} tokens, but there are {self.tokens.shape}")
-        in_files = int(sizes[kinds > Kind.TEXT_SPAN].sum())
+        in_files = int(sizes.sum()) - in_text
         if in_files != len(self.payload):
             raise ValueError(f"segments count {in_files} bytes of {len(self.payload)}")

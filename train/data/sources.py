@@ -16,6 +16,7 @@ from train.data.pack import RowShape
 from train.data.rows import DocumentRows, Row, Rows, StoredRows
 from train.data.sample import Sample
 from train.data.shards import ShardStore
+from train.data.span_places import NO_SPANS
 from train.errors import DataError
 
 Ints = npt.NDArray[np.int64]
@@ -146,12 +147,14 @@ class Source:
             tokens.append(document.tokens[begin:end])
             scored.append(document.scored[begin:end])
             stored = document.spans
-            spans.append(stored[(stored[:, 0] >= begin) & (stored[:, 1] <= end)] + (at - begin))
+            if len(stored):
+                inside = (stored[:, 0] >= begin) & (stored[:, 1] <= end)
+                spans.append(stored[inside] + (at - begin))
             at += end - begin
         return Sample(
             id=row.number,
             tokens=np.concatenate(tokens),
-            spans=np.concatenate(spans),
+            spans=np.concatenate(spans) if spans else NO_SPANS,
             scored=np.concatenate(scored),
             documents=np.array(documents, dtype=np.int64),
             source=self.number,
