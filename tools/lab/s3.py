@@ -109,6 +109,7 @@ def _start(directory: Path, *, port: int) -> Record:
         f"-volume.port={volume}",
         f"-filer.port={filer}",
         "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
         "-webdav=false",
         "-admin.ui=false",
     ]
