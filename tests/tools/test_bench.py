@@ -1,9 +1,10 @@
 """The bench counts right, compares like with like, and writes every key."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from model.batch import Batch
 from model.semicausal import ModelConfig
 from tools.bench import encoding, flops, gpu, peers
 from tools.bench.__main__ import main
+from tools.bench.loading_corpora import write_sequences
+from tools.bench.loading_readers import BATCH, SHARED_MEMORY, Reading, Streaming
 from tools.bench.processes import ProcessFailed, in_processes
 from tools.bench.rounds import Contestant, Effort, alternate, ratio
 from tools.bench.shapes import FULL, TINY, Shape
@@ -159,6 +162,55 @@ def test_tiny_bench_writes_every_key(tmp_path: Path) -> None:
     assert found["machine"]["threads"] == 1
     assert found["cases"]["causal"]["contestants"]["llama"]["parameters"] > 0
     assert found["cases"]["zero3"]["settings"]["ranks"] == 2
+
+
+LOADING_KEYS = {
+    "loading_vs_streaming",
+    "loading_two_vs_streaming_two",
+    "loading_packed_vs_streaming_cut",
+    "loading_vs_array",
+    "loading_vs_node",
+    "loading_s3_vs_streaming",
+    "loading_s3_vs_streaming_two",
+    "loading_first_batch_gib",
+}
+
+
+@pytest.mark.timeout(180)
+def test_tiny_loading_writes_every_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["--tiny", "--only", "loading", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert set(found["ratios"]) == LOADING_KEYS
+    assert all(value > 0 for value in found["ratios"].values())
+    settings = found["cases"]["loading"]["settings"]
+    printed = " ".join(capsys.readouterr().out.split())
+    for key in ("where_time_goes", "first_batch"):
+        assert settings[key] in printed
+    assert "first batch of 384,600 documents in 200 shards" in printed
+
+
+def test_all_read_the_same_sequences(tmp_path: Path) -> None:
+    """Each of them once in an epoch; and nothing stays in shared memory."""
+    S, batches = 32, 4
+    write_sequences(tmp_path, num_sequences=batches * BATCH, sequence_tokens=S)
+    wanted = {bytes(row[:S].tobytes()) for row in np.load(tmp_path / "tokens.npy")}
+    assert len(wanted) == batches * BATCH
+
+    def distinct(rows: Iterable[torch.Tensor]) -> set[bytes]:
+        return {row.numpy().astype(np.uint16).tobytes() for batch in rows for row in batch[:, :S]}
+
+    with Reading(root=str(tmp_path), sequence_tokens=S).feed() as feed:
+        mine = [feed.step(step).batches[0].tokens for step in range(1, batches + 1)]
+    assert distinct(mine) == wanted
+    streaming = Streaming(str(tmp_path))
+    prefix = f"{streaming.dataset._shm_prefix_int:06}_"
+    try:
+        assert list(SHARED_MEMORY.glob(f"{prefix}*"))
+        assert distinct(streaming.loader(workers=0)) == wanted
+    finally:
+        streaming.close()
+    assert not list(SHARED_MEMORY.glob(f"{prefix}*"))
 
 
 def test_missing_litgpt_is_explained(

@@ -16,6 +16,7 @@ from tools.bench import (
     checkpointing,
     encoding,
     gpu,
+    loading,
     peers,
     ranks,
     report,
@@ -61,6 +62,7 @@ CASES = {
         work=stages.two_stages, about="a pipeline of two stages", ranks=stages.NUM_STAGES
     ),
     "checkpoint": Case(work=checkpointing.against_others, about="saving and restoring, dd, torch"),
+    "loading": Case(work=loading.from_shards, about="from shards to batches, beside streaming"),
     "metalm_1p3b": Case(work=gpu.metalm_1p3b, about="the 1.3B on a GPU"),
 }
 

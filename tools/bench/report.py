@@ -22,6 +22,10 @@ AT_LEAST = {
     "causal_vs_llama_default": 1.5,
     "checkpoint_write_vs_dd": 0.7,
     "checkpoint_read_vs_dd": 0.7,
+    "loading_vs_streaming": 1.5,
+    "loading_two_vs_streaming_two": 1.5,
+    "loading_s3_vs_streaming": 1.0,
+    "loading_vs_node": 1.0,
 }
 """What we ask of ourselves: tokens/s over the peer's, bandwidth over the disk's."""
 
@@ -29,9 +33,10 @@ AT_MOST = {
     "zero3_vs_ddp": 1.15,
     "two_stages_vs_ideal": 1.15,
     "checkpoint_blocked_vs_copy": 1.1,  # no more than a copy; a tenth is noise
+    "loading_first_batch_gib": 1.0,
 }
 """Step time over that of plain DDP, and over what two stages with their bubble could reach; what a
-save costs training over one copy of the same bytes."""
+save costs training over one copy of the same bytes; memory of a process that reads."""
 
 ABOVE_FLOPS_AT_MOST = {
     "semi_causal_over_causal_fp32": 1.10,
@@ -62,6 +67,14 @@ MEANINGS = {
     "checkpoint_read_vs_dd": "bandwidth, restore / dd, nothing cached",
     "checkpoint_read_vs_torch": "bandwidth, restore / torch.load, nothing cached",
     "checkpoint_read_vs_dcp": "bandwidth, restore / dcp.load, nothing cached",
+    "loading_vs_streaming": "sequences/s, our one thread / StreamingDataset without workers",
+    "loading_two_vs_streaming_two": "sequences/s, two ranks of ours / two workers of streaming's",
+    "loading_packed_vs_streaming_cut": "tokens/s, documents packed / streaming's, cut anywhere",
+    "loading_vs_array": "sequences/s, ours / rows gathered from one array",
+    "loading_vs_node": "tokens/s, packed and with spans, one thread / what eight H100s train",
+    "loading_s3_vs_streaming": "seconds of an epoch from S3, nothing cached, streaming / ours",
+    "loading_s3_vs_streaming_two": "the same, two workers of streaming's / our one reader",
+    "loading_first_batch_gib": "GiB at most to the first batch of 300 million documents",
     "zero3_vs_ddp": "step time, ZeRO-3 / torch DDP, two ranks, fp32",
     "two_stages_vs_ideal": "step time, two stages / half of the whole, bubble included, fp32",
     "two_halves_vs_two_stages": "step time, layers halved / stages balanced, fp32",
@@ -125,7 +138,7 @@ def show(console: Console, findings: Sequence[Findings]) -> None:
             table.add_row(name, f"{value.median:.3f}", _quartiles(value), text)
     console.print(table)
     for found in findings:
-        for key in ("formula", "counted"):
+        for key in ("formula", "counted", "where_time_goes", "first_batch"):
             if key in found.settings:
                 console.print(str(found.settings[key]), markup=False)
         for name, values in found.contestants.items():

@@ -86,6 +86,8 @@ class Plan:
         light: effort for steps of about half a second.
         heavy: effort for steps of about two seconds.
         state_bytes: training state to save and restore.
+        loading_sequences: sequences of 2,048 tokens to read.
+        loading_shards: shards of the corpus whose first batch is waited for.
         timeout_seconds: of each case.
         threads: of each case; where there are several ranks they share them.
         rate_seconds: how long each of the planner's rates is measured.
@@ -98,6 +100,8 @@ class Plan:
     light: Effort
     heavy: Effort
     state_bytes: int
+    loading_sequences: int
+    loading_shards: int
     timeout_seconds: float
     threads: int = 2
     rate_seconds: float = 0.35
@@ -160,6 +164,8 @@ FULL = Plan(
     light=Effort(rounds=12, steps=2, warmup_steps=3),
     heavy=Effort(rounds=12, steps=1, warmup_steps=2),
     state_bytes=1200 << 20,
+    loading_sequences=32_768,
+    loading_shards=156_000,
     timeout_seconds=300,
 )
 
@@ -171,6 +177,8 @@ QUICK = Plan(
     light=Effort(rounds=4, steps=1, warmup_steps=1),
     heavy=Effort(rounds=3, steps=1, warmup_steps=1),
     state_bytes=1200 << 20,
+    loading_sequences=16_384,
+    loading_shards=156_000,
     timeout_seconds=120,
 )
 
@@ -193,6 +201,8 @@ TINY = Plan(
     light=Effort(rounds=2, steps=1, warmup_steps=1),
     heavy=Effort(rounds=2, steps=1, warmup_steps=1),
     state_bytes=12 << 20,
+    loading_sequences=1_280,
+    loading_shards=200,
     timeout_seconds=60,
     threads=1,
     rate_seconds=0.01,

@@ -1,0 +1,49 @@
+"""`python -m tools.bench.loading_first ROOT`: seconds and memory to the first batch, as JSON.
+
+A process of its own, so that nothing else counts.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tools.bench.loading_readers import Reading
+
+SEQUENCE_TOKENS = 2048
+
+
+def main(root: str) -> int:
+    """Print what was found."""
+    reading = Reading(root=root, sequence_tokens=SEQUENCE_TOKENS, has_spans=True, steps=100_000)
+    before = _peak_bytes()
+    started = time.perf_counter()
+    with reading.feed() as feed:
+        opened = time.perf_counter() - started
+        feed.step(1)
+        seconds = time.perf_counter() - started
+        store = feed.plan.sources.all[0].corpus.train
+    found = {
+        "documents": len(store),
+        "shards": len(store.shard_sizes),
+        "seconds_to_open": opened,
+        "seconds": seconds,
+        "peak_bytes": _peak_bytes(),
+        "peak_bytes_before": before,
+    }
+    sys.stdout.write(json.dumps(found) + "\n")
+    return 0
+
+
+def _peak_bytes() -> int:
+    # Not `getrusage`, which begins with what the parent had at the moment of the fork.
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    )
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

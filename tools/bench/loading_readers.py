@@ -1,0 +1,248 @@
+"""Those who read in the bench of loading: our feeds, mosaicml-streaming, and a plain array."""
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, count
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from model import torchvision_free
+from train.data.collate import Collator, SpanCapacity
+from train.data.corpus import Corpus
+from train.data.feed import Feed
+from train.data.mixture import Mixture
+from train.data.plan import Plan
+from train.data.sources import Laying, Source, Sources
+from train.data.spans import RandomSpans, RandomSpansConfig
+from train.data.tokens import SpecialTokens
+
+BATCH: Final = 64
+TIMEOUT_SECONDS: Final = 120.0
+SHARED_MEMORY: Final = Path("/dev/shm")
+ENDLESS_STEPS: Final = 1_000_000
+
+Read = Callable[[int], None]
+"""Reads so many batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How we read.
+
+    Attributes:
+        root: of the corpus.
+        sequence_tokens: S.
+        has_spans: whether the paper's random spans are chosen and packed.
+        cache: where files of a remote corpus go.
+        steps: at most so many.
+        rank: of this reader.
+        ranks: readers that share each batch.
+    """
+
+    root: str
+    sequence_tokens: int
+    has_spans: bool = False
+    cache: Path | None = None
+    steps: int = ENDLESS_STEPS
+    rank: int = 0
+    ranks: int = 1
+
+    def plan(self) -> Plan:
+        """Batches of `BATCH` sequences for each rank."""
+        corpus = Corpus(self.root, cache=self.cache)
+        source = Source("corpus", 0, corpus, Laying(sequence_tokens=self.sequence_tokens))
+        rows = BATCH * self.ranks
+        mixture = Mixture(np.ones((self.steps, 1)), rows=rows, seed=0)
+        return Plan(Sources([source]), mixture, slots=rows)
+
+    def collator(self) -> Collator:
+        """As a run builds it."""
+        special = SpecialTokens()
+        config = RandomSpansConfig()
+        tokens, spans = config.room(self.sequence_tokens)
+        longest = config.longest(self.sequence_tokens)
+        capacity = SpanCapacity(tokens=tokens, spans=spans, longest_tokens=longest)
+        modalities = ["text"] if self.has_spans else []
+        policy = RandomSpans(config, seed=0, special=special)
+        return Collator(
+            sequence_tokens=self.sequence_tokens,
+            policies=dict.fromkeys(modalities, policy),
+            capacities=dict.fromkeys(modalities, capacity),
+            start_tokens=dict.fromkeys(modalities, special.start),
+            padding=special.padding,
+        )
+
+    def feed(self) -> Feed:
+        """This rank's microbatches."""
+        return Feed(
+            self.plan(),
+            self.collator(),
+            micro_sequences=BATCH,
+            rank=self.rank,
+            ranks=self.ranks,
+            timeout_seconds=TIMEOUT_SECONDS,
+            last_step=self.steps,
+        )
+
+
+def ours(reading: Reading) -> Read:
+    """A feed: one thread that reads, while the caller waits as a GPU would let it."""
+    feed, steps = reading.feed(), count(1)
+
+    def read(batches: int) -> None:
+        for _ in range(batches):
+            feed.step(next(steps))
+
+    return read
+
+
+class Ranks:
+    """Two feeds in two processes, as two ranks of a run have them; each reads half."""
+
+    def __init__(self, reading: Reading, *, ranks: int) -> None:
+        """Start the processes."""
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        for rank in range(ranks):
+            mine, theirs = context.Pipe()
+            part = Reading(
+                root=reading.root, sequence_tokens=reading.sequence_tokens, rank=rank, ranks=ranks
+            )
+            process = context.Process(target=_serve, args=(part, theirs), daemon=True)
+            process.start()
+            self._pipes.append(mine)
+            self._processes.append(process)
+
+    def read(self, batches: int) -> None:
+        """Read so many in all."""
+        assert batches % len(self._pipes) == 0, "shared evenly"
+        for pipe in self._pipes:
+            pipe.send(batches // len(self._pipes))
+        for pipe in self._pipes:
+            pipe.recv()
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.send(0)
+        for process in self._processes:
+            process.join(timeout=TIMEOUT_SECONDS)
+
+
+def _serve(reading: Reading, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    read = ours(reading)
+    while batches := pipe.recv():
+        read(batches)
+        pipe.send(None)
+
+
+class Streaming:
+    """A `StreamingDataset` as its manual says; what it leaves in shared memory goes with it.
+
+    Args:
+        root: of a corpus.
+        local: where files of a remote corpus go.
+    """
+
+    def __init__(self, root: str, *, local: Path | None = None) -> None:
+        torchvision_free.install()
+        from streaming import StreamingDataset
+
+        remote = f"{root}/train" if local is not None else None
+        self.dataset: Any = StreamingDataset(
+            remote=remote,
+            local=str(local / "train" if local is not None else Path(root) / "train"),
+            shuffle=True,
+            batch_size=BATCH,
+        )
+        for stream in self.dataset.streams:
+            # Forked workers would share the connection that brought the index, and each read
+            # parts of the other's shards as its own.
+            stream._downloader.clean_up()
+
+    def loader(self, *, workers: int) -> Iterator[Tensor]:
+        """Batches [B, S + 1] of one epoch."""
+        return iter(self._loader(workers))
+
+    def endless(self, *, workers: int) -> Read:
+        """Epoch after epoch; workers start at once."""
+        loader = self._loader(workers)
+        first = iter(loader)
+        return _from(chain(first, chain.from_iterable(loader for _ in count())))
+
+    def _loader(self, workers: int) -> Any:
+        return DataLoader(
+            self.dataset,
+            batch_size=BATCH,
+            num_workers=workers,
+            collate_fn=_stacked,
+            persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,
+        )
+
+    def cut_documents(self, sequence_tokens: int) -> Read:
+        """Documents one after the other, cut into sequences where they come to it."""
+        return _from(self._cut(sequence_tokens))
+
+    def _cut(self, sequence_tokens: int) -> Iterator[Tensor]:
+        size = BATCH * (sequence_tokens + 1)
+        waiting: list[npt.NDArray[Any]] = []
+        length = 0
+        for _ in count():
+            for document in self.dataset:
+                waiting.append(document["tokens"])
+                length += len(waiting[-1])
+                if length < size:
+                    continue
+                line = np.concatenate(waiting).astype(np.int64)
+                yield torch.from_numpy(line[:size].reshape(BATCH, -1))
+                waiting, length = [line[size:]], length - size
+
+    def close(self) -> None:
+        """Take its names out of shared memory and out of the temporary directory."""
+        prefix = f"{self.dataset._shm_prefix_int:06}_"
+        for path in SHARED_MEMORY.glob(f"{prefix}*"):
+            path.unlink()
+            # Or it would be missed when this process ends.
+            resource_tracker.unregister(f"/{path.name}", "shared_memory")
+        for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            path.unlink()
+
+
+def _stacked(samples: list[dict[str, npt.NDArray[Any]]]) -> Tensor:
+    return torch.from_numpy(np.stack([sample["tokens"] for sample in samples]).astype(np.int64))
+
+
+def gathered(path: Path) -> Read:
+    """Random rows of one array in a memory map: what no format in shards could beat."""
+    rows = np.load(path, mmap_mode="r")
+    random = np.random.default_rng(0)
+
+    def batches() -> Iterator[Tensor]:
+        for _ in count():
+            order = random.permutation(len(rows))
+            for start in range(0, len(rows) - BATCH + 1, BATCH):
+                chosen = rows[order[start : start + BATCH]]
+                yield torch.from_numpy(chosen.astype(np.int64))
+
+    return _from(batches())
+
+
+def _from(batches: Iterator[Tensor]) -> Read:
+    def read(number: int) -> None:
+        for _ in range(number):
+            next(batches)
+
+    return read
