@@ -101,6 +101,11 @@ def is_file(path: str) -> bool:
         return _filesystem(path).isfile(path)
 
 
+def exists(path: str) -> bool:
+    """Whether there is such a local file or directory."""
+    return "://" not in path and os.path.exists(os.path.expanduser(path))
+
+
 def content(path: str) -> bytes:
     """A whole small file.
 

@@ -188,7 +188,8 @@ def cut(
 
 def _name_and_path(given: str) -> tuple[str, str]:
     named = _NAMED.match(given)
-    if named is not None:
+    # A path that is there may have an equals sign in its name.
+    if named is not None and not inputs.exists(given):
         return named[1], named[2]
     bare = given.rstrip("/")
     last = PurePosixPath(bare).name

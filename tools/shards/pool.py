@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -176,6 +177,8 @@ def _begin(
     os.environ.clear()
     os.environ.update(environment)
     os.environ[_TOKENIZER_THREADS] = "false"
+    # Where a terminal interrupts all of them, the first process tells the others to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def report(num_bytes: int, documents: int, tokens: int) -> None:
