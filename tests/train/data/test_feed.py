@@ -132,8 +132,11 @@ def test_every_document_is_read_once_an_epoch(corpora: list[Corpus]) -> None:
     plan = plan_of(corpora, weights=[1.0], window=50, steps=60)
     rows = plan.sources.all[0].rows
     taken: dict[int, dict[int, list[tuple[int, int]]]] = {}
-    number = 0
+    number = first_of_epoch = epoch_before = 0
     while (row := rows.row(number)).epoch < 3:
+        if row.epoch != epoch_before:
+            first_of_epoch, epoch_before = number, row.epoch
+        assert row.number == number - first_of_epoch, "it seeds the row's spans"
         for document, begin, end in row.pieces.tolist():
             taken.setdefault(row.epoch, {}).setdefault(document, []).append((begin, end))
         number += 1
