@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        Exit status: 0; 1 where a corpus is faulty; 2 where the user has something to mend.
+        Exit status: 0; 1 where a corpus is faulty; 2 where the user has something to mend;
+        130 where the user interrupted it.
     """
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; what is finished of a build stays", style="red")
+        return 130
 
 
 def _build(options: argparse.Namespace, console: Console) -> int:

@@ -1,6 +1,7 @@
 """Checks every byte of a corpus against what its index, lengths and manifest say."""
 
 import hashlib
+import itertools
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ ShardKey = tuple[str, int]
 
 @dataclass(kw_only=True)
 class ShardFindings:
-    """What one shard holds.
+    """What one shard holds, or all of a split.
 
     Attributes:
         faults: what is wrong.
@@ -52,6 +53,12 @@ class ShardFindings:
     def add_fault(self, text: str) -> None:
         """Note what is wrong."""
         self.faults.append(text)
+
+    def add(self, other: "ShardFindings") -> None:
+        """Count what another shard holds as well."""
+        self.totals += other.totals
+        self.samples += other.samples
+        self.counts += other.counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +81,18 @@ class ShardChecker:
         self._setup = setup
         self._corpus = setup.corpus
         self._vocabulary = int(setup.corpus.manifest["vocabulary"])
-        self._stores: dict[str, ShardStore] = {}
+        self._opened: dict[str, tuple[ShardStore, list[int], list[int]]] = {}
 
     def __call__(self, key: ShardKey, report: Report) -> ShardFindings:
         """Check a shard."""
         split, shard = key
-        store = self._store(split)
-        begin = sum(store.shard_sizes[:shard])
+        store, ends, sizes = self._open(split)
+        begin = ends[shard - 1] if shard else 0
         findings = ShardFindings(counts=np.zeros(self._vocabulary, np.int64))
         lengths = self._lengths(store, shard, findings)
         ids: list[bytes] = []
         since = tokens = 0
-        for place in range(store.shard_sizes[shard]):
+        for place in range(ends[shard] - begin):
             where = f"{self._corpus.splits[split]}, shard {shard}, sample {place}"
             try:
                 columns = store.columns(begin + place)
@@ -108,7 +115,7 @@ class ShardChecker:
             if since == _REPORT_DOCUMENTS:
                 report(0, since, tokens)
                 since = tokens = 0
-        report(store.shard_bytes[shard], since, tokens)
+        report(sizes[shard], since, tokens)
         findings.ids = b"".join(ids)
         store.close()
         self._forget(split)
@@ -154,10 +161,13 @@ class ShardChecker:
             findings.add_fault(str(error))
             return None
 
-    def _store(self, split: str) -> ShardStore:
-        if split not in self._stores:
-            self._stores[split] = self._corpus.store(split, cache=self._setup.cache / split)
-        return self._stores[split]
+    def _open(self, split: str) -> tuple[ShardStore, list[int], list[int]]:
+        """A split, where its shards end, and their bytes; there may be very many shards."""
+        if split not in self._opened:
+            store = self._corpus.store(split, cache=self._setup.cache / split)
+            ends = list(itertools.accumulate(store.shard_sizes))
+            self._opened[split] = (store, ends, store.shard_bytes)
+        return self._opened[split]
 
     def _forget(self, split: str) -> None:
         """Removes what was fetched: a corpus may be larger than this host's disk."""
@@ -197,20 +207,26 @@ def verify(path: str, *, workers: int, console: Console) -> list[str]:
             for shard in range(len(store.shard_sizes))
         ]
         total = sum(sum(store.shard_bytes) for store in stores.values())
-        findings: dict[ShardKey, ShardFindings] = {}
+        of_splits = {split: _empty(corpus) for split in stores}
+        of_shards: dict[ShardKey, tuple[list[str], bytes]] = {}
         setup = Setup(corpus=corpus, cache=Path(cache))
         with Bar(console, "verifying", total_bytes=total) as bar:
             for key, found in spread(shards, setup, workers=workers, report=bar):
-                findings[key] = found
+                of_splits[key[0]].add(found)
+                of_shards[key] = (found.faults, found.ids)
     for key in shards:
-        told = findings[key].faults
+        told, _ = of_shards[key]
         faults += told[:FAULTS_OF_A_SHARD]
         if len(told) > FAULTS_OF_A_SHARD:
             faults.append(f"{key[0]}, shard {key[1]}: {len(told) - FAULTS_OF_A_SHARD:,} more")
-    if not any(found.faults for found in findings.values()):
+    if not any(told for told, _ in of_shards.values()):
         # Sums of what could not be read would only repeat that it could not.
-        faults += _sums(corpus, stores, findings)
-    return faults + _repeated_ids(corpus, findings)
+        faults += _sums(corpus, stores, of_splits)
+    return faults + _repeated_ids(corpus, {key: of_shards[key][1] for key in shards})
+
+
+def _empty(corpus: Corpus) -> ShardFindings:
+    return ShardFindings(counts=np.zeros(int(corpus.manifest["vocabulary"]), np.int64))
 
 
 def _beside(corpus: Corpus) -> list[str]:
@@ -247,18 +263,16 @@ def _tokenizer_faults(corpus: Corpus, tokenizer: CorpusTokenizer) -> list[str]:
 
 
 def _sums(
-    corpus: Corpus, stores: Mapping[str, ShardStore], findings: Mapping[ShardKey, ShardFindings]
+    corpus: Corpus, stores: Mapping[str, ShardStore], found: Mapping[str, ShardFindings]
 ) -> list[str]:
     """Faults of what the manifest and the counts add up to."""
     faults: list[str] = []
     summaries = corpus.manifest.get("splits", {})
     for split, store in stores.items():
-        found = [findings[key] for key in findings if key[0] == split]
-        samples = sum(each.samples for each in found)
-        counts = np.sum([each.counts for each in found], axis=0)
+        samples, counts = found[split].samples, found[split].counts
         real: dict[str, int] = {"samples": samples}
         if corpus.has_documents:
-            totals = np.sum([each.totals for each in found], axis=0)
+            totals = found[split].totals
             real |= {"documents": samples, "bytes": sum(store.shard_bytes)}
             real |= dict(zip(LENGTH_COLUMNS, totals.tolist(), strict=True))
         else:
@@ -287,11 +301,11 @@ def _count_faults(corpus: Corpus, counts: npt.NDArray[np.int64]) -> list[str]:
     return []
 
 
-def _repeated_ids(corpus: Corpus, findings: Mapping[ShardKey, ShardFindings]) -> list[str]:
+def _repeated_ids(corpus: Corpus, of_shards: Mapping[ShardKey, bytes]) -> list[str]:
     """Faults of documents that have the id of another."""
-    keys = list(findings)
-    sizes = [len(findings[key].ids) // _ID_BYTES for key in keys]
-    ids = np.frombuffer(b"".join(findings[key].ids for key in keys), dtype=f"V{_ID_BYTES}")
+    keys = list(of_shards)
+    sizes = [len(of_shards[key]) // _ID_BYTES for key in keys]
+    ids = np.frombuffer(b"".join(of_shards.values()), dtype=f"V{_ID_BYTES}")
     _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     repeated = np.flatnonzero(first[inverse] != np.arange(len(ids)))
     ends = np.cumsum(sizes)

@@ -22,7 +22,7 @@ FIELDS = Fields()
 @given(
     lengths=st.lists(st.integers(0, 300), min_size=1, max_size=40),
     part_bytes=st.integers(1, 900),
-    block_bytes=st.integers(1, 500),
+    block_bytes=st.integers(2, 500),
     ends_with_newline=st.booleans(),
 )
 def test_lines_are_cut_whole_and_numbered(

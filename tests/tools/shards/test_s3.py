@@ -52,15 +52,16 @@ def make_sources(directory: Path) -> Path:
 
 def test_from_a_bucket_into_a_bucket(
     client: Any, s3_lab: S3Lab, tmp_path: Path, tokenizer: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], processes: None,
 ) -> None:  # fmt: skip
     local = make_sources(tmp_path / "in")
     upload(client, s3_lab.bucket, "raw", local)
     root = f"s3://{s3_lab.bucket}/raw"
     target = f"s3://{s3_lab.bucket}/corpora/one"
-    flags = ("--part-mebibytes=0.002", "--dedup=exact")
+    flags = ("--part-mebibytes=0.002",)
 
-    build(f"{root}/text/*.jsonl", f"{root}/table", *flags, out=target, tokenizer=tokenizer)
+    sources = (f"{root}/text/*.jsonl", f"{root}/table")
+    build(*sources, *flags, "--workers=2", out=target, tokenizer=tokenizer)
 
     stored = download(client, s3_lab.bucket, "corpora/one", tmp_path / "down")
     whole = build(
