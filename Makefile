@@ -6,7 +6,7 @@ DATA ?=
 STARTED := $(shell date +%s)
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: pretrain test test-all parity check bench golden clean
+.PHONY: pretrain test test-all parity faults-data check bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(ARGS)
@@ -19,6 +19,9 @@ test-all: .venv/dev  ## every cell of the long tables, more than an hour
 
 parity: .venv/dev  ## every layout against one process, as a table and out/parity.json (minutes)
 	$(BIN)/python -m tests.distributed.parity $(ARGS)
+
+faults-data: .venv/dev  ## what training does when its data fail, as a table and out/faults-data.json (minutes)
+	$(BIN)/python -m tests.train.faults $(ARGS)
 
 check: .venv/dev  ## style, types, import directions
 	$(BIN)/ruff check .

@@ -179,8 +179,11 @@ class ObjectStore:
             fruitless += 1
             lost_seconds = now - failing_since
             if lost_seconds >= self._budget_seconds:
+                tried = _times(attempts)
+                if stalled_seconds >= 1:
+                    tried += " after those of another process"
                 raise DataError(
-                    f"Could not read {url} from {self.endpoint}: {_times(attempts)}, and nothing "
+                    f"Could not read {url} from {self.endpoint}: {tried}, and nothing "
                     f"for {lost_seconds:.0f} s since the first failure; the last: {text}. Check "
                     f"that {self.endpoint} can be reached, or raise data.retry_budget_seconds "
                     f"({self._budget_seconds:g})."

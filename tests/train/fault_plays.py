@@ -1,0 +1,245 @@
+"""The faults themselves: each function makes one and lets the tiny run meet it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from streaming import MDSWriter
+
+from tests.train.data.disks import small_disk
+from tests.train.fault_lab import (
+    RANKS,
+    SAMPLES,
+    STEPS,
+    Lab,
+    Played,
+    finish,
+    losses_of,
+    wait_for_step,
+)
+from tests.train.proxy import slow_proxy
+from train.data.shards import ShardStore
+
+Play = Callable[[Lab, Path], Played]
+
+FREEZE_SECONDS = 60.0
+DISK_PAGES = 16
+"""Of the disk that is too small: a page a shard."""
+BALLAST_BYTES = 40_000
+"""With which a sample lies in large shards."""
+
+
+def victim(corpus: Path) -> Path:
+    """A shard in the middle."""
+    return sorted((corpus / "train").glob("*.mds"))[30]
+
+
+def flip(path: Path) -> None:
+    """One bit of the last byte."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def add_ballast(source: Path, directory: Path) -> None:
+    """Write a split again, in large shards, with a column that is nothing but heavy."""
+    shutil.rmtree(directory)
+    columns = {"tokens": "ndarray:uint16", "ballast": "bytes"}
+    out = str(directory)
+    with MDSWriter(out=out, columns=columns, hashes=["xxh64"], size_limit=2_500_000) as writer:
+        for sample in ShardStore(str(source)):
+            tokens = sample.tokens.astype(np.uint16)
+            writer.write({"tokens": tokens, "ballast": bytes(BALLAST_BYTES)})
+    for name in ("manifest.json", "tokenizer.json", "token_counts.npy"):
+        shutil.copyfile(source / name, directory / name)
+
+
+def spoiled_in_store(spoil: Callable[[Path], object]) -> Callable[[Lab, Path], Played]:
+    def play(lab: Lab, place: Path) -> Played:
+        corpus = lab.copy(f"{place.name}-spoiled")
+        spoil(corpus)
+        url = lab.upload(lab.shared, place.name, corpus=corpus)
+        return lab.run(url, place, record=lab.shared)
+
+    return play
+
+
+def hostile(change: Callable[[dict[str, Any]], object], *, name: str = "index.json"):
+    def play(lab: Lab, place: Path) -> Played:
+        corpus = lab.copy(f"{place.name}-spoiled")
+        path = corpus / "train" / name
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        return lab.run(corpus, place)
+
+    return play
+
+
+def flipped_in_cache(lab: Lab, place: Path) -> Played:
+    url = lab.upload(lab.shared, place.name)
+    cache = place.with_name(place.name + "-cache")
+    shutil.copytree(lab.corpus / "train", cache / "train")
+    flip(victim(cache))
+    return lab.run(url, place, record=lab.shared)
+
+
+def wrong_secret(lab: Lab, place: Path) -> Played:
+    url = lab.upload(lab.shared, place.name)
+    wrong = {"AWS_SECRET_ACCESS_KEY": "wrong"}
+    return lab.run(url, place, record=lab.shared, environment=wrong)
+
+
+def missing_bucket(lab: Lab, place: Path) -> Played:
+    return lab.run("s3://no-such-bucket/corpus", place, record=lab.shared)
+
+
+def frozen(lab: Lab, place: Path) -> Played:
+    record = lab.server()
+    server = record.daemons[0].process_id
+    run = lab.start(lab.upload(record, place.name), place, record=record)
+    wait_for_step(run, place, 3)
+    since = time.monotonic()
+    os.kill(server, signal.SIGSTOP)
+    try:
+        time.sleep(FREEZE_SECONDS / 2)
+        frozen_at = losses_of(place)[-1][0]
+        time.sleep(FREEZE_SECONDS / 2)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    wrong: list[str] = []
+    if not 3 <= frozen_at < STEPS:
+        wrong.append(f"the run was at step {frozen_at} while the store was frozen")
+    played = finish(run, place, since=since)
+    played.wrong += wrong
+    return played
+
+
+def killed_for_good(lab: Lab, place: Path) -> Played:
+    record = lab.server()
+    overrides = ("data.timeout_seconds=2", "data.retry_budget_seconds=5")
+    run = lab.start(lab.upload(record, place.name), place, *overrides, record=record)
+    wait_for_step(run, place, 3)
+    since = time.monotonic()
+    os.kill(record.daemons[0].process_id, signal.SIGKILL)
+    return finish(run, place, since=since)
+
+
+def throttled(lab: Lab, place: Path) -> Played:
+    """Each shard takes longer than the timeout, and nothing may be tried again."""
+    heavy = lab.copy(f"{place.name}-heavy")
+    add_ballast(lab.corpus / "train", heavy / "train")
+    lab.losses(heavy)
+    url = lab.upload(lab.shared, place.name, corpus=heavy)
+    endpoint = lab.shared.environment["S3_ENDPOINT_URL"]
+    with slow_proxy(lab.directory / "nginx", endpoint, bytes_per_second=1_000_000) as proxy:
+        played = lab.run(
+            url,
+            place,
+            "data.timeout_seconds=1",
+            "data.retry_budget_seconds=0",
+            f"data.endpoint_url={proxy}",
+            record=lab.shared,
+        )
+    played.corpus = heavy
+    if played.seconds < SAMPLES * BALLAST_BYTES / 2e6:
+        played.wrong.append("nothing was slow")
+    return played
+
+
+def full_disk(lab: Lab, place: Path) -> Played:
+    url = lab.upload(lab.shared, place.name)
+    with small_disk(lab.directory / "disk", num_bytes=4096 * DISK_PAGES) as disk:
+        played = lab.run(url, place, f"data.cache={disk}", record=lab.shared)
+        cached = len(list(disk.rglob("*.mds")))
+        if not 0 < cached <= DISK_PAGES:
+            played.wrong.append(f"the disk held {cached} shards")
+    return played
+
+
+def killed_rank(lab: Lab, place: Path) -> Played:
+    url = lab.upload(lab.shared, place.name)
+    run = lab.start(url, place, record=lab.shared)
+    wait_for_step(run, place, STEPS // 2)
+    since = time.monotonic()
+    run.ranks[1].send_signal(signal.SIGKILL)
+    first = finish(run, place, since=since)
+    played = lab.run(url, place, record=lab.shared)
+    if first.seconds > 15 or 0 in first.codes:
+        played.wrong.append(f"the other rank: {first.codes} after {first.seconds:.0f} s")
+    return played
+
+
+STREAMING = """
+import os, signal, sys
+from model import torchvision_free
+torchvision_free.install()
+from streaming import StreamingDataset
+dataset = StreamingDataset(remote=sys.argv[1], local=sys.argv[2], batch_size=1)
+next(iter(dataset))
+# With the helper that would tidy up, as a scheduler or a full memory kills.
+os.killpg(0, signal.SIGKILL)
+"""
+
+
+def stale_shared_memory(lab: Lab, place: Path) -> Played:
+    before = shared_memory()
+    command = [sys.executable, "-c", STREAMING, lab.corpus / "train", place.with_name("streaming")]
+    subprocess.run(command, timeout=60, check=False, capture_output=True, start_new_session=True)
+    stale = shared_memory() - before
+    url = lab.upload(lab.shared, place.name)
+    run = lab.start(url, place, record=lab.shared)
+    wait_for_step(run, place, STEPS // 2)
+    run.signal(signal.SIGKILL)
+    killed = finish(run, place, since=time.monotonic())
+    played = lab.run(url, place, record=lab.shared)
+    ours = abandoned(shared_memory() - before - stale)
+    try:
+        if not stale:
+            played.wrong.append("mosaicml-streaming left nothing behind")
+        if killed.codes != [-9] * RANKS:
+            played.wrong.append(f"the killed run ended with {killed.codes}")
+        if ours:
+            played.wrong.append(f"left in /dev/shm: {sorted(ours)}")
+    finally:
+        for name in stale:
+            Path("/dev/shm", name).unlink(missing_ok=True)
+    return played
+
+
+def shared_memory() -> set[str]:
+    """What lies in /dev/shm."""
+    return set(os.listdir("/dev/shm"))
+
+
+def abandoned(names: set[str]) -> set[str]:
+    """Those that lie there and that nobody uses; what others use or pass on is none of ours."""
+    deadline = time.monotonic() + 5
+    while names and time.monotonic() < deadline:
+        names = {name for name in names & shared_memory() if not is_open(name)}
+        time.sleep(0.2)
+    return names
+
+
+def is_open(name: str) -> bool:
+    """Whether a process has a piece of shared memory open or mapped."""
+    place = f"/dev/shm/{name}"
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            if place in (process / "maps").read_text():
+                return True
+            if place in {os.readlink(each) for each in (process / "fd").iterdir()}:
+                return True
+        except OSError:
+            continue
+    return False

@@ -1,0 +1,35 @@
+"""The table of faults, case by case."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.train.faults import CASES, Case, Lab, Result, fault_of, play
+
+SLOW, *QUICK = CASES
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("faults")) as lab:
+        lab.losses()
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def frozen(lab: Lab) -> Iterator[Future[Result]]:
+    with ThreadPoolExecutor(1) as background:
+        yield background.submit(play, SLOW, lab)
+
+
+@pytest.mark.parametrize("case", QUICK, ids=[case.name.replace(" ", "-") for case in QUICK])
+def test_a_fault(case: Case, lab: Lab, frozen: Future[Result]) -> None:
+    result = play(case, lab)
+    assert fault_of(case, result) is None, result
+
+
+def test_the_server_frozen_for_a_minute(frozen: Future[Result]) -> None:
+    """Last: it waited while the others ran."""
+    result = frozen.result(timeout=150)
+    assert fault_of(SLOW, result) is None, result
