@@ -166,6 +166,7 @@ def test_tiny_bench_writes_every_key(tmp_path: Path) -> None:
 
 LOADING_KEYS = {
     "loading_vs_streaming",
+    "loading_processor_vs_streaming",
     "loading_two_vs_streaming_two",
     "loading_packed_vs_streaming_cut",
     "loading_vs_array",
@@ -201,7 +202,8 @@ def test_all_read_the_same_sequences(tmp_path: Path) -> None:
         return {row.numpy().astype(np.uint16).tobytes() for batch in rows for row in batch[:, :S]}
 
     with Reading(root=str(tmp_path), sequence_tokens=S).feed() as feed:
-        mine = [feed.step(step).batches[0].tokens for step in range(1, batches + 1)]
+        steps = [feed.step(step) for step in range(1, batches + 1)]
+    mine = [batch.tokens for step in steps for batch in step.batches]
     assert distinct(mine) == wanted
     streaming = Streaming(str(tmp_path))
     prefix = f"{streaming.dataset._shm_prefix_int:06}_"

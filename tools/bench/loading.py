@@ -76,7 +76,11 @@ def _from_disk(place: Path, plan: Plan) -> Findings:
         "streaming, cut": cut.cut_documents(SEQUENCE_TOKENS),
         "array": gathered(place / "rows" / "tokens.npy"),
     }
-    contestants = [_contestant(name, read, batches=batches) for name, read in readers.items()]
+    processor: dict[str, list[float]] = {name: [] for name in readers}
+    contestants = [
+        _contestant(name, _metered(read, processor[name]), batches=batches)
+        for name, read in readers.items()
+    ]
     try:
         effort = Effort(rounds=min(plan.light.rounds, 8), steps=1, warmup_steps=1)
         seconds = alternate(contestants, effort)
@@ -97,6 +101,7 @@ def _from_disk(place: Path, plan: Plan) -> Findings:
         contestants=record(contestants, seconds),
         ratios={
             "loading_vs_streaming": ratio(seconds["streaming"], seconds["ours"]),
+            "loading_processor_vs_streaming": ratio(processor["streaming"], processor["ours"]),
             "loading_two_vs_streaming_two": ratio(
                 seconds["streaming, 2 workers"], seconds["ours, two ranks"]
             ),
@@ -107,6 +112,17 @@ def _from_disk(place: Path, plan: Plan) -> Findings:
             "loading_vs_node": ratio(a_second, [NODE_TOKENS_A_SECOND] * len(a_second)),
         },
     )
+
+
+def _metered(read: Callable[[int], None], seconds: list[float]) -> Callable[[int], None]:
+    """Notes the time that this process spent on a processor, which others do not lengthen."""
+
+    def metered(batches: int) -> None:
+        started = time.process_time()
+        read(batches)
+        seconds.append(time.process_time() - started)
+
+    return metered
 
 
 def _contestant(name: str, read: Callable[[int], None], *, batches: int) -> Contestant:

@@ -27,6 +27,9 @@ from train.data.spans import RandomSpans, RandomSpansConfig
 from train.data.tokens import SpecialTokens
 
 BATCH: Final = 64
+"""Sequences that a rank takes for each step."""
+MICROBATCH: Final = 8
+"""Sequences that it computes at a time; a larger one would fit no GPU beside the 1.3B."""
 TIMEOUT_SECONDS: Final = 120.0
 SHARED_MEMORY: Final = Path("/dev/shm")
 ENDLESS_STEPS: Final = 1_000_000
@@ -87,7 +90,7 @@ class Reading:
         return Feed(
             self.plan(),
             self.collator(),
-            micro_sequences=BATCH,
+            micro_sequences=MICROBATCH,
             rank=self.rank,
             ranks=self.ranks,
             timeout_seconds=TIMEOUT_SECONDS,

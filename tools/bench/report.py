@@ -68,6 +68,7 @@ MEANINGS = {
     "checkpoint_read_vs_torch": "bandwidth, restore / torch.load, nothing cached",
     "checkpoint_read_vs_dcp": "bandwidth, restore / dcp.load, nothing cached",
     "loading_vs_streaming": "sequences/s, our one thread / StreamingDataset without workers",
+    "loading_processor_vs_streaming": "the same in seconds of processor time, streaming / ours",
     "loading_two_vs_streaming_two": "sequences/s, two ranks of ours / two workers of streaming's",
     "loading_packed_vs_streaming_cut": "tokens/s, documents packed / streaming's, cut anywhere",
     "loading_vs_array": "sequences/s, ours / rows gathered from one array",

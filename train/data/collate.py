@@ -98,8 +98,10 @@ class Collator:
                 exceed the capacity.
         """
         B, S = len(samples), self.sequence_tokens
-        tokens = np.full((B, S + 1), self.padding, dtype=np.int64)
-        scored = np.zeros((B, S + 1), dtype=np.bool_)
+        # Fresh pages are what a large batch costs: few arrays, and each written once.
+        tokens = np.full((B, S), self.padding, dtype=np.int64)
+        labels = np.full((B, S), UNSCORED, dtype=np.int64)
+        targets = np.zeros((B, S), dtype=np.bool_)
         for row, (_, sample) in enumerate(samples):
             length = len(sample.tokens)
             if length > S + 1:
@@ -107,11 +109,12 @@ class Collator:
                     f"sample {sample.id} has {length} tokens but sequences have {S} slots: "
                     "rebuild the corpus with this sequence length"
                 )
-            tokens[row, :length] = sample.tokens
-            scored[row, 1:length] = True if sample.scored is None else sample.scored[1:]
-        slots = np.ascontiguousarray(tokens[:, :-1])
-        documents = self._documents(samples, scored) if self.attend == "within" else None
-        first = np.zeros((B, S + 1), dtype=np.bool_)
+            tokens[row, :length] = sample.tokens[:S]
+            last = max(0, length - 1)
+            labels[row, :last] = sample.tokens[1:]
+            targets[row, :last] = True if sample.scored is None else sample.scored[1:]
+        documents = self._documents(samples, targets) if self.attend == "within" else None
+        first = np.zeros((B, S), dtype=np.bool_)
         spans: dict[str, TextSpans] = {}
         for modality, policy in self.policies.items():
             chosen = [
@@ -121,24 +124,25 @@ class Collator:
             owners, starts, lengths = _flat(chosen)
             _refuse_senseless(samples, documents, owners, starts, lengths)
             _refuse_oversize(samples, self.capacities[modality], owners, lengths)
-            places = owners * (S + 1) + starts
-            first.reshape(-1)[places] = True
-            scored.reshape(-1)[_runs(places + 1, lengths - 1)] = False
+            # A span's first token is predicted from the slot before it; its others from none.
+            slots = owners * S + starts
+            first.reshape(-1)[slots - 1] = True
+            targets.reshape(-1)[_runs(slots, lengths - 1)] = False
             spans[modality] = pack_spans(
-                slots,
+                tokens,
                 chosen,
                 capacity=self.capacities[modality],
                 start_token=self.start_tokens[modality],
             )
-        targets = scored[:, 1:]
-        places = np.flatnonzero(targets)
+        np.copyto(labels, UNSCORED, where=~targets)
+        scored = np.flatnonzero(targets)
         first_of_span = np.zeros(B * S, dtype=np.bool_)
-        first_of_span[: len(places)] = first[:, 1:][targets]
+        first_of_span[: len(scored)] = first[targets]
         return Batch(
-            tokens=torch.from_numpy(slots),
-            labels=torch.from_numpy(np.where(targets, tokens[:, 1:], UNSCORED)),
-            scored=_padded(places, B * S),
-            num_scored=len(places),
+            tokens=torch.from_numpy(tokens),
+            labels=torch.from_numpy(labels),
+            scored=_padded(scored, B * S),
+            num_scored=len(scored),
             first_of_span=torch.from_numpy(first_of_span),
             spans=spans,
             segment_ids=None if documents is None else torch.from_numpy(documents.ids),
@@ -146,23 +150,23 @@ class Collator:
         )
 
     def _documents(
-        self, samples: Sequence[tuple[int, Sample]], scored: npt.NDArray[np.bool_]
+        self, samples: Sequence[tuple[int, Sample]], targets: npt.NDArray[np.bool_]
     ) -> "_Documents":
-        """Which document each slot belongs to; takes the first token of each out of `scored`."""
-        ids = np.full(scored.shape, -1, dtype=np.int64)
-        origins = np.zeros(scored.shape, dtype=np.int64)
+        """Which document each slot belongs to; no slot then predicts what is not in its own."""
+        ids = np.full(targets.shape, -1, dtype=np.int64)
+        positions = np.zeros(targets.shape, dtype=np.int64)
+        S = self.sequence_tokens
+        count = np.arange(S)
         for row, (_, sample) in enumerate(samples):
             whole = [[0, len(sample.tokens)]]
             ranges = whole if sample.documents is None else sample.documents.tolist()
+            inside = np.zeros(S, dtype=np.bool_)
             for number, (start, stop) in enumerate(ranges):
                 ids[row, start:stop] = number
-                origins[row, start:stop] = start
-                scored[row, start] = False
-        scored &= ids >= 0
-        positions = np.where(ids >= 0, np.arange(scored.shape[1]) - origins, 0)
-        return _Documents(
-            np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(positions[:, :-1])
-        )
+                positions[row, start:stop] = count[: min(stop, S) - start]
+                inside[start : stop - 1] = True
+            targets[row] &= inside
+        return _Documents(ids, positions)
 
 
 @dataclass(frozen=True)
@@ -282,6 +286,8 @@ def pack_spans(
 
 
 def _padded(values: Ints, room: int, filler: int = 0) -> torch.Tensor:
+    if len(values) == room:
+        return torch.from_numpy(values)
     padded = np.full(room, filler, dtype=np.int64)
     padded[: len(values)] = values
     return torch.from_numpy(padded)
