@@ -35,9 +35,7 @@ def on_all_ranks(
     return result  # pyright: ignore[reportReturnType]  # no failure: work() has returned
 
 
-def raise_first(
-    error: Exception | None, error_type: type[Exception], *, group: Any = None
-) -> None:
+def raise_first(error: Exception | None, error_type: type[Exception], *, group: Any = None) -> None:
     """Raises on every rank what the first failing rank has caught; every rank must call this.
 
     Args:
