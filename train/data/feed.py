@@ -11,6 +11,8 @@ from typing import Final, Self
 from model.batch import Batch
 from train.data.collate import Collator
 from train.data.plan import Ints, Plan, Slot, identities
+from train.data.rows import Row
+from train.data.sources import Source
 from train.errors import DataError
 
 STEPS_AHEAD: Final = 2
@@ -148,8 +150,10 @@ class Feed:
 
 def _shards(slots: list[Slot]) -> dict[int, dict[int, None]]:
     """Shards that reading some places opens, by number of their source, in order."""
-    found: dict[int, dict[int, None]] = {}
+    rows: dict[Source, list[Row]] = {}
     for slot in slots:
-        shards = slot.source.shards_of(slot.row).tolist()
-        found.setdefault(slot.source.number, {}).update(dict.fromkeys(shards))
-    return found
+        rows.setdefault(slot.source, []).append(slot.row)
+    return {
+        source.number: dict.fromkeys(source.shards_of(mine).tolist())
+        for source, mine in rows.items()
+    }

@@ -98,9 +98,9 @@ class Plan:
 
 def identities(slots: list[Slot]) -> Ints:
     """[p, 6] place, source, epoch, stored number, and range of tokens, of all parts of the rows."""
-    parts: list[Ints] = []
-    for slot in slots:
-        pieces = slot.row.pieces
-        head = np.array([slot.number, slot.source.number, slot.row.epoch], dtype=np.int64)
-        parts.append(np.concatenate([np.tile(head, (len(pieces), 1)), pieces], axis=1))
-    return np.concatenate(parts) if parts else np.zeros((0, 6), dtype=np.int64)
+    if not slots:
+        return np.zeros((0, 6), dtype=np.int64)
+    heads = np.array([[slot.number, slot.source.number, slot.row.epoch] for slot in slots])
+    counts = [len(slot.row.pieces) for slot in slots]
+    pieces = np.concatenate([slot.row.pieces for slot in slots])
+    return np.concatenate([np.repeat(heads, counts, axis=0), pieces], axis=1)

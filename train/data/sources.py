@@ -160,9 +160,9 @@ class Source:
             source=self.number,
         )
 
-    def shards_of(self, row: Row) -> Ints:
-        """Shards that reading a row opens."""
-        return np.unique(self._order.locate(row.pieces[:, 0])[0])
+    def shards_of(self, rows: Sequence[Row]) -> Ints:
+        """Shards that reading some rows opens, in that order, the same one perhaps many times."""
+        return self._order.locate(np.concatenate([row.pieces[:, 0] for row in rows]))[0]
 
     def _rows_of(self, store: ShardStore, *, shuffle: bool) -> Rows:
         order = GlobalOrder(
