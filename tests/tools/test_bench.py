@@ -191,6 +191,14 @@ def test_tiny_loading_writes_every_key(tmp_path: Path, capsys: pytest.CaptureFix
     assert "first batch of 384,600 documents in 200 shards" in printed
 
 
+@pytest.mark.network
+@pytest.mark.timeout(180)
+def test_tiny_building_writes_every_key(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["--tiny", "--only", "building", "--out", str(out)]) == 0
+    assert set(json.loads(out.read_text())["ratios"]) == {"build_vs_tokenizer"}
+
+
 def test_all_read_the_same_sequences(tmp_path: Path) -> None:
     """Each of them once in an epoch; and nothing stays in shared memory."""
     S, batches = 32, 4

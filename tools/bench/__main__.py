@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from tools.bench import (
+    building,
     causal,
     checkpointing,
     encoding,
@@ -62,6 +63,9 @@ CASES = {
         work=stages.two_stages, about="a pipeline of two stages", ranks=stages.NUM_STAGES
     ),
     "checkpoint": Case(work=checkpointing.against_others, about="saving and restoring, dd, torch"),
+    "building": Case(
+        work=building.against_tokenizer, about="from texts to shards, beside the tokenizer alone"
+    ),
     "loading": Case(work=loading.from_shards, about="from shards to batches, beside streaming"),
     "metalm_1p3b": Case(work=gpu.metalm_1p3b, about="the 1.3B on a GPU"),
 }

@@ -18,20 +18,18 @@ from tools.shards import build
 from tools.shards.encoding import paragraphs
 
 PACKAGE: Final = "linux-doc-6.1"
-TEXT_BYTES: Final = 44 << 20
-"""Of text: enough that starting the processes is little of it."""
 VOCABULARY: Final = 8192
 TEXTS_AT_ONCE: Final = 4096
 """Paragraphs in a call of the tokenizer, which then keeps all cores busy."""
 
 
-def against_tokenizer(plan: Plan, *, text_bytes: int = TEXT_BYTES) -> Findings:
+def against_tokenizer(plan: Plan) -> Findings:
     """Documents a second through `python -m tools.shards build`, over `encode_batch_fast` alone.
 
-    Args:
-        plan: effort and threads.
-        text_bytes: how much text is built from; the same few thousand documents again and again.
+    The text is the same few thousand documents again and again: enough that starting the processes
+    is little of it.
     """
+    text_bytes = plan.building_bytes
     texts = _texts(text_bytes)
     tokenizer = CorpusTokenizer.train(
         texts[: len(texts) // max(1, text_bytes >> 23)], vocabulary=VOCABULARY

@@ -86,6 +86,7 @@ class Plan:
         light: effort for steps of about half a second.
         heavy: effort for steps of about two seconds.
         state_bytes: training state to save and restore.
+        building_bytes: text to build shards from.
         loading_sequences: sequences of 2,048 tokens to read.
         loading_shards: shards of the corpus whose first batch is waited for.
         timeout_seconds: of each case.
@@ -100,6 +101,7 @@ class Plan:
     light: Effort
     heavy: Effort
     state_bytes: int
+    building_bytes: int
     loading_sequences: int
     loading_shards: int
     timeout_seconds: float
@@ -164,6 +166,7 @@ FULL = Plan(
     light=Effort(rounds=12, steps=2, warmup_steps=3),
     heavy=Effort(rounds=12, steps=1, warmup_steps=2),
     state_bytes=1200 << 20,
+    building_bytes=44 << 20,
     loading_sequences=32_768,
     loading_shards=156_000,
     timeout_seconds=300,
@@ -177,6 +180,7 @@ QUICK = Plan(
     light=Effort(rounds=4, steps=1, warmup_steps=1),
     heavy=Effort(rounds=3, steps=1, warmup_steps=1),
     state_bytes=1200 << 20,
+    building_bytes=22 << 20,
     loading_sequences=16_384,
     loading_shards=156_000,
     timeout_seconds=120,
@@ -201,6 +205,7 @@ TINY = Plan(
     light=Effort(rounds=2, steps=1, warmup_steps=1),
     heavy=Effort(rounds=2, steps=1, warmup_steps=1),
     state_bytes=12 << 20,
+    building_bytes=1 << 19,
     loading_sequences=1_280,
     loading_shards=200,
     timeout_seconds=60,
