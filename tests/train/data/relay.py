@@ -76,11 +76,11 @@ class Relay:
         while data := server.recv(CHUNK_BYTES):
             if limits:
                 data = data[: limits[0] - sent]
+            if fault.bytes_per_second is not None:
+                time.sleep(len(data) / fault.bytes_per_second)
             client.sendall(data)
             sent += len(data)
             self.answered_bytes += len(data)
-            if fault.bytes_per_second is not None:
-                time.sleep(len(data) / fault.bytes_per_second)
             if fault.cut_after_bytes is not None and sent >= fault.cut_after_bytes:
                 return
             if fault.stall_after_bytes is not None and sent >= fault.stall_after_bytes:
