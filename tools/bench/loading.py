@@ -24,7 +24,15 @@ from typing import Any, Final
 import boto3
 
 from tools.bench.loading_corpora import write_documents, write_sequences, write_vast
-from tools.bench.loading_readers import BATCH, Ranks, Reading, Streaming, gathered, ours
+from tools.bench.loading_readers import (
+    BATCH,
+    Feeds,
+    Read,
+    Reading,
+    Streaming,
+    gathered,
+    shared,
+)
 from tools.bench.rounds import Contestant, Effort, Findings, Spread, alternate, ratio, record
 from tools.bench.shapes import Plan
 from tools.lab import s3
@@ -64,13 +72,17 @@ def _from_disk(place: Path, plan: Plan) -> Findings:
     pair = Streaming(rows.root + "/.")
     by_two = pair.endless(workers=2)
     alone, cut = Streaming(rows.root), Streaming(documents.root)
-    ranks = Ranks(rows, ranks=2)
-    readers: dict[str, Callable[[int], None]] = {
-        "ours": ours(rows),
-        "ours, two ranks": ranks.read,
-        "ours, with spans": ours(replace(rows, has_spans=True)),
-        "ours, packed": ours(documents),
-        "ours, packed, with spans": ours(replace(documents, has_spans=True)),
+    readings = {
+        "ours": rows,
+        "ours, with spans": replace(rows, has_spans=True),
+        "ours, packed": documents,
+        "ours, packed, with spans": replace(documents, has_spans=True),
+    }
+    feeds = Feeds(readings)
+    ranks = [Feeds({"": replace(rows, rank=rank, ranks=2)}) for rank in range(2)]
+    readers: dict[str, Read] = {
+        **{name: shared([feeds], name) for name in readings},
+        "ours, two ranks": shared(ranks, ""),
         "streaming": alone.endless(workers=0),
         "streaming, 2 workers": by_two,
         "streaming, cut": cut.cut_documents(SEQUENCE_TOKENS),
@@ -85,9 +97,8 @@ def _from_disk(place: Path, plan: Plan) -> Findings:
         effort = Effort(rounds=min(plan.light.rounds, 8), steps=1, warmup_steps=1)
         seconds = alternate(contestants, effort)
     finally:
-        ranks.close()
-        for streaming in (alone, pair, cut):
-            streaming.close()
+        for each in (feeds, *ranks, alone, pair, cut):
+            each.close()
     tokens = batches * BATCH * SEQUENCE_TOKENS
     a_second = [tokens / taken for taken in seconds["ours, packed, with spans"]]
     return Findings(
@@ -114,15 +125,9 @@ def _from_disk(place: Path, plan: Plan) -> Findings:
     )
 
 
-def _metered(read: Callable[[int], None], seconds: list[float]) -> Callable[[int], None]:
-    """Notes the time that this process spent on a processor, which others do not lengthen."""
-
-    def metered(batches: int) -> None:
-        started = time.process_time()
-        read(batches)
-        seconds.append(time.process_time() - started)
-
-    return metered
+def _metered(read: Read, seconds: list[float]) -> Callable[[int], None]:
+    """Notes the time on a processor, which other processes do not lengthen much."""
+    return lambda batches: seconds.append(read(batches))
 
 
 def _contestant(name: str, read: Callable[[int], None], *, batches: int) -> Contestant:

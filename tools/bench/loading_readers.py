@@ -2,7 +2,8 @@
 
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from multiprocessing import resource_tracker
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from model import torchvision_free
 from train.data.collate import Collator, SpanCapacity
 from train.data.corpus import Corpus
-from train.data.feed import Feed
+from train.data.feed import Feed, StepData
 from train.data.mixture import Mixture
 from train.data.plan import Plan
 from train.data.sources import Laying, Source, Sources
@@ -34,8 +35,8 @@ TIMEOUT_SECONDS: Final = 120.0
 SHARED_MEMORY: Final = Path("/dev/shm")
 ENDLESS_STEPS: Final = 1_000_000
 
-Read = Callable[[int], None]
-"""Reads so many batches."""
+Read = Callable[[int], float]
+"""Reads so many batches; seconds that its process spent on a processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,57 +99,58 @@ class Reading:
         )
 
 
-def ours(reading: Reading) -> Read:
-    """A feed: one thread that reads, while the caller waits as a GPU would let it."""
-    feed, steps = reading.feed(), count(1)
+class Feeds:
+    """Our feeds in a process of their own, where no other's threads ask for the interpreter.
 
-    def read(batches: int) -> None:
-        for _ in range(batches):
-            feed.step(next(steps))
+    In each, one thread reads while its caller waits, as it would for a GPU.
+
+    Args:
+        readings: by name.
+    """
+
+    def __init__(self, readings: dict[str, Reading]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(readings, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def begin(self, name: str, batches: int) -> None:
+        """Begin to read."""
+        self._pipe.send((name, batches))
+
+    def end(self) -> float:
+        """Wait for what has begun."""
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.send(None)
+        self._process.join(timeout=TIMEOUT_SECONDS)
+
+
+def shared(feeds: Sequence[Feeds], name: str) -> Read:
+    """What the feeds of this name read together, each an equal part."""
+
+    def read(batches: int) -> float:
+        assert batches % len(feeds) == 0, "shared evenly"
+        for feed in feeds:
+            feed.begin(name, batches // len(feeds))
+        return sum(feed.end() for feed in feeds)
 
     return read
 
 
-class Ranks:
-    """Two feeds in two processes, as two ranks of a run have them; each reads half."""
-
-    def __init__(self, reading: Reading, *, ranks: int) -> None:
-        """Start the processes."""
-        context = multiprocessing.get_context("spawn")
-        self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
-        for rank in range(ranks):
-            mine, theirs = context.Pipe()
-            part = Reading(
-                root=reading.root, sequence_tokens=reading.sequence_tokens, rank=rank, ranks=ranks
-            )
-            process = context.Process(target=_serve, args=(part, theirs), daemon=True)
-            process.start()
-            self._pipes.append(mine)
-            self._processes.append(process)
-
-    def read(self, batches: int) -> None:
-        """Read so many in all."""
-        assert batches % len(self._pipes) == 0, "shared evenly"
-        for pipe in self._pipes:
-            pipe.send(batches // len(self._pipes))
-        for pipe in self._pipes:
-            pipe.recv()
-
-    def close(self) -> None:
-        """End the processes."""
-        for pipe in self._pipes:
-            pipe.send(0)
-        for process in self._processes:
-            process.join(timeout=TIMEOUT_SECONDS)
-
-
-def _serve(reading: Reading, pipe: Connection) -> None:
+def _serve(readings: dict[str, Reading], pipe: Connection) -> None:
     torch.set_num_threads(1)
-    read = ours(reading)
-    while batches := pipe.recv():
-        read(batches)
-        pipe.send(None)
+    reads = {name: _from(_stepped(reading.feed())) for name, reading in readings.items()}
+    while (order := pipe.recv()) is not None:
+        name, batches = order
+        pipe.send(reads[name](batches))
+
+
+def _stepped(feed: Feed) -> Iterator[StepData]:
+    return (feed.step(step) for step in count(1))
 
 
 class Streaming:
@@ -243,9 +245,11 @@ def gathered(path: Path) -> Read:
     return _from(batches())
 
 
-def _from(batches: Iterator[Tensor]) -> Read:
-    def read(number: int) -> None:
+def _from(batches: Iterator[object]) -> Read:
+    def read(number: int) -> float:
+        started = time.process_time()
         for _ in range(number):
             next(batches)
+        return time.process_time() - started
 
     return read
