@@ -2,10 +2,12 @@
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -188,6 +190,38 @@ def test_a_forked_process_has_a_client_of_its_own(lab: S3Lab) -> None:
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert ended == (child, 0)
+
+
+COMMAND = """
+import datetime, json, os, sys, time
+calls = open(sys.argv[1], "a")
+calls.write("x")
+calls.close()
+if os.path.getsize(sys.argv[1]) == 2:
+    time.sleep(15)
+soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=60)
+answer = dict(zip(("AccessKeyId", "SecretAccessKey"), sys.argv[2:]))
+print(json.dumps({"Version": 1, "Expiration": soon.isoformat(), **answer}))
+"""
+
+
+def test_credentials_that_hang_do_not_hold_up_the_next_attempt(
+    lab: S3Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come from a command, are renewed for each request, and the first renewal hangs."""
+    keys = [lab.environment[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")]
+    command, calls = tmp_path / "command.py", tmp_path / "calls"
+    command.write_text(COMMAND)
+    line = " ".join(["credential_process =", sys.executable, str(command), str(calls), *keys])
+    (tmp_path / "config").write_text(f"[default]\n{line}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    started = time.monotonic()
+    endpoint = lab.environment["S3_ENDPOINT_URL"]
+    assert store(endpoint, timeout_seconds=2.0, budget_seconds=9.0).read("file") == CONTENT
+    assert time.monotonic() - started < 12
+    assert calls.stat().st_size > 2
 
 
 def test_the_endpoint_comes_from_the_configuration_or_the_environment(
