@@ -87,10 +87,11 @@ def test_whatever_is_done_to_one_is_noticed(
     rank = data.draw(st.integers(0, starts[-1][0] - 1))
     start, records = ledger[number][rank]
     at = data.draw(st.integers(0, len(records) - 1))
-    assert records[at].identities is not None
-    other = records[at].identities.copy()
+    listed = records[at].identities
+    assert listed is not None
+    other = listed.copy()
     other[0, 3] += 1
-    reversed_ = records[at].identities[::-1].copy()
+    reversed_ = listed[::-1].copy()
     match data.draw(st.sampled_from(["dropped", "twice", "other", "order", "place", "skipped"])):
         case "dropped":
             del records[at]
@@ -142,6 +143,7 @@ def test_what_was_written_comes_back(plan: Plan, tmp_path: Path) -> None:
     assert start == Start(start=1, first_step=0, rank=0, ranks=1, rows=SLOTS)
     assert [record.step for record in records] == [1, 2, 3, 4, 5]
     for record in records:
+        assert record.identities is not None
         np.testing.assert_array_equal(record.identities, identities(plan.step(record.step)))
     assert next_start(tmp_path) == 2
     with pytest.raises(FileExistsError):
