@@ -20,7 +20,7 @@ from rich.table import Table
 
 from train.config import RunConfig
 from train.config_files import load
-from train.data.shards import ShardStore
+from train.data.store.shards import ShardStore
 from train.errors import DataError, UserError
 from train.metrics import FILE_NAME, read_metrics
 from train.run_directory import SUMMARY

@@ -18,7 +18,6 @@ from parallel.zero_config import AdamWOptions
 from train import checkpoint
 from train.config import RunConfig
 from train.config_files import differences
-from train.data.cache import require_working_set
 from train.data.collate import Collator
 from train.data.corpus import Corpus
 from train.data.feed import Feed
@@ -26,6 +25,7 @@ from train.data.mixture import Mixture, MixtureError, shares
 from train.data.plan import Plan
 from train.data.sources import Laying, Source, Sources
 from train.data.spans import StoredSpansConfig, build_policy
+from train.data.store.cache import require_working_set
 from train.data.tokens import SpecialTokens
 from train.errors import CheckpointError, ConfigError
 from train.loading import load_config

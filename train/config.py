@@ -10,8 +10,6 @@ from model.lora import LoraConfig
 from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
 from parallel.zero_config import ZeroConfig
-from train.data.access import Access
-from train.data.cached_files import default_cache
 from train.data.collate import Attend, SpanCapacity
 from train.data.mixture import SourceConfig
 from train.data.span_rules import RuleSpansConfig
@@ -21,6 +19,8 @@ from train.data.spans import (
     SpansConfig,
     StoredSpansConfig,
 )
+from train.data.store.access import Access
+from train.data.store.cached_files import default_cache
 from train.monitor import WatchConfig
 from train.optim import OptimConfig
 

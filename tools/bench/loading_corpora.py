@@ -10,10 +10,10 @@ import numpy as np
 
 from tools.shards.writing import SHARD_HASHES, MDSWriter, ShardRecord, ShardWriter
 from train.data.document import DOCUMENTS_KIND, LENGTH_COLUMNS, LENGTHS_NAME, Kind
-from train.data.index import INDEX_NAME
-from train.data.manifest import MANIFEST_NAME
 from train.data.order import GlobalOrder
 from train.data.sources import Laying
+from train.data.store.index import INDEX_NAME
+from train.data.store.manifest import MANIFEST_NAME
 from train.data.tokens import SpecialTokens
 
 VOCABULARY: Final = 60_000

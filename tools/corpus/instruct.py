@@ -26,7 +26,7 @@ from tools.corpus.place import (
     write_split,
 )
 from tools.corpus.tokenizer import CorpusTokenizer
-from train.data.shards import ShardStore
+from train.data.store.shards import ShardStore
 from train.errors import DataError
 
 PROMPT: Final = "Subject:"

@@ -11,9 +11,9 @@ from tools.corpus.place import TOKENIZER_NAME
 from tools.corpus.tokenizer import CorpusTokenizer
 from tools.shards import inputs
 from train.data.document import DOCUMENTS_KIND, Document
-from train.data.index import INDEX_NAME
-from train.data.manifest import MANIFEST_NAME, parse_manifest
-from train.data.shards import ShardStore
+from train.data.store.index import INDEX_NAME
+from train.data.store.manifest import MANIFEST_NAME, parse_manifest
+from train.data.store.shards import ShardStore
 from train.errors import DataError
 
 

@@ -14,8 +14,8 @@ from tools.shards.plan import Plan
 from tools.shards.workshop import Workshop
 from tools.shards.writing import ShardRecord
 from train.data.document import DOCUMENTS_KIND, LENGTH_COLUMNS, LENGTHS_NAME
-from train.data.index import INDEX_NAME
-from train.data.manifest import MANIFEST_NAME
+from train.data.store.index import INDEX_NAME
+from train.data.store.manifest import MANIFEST_NAME
 from train.errors import DataError
 
 FORMAT_VERSION: Final = 1

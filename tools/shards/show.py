@@ -15,7 +15,7 @@ from tools.shards import media
 from tools.shards.corpus import Corpus
 from train.data.document import MEDIA, Document, Kind
 from train.data.sample import Sample
-from train.data.shards import ShardStore
+from train.data.store.shards import ShardStore
 from train.errors import DataError
 
 SPAN_STYLE: Final = "cyan"

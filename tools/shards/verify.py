@@ -18,8 +18,8 @@ from tools.shards import inputs
 from tools.shards.corpus import Corpus, targets
 from tools.shards.pool import Bar, Report, spread
 from train.data.document import LENGTH_COLUMNS, Document
-from train.data.manifest import MANIFEST_NAME
-from train.data.shards import ShardStore
+from train.data.store.manifest import MANIFEST_NAME
+from train.data.store.shards import ShardStore
 from train.errors import DataError
 
 FAULTS_OF_A_SHARD: Final = 5

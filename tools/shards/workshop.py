@@ -16,8 +16,8 @@ from typing import Any, Final
 import filelock
 
 from train.checkpoint_storage import is_remote, shown, storage_of
-from train.data.manifest import MANIFEST_NAME
-from train.data.shards import default_cache
+from train.data.store.manifest import MANIFEST_NAME
+from train.data.store.shards import default_cache
 from train.errors import DataError
 
 WORKING_DIRECTORY: Final = ".building"

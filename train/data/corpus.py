@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from train.data.access import Access
 from train.data.document import DOCUMENTS_KIND
-from train.data.shards import ShardStore
+from train.data.store.access import Access
+from train.data.store.shards import ShardStore
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
 

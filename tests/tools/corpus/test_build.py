@@ -11,7 +11,7 @@ from tools.corpus.__main__ import main
 from tools.corpus.place import Place
 from tools.corpus.tokenizer import CorpusTokenizer
 from tools.lab import s3
-from train.data.shards import ShardStore
+from train.data.store.shards import ShardStore
 from train.data.tokens import SPECIAL_TEXT, SpecialTokens
 from train.errors import DataError
 

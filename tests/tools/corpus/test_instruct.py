@@ -7,7 +7,7 @@ from tests.tools.corpus.text import SUBJECTS, write_text
 from tools.corpus.__main__ import main
 from tools.corpus.instruct import PROMPT, sample
 from tools.corpus.tokenizer import CorpusTokenizer
-from train.data.shards import ShardStore
+from train.data.store.shards import ShardStore
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_bad_input_is_one_sentence(
 def test_a_corpus_of_unknown_origin_is_refused(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.train.data.mds import write_mds
+    from tests.train.data.store.mds import write_mds
 
     write_mds(tmp_path / "foreign/train")
     assert run(tmp_path / "out", tmp_path / "foreign") == 2

@@ -16,7 +16,7 @@ from rich.console import Console
 from tests.corpora import WORDS
 from tools.shards.__main__ import main
 from train.data.document import Document
-from train.data.shards import ShardStore
+from train.data.store.shards import ShardStore
 
 QUIET = Console(quiet=True)
 SHORT = ("--validation", "0.2", "--workers", "1", "--shard-mebibytes", "0.004")

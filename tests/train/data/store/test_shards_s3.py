@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.lab_fixtures import S3Lab
-from tests.train.data.mds import write_mds
+from tests.train.data.store.mds import write_mds
 from tools.lab import s3
-from train.data.access import Access
-from train.data.cached_files import CachedFiles
-from train.data.shards import ShardStore, default_cache
+from train.data.store.access import Access
+from train.data.store.cached_files import CachedFiles
+from train.data.store.shards import ShardStore, default_cache
 from train.errors import DataError
 
 
@@ -69,7 +69,7 @@ def test_the_cache_is_used_checked_and_renewed(
 
 def test_processes_share_a_cache(url: str, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from train.data.shards import ShardStore\n"
+        "import sys; from pathlib import Path; from train.data.store.shards import ShardStore\n"
         "print(sum(int(s.tokens[0]) for s in ShardStore(sys.argv[1], cache=Path(sys.argv[2]))))"
     )
     command = [sys.executable, "-c", script, url, str(tmp_path / "cache")]

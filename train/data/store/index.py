@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
-from train.data.listing import read_listing
-from train.data.mds import SampleDecoder
-from train.data.stored_file import LeavesDirectoryError, StoredFile
+from train.data.store.listing import read_listing
+from train.data.store.mds import SampleDecoder
+from train.data.store.stored_file import LeavesDirectoryError, StoredFile
 from train.errors import DataError
 
 INDEX_NAME: Final = "index.json"

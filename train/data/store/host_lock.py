@@ -10,10 +10,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
-from train.data.landing import FULL
-from train.data.notices import INTERVAL_SECONDS, notice
-from train.data.object_store import StoppedError
-from train.data.open_shard import touch
+from train.data.store.landing import FULL
+from train.data.store.notices import INTERVAL_SECONDS, notice
+from train.data.store.object_store import StoppedError
+from train.data.store.open_shard import touch
 from train.errors import DataError
 
 _POLL_SECONDS: Final = 0.05

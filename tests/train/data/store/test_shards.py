@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.train.data.mds import SEQUENCE_TOKENS, write_mds
-from train.data.shards import ShardStore
+from tests.train.data.store.mds import SEQUENCE_TOKENS, write_mds
+from train.data.store.shards import ShardStore
 from train.errors import DataError
 
 from streaming import MDSWriter  # isort: skip
@@ -69,7 +69,7 @@ def test_spans_and_scores_come_back(tmp_path: Path) -> None:
 
 def test_few_shards_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ShardStore(str(write_mds(tmp_path / "mds", num_samples=60, size_limit=120)))
-    monkeypatch.setattr("train.data.shards._MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr("train.data.store.shards._MAX_OPEN_SHARDS", 2)
     before = len(list(Path("/proc/self/fd").iterdir()))
     assert [sample.id for sample in store] == list(range(60))
     assert len(store.shard_sizes) > 10

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab_fixtures import S3Lab
-from tests.train.data.relay import SLOW_DOWN, Fault, relay
+from tests.train.data.store.relay import SLOW_DOWN, Fault, relay
 from tools.lab import s3
-from train.data import notices, s3_client
-from train.data.object_store import ObjectStore, StoppedError, _InMemory, within_deadline
+from train.data.store import notices, s3_client
+from train.data.store.object_store import ObjectStore, StoppedError, _InMemory, within_deadline
 from train.errors import DataError
 
 SIZE = 3 << 20

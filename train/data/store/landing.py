@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from train.data.stored_file import StoredFile
+from train.data.store.stored_file import StoredFile
 from train.errors import DataError
 
 FULL: Final = {errno.ENOSPC, errno.EDQUOT}

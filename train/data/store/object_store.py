@@ -8,9 +8,9 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
-from train.data import s3_client
-from train.data.notices import INTERVAL_SECONDS, notice
-from train.data.s3_faults import (
+from train.data.store import s3_client
+from train.data.store.notices import INTERVAL_SECONDS, notice
+from train.data.store.s3_faults import (
     BEYOND_END,
     REPLACED,
     TRANSFER_ERRORS,

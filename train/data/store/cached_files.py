@@ -8,10 +8,10 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Final
 
-from train.data.access import Access, default_cache_root
-from train.data.cache import Cache
-from train.data.object_store import MissingObjectError, ObjectStore, StoppedError
-from train.data.stored_file import StoredFile
+from train.data.store.access import Access, default_cache_root
+from train.data.store.cache import Cache
+from train.data.store.object_store import MissingObjectError, ObjectStore, StoppedError
+from train.data.store.stored_file import StoredFile
 from train.errors import DataError
 
 logger = logging.getLogger(__name__)

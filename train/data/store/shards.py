@@ -19,15 +19,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from train.data.access import Access
-from train.data.cached_files import CachedFiles, default_cache
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
-from train.data.index import INDEX_NAME, LengthsIndex, parse_index, parse_lengths_index
-from train.data.local_files import LocalFiles
-from train.data.manifest import MANIFEST_NAME, parse_manifest, require_fit, require_promised
-from train.data.open_shard import OpenShard
 from train.data.sample import Sample
-from train.data.stored_file import StoredFile
+from train.data.store.access import Access
+from train.data.store.cached_files import CachedFiles, default_cache
+from train.data.store.index import INDEX_NAME, LengthsIndex, parse_index, parse_lengths_index
+from train.data.store.local_files import LocalFiles
+from train.data.store.manifest import MANIFEST_NAME, parse_manifest, require_fit, require_promised
+from train.data.store.open_shard import OpenShard
+from train.data.store.stored_file import StoredFile
 from train.errors import DataError
 
 __all__ = ["ShardStore", "default_cache"]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import xxhash
 
-from tests.train.data.mds import write_mds
+from tests.train.data.store.mds import write_mds
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
-from train.data.shards import ShardStore
+from train.data.store.shards import ShardStore
 from train.errors import DataError
 
 

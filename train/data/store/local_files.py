@@ -4,7 +4,7 @@ import logging
 import os
 from pathlib import Path
 
-from train.data.stored_file import StoredFile
+from train.data.store.stored_file import StoredFile
 from train.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Final
 
-from train.data.host_lock import HostLock, host_lock
-from train.data.landing import FULL, CacheLanding
-from train.data.open_shard import touch
-from train.data.stored_file import StoredFile
+from train.data.store.host_lock import HostLock, host_lock
+from train.data.store.landing import FULL, CacheLanding
+from train.data.store.open_shard import touch
+from train.data.store.stored_file import StoredFile
 from train.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.lab_fixtures import S3Lab
-from tests.train.data.disks import make_read_only, small_disk
-from tests.train.data.mds import write_mds
-from tests.train.data.relay import Fault, relay
+from tests.train.data.store.disks import make_read_only, small_disk
+from tests.train.data.store.mds import write_mds
+from tests.train.data.store.relay import Fault, relay
 from tools.lab import s3
-from train.data.access import Access
-from train.data.cache import MAX_IN_MEMORY, require_working_set
-from train.data.cached_files import CachedFiles
-from train.data.shards import ShardStore
+from train.data.store.access import Access
+from train.data.store.cache import MAX_IN_MEMORY, require_working_set
+from train.data.store.cached_files import CachedFiles
+from train.data.store.shards import ShardStore
 from train.errors import ConfigError, DataError
 
 SHARDS = 30
@@ -131,9 +131,9 @@ HAMMER = """
 import sys
 from pathlib import Path
 import numpy as np
-from train.data.access import Access
-from train.data.object_store import ObjectStore
-from train.data.shards import ShardStore
+from train.data.store.access import Access
+from train.data.store.object_store import ObjectStore
+from train.data.store.shards import ShardStore
 
 url, cache, limit, seed, shards = sys.argv[1:]
 fetched = []
@@ -276,8 +276,8 @@ def test_a_disk_that_cannot_be_written(url: str, disk: Path) -> None:
 DIES = """
 import os, signal, sys, threading
 from pathlib import Path
-from train.data.access import Access
-from train.data.shards import ShardStore
+from train.data.store.access import Access
+from train.data.store.shards import ShardStore
 
 url, cache, endpoint = sys.argv[1:]
 store = ShardStore(url, cache=Path(cache), access=Access(endpoint_url=endpoint))

@@ -8,7 +8,7 @@ import botocore.exceptions
 import botocore.parsers
 import urllib3.exceptions
 
-from train.data.s3_client import without_secrets
+from train.data.store.s3_client import without_secrets
 from train.errors import DataError
 
 _DENIED: Final = {"403", "AccessDenied", "Forbidden"}

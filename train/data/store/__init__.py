@@ -1,0 +1,1 @@
+"""Files of a corpus: found, fetched, checked, cached and decoded."""
