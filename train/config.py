@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.config import Config
 from model.lora import LoraConfig
@@ -81,6 +81,14 @@ class DataConfig(Config):
     its own; for corpora of documents, whose packing then gives each its own `<s>`."""
     span_capacity: dict[str, SpanCapacityConfig] = Field(default_factory=dict)
     """By modality; default: a quarter more than the ratio asks for."""
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _without_dropped(cls, sources: Any) -> Any:
+        # `data.sources.NAME=null` takes out a source that a file put in.
+        if not isinstance(sources, dict):
+            return sources
+        return {name: source for name, source in sources.items() if source is not None}
 
     @property
     def access(self) -> Access:
@@ -263,10 +271,16 @@ def _is_idle(spans: SpansConfig) -> bool:
 def _faults(config: RunConfig) -> list[str]:
     faults: list[str] = []
     decoder, S = config.model.decoder, config.data.sequence_tokens
-    if (config.data.corpus is None) == (not config.data.sources):
+    if config.data.corpus is None and not config.data.sources:
         faults.append(
-            "data.corpus: name one corpus here, or several in data.sources, and not both: set "
-            "data.corpus=DIRECTORY"
+            "data.corpus: is missing: set data.corpus=DIRECTORY (or s3://bucket/path), or name "
+            "several in data.sources"
+        )
+    if config.data.corpus is not None and config.data.sources:
+        faults.append(
+            f"data.corpus: {config.data.corpus} is named beside data.sources: set data.corpus=null "
+            "to mix the sources, or data.sources.NAME=null for each of "
+            f"{', '.join(config.data.sources)}"
         )
     patience = config.data.timeout_seconds + config.data.retry_budget_seconds
     if patience >= config.collective_timeout_seconds:
@@ -293,7 +307,7 @@ def _faults(config: RunConfig) -> list[str]:
     if config.optim.warmup_steps > config.steps:
         faults.append(
             f"optim.warmup_steps: {config.optim.warmup_steps} steps of warm-up exceed the run's "
-            f"steps ({config.steps})"
+            f"steps ({config.steps}): lower it, or raise steps"
         )
     for modality in sorted(set(config.data.span_capacity) - set(config.model.encoders)):
         faults.append(f"data.span_capacity.{modality}: there is no encoder of that name")

@@ -26,13 +26,20 @@ from train.checkpoint_storage import shown
 from train.config import RunConfig
 from train.data.ledger import LedgerWriter, Start, next_start
 from train.data.sources import Sources
-from train.errors import CheckpointError, DataError
+from train.errors import CheckpointError, DataError, RunDirectoryError
 from train.evaluate import validate
 from train.metrics import TrainRecord
 from train.monitor import Monitor
 from train.optim import learning_rate
 from train.preemption import EXIT_CODE, Preemption
-from train.run_directory import CHECKPOINTS, SUMMARY, TOKENIZER, claim, refuse_other_run
+from train.run_directory import (
+    CHECKPOINTS,
+    SUMMARY,
+    TOKENIZER,
+    claim,
+    hold,
+    refuse_other_run,
+)
 from train.step import reseed, train_step
 from train.wrap_up import unigram_baseline, wrap_up, write_samples
 
@@ -51,6 +58,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     preemption = Preemption()
     directory = Path(config.run_directory)
     checkpoints = Path(config.checkpoint.directory or directory / CHECKPOINTS)
+    lock = on_all_ranks(lambda: hold(directory) if world.is_main else None, RunDirectoryError)
     # What the first rank sees, all see: another answer from a shared store would part them.
     found = on_all_ranks(lambda: newest(checkpoints) if world.is_main else None, CheckpointError)
     latest: Path | None = None
@@ -86,7 +94,8 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         plan.start_at(state["data"], step=first_step)
 
     # Only now is the directory this run's: what failed so far can be mended and tried again.
-    lock = claim(config) if world.is_main else None
+    if lock is not None:
+        claim(config, lock)
     total(0)
     monitor = Monitor(
         directory,

@@ -46,11 +46,32 @@ def check(config: RunConfig) -> Path:
     return directory
 
 
-def claim(config: RunConfig) -> FileLock:
-    """Make the directory this run's; one rank calls it, after all have checked.
+def hold(directory: Path) -> FileLock:
+    """A lock on a run directory, taken if it exists; before anything in it is looked at.
 
     Returns:
         A lock to keep until the run ends; a killed process lets go of it by itself.
+
+    Raises:
+        RunDirectoryError: another process holds it.
+    """
+    lock = FileLock(directory / LOCK, timeout=0)
+    try:
+        if directory.is_dir():
+            lock.acquire()
+    except Timeout:
+        raise _in_use(directory) from None
+    except OSError:
+        pass  # a directory that cannot be written is told when the run claims it
+    return lock
+
+
+def claim(config: RunConfig, lock: FileLock) -> None:
+    """Make the directory this run's; one rank calls it, after all have checked.
+
+    Args:
+        config: of the run.
+        lock: from `hold`.
 
     Raises:
         RunDirectoryError: as `check`; or the directory cannot be written, or is in use.
@@ -58,21 +79,22 @@ def claim(config: RunConfig) -> FileLock:
     directory = check(config)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / LOCK, timeout=0)
         lock.acquire()
         temporary = directory / f".{CONFIG}.tmp"
         temporary.write_text(dump(config))
         temporary.replace(directory / CONFIG)
     except Timeout:
-        raise RunDirectoryError(
-            f"{directory} is in use by another process: wait for it, or choose another "
-            "run_directory"
-        ) from None
+        raise _in_use(directory) from None
     except OSError as error:
         raise RunDirectoryError(
             f"{directory} cannot be written ({error.strerror}): choose another run_directory"
         ) from None
-    return lock
+
+
+def _in_use(directory: Path) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{directory} is in use by another process: wait for it, or choose another run_directory"
+    )
 
 
 def refuse_other_run(config: RunConfig, stored: Any, place: str) -> None:

@@ -17,7 +17,7 @@ from train.config import RunConfig
 from train.config_files import load
 from train.data.sample import Sample
 from train.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
-from train.run_directory import claim
+from train.run_directory import claim, hold
 
 
 @pytest.fixture(scope="module")
@@ -241,11 +241,34 @@ def test_resume_on_other_data(corpus: Path, tmp_path: Path) -> None:
 
 def test_directory_in_use(corpus: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    lock = claim(config(corpus, directory))
+    lock = hold(directory)
+    assert not directory.exists(), "only a run that is about to begin makes its directory"
+    claim(config(corpus, directory), lock)
+    other = hold(tmp_path / "none")
     with pytest.raises(RunDirectoryError, match="is in use by another process"):
-        claim(config(corpus, directory))
+        hold(directory)
+    # Nothing of a run that goes on is looked at: its checkpoints come and go.
+    (directory / "checkpoints").mkdir()
+    (directory / "checkpoints" / "latest").write_text("step_00000001\n")
+    ended = start(corpus, directory).wait()
+    assert ended.code == 2
+    assert "is in use by another process" in ended.output
+    shutil.rmtree(directory / "checkpoints")
     lock.release()
-    claim(config(corpus, directory)).release()
+    claim(config(corpus, directory), hold(directory))
+    other.release()
+
+
+def test_sources_or_a_corpus(tmp_path: Path, corpus: Path) -> None:
+    sources = "data.sources={a: {corpus: x}, b: {corpus: y}}"
+    with pytest.raises(ConfigError, match=r"data.corpus=null .* data.sources.NAME=null .* a, b"):
+        config(corpus, tmp_path, sources)
+    mixed = config(corpus, tmp_path, sources, "data.corpus=null", "data.sources.a=null")
+    assert list(mixed.data.mixed) == ["b"]
+    with pytest.raises(ConfigError, match=r"data.corpus: is missing"):
+        config(corpus, tmp_path, "data.corpus=null")
+    with pytest.raises(ConfigError, match=r"a rank may wait 600 s for data"):
+        config(corpus, tmp_path, "data.retry_budget_seconds=540")
 
 
 def test_mistake_found_late_does_not_lock_the_directory(corpus: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ class Share:
 
     Attributes:
         name: of the source.
-        rows: that it gave.
+        rows: that it gave, each as often as a step holds it.
         due: rows that its weights, epochs or tokens add up to.
     """
 
@@ -89,7 +89,8 @@ def check(
         _compare(step, records, plan, findings)
     given, due = plan.mixture.given(last), plan.mixture.due(last)
     for source, rows, owed in zip(plan.sources.all, given.tolist(), due.tolist(), strict=True):
-        findings.shares.append(Share(name=source.name, rows=rows, due=owed))
+        times = plan.layouts
+        findings.shares.append(Share(name=source.name, rows=rows * times, due=owed * times))
         if abs(rows - owed) > 1 + 1e-6 * last:
             findings.faults.append(f"{source.name} gave {rows} rows where {owed:.1f} were due")
     return findings

@@ -85,6 +85,7 @@ def shares(
     Raises:
         MixtureError: budgets exceed the run, or do not fill it and no source has a weight.
     """
+    # With data.layouts a step holds each row several times; rows are counted once here.
     total = steps * rows
     wanted = sum(amounts.values())
     weighted = [name for name, source in sources.items() if not source.is_budgeted]

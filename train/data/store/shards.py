@@ -307,8 +307,9 @@ class ShardStore:
             if self.read_beside(f"train/{INDEX_NAME}") is not None:
                 hint = f" (did you mean {self.root}/train?)"
             raise DataError(
-                f"{self.root} is not an MDS directory: it has no {INDEX_NAME}{hint}. Build one "
-                "with `python -m tools.corpus build`."
+                f"{self.root} is not an MDS directory: it has no {INDEX_NAME}{hint}. Correct the "
+                "path, or build one with `python -m tools.corpus build` or `python -m tools.shards "
+                "build`."
             )
         return index
 
