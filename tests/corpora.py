@@ -94,6 +94,8 @@ def write_documents(
     with_spans: bool = False,
     shard_bytes: int = 4096,
     media: bool = False,
+    least_tokens: int = 4,
+    lie_about_tokens: int = 0,
 ) -> Path:
     """A corpus of documents of many lengths, as `tools.shards` lays one out.
 
@@ -108,7 +110,13 @@ def write_documents(
     splits = {"train": train, "validation": validation}
     for split, count in splits.items():
         documents = [
-            _document(random, f"{split}/{number}", mean_tokens, with_spans, media)
+            _document(
+                random,
+                f"{split}/{number}",
+                least_tokens + int(random.exponential(mean_tokens)),
+                with_spans,
+                media,
+            )
             for number in range(count)
         ]
         with MDSWriter(
@@ -116,7 +124,7 @@ def write_documents(
         ) as writer:
             for document in documents:
                 writer.write(document)
-        _write_lengths(root / split, documents)
+        _write_lengths(root / split, documents, lie=lie_about_tokens)
         shutil.copyfile(root / "tokenizer.json", root / split / "tokenizer.json")
         manifest = {
             "format_version": 1,
@@ -131,9 +139,8 @@ def write_documents(
 
 
 def _document(
-    random: np.random.Generator, name: str, mean_tokens: float, with_spans: bool, media: bool
+    random: np.random.Generator, name: str, length: int, with_spans: bool, media: bool
 ) -> dict[str, Any]:
-    length = 4 + int(random.exponential(mean_tokens))
     steps = random.integers(1, 4, length)
     tokens = (10 + (int(random.integers(200)) + steps.cumsum()) % 240).astype(np.uint16)
     tokens[-1] = 2
@@ -148,7 +155,7 @@ def _document(
     return document | {"segments": np.array(segments, dtype=np.int32)}
 
 
-def _write_lengths(directory: Path, documents: list[dict[str, Any]]) -> None:
+def _write_lengths(directory: Path, documents: list[dict[str, Any]], *, lie: int) -> None:
     index = json.loads((directory / "index.json").read_text())
     shards: list[dict[str, Any]] = []
     at = 0
@@ -158,6 +165,7 @@ def _write_lengths(directory: Path, documents: list[dict[str, Any]]) -> None:
         lengths = np.array(
             [Document.from_columns(document).lengths() for document in mine], dtype=np.uint32
         )
+        lengths[:, 0] += lie
         name = shard["raw_data"]["basename"].removesuffix(".mds") + ".lengths.npy"
         np.save(directory / name, lengths)
         content = (directory / name).read_bytes()

@@ -4,6 +4,8 @@ import argparse
 import os
 import sys
 import time
+import traceback
+from typing import NoReturn
 
 import torch
 
@@ -42,14 +44,21 @@ def main() -> int:
     try:
         code = run(config, world, dry=options.dry_run)
     except UserError as error:
-        # The others may be inside a collective: do not wait for them, let the launcher end them.
         complain(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(2)
+        abandon(2)
+    except Exception:
+        traceback.print_exc()
+        abandon(1)
     forget_groups()
     leave()
     return code
+
+
+def abandon(code: int) -> NoReturn:
+    """End at once: others may be inside a collective, and are the launcher's to end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(config: RunConfig, world: World, *, dry: bool) -> int:

@@ -50,6 +50,7 @@ def open_sources(config: RunConfig) -> Sources:
         attend=data.attend,
         window=data.shuffle_window,
         seed=config.seed,
+        vocabulary=config.model.decoder.vocabulary,
         **room,
     )
     opened: list[Source] = []
@@ -126,8 +127,9 @@ def build_feed(config: RunConfig, plan: Plan, collate: Collator, mesh: Mesh) -> 
         micro_sequences=config.batch.micro_sequences,
         rank=mesh.data_rank,
         ranks=mesh.data_size,
-        # The store knows better what went wrong; this deadline is for what it cannot see.
-        timeout_seconds=config.collective_timeout_seconds,
+        # The store knows better what went wrong; this deadline is for what it cannot see. It ends
+        # before the other ranks' patience does, so that they hear the reason.
+        timeout_seconds=0.8 * config.collective_timeout_seconds,
         last_step=config.steps,
     )
 

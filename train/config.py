@@ -1,5 +1,6 @@
 """The configuration of a run: composes the parts' classes and cross-checks them."""
 
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,7 +69,7 @@ class DataConfig(Config):
     together."""
     layouts: Positive = 1
     """Choices of spans with which a step holds each sequence."""
-    ledger_mib: Annotated[float, Field(gt=0)] = 256.0
+    ledger_mib: Annotated[float, Field(gt=0)] = 64.0
     """Size from which a rank's ledger of what it read holds digests only."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """An attempt to fetch a shard fails when no bytes arrive for so long."""
@@ -289,6 +290,11 @@ def _faults(config: RunConfig) -> list[str]:
             "data.timeout_seconds), longer than the others wait for it "
             f"(collective_timeout_seconds {config.collective_timeout_seconds:g}): lower one, or "
             "raise the other"
+        )
+    if "@" in urllib.parse.urlsplit(config.data.endpoint_url or "").netloc:
+        faults.append(
+            "data.endpoint_url: holds a user name or password, which would be stored with the run: "
+            "put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if config.batch.sequences % config.data.layouts:
         faults.append(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from parallel.pipeline import forward
 from parallel.zero import ZeroEngine
 from train.data.collate import Collator
 from train.data.sample import Sample
-from train.data.sources import Sources
+from train.data.sources import Sources, ValidationRows
 from train.errors import DataError
 from train.metrics import ValidationRecord
 from train.tally import Tally
@@ -63,11 +64,13 @@ def validation_batches(
 def unscored(sample: Sample) -> Sample:
     """The sample with no targets."""
     nothing = np.zeros(len(sample.tokens), dtype=np.bool_)
-    return Sample(id=sample.id, tokens=sample.tokens, spans=sample.spans, scored=nothing)
+    return replace(sample, scored=nothing)
 
 
 def first_samples(samples: Samples, count: int | None) -> Sequence[int]:
     """Numbers of the first samples of a split, or of all."""
+    if count is not None and isinstance(samples, ValidationRows):
+        return range(samples.up_to(count))
     length = len(samples)
     return range(length if count is None else min(count, length))
 

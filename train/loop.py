@@ -123,20 +123,21 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             )
         )
 
-    ledger: LedgerWriter | None = None
     start = gathered(next_start(directory) if world.is_main else 0)[0]
-    if mesh.speaks_for_sample:
-        ledger = LedgerWriter(
-            directory,
-            Start(
-                start=start,
-                first_step=first_step,
-                rank=mesh.data_rank,
-                ranks=mesh.data_size,
-                rows=plan.slots,
-            ),
-            limit_bytes=int(config.data.ledger_mib * 2**20),
+
+    def open_ledger() -> LedgerWriter | None:
+        if not mesh.speaks_for_sample:
+            return None  # another rank reads the same
+        about = Start(
+            start=start,
+            first_step=first_step,
+            rank=mesh.data_rank,
+            ranks=mesh.data_size,
+            rows=plan.slots,
         )
+        return LedgerWriter(directory, about, limit_bytes=int(config.data.ledger_mib * 2**20))
+
+    ledger = on_all_ranks(open_ledger, RunDirectoryError)
     saver = checkpoint.Saver(
         checkpoints,
         retention=checkpoint.Retention(
@@ -145,9 +146,8 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         asynchronous=config.checkpoint.asynchronous,
     )
 
-    def save(step: int) -> None:
-        if ledger is not None:
-            ledger.settle()
+    def save(step: int, position: dict[str, Any]) -> None:
+        on_all_ranks(ledger.settle if ledger is not None else lambda: None, RunDirectoryError)
         lost = saver.save(
             engine,
             {
@@ -158,7 +158,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
                 "wandb_run_id": monitor.wandb_run_id,
                 "tokenizer_sha256": sources.tokenizer_sha256,
                 "corpus_fingerprint": sources.fingerprint,
-                "data": plan.position(step),
+                "data": position,
                 "code_version": version("semicausal"),
             },
             step=step,
@@ -187,14 +187,16 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             lr = learning_rate(config.optim, step=step, total_steps=config.steps)
             engine.set_learning_rate(lr)
             data = feed.try_step(step)
+            if ledger is not None and ledger.fault is not None:
+                data = ledger.fault
             result = train_step(
                 engine,
                 data if isinstance(data, Exception) else data.batches,
                 stop_requested=lambda: preemption.requested,
             )
             finished = time.perf_counter()
+            assert not isinstance(data, Exception)
             if ledger is not None:
-                assert not isinstance(data, Exception)
                 ledger.add(step, data)
             if seconds_to_first_step is None:
                 seconds_to_first_step = finished - imported
@@ -217,7 +219,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             if is_last or (step % config.validation.every_steps == 0 and not result.stop):
                 validate_now(step)
             if is_last or result.stop or step % config.checkpoint.every_steps == 0:
-                save(step)
+                save(step, data.position)
                 if config.samples.prompts and not result.stop:
                     latest = saver.finish()  # samples are the words of what was saved
                     if world.is_main:

@@ -267,6 +267,8 @@ def test_sources_or_a_corpus(tmp_path: Path, corpus: Path) -> None:
     assert list(mixed.data.mixed) == ["b"]
     with pytest.raises(ConfigError, match=r"data.corpus: is missing"):
         config(corpus, tmp_path, "data.corpus=null")
+    with pytest.raises(ConfigError, match=r"holds a user name or password"):
+        config(corpus, tmp_path, "data.endpoint_url=https://user:secret@host.example")
     with pytest.raises(ConfigError, match=r"a rank may wait 600 s for data"):
         config(corpus, tmp_path, "data.retry_budget_seconds=540")
 

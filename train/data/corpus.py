@@ -1,7 +1,10 @@
 """A corpus as `python -m tools.corpus` lays it out: two splits and the tokenizer."""
 
+import hashlib
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +58,12 @@ class Corpus:
     @property
     def fingerprint(self) -> str:
         """Equal for two corpora if and only if their samples are, wherever they lie."""
-        return f"{self.train.fingerprint}/{self.validation.fingerprint}"
+        parts: list[Any] = [self.train.fingerprint, self.validation.fingerprint]
+        if self.train.manifest.get("kind") == DOCUMENTS_KIND:
+            # Where rows begin and end follows from these.
+            parts += [self.train.lengths_fingerprint, self.validation.lengths_fingerprint]
+        parts.append(self.special.to_manifest())
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def require(self, *, vocabulary: int, sequence_tokens: int) -> None:
         """Check that both splits fit a model.

@@ -2,11 +2,14 @@
 
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotReady
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import Final, Self
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Final, Self, TypeVar
 
 from model.batch import Batch
 from train.data.collate import Collator
@@ -14,6 +17,8 @@ from train.data.plan import Ints, Plan, Slot, identities
 from train.data.rows import Row
 from train.data.sources import Source
 from train.errors import DataError
+
+Result = TypeVar("Result")
 
 STEPS_AHEAD: Final = 2
 """Steps whose microbatches are ready before they are asked for."""
@@ -30,19 +35,22 @@ class StepData:
         identities: [p, 6] what they were made of, see `plan.identities`.
         first: place of the first row in the global batch.
         rows: how many there are.
+        position: what a checkpoint after the step keeps, see `Plan.position`.
     """
 
     batches: list[Batch]
     identities: Ints
     first: int
     rows: int
+    position: dict[str, Any]
 
 
 class Feed:
     """One rank's share of each global batch.
 
     Rank r of R takes the r-th of R equal parts of the plan's places, in microbatches. A single
-    thread reads ahead; its errors surface in `step`.
+    thread plans and reads ahead; its errors surface in `step`. Nothing else may use the plan while
+    it does.
     """
 
     def __init__(
@@ -66,7 +74,7 @@ class Feed:
         self.last_step = last_step
         self.wait_seconds = 0.0
         """How long the last call of `step` had to wait."""
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._reader = _Reader()
         self._ahead: deque[tuple[int, Future[StepData]]] = deque()
         self._planned: dict[int, tuple[list[Slot], dict[int, dict[int, None]]]] = {}
         """Places of steps, and the shards that they need; the reader's alone."""
@@ -78,7 +86,8 @@ class Feed:
 
     def __exit__(self, *exception: object) -> None:
         """Drop what was read ahead."""
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._drop()
+        self._reader.close()
         for source in self.plan.sources.all:
             source.corpus.train.close()
 
@@ -91,13 +100,14 @@ class Feed:
         started = time.perf_counter()
         if not self._ahead or self._ahead[0][0] != step:
             self._start_over(step)
-        try:
-            data = self._ahead.popleft()[1].result(timeout=self.timeout_seconds)
-        except NotReady:
+        future = self._ahead.popleft()[1]
+        if not wait([future], timeout=self.timeout_seconds).done:
             raise DataError(
-                f"reading the samples of step {step} took longer than {self.timeout_seconds:g} s: "
-                "check the store, or raise data.retry_budget_seconds"
-            ) from None
+                f"reading the samples of step {step} took longer than {self.timeout_seconds:g} s, "
+                "and other ranks wait no longer: check the store, or raise "
+                "collective_timeout_seconds"
+            )
+        data = future.result()
         self._read_ahead(step + STEPS_AHEAD)
         self.wait_seconds = time.perf_counter() - started
         return data
@@ -109,9 +119,12 @@ class Feed:
         except Exception as error:
             return error
 
-    def _start_over(self, step: int) -> None:
+    def _drop(self) -> None:
         while self._ahead:
             self._ahead.popleft()[1].cancel()
+
+    def _start_over(self, step: int) -> None:
+        self._drop()
         self._reader.submit(self._planned.clear)
         self._next = step
         self._read_ahead(step)
@@ -134,6 +147,7 @@ class Feed:
             identities=identities(slots),
             first=self.first,
             rows=self.share,
+            position=self.plan.position(step),
         )
 
     def _plan_ahead(self, step: int) -> list[Slot]:
@@ -146,6 +160,37 @@ class Feed:
             wanted = (shards.get(source.number, {}) for _, shards in self._planned.values())
             source.corpus.train.prefetch(dict.fromkeys(chain.from_iterable(wanted)))
         return self._planned.pop(step)[0]
+
+
+class _Reader:
+    """A thread that works off calls one by one, and that nobody waits for when a process ends."""
+
+    def __init__(self):
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._thread: Thread | None = None
+
+    def submit(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Have a call made after those before it."""
+        if self._thread is None:
+            self._thread = Thread(target=self._run, name="feed", daemon=True)
+            self._thread.start()
+        future: Future[Result] = Future()
+        self._calls.put((future, partial(work, *arguments)))
+        return future
+
+    def close(self) -> None:
+        """End after the calls that were not cancelled."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, work = call
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
 
 
 def _shards(slots: list[Slot]) -> dict[int, dict[int, None]]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import xxhash
 
 from train.data.feed import StepData
-from train.errors import DataError
+from train.errors import DataError, RunDirectoryError
 
 Ints = npt.NDArray[np.int64]
 
@@ -63,15 +63,28 @@ class Record:
         step: steps done, this one included.
         first: its first place in the global batch.
         rows: how many.
-        digest: of `identities`.
-        identities: [p, 6] place, source, epoch, number, begin, end; None beyond the file's limit.
+        digest: of `identities`, see `digest_of`.
+        listed: `identities`, compressed; empty beyond the file's limit.
     """
 
     step: int
     first: int
     rows: int
     digest: bytes
-    identities: Ints | None
+    listed: bytes
+
+    @property
+    def identities(self) -> Ints | None:
+        """[p, 6] place, source, epoch, number, begin, end; None beyond the file's limit."""
+        if not self.listed:
+            return None
+        flat = np.frombuffer(zlib.decompress(self.listed), "<i8")
+        return flat.reshape(6, -1).T.astype(np.int64)
+
+
+def listed(identities: Ints) -> bytes:
+    """A list as records hold it; columns are alike, and compress."""
+    return zlib.compress(identities.astype("<i8").T.tobytes(), 1)
 
 
 def digest_of(identities: Ints) -> bytes:
@@ -82,23 +95,32 @@ def digest_of(identities: Ints) -> bytes:
 class LedgerWriter:
     """Appends to one rank's file; each record reaches the system before the next step begins.
 
+    What goes wrong after the first line is kept in `fault`, for the ranks to agree on.
+
     Args:
         directory: of the run.
         start: what to say about this start.
         limit_bytes: size from which records hold digests only.
 
     Raises:
-        OSError: the file cannot be written, or is there already.
+        RunDirectoryError: the file cannot be written, or is there already.
     """
 
     def __init__(self, directory: Path, start: Start, *, limit_bytes: int):
         self._limit_bytes = limit_bytes
-        path = directory / DIRECTORY / f"{start.start:05d}-{start.rank:05d}.bin"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] = path.open("xb", buffering=0)
+        self.fault: RunDirectoryError | None = None
+        """Why nothing more is noted."""
+        self._path = directory / DIRECTORY / f"{start.start:05d}-{start.rank:05d}.bin"
         self._num_bytes = 0
         header = {"format_version": FORMAT_VERSION, **asdict(start)}
-        self._append(json.dumps(header).encode() + b"\n")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = self._path.open("xb", buffering=0)
+            self._append(json.dumps(header).encode() + b"\n")
+            os.fsync(self._file.fileno())
+            _settle_directory(self._path.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -110,22 +132,48 @@ class LedgerWriter:
 
     def add(self, step: int, data: StepData) -> None:
         """Note what a finished step has read."""
-        listed = b""
-        if self._num_bytes < self._limit_bytes:
-            listed = zlib.compress(data.identities.astype("<i8").T.tobytes(), 1)
-        head = _RECORD.pack(step, data.first, data.rows, len(listed), digest_of(data.identities))
-        record = head + listed
-        self._append(record + _CHECKSUM.pack(zlib.crc32(record)))
+        if self.fault is not None:
+            return  # nothing may follow half a record
+        parts = listed(data.identities) if self._num_bytes < self._limit_bytes else b""
+        head = _RECORD.pack(step, data.first, data.rows, len(parts), digest_of(data.identities))
+        record = head + parts
+        try:
+            self._append(record + _CHECKSUM.pack(zlib.crc32(record)))
+        except OSError as error:
+            self.fault = self._unwritable(error)
+
+    def settle(self) -> None:
+        """Bring what was noted to the disk, before a checkpoint counts on it.
+
+        Raises:
+            RunDirectoryError: it could not be, now or before.
+        """
+        if self.fault is not None:
+            raise self.fault
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _append(self, data: bytes) -> None:
         written = self._file.write(data)
-        if written != len(data):  # nothing may follow half a record
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._num_bytes += written
 
-    def settle(self) -> None:
-        """Bring what was noted to the disk, before a checkpoint counts on it."""
-        os.fsync(self._file.fileno())
+    def _unwritable(self, error: OSError) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"the ledger {self._path} cannot be written ({error.strerror}): make room there, or "
+            "move what is in its place away, and run again to continue"
+        )
+
+
+def _settle_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def next_start(directory: Path) -> int:
@@ -173,18 +221,13 @@ def _read(path: Path) -> tuple[Start, list[Record]]:
     records: list[Record] = []
     at = 0
     while at + _RECORD.size <= len(rest):
-        step, first, rows, listed, digest = _RECORD.unpack_from(rest, at)
-        end = at + _RECORD.size + listed
+        step, first, rows, num_bytes, digest = _RECORD.unpack_from(rest, at)
+        end = at + _RECORD.size + num_bytes
         if end + _CHECKSUM.size > len(rest):
             break  # the record that the process was killed in
         if _CHECKSUM.unpack_from(rest, end)[0] != zlib.crc32(rest[at:end]):
             raise DataError(f"{path}: the record of step {step} was changed after it was written")
-        identities = None
-        if listed:
-            flat = np.frombuffer(zlib.decompress(rest[at + _RECORD.size : end]), "<i8")
-            identities = flat.reshape(6, -1).T.astype(np.int64)
-        records.append(
-            Record(step=step, first=first, rows=rows, digest=digest, identities=identities)
-        )
+        parts = rest[at + _RECORD.size : end]
+        records.append(Record(step=step, first=first, rows=rows, digest=digest, listed=parts))
         at = end + _CHECKSUM.size
     return start, records

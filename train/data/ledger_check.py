@@ -91,8 +91,6 @@ def check(
     for source, rows, owed in zip(plan.sources.all, given.tolist(), due.tolist(), strict=True):
         times = plan.layouts
         findings.shares.append(Share(name=source.name, rows=rows * times, due=owed * times))
-        if abs(rows - owed) > 1 + 1e-6 * last:
-            findings.faults.append(f"{source.name} gave {rows} rows where {owed:.1f} were due")
     return findings
 
 

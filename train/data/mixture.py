@@ -1,8 +1,9 @@
 """Which source each row of a global batch comes from.
 
 Weights are shares of rows, and so of tokens, for rows are full. After every step each source has
-given what its weights so far add up to, to within a row: not on average, but always. Nothing is
-drawn, so nothing depends on ranks or restarts.
+given what its weights so far add up to, to within two rows (one, but for rare weights that change
+from step to step): not on average, but always. Nothing is drawn, so nothing depends on ranks or
+restarts.
 """
 
 import math
@@ -19,6 +20,7 @@ from model.config import Config
 Ints = npt.NDArray[np.int64]
 
 _MIX: Final = 4
+_STEPS_AT_ONCE: Final = 4_096
 
 
 class SourceConfig(Config):
@@ -151,7 +153,8 @@ class Mixture:
         self._due = table.cumsum(axis=0) * rows
         self._rows = rows
         self._seed = seed
-        self._given = np.zeros((1, table.shape[1]), dtype=np.int64)
+        self._given = np.zeros((len(table) + 1, table.shape[1]), dtype=np.int64)
+        self._known_steps = 0
 
     @property
     def num_sources(self) -> int:
@@ -169,8 +172,8 @@ class Mixture:
 
     def given(self, step: int) -> Ints:
         """[sources] rows that each source has given by the end of a step."""
-        if step >= len(self._given):
-            self._apportion(max(step, min(2 * len(self._given), len(self._due))))
+        if step > self._known_steps:
+            self._apportion(min(step + _STEPS_AT_ONCE, len(self._due)))
         return self._given[step]
 
     def step(self, step: int) -> StepSources:
@@ -186,17 +189,23 @@ class Mixture:
 
     def _apportion(self, upto: int) -> None:
         """Give each step's rows to whom they are due, largest remainder first."""
-        given: list[Ints] = [*self._given]
-        for due in self._due[len(given) - 1 : upto]:
-            owed = due - given[-1]
-            counts = np.maximum(0, np.floor(owed)).astype(np.int64)
-            missing = self._rows - int(counts.sum())
-            order = np.argsort(counts - owed, kind="stable")  # who is owed most beyond its count
-            if missing > 0:
-                counts[order[:missing]] += 1
-            for source in order[::-1]:
-                if missing < 0 and counts[source] > 0:
-                    counts[source] -= 1
-                    missing += 1
-            given.append(given[-1] + counts)
-        self._given = np.stack(given)
+        steps = slice(self._known_steps, upto)
+        given: list[int] = self._given[steps.start].tolist()
+        found: list[list[int]] = []
+        for due in self._due[steps].tolist():
+            owed = [d - g for d, g in zip(due, given, strict=True)]
+            counts = [max(0, math.floor(o)) for o in owed]
+            missing = self._rows - sum(counts)
+            if missing:
+                # Who is owed most beyond its count comes first; stable where it is the same.
+                order = sorted(range(len(owed)), key=lambda source: counts[source] - owed[source])
+                for source in order[:missing] if missing > 0 else ():
+                    counts[source] += 1
+                for source in reversed(order):
+                    if missing < 0 and counts[source]:
+                        counts[source] -= 1
+                        missing += 1
+            given = [g + count for g, count in zip(given, counts, strict=True)]
+            found.append(given)
+        self._given[steps.start + 1 : upto + 1] = found
+        self._known_steps = upto

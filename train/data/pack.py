@@ -24,7 +24,8 @@ AIM_FILL = 0.98
 LEAST_CUT = 16
 """Tokens of the smallest part that a document is cut into to fill a gap."""
 _TRIES = 64
-"""Rows with enough slots that are asked whether they also have room for a document's spans."""
+"""Rows with enough slots that are asked whether they also have room for a document's spans; where
+these have none, others will hardly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,26 +148,12 @@ def _best_fit(pieces: Ints, lengths: Ints, shape: RowShape) -> list[_Row]:
     for document, begin, end in pieces[order].tolist():
         need = end - begin + shape.opening
         spans, inside = (int(n) for n in lengths[document, 1:3]) if has_spans else (0, 0)
-        row = None
-        above, tries = present >> need, 0
-        free = need
-        while above and tries < _TRIES:
-            free += (above & -above).bit_length() - 1
-            row = _with_room(gaps[free], spans, inside, shape)
-            if row is not None:
-                break
-            above, tries = present >> (free + 1), tries + 1
-            free += 1
+        row, free = _find(gaps, present, need, spans=spans, inside=inside, shape=shape)
         if row is None:
             row = _Row(free=shape.slots)
             rows.append(row)
-        else:
-            if gaps[free][-1] is row:
-                gaps[free].pop()
-            else:
-                gaps[free].remove(row)
-            if not gaps[free]:
-                present &= ~(1 << free)
+        elif not gaps[free]:
+            present &= ~(1 << free)
         row.free -= need
         row.spans += spans
         row.span_tokens += inside
@@ -176,15 +163,29 @@ def _best_fit(pieces: Ints, lengths: Ints, shape: RowShape) -> list[_Row]:
     return rows
 
 
-def _with_room(rows: list[_Row], spans: int, inside: int, shape: RowShape) -> _Row | None:
-    if not spans:
-        return rows[-1]
-    assert shape.spans is not None
-    assert shape.span_tokens is not None
-    for row in reversed(rows):
-        if row.spans + spans <= shape.spans and row.span_tokens + inside <= shape.span_tokens:
-            return row
-    return None
+def _find(
+    gaps: list[list[_Row]], present: int, need: int, *, spans: int, inside: int, shape: RowShape
+) -> tuple[_Row | None, int]:
+    """Take out the row with the narrowest gap that has room, and what its gap was."""
+    tries = _TRIES
+    free = need
+    above = present >> need
+    while above and tries:
+        free += (above & -above).bit_length() - 1
+        rows = gaps[free]
+        if not spans:
+            return rows.pop(), free
+        assert shape.spans is not None
+        assert shape.span_tokens is not None
+        for place in range(len(rows) - 1, max(-1, len(rows) - 1 - tries), -1):
+            row = rows[place]
+            if row.spans + spans <= shape.spans and row.span_tokens + inside <= shape.span_tokens:
+                del rows[place]
+                return row, free
+        tries = max(0, tries - len(rows))
+        free += 1
+        above = present >> free
+    return None, 0
 
 
 def _fill_gaps(rows: list[_Row], shape: RowShape) -> list[_Row]:
@@ -197,7 +198,7 @@ def _fill_gaps(rows: list[_Row], shape: RowShape) -> list[_Row]:
     num_donors = min(len(rows) - num_enough, sum(not row.spans for row in rows))
     waiting = [piece for row in rows[:num_donors] for piece in row.pieces]
     kept = sorted(rows[num_donors:], key=lambda row: -row.free)
-    least = LEAST_CUT + shape.opening
+    least = min(LEAST_CUT + shape.opening, shape.slots)
     for row in kept:
         while waiting and row.free >= least:
             waiting += _pour(waiting.pop(), row, shape)

@@ -25,6 +25,8 @@ Ints = npt.NDArray[np.int64]
 _ROWS: Final = 2
 _PARTS: Final = 3
 _KEPT_WINDOWS: Final = 3
+_KEPT_STARTS: Final = 65_536
+_MEASURED_WINDOWS: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,12 +121,23 @@ class DocumentRows:
         packed = self._pack(epoch, window)
         return Row(epoch=epoch, number=number - first_of_epoch, pieces=packed.row(number - first))
 
-    def rows_in_first_epoch(self) -> int:
-        """Rows of epoch 0; packs all of it."""
+    def rows_an_epoch(self, total_tokens: int) -> float:
+        """Rows that all documents make, told from the first windows where there are many.
+
+        Args:
+            total_tokens: of all documents.
+        """
+        windows = range(min(self._order.num_windows, _MEASURED_WINDOWS))
+        packed = [self._pack(0, window) for window in windows]
+        tokens = sum(int((each.pieces[:, 2] - each.pieces[:, 1]).sum()) for each in packed)
+        return sum(len(each) for each in packed) * total_tokens / max(1, tokens)
+
+    def rows_up_to(self, count: int) -> int:
+        """Rows of epoch 0, or `count` where there are more; packs no further than that."""
         self._starts = [[0, 0, 0, 0]]
-        while self._starts[-1][1] == 0:
+        while self._starts[-1][1] == 0 and self._starts[-1][0] < count:
             self._extend()
-        return self._starts[-1][0]
+        return min(count, self._starts[-1][0])
 
     def anchor(self, number: int) -> list[int]:
         """Where the row's window begins: first row, epoch, window, first row of the epoch."""
@@ -154,6 +167,8 @@ class DocumentRows:
             self._starts.append([after, epoch, window + 1, first_of_epoch])
         else:
             self._starts.append([after, epoch + 1, 0, after])
+        if len(self._starts) > 2 * _KEPT_STARTS:
+            del self._starts[:-_KEPT_STARTS]
 
     def _pack(self, epoch: int, window: int) -> PackedRows:
         key = (epoch, window)

@@ -1,8 +1,10 @@
 """The sources of a run: corpora, the rows each one gives, and the reading of a row."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -36,6 +38,7 @@ class Laying:
         spans: room for stored spans; None likewise.
         window: samples that are shuffled together, and documents that are packed together.
         seed: of the run.
+        vocabulary: ids that the model knows; None asks no one.
     """
 
     sequence_tokens: int
@@ -44,6 +47,7 @@ class Laying:
     spans: int | None = None
     window: int = 65_536
     seed: int = 0
+    vocabulary: int | None = None
 
     @property
     def shape(self) -> RowShape:
@@ -87,7 +91,7 @@ class Source:
             )
         self.rows = self._rows_of(corpus.train, shuffle=True)
 
-    @property
+    @cached_property
     def validation(self) -> "ShardStore | ValidationRows":
         """The rows of the validation split, in one order for ever."""
         rows = self._rows_of(self.corpus.validation, shuffle=False)
@@ -96,19 +100,18 @@ class Source:
         return self.corpus.validation
 
     def rows_for(self, *, epochs: float | None, tokens: int | None) -> int:
-        """Rows that hold an amount of the training split."""
-        if not self.has_documents:
-            if tokens is not None:
-                return math.ceil(tokens / self.laying.sequence_tokens)
-            assert epochs is not None
-            return math.ceil(epochs * len(self.corpus.train))
-        shape = self.laying.shape
-        if epochs is not None:
-            store = self.corpus.train
-            filled = int(store.totals[:, 0].sum()) + shape.opening * len(store)
-            return math.ceil(epochs * filled / shape.slots)
-        assert tokens is not None
-        return math.ceil(tokens / shape.slots)
+        """Rows that hold an amount of the training split, as full as they are."""
+        store = self.corpus.train
+        if isinstance(self.rows, DocumentRows):
+            total_tokens = int(store.totals[:, 0].sum())
+            rows_an_epoch = self.rows.rows_an_epoch(total_tokens)
+        else:
+            total_tokens = len(store) * self.laying.sequence_tokens
+            rows_an_epoch = len(store)
+        if epochs is None:
+            assert tokens is not None
+            epochs = tokens / total_tokens
+        return math.ceil(round(epochs * rows_an_epoch, 6))
 
     @property
     def working_set_bytes(self) -> int:
@@ -127,6 +130,17 @@ class Source:
             DataError: a shard is missing or damaged, or could not be read in time.
         """
         store = split or self.corpus.train
+        sample = self._read(row, store)
+        vocabulary = self.laying.vocabulary
+        if vocabulary is not None and sample.tokens.max(initial=0) >= vocabulary:
+            raise DataError(
+                f"row {row.number} of {store.root} (stored numbers {row.pieces[:, 0].tolist()}) "
+                f"has token {sample.tokens.max()}, but the model knows {vocabulary}: build the "
+                "corpus again with the model's tokenizer"
+            )
+        return sample
+
+    def _read(self, row: Row, store: ShardStore) -> Sample:
         if not self.has_documents:
             sample = store[row.number]
             return replace(sample, source=self.number) if self.number else sample
@@ -139,6 +153,11 @@ class Source:
         at = len(tokens)
         for number, begin, end in row.pieces.tolist():
             document = _document(store, number)
+            if end > len(document.tokens):
+                raise DataError(
+                    f"document {document.name} of {store.root} has {len(document.tokens)} tokens, "
+                    f"fewer than the recorded lengths say ({end} or more): build the corpus again"
+                )
             documents.append((at, at + end - begin + within))
             if within:
                 tokens.append(np.array([start]))
@@ -187,12 +206,13 @@ class ValidationRows:
     def __init__(self, source: Source, rows: DocumentRows):
         self._source = source
         self._rows = rows
-        self._count: int | None = None
 
     def __len__(self) -> int:
-        if self._count is None:
-            self._count = self._rows.rows_in_first_epoch()
-        return self._count
+        return self.up_to(sys.maxsize)
+
+    def up_to(self, count: int) -> int:
+        """How many rows there are, or `count` where there are more, which is told sooner."""
+        return self._rows.rows_up_to(count)
 
     def __getitem__(self, number: int, /) -> Sample:
         """One row as a sample."""

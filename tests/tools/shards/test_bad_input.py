@@ -198,7 +198,7 @@ def test_orders_that_make_no_sense(
         ((source, "--licence=b=MIT"), "--licence names b, but the sources are a"),
         ((source, "--licence=MIT"), "is not of the form name=SPDX"),
         ((source, "--validation=1"), "--validation 1.0 is not a share"),
-        ((source, "--validation=0.000001"), "None of the 30 documents falls into validation"),
+        ((source, "--validation=0.000001"), "Of 30 documents none falls into validation"),
         ((source, "--workers=0"), "--workers 0"),
         ((source, "--shard-mebibytes=4096"), "--shard-mebibytes"),
         ((source, "--id-field=nr"), "there is no `nr` to call the document by"),

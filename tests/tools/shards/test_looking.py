@@ -47,7 +47,7 @@ def test_a_document_as_people_read_it(corpus: Path, capsys: pytest.CaptureFixtur
     head, *body = told.splitlines()
     count = len(documents(corpus)["a/mixed"].tokens)
     assert re.match(
-        rf"a/mixed · train \d+, {count} tokens, 1 spans of \d+ tokens, 1 image, 1 audio ─", head
+        rf"a/mixed · train \d+, {count} tokens, 1 span of \d+ tokens, 1 image, 1 audio ─", head
     )
     assert body == [
         f"[[for its device]]<image 64x64 PNG, {len(picture(side=64)) / 1000:.1f} kB>",
@@ -103,7 +103,7 @@ def test_sequences_are_shown_too(
 
     assert main(["inspect", str(split), "--number", "1"]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("train 1 · 65 tokens, 1 spans of 31 tokens, 32 scored ─")
+    assert told.startswith("train 1 · 65 tokens, 1 span of 31 tokens, 32 scored ─")
     assert told.count("[[") == told.count("]]") == 1
     assert "\n<s>[[" in told
     assert main(["inspect", str(split), "--id", "x"]) == 2
@@ -200,8 +200,11 @@ def test_cost_is_arithmetic(corpus: Path, capsys: pytest.CaptureFixture[str]) ->
     assert found["storage a month"] == f"{size:,.2f}"
     assert found["egress"] == f"{4 * size:,.2f}"
 
-    assert main(["cost", str(corpus), "--epochs", "0.5"]) == 0
+    assert main(["cost", str(corpus), "--epochs", "0.5", "--price-per-gb-month", "0.02"]) == 0
     told = capsys.readouterr().out
+    assert re.search(r"^to download +0\.\d+ MB by 1 host$", told, re.MULTILINE)
+    assert re.search(r"^epochs +0\.5$", told, re.MULTILINE)
+    assert re.search(r"^storage a month +0\.0+[1-9]\d*$", told, re.MULTILINE)
     assert f"tokens to train on  {train['tokens'] * 0.5:,.0f}" in told
     assert "hours" not in told
     assert main(["cost", str(corpus), "--sequence-tokens", "0"]) == 2

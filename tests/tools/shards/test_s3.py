@@ -113,7 +113,7 @@ def test_a_build_into_a_bucket_goes_on(
     assert "manifest.json" in after
     kept = [name for name in shards if before[name]["LastModified"] == after[name]["LastModified"]]
     assert len(kept) >= len(shards) - 2, "all but what the part in hand had written"
-    assert "parts are built already" in capsys.readouterr().err
+    assert "parts are finished already" in capsys.readouterr().err
     assert main(["verify", target, "--workers", "1"]) == 0
 
 
@@ -133,7 +133,31 @@ def test_buckets_that_cannot_be_used(
         S3FileSystem.clear_instance_cache()
         target = f"s3://{s3_lab.bucket}/three"
         assert build_status(source, out=target, tokenizer=tokenizer) == 2
-        assert f"Cannot use {target}" in capsys.readouterr().err
+        refused = f"refuses the credentials for {target}"
+        advice = "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and S3_ENDPOINT_URL."
+        told = capsys.readouterr().err
+        assert refused in told
+        assert advice in told
         assert build_status(f"{target}/a.jsonl", out=tmp_path / "o", tokenizer=tokenizer) == 2
-        assert f"Cannot read {target}/a.jsonl" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert f"{refused}/a.jsonl" in told
+        assert advice in told
     S3FileSystem.clear_instance_cache()
+
+
+def test_a_file_in_a_bucket_that_changes_is_noticed(
+    client: Any, s3_lab: S3Lab, tmp_path: Path, tokenizer: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    source = write_lines(tmp_path / "in/a.jsonl", [{"text": text} for text in passages(30)])
+    upload(client, s3_lab.bucket, "changing", tmp_path / "in")
+    url = f"s3://{s3_lab.bucket}/changing"
+    build(url, out=tmp_path / "out", tokenizer=tokenizer)
+    build(url, out=tmp_path / "out", tokenizer=tokenizer)
+    assert "is already built" in capsys.readouterr().err
+
+    source.write_text(source.read_text().replace("0", "1", 1))
+    upload(client, s3_lab.bucket, "changing", tmp_path / "in")
+
+    assert build_status(url, out=tmp_path / "out", tokenizer=tokenizer) == 2
+    assert "(the files of source changing changed)" in capsys.readouterr().err

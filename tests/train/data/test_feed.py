@@ -1,5 +1,7 @@
 """Global batches do not depend on ranks, microbatches or restarts, in content and order."""
 
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -270,3 +272,63 @@ def test_batches_have_one_shape(corpora: list[Corpus]) -> None:
                 ]
                 shapes.add(tuple(t.shape for t in tensors if isinstance(t, torch.Tensor)))
     assert len(shapes) == 1
+
+
+def test_an_epoch_is_all_documents_however_badly_they_fit(tmp_path: Path) -> None:
+    """Documents with spans are never cut: of these, no two share a row."""
+    root = write_documents(tmp_path / "corpus", mean_tokens=1, with_spans=True, least_tokens=36)
+    source = Source(
+        "only",
+        0,
+        Corpus(str(root)),
+        Laying(sequence_tokens=S, window=50, span_tokens=40, spans=4),
+    )
+    rows = source.rows_for(epochs=1, tokens=None)
+    assert rows == 120
+    tokens = int(source.corpus.train.totals[:, 0].sum())
+    assert source.rows_for(epochs=None, tokens=tokens // 2) == pytest.approx(60, abs=1)
+    read = {int(n) for row in range(rows) for n in source.rows.row(row).pieces[:, 0]}
+    assert len(read) == 120
+
+
+def read_first_step(plan: Plan) -> None:
+    for slot in plan.step(1):
+        slot.source.read(slot.row)
+
+
+def test_lengths_that_are_too_long_are_noticed(tmp_path: Path, corpora: list[Corpus]) -> None:
+    root = write_documents(tmp_path / "corpus", lie_about_tokens=3)
+    plan = plan_of([Corpus(str(root))], weights=[1.0])
+    with pytest.raises(DataError, match="fewer than the recorded lengths say"):
+        read_first_step(plan)
+
+
+def test_tokens_beyond_the_vocabulary_are_named(corpora: list[Corpus]) -> None:
+    plan = plan_of(corpora, weights=[1.0], vocabulary=30)
+    with pytest.raises(DataError, match=r"has token \d+, but the model knows 30"):
+        read_first_step(plan)
+
+
+def test_other_lengths_or_special_tokens_are_other_data(tmp_path: Path) -> None:
+    prints = set()
+    for name, lie in (("a", 0), ("b", 0), ("c", 1)):
+        root = write_documents(tmp_path / name, lie_about_tokens=lie)
+        prints.add(Corpus(str(root)).fingerprint)
+    assert len(prints) == 2
+    manifest = tmp_path / "a" / "train" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"document": 2', '"document": 7'))
+    assert Corpus(str(tmp_path / "a")).fingerprint not in prints
+    manifest.write_text(manifest.read_text().replace('"document": 7', '"document": 700'))
+    with pytest.raises(DataError, match="id 700, which is none of its vocabulary"):
+        Corpus(str(tmp_path / "a"))
+
+
+def test_a_process_ends_while_its_reader_is_stuck(tmp_path: Path) -> None:
+    script = """
+import time
+from train.data.feed import _Reader
+reader = _Reader()
+reader.submit(time.sleep, 600)
+time.sleep(0.2)
+"""
+    subprocess.run([sys.executable, "-c", script], timeout=60, check=True)

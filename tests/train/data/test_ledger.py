@@ -1,6 +1,7 @@
 """Ledgers of random histories: sound ones pass, and whatever is done to one is noticed."""
 
 import json
+import subprocess
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +14,20 @@ from hypothesis import strategies as st
 from tests.corpora import write_documents
 from train.data.corpus import Corpus
 from train.data.feed import StepData
-from train.data.ledger import LedgerWriter, Record, Start, digest_of, next_start, read_ledger
+from train.data.ledger import (
+    LedgerWriter,
+    Record,
+    Start,
+    digest_of,
+    listed,
+    next_start,
+    read_ledger,
+)
 from train.data.ledger_check import Ledger, check
 from train.data.mixture import Mixture
 from train.data.plan import Plan, identities
 from train.data.sources import Laying, Source, Sources
-from train.errors import DataError
+from train.errors import DataError, RunDirectoryError
 
 SLOTS = 4
 
@@ -34,7 +43,7 @@ def record_of(plan: Plan, step: int, rank: int, ranks: int) -> Record:
     share = SLOTS // ranks
     read = identities(plan.step(step, first=rank * share, stop=(rank + 1) * share))
     return Record(
-        step=step, first=rank * share, rows=share, digest=digest_of(read), identities=read
+        step=step, first=rank * share, rows=share, digest=digest_of(read), listed=listed(read)
     )
 
 
@@ -50,6 +59,10 @@ def history(plan: Plan, starts: list[tuple[int, int, int]]) -> Ledger:
             for rank in range(ranks)
         }
     return ledger
+
+
+def replaced(record: Record, read: np.ndarray) -> Record:
+    return replace(record, digest=digest_of(read), listed=listed(read))
 
 
 @st.composite
@@ -87,20 +100,20 @@ def test_whatever_is_done_to_one_is_noticed(
     rank = data.draw(st.integers(0, starts[-1][0] - 1))
     start, records = ledger[number][rank]
     at = data.draw(st.integers(0, len(records) - 1))
-    listed = records[at].identities
-    assert listed is not None
-    other = listed.copy()
+    read = records[at].identities
+    assert read is not None
+    other = read.copy()
     other[0, 3] += 1
-    reversed_ = listed[::-1].copy()
+    reversed_ = read[::-1].copy()
     match data.draw(st.sampled_from(["dropped", "twice", "other", "order", "place", "skipped"])):
         case "dropped":
             del records[at]
         case "twice":
             records.append(records[at])
         case "other":
-            records[at] = replace(records[at], identities=other, digest=digest_of(other))
+            records[at] = replaced(records[at], other)
         case "order" if len(reversed_) > 1:
-            records[at] = replace(records[at], identities=reversed_, digest=digest_of(reversed_))
+            records[at] = replaced(records[at], reversed_)
         case "place":
             records[at] = replace(records[at], first=records[at].first + 1)
         case _:  # a batch was skipped: what follows is one batch further
@@ -127,12 +140,16 @@ def test_a_last_step_that_only_some_ranks_finished_does_not_count(plan: Plan) ->
     assert "ledger ends at step 4" in check(ledger, plan, saved_step=5).faults[0]
 
 
+def data_of(read: np.ndarray) -> StepData:
+    return StepData(batches=[], identities=read, first=0, rows=SLOTS, position={})
+
+
 def write(directory: Path, plan: Plan, *, steps: int, limit_bytes: int = 1 << 20) -> Path:
     start = Start(start=next_start(directory), first_step=0, rank=0, ranks=1, rows=SLOTS)
     with LedgerWriter(directory, start, limit_bytes=limit_bytes) as writer:
         for step in range(1, steps + 1):
             read = identities(plan.step(step))
-            writer.add(step, StepData(batches=[], identities=read, first=0, rows=SLOTS))
+            writer.add(step, data_of(read))
         writer.settle()
     return directory / "ledger" / f"{start.start:05d}-00000.bin"
 
@@ -146,7 +163,7 @@ def test_what_was_written_comes_back(plan: Plan, tmp_path: Path) -> None:
         assert record.identities is not None
         np.testing.assert_array_equal(record.identities, identities(plan.step(record.step)))
     assert next_start(tmp_path) == 2
-    with pytest.raises(FileExistsError):
+    with pytest.raises(RunDirectoryError, match=r"cannot be written \(File exists\): make room"):
         LedgerWriter(tmp_path, start, limit_bytes=1)
     assert path.stat().st_size < 5 * 400
 
@@ -188,3 +205,22 @@ def test_a_ledger_of_another_version_is_refused(plan: Plan, tmp_path: Path) -> N
         read_ledger(tmp_path)
     with pytest.raises(DataError, match="has no ledger"):
         read_ledger(tmp_path / "none")
+
+
+def test_a_full_disk_ends_the_ledger_and_is_told(plan: Plan, tmp_path: Path) -> None:
+    start = Start(start=1, first_step=0, rank=0, ranks=1, rows=SLOTS)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], check=True)
+    try:
+        with LedgerWriter(disk, start, limit_bytes=1 << 20) as writer:
+            for step in range(1, 200):
+                writer.add(step, data_of(identities(plan.step(1 + step % 30))))
+            assert "No space left on device" in str(writer.fault)
+            with pytest.raises(RunDirectoryError, match="make room there"):
+                writer.settle()
+        _, records = read_ledger(disk)[1][0]
+        assert [record.step for record in records] == list(range(1, len(records) + 1))
+        assert len(records) > 10
+    finally:
+        subprocess.run(["umount", disk], check=True)

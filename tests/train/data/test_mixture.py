@@ -32,6 +32,18 @@ def test_every_source_has_given_what_is_due_to_within_a_row(
         assert np.abs(np.array(seen) - expected * rows * step).max() <= 1 + 1e-6
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 8), st.integers(1, 16), st.integers(0, 2**31))
+def test_weights_may_jump_from_step_to_step(columns: int, rows: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    table = random.dirichlet(np.full(columns, 0.3), 60)
+    mixture = Mixture(table, rows=rows, seed=0)
+    given = np.stack([mixture.given(step) for step in range(61)])
+    assert (np.diff(given, axis=0) >= 0).all()
+    assert (given.sum(axis=1) == rows * np.arange(61)).all()
+    assert np.abs(given[1:] - table.cumsum(axis=0) * rows).max() < 2
+
+
 @settings(max_examples=50, deadline=None)
 @given(weights, st.integers(1, 30), st.integers(2, 40))
 def test_a_step_does_not_depend_on_what_was_asked_before(

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import train.data.pack as pack_module
 from train.data.pack import LEAST_FILL, RowShape, TooLongError, pack
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=120)
@@ -89,3 +90,34 @@ def test_equal_input_gives_equal_rows() -> None:
     second = pack(table(tokens), RowShape(slots=512))
     np.testing.assert_array_equal(first.pieces, second.pieces)
     np.testing.assert_array_equal(first.starts, second.starts)
+
+
+def test_rows_shorter_than_the_smallest_cut() -> None:
+    packed = pack(table([7] * 40), RowShape(slots=12))
+    assert int((packed.pieces[:, 2] - packed.pieces[:, 1]).sum()) == 280
+
+
+def test_full_spans_do_not_make_packing_quadratic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no row has room for spans, a few are asked and no more."""
+    asked = 0
+
+    class Counted(list):
+        def __getitem__(self, place):
+            nonlocal asked
+            asked += 1
+            return super().__getitem__(place)
+
+    found = pack_module._find
+
+    def counting(gaps, *arguments, **keys):
+        for free, rows in enumerate(gaps):
+            if rows and not isinstance(rows, Counted):
+                gaps[free] = Counted(rows)
+        return found(gaps, *arguments, **keys)
+
+    monkeypatch.setattr(pack_module, "_find", counting)
+    count = 600
+    shape = RowShape(slots=2048, span_tokens=640, spans=20)
+    packed = pack(table([700] * count, [1] * count, [600] * count), shape)
+    assert len(packed) == count
+    assert asked <= 70 * count

@@ -72,7 +72,10 @@ def parse_index(data: bytes, *, place: str) -> ShardIndex:
             decoder = known[repr(columns)] = _decoder(*columns, where=where)
         if not isinstance(entry["samples"], int) or entry["samples"] < 0:
             raise ValueError(f"a shard has {entry['samples']!r} samples")
-        files.append(_file(entry["raw_data"], where=where))
+        file = _file(entry["raw_data"], where=where)
+        if 4 * (entry["samples"] + 2) > file.num_bytes:
+            raise ValueError(f"{file.name} is too small for {entry['samples']:,} samples")
+        files.append(file)
         samples.append(entry["samples"])
         decoders.append(decoder)
 
@@ -110,6 +113,8 @@ def parse_lengths_index(data: bytes, *, place: str, samples: npt.NDArray[np.int6
     def take(entry: dict[str, Any]) -> None:
         files.append(_file(entry, where=where))
         documents.append(entry["documents"])
+        if not all(isinstance(total, int) and total >= 0 for total in entry["totals"]):
+            raise ValueError(f"totals are {entry['totals']!r}")
         totals.append(entry["totals"])
 
     try:

@@ -23,9 +23,12 @@ class LocalFiles:
         self._directory = Path(root)
         self._checked: set[str] = set()
         if not self._directory.exists():
+            hint = ""
+            if self._directory.name == "validation" and self._directory.parent.is_dir():
+                hint = " with a share of documents for validation (--validation)"
             raise DataError(
-                f"There is no data directory {root}; build one with `python -m "
-                "tools.corpus build`, or correct the path."
+                f"There is no data directory {root}; build one{hint} with `python -m "
+                "tools.corpus build` or `python -m tools.shards build`, or correct the path."
             )
         if not self._directory.is_dir():
             raise DataError(f"{root} is a file; give the directory that holds the shards.")

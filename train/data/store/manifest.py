@@ -32,7 +32,7 @@ def parse_manifest(data: bytes, *, place: str) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}/{MANIFEST_NAME} is not JSON ({error}).") from error
     if not isinstance(manifest, dict):
         raise DataError(f"{place}/{MANIFEST_NAME} does not hold a JSON object.")

@@ -87,6 +87,7 @@ class ShardStore:
         """What the corpus builder noted beside the index; empty if it noted nothing."""
         require_promised(self.manifest, place=self.root, samples=len(self))
         self._lengths: LengthsIndex | None = None
+        self._lengths_sha256 = ""
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
         _stores.add(self)
@@ -147,6 +148,16 @@ class ShardStore:
         """
         return self._lengths_index().totals
 
+    @property
+    def lengths_fingerprint(self) -> str:
+        """Of the lengths of a corpus of documents, as `fingerprint` is of its shards.
+
+        Raises:
+            DataError: the corpus has no lengths.
+        """
+        self._lengths_index()
+        return self._lengths_sha256
+
     def lengths(self, shard: int) -> npt.NDArray[np.uint32]:
         """[n, 6] `LENGTH_COLUMNS` of each document in a shard, without reading the shard.
 
@@ -164,7 +175,7 @@ class ShardStore:
         name = f"{self.root}/{file.name}"
         try:
             lengths = np.load(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
             raise DataError(f"{name} holds no array ({error}); build the corpus again.") from error
         shape = (int(self._index.samples[shard]), len(LENGTH_COLUMNS))
         if not isinstance(lengths, np.ndarray) or lengths.dtype != np.uint32:
@@ -290,6 +301,7 @@ class ShardStore:
                     f"{self.root} has no {LENGTHS_NAME}, which lists how long its documents are; "
                     "build it with `python -m tools.shards`."
                 )
+            self._lengths_sha256 = hashlib.sha256(data).hexdigest()
             self._lengths = parse_lengths_index(data, place=self.root, samples=self._index.samples)
         return self._lengths
 
