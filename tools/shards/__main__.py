@@ -23,6 +23,10 @@ A source is a file, a directory, a pattern or an s3:// URL, perhaps as name=path
 `text`; or `image`, `audio`, `video` with `text` or `caption`; or `segments`, a list of
 {"text": ..., "span": ..., "scored": ...} and {"image": path}); pictures, sound and video with a
 .txt of the same name beside them.
+A build that is called again goes on where it was, or says that the corpus is there, while its
+arguments and the files of its sources are the same. Whether files changed is told by name, size and
+content (above 1 MiB by samples of the content and the time of the change; in a store by its ETag).
+Files that rows name by path are not looked at for this.
 """
 
 
@@ -69,8 +73,13 @@ def _build(options: argparse.Namespace, console: Console) -> int:
     manifest = build.build(options.out, order, console=console)
     lines = [f"{options.out}: {time.monotonic() - started:.1f} s"]
     for split, numbers in manifest["splits"].items():
-        told = ", ".join(f"{value:,} {name}" for name, value in numbers.items() if value)
-        lines.append(f"  {split}: {told}")
+        told = ", ".join(
+            f"{value:,} {name.replace('_', ' ')}"
+            for name, value in numbers.items()
+            if value and name != "samples"  # which are the documents
+        )
+        if told:
+            lines.append(f"  {split}: {told}")
     for source in manifest["sources"]:
         licences = " and ".join(source["licences"]) or "licence not stated"
         lines.append(f"  from {source['name']}: {source['tokens']:,} tokens ({licences})")

@@ -1,7 +1,7 @@
 """Builds a corpus of documents: sources to parts to shards, on all cores."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,11 +16,13 @@ from tools.shards.encoding import paragraphs
 from tools.shards.entries import Entry, Fields, TextPiece
 from tools.shards.ids import require_unique
 from tools.shards.manifest import FORMAT_VERSION, finish
-from tools.shards.part import PARTS, PartRecord, PartSetup, record_name, require_few_bad, split_of
+from tools.shards.part import PartRecord, PartSetup, record_name, require_few_bad, split_of
 from tools.shards.plan import Plan, Source, cut, part_size, survey
-from tools.shards.pool import Bar, spread
+from tools.shards.pool import spread
+from tools.shards.progress import Bar, busy
 from tools.shards.reading import PartReader
-from tools.shards.workshop import Workshop
+from tools.shards.words import counted
+from tools.shards.workshop import PARTS, Workshop
 from train.errors import DataError
 
 DEFAULT_VALIDATION: Final = 0.005
@@ -78,29 +80,47 @@ def build(out: str, order: Order, *, console: Console) -> dict[str, Any]:
 
     Raises:
         DataError: another corpus is there, or this one cannot be built. Parts that are finished
-            stay, and the same order goes on from them.
+            stay, and the same order goes on from them; before any is, another order may begin.
     """
     _require_sound(order)
     workshop = Workshop(out)
-    surveyed = survey(order.sources, order.licences)
+    with busy(console, "looking at the sources"):
+        surveyed = survey(order.sources, order.licences)
     given = _given_tokenizer(order)
     part_bytes = order.part_bytes or part_size(source for source, _ in surveyed)
     recipe = _recipe(order, [source for source, _ in surveyed], given, part_bytes)
     with workshop.lock():
+        if workshop.give_way(recipe):
+            console.print(
+                f"{out}: what was begun with other arguments or inputs is removed; no part of it "
+                "was finished",
+                markup=False,
+                soft_wrap=True,
+            )
         manifest = workshop.finished(recipe)
         if manifest is not None:
             console.print(f"{out} is already built", markup=False, soft_wrap=True)
             workshop.clear()
             return manifest
+        is_resumed = workshop.is_begun
         workshop.begin(recipe)
         for source, _ in surveyed:
             for suffix, count in source.left_out.items():
                 console.print(f"{source.name}: {count:,} files left out ({suffix})", markup=False)
-        plan = _plan(workshop, surveyed, order, part_bytes)
+        with busy(console, "cutting the sources into parts"):
+            plan = _plan(workshop, surveyed, order, part_bytes)
+        finished = _finished(workshop, plan)
+        if is_resumed:
+            console.print(
+                f"{out}: going on; {len(finished):,} of {counted(len(plan.parts), 'part')} "
+                f"{'is' if len(finished) == 1 else 'are'} finished already",
+                markup=False,
+                soft_wrap=True,
+            )
         tokenizer = given or _trained(workshop, plan, order, console)
         if order.dedup.method is not None:
             _seek_duplicates(workshop, plan, order, console)
-        records = _parts(workshop, plan, order, tokenizer, console)
+        records = _parts(workshop, plan, order, tokenizer, finished, console)
         if order.fields.id is not None:
             require_unique(workshop, parts=len(plan.parts), field=order.fields.id)
         return finish(workshop, plan=plan, records=records, tokenizer=tokenizer, recipe=recipe)
@@ -178,7 +198,7 @@ def _trained(workshop: Workshop, plan: Plan, order: Order, console: Console) -> 
     content = workshop.read(path)
     if content is not None:
         return CorpusTokenizer.from_content(content, name=str(path))
-    with console.status("training the tokenizer"):
+    with busy(console, "training the tokenizer"):
         trained = CorpusTokenizer.train(
             _sample(plan, order), vocabulary=order.vocabulary or DEFAULT_VOCABULARY
         )
@@ -223,14 +243,12 @@ def _seek_duplicates(workshop: Workshop, plan: Plan, order: Order, console: Cons
         for _, found in spread(missing, setup, workers=order.workers, report=bar):
             bad += found
             require_few_bad(bad, order.skip_bad)
-    with console.status("comparing documents"):
+    with busy(console, "comparing documents"):
         duplicates.decide(workshop, parts=len(plan.parts), dedup=order.dedup)
 
 
-def _parts(
-    workshop: Workshop, plan: Plan, order: Order, tokenizer: CorpusTokenizer, console: Console
-) -> list[PartRecord]:
-    """Build the parts that are not built yet."""
+def _finished(workshop: Workshop, plan: Plan) -> dict[int, PartRecord]:
+    """The parts that an earlier run built, by number."""
     records: dict[int, PartRecord] = {}
     there = set(workshop.names(workshop.working / PARTS))
     for number in range(len(plan.parts)):
@@ -238,8 +256,19 @@ def _parts(
             data = workshop.read(workshop.working / PARTS / record_name(number))
             assert data is not None
             records[number] = PartRecord.model_validate_json(data)
-    if records:
-        console.print(f"{len(records)} of {len(plan.parts)} parts are built already")
+    return records
+
+
+def _parts(
+    workshop: Workshop,
+    plan: Plan,
+    order: Order,
+    tokenizer: CorpusTokenizer,
+    finished: Mapping[int, PartRecord],
+    console: Console,
+) -> list[PartRecord]:
+    """Build the parts that are not built yet."""
+    records = dict(finished)
     bad = [text for record in records.values() for text in record.bad]
     require_few_bad(bad, order.skip_bad)
     setup = PartSetup(

@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass
 
 from tools.shards.corpus import Corpus
+from tools.shards.words import counted, significant
 from train.errors import DataError
 
 GIGABYTE = 1e9
+MEGABYTE = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,25 +65,38 @@ def cost(path: str, training: Training) -> list[tuple[str, str]]:
     found = [
         ("documents", f"{stated.get('documents', len(store)):,}"),
         ("tokens", f"{corpus_tokens:,}"),
-        ("bytes", f"{corpus_bytes:,} in {len(store.shard_sizes):,} shards"),
+        ("bytes", f"{corpus_bytes:,} in {counted(len(store.shard_sizes), 'shard')}"),
         ("bytes a token", f"{corpus_bytes / corpus_tokens:.2f}"),
         ("tokens to train on", f"{tokens:,.0f}"),
-        ("epochs", f"{epochs:.4g}"),
+        ("epochs", significant(epochs)),
         (f"sequences of {training.sequence_tokens:,}", f"{sequences:,}"),
         (f"steps of {training.batch_sequences:,}", f"{_steps(sequences, training):,}"),
-        ("to download", f"{download / GIGABYTE:,.2f} GB by {training.hosts} host(s)"),
+        ("to download", f"{_size(download)} by {counted(training.hosts, 'host')}"),
     ]
     if training.tokens_per_second:
         hours = tokens / training.tokens_per_second / 3600
-        found.append(("hours", f"{hours:,.1f} at {training.tokens_per_second:,.0f} tokens/s"))
+        found.append(
+            ("hours", f"{_at_least(hours, 1)} at {training.tokens_per_second:,.0f} tokens/s")
+        )
     if training.price_per_gb_month is not None:
         stored = corpus_bytes / GIGABYTE * training.price_per_gb_month
-        found.append(("storage a month", f"{stored:,.2f}"))
+        found.append(("storage a month", _at_least(stored, 2)))
     if training.price_per_gb_egress is not None:
         fetched = download / GIGABYTE * training.price_per_gb_egress
-        found.append(("egress", f"{fetched:,.2f}"))
+        found.append(("egress", _at_least(fetched, 2)))
     return found
 
 
 def _steps(sequences: int, training: Training) -> int:
     return math.ceil(sequences / training.batch_sequences)
+
+
+def _size(num_bytes: float) -> str:
+    if num_bytes >= GIGABYTE:
+        return f"{num_bytes / GIGABYTE:,.2f} GB"
+    return f"{_at_least(num_bytes / MEGABYTE, 2)} MB"
+
+
+def _at_least(value: float, decimals: int) -> str:
+    """A number with some decimals, and with more where these would hide it."""
+    return f"{value:,.{decimals}f}" if value >= 1 or value == 0 else significant(value)

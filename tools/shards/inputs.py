@@ -3,17 +3,24 @@
 import contextlib
 import io
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Final, cast
 
 import fsspec
+import xxhash
 
+from tools.shards.refusals import refusal
 from train.errors import DataError
 
 BLOCK_BYTES: Final = 1 << 20
+HASHED_BYTES: Final = 1 << 20
+"""Up to this size the whole content of a file tells whether it changed."""
+_SAMPLE_BYTES: Final = 1 << 16
 _MAGIC: Final = frozenset("*?[")
+_VERSIONS: Final = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime", "created")
+"""What stores tell of a file that changes when it is written anew; the first that there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +31,13 @@ class InputFile:
         path: to open it by.
         name: its path inside the source.
         num_bytes: its size.
+        version: what its store says that changes with it; None for a local file.
     """
 
     path: str
     name: str
     num_bytes: int
+    version: str | None = None
 
 
 def listing(path: str) -> list[InputFile]:
@@ -40,6 +49,7 @@ def listing(path: str) -> list[InputFile]:
     Raises:
         DataError: there is none.
     """
+    path = path.removeprefix("file://")
     if "://" not in path:
         path = os.path.abspath(os.path.expanduser(path))
     system = _filesystem(path)
@@ -67,11 +77,39 @@ def listing(path: str) -> list[InputFile]:
         is_hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
         if info["type"] == "file" and not is_hidden:
             files.append(
-                InputFile(path=_with_scheme(path, stripped), name=name, num_bytes=int(info["size"]))
+                InputFile(
+                    path=_with_scheme(path, stripped),
+                    name=name,
+                    num_bytes=int(info["size"]),
+                    version=_version(info) if "://" in path else None,
+                )
             )
     if not files:
         raise DataError(f"{path} holds no files; correct the source.")
     return sorted(files, key=lambda file: file.name)
+
+
+def stamp(file: InputFile) -> str:
+    """What is another after a change of the file's content.
+
+    Of a local file a hash of all of it; above `HASHED_BYTES` of its beginning, middle and end, and
+    the time of its last change. Of a file in a store what the store says: ETag or time.
+    """
+    if file.version is not None:
+        return file.version
+    found = xxhash.xxh3_128()
+    try:
+        with open(file.path, "rb") as content:
+            if file.num_bytes <= HASHED_BYTES:
+                found.update(content.read())
+                return found.hexdigest()
+            last = file.num_bytes - _SAMPLE_BYTES
+            for begin in (0, last // 2, last):
+                content.seek(begin)
+                found.update(content.read(_SAMPLE_BYTES))
+            return f"{found.hexdigest()} {os.fstat(content.fileno()).st_mtime_ns}"
+    except OSError:
+        return "unreadable"  # reading says what is wrong, and whether that is to be skipped
 
 
 @contextlib.contextmanager
@@ -128,11 +166,13 @@ def readable(path: str) -> Generator[None]:
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}.") from error
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+        told = DataError(f"Cannot read {path}: {error.strerror or error}.")
+        raise refusal(error, path) or told from error
     except Exception as error:
         if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec")):
             raise
-        raise DataError(f"Cannot read {path}: {type(error).__name__}: {error}.") from error
+        told = DataError(f"Cannot read {path}: {type(error).__name__}: {error}.")
+        raise refusal(error, path) or told from error
 
 
 def _filesystem(path: str) -> Any:
@@ -151,6 +191,10 @@ def _filesystem(path: str) -> Any:
             f"{scheme}:// is no place that sources can be read from ({error}); give a path or an "
             "s3:// URL."
         ) from error
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    return next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
 
 
 def _with_scheme(like: str, stripped: str) -> str:

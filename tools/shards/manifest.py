@@ -9,9 +9,10 @@ import numpy as np
 
 from tools.corpus.place import SPLITS, TOKEN_COUNTS_NAME, TOKENIZER_NAME
 from tools.corpus.tokenizer import CorpusTokenizer
-from tools.shards.part import PARTS, PartRecord, counts_name
+from tools.shards.part import PartRecord, counts_name
 from tools.shards.plan import Plan
-from tools.shards.workshop import Workshop
+from tools.shards.words import counted
+from tools.shards.workshop import PARTS, Workshop
 from tools.shards.writing import ShardRecord
 from train.data.document import DOCUMENTS_KIND, LENGTH_COLUMNS, LENGTHS_NAME
 from train.data.store.index import INDEX_NAME
@@ -20,6 +21,8 @@ from train.errors import DataError
 
 FORMAT_VERSION: Final = 1
 LENGTHS_VERSION: Final = 1
+_SHARES: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenths / 10 for tenths in range(1, 10)))
+"""Of validation, to be proposed."""
 
 
 def finish(
@@ -43,13 +46,17 @@ def finish(
         The manifest.
 
     Raises:
-        DataError: a split holds no document.
+        DataError: a split holds no document. What was built is removed, because only other
+            arguments can help.
     """
     shards = {
         split: [shard for record in records for shard in record.shards[split]] for split in SPLITS
     }
     splits = {split: totals(found) for split, found in shards.items()}
-    _require_both(splits, recipe)
+    lacking = _lacking(splits, records, recipe)
+    if lacking is not None:
+        workshop.discard()
+        raise DataError(lacking)
     manifest = {
         "format_version": FORMAT_VERSION,
         "kind": DOCUMENTS_KIND,
@@ -126,17 +133,34 @@ def _sources(plan: Plan, records: Sequence[PartRecord]) -> list[dict[str, Any]]:
     return described
 
 
-def _require_both(splits: Mapping[str, Mapping[str, int]], recipe: Mapping[str, Any]) -> None:
+def _lacking(
+    splits: Mapping[str, Mapping[str, int]],
+    records: Sequence[PartRecord],
+    recipe: Mapping[str, Any],
+) -> str | None:
+    """Which documents a corpus lacks, and what to do; None if it has all splits."""
     documents = sum(split["documents"] for split in splits.values())
     if documents == 0:
-        raise DataError("No document is left; look at what was skipped.")
+        return "No document is left; look at what was skipped. What was built is removed."
     for split, numbers in splits.items():
         if numbers["documents"] == 0 and not (split == "validation" and recipe["validation"] == 0):
-            raise DataError(
-                f"None of the {documents:,} documents falls into {split} with --validation "
-                f"{recipe['validation']}: delete what was built and choose another share (0 for no "
-                "validation split)."
+            share = _working_share(records)
+            proposed = "" if share is None else f"--validation {share:g}, or with "
+            return (
+                f"Of {counted(documents, 'document')} none falls into {split} with --validation "
+                f"{recipe['validation']}. What was built is removed: run again with {proposed}"
+                "--validation 0 for no validation split."
             )
+    return None
+
+
+def _working_share(records: Sequence[PartRecord]) -> float | None:
+    """A share of validation with which documents fall into both splits."""
+    drawn = [record.drawn for record in records if record.drawn is not None]
+    if not drawn:
+        return None
+    low, high = min(low for low, _ in drawn), max(high for _, high in drawn)
+    return next((share for share in _SHARES if low < share <= high), None)
 
 
 def _token_counts(workshop: Workshop, parts: int, vocabulary: int) -> Any:

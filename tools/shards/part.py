@@ -20,13 +20,12 @@ from tools.shards.ids import write_ids
 from tools.shards.plan import Plan
 from tools.shards.pool import Report
 from tools.shards.reading import PartReader
-from tools.shards.workshop import SCRATCH, Workshop
+from tools.shards.workshop import PARTS, SCRATCH, Workshop
 from tools.shards.writing import ShardRecord, ShardWriter
 from train.errors import DataError
 
 BATCH_BYTES: Final = 1 << 20
 BATCH_DOCUMENTS: Final = 1024
-PARTS: Final = "parts"
 DUPLICATES: Final = "duplicates"
 
 
@@ -38,6 +37,8 @@ class PartRecord(BaseModel):
         shards: by split, in order.
         duplicates: documents left out because an earlier one is like them.
         bad: what could not be made a document.
+        drawn: lowest and highest of the numbers from 0 to 1 by which its documents fall into
+            splits; None if it has no documents.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +47,7 @@ class PartRecord(BaseModel):
     shards: dict[str, list[ShardRecord]]
     duplicates: int
     bad: list[str]
+    drawn: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +138,14 @@ class PartBuilder:
                 report(reader.done_bytes - done, len(batch), tokens)
                 done = reader.done_bytes
         report(part.num_bytes - done, 0, 0)
+        numbers = [_drawn(name) / 2**64 for name in ids]
+        drawn = (min(numbers), max(numbers)) if numbers else None
         record = PartRecord(
             part=number,
             shards={split: writer.records for split, writer in writers.items()},
             duplicates=kept.left_out,
             bad=bad.found,
+            drawn=drawn,
         )
         if setup.fields.id is not None:
             write_ids(workshop, number, ids)
@@ -195,8 +200,12 @@ def require_few_bad(found: list[str], limit: int) -> None:
 
 def split_of(name: str, validation: float) -> str:
     """The split of a document; the same whatever else is in the corpus."""
+    return SPLITS[_drawn(name) < validation * 2**64]
+
+
+def _drawn(name: str) -> int:
     digest = hashlib.sha256(f"split:{name}".encode()).digest()
-    return SPLITS[int.from_bytes(digest[:8], "big") < validation * 2**64]
+    return int.from_bytes(digest[:8], "big")
 
 
 def record_name(part: int) -> str:

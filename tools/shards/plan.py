@@ -92,9 +92,10 @@ class Source(_Stored):
         path: as given.
         licences: SPDX identifiers.
         kind: forms of its files.
-        files: how many are read.
+        files: how many are read, but for captions.
         bytes: of these.
-        identity: hash of their names and sizes.
+        identity: hash of the name, the size and the stamp of every file that is read, captions
+            too. Files that rows of a table name by their path are no part of it.
         left_out: files of kinds that cannot be read, by suffix.
     """
 
@@ -117,7 +118,7 @@ class Plan(_Stored):
 
 
 def survey(paths: Sequence[str], licences: Sequence[str]) -> list[tuple[Source, list[Slice]]]:
-    """Find the files of sources, without reading them.
+    """Find the files of sources, and what tells whether they change.
 
     Args:
         paths: of files, directories or patterns, each perhaps as `name=path`.
@@ -134,8 +135,10 @@ def survey(paths: Sequence[str], licences: Sequence[str]) -> list[tuple[Source, 
             raise DataError(
                 f"Two sources are called {name}; give one another name, as in `other={path}`."
             )
-        slices, left_out = _slices(path)
-        listed = "".join(f"{piece.name}\0{piece.file_bytes}\0" for piece in slices)
+        slices, read, left_out = _slices(path)
+        identity = hashlib.sha256()
+        for file in read:
+            identity.update(f"{file.name}\0{file.num_bytes}\0{inputs.stamp(file)}\0".encode())
         source = Source(
             name=name,
             path=path,
@@ -143,7 +146,7 @@ def survey(paths: Sequence[str], licences: Sequence[str]) -> list[tuple[Source, 
             kind="+".join(sorted({piece.form for piece in slices})),
             files=len(slices),
             bytes=sum(piece.file_bytes for piece in slices),
-            identity=hashlib.sha256(listed.encode()).hexdigest(),
+            identity=identity.hexdigest(),
             left_out=left_out,
         )
         found[name] = (source, slices)
@@ -216,8 +219,8 @@ def _suffix(name: str) -> str | None:
     return next((suffix for suffix in SUFFIXES if lowered.endswith(suffix)), None)
 
 
-def _slices(path: str) -> tuple[list[Slice], dict[str, int]]:
-    """The files of a source as slices, captions beside their payloads, and what is left out."""
+def _slices(path: str) -> tuple[list[Slice], list[InputFile], dict[str, int]]:
+    """The files of a source as slices, all that are read with captions, and what is left out."""
     files = inputs.listing(path)
     by_stem: dict[str, list[InputFile]] = {}
     slices: list[Slice] = []
@@ -254,7 +257,8 @@ def _slices(path: str) -> tuple[list[Slice], dict[str, int]]:
             f"{path} holds nothing that documents can be made of; known are files named "
             f"{', '.join(SUFFIXES)}."
         )
-    return kept, left_out
+    paths = used | {piece.path for piece in kept}
+    return kept, [file for file in files if file.path in paths], left_out
 
 
 def _slice(file: InputFile, form: Form) -> Slice:

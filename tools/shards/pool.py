@@ -8,18 +8,8 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from typing import Any, Final, TypeVar
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from train.errors import DataError
 
@@ -34,50 +24,6 @@ _POLL_SECONDS: Final = 0.2
 _PRELOAD: Final = "tools.corpus.place"
 """What takes seconds to import; pyarrow is left to each process, because importing it starts a
 thread, and only a process of one thread is safely forked."""
-
-
-class Bar:
-    """A progress bar over bytes, with documents and tokens a second."""
-
-    def __init__(self, console: Console, description: str, *, total_bytes: int) -> None:
-        """Not shown before the context begins.
-
-        Args:
-            console: where to show it.
-            description: what is done.
-            total_bytes: of all tasks.
-        """
-        self.console = console
-        self.documents = self.tokens = 0
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TextColumn("{task.fields[rates]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task: TaskID = self._progress.add_task(description, total=total_bytes, rates="")
-
-    def __enter__(self) -> "Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, num_bytes: int, documents: int, tokens: int) -> None:
-        """Count what was done."""
-        self.documents += documents
-        self.tokens += tokens
-        [task] = self._progress.tasks
-        seconds = max(task.elapsed or 0.0, 1e-3)
-        rates = f"{self.documents / seconds:,.0f} documents/s"
-        if self.tokens:
-            rates += f", {self.tokens / seconds:,.0f} tokens/s"
-        self._progress.update(self._task, advance=num_bytes, rates=rates)
 
 
 def spread(
@@ -122,11 +68,13 @@ def spread(
         initargs=(make_worker, dict(os.environ), counts, stop),
     )
     with executor:
-        futures: dict[Future[Result], Task] = {
-            executor.submit(_do, task): task  # pyright: ignore[reportArgumentType]  # made by _begin
-            for task in tasks
-        }
         try:
+            with _uninterrupted():
+                forkserver.ensure_running()
+                futures: dict[Future[Result], Task] = {
+                    executor.submit(_do, task): task  # pyright: ignore[reportArgumentType]  # by _begin
+                    for task in tasks
+                }
             waiting = set(futures)
             while waiting:
                 done, waiting = wait(waiting, _POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -140,9 +88,32 @@ def spread(
                 "kept: run the same command again, perhaps with fewer --workers."
             ) from error
         finally:
-            # Those at work end at their next report.
+            # Those at work end at their next report. One that still starts needs the queue and the
+            # event, which end with this function.
             stop.set()
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Generator[None]:
+    """Let Ctrl-C wait until processes are started, of which none is left half begun.
+
+    They inherit it from the server that they are forked from, if that starts here, so that they are
+    not interrupted while they import either.
+    """
+    interrupts: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    # Any thread may be told of a signal, so that blocking it in this one is not enough.
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(1)) if is_main else None
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+            if interrupts:
+                signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager

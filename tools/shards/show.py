@@ -13,6 +13,7 @@ from rich.text import Text
 from tools.corpus.tokenizer import CorpusTokenizer
 from tools.shards import media
 from tools.shards.corpus import Corpus
+from tools.shards.words import counted
 from train.data.document import MEDIA, Document, Kind
 from train.data.sample import Sample
 from train.data.store.shards import ShardStore
@@ -82,9 +83,9 @@ class Printer:
 
     def _print_document(self, document: Document, number: int) -> None:
         tokens, spans, inside, *counts = document.lengths()
-        facts = [f"{self._split} {number:,}", f"{tokens:,} tokens"]
+        facts = [f"{self._split} {number:,}", counted(tokens, "token")]
         if spans:
-            facts.append(f"{spans:,} spans of {inside:,} tokens")
+            facts.append(f"{counted(spans, 'span')} of {counted(inside, 'token')}")
         facts += [f"{n} {name}" for n, name in zip(counts, MEDIA.values(), strict=True) if n]
         self._head(document.name, facts)
         body = Text()
@@ -107,7 +108,7 @@ class Printer:
         facts = [f"{len(tokens):,} tokens"]
         if len(spans):
             inside = int((spans[:, 1] - spans[:, 0]).sum())
-            facts.append(f"{len(spans):,} spans of {inside:,} tokens")
+            facts.append(f"{counted(len(spans), 'span')} of {counted(inside, 'token')}")
         if sample.scored is not None:
             facts.append(f"{int(scored[1:].sum()):,} scored")
         self._head(f"{self._split} {number:,}", facts)

@@ -156,7 +156,7 @@ def _numbers(lengths: Lengths) -> list[Number]:
             Number(
                 name="Tokens in spans",
                 value=f"{sums['span_tokens'] / sums['tokens']:.1%}",
-                remark=f"{format_count(sums['spans'])} spans of "
+                remark=f"{format_count(sums['spans'])} span{'s' * (sums['spans'] != 1)} of "
                 f"{sums['span_tokens'] / sums['spans']:,.1f} tokens on average",
             )
         )

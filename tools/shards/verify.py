@@ -16,7 +16,8 @@ from tools.corpus.place import TOKEN_COUNTS_NAME, TOKENIZER_NAME
 from tools.corpus.tokenizer import CorpusTokenizer
 from tools.shards import inputs
 from tools.shards.corpus import Corpus, targets
-from tools.shards.pool import Bar, Report, spread
+from tools.shards.pool import Report, spread
+from tools.shards.progress import Bar
 from train.data.document import LENGTH_COLUMNS, Document
 from train.data.store.manifest import MANIFEST_NAME
 from train.data.store.shards import ShardStore

@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import filelock
 
+from tools.corpus.place import SPLITS
+from tools.shards.refusals import refusal
 from train.checkpoint_storage import is_remote, shown, storage_of
 from train.data.store.manifest import MANIFEST_NAME
 from train.data.store.shards import default_cache
@@ -22,8 +24,12 @@ from train.errors import DataError
 
 WORKING_DIRECTORY: Final = ".building"
 SCRATCH: Final = "scratch"
+PARTS: Final = "parts"
+"""Below the working directory: what is known of parts, and last the record of each."""
 _RECIPE: Final = "recipe.json"
 _COPY_BYTES: Final = 8 << 20
+_OF_FILES: Final = ("identity", "files", "bytes", "kind")
+"""What a recipe says of a source's files."""
 
 
 class Workshop:
@@ -92,9 +98,30 @@ class Workshop:
             state = "an unfinished corpus" if manifest is None else "a corpus"
             raise DataError(
                 f"{self.out} holds {state} of other arguments or inputs ({'; '.join(differing)}). "
-                "Choose another place, use the same arguments, or delete it."
+                "Choose another place, go back to the same arguments and inputs, or delete it."
             )
         return manifest
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a build was begun here that is not finished."""
+        return self.read(self.working / _RECIPE) is not None
+
+    def give_way(self, recipe: Mapping[str, Any]) -> bool:
+        """Remove what was begun by another recipe, if no part of it was finished.
+
+        Returns:
+            Whether something was removed.
+        """
+        begun = self.read_json(self.working / _RECIPE)
+        if begun is None or not differences(begun, recipe):
+            return False
+        if self.read(self.root / MANIFEST_NAME) is not None:
+            return False
+        if any(name.endswith(".json") for name in self.names(self.working / PARTS)):
+            return False
+        self.discard()
+        return True
 
     def begin(self, recipe: Mapping[str, Any]) -> None:
         """Note what is being built, and clear away what a killed process left half written."""
@@ -109,6 +136,17 @@ class Workshop:
     def end(self, manifest: Mapping[str, Any]) -> None:
         """Commit the corpus."""
         self.write_json(self.root / MANIFEST_NAME, manifest)
+        self.clear()
+
+    def discard(self) -> None:
+        """Remove all that was built and not committed; there was nothing when it began."""
+        # Records first: shards that one of them tells of must be there.
+        for directory in (self.working / PARTS, *(self.root / split for split in SPLITS)):
+            with _writable(directory):
+                if not self.is_remote:
+                    shutil.rmtree(directory, ignore_errors=True)
+                elif self._storage.names(directory):
+                    self._storage.remove(directory)
         self.clear()
 
     def clear(self) -> None:
@@ -180,6 +218,8 @@ class Workshop:
 
 def differences(there: Any, wanted: Any, name: str = "") -> list[str]:
     """Where two recipes differ, one sentence's part for each."""
+    if name == "sources" and there:
+        return _source_differences(there, wanted)
     if isinstance(there, dict) and isinstance(wanted, dict):
         return [
             found
@@ -199,12 +239,28 @@ def differences(there: Any, wanted: Any, name: str = "") -> list[str]:
     return [f"{name} {json.dumps(there)}, now {json.dumps(wanted)}"]
 
 
+def _source_differences(
+    there: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    before, now = ([str(source["name"]) for source in sources] for sources in (there, wanted))
+    if before != now:
+        return [f"sources {', '.join(before)}, now {', '.join(now)}"]
+    found: list[str] = []
+    for name, old, new in zip(now, there, wanted, strict=True):
+        if any(old.get(key) != new.get(key) for key in _OF_FILES):
+            found.append(f"the files of source {name} changed")
+        for key in sorted({*old, *new} - {*_OF_FILES}):
+            found += differences(old.get(key), new.get(key), f"source {name}: {key}")
+    return found
+
+
 @contextlib.contextmanager
 def _writable(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
+        told = DataError(
             f"Cannot use {shown(path)}: {error.strerror or error}. Check the path, and for a "
-            "bucket its name, the credentials and S3_ENDPOINT_URL."
-        ) from error
+            "bucket its name, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and S3_ENDPOINT_URL."
+        )
+        raise refusal(error, shown(path), is_written=True) or told from error

@@ -259,6 +259,7 @@ def test_a_build_without_a_finished_part_gives_way(
     assert "what was begun with other arguments or inputs is removed" in capsys.readouterr().err
 
     # Shards of a part in hand are there, and the part is not finished.
+    write_lines(source, [{"text": text} for text in passages(1500)])
     source.write_text(source.read_text() + "{\n")
     two = tmp_path / "two"
     refusal(capsys, source, out=two, tokenizer=tokenizer)
@@ -308,12 +309,15 @@ def test_an_interrupt_while_workers_start_is_told_in_a_line(
     )
     deadline = time.monotonic() + 90
     # The server and the tracker of resources; workers come next, and import for seconds.
-    while len(psutil.Process(command.pid).children(recursive=True)) < 3:
-        assert command.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.killpg(command.pid, signal.SIGINT)
-    _, told = command.communicate(timeout=90)
+    try:
+        while len(psutil.Process(command.pid).children(recursive=True)) < 3:
+            assert command.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(command.pid, signal.SIGINT)
+        _, told = command.communicate(timeout=90)
+    finally:
+        command.kill()
     assert command.returncode == 130
     lines = [line for line in told.splitlines() if not line.startswith("writing: ")]
     assert lines == ["interrupted; what is finished of a build stays"]
