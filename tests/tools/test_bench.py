@@ -177,6 +177,7 @@ LOADING_KEYS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_tiny_loading_writes_every_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.json"
@@ -191,6 +192,7 @@ def test_tiny_loading_writes_every_key(tmp_path: Path, capsys: pytest.CaptureFix
     assert "first batch of 384,600 documents in 200 shards" in printed
 
 
+@pytest.mark.long
 @pytest.mark.network
 @pytest.mark.timeout(180)
 def test_tiny_building_writes_every_key(tmp_path: Path) -> None:
