@@ -170,8 +170,8 @@ def test_not_an_mds_directory(tmp_path: Path) -> None:
     (tmp_path / "text.txt").touch()
     with pytest.raises(
         DataError,
-        match=r"is not an MDS directory: it has no index.json\. Correct the path, or build one with "
-        r"`python -m tools.corpus build` or `python -m tools.shards build`",
+        match=r"is not an MDS directory: it has no index.json\. Correct the path, or build one "
+        r"with `python -m tools.corpus build` or `python -m tools.shards build`",
     ):
         ShardStore(str(tmp_path))
 
