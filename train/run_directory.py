@@ -1,5 +1,6 @@
 """The directory of a run: who owns it, and what lies where."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,12 @@ def hold(directory: Path) -> FileLock:
         RunDirectoryError: another process holds it.
     """
     lock = FileLock(directory / LOCK, timeout=0)
-    try:
-        if directory.is_dir():
+    # One that cannot be written is told when the run claims it.
+    if directory.is_dir() and os.access(directory, os.W_OK):
+        try:
             lock.acquire()
-    except Timeout:
-        raise _in_use(directory) from None
-    except OSError:
-        pass  # a directory that cannot be written is told when the run claims it
+        except Timeout:
+            raise _in_use(directory) from None
     return lock
 
 

@@ -324,8 +324,8 @@ def test_every_document_says_what_its_pieces_said(
     [encoded] = Encoder(loaded, has_media=True)([Entry(id="x", pieces=tuple(pieces))])
 
     assert hasattr(encoded, "columns"), encoded
-    document = Document.from_columns(dict(encoded.columns))  # type: ignore[union-attr]
-    assert document.lengths() == encoded.lengths  # type: ignore[union-attr]
+    document = Document.from_columns(dict(encoded.columns))  # type: ignore[union-attr]  # asserted above
+    assert document.lengths() == encoded.lengths  # type: ignore[union-attr]  # asserted above
     assert document.tokens[-1] == loaded.special.document
     decoded: list[str | bytes] = []
     token = byte = 0

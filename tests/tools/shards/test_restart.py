@@ -354,7 +354,7 @@ def test_an_input_that_changes_meanwhile_is_noticed(
     real = building.cut
 
     def cut_then_change(*arguments: object, **options: object) -> object:
-        plan = real(*arguments, **options)  # type: ignore[arg-type]
+        plan = real(*arguments, **options)  # type: ignore[arg-type]  # passed on as they came
         source.write_text(source.read_text() + '{"text": "more"}\n')
         return plan
 

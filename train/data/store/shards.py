@@ -102,11 +102,6 @@ class ShardStore:
         """Size of each shard's file, in the same order."""
         return [file.num_bytes for file in self._index.files]
 
-    @property
-    def largest_shard_bytes(self) -> int:
-        """Size of the largest of them."""
-        return max(file.num_bytes for file in self._index.files)
-
     def __len__(self) -> int:
         return self._ends[-1]
 
