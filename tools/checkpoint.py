@@ -12,12 +12,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from train import checkpoint, checkpoint_directory, checkpoint_format
-from train.checkpoint_directory import CHECKPOINTS_NAME, Retention
-from train.checkpoint_format import Index
-from train.checkpoint_reader import ChunkReader
-from train.checkpoint_storage import shown
+from train.checkpoint import directory as checkpoint_directory
+from train.checkpoint import format as checkpoint_format
+from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import CHECKPOINTS_NAME, Retention
+from train.checkpoint.format import Index
+from train.checkpoint.reader import ChunkReader
 from train.errors import CheckpointError, UserError
+from train.storage.checkpoint_files import shown
 
 
 def main(arguments: list[str] | None = None) -> int:

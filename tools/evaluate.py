@@ -14,12 +14,12 @@ from rich.table import Table
 from model.batch import Batch
 from model.loss import Loss
 from model.semicausal import SemiCausal
-from train import checkpoint
 from train.build import build_collator, open_sources
+from train.checkpoint import restore as checkpoint
 from train.config import RunConfig
 from train.data.collate import Collator, scored_tokens
 from train.data.sample import Sample
-from train.data.spans import RandomSpans, RandomSpansConfig
+from train.data.spans.kinds import RandomSpans, RandomSpansConfig
 from train.errors import UserError
 from train.evaluate import (
     VALIDATION_EPOCH,
@@ -30,8 +30,8 @@ from train.evaluate import (
 )
 from train.loading import load_config, load_model
 from train.loop import refuse_other_corpus
-from train.metrics import perplexity
 from train.tally import Averages, Tally
+from train.watch.metrics import perplexity
 
 REFERENCE_SEED = 0
 

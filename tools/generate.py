@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from train import checkpoint
+from train.checkpoint import restore as checkpoint
 from train.errors import UserError
 from train.loading import find_tokenizer, load_model
 from train.text import Speaker

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from train import checkpoint
 from train.build import build_plan, open_sources
+from train.checkpoint import restore as checkpoint
 from train.config import RunConfig
 from train.data.ledger import Record, read_ledger
 from train.data.ledger_check import SHOWN, Findings, check

@@ -22,8 +22,8 @@ from train.config import RunConfig
 from train.config_files import load
 from train.data.store.shards import ShardStore
 from train.errors import DataError, UserError
-from train.metrics import FILE_NAME, read_metrics
 from train.run_directory import SUMMARY
+from train.watch.metrics import FILE_NAME, read_metrics
 
 EXPERIMENT = "configs/experiment/first_light.yaml"
 RANKS = 2

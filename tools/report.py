@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.errors import UserError
-from train.report import write_report
+from train.watch.report import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

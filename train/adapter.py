@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.lora import LoraConfig, is_adapter, merge_adapters, peft_config, peft_name
-from train.checkpoint import read_state, resolve
+from train.checkpoint.restore import read_state, resolve
+from train.checkpoint.weights import read_values, write_values
 from train.errors import CheckpointError
 from train.run_directory import TOKENIZER
-from train.weights import read_values, write_values
 
 
 def merged_weights(path: Path, config: LoraConfig) -> dict[str, Tensor]:

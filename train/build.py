@@ -15,7 +15,7 @@ from parallel.spread import build_part, split_of
 from parallel.zero import ZeroEngine
 from parallel.zero import initialize as initialize_zero
 from parallel.zero_config import AdamWOptions
-from train import checkpoint
+from train.checkpoint import restore as checkpoint
 from train.config import RunConfig
 from train.config_files import differences
 from train.data.collate import Collator
@@ -24,12 +24,12 @@ from train.data.feed import Feed
 from train.data.mixture import Mixture, MixtureError, shares
 from train.data.plan import Plan
 from train.data.sources import Laying, Source, Sources
-from train.data.spans import StoredSpansConfig, build_policy
-from train.data.store.cache import require_working_set
+from train.data.spans.kinds import StoredSpansConfig, build_policy
 from train.data.tokens import SpecialTokens
 from train.errors import CheckpointError, ConfigError
 from train.loading import load_config
 from train.optim import parameter_groups
+from train.storage.cache import require_working_set
 
 
 def open_sources(config: RunConfig) -> Sources:

@@ -13,17 +13,17 @@ from parallel.mesh import LayoutConfig, layout_faults, rank_fault
 from parallel.zero_config import ZeroConfig
 from train.data.collate import Attend, SpanCapacity
 from train.data.mixture import SourceConfig
-from train.data.span_rules import RuleSpansConfig
-from train.data.spans import (
+from train.data.spans.kinds import (
     FixedSpansConfig,
     RandomSpansConfig,
     SpansConfig,
     StoredSpansConfig,
 )
-from train.data.store.access import Access
-from train.data.store.cached_files import default_cache
-from train.monitor import WatchConfig
+from train.data.spans.rules import RuleSpansConfig
 from train.optim import OptimConfig
+from train.storage.access import Access
+from train.storage.cached_files import default_cache
+from train.watch.monitor import WatchConfig
 
 Positive = Annotated[int, Field(ge=1)]
 

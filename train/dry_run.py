@@ -19,8 +19,8 @@ from train.build import (
 )
 from train.config import RunConfig
 from train.loop import peak_memory_bytes
-from train.metrics import GIB_BYTES
 from train.step import reseed, train_step
+from train.watch.metrics import GIB_BYTES
 
 
 def dry_run(config: RunConfig, world: World) -> int:

@@ -18,8 +18,8 @@ from train.data.collate import Collator
 from train.data.sample import Sample
 from train.data.sources import Sources, ValidationRows
 from train.errors import DataError
-from train.metrics import ValidationRecord
 from train.tally import Tally
+from train.watch.metrics import ValidationRecord
 
 LONGEST_RUN = 32
 """Microbatches that a pipeline is filled for once."""

@@ -6,7 +6,8 @@ import torch
 from pydantic import ValidationError
 
 from model.semicausal import SemiCausal
-from train import adapter, checkpoint
+from train import adapter
+from train.checkpoint import restore as checkpoint
 from train.config import RunConfig
 from train.errors import CheckpointError
 from train.run_directory import TOKENIZER

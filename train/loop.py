@@ -12,7 +12,6 @@ import torch
 from parallel.agreement import gathered, on_all_ranks
 from parallel.launch import World, total
 from parallel.mesh import build_mesh, straddling_warning
-from train import checkpoint
 from train.build import (
     build_collator,
     build_engine,
@@ -22,14 +21,12 @@ from train.build import (
     count_parameters,
     open_sources,
 )
-from train.checkpoint_storage import shown
+from train.checkpoint import restore as checkpoint
 from train.config import RunConfig
 from train.data.ledger import LedgerWriter, Start, next_start
 from train.data.sources import Sources
 from train.errors import CheckpointError, DataError, RunDirectoryError
 from train.evaluate import validate
-from train.metrics import TrainRecord
-from train.monitor import Monitor
 from train.optim import learning_rate
 from train.preemption import EXIT_CODE, Preemption
 from train.run_directory import (
@@ -41,6 +38,9 @@ from train.run_directory import (
     refuse_other_run,
 )
 from train.step import reseed, train_step
+from train.storage.checkpoint_files import shown
+from train.watch.metrics import TrainRecord
+from train.watch.monitor import Monitor
 from train.wrap_up import unigram_baseline, wrap_up, write_samples
 
 

@@ -11,18 +11,18 @@ import torch
 from model.semicausal import parameter_counts
 from train import adapter
 from train.baseline import unigram_cross_entropy
-from train.checkpoint_storage import shown
 from train.config import RunConfig
 from train.data.collate import Collator
 from train.data.sources import Sources
 from train.errors import UserError
 from train.evaluate import first_samples, validation_batches
 from train.loading import load_model
-from train.metrics import FILE_NAME, read_metrics
-from train.monitor import Monitor
-from train.report import write_report
 from train.run_directory import SUMMARY, TOKENIZER
+from train.storage.checkpoint_files import shown
 from train.text import Speaker, plain
+from train.watch.metrics import FILE_NAME, read_metrics
+from train.watch.monitor import Monitor
+from train.watch.report import write_report
 
 
 def unigram_baseline(

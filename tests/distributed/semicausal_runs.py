@@ -26,7 +26,7 @@ from parallel.zero_config import AdamWOptions, Precision, ZeroConfig
 from parallel.zero_state import local_slices
 from train.data.collate import Attend, Collator, SpanCapacity
 from train.data.sample import Sample
-from train.data.spans import NO_SPANS, Spans
+from train.data.spans.kinds import NO_SPANS, Spans
 from train.optim import parameter_groups
 from train.step import reseed, train_step
 

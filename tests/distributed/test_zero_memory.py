@@ -13,7 +13,7 @@ from parallel.mesh import data_mesh
 from parallel.zero_config import Precision, ZeroConfig
 from tests.distributed.harness import RankPool
 from tests.distributed.toy import OPTIM, Toy, groups_of, train_step
-from train import checkpoint
+from train.checkpoint import restore as checkpoint
 
 NUM_STEPS = 4
 Curve = list[tuple[float, float]]

@@ -9,7 +9,7 @@ from model.batch import Batch
 from model.semicausal import ModelConfig, SemiCausal
 from train.data.collate import Collator, SpanCapacity
 from train.data.sample import Sample
-from train.data.spans import StoredSpans
+from train.data.spans.kinds import StoredSpans
 
 Range = tuple[int, int]
 

@@ -24,7 +24,7 @@ from tools.bench.rounds import Contestant, Effort, alternate, ratio
 from tools.bench.shapes import FULL, TINY, Shape
 from tools.bench.training import batches, build, num_parameters, random_samples
 from train.data.collate import Collator, SpanCapacity
-from train.data.spans import FixedSpans
+from train.data.spans.kinds import FixedSpans
 
 KEYS = {
     "causal_vs_llama_same_precision",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tools.checkpoint import main
-from train.weights import write_values
+from train.checkpoint.weights import write_values
 
 CONFIG = {"name": "small", "layout": {"tensor": 2, "pipeline": 1}, "zero": {"stage": 3}}
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from tests.train.records import run_record, train_record
-from train.metrics import MetricsFile
+from train.watch.metrics import MetricsFile
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ import pytest
 from tests.corpora import write_corpus
 from tests.train.runs import run, start
 from tools import evaluate, generate
-from train.metrics import Metrics
+from train.watch.metrics import Metrics
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.corpora import VOCABULARY, write_corpus
 from tests.train.runs import Run, start
 from tools.lab import s3
 from tools.lab.daemons import Record
-from train.metrics import FILE_NAME, read_metrics
+from train.watch.metrics import FILE_NAME, read_metrics
 
 RANKS = 2
 STEPS = 40

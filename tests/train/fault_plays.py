@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from streaming import MDSWriter
 
-from tests.train.data.store.disks import small_disk
 from tests.train.fault_lab import (
     RANKS,
     SAMPLES,
@@ -26,6 +25,7 @@ from tests.train.fault_lab import (
     wait_for_step,
 )
 from tests.train.proxy import slow_proxy
+from tests.train.storage.disks import small_disk
 from train.data.store.shards import ShardStore
 
 Play = Callable[[Lab, Path], Played]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from train.metrics import RunRecord, TrainRecord, ValidationRecord
+from train.watch.metrics import RunRecord, TrainRecord, ValidationRecord
 
 
 def train_record(step: int, **changes: Any) -> TrainRecord:

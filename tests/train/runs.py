@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import warm
-from train.metrics import FILE_NAME, Metrics, read_metrics
+from train.watch.metrics import FILE_NAME, Metrics, read_metrics
 
 TINY_RUN = Path(__file__).parent.parent / "tiny_run.yaml"
 DEADLINE_SECONDS = 120

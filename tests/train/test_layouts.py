@@ -6,7 +6,7 @@ import pytest
 
 from tests.corpora import write_corpus
 from tests.train.runs import kill_at, run, start
-from train.metrics import Metrics
+from train.watch.metrics import Metrics
 
 STEPS = "steps=20"
 

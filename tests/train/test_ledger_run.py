@@ -13,7 +13,7 @@ from tests.corpora import write_documents
 from tests.train.runs import kill_at, run, start
 from tools.ledger import check_run, main
 from train.data.ledger import DIRECTORY, read_ledger
-from train.metrics import FILE_NAME, Metrics, read_metrics
+from train.watch.metrics import FILE_NAME, Metrics, read_metrics
 
 STEPS = 14
 

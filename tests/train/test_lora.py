@@ -12,12 +12,12 @@ from model.semicausal import SemiCausal
 from tests.corpora import write_corpus
 from tests.train.runs import kill_at, run, start
 from tools.merge import main as merge
-from train import checkpoint
 from train.build import build_collator, open_sources
+from train.checkpoint import restore as checkpoint
+from train.checkpoint.weights import read_values
 from train.config import RunConfig
 from train.loading import load_config, load_model
-from train.metrics import Metrics
-from train.weights import read_values
+from train.watch.metrics import Metrics
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.corpora import write_corpus
 from tests.train.runs import kill_at, run, start
-from train.metrics import FILE_NAME, Metrics, read_metrics
 from train.preemption import EXIT_CODE
+from train.watch.metrics import FILE_NAME, Metrics, read_metrics
 
 STEPS = "steps=40"
 LAYOUT = ("zero.stage=3", "checkpoint.every_steps=5", "validation.every_steps=10")

@@ -9,7 +9,7 @@ import pytest
 from tests.corpora import write_corpus
 from tests.lab_fixtures import SlurmLab
 from tests.train.runs import TINY_RUN, run
-from train.metrics import FILE_NAME, read_metrics
+from train.watch.metrics import FILE_NAME, read_metrics
 
 REPOSITORY = Path(__file__).parent.parent.parent
 LAYOUT = ("zero.stage=3", "steps=30", "checkpoint.every_steps=10")

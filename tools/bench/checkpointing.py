@@ -39,8 +39,8 @@ from tools.bench.processes import in_processes
 from tools.bench.report import MEANINGS
 from tools.bench.rounds import Findings, ratio
 from tools.bench.shapes import Plan
-from train import checkpoint
-from train.checkpoint_saver import state_tensors
+from train.checkpoint import restore as checkpoint
+from train.checkpoint.saver import state_tensors
 
 BLOCK_BYTES = 1 << 26
 WIDTH = 1024

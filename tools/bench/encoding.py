@@ -15,7 +15,7 @@ from tools.bench.semicausal import RATIO
 from tools.bench.shapes import Plan, Shape
 from tools.bench.training import SEED, batches, longest_rows, num_parameters
 from train.data.collate import SpanCapacity, pack_spans
-from train.data.spans import FixedSpans
+from train.data.spans.kinds import FixedSpans
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

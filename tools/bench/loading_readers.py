@@ -24,7 +24,7 @@ from train.data.feed import Feed, StepData
 from train.data.mixture import Mixture
 from train.data.plan import Plan
 from train.data.sources import Laying, Source, Sources
-from train.data.spans import RandomSpans, RandomSpansConfig
+from train.data.spans.kinds import RandomSpans, RandomSpansConfig
 from train.data.tokens import SpecialTokens
 
 BATCH: Final = 64

@@ -10,9 +10,7 @@ import torch.distributed as dist
 from model.batch import Batch
 from model.semicausal import ModelConfig
 from parallel.agreement import gathered
-from parallel.machines import Machine, RatesAt, nominal
 from parallel.mesh import LayoutConfig, Mesh
-from parallel.plan import one_plan, with_best_split
 from parallel.zero_config import ZeroConfig
 from tools.bench.rounds import Contestant, Findings, Spread, Step, alternate, ratio, record, spread
 from tools.bench.semicausal import RATIO
@@ -28,8 +26,10 @@ from tools.bench.training import (
     longest_rows,
     num_parameters,
 )
-from tools.plan_measure import Trial, as_planned, engine_of, mesh_of, train_step
-from tools.plan_rates import HEAD_WIDTH, Sizes, StageRates, compute_rates, group_links
+from tools.plan.machines import Machine, RatesAt, nominal
+from tools.plan.measure import Trial, as_planned, engine_of, mesh_of, train_step
+from tools.plan.rates import HEAD_WIDTH, Sizes, StageRates, compute_rates, group_links
+from tools.plan.search import one_plan, with_best_split
 from train.optim import parameter_groups
 
 NUM_STAGES = 2

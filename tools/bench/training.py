@@ -19,7 +19,7 @@ from tools.bench.rounds import Step
 from tools.bench.shapes import Shape
 from train.data.collate import Collator, SpanCapacity
 from train.data.sample import Sample
-from train.data.spans import RandomSpans, RandomSpansConfig
+from train.data.spans.kinds import RandomSpans, RandomSpansConfig
 from train.data.tokens import SpecialTokens
 from train.optim import parameter_groups
 

@@ -16,13 +16,13 @@ import numpy.typing as npt
 from model import torchvision_free
 from train.data.store.index import INDEX_NAME
 from train.data.store.manifest import MANIFEST_NAME
-from train.data.store.object_store import (
+from train.errors import DataError
+from train.storage.object_store import (
     MissingObjectError,
     ObjectStore,
     error_code,
     within_deadline,
 )
-from train.errors import DataError
 
 torchvision_free.install()
 

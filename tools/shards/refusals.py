@@ -4,9 +4,9 @@ from typing import Final
 
 import botocore.exceptions
 
-from train.data.store import s3_client
-from train.data.store.s3_faults import TRANSFER_ERRORS, error_code, lasting_fault
 from train.errors import DataError
+from train.storage import s3_client
+from train.storage.s3_faults import TRANSFER_ERRORS, error_code, lasting_fault
 
 _ASK_SECONDS: Final = 10.0
 

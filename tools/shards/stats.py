@@ -17,7 +17,7 @@ from tools.shards.corpus import Corpus
 from train.data.document import LENGTH_COLUMNS, MEDIA
 from train.data.pack import RowShape, pack
 from train.errors import DataError
-from train.report import Number, format_count
+from train.watch.report import Number, format_count
 
 PADDING_LENGTHS: Final = (512, 1024, 2048, 4096, 8192)
 """Sequence lengths that padding is told for."""

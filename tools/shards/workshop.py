@@ -17,10 +17,10 @@ import filelock
 
 from tools.corpus.place import SPLITS
 from tools.shards.refusals import refusal
-from train.checkpoint_storage import is_remote, shown, storage_of
 from train.data.store.manifest import MANIFEST_NAME
 from train.data.store.shards import default_cache
 from train.errors import DataError
+from train.storage.checkpoint_files import is_remote, shown, storage_of
 
 WORKING_DIRECTORY: Final = ".building"
 SCRATCH: Final = "scratch"

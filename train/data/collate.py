@@ -10,8 +10,8 @@ import torch
 
 from model.batch import UNSCORED, Batch, TextSpans
 from train.data.sample import Sample
-from train.data.span_places import Spans
-from train.data.spans import SpanPolicy
+from train.data.spans.kinds import SpanPolicy
+from train.data.spans.places import Spans
 from train.errors import DataError
 
 Ints = npt.NDArray[np.int64]

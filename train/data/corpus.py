@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.document import DOCUMENTS_KIND
-from train.data.store.access import Access
 from train.data.store.shards import ShardStore
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
+from train.storage.access import Access
 
 COUNTED_SAMPLES = 4_096
 """Training samples that are counted where a corpus brings no counts of its own."""

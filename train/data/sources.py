@@ -17,7 +17,7 @@ from train.data.order import GlobalOrder
 from train.data.pack import RowShape
 from train.data.rows import DocumentRows, Row, Rows, StoredRows
 from train.data.sample import Sample
-from train.data.span_places import NO_SPANS
+from train.data.spans.places import NO_SPANS
 from train.data.store.shards import ShardStore
 from train.errors import DataError
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from train.data.sample import Sample
-from train.data.span_places import Spans
+from train.data.spans.places import Spans
 from train.data.tokens import SpecialTokens
 
 SPECIAL = SpecialTokens()

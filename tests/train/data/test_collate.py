@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from model.batch import UNSCORED, Batch
 from train.data.collate import Collator, SpanCapacity, scored_tokens
 from train.data.sample import Sample
-from train.data.spans import RandomSpans, RandomSpansConfig, SpanPolicy, StoredSpans
+from train.data.spans.kinds import RandomSpans, RandomSpansConfig, SpanPolicy, StoredSpans
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
 

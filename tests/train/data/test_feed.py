@@ -20,7 +20,7 @@ from train.data.feed import Feed
 from train.data.mixture import Mixture, SourceConfig, shares
 from train.data.plan import Plan, identities
 from train.data.sources import Laying, Source, Sources
-from train.data.spans import RandomSpansConfig, build_policy
+from train.data.spans.kinds import RandomSpansConfig, build_policy
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
 

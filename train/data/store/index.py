@@ -9,8 +9,8 @@ import numpy.typing as npt
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
 from train.data.store.listing import read_listing
 from train.data.store.mds import SampleDecoder
-from train.data.store.stored_file import LeavesDirectoryError, StoredFile
 from train.errors import DataError
+from train.storage.stored_file import LeavesDirectoryError, StoredFile
 
 INDEX_NAME: Final = "index.json"
 

@@ -21,14 +21,14 @@ import numpy.typing as npt
 
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
 from train.data.sample import Sample
-from train.data.store.access import Access
-from train.data.store.cached_files import CachedFiles, default_cache
 from train.data.store.index import INDEX_NAME, LengthsIndex, parse_index, parse_lengths_index
-from train.data.store.local_files import LocalFiles
 from train.data.store.manifest import MANIFEST_NAME, parse_manifest, require_fit, require_promised
 from train.data.store.open_shard import OpenShard
-from train.data.store.stored_file import StoredFile
 from train.errors import DataError
+from train.storage.access import Access
+from train.storage.cached_files import CachedFiles, default_cache
+from train.storage.local_files import LocalFiles
+from train.storage.stored_file import StoredFile
 
 __all__ = ["ShardStore", "default_cache"]
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from train.data.store.listing import read_listing
 from train.data.store.mds import SampleDecoder, decoder_of
-from train.data.store.stored_file import is_known_hash, new_hasher
+from train.storage.stored_file import is_known_hash, new_hasher
 
 from streaming.base.format.mds.encodings import (  # isort: skip
     get_mds_encoded_size,

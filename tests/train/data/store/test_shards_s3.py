@@ -12,10 +12,10 @@ import pytest
 from tests.lab_fixtures import S3Lab
 from tests.train.data.store.mds import write_mds
 from tools.lab import s3
-from train.data.store.access import Access
-from train.data.store.cached_files import CachedFiles
 from train.data.store.shards import ShardStore, default_cache
 from train.errors import DataError
+from train.storage.access import Access
+from train.storage.cached_files import CachedFiles
 
 
 @pytest.fixture

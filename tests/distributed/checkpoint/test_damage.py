@@ -1,0 +1,174 @@
+"""Damage is named, file and parameter, on every rank; and nothing is ever unpickled."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parallel import zero_state
+from tests.distributed.checkpoint.runs import train_and_save
+from tests.distributed.harness import RankPool
+from tests.distributed.toy import Toy, engine_of
+from tools.checkpoint import faults
+from train.checkpoint import restore as checkpoint
+from train.checkpoint.format import Index, TensorKind, record_of
+from train.errors import CheckpointError
+
+CHUNKS = "chunks-00001.safetensors"
+
+
+def _refused(stage: int, path: Path) -> tuple[str, bool]:
+    engine = engine_of(Toy(frozen=True), stage=stage)
+    before = [part.value.clone() for part in zero_state.local_slices(engine)]
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.restore(path, engine)
+    after = [part.value for part in zero_state.local_slices(engine)]
+    engine.close()
+    return str(caught.value), all(map(torch.equal, before, after))
+
+
+def _refusal(pool: RankPool, path: Path, *, stage: int = 1, untouched: bool = True) -> str:
+    answers = pool.run(_refused, stage, path)
+    assert len({message for message, _ in answers}) == 1, "every rank must say the same"
+    assert not untouched or all(whole for _, whole in answers)
+    assert str(path) in answers[0][0]
+    return answers[0][0]
+
+
+@pytest.fixture(scope="module")
+def whole(rank_pools: dict[int, RankPool], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("whole")
+    rank_pools[2].run(train_and_save, 1, "fp32", directory, 2, 2)
+    return directory / "step_00000002"
+
+
+@pytest.fixture
+def saved(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / whole.name)
+
+
+def _flip(file: Path, position: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1
+    file.write_bytes(data)
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _position(file: Path, key: str) -> int:
+    """Where in a file the last byte of a piece lies."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return 8 + length + json.loads(data[8 : 8 + length])[key]["data_offsets"][1] - 1
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("kind", ["value", "exp_avg_sq"])
+def test_a_flipped_byte_is_named_with_its_parameter(
+    rank_pools: dict[int, RankPool], saved: Path, stage: int, kind: TensorKind
+) -> None:
+    (chunk,) = Index.read(saved).parameters["norm.weight"].tensors[kind][-1:]
+    _flip(saved / chunk.file, _position(saved / chunk.file, chunk.key))
+    message = _refusal(rank_pools[2], saved, stage=stage, untouched=False)
+    fault = f"{chunk.file} is damaged: the checksum of its piece {chunk.key} of norm.weight differs"
+    assert fault in message
+    assert [fault in found for found in faults(saved)] == [True]
+    if kind == "value":
+        with pytest.raises(CheckpointError, match=r"of norm\.weight differs"):
+            checkpoint.load_module(saved, Toy())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: _truncate(file), "chunks-00001.safetensors is damaged: it has"),
+        (
+            lambda file: file.unlink(),
+            "chunks-00001.safetensors, which holds {name}, cannot be read (No such file",
+        ),
+        (lambda file: _flip(file, 7), "its header is no safetensors header"),
+        (lambda file: _flip(file, 8), "its header is no safetensors header"),
+        (lambda file: file.write_bytes(b""), "is damaged: it has 0 bytes and should have"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_named_before_anything_is_touched(
+    rank_pools: dict[int, RankPool],
+    saved: Path,
+    damage: Callable[[Path], None],
+    message: str,
+) -> None:
+    damage(saved / CHUNKS)
+    names = {name for name, _ in Index.read(saved).chunks_by_file()[CHUNKS]}
+    told = _refusal(rank_pools[2], saved)
+    assert any(message.format(name=name) in told and name in told for name in names), told
+    assert any(CHUNKS in fault for fault in faults(saved))
+
+
+def test_state_and_index_are_checked(rank_pools: dict[int, RankPool], saved: Path) -> None:
+    pool = rank_pools[2]
+    state = (saved / "state.json").read_bytes()
+    _flip(saved / "state.json", len(state) // 2)
+    assert "state.json is damaged: its checksum differs" in _refusal(pool, saved)
+    _truncate(saved / "state.json")
+    assert "state.json is damaged: it has" in _refusal(pool, saved)
+    (saved / "state.json").unlink()
+    assert "state.json cannot be read (No such file" in _refusal(pool, saved)
+    (saved / "state.json").write_bytes(state)
+    index = json.loads((saved / "index.json").read_text())
+    whole = json.dumps(index)
+    chunks = index["parameters"]["embedding.weight"]["tensors"]["exp_avg"]
+    chunks[0]["flat_range"][1] -= 1
+    (saved / "index.json").write_text(json.dumps(index))
+    assert "of embedding.weight (exp_avg), elements " in _refusal(pool, saved)
+    assert "are not there exactly once" in _refusal(pool, saved)
+    (saved / "index.json").write_text(whole.replace('"format_version": 1', '"format_version": 7'))
+    assert "has format version 7 and this program reads 1" in _refusal(pool, saved)
+    (saved / "index.json").write_text(whole.replace("chunks-00000", "../chunks-00000"))
+    assert "index.json is damaged" in _refusal(pool, saved)
+    (saved / "index.json").write_text(whole.replace('"xxh3_128"', '"ignored"', 1))
+    assert "index.json is damaged" in _refusal(pool, saved)
+    (saved / "index.json").write_text(whole[:-9])
+    assert "index.json is damaged" in _refusal(pool, saved)
+
+
+class _Trap:
+    """Unpickling this leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._trace,)
+
+
+def test_nothing_is_unpickled(rank_pools: dict[int, RankPool], saved: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    trap = pickle.dumps(_Trap(trace))
+    # Among the files, under names that others unpickle.
+    for name in ("model.pt", "chunks-00002.safetensors", "data.pkl", ".metadata"):
+        (saved / name).write_bytes(trap)
+    checkpoint.load_module(saved, Toy())
+    assert not list(faults(saved))
+    # Instead of the files, with sizes and checksums to match.
+    for name in ("chunks-00000.safetensors", "state.json", "index.json"):
+        content = (saved / name).read_bytes()
+        index = json.loads((saved / "index.json").read_text())
+        record = record_of(trap).model_dump()
+        index["files"][name] = record
+        (saved / "index.json").write_text(json.dumps(index))
+        (saved / name).write_bytes(trap)
+        assert f"{name} is damaged" in _refusal(rank_pools[2], saved)
+        assert any(f"{name} is damaged" in fault for fault in faults(saved))
+        (saved / name).write_bytes(content)
+        index["files"][name] = record_of(content).model_dump()
+        (saved / "index.json").write_text(json.dumps(index))
+    assert not trace.exists()
+    pickle.loads(trap)
+    assert trace.exists(), "the trap works"

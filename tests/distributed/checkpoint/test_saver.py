@@ -1,0 +1,240 @@
+"""Saving while training goes on: what is written, what is raised and when, what is kept."""
+
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from parallel import zero_state
+from tests.distributed.checkpoint.runs import save_steps, saver_of, state_of, tensors_of
+from tests.distributed.harness import RankPool
+from tests.distributed.toy import Toy, engine_of, train_step
+from train.checkpoint import restore as checkpoint
+from train.checkpoint import saver as checkpoint_saver
+from train.errors import CheckpointError
+from train.storage.checkpoint_files import storage_of
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int | None]:
+    """Holds the writer until training has gone on; whether `save` came back before."""
+    engine = engine_of(Toy(), stage=3)
+    train_step(engine, 0)
+    release = threading.Event()
+    if not asynchronous:
+        release.set()
+    write = checkpoint_saver.write_chunks
+
+    def slow_write(*arguments: Any) -> Any:
+        assert release.wait(30)
+        return write(*arguments)
+
+    checkpoint_saver.write_chunks = slow_write
+    try:
+        with saver_of(directory, asynchronous=asynchronous) as saver:
+            expected = {part.name: part.value.clone() for part in zero_state.local_slices(engine)}
+            saver.save(engine, state_of(1), step=1)
+            if asynchronous:
+                assert checkpoint.latest(directory) is None
+            train_step(engine, 1)
+            changed = [
+                not torch.equal(expected[part.name], part.value)
+                for part in zero_state.local_slices(engine)
+            ]
+            assert any(changed)
+            release.set()
+            path = saver.finish()
+            again = saver.finish()
+            assert path == again == directory / "step_00000001"
+            room = saver._room
+    finally:
+        checkpoint_saver.write_chunks = write
+    saved = tensors_of(directory)
+    same = all(
+        torch.equal(saved[f"{part.name}/value"][part.start : part.stop], expected[part.name])
+        for part in zero_state.local_slices(engine)
+    )
+    engine.close()
+    return same, None if room is None else room.numel()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_what_is_written_is_what_was_at_the_save(
+    rank_pools: dict[int, RankPool], tmp_path: Path, asynchronous: bool
+) -> None:
+    answers = rank_pools[2].run(_save_while_training, tmp_path, asynchronous)
+    assert all(same for same, _ in answers)
+    if asynchronous:
+        num_elements = sum(parameter.numel() for parameter in Toy().parameters())
+        assert sum(num_bytes or 0 for _, num_bytes in answers) == 3 * 4 * num_elements
+    else:
+        assert [num_bytes for _, num_bytes in answers] == [None, None], "no copy was made"
+
+
+def _save_with_little_room(directory: Path, asynchronous: bool) -> str:
+    engine = engine_of(Toy(), stage=2)
+    saver = saver_of(directory, asynchronous=asynchronous)
+    saver.save(engine, state_of(1), step=1)
+    saver.finish()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == 1:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+    if asynchronous:
+        assert saver.save(engine, state_of(2), step=2) is None
+        # The error comes back from the next save, which is tried all the same; two end the run.
+        lost = saver.save(engine, state_of(3), step=3)
+        assert "cannot be written" in str(lost)
+        with pytest.raises(CheckpointError) as caught:
+            saver.save(engine, state_of(4), step=4)
+    else:
+        with pytest.raises(CheckpointError) as caught:
+            saver.save(engine, state_of(2), step=2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    dist.barrier()
+    left = sorted(path.name for path in directory.iterdir())
+    assert left == ["latest", "step_00000001"], left
+    dist.barrier()
+    saver.save(engine, state_of(3), step=3)
+    assert saver.finish() == directory / "step_00000003"
+    engine.close()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_rank_that_cannot_write_fails_all(
+    rank_pools: dict[int, RankPool], tmp_path: Path, asynchronous: bool
+) -> None:
+    for message in rank_pools[2].run(_save_with_little_room, tmp_path, asynchronous):
+        assert "cannot be written (File too large); the checkpoints before it are whole" in message
+        assert "rank 1 of 2" in message
+    assert checkpoint.latest(tmp_path) == tmp_path / "step_00000003"
+
+
+def test_retention_and_steps_written_again(rank_pools: dict[int, RankPool], tmp_path: Path) -> None:
+    (tmp_path / ".step_00000009.tmp-0a1b").mkdir()
+    (tmp_path / ".latest.tmp-0a1b").touch()
+    (tmp_path / "step_00000009").mkdir()
+    (tmp_path / "step_00000009" / "chunks-00000.safetensors").touch()
+    (tmp_path / "notes.txt").touch()
+    arguments = (tmp_path, [10, 20, 30, 20, 20], {"keep": 2})
+    names = rank_pools[1].run(save_steps, *arguments)[0]
+    assert names == [
+        ["latest", "notes.txt", "step_00000010"],
+        ["latest", "notes.txt", "step_00000010", "step_00000020"],
+        ["latest", "notes.txt", "step_00000020", "step_00000030"],
+        # Gone back to before step 20: step 30 belongs to a future that will not be.
+        ["latest", "notes.txt", "step_00000020", "step_00000020.2"],
+        ["latest", "notes.txt", "step_00000020.2", "step_00000020.3"],
+    ]
+    assert checkpoint.latest(tmp_path) == tmp_path / "step_00000020.3"
+
+
+def test_milestones_stay(rank_pools: dict[int, RankPool], tmp_path: Path) -> None:
+    arguments = (tmp_path, [5, 10, 15, 20, 25], {"keep": 1, "keep_every_steps": 10})
+    names = rank_pools[1].run(save_steps, *arguments)[0]
+    assert names[-1] == ["latest", "step_00000010", "step_00000020", "step_00000025"]
+
+
+_FAILING = """
+    import sys, time
+    from datetime import timedelta
+    from pathlib import Path
+    import torch.distributed as dist
+    from tests.distributed.checkpoint.runs import saver_of, state_of
+    from tests.distributed.toy import Toy, engine_of
+    from train.checkpoint import saver as checkpoint_saver
+
+    rank, directory = int(sys.argv[1]), Path(sys.argv[2])
+    dist.init_process_group(
+        "gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2,
+        timeout=timedelta(seconds=20),
+    )
+    engine = engine_of(Toy(), stage=1)
+    write = checkpoint_saver.write_chunks
+    def slow(*arguments):
+        time.sleep(1)
+        return write(*arguments)
+    checkpoint_saver.write_chunks = slow
+    with saver_of(directory / "checkpoints") as saver:
+        saver.save(engine, state_of(1), step=1)
+        if rank == 0 or sys.argv[3] == "all":
+            raise RuntimeError("training failed")
+        dist.barrier()  # as a rank that goes on would
+"""
+
+
+@pytest.mark.parametrize("which", ["all", "one"])
+def test_failing_training_ends_and_keeps_what_was_being_written(tmp_path: Path, which: str) -> None:
+    started = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(_FAILING), str(rank), str(tmp_path), which],
+            cwd=REPOSITORY,
+            env={
+                "PATH": "/usr/bin:/bin",
+                "OMP_NUM_THREADS": "1",
+                "DS_ACCELERATOR": "cpu",
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": "0",
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=100)[1] for process in processes]
+    assert "training failed" in errors[0], errors[0]
+    assert all(process.returncode for process in processes)
+    # The threads of all ranks lived on for long enough to commit.
+    path = checkpoint.latest(tmp_path / "checkpoints")
+    assert path is not None
+    assert checkpoint.read_state(path)["step"] == 1
+    assert time.monotonic() - started < 90
+
+
+def _storage_without_rename(directory: Path) -> list[str]:
+    """Fails between the index and the pointer; the next save must clear up and go on."""
+    engine = engine_of(Toy(), stage=1)
+    storage = type(storage_of(directory))
+    replace = storage.replace
+
+    def failing(self: Any, path: Path, data: bytes) -> None:
+        if path.name == "index.json":
+            raise OSError(5, "Input/output error", str(path))
+        replace(self, path, data)
+
+    saver = saver_of(directory)
+    saver.save(engine, state_of(1), step=1)
+    saver.finish()
+    storage.replace = failing
+    try:
+        saver.save(engine, state_of(2), step=2)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            saver.finish()
+    finally:
+        storage.replace = replace
+    dist.barrier()
+    names = sorted(path.name for path in directory.iterdir())
+    engine.close()
+    return names
+
+
+def test_a_commit_that_fails_leaves_the_one_before(
+    rank_pools: dict[int, RankPool], tmp_path: Path
+) -> None:
+    for names in rank_pools[2].run(_storage_without_rename, tmp_path):
+        assert names == ["latest", "step_00000001"]

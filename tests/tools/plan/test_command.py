@@ -1,0 +1,205 @@
+"""The planner's command: its table, the overlay it writes, its errors."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tools.plan import __main__ as plan
+from tools.plan import check as plan_check
+from tools.plan import rates as plan_rates
+from tools.plan.from_config import task_of
+from tools.plan.machines import Machine, nominal, write_machine
+from train.config import RunConfig
+from train.config_files import load
+
+REPOSITORY = Path(__file__).parents[3]
+EXPERIMENT = str(REPOSITORY / "configs/experiment/metalm_1p3b.yaml")
+SMALL = str(REPOSITORY / "configs/experiment/first_light.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _no_calibration_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def test_table_says_what_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main([EXPERIMENT, "--gpus", "64", "--gpu", "h100", "--top", "3"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("tokens/s", "MFU", "days", "nominal, not measured", "6 N + 12 L d T"):
+        assert word in shown
+    assert "tensor 16: straddles nodes of 8 ranks" in shown
+    for kind in ("parameters", "gradients", "optimizer", "activations", "encoder", "workspace"):
+        assert kind in shown
+    for part in ("compute", "tensor", "bubble", "pipeline", "data", "update"):
+        assert part in shown
+
+
+def test_overlay_is_a_config_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plan.yaml"
+    arguments = [EXPERIMENT, "--gpus", "32", "--gpu", "a100", "--write", str(out)]
+    assert plan.main(arguments) == 0
+    assert f"python -m train {EXPERIMENT} {out}" in capsys.readouterr().out
+    config = load(RunConfig, [EXPERIMENT, str(out)])
+    assert config.batch.sequences == 1024
+    copies = 32 // config.layout.model_ranks
+    assert 1024 % (copies * config.batch.micro_sequences) == 0
+
+
+def test_overlay_of_a_pipeline_names_its_split(tmp_path: Path) -> None:
+    out = tmp_path / "plan.yaml"
+    machine = nominal("cpu", cores=4, memory_bytes=4 * 17 * 2**30)
+    calibration = tmp_path / "machine.json"
+    write_machine(machine, calibration)
+    # What one rank cannot hold, even alone in its update.
+    arguments = [EXPERIMENT, "--gpus", "4", "--gpu", "cpu", "precision=fp32"]
+    assert plan.main([*arguments, "--calibration", str(calibration), "--write", str(out)]) == 0
+    config = load(RunConfig, [EXPERIMENT, str(out)])
+    if config.layout.pipeline > 1:
+        assert config.layout.split is not None
+        assert sum(config.layout.split) == 24
+
+
+def test_nothing_fits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    calibration = tmp_path / "machine.json"
+    write_machine(nominal("cpu", cores=1, memory_bytes=2**30), calibration)
+    arguments = [EXPERIMENT, "--gpus", "1", "--gpu", "cpu", "precision=fp32"]
+    code = plan.main([*arguments, "--calibration", str(calibration)])
+    assert code == plan.NOTHING_FITS
+    shown = capsys.readouterr().out
+    assert "No layout fits" in shown
+    assert "GiB of 1.0" in shown
+
+
+def test_errors_name_their_key(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert plan.main([EXPERIMENT, "--gpus", "8", "--gpu", "h100", "layuot.tensor=2"]) == 2
+    assert "did you mean layout" in capsys.readouterr().err
+    missing = str(tmp_path / "none.json")
+    arguments = [EXPERIMENT, "--gpus", "8", "--gpu", "h100", "--calibration", missing]
+    assert plan.main(arguments) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    other = tmp_path / "cpu.json"
+    write_machine(nominal("cpu"), other)
+    assert plan.main([*arguments[:-1], str(other)]) == 2
+    assert "is of cpu, not h100" in capsys.readouterr().err
+
+
+def test_adapters_are_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    lora = str(REPOSITORY / "configs/experiment/lora.yaml")
+    assert plan.main([lora, "--gpus", "1", "--gpu", "h100"]) == 2
+    assert "plan the run without lora" in capsys.readouterr().err
+
+
+def test_the_kept_calibration_is_used_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "home" / ".cache" / "semicausal" / "machine-cpu.json"
+    machine = nominal("cpu", cores=2).model_copy(update={"measured": True, "device": "this one"})
+    write_machine(machine, path)
+    assert plan.main([SMALL, "--gpus", "2", "--gpu", "cpu", "precision=fp32"]) == 0
+    shown = capsys.readouterr().out.replace("\n", "")
+    assert "measured (" in shown
+    assert "this one" in shown
+
+
+def test_it_is_arithmetic_alone() -> None:
+    # No process group, nothing of DeepSpeed or megatron, and quick besides importing torch.
+    script = f"""
+import sys, time
+from tools.plan import __main__ as plan
+started = time.process_time()
+assert plan.main([{EXPERIMENT!r}, "--gpus", "64", "--gpu", "h100"]) == 0
+taken = time.process_time() - started
+assert taken < 2, taken
+import torch.distributed
+assert not torch.distributed.is_initialized()
+assert not [name for name in sys.modules if name.split(".")[0] in ("deepspeed", "megatron")]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_becomes_a_task() -> None:
+    config = load(RunConfig, [EXPERIMENT])
+    task = task_of(config, kind="h100")
+    assert task.precision == "bf16"
+    spans = task.spans["text"]
+    assert spans.vectors == 512
+    assert spans.longest_rows == 129
+    assert task.load(4).scored == pytest.approx(4 * (2048 - 512 + 512 / 96))
+    fixed = load(RunConfig, [EXPERIMENT, "spans.text={kind: fixed, ranges: [[4, 12], [20, 24]]}"])
+    assert task_of(fixed, kind="h100").spans["text"].vectors == 12
+    stored = load(
+        RunConfig,
+        [
+            EXPERIMENT,
+            "spans.text={kind: stored}",
+            "data.span_capacity={text: {tokens: 100, spans: 4}}",
+        ],
+    )
+    assert task_of(stored, kind="h100").spans["text"].longest_rows == 26
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan.main([EXPERIMENT, "--gpus", "1", "--gpu", "h200", "--write", str(tmp_path)]) == 2
+    assert f"{tmp_path}: cannot be written" in capsys.readouterr().err
+
+
+def test_rates_are_timed() -> None:
+    sizes = plan_rates.Sizes(
+        rows=64, products=((16, 16), (32, 32)), widths=(64, 128), head=(16, 64), seconds=0.01
+    )
+    timed = plan_rates.compute_rates("fp32", sizes)
+    rates = timed.rates(microbatch_seconds=0.0, by_stage=[])
+    assert [size for size, _ in rates.products] == pytest.approx(
+        [64 ** (1 / 3) * 16 ** (2 / 3), 64 ** (1 / 3) * 32 ** (2 / 3)]
+    )
+    assert min(rates.attention, rates.span_attention, rates.update) > 1e6
+    assert min(rates.elementwise, rates.logits) > 1e6
+
+
+def test_seconds_are_a_median() -> None:
+    naps = iter([0.05, 0.0, 0.05, 0.0, 0.0, 0.0])
+
+    def work() -> None:
+        time.sleep(next(naps, 0.0))
+
+    assert plan_rates.seconds_of(work, at_least=0.0) < 0.04
+
+
+def test_check_writes_what_it_found(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    calibration = tmp_path / "machine.json"
+    write_machine(nominal("cpu", cores=2), calibration)
+    names = ["--only", "alone ZeRO-0", "data 2 ZeRO-1"]
+    code = plan.main(
+        ["check", "--tiny", "--out", str(out), "--calibration", str(calibration), *names]
+    )
+    assert code == 0
+    found = json.loads(out.read_text())
+    assert [row["name"] for row in found["layouts"]] == ["alone ZeRO-0", "data 2 ZeRO-1"]
+    for row in found["layouts"]:
+        assert row["measured_seconds"] > 0
+        assert row["predicted"]["seconds"]["total"] > 0
+        for memory in row["memory"]:
+            assert memory["measured_bytes"] > 0
+            assert abs(memory["error"]) < 0.2
+    assert found["summary"]["time_tolerance"] == 0.20
+
+
+def test_check_looks_at_splits_beside_the_chosen_one() -> None:
+    machine: Machine = nominal("cpu", cores=2)
+    chosen = plan_check.chosen_split(plan_check.FULL, machine, precision="fp32")
+    assert sum(chosen) == 12
+    assert chosen[0] < chosen[1]  # the encoder weighs more than the head
+    names = plan_check.layouts(plan_check.FULL, machine)
+    assert len(names) >= 5
+    model = next(iter(names.values())).model
+    assert sum(plan_check.parameter_counts(model).values()) >= 100_000_000

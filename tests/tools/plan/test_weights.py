@@ -1,0 +1,102 @@
+"""Parameters of each rank by arithmetic equal those of real models, built on the meta device."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from model.semicausal import ModelConfig, parameter_counts
+from parallel.launch import World
+from parallel.mesh import LayoutConfig, build_mesh, forget_groups
+from parallel.spread import build_part
+from parallel.zero import optimizer_groups
+from tools.plan.weights import rank_share
+from train.optim import parameter_groups
+
+DECODER = {
+    "vocabulary": 1000,
+    "width": 64,
+    "num_layers": 6,
+    "heads": 8,
+    "feed_forward": 256,
+    "max_tokens": 32,
+}
+ENCODER = {"width": 32, "num_layers": 4, "heads": 4, "feed_forward": 64, "max_tokens": 20}
+
+
+def config(
+    *, encoder: dict[str, Any] | None = None, connector: str = "linear", **decoder: Any
+) -> ModelConfig:
+    encoders: dict[str, Any] = {}
+    if encoder is not None:
+        encoders["text"] = {"encoder": ENCODER | encoder, "connector": {"kind": connector}}
+    return ModelConfig.model_validate({"decoder": DECODER | decoder, "encoders": encoders})
+
+
+PLAIN = config(encoder={})
+LAYOUTS = [
+    (PLAIN, {}, (6,)),
+    (PLAIN, {"tensor": 2}, (6,)),
+    (PLAIN, {"tensor": 4, "sequence_parallel": True}, (6,)),
+    (PLAIN, {"pipeline": 2}, (2, 4)),
+    (PLAIN, {"pipeline": 2, "chunks": 2}, (1, 2, 2, 1)),
+    (PLAIN, {"tensor": 2, "pipeline": 2}, (3, 3)),
+    (PLAIN, {"tensor": 4, "pipeline": 3}, (1, 3, 2)),
+    (config(encoder={}, tied_head=False), {"tensor": 2, "pipeline": 2}, (2, 4)),
+    (config(encoder={}, tied_head=False, norm="pre"), {"tensor": 2}, (6,)),
+    (config(norm="pre"), {"tensor": 2, "pipeline": 3}, (2, 2, 2)),
+    (config(encoder={"init_from": "there"}, connector="mlp"), {"tensor": 2}, (6,)),
+    (config(encoder={"heads": 8}, vocabulary=600), {"tensor": 8}, (6,)),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_group_a_test() -> Iterator[None]:
+    yield
+    forget_groups()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("model", "keys", "split"), LAYOUTS, ids=range(len(LAYOUTS)))
+def test_counts_equal_those_of_real_models(
+    model: ModelConfig, keys: dict[str, Any], split: tuple[int, ...]
+) -> None:
+    layout = LayoutConfig.model_validate(keys)
+    for rank in range(layout.model_ranks):
+        largest_group, parameters = _real(model, layout, split, rank=rank)
+        share = rank_share(
+            model,
+            layout,
+            split=split,
+            pipeline_rank=rank // layout.tensor,
+        )
+        assert share.elements == sum(p.numel() for p in parameters)
+        assert share.trained == sum(p.numel() for p in parameters if p.requires_grad)
+        assert share.largest == max(p.numel() for p in parameters if p.requires_grad)
+        assert share.largest_group == largest_group
+
+
+def test_a_whole_model_counts_as_the_model_does() -> None:
+    share = rank_share(PLAIN, LayoutConfig(), split=(6,), pipeline_rank=0)
+    assert share.elements == sum(parameter_counts(PLAIN).values())
+
+
+def _real(
+    model: ModelConfig, layout: LayoutConfig, split: tuple[int, ...], *, rank: int
+) -> tuple[int, list[torch.nn.Parameter]]:
+    """Parameters of a rank's real model, and elements of the optimiser's largest group."""
+    ranks = layout.model_ranks
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
+    world = World(rank=rank, size=ranks, device=torch.device("cpu"))
+    with torch.device("meta"):
+        mesh = build_mesh(layout, world)
+        part = build_part(model, layout, mesh, split=split)
+        groups = optimizer_groups(part, parameter_groups(part, 0.1), mesh)
+    forget_groups()
+    dist.destroy_process_group()
+    largest = max(sum(p.numel() for p in group["params"]) for group in groups)
+    return largest, list(part.parameters())

@@ -1,0 +1,125 @@
+"""Cutting and copying boxes, against plain indexing."""
+
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from train.checkpoint.boxes import Box, copy_overlap, have_common, num_elements, tiling_fault
+
+Piece = tuple[tuple[tuple[int, int], ...], tuple[int, int]]
+
+
+def _cut(bounds: tuple[int, int], chance: random.Random) -> list[tuple[int, int]]:
+    start, stop = bounds
+    inner = sorted(
+        chance.sample(range(start + 1, stop), min(chance.randint(0, 3), stop - start - 1))
+    )
+    ends = [start, *inner, stop]
+    return list(pairwise(ends))
+
+
+def _pieces(shape: tuple[int, ...], chance: random.Random) -> list[Piece]:
+    """A random tiling: boxes along the first two dims, each cut into flat ranges."""
+    boxes: list[tuple[tuple[int, int], ...]] = [()]
+    for dim, size in enumerate(shape):
+        cuts = _cut((0, size), chance) if dim < 2 else [(0, size)]
+        boxes = [(*box, cut) for box in boxes for cut in cuts]
+    pieces = [(box, part) for box in boxes for part in _cut((0, num_elements(box)), chance)]
+    chance.shuffle(pieces)
+    return pieces
+
+
+def _plain(tensor: Tensor, piece: Piece) -> Tensor:
+    """A flat range of a box, the obvious way."""
+    box, (start, stop) = piece
+    return tensor[tuple(slice(*bounds) for bounds in box)].flatten()[start:stop]
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.lists(st.integers(1, 9), max_size=3), st.randoms(use_true_random=False))
+def test_any_pieces_fill_any_others(sizes: list[int], chance: random.Random) -> None:
+    shape = tuple(sizes)
+    whole = torch.arange(torch.Size(shape).numel()).view(shape)
+    sources = _pieces(shape, chance)
+    assert tiling_fault(shape, sources) is None
+    for box, (start, stop) in _pieces(shape, chance):
+        # Views with an offset, as slices of flat groups are.
+        target = torch.full((stop - start + 2,), -1)
+        num_copied = 0
+        for source_box, (begin, end) in sources:
+            before = num_copied
+            num_copied += copy_overlap(
+                target[1:-1],
+                target_box=box,
+                target_start=start,
+                source=torch.cat((torch.tensor([-7]), _plain(whole, (source_box, (begin, end)))))[
+                    1:
+                ],
+                source_box=source_box,
+                source_start=begin,
+            )
+            may = have_common(
+                target_box=box,
+                target_range=(start, stop),
+                source_box=source_box,
+                source_range=(begin, end),
+            )
+            assert may or num_copied == before
+        assert num_copied == stop - start
+        assert torch.equal(target[1:-1], _plain(whole, (box, (start, stop))))
+        assert target[0] == target[-1] == -1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=2), st.randoms(use_true_random=False))
+def test_what_is_missing_or_twice_is_found(sizes: list[int], chance: random.Random) -> None:
+    shape = tuple(sizes)
+    pieces = _pieces(shape, chance)
+    number = chance.randrange(len(pieces))
+    assert tiling_fault(shape, pieces[:number] + pieces[number + 1 :]) is not None
+    assert tiling_fault(shape, [*pieces, pieces[number]]) is not None
+
+
+@pytest.mark.parametrize(
+    ("pieces", "fault"),
+    [
+        ([(((0, 4), (0, 6)), (0, 23))], "elements 23 to 24"),
+        ([(((0, 4), (0, 6)), (0, 13)), (((0, 4), (0, 6)), (12, 24))], "elements 12 to 13"),
+        ([(((0, 4), (0, 3)), (0, 12))], "elements outside the boxes [0:4, 0:3]"),
+        (
+            [(((0, 4), (0, 3)), (0, 12)), (((0, 4), (2, 6)), (0, 16))],
+            "elements of the boxes [0:4, 0:3] and [0:4, 2:6]",
+        ),
+        (
+            [(((0, 4), (0, 3)), (0, 12)), (((0, 4), (3, 6)), (0, 11))],
+            "elements 11 to 12 of box [0:4, 3:6]",
+        ),
+        ([(((0, 5), (0, 6)), (0, 30))], "the elements of box [0:5, 0:6] in shape [4, 6]"),
+        ([(((0, 24),), (0, 24))], "the elements of box [0:24] in shape [4, 6]"),
+        ([], "elements outside the boxes (none)"),
+    ],
+)
+def test_faults_are_told(pieces: list[tuple[Box, tuple[int, int]]], fault: str) -> None:
+    assert tiling_fault([4, 6], pieces) == fault
+
+
+def test_large_boxes_are_copied_by_rows() -> None:
+    """A whole tensor from two column boxes: the copies must not go element by element."""
+    whole = torch.arange(3000 * 400).view(3000, 400)
+    target = torch.empty(3000 * 400 - 10, dtype=whole.dtype)
+    for columns in ((0, 150), (150, 400)):
+        source = whole[:, slice(*columns)].flatten()
+        copy_overlap(
+            target,
+            target_box=((0, 3000), (0, 400)),
+            target_start=5,
+            source=source,
+            source_box=((0, 3000), columns),
+            source_start=0,
+        )
+    assert torch.equal(target, whole.flatten()[5:-5])

@@ -1,0 +1,85 @@
+"""Which checkpoint is meant, which stay, and what a writer that died leaves behind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from train.checkpoint import directory as checkpoint_directory
+from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import Retention
+from train.checkpoint.weights import read_values, write_values
+from train.errors import CheckpointError
+
+
+def _checkpoint(path: Path, step: int) -> Path:
+    return write_values(path, {"weight": torch.arange(3.0)}, {"step": step})
+
+
+def test_paths_are_resolved(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    directory = run / "checkpoints"
+    for step in (10, 20):
+        _checkpoint(directory / f"step_{step:08d}", step)
+    (directory / "latest").write_text("step_00000020\n")
+    for path in (run, directory, directory / "step_00000020"):
+        assert checkpoint.resolve(path) == directory / "step_00000020"
+    assert checkpoint.read_state(directory / "step_00000010")["step"] == 10
+    (directory / "latest").unlink()
+    assert checkpoint.latest(directory) == directory / "step_00000020"
+    (directory / "step_00000030").mkdir()  # without an index it is none
+    assert checkpoint.latest(directory) == directory / "step_00000020"
+    (directory / "latest").write_text("step_00000030\n")
+    with pytest.raises(CheckpointError, match="latest names 'step_00000030', which is no"):
+        checkpoint.resolve(run)
+    assert checkpoint.latest(tmp_path / "nowhere") is None
+    with pytest.raises(CheckpointError, match="holds no checkpoint: name a run directory"):
+        checkpoint.resolve(tmp_path)
+    with pytest.raises(CheckpointError, match="is not there: name a run directory"):
+        checkpoint.resolve(tmp_path / "nowhere")
+
+
+def test_a_scheme_nobody_knows_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="xyz:// is no storage that can be used here"):
+        checkpoint.resolve(Path("xyz://bucket/run"))
+
+
+@pytest.mark.parametrize(
+    ("retention", "newest", "retired"),
+    [
+        (Retention(keep=1), 50, ["10", "20", "20.2", "30", "40"]),
+        (Retention(keep=3), 50, ["10", "20", "20.2"]),
+        (Retention(keep=9), 50, []),
+        (Retention(keep=1, keep_every_steps=20), 50, ["10", "20", "30"]),
+        (Retention(keep=2, keep_every_steps=50), 50, ["10", "20", "20.2", "30"]),
+        # Gone back: what lies ahead goes first, milestone or not.
+        (Retention(keep=3), 20.2, ["30", "40", "50"]),
+        (Retention(keep=1, keep_every_steps=10), 20.2, ["30", "40", "50", "20"]),
+    ],
+)
+def test_retention(retention: Retention, newest: float, retired: list[str]) -> None:
+    def name(step: str) -> str:
+        number, _, revision = step.partition(".")
+        return f"step_{int(number):08d}" + (f".{revision}" if revision else "")
+
+    names = [name(step) for step in ("10", "20", "20.2", "30", "40", "50")]
+    assert retention.retired(names, newest=name(str(newest))) == [name(step) for step in retired]
+
+
+def test_the_next_writer_clears_what_the_last_one_left(tmp_path: Path) -> None:
+    _checkpoint(tmp_path / "step_00000010", 10)
+    for name in ("step_00000020", "step_00000010.2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "chunks-00000.safetensors").touch()
+        (tmp_path / name / ".index.json.tmp-0a1b2c3d").touch()
+    (tmp_path / ".latest.tmp-0a1b2c3d").touch()
+    assert checkpoint_directory.stage(tmp_path, 10) == tmp_path / "step_00000010.2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010", "step_00000010.2"]
+    assert not list((tmp_path / "step_00000010.2").iterdir())
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    _checkpoint(tmp_path / "merged", 10)
+    with pytest.raises(CheckpointError, match="merged exists: choose another place"):
+        _checkpoint(tmp_path / "merged", 11)
+    assert read_values(tmp_path / "merged")["weight"].tolist() == [0, 1, 2]

@@ -1,0 +1,393 @@
+"""The span sampler: what holds for every sequence, and what holds on average."""
+
+import hashlib
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tests.train.data.packed import (
+    SPECIAL,
+    check_places,
+    document,
+    in_another_process,
+    pack,
+    packed_samples,
+)
+from train.data.sample import Sample
+from train.data.spans.kinds import (
+    FixedSpans,
+    FixedSpansConfig,
+    RandomSpans,
+    RandomSpansConfig,
+    StoredSpans,
+    StoredSpansConfig,
+    build_policy,
+)
+from train.data.spans.places import NO_SPANS, Spans
+from train.data.spans.rules import RuleSpans, RuleSpansConfig
+
+DOCUMENT_END = SPECIAL.document
+
+
+def sample_of(documents: list[int], *, id: int = 0, slots: int | None = None) -> Sample:
+    """`<s>` and documents of these many tokens, each closed by its end token; cut to S + 1."""
+    tokens = [0]
+    for length in documents:
+        tokens += [9] * max(length - 1, 0) + [DOCUMENT_END]
+    if slots is not None:
+        tokens = (tokens + [9] * (slots + 1))[: slots + 1]
+    return Sample(id=id, tokens=np.array(tokens, dtype=np.int64))
+
+
+def long_document(slots: int, *, id: int = 0) -> Sample:
+    return sample_of([], id=id, slots=slots)
+
+
+def sampler(*, seed: int = 0, **options: Any) -> RandomSpans:
+    config = RandomSpansConfig.model_validate({"kind": "random"} | options)
+    return RandomSpans(config, seed=seed, special=SPECIAL)
+
+
+def lengths_of(spans: Spans) -> list[int]:
+    return [int(stop - start) for start, stop in spans]
+
+
+def check_rules(policy: RandomSpans, sample: Sample, spans: Spans) -> None:
+    """What the paper demands of every choice of spans."""
+    slots = len(sample.tokens) - 1
+    shortest, longest = policy.config.lengths(slots)
+    assert spans.dtype == np.int64
+    assert spans.shape == (len(spans), 2)
+    for start, stop in spans:
+        assert 1 <= start < stop <= slots
+        assert shortest <= stop - start <= longest
+        assert DOCUMENT_END not in sample.tokens[start:stop]
+    for (_, stop), (start, _) in pairwise(spans.tolist()):
+        assert stop <= start, "in rising order, without overlap"
+    assert sum(lengths_of(spans)) <= max(shortest, math.ceil(policy.config.ratio * slots))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    slots=st.integers(32, 2048),
+    ratio=st.floats(0.01, 0.75),
+    documents=st.lists(st.integers(1, 700), max_size=40),
+    seed=st.integers(0, 2**32),
+    epoch=st.integers(0, 5),
+    id=st.integers(0, 2**40),
+)
+def test_every_choice_keeps_the_rules(
+    slots: int, ratio: float, documents: list[int], seed: int, epoch: int, id: int
+):
+    policy = sampler(ratio=ratio, seed=seed)
+    sample = sample_of(documents, id=id, slots=slots)
+    spans = policy.choose(sample, epoch=epoch)
+    check_rules(policy, sample, spans)
+    again = sampler(ratio=ratio, seed=seed).choose(sample, epoch=epoch)
+    np.testing.assert_array_equal(spans, again)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    full=st.integers(32, 2048),
+    slots=st.integers(4, 2048),
+    ratio=st.floats(0.01, 0.75),
+    shortest=st.integers(2, 128),
+    extra=st.integers(0, 128),
+    id=st.integers(0, 1000),
+)
+def test_spans_fit_the_capacity_made_for_their_ratio(
+    full: int, slots: int, ratio: float, shortest: int, extra: int, id: int
+):
+    """A sample may be shorter than its sequence; its spans, shorter and more, must fit too."""
+    slots = min(slots, full)
+    policy = sampler(ratio=ratio, min_tokens=shortest, max_tokens=shortest + extra)
+    tokens, spans = policy.config.room(full)
+    lengths = lengths_of(policy.choose(long_document(slots, id=id), epoch=0))
+    assert sum(lengths) <= tokens
+    assert len(lengths) <= spans
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.4, 0.5])
+@pytest.mark.parametrize("slots", [64, 96, 100, 128, 200, 256, 333, 512, 1000, 1024, 2048])
+def test_ratio_means_what_it_says_at_every_length(slots: int, ratio: float):
+    policy = sampler(ratio=ratio)
+    shares = [
+        sum(lengths_of(policy.choose(long_document(slots, id=i), epoch=0))) / slots
+        for i in range(60)
+    ]
+    assert np.mean(shares) == pytest.approx(ratio, rel=0.03)
+
+
+@pytest.mark.parametrize("slots", [8, 16, 20, 32, 48])
+def test_ratio_holds_on_average_over_very_short_sequences(slots: int):
+    policy = sampler()
+    shares = [
+        sum(lengths_of(policy.choose(long_document(slots, id=i), epoch=0))) / slots
+        for i in range(800)
+    ]
+    assert np.mean(shares) == pytest.approx(0.25, rel=0.1)
+
+
+def test_ratio_holds_where_documents_are_of_common_length():
+    policy = sampler()
+    sample = sample_of([310, 500, 170, 420, 260, 388], slots=2048)
+    total = sum(sum(lengths_of(policy.choose(sample, epoch=e))) for e in range(50))
+    assert total / 50 / 2048 == pytest.approx(0.25, rel=0.03)
+
+
+def test_what_long_spans_cannot_fill_goes_to_shorter_ones():
+    """Documents of 70 tokens hold one span each: most lengths drawn are cut down to fit."""
+    policy = sampler()
+    for id in range(60):
+        sample = sample_of([70] * 30, id=id, slots=2048)
+        spans = policy.choose(sample, epoch=0)
+        check_rules(policy, sample, spans)
+        assert 512 - sum(lengths_of(spans)) < 64, "less is left than any span would need"
+
+
+def test_documents_shorter_than_any_span_are_left_alone():
+    assert len(sampler().choose(sample_of([40] * 60, slots=2048), epoch=0)) == 0
+    assert len(sampler().choose(sample_of([1] * 2048, slots=2048), epoch=0)) == 0
+
+
+def test_lengths_are_those_of_the_paper_and_shrink_with_the_sequence():
+    config = RandomSpansConfig()
+    assert config.lengths(2048) == config.lengths(1024) == (64, 128)
+    assert config.lengths(512) == (32, 64)
+    assert config.lengths(64) == (4, 8)
+    shortest, longest = config.lengths(8)
+    assert 2 <= shortest <= longest <= 3
+    policy = sampler()
+    drawn = [
+        length
+        for i in range(150)
+        for length in lengths_of(policy.choose(long_document(2048, id=i), epoch=0))
+    ]
+    assert min(drawn) < 68
+    assert max(drawn) > 124
+    assert len(set(drawn)) > 50
+
+
+def test_every_slot_but_the_first_can_lie_in_a_span():
+    policy = sampler()
+    covered = np.zeros(257)
+    for i in range(2000):
+        for start, stop in policy.choose(long_document(256, id=i), epoch=0):
+            covered[start:stop] += 1
+    assert covered[0] == 0, "slot 0 holds <s>"
+    assert covered[256] == 0, "the last token is a target and no slot"
+    share = covered / 2000
+    # Ends are in a span less often, as for any sampler without overlap.
+    assert (share[1:256] > 0.01).all()
+    assert share[40:216] == pytest.approx(0.27, abs=0.06)
+
+
+def test_choice_is_pure_in_seed_epoch_and_sample():
+    sample = long_document(1024, id=5)
+    spans = sampler(seed=1).choose(sample, epoch=2)
+    used = sampler(seed=1)
+    for i in range(7):
+        used.choose(long_document(1024, id=i), epoch=i)
+    np.random.seed(3)  # the global stream has no say
+    np.testing.assert_array_equal(used.choose(sample, epoch=2), spans)
+    others = [
+        sampler(seed=2).choose(sample, epoch=2),
+        sampler(seed=1).choose(sample, epoch=3),
+        sampler(seed=1).choose(long_document(1024, id=6), epoch=2),
+    ]
+    for other in others:
+        assert other.tolist() != spans.tolist()
+    starts = {
+        tuple(sampler(seed=1).choose(sample, epoch=epoch)[:, 0].tolist()) for epoch in range(30)
+    }
+    assert len(starts) == 30
+
+
+def test_choices_are_those_of_earlier_versions():
+    """A run that goes on under a newer version must draw what it would have drawn."""
+    sample = sample_of([310, 500, 170, 420, 260, 388], id=5, slots=2048)
+    assert sampler(seed=3).choose(sample, epoch=1).tolist() == [
+        [19, 88], [182, 247], [572, 636], [638, 725], [1025, 1090], [1691, 1777], [1924, 2000]
+    ]  # fmt: skip
+    digest = hashlib.sha256()
+    documents = ([], [310, 500, 170, 420], [40] * 60, [70] * 30, [5, 900, 3])
+    for id, slots in enumerate([1, 5, 17, 48, 64, 100, 255, 512, 1000, 2048]):
+        for place, lengths in enumerate(documents):
+            for ratio in (0.01, 0.25, 0.4, 0.75):
+                sample = sample_of(list(lengths), id=id + place * 2**33, slots=slots)
+                spans = sampler(seed=place, ratio=ratio).choose(sample, epoch=id)
+                digest.update(spans.astype("<i8").tobytes() + bytes([len(spans) % 256]))
+    assert digest.hexdigest() == "09dc23da4c4ac6cf4d99ecb6d22af45d1300078a84c45fb1b0be7917991967cb"
+
+
+def test_choice_ignores_what_the_tokens_say():
+    """Only ends of documents matter: spans do not depend on content."""
+    sample = sample_of([300, 400], slots=1024)
+    other = Sample(id=0, tokens=np.where(sample.tokens == 9, 11, sample.tokens))
+    policy = sampler()
+    np.testing.assert_array_equal(policy.choose(sample, epoch=0), policy.choose(other, epoch=0))
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 512])
+def test_ratio_zero_and_tiny_samples_have_no_spans(slots: int):
+    assert len(sampler(ratio=0.0).choose(long_document(slots), epoch=0)) == 0
+    if slots < 4:
+        assert len(sampler().choose(long_document(slots), epoch=0)) == 0
+
+
+LAYOUTS = sampler(seed=1)
+
+
+def test_layouts_and_sources_differ_and_the_first_is_as_ever():
+    sample = long_document(1024, id=5)
+    base = LAYOUTS.choose(sample, epoch=2).tolist()
+    assert LAYOUTS.choose(sample, epoch=2, layout=0).tolist() == base
+    elsewhere = Sample(id=5, source=1, tokens=sample.tokens)
+    # An id of two words must not pass for a source or a layout.
+    large = Sample(id=5 + 2**32, tokens=sample.tokens)
+    found = [
+        base,
+        *(LAYOUTS.choose(sample, epoch=2, layout=layout).tolist() for layout in (1, 2, 3)),
+        *(LAYOUTS.choose(elsewhere, epoch=2, layout=layout).tolist() for layout in (0, 1, 2)),
+        *(LAYOUTS.choose(large, epoch=2, layout=layout).tolist() for layout in (0, 1)),
+    ]
+    assert len({str(spans) for spans in found}) == len(found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sample=packed_samples(),
+    layout=st.integers(0, 3),
+    ratio=st.floats(0.01, 0.75),
+    by_tokens=st.booleans(),
+)
+def test_packed_documents_keep_their_boundaries(
+    sample: Sample, layout: int, ratio: float, by_tokens: bool
+):
+    options: dict[str, Any] = {"ratio": ratio}
+    if by_tokens:
+        options = {"ratio_by_tokens": [[20, 0.1], [300, ratio]]}
+    policy = sampler(**options)
+    spans = policy.choose(sample, epoch=0, layout=layout)
+    check_places(sample, spans)
+    tokens, number = policy.config.room(len(sample.tokens) - 1)
+    assert sum(lengths_of(spans)) <= tokens
+    assert len(spans) <= number
+    np.testing.assert_array_equal(sampler(**options).choose(sample, epoch=0, layout=layout), spans)
+
+
+def test_another_process_chooses_the_same():
+    sample = pack(document(200, 90), document(400), id=2**33 + 1, source=2)
+    options: dict[str, Any] = {"ratio_by_tokens": [[256, 0.1], [1024, 0.25]]}
+    mine = sampler(**options).choose(sample, epoch=3, layout=1).tolist()
+    code = (
+        "from tests.train.data.spans.test_kinds import *\n"
+        "sample = pack(document(200, 90), document(400), id=2**33 + 1, source=2)\n"
+        f"print(sampler(**{options}).choose(sample, epoch=3, layout=1).tolist())"
+    )
+    assert in_another_process(code) == str(mine)
+    assert mine
+
+
+def test_short_documents_have_fewer_spans():
+    """Ratios hold on average document by document, whatever else is in the sequence."""
+    lengths = [40, 120, 256, 640, 900, 2000]
+    policy = sampler(ratio_by_tokens=[[256, 0.1], [1024, 0.4]])
+    totals = np.zeros(len(lengths))
+    for id in range(400):
+        sample = pack(*[document(length - 2) for length in lengths], id=id)
+        assert sample.documents is not None
+        spans = policy.choose(sample, epoch=0)
+        owners = np.searchsorted(sample.documents[:, 1], spans[:, 0], side="right")
+        totals += np.bincount(owners, spans[:, 1] - spans[:, 0], minlength=len(lengths))
+    shares = totals / 400 / (np.array(lengths) - 2)
+    wanted = [0.1, 0.1, 0.1, 0.25, 0.1 + 0.3 * (898 - 256) / 768, 0.4]
+    np.testing.assert_allclose(shares, wanted, rtol=0.05)
+
+
+def test_many_short_documents_do_not_exceed_the_room():
+    """Each rounds its share of a token up or down; all of them up is too many."""
+    policy = sampler(ratio_by_tokens=[[1, 0.05]], min_tokens=128)
+    tokens, number = policy.config.room(33 * 61 + 32)
+    sizes: set[int] = set()
+    for id in range(200):
+        sample = pack(*[document(60) for _ in range(33)], id=id)
+        spans = policy.choose(sample, epoch=0)
+        assert sum(lengths_of(spans)) <= tokens
+        assert len(spans) <= number
+        sizes.add(sum(lengths_of(spans)))
+    assert max(sizes) > tokens - 8, "it does come to that"
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        ([[256, 0.1], [256, 0.2]], "must rise in tokens"),
+        ([[512, 0.1], [256, 0.2]], "must rise in tokens"),
+        ([[256, 0.1], [512, 0.8]], "between 0 and 0.75"),
+        ([[256, -0.1]], "between 0 and 0.75"),
+        ([], "at least 1 item"),
+        ([[256]], "at least 2 items"),
+    ],
+)
+def test_impossible_ratios_by_length_are_refused(points: list[list[float]], says: str):
+    with pytest.raises(ValidationError, match=says):
+        RandomSpansConfig(ratio_by_tokens=points)
+
+
+def test_room_follows_the_largest_ratio():
+    config = RandomSpansConfig(ratio=0.1, ratio_by_tokens=[[256, 0.1], [1024, 0.25]])
+    assert config.largest_ratio == 0.25
+    assert config.room(2048) == (640, 320)
+
+
+def test_fixed_spans_are_those_inside_the_sample():
+    policy = FixedSpans([[1, 3], [3, 6], [8, 10]])
+    assert policy.choose(long_document(10), epoch=0).tolist() == [[1, 3], [3, 6], [8, 10]]
+    assert policy.choose(long_document(9), epoch=4).tolist() == [[1, 3], [3, 6]]
+    assert FixedSpans([]).choose(long_document(9), epoch=0).shape == (0, 2)
+
+
+def test_stored_spans_are_the_samples_own():
+    stored = np.array([[2, 4], [5, 9]])
+    sample = Sample(id=0, tokens=np.arange(12), spans=stored)
+    assert StoredSpans().choose(sample, epoch=0).tolist() == stored.tolist()
+    without = Sample(id=0, tokens=np.arange(12))
+    assert StoredSpans().choose(without, epoch=0).tolist() == NO_SPANS.tolist()
+
+
+def test_configuration_names_its_policy():
+    assert isinstance(build_policy(RandomSpansConfig(), seed=0, special=SPECIAL), RandomSpans)
+    rules = RuleSpansConfig(kind="rules", which="first")
+    assert isinstance(build_policy(rules, seed=0, special=SPECIAL), RuleSpans)
+    fixed = FixedSpansConfig(kind="fixed", ranges=[[1, 2]])
+    assert isinstance(build_policy(fixed, seed=0, special=SPECIAL), FixedSpans)
+    stored = StoredSpansConfig(kind="stored")
+    assert isinstance(build_policy(stored, seed=0, special=SPECIAL), StoredSpans)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "says"),
+    [
+        ([[0, 4]], "slot 0"),
+        ([[5, 5]], "hold at least one token"),
+        ([[4, 8], [6, 9]], "not overlap"),
+        ([[6, 9], [1, 3]], "rise"),
+        ([[7, 3]], "rise"),
+    ],
+)
+def test_impossible_ranges_are_refused(ranges: list[list[int]], says: str):
+    with pytest.raises(ValidationError, match=says):
+        FixedSpansConfig(kind="fixed", ranges=ranges)
+
+
+def test_lengths_the_wrong_way_round_are_refused():
+    with pytest.raises(ValidationError, match="min_tokens must not exceed max_tokens"):
+        RandomSpansConfig(min_tokens=9, max_tokens=8)

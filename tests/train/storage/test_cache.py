@@ -1,0 +1,381 @@
+"""A cache that is limited, full, damaged and shared, in front of a real S3 server."""
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab_fixtures import S3Lab
+from tests.train.data.store.mds import write_mds
+from tests.train.storage.disks import make_read_only, small_disk
+from tests.train.storage.relay import Fault, relay
+from tools.lab import s3
+from train.data.store.shards import ShardStore
+from train.errors import ConfigError, DataError
+from train.storage.access import Access
+from train.storage.cache import MAX_IN_MEMORY, require_working_set
+from train.storage.cached_files import CachedFiles
+
+SHARDS = 30
+"""Of one sample each, SHARD_BYTES long."""
+SHARD_BYTES = 50_000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
+    return write_mds(
+        directory, num_samples=SHARDS, size_limit=SHARD_BYTES, tokens=SHARD_BYTES // 2 - 200
+    )
+
+
+@pytest.fixture(scope="module")
+def uploaded(corpus: Path, s3_lab: S3Lab) -> str:
+    client = s3.client(s3_lab.environment)
+    for file in corpus.iterdir():
+        client.upload_file(str(file), s3_lab.bucket, f"cache/{file.name}")
+    return f"s3://{s3_lab.bucket}/cache"
+
+
+@pytest.fixture
+def url(uploaded: str, s3_lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in s3_lab.environment.items():
+        monkeypatch.setenv(name, value)
+    return uploaded
+
+
+@pytest.fixture
+def endpoint(s3_lab: S3Lab) -> str:
+    return s3_lab.environment["S3_ENDPOINT_URL"]
+
+
+def read(store: ShardStore, *numbers: int) -> None:
+    for number in numbers:
+        assert (store[number].tokens == number).all()
+
+
+def cached(directory: Path) -> list[int]:
+    return sorted(int(path.name.split(".")[1]) for path in directory.rglob("*.mds"))
+
+
+def shards(number: float) -> Access:
+    """Access with a cache that has room for so many shards."""
+    return Access(cache_limit_bytes=int(number * SHARD_BYTES))
+
+
+def test_one_sample_a_shard(corpus: Path) -> None:
+    store = ShardStore(str(corpus))
+    assert store.shard_sizes == [1] * SHARDS
+    assert 0.99 * SHARD_BYTES < min(store.shard_bytes) <= max(store.shard_bytes) <= SHARD_BYTES
+
+
+def test_the_least_recently_used_go(url: str, tmp_path: Path) -> None:
+    store = ShardStore(url, cache=tmp_path, access=shards(3))
+    read(store, 0, 1, 2)
+    store.close()
+    read(store, 0, 3)
+    assert cached(tmp_path) == [0, 2, 3]
+    read(store, 4, 5)
+    assert cached(tmp_path) == [3, 4, 5]
+
+
+def test_an_evicted_shard_that_is_open_is_read_on(url: str, tmp_path: Path) -> None:
+    store = ShardStore(url, cache=tmp_path, access=shards(1))
+    read(store, 0, 1)
+    assert cached(tmp_path) == [1]
+    read(store, 0)
+    assert cached(tmp_path) == [1]
+
+
+def test_evicted_shards_do_not_stay_open_for_ever(url: str, tmp_path: Path) -> None:
+    store = ShardStore(url, cache=tmp_path, access=shards(1))
+    before = len(os.listdir("/proc/self/fd"))
+    read(store, *range(SHARDS))
+    # Those that are unlinked, the one that is not, and connections.
+    assert len(os.listdir("/proc/self/fd")) - before <= 8 + 1 + 4
+
+
+def test_the_limit_is_for_all_splits(url: str, tmp_path: Path) -> None:
+    access = Access(cache_root=tmp_path, cache_limit_bytes=3 * SHARD_BYTES)
+    one = ShardStore(url, cache=tmp_path / "one", access=access)
+    two = ShardStore(url, cache=tmp_path / "two", access=access)
+    read(one, 0, 1)
+    read(two, 2, 3)
+    assert cached(tmp_path / "one") == [1]
+    assert cached(tmp_path / "two") == [2, 3]
+
+
+def test_what_the_user_keeps_there_stays(url: str, tmp_path: Path) -> None:
+    mine = tmp_path / "shard.99999.mds"
+    mine.write_bytes(b"x" * 10 * SHARD_BYTES)
+    read(ShardStore(url, cache=tmp_path, access=shards(1)), 0, 1, 2)
+    assert cached(tmp_path) == [2, 99999]
+
+
+def test_a_limit_below_the_working_set_is_refused() -> None:
+    gib = 1 << 30
+    require_working_set(None, working_set_bytes=10 * gib)
+    require_working_set(2 * gib, working_set_bytes=2 * gib)
+    with pytest.raises(ConfigError, match=r"data.cache_gib: 2 GiB do not .* raise it to 2.51, or"):
+        require_working_set(2 * gib, working_set_bytes=int(2.501 * gib))
+
+
+HAMMER = """
+import sys
+from pathlib import Path
+import numpy as np
+from train.storage.access import Access
+from train.storage.object_store import ObjectStore
+from train.data.store.shards import ShardStore
+
+url, cache, limit, seed, shards = sys.argv[1:]
+fetched = []
+fetch = ObjectStore.fetch
+def counted(self, name, *arguments, **keywords):
+    fetch(self, name, *arguments, **keywords)
+    fetched.append(name)
+ObjectStore.fetch = counted
+store = ShardStore(url, cache=Path(cache), access=Access(cache_limit_bytes=int(limit)))
+random = np.random.default_rng(int(seed))
+for number in random.integers(0, int(shards), 150).tolist():
+    if not number % 5:
+        store.prefetch(random.integers(0, int(shards), 2).tolist())
+    if not number % 3:
+        store.close()
+    assert (store[number].tokens == number).all()
+store.close()
+print(sum(name.endswith(".mds") for name in fetched))
+"""
+
+
+def hammer(url: str, cache: Path, *, limit_bytes: int, num_shards: int) -> tuple[int, int]:
+    """What four processes fetched in all, and the most that the cache held meanwhile."""
+    command = [sys.executable, "-c", HAMMER, url, cache, str(limit_bytes)]
+    readers = [
+        subprocess.Popen(
+            [*command, str(seed), str(num_shards)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(4)
+    ]
+    most = 0
+    deadline = time.monotonic() + 60
+    while any(reader.poll() is None for reader in readers) and time.monotonic() < deadline:
+        most = max(most, sum(path_bytes(path) for path in cache.rglob("*.mds")))
+        time.sleep(0.01)
+    answers = [reader.communicate(timeout=10) for reader in readers]
+    assert [reader.returncode for reader in readers] == [0] * 4, answers
+    return sum(int(out) for out, _ in answers), most
+
+
+def path_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def test_processes_in_a_cache_that_is_too_small(url: str, tmp_path: Path) -> None:
+    limit = 3 * SHARD_BYTES
+    fetched, most = hammer(url, tmp_path, limit_bytes=limit, num_shards=12)
+    assert fetched > 12
+    # Counted file by file while others come and go, so one may be counted too much.
+    assert 2 * SHARD_BYTES <= most <= limit + SHARD_BYTES
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_processes_in_a_cache_that_is_large_enough(url: str, tmp_path: Path) -> None:
+    fetched, most = hammer(url, tmp_path, limit_bytes=12 * SHARD_BYTES, num_shards=12)
+    assert fetched == 12
+    assert 11 * SHARD_BYTES < most <= 12 * SHARD_BYTES
+
+
+def shared_memory() -> set[str]:
+    """What this process has mapped or open of it; what others have there is theirs."""
+    mapped = Path("/proc/self/maps").read_text().split()
+    opened = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+    return {name for name in [*mapped, *opened] if name.startswith("/dev/shm/")}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", num_bytes=5 * SHARD_BYTES) as place:
+        yield place
+
+
+def test_a_full_disk(
+    url: str, disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ShardStore(url, cache=disk)
+    shared = shared_memory()
+    read(store, *range(SHARDS), *range(SHARDS))
+    assert 3 <= len(cached(disk)) <= 5
+    full = [record for record in caplog.records if "is full" in record.message]
+    assert len(full) == 1
+    assert "Free space there, or set data.cache to another" in full[0].message
+    in_memory = sum(
+        os.readlink(f"/proc/self/fd/{descriptor}").startswith("/memfd:shard")
+        for descriptor in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{descriptor}")
+    )
+    assert 0 < in_memory <= MAX_IN_MEMORY
+    assert shared_memory() == shared
+    assert not list(disk.rglob("*.part"))
+
+
+def test_a_full_disk_and_reading_ahead(url: str, disk: Path) -> None:
+    store = ShardStore(url, cache=disk)
+    for first in range(0, SHARDS, 3):
+        store.prefetch(range(first, SHARDS))
+        read(store, *range(first, first + 3))
+    store.close()
+
+
+def test_a_full_disk_has_room_for_what_takes_the_place_of_old_files(url: str, disk: Path) -> None:
+    store = ShardStore(url, cache=disk)
+    read(store, 0, 1, 2, 3)
+    store.close()
+    for path in disk.glob("*.mds"):
+        os.utime(path, (1, path.stat().st_mtime))
+    read(store, 4, 5)
+    assert {4, 5} < set(cached(disk))
+    assert len(cached(disk)) >= 3
+
+
+def test_a_disk_without_room_for_a_name(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ShardStore(url, cache=tmp_path)
+
+    def full(*_arguments: object, **_keywords: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "replace", full)
+    read(store, 0, 1, 0)
+    assert cached(tmp_path) == []
+
+
+def test_a_disk_that_cannot_be_written(url: str, disk: Path) -> None:
+    store = ShardStore(url, cache=disk)
+    make_read_only(disk)
+    with pytest.raises(DataError, match=r"Cannot write to the data cache .*Read-only.*another dir"):
+        read(store, 0)
+    with pytest.raises(DataError, match=r"Cannot create the data cache .*Read-only.*another dir"):
+        ShardStore(url, cache=disk)
+
+
+DIES = """
+import os, signal, sys, threading
+from pathlib import Path
+from train.storage.access import Access
+from train.data.store.shards import ShardStore
+
+url, cache, endpoint = sys.argv[1:]
+store = ShardStore(url, cache=Path(cache), access=Access(endpoint_url=endpoint))
+threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGKILL)).start()
+store[0]
+"""
+
+
+def test_leftovers_of_the_dead_are_removed_and_the_living_stay(
+    url: str, endpoint: str, tmp_path: Path
+) -> None:
+    def stall(number: int) -> Fault:
+        # The index and the manifest come through; the shard begins.
+        return Fault(bytes_per_second=20_000)
+
+    with relay(endpoint, stall) as wire:
+        command = [sys.executable, "-c", DIES, url, tmp_path, wire.url]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while not list(tmp_path.rglob("*.part")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        [partial] = tmp_path.rglob("*.part")
+        assert str(process.pid) in partial.name
+        ShardStore(url, cache=tmp_path)
+        assert partial.exists(), "its process lives"
+        assert process.wait(20) == -9
+    assert partial.exists()
+    store = ShardStore(url, cache=tmp_path)
+    assert not partial.exists()
+    read(store, 0)
+
+
+def test_reading_ahead_brings_several_at_once(url: str, endpoint: str, tmp_path: Path) -> None:
+    with relay(endpoint, lambda _: Fault(bytes_per_second=2 * SHARD_BYTES)) as wire:
+        store = ShardStore(
+            url, cache=tmp_path, access=Access(endpoint_url=wire.url, read_ahead_shards=4)
+        )
+        started = time.monotonic()
+        store.prefetch(range(SHARDS))
+        assert time.monotonic() - started < 0.2
+        read(store, 0, 1, 2, 3)
+        took = time.monotonic() - started
+        assert 0.4 < took < 1.5, "half a second each, all at once"
+        assert cached(tmp_path) == [0, 1, 2, 3], "no more than four ahead"
+        started = time.monotonic()
+        read(store, 4)
+        assert time.monotonic() - started > 0.4
+        store.prefetch([0, 1, 2, 3, 4, 5])
+        assert [thread.name for thread in threading.enumerate()].count("read-ahead") == 1
+        store.close()
+
+
+def test_reading_ahead_ends_with_the_store(url: str, endpoint: str, tmp_path: Path) -> None:
+    with relay(endpoint, lambda _: Fault(bytes_per_second=20_000)) as wire:
+        store = ShardStore(url, cache=tmp_path, access=Access(endpoint_url=wire.url))
+        store.prefetch(range(4))
+        time.sleep(0.2)
+        started = time.monotonic()
+        store.close()
+        assert time.monotonic() - started < 1.5
+        assert "read-ahead" not in [thread.name for thread in threading.enumerate()]
+    assert not list(tmp_path.rglob("*.part"))
+    assert cached(tmp_path) == []
+
+
+def test_what_goes_wrong_ahead_shows_where_it_is_read(
+    url: str, s3_lab: S3Lab, corpus: Path, tmp_path: Path
+) -> None:
+    client = s3.client(s3_lab.environment)
+    client.delete_object(Bucket=s3_lab.bucket, Key="cache/shard.00007.mds")
+    try:
+        store = ShardStore(url, cache=tmp_path)
+        store.prefetch([6, 7, 8])
+        read(store, 6, 8)
+        with pytest.raises(DataError, match=rf"Shard {url}/shard.00007.mds is missing"):
+            read(store, 7)
+    finally:
+        shard = corpus / "shard.00007.mds"
+        client.upload_file(str(shard), s3_lab.bucket, "cache/shard.00007.mds")
+    read(store, 7)
+
+
+def test_one_process_fetches_and_the_others_wait(
+    url: str, endpoint: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Longer than any patience, since there is progress."""
+    with relay(endpoint, lambda _: Fault(bytes_per_second=15_000)) as wire:
+        command = [sys.executable, "-c", DIES.replace("Timer(1.0", "Timer(30"), url, tmp_path]
+        other = subprocess.Popen([*command, wire.url])
+        deadline = time.monotonic() + 20
+        while not list(tmp_path.rglob("*.part")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        store = ShardStore(url, cache=tmp_path)
+        assert isinstance(store._files, CachedFiles)
+        store._files.cache.patience_seconds = 1.8
+        started = time.monotonic()
+        with caplog.at_level(logging.WARNING):
+            read(store, 0)
+        assert time.monotonic() - started > 2
+        other.kill()
+        other.wait()

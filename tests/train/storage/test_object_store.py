@@ -1,0 +1,273 @@
+"""Transfers over a wire that is cut, stalled and slow, from a real S3 server."""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.lab_fixtures import S3Lab
+from tests.train.storage.relay import SLOW_DOWN, Fault, relay
+from tools.lab import s3
+from train.errors import DataError
+from train.storage import notices, s3_client
+from train.storage.object_store import ObjectStore, StoppedError, _InMemory, within_deadline
+
+SIZE = 3 << 20
+CONTENT = bytes(range(256)) * (SIZE // 256)
+OTHER = CONTENT[::-1] + b"!"
+
+
+@pytest.fixture
+def lab(s3_lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> S3Lab:
+    for name, value in s3_lab.environment.items():
+        monkeypatch.setenv(name, value)
+    put(s3_lab, CONTENT)
+    # So that a test sees the first notice, whatever ran before.
+    notices._last_seconds.clear()
+    return s3_lab
+
+
+def put(lab: S3Lab, content: bytes) -> None:
+    s3.client(lab.environment).put_object(Bucket=lab.bucket, Key="wire/file", Body=content)
+
+
+def store(url: str, *, timeout_seconds: float = 2.0, budget_seconds: float = 20.0) -> ObjectStore:
+    return ObjectStore(
+        "s3://lab/wire",
+        timeout_seconds=timeout_seconds,
+        retry_budget_seconds=budget_seconds,
+        endpoint_url=url,
+    )
+
+
+def first(*faults: Fault) -> Callable[[int], Fault]:
+    """These for the first connections, and none for the others."""
+    return lambda number: faults[number] if number < len(faults) else Fault()
+
+
+def heads(requests: list[bytes]) -> list[str]:
+    return [bytes(each).partition(b"\r\n\r\n")[0].decode().lower() for each in requests]
+
+
+def test_a_cut_transfer_goes_on_where_it_was(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
+    cut = Fault(cut_after_bytes=1 << 20)
+    with relay(lab.environment["S3_ENDPOINT_URL"], first(cut, cut)) as wire:
+        assert store(wire.url).read("file") == CONTENT
+        assert wire.answered_bytes < SIZE + (1 << 16), "nothing came twice"
+    one, two, three = heads(wire.requests)
+    assert "range:" not in one
+    assert "range: bytes=10" in two
+    assert "range: bytes=20" in three
+    assert "if-match:" in two
+    assert "if-match:" in three
+    assert "waiting for http://127.0.0.1" in caplog.text
+    assert "s3://lab/wire/file" in caplog.text
+
+
+def test_an_object_that_is_replaced_is_not_spliced(lab: S3Lab) -> None:
+    def plan(number: int) -> Fault:
+        if number == 1:
+            put(lab, OTHER)
+        return Fault(cut_after_bytes=1 << 20) if number == 0 else Fault()
+
+    with relay(lab.environment["S3_ENDPOINT_URL"], plan) as wire:
+        assert store(wire.url).read("file") == OTHER
+    # The same connection, because the refusal is an answer like any other.
+    refused, begun_anew = heads(wire.requests[1].split(b"GET ")[1:])
+    assert "if-match:" in refused
+    assert "range:" not in begun_anew
+
+
+def test_silence_in_the_middle_is_noticed(lab: S3Lab) -> None:
+    with relay(lab.environment["S3_ENDPOINT_URL"], first(Fault(stall_after_bytes=1 << 20))) as wire:
+        started = time.monotonic()
+        assert store(wire.url, timeout_seconds=1.0).read("file") == CONTENT
+        assert 1 <= time.monotonic() - started < 4
+    assert "range: bytes=10" in heads(wire.requests)[1]
+
+
+def test_silence_from_the_start_is_noticed(lab: S3Lab) -> None:
+    with relay(lab.environment["S3_ENDPOINT_URL"], first(Fault(stall_after_bytes=0))) as wire:
+        assert store(wire.url, timeout_seconds=1.0).read("file") == CONTENT
+
+
+def test_slow_is_no_fault(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
+    slow = Fault(bytes_per_second=1e6)
+    with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: slow) as wire:
+        started = time.monotonic()
+        assert store(wire.url, timeout_seconds=0.5, budget_seconds=0.0).read("file") == CONTENT
+        assert time.monotonic() - started > 2
+    assert len(wire.requests) == 1
+    assert not caplog.records
+
+
+def test_a_store_that_asks_for_patience_gets_it(lab: S3Lab) -> None:
+    busy = Fault(answer=SLOW_DOWN)
+    with relay(lab.environment["S3_ENDPOINT_URL"], first(busy, busy, busy)) as wire:
+        assert store(wire.url).read("file") == CONTENT
+    assert len(wire.requests) == 4
+
+
+def test_a_store_that_stays_busy_is_given_up(lab: S3Lab) -> None:
+    with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(answer=SLOW_DOWN)) as wire:
+        message = rf"read s3://lab/wire/file from {wire.url}: \d+ attempts.*SlowDown.*budget_sec"
+        started = time.monotonic()
+        with pytest.raises(DataError, match=message):
+            store(wire.url, budget_seconds=2.0).read("file")
+        assert time.monotonic() - started < 4
+    assert len(wire.requests) > 2
+
+
+def test_progress_renews_the_budget(lab: S3Lab) -> None:
+    # Six cuts, half a second apart and more: far beyond the budget, but for what came in between.
+    cut = Fault(cut_after_bytes=400_000, bytes_per_second=800_000)
+    with relay(lab.environment["S3_ENDPOINT_URL"], first(*[cut] * 6)) as wire:
+        started = time.monotonic()
+        assert store(wire.url, budget_seconds=1.0).read("file") == CONTENT
+        assert time.monotonic() - started > 3
+
+
+def test_what_was_spent_waiting_counts(lab: S3Lab) -> None:
+    with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(stall_after_bytes=0)) as wire:
+        reader = store(wire.url, timeout_seconds=0.5, budget_seconds=60.0)
+        started = time.monotonic()
+        with pytest.raises(DataError, match=r"1 attempt after those of another .*for 60 s since"):
+            reader.fetch("file", _InMemory(), stalled_seconds=60.0)
+        assert time.monotonic() - started < 3
+
+
+def test_a_fetch_can_be_stopped(lab: S3Lab) -> None:
+    stopped = threading.Event()
+    with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(stall_after_bytes=0)) as wire:
+        threading.Timer(0.3, stopped.set).start()
+        started = time.monotonic()
+        with pytest.raises(StoppedError):
+            store(wire.url, timeout_seconds=60.0).fetch("file", _InMemory(), stopped=stopped)
+        assert time.monotonic() - started < 3
+
+
+def test_threads_that_were_left_behind_end(lab: S3Lab) -> None:
+    def transfers() -> int:
+        return sum(thread.name == "transfer" for thread in threading.enumerate())
+
+    with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(stall_after_bytes=9)) as wire:
+        before = transfers()
+        with pytest.raises(DataError):
+            store(wire.url, timeout_seconds=0.5, budget_seconds=1.0).read("file")
+        deadline = time.monotonic() + 5
+        while transfers() > before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert transfers() <= before
+
+
+def test_threads_share_a_client(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients: dict[object, object] = {}
+    monkeypatch.setattr(s3_client, "_clients", clients)
+    reader = store(lab.environment["S3_ENDPOINT_URL"])
+    reader.read("file")
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(reader.read, ["file"] * 24)) == {CONTENT}
+    assert len(clients) == 1
+
+
+def test_a_forked_process_has_a_client_of_its_own(lab: S3Lab) -> None:
+    reader = store(lab.environment["S3_ENDPOINT_URL"])
+    assert reader.read("file") == CONTENT
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if reader.read("file") == CONTENT else 1)
+        finally:
+            os._exit(2)
+    assert reader.read("file") == CONTENT
+    deadline = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert ended == (child, 0)
+
+
+COMMAND = """
+import datetime, json, os, sys, time
+calls = open(sys.argv[1], "a")
+calls.write("x")
+calls.close()
+if os.path.getsize(sys.argv[1]) == 2:
+    time.sleep(15)
+soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=60)
+answer = dict(zip(("AccessKeyId", "SecretAccessKey"), sys.argv[2:]))
+print(json.dumps({"Version": 1, "Expiration": soon.isoformat(), **answer}))
+"""
+
+
+def test_credentials_that_hang_do_not_hold_up_the_next_attempt(
+    lab: S3Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come from a command, are renewed for each request, and the first renewal hangs."""
+    keys = [lab.environment[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")]
+    command, calls = tmp_path / "command.py", tmp_path / "calls"
+    command.write_text(COMMAND)
+    line = " ".join(["credential_process =", sys.executable, str(command), str(calls), *keys])
+    (tmp_path / "config").write_text(f"[default]\n{line}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    started = time.monotonic()
+    endpoint = lab.environment["S3_ENDPOINT_URL"]
+    assert store(endpoint, timeout_seconds=2.0, budget_seconds=9.0).read("file") == CONTENT
+    assert time.monotonic() - started < 12
+    assert calls.stat().st_size > 2
+
+
+def test_the_endpoint_comes_from_the_configuration_or_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert s3_client.endpoint_of(None) is None
+    for name in reversed(names):
+        monkeypatch.setenv(name, f"http://{name}")
+        assert s3_client.endpoint_of(None) == f"http://{name}"
+    assert s3_client.endpoint_of("http://mine") == "http://mine"
+
+
+def test_an_endpoint_that_is_no_url() -> None:
+    with pytest.raises(DataError, match=r"The S3 endpoint nowhere cannot be used .*endpoint_url"):
+        store("nowhere").read("file")
+
+
+def test_no_secret_is_told(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    with pytest.raises(DataError) as caught:
+        store("http://user:pass-word@127.0.0.1:9", budget_seconds=0.0).read("file")
+    told.append(str(caught.value))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    with pytest.raises(DataError) as caught:
+        store(lab.environment["S3_ENDPOINT_URL"]).read("file")
+    told.append(str(caught.value))
+    for secret in ("pass-word", "not-the-secret", lab.environment["AWS_SECRET_ACCESS_KEY"]):
+        assert not any(secret in text for text in told), told
+
+
+def test_notices_are_few(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "_last_seconds", [])
+    monkeypatch.setattr(notices, "INTERVAL_SECONDS", 0.2)
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        while time.monotonic() - started < 0.5:
+            notices.notice("still waiting")
+    assert [record.message for record in caplog.records] == ["still waiting"] * 3
+
+
+def test_a_deadline_passes_results_and_errors_on() -> None:
+    assert within_deadline(lambda: [1], 5) == [1]
+    with pytest.raises(ValueError, match="invalid literal"):
+        within_deadline(lambda: int("one"), 5)
+    with pytest.raises(TimeoutError):
+        within_deadline(lambda: time.sleep(5), 0.05)

@@ -1,0 +1,156 @@
+"""The monitor: what lands in the run directory and what a person sees."""
+
+import os
+import pty
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.train.records import train_record, validation_record
+from train.watch.metrics import read_metrics
+from train.watch.monitor import Monitor, WatchConfig
+
+LINES = WatchConfig(wandb="disabled", progress=False, log_every_steps=5)
+
+
+def open_monitor(run_directory: Path, watch: WatchConfig = LINES, **changes: Any) -> Monitor:
+    values: dict[str, Any] = {
+        "run_name": "tiny",
+        "config": {"model": {"width": 8}},
+        "watch": watch,
+        "first_step": 0,
+        "total_steps": 12,
+        "rank": 0,
+        "num_ranks": 2,
+        "precision": "fp32",
+        "num_parameters": 1234,
+    }
+    return Monitor(run_directory, **(values | changes))
+
+
+def test_everything_is_recorded(tmp_path: Path) -> None:
+    with open_monitor(tmp_path) as monitor:
+        monitor.baseline(7.0625)
+        monitor.validation(validation_record(0, 9.0))
+        for step in range(1, 13):
+            monitor.train(train_record(step))
+        monitor.sample(12, "The kernel", " is")
+        monitor.note("enough")
+
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    assert metrics.baseline is not None
+    assert metrics.baseline.unigram_entropy == 7.0625
+    assert metrics.validation == [validation_record(0, 9.0)]
+    assert metrics.train == [train_record(step) for step in range(1, 13)]
+    assert [(note.step, note.text) for note in metrics.notes] == [(12, "enough")]
+    assert metrics.runs[0].num_parameters == 1234
+    assert metrics.runs[0].machine
+    assert "step 12" in (tmp_path / "samples.txt").read_text()
+    assert "The kernel▸ is" in (tmp_path / "samples.txt").read_text()
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_monitor(tmp_path, WatchConfig(), rank=1) as monitor:
+        monitor.baseline(7.0)
+        monitor.train(train_record(1))
+        monitor.validation(validation_record(1, 9.0))
+        monitor.sample(1, "a", "b")
+        monitor.note("c")
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_monitor(tmp_path) as monitor:
+        for step in range(1, 13):
+            monitor.train(train_record(step))
+        monitor.validation(validation_record(12, 7.25))
+        monitor.note("[bold]as it stands[/bold] " + "long " * 40)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 1/12 loss 8.900 lr 2.9e-4 5,000 tokens/s eta 0:02"
+    steps = [line.split()[1] for line in lines[:5]]
+    assert steps == ["1/12", "5/12", "10/12", "12/12", "12/12"]
+    assert lines[4] == "step 12/12 validation loss 7.250"
+    assert lines[5].startswith("[bold]as it stands[/bold] long long")
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
+    program = f"""
+import time
+from pathlib import Path
+from tests.train.records import train_record, validation_record
+from tests.train.watch.test_monitor import open_monitor
+from train.watch.monitor import WatchConfig
+with open_monitor(Path({str(tmp_path)!r}), WatchConfig(wandb="disabled")) as monitor:
+    monitor.validation(validation_record(0, 9.125))
+    for step in range(1, 13):
+        monitor.train(train_record(step))
+    time.sleep(0.5)
+"""
+    leader, follower = pty.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while data := os.read(leader, 4096):
+                shown.append(data)
+        except OSError:  # The terminal is gone: that is how a pty ends.
+            return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120", "NO_COLOR": "1"}
+    subprocess.run(
+        [sys.executable, "-c", program],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=environment,
+        timeout=60,
+        check=True,
+    )
+    os.close(follower)
+    reader.join(timeout=10)
+    screen = b"".join(shown).decode()
+    assert "step 12/12" in screen
+    assert "━" in screen
+    assert "tokens/s" in screen
+    assert "validation 9.125" in screen
+
+
+def test_the_run_id_travels(tmp_path: Path) -> None:
+    made = open_monitor(tmp_path).wandb_run_id
+    assert made
+    assert open_monitor(tmp_path).wandb_run_id != made
+    assert open_monitor(tmp_path, wandb_run_id=made).wandb_run_id == made
+
+
+def test_wandb_is_offline_unless_asked(tmp_path: Path) -> None:
+    with open_monitor(tmp_path, WatchConfig(progress=False)) as monitor:
+        monitor.train(train_record(1))
+    run_id = monitor.wandb_run_id
+    assert len(list(tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))) == 1
+    assert read_metrics(tmp_path / "metrics.jsonl").notes == []
+
+
+def test_the_file_is_whole_when_the_loop_raises(tmp_path: Path) -> None:
+    def train() -> None:
+        with open_monitor(tmp_path) as monitor:
+            monitor.train(train_record(1))
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        train()
+    assert [record.step for record in read_metrics(tmp_path / "metrics.jsonl").train] == [1]
+
+
+@pytest.mark.parametrize("values", [{"wandb": "live"}, {"log_every_steps": 0}, {"project": "x"}])
+def test_what_cannot_be_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        WatchConfig(**values)

@@ -1,0 +1,265 @@
+"""W&B may be slow, away or broken: training neither waits for it nor hears of it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from wandb.proto import wandb_internal_pb2
+
+from train.watch.wandb_writer import WandbWriter, new_run_id
+
+ROOT = Path(__file__).parents[3]
+KEY = "0123456789abcdef" * 2 + "01234567"
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
+
+# Looked up by name: the module picks its classes at run time, by the version of protobuf.
+WandbRecord: Any = vars(wandb_internal_pb2)["Record"]
+
+PROGRAM = """
+import json, sys, time
+from pathlib import Path
+{before}
+from train.watch.wandb_writer import WandbWriter
+clock = time.perf_counter
+times = [clock()]
+writer = WandbWriter(
+    Path({directory!r}), mode={mode!r}, project="p", entity=None, run_name="n", run_id="abcd1234",
+    config={{"a": 1}}, init_timeout_seconds=2.0, finish_timeout_seconds={bound},
+)
+times.append(clock())
+for step in range(1, 101):
+    writer.log(step, {{"train/loss": 1.0 / step}})
+    times.append(clock())
+writer.sample(100, "prompt", "text")
+times.append(clock())
+{during}
+finish = clock()
+writer.finish()
+print(json.dumps({{
+    "call_seconds": sorted(b - a for a, b in zip(times, times[1:])),
+    "finish_seconds": clock() - finish,
+    "notes": writer.take_notes(),
+}}))
+"""
+
+SIGNAL = """
+import signal, psutil
+services = []
+while not services:
+    time.sleep(0.05)
+    services = [c for c in psutil.Process().children() if c.name() == "wandb-core"]
+time.sleep(1.0)
+for service in services:
+    service.send_signal(signal.{})
+"""
+
+
+def run_writer(
+    directory: Path,
+    *,
+    mode: str,
+    bound: float = 20.0,
+    before: str = "",
+    during: str = "",
+    variables: Mapping[str, str] = NO_VARIABLES,
+) -> dict:
+    """Runs a writer in a process of its own, as its exit is part of what can hang."""
+    program = PROGRAM.format(
+        directory=str(directory), mode=mode, bound=bound, before=before, during=during
+    )
+    start = time.monotonic()
+    process = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", **variables},
+        timeout=60,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert KEY not in process.stdout
+    result = json.loads(process.stdout)
+    result["exit_seconds"] = time.monotonic() - start - result["finish_seconds"]
+    return result
+
+
+def assert_calls_return_at_once(result: dict) -> None:
+    """No call waits for wandb, whose `init` takes 2 s here where there is no server.
+
+    On a crowded machine the scheduler may take the processor away during a call or two, so the
+    bound of 50 ms is for all but two of the 102 calls.
+    """
+    assert result["call_seconds"][-3] < 0.05
+    assert result["call_seconds"][-1] < 1.0
+
+
+def history(run_directory: Path) -> list[dict[str, object]]:
+    """The logged rows of every offline file of a run, oldest first."""
+    rows = []
+    for path in sorted(run_directory.glob("wandb/offline-run-*/*.wandb")):
+        for payload in records(path.read_bytes()):
+            record = WandbRecord.FromString(payload)
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                rows.append(
+                    {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+                )
+    return rows
+
+
+def records(content: bytes) -> Iterator[bytes]:
+    """The records of a LevelDB log: blocks of 32 KiB, fragments with a header of 7 bytes."""
+    header, fragments, offset = 7, b"", header_of_file(content)
+    while offset + header <= len(content):
+        left_in_block = 32768 - offset % 32768
+        if left_in_block < header:
+            offset += left_in_block
+            continue
+        length = int.from_bytes(content[offset + 4 : offset + 6], "little")
+        kind = content[offset + 6]
+        fragments += content[offset + header : offset + header + length]
+        offset += header + length
+        if kind in (1, 4):  # A whole record, or the last fragment of one.
+            yield fragments
+            fragments = b""
+
+
+def header_of_file(content: bytes) -> int:
+    assert content[:4] == b":W&B"
+    return 7
+
+
+def test_offline_keeps_our_steps(tmp_path: Path) -> None:
+    result = run_writer(tmp_path, mode="offline")
+
+    assert result["notes"] == []
+    assert_calls_return_at_once(result)
+    rows = [row for row in history(tmp_path) if "train/loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 101))
+    assert [row["train/loss"] for row in rows] == [1.0 / step for step in range(1, 101)]
+    assert any("samples" in str(row) and row["step"] == 100 for row in history(tmp_path))
+
+
+def test_a_resumed_run_goes_on_under_the_same_id_and_steps(tmp_path: Path) -> None:
+    run_id = new_run_id()
+    for first_step in (1, 4):
+        writer = WandbWriter(
+            tmp_path,
+            mode="offline",
+            project="p",
+            entity=None,
+            run_name="n",
+            run_id=run_id,
+            config={"a": 1},
+        )
+        for step in range(first_step, first_step + 3):
+            writer.log(step, {"train/loss": 1.0})
+        writer.finish()
+        assert writer.take_notes() == []
+        # The name of the offline directory holds the second in which the run started.
+        time.sleep(1.1)
+
+    assert len(list(tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))) == 2
+    assert [row["step"] for row in history(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_without_a_server_the_run_goes_offline(tmp_path: Path) -> None:
+    result = run_writer(
+        tmp_path,
+        mode="online",
+        variables={"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY},
+    )
+
+    assert_calls_return_at_once(result)
+    assert result["finish_seconds"] < 20.0
+    assert result["exit_seconds"] < 15.0
+    assert len(result["notes"]) == 1
+    assert result["notes"][0].startswith("W&B is not reachable, logging offline: ")
+    assert "wandb sync " in result["notes"][0]
+    assert len([row for row in history(tmp_path) if "train/loss" in row]) == 100
+
+
+def test_a_server_that_never_answers_is_no_different(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        result = run_writer(
+            tmp_path,
+            mode="online",
+            variables={"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY},
+        )
+
+    assert_calls_return_at_once(result)
+    assert result["finish_seconds"] < 20.0
+    assert len(result["notes"]) == 1
+    assert len([row for row in history(tmp_path) if "train/loss" in row]) == 100
+
+
+def test_without_a_key_nothing_is_asked(tmp_path: Path) -> None:
+    result = run_writer(
+        tmp_path,
+        mode="online",
+        variables={"WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)},
+    )
+    assert "No API key configured" in result["notes"][0]
+    assert len([row for row in history(tmp_path) if "train/loss" in row]) == 100
+
+
+def test_a_service_that_hangs_is_cut_off_and_the_process_still_exits(tmp_path: Path) -> None:
+    result = run_writer(tmp_path, mode="offline", bound=3.0, during=SIGNAL.format("SIGSTOP"))
+
+    assert result["finish_seconds"] < 6.0
+    assert result["exit_seconds"] < 15.0
+    assert result["notes"] == [
+        "W&B did not finish within 3 s and was cut off; metrics.jsonl has every record"
+    ]
+
+
+def test_a_service_that_dies_is_a_note(tmp_path: Path) -> None:
+    result = run_writer(tmp_path, mode="offline", during=SIGNAL.format("SIGKILL"))
+    assert result["finish_seconds"] < 20.0
+    assert result["exit_seconds"] < 15.0
+    assert [note.split(":")[0] for note in result["notes"]] == ["W&B stopped"]
+
+
+def test_wandb_that_cannot_even_start_is_a_note(tmp_path: Path) -> None:
+    result = run_writer(tmp_path, mode="offline", before="sys.modules['wandb'] = None")
+    assert [note.split(":")[0] for note in result["notes"]] == ["W&B stopped"]
+    assert "metrics.jsonl has every record" in result["notes"][0]
+
+
+def test_an_init_that_raises_is_a_note(tmp_path: Path) -> None:
+    writer = WandbWriter(
+        tmp_path,
+        mode="offline",
+        project="a/b",
+        entity=None,
+        run_name="n",
+        run_id="no/such:id",
+        config={},
+    )
+    writer.finish()
+    notes = writer.take_notes()
+    assert [note.split(":")[0] for note in notes] == ["W&B stopped"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "wandb-writer"]
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_ending_without_finish_does_not_hang(tmp_path: Path, mode: str) -> None:
+    result = run_writer(
+        tmp_path,
+        mode=mode,
+        during="time.sleep(1.5); print(json.dumps({'finish_seconds': 0.0})); sys.exit(0)",
+        variables={"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY},
+    )
+    assert result["exit_seconds"] < 20.0

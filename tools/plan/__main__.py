@@ -1,0 +1,107 @@
+"""`python -m tools.plan CONFIG... --gpus 64 --gpu h100`: will it fit, which layout, how long.
+
+Pure arithmetic: nothing is built and no process started. The configuration says what is trained;
+`layout`, `zero.stage` and `batch.micro_sequences` are the planner's to choose, whatever it says.
+`python -m tools.plan calibrate` measures this machine's rates, which later plans for its kind use;
+`python -m tools.plan check` holds predictions to real runs.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+from tools.plan.from_config import task_of, write_overlay
+from tools.plan.machines import KINDS, Machine, MachineKind, calibration_path, nominal, read_machine
+from tools.plan.search import all_plans
+from tools.plan.table import console, layout_words, show
+from train.config import RunConfig
+from train.config_files import load
+from train.errors import ConfigError, UserError
+
+NOTHING_FITS = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Plan, calibrate or check."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # Each only when asked for: they import what trains, and a plan is quick.
+    if arguments[:1] == ["calibrate"]:
+        from tools.plan import calibrate
+
+        return calibrate.main(arguments[1:])
+    if arguments[:1] == ["check"]:
+        from tools.plan import check
+
+        return check.main(arguments[1:])
+    return plan(arguments)
+
+
+def plan(arguments: list[str]) -> int:
+    """Print the layouts that fit, the fastest first."""
+    parser = argparse.ArgumentParser(prog="python -m tools.plan", description=__doc__)
+    parser.add_argument("arguments", nargs="+", metavar="FILE.yaml|key=value")
+    parser.add_argument("--gpus", type=int, required=True, help="ranks: GPUs, or cores of CPUs")
+    parser.add_argument("--gpu", choices=KINDS, required=True, help="what the ranks are")
+    parser.add_argument("--top", type=int, default=10, help="rows of the table")
+    parser.add_argument("--write", type=Path, metavar="OUT.yaml", help="write the first one's keys")
+    parser.add_argument("--calibration", type=Path, help="measured rates; default: those kept")
+    options = parser.parse_intermixed_args(arguments)
+    if options.gpus < 1 or options.top < 1:
+        parser.error("--gpus and --top must be at least 1")
+    try:
+        config = load(RunConfig, options.arguments)
+        machine, source = machine_for(options.gpu, options.calibration)
+        task = task_of(config, kind=options.gpu)
+        try:
+            plans = all_plans(task, machine, ranks=options.gpus)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    out = console()
+    show(out, plans, task, machine, ranks=options.gpus, top=options.top, source=source)
+    if not plans.ranked:
+        out.print("No layout fits: use more ranks, or a smaller batch, sequence or model.")
+        return NOTHING_FITS
+    if options.write is not None:
+        best = plans.ranked[0]
+        title = (
+            f"{config.name} on {options.gpus} x {machine.device}: {layout_words(best.candidate)}"
+        )
+        try:
+            write_overlay(options.write, best, title=title)
+        except OSError as error:
+            sys.stderr.write(f"{options.write}: cannot be written: {error.strerror}\n")
+            return 2
+        files = " ".join(options.arguments)
+        out.print(f"written: python -m train {files} {options.write}", markup=False, soft_wrap=True)
+    return 0
+
+
+def machine_for(kind: MachineKind, calibration: Path | None) -> tuple[Machine, str]:
+    """The calibration named or kept, else the preset; and which it is, in words.
+
+    Raises:
+        ConfigError: the calibration that was named is missing, damaged or of another kind.
+    """
+    path = calibration or calibration_path(kind)
+    if calibration is not None or path.exists():
+        try:
+            machine = read_machine(path)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if machine.kind != kind:
+            raise ConfigError(f"{path}: is of {machine.kind}, not {kind}")
+        return machine, f"measured ({path}, {machine.device})"
+    preset = nominal(
+        kind, cores=os.cpu_count() or 1, memory_bytes=float(psutil.virtual_memory().total)
+    )
+    return preset, "nominal, not measured (python -m tools.plan calibrate, on such a machine)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""What a rank holds at its fullest moment, by kind.
+
+The moments looked at are those that can be the fullest: the end of the last forward, the backward
+of the head, the end of a backward, the reduction of gradients, the update. ZeRO's terms are those
+of DeepSpeed 0.19 as `parallel.zero` drives it, read off its allocations. With P trained elements on
+a rank, D data ranks and b elements in a bucket they are, in bytes:
+
+- 0: gradients 4 P, their sum over ranks once more.
+- 0 and 1 in bf16: gradient sums 4 P, bf16 gradients 2 P during a backward, the sum over ranks 4 P.
+- 1: gradients 4 P, then a bucket or this rank's part; in the update a flat group of gradients.
+- 2: this rank's part 4 P / D and a few buckets, twice over from the second microbatch on.
+- 3: a part of everything, a bucket, and gathered parameters: nearly twice what is live, for what
+  is fetched ahead in the backward joins what the forward has left.
+"""
+
+import operator
+from dataclasses import dataclass, fields
+
+from tools.plan.activations import Head, head_bytes, kept
+from tools.plan.task import Candidate, Task
+from tools.plan.weights import Share
+
+REDUCED_AT_ONCE = 500_000_000
+"""Elements that DeepSpeed reduces in one call where it shards no gradients."""
+
+FP64 = 8
+SLOT_BYTES = 60
+"""Of the batch itself, a slot: tokens, labels, which are scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes by kind at the fullest moment.
+
+    Attributes:
+        parameters: weights that are multiplied with, and position tables.
+        gradients: of the parameters, summed or being summed.
+        optimizer: master weights and moments.
+        activations: of the decoder.
+        encoder: activations of encoders and connectors.
+        workspace: buckets, gathered parameters, logits, what comes and goes.
+    """
+
+    parameters: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    encoder: float = 0.0
+    workspace: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All kinds."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def plus(self, **more: float) -> "Memory":
+        """With more of some kinds."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Memory(**{name: value + more.get(name, 0.0) for name, value in values.items()})
+
+
+def fullest_rank(task: Task, candidate: Candidate, *, fused: bool) -> Memory:
+    """Memory of the rank that needs most."""
+    stages = range(candidate.layout.pipeline)
+    memories = [rank_memory(task, candidate, pipeline_rank=s, fused=fused) for s in stages]
+    return max(memories, key=lambda memory: memory.total)
+
+
+def rank_memory(task: Task, candidate: Candidate, *, pipeline_rank: int, fused: bool) -> Memory:
+    """Memory of one rank at its fullest moment.
+
+    Args:
+        task: the run.
+        candidate: how it is spread.
+        pipeline_rank: its stage.
+        fused: whether span attention has a fused kernel even where its bias trains, as on CUDA.
+    """
+    share = task.share(candidate, pipeline_rank)
+    state = _state(task, candidate, share)
+    acts = kept(task, candidate, share, fused=fused)
+    first_bytes = acts.encoder if share.is_first else 0.0
+
+    def held(counts: tuple[int, ...]) -> float:
+        return counts[0] * first_bytes + sum(map(operator.mul, counts, acts.pieces))
+
+    fullest = max(candidate.in_flight(pipeline_rank), key=held)
+    # A backward has just ended: the last piece holds one microbatch less.
+    after = tuple(n - (i == len(fullest) - 1) for i, n in enumerate(fullest))
+    load = task.load(candidate.micro_sequences)
+    batch = candidate.num_microbatches * load.slots * SLOT_BYTES
+    transient = max(acts.block_transient, acts.encoder_transient)
+    if candidate.layout.sequence_parallel:
+        # Megatron keeps one buffer of whole rows for all gathers.
+        batch += load.slots * task.model.decoder.width * task.element_bytes
+    always = state.always.plus(workspace=batch)
+
+    def moment(counts: tuple[int, ...], **more: float) -> Memory:
+        activations = sum(map(operator.mul, counts, acts.pieces))
+        encoder = counts[0] * first_bytes
+        return always.plus(activations=activations, encoder=encoder).plus(**more)
+
+    head = Head(forward=0.0, backward=0.0, left=0.0)
+    waiting = 0.0
+    if share.is_last:
+        head = head_bytes(task, load=load, vocabulary_rows=share.vocabulary_rows)
+        waiting = head.left if share.is_first and task.model.decoder.tied_head else 0.0
+    tables = sum(w.elements for w in share.weights if w.part == "embedding") * task.element_bytes
+    # Of microbatches done, gradients stay; of the first, there are none before its backward.
+    summed = state.summed if candidate.num_microbatches > 1 else 0.0
+    between = state.between if candidate.num_microbatches > 1 else 0.0
+    nothing = (0,) * len(fullest)
+    moments = [
+        moment(
+            fullest,
+            gradients=summed,
+            workspace=between + state.gathered + head.forward,
+        ),
+        moment(
+            fullest,
+            gradients=summed,
+            workspace=between
+            + state.begun
+            + state.gathered
+            + max(head.backward, head.left + transient),
+        ),
+        moment(
+            after,
+            gradients=state.growing,
+            workspace=state.backward + state.gathered + waiting + max(tables, acts.block_transient),
+        ),
+        moment(nothing, gradients=state.growing, workspace=state.reduction),
+        moment(nothing, gradients=state.left, workspace=state.update),
+    ]
+    return max(moments, key=lambda memory: memory.total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """Training state of a rank under ZeRO, in bytes.
+
+    Attributes:
+        always: what is there at every moment.
+        summed: gradients between the microbatches of a step.
+        growing: gradients at the end of a backward.
+        left: gradients during the update.
+        between: workspace between the microbatches of a step.
+        begun: workspace that the first gradient of a backward brings.
+        gathered: parameters that are gathered for use.
+        backward: workspace at the end of a backward.
+        reduction: workspace while gradients are reduced over ranks.
+        update: workspace of the update.
+    """
+
+    always: Memory
+    summed: float
+    growing: float
+    left: float
+    between: float = 0.0
+    begun: float = 0.0
+    gathered: float = 0.0
+    backward: float = 0.0
+    reduction: float = 0.0
+    update: float
+
+
+def _state(task: Task, candidate: Candidate, share: Share) -> _State:
+    e, s = task.element_bytes, task.state_bytes
+    trained, all_elements, data = share.trained, share.elements, candidate.data
+    bucket = min(task.zero.bucket_elements, all_elements) * s
+    norm = FP64 * share.largest
+    tables = task.model.decoder.max_tokens * task.model.decoder.width * 4 * share.is_first
+    part = trained / data
+    whole = e * all_elements + tables
+    # Where parameters and states have one type, parameters are their own masters; but stages 1 and
+    # 2 flatten parameters that are whole, and need a part's master beside them.
+    keeps_masters = e != s or (candidate.stage in (1, 2) and task.precision == "fp32")
+    moments_and_masters = (2 + keeps_masters) * s
+    reduced = min(trained, REDUCED_AT_ONCE) * s
+    if candidate.stage == 0 and task.precision == "fp32":
+        return _State(
+            always=Memory(parameters=whole, optimizer=moments_and_masters * trained),
+            summed=s * trained,
+            growing=s * trained,
+            left=s * trained,
+            reduction=reduced,
+            update=norm,
+        )
+    if candidate.stage <= 1 and task.precision == "bf16":
+        return _State(
+            always=Memory(
+                parameters=whole,
+                gradients=s * trained,
+                optimizer=moments_and_masters * part,
+            ),
+            summed=0.0,
+            growing=e * trained,
+            left=e * trained,
+            reduction=reduced,
+            update=norm,
+        )
+    group = share.largest_group * s
+    if candidate.stage == 1:
+        return _State(
+            always=Memory(parameters=whole, optimizer=moments_and_masters * part),
+            summed=s * trained,
+            growing=s * trained,
+            left=s * part,
+            begun=bucket,
+            backward=bucket,
+            reduction=max(bucket, s * part),
+            update=max(group, norm),
+        )
+    alone = data == 1
+    casts = 0.0 if e == s else bucket / s * 2 * e
+    if candidate.stage == 2:
+        # Buckets alive at the end of a backward: the one being filled, copies being sent, and
+        # those whose slices are kept; with the first microbatch's sums, more from the second on.
+        num_buckets = all_elements / min(task.zero.bucket_elements, all_elements)
+        twice = candidate.num_microbatches > 1 and e == s
+        if alone:
+            buckets = 2.0 if twice else 1.0
+            leftover = 0.0
+        else:
+            most = 5.0 if twice else 3.0
+            buckets = min(most if e == s else 2.0, 1 + num_buckets)
+            leftover = min(most - 2 + (not twice), num_buckets - 1) * bucket
+        flat = group if e == s else group / data
+        return _State(
+            always=Memory(parameters=whole, optimizer=moments_and_masters * part),
+            summed=s * part,
+            growing=(2 if twice else 1) * s * part,
+            left=s * part,
+            between=leftover,
+            begun=bucket,
+            backward=buckets * bucket + casts,
+            reduction=buckets * bucket + casts,
+            update=max(flat, norm) + leftover,
+        )
+    live = min(all_elements, task.zero.live_elements)
+    again = 0.5 if alone else (2.0 if candidate.num_microbatches > 1 else 1.75)
+    optimizer = moments_and_masters * part
+    at_once = min(task.zero.bucket_elements, part)
+    if task.zero.offload_directory is not None:
+        optimizer = moments_and_masters * at_once
+    small = share.smaller_than(task.zero.persist_parameters_below) * e
+    return _State(
+        always=Memory(
+            parameters=e * all_elements / data + tables + small,
+            gradients=s * part,
+            optimizer=optimizer,
+            workspace=bucket,
+        ),
+        summed=0.0,
+        growing=0.0,
+        left=0.0,
+        gathered=again * e * live,
+        backward=bucket,
+        reduction=2 * bucket + 0.5 * e * live,
+        update=0.5 * e * live + max(at_once * s, norm / data),
+    )

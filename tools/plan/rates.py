@@ -1,0 +1,355 @@
+"""Timings that a calibration is made of; each function runs inside a rank."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention
+from model.block import Block
+from model.layers import DenseLayers, initialize
+from model.loss import LinearCrossEntropy
+from parallel.zero_config import Precision
+from tools.plan.machines import Link, Links, Rates
+from tools.plan.step_time import (
+    HIDDEN_MOVES,
+    SPLIT_MOVES,
+    UPDATE_BYTES,
+    WHOLE_MOVES,
+    head_moves,
+)
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+HEAD_WIDTH = 64
+LOSS_CHUNK_TOKENS = 256
+NUM_SPANS = 6
+SPAN_ROWS = 129
+UPDATE_ELEMENTS = 8_000_000
+MESSAGE_BYTES = (1 << 16, 1 << 22, 1 << 25)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What is timed, by kind of device.
+
+    Attributes:
+        rows: slots.
+        products: (inner, outer) widths of matrix products.
+        widths: of whole blocks.
+        head: width and vocabulary of the head.
+        seconds: how long each is repeated.
+    """
+
+    rows: int
+    products: tuple[tuple[int, int], ...]
+    widths: tuple[int, ...]
+    head: tuple[int, int]
+    seconds: float
+
+
+CPU = Sizes(
+    rows=512,
+    products=((64, 64), (256, 256), (512, 1024), (1024, 2048), (2048, 4096)),
+    widths=(256, 512, 1024),
+    head=(512, 16384),
+    seconds=0.35,
+)
+CUDA = Sizes(
+    rows=8192,
+    products=((256, 256), (1024, 1024), (2048, 2048), (2048, 8192), (4096, 16384)),
+    widths=(1024, 2048, 4096),
+    head=(2048, 65536),
+    seconds=0.25,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Rates of one precision without those of ZeRO, which needs an engine."""
+
+    products: list[tuple[float, float]]
+    attention: float
+    span_attention: float
+    elementwise: float
+    logits: float
+    update: float
+    block_seconds: float
+
+    def rates(self, *, microbatch_seconds: float, by_stage: "Sequence[StageRates]") -> Rates:
+        """All rates."""
+        return Rates(
+            products=self.products,
+            attention=self.attention,
+            span_attention=self.span_attention,
+            elementwise=self.elementwise,
+            logits=self.logits,
+            update=self.update,
+            block_seconds=self.block_seconds,
+            microbatch_seconds=microbatch_seconds,
+            step_element_seconds=[stage.step_element for stage in by_stage],
+            step_block_seconds=[stage.step_block for stage in by_stage],
+            microbatch_element_seconds=[stage.microbatch_element for stage in by_stage],
+            microbatch_block_seconds=[stage.microbatch_block for stage in by_stage],
+        )
+
+
+class StageRates(NamedTuple):
+    """Seconds that a ZeRO stage takes, for each element and for each block."""
+
+    step_element: float
+    step_block: float
+    microbatch_element: float
+    microbatch_block: float
+
+
+def compute_rates(precision: Precision, sizes: Sizes) -> Timed:
+    """Products, attention, blocks and the update, on all ranks of a group at once."""
+    device = _device()
+    dtype = DTYPES[precision]
+    products: list[tuple[float, float]] = []
+    for inner, outer in sizes.products:
+        x, g = (torch.randn(sizes.rows, n, device=device, dtype=dtype) for n in (inner, outer))
+        w = torch.randn(outer, inner, device=device, dtype=dtype)
+
+        def three(x: Tensor = x, g: Tensor = g, w: Tensor = w) -> None:
+            F.linear(x, w)
+            torch.mm(g, w)
+            torch.mm(g.t(), x)
+
+        operations = 3 * 2 * sizes.rows * inner * outer
+        size = (sizes.rows * inner * outer) ** (1 / 3)
+        products.append((size, operations / seconds_of(three, at_least=sizes.seconds)))
+    attention = _attention_rate(dtype, sizes)
+    span_attention = _span_attention_rate(dtype, sizes)
+    draft = Timed(
+        products=products,
+        attention=attention,
+        span_attention=span_attention,
+        elementwise=1.0,
+        logits=1.0,
+        update=_update_rate(sizes),
+        block_seconds=0.0,
+    )
+    elementwise, block_seconds = _fit_blocks(draft, dtype, sizes)
+    return replace(
+        draft,
+        elementwise=elementwise,
+        logits=_logit_rate(draft, dtype, sizes),
+        block_seconds=block_seconds,
+    )
+
+
+def group_links() -> Links:
+    """Latency and bandwidth among all ranks; every rank must call it."""
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    reduce: list[tuple[float, float]] = []
+    gather: list[tuple[float, float]] = []
+    send: list[tuple[float, float]] = []
+    for num_bytes in MESSAGE_BYTES:
+        whole = torch.ones(num_bytes // 4, device=_device())
+        part = whole[: len(whole) // ranks].clone()
+
+        def swap(whole: Tensor = whole) -> None:
+            if rank < 2:
+                pair = (dist.send, dist.recv) if rank == 0 else (dist.recv, dist.send)
+                for call in pair:
+                    call(whole, 1 - rank)
+
+        share = (ranks - 1) / ranks * num_bytes
+        repeats = 20 if num_bytes < (1 << 20) else 4
+        reduce.append((2 * share, _fixed(lambda w=whole: dist.all_reduce(w), repeats)))
+        gather.append(
+            (share, _fixed(lambda w=whole, p=part: dist.all_gather_single(w, p), repeats))
+        )
+        send.append((num_bytes, _fixed(swap, repeats) / 2))
+    return Links(reduce=_link(reduce), gather=_link(gather), send=_link(send))
+
+
+def seconds_of(work: Callable[[], object], *, at_least: float) -> float:
+    """Time of one call: the lower quartile of as many as fit into `at_least` seconds, and three.
+
+    What else the machine does makes calls slower and never faster.
+    """
+    work()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()  # others must be as busy
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - begun < at_least:
+        _synchronize()
+        started = time.perf_counter()
+        work()
+        _synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.quantiles(times, n=4, method="inclusive")[0]
+
+
+def _fixed(work: Callable[[], object], repeats: int) -> float:
+    """Median time of a collective call, which all ranks must repeat as often."""
+    times: list[float] = []
+    for number in range(repeats + 1):
+        dist.barrier()
+        started = time.perf_counter()
+        work()
+        _synchronize()
+        if number:
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _link(points: Sequence[tuple[float, float]]) -> Link:
+    """The line through the smallest and the largest message."""
+    (small, quick), (large, slow) = points[0], points[-1]
+    rate = (large - small) / max(slow - quick, 1e-9)
+    return Link(latency_seconds=max(0.0, quick - small / rate), bytes_per_second=rate)
+
+
+def _attention_rate(dtype: torch.dtype, sizes: Sizes) -> float:
+    S, heads = min(sizes.rows, 2048), 8
+    shape = (1, heads, S, HEAD_WIDTH)
+    q, k, v = (
+        torch.randn(shape, device=_device(), dtype=dtype, requires_grad=True) for _ in range(3)
+    )
+    g = torch.randn(shape, device=_device(), dtype=dtype)
+
+    def both() -> None:
+        F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(g)
+
+    operations = 3 * 4 * S * (S + 1) / 2 * heads * HEAD_WIDTH
+    return operations / seconds_of(both, at_least=sizes.seconds)
+
+
+def _span_attention_rate(dtype: torch.dtype, sizes: Sizes) -> float:
+    heads = 4
+    width = heads * HEAD_WIDTH
+    cells = torch.arange(NUM_SPANS * SPAN_ROWS, device=_device())
+    grid = SpanGrid(cells, NUM_SPANS, SPAN_ROWS)
+    attention = SpanSelfAttention(
+        width, heads, layers=DenseLayers(), qkv_init=_small, out_init=_small
+    )
+    shapes = ((len(cells), 3 * width), (NUM_SPANS, heads, SPAN_ROWS, SPAN_ROWS))
+    qkv, bias = (
+        torch.randn(shape, device=_device(), dtype=dtype, requires_grad=True) for shape in shapes
+    )
+    g = torch.randn(len(cells), width, device=_device(), dtype=dtype)
+
+    def both() -> None:
+        attention._mix(qkv, grid, bias).backward(g)
+
+    operations = 3 * 4 * NUM_SPANS * SPAN_ROWS**2 * width
+    return operations / seconds_of(both, at_least=sizes.seconds)
+
+
+def _logit_rate(known: Timed, dtype: torch.dtype, sizes: Sizes) -> float:
+    """What the head takes besides its products."""
+    width, vocabulary = sizes.head
+    chunk = min(LOSS_CHUNK_TOKENS, sizes.rows)
+    weight = nn.Parameter(torch.randn(vocabulary, width, device=_device(), dtype=dtype) * 0.02)
+    head = LinearCrossEntropy(weight, chunk_tokens=chunk)
+    states = torch.randn(sizes.rows, width, device=_device(), dtype=dtype, requires_grad=True)
+    targets = torch.randint(vocabulary, (sizes.rows,), device=_device())
+
+    def both() -> None:
+        head(states, targets, sizes.rows).total.backward()
+        weight.grad = None
+
+    taken = seconds_of(both, at_least=sizes.seconds)
+    num_chunks = sizes.rows / chunk
+    plain = known.rates(microbatch_seconds=0.0, by_stage=[])
+    products = 3 * num_chunks * plain.product_seconds(chunk, width, vocabulary)
+    moved = head_moves(sizes.rows, width, vocabulary, num_chunks=num_chunks)
+    return moved / max(taken - products, 0.02 * taken)
+
+
+def _update_rate(sizes: Sizes) -> float:
+    """Fused AdamW on a flat shard, as ZeRO drives it."""
+    flat = nn.Parameter(torch.zeros(UPDATE_ELEMENTS, device=_device()))
+    flat.grad = torch.ones_like(flat)
+    optimizer = torch.optim.AdamW([flat], lr=1e-4, fused=True)
+    return UPDATE_BYTES * UPDATE_ELEMENTS / seconds_of(optimizer.step, at_least=sizes.seconds)
+
+
+def _fit_blocks(known: Timed, dtype: torch.dtype, sizes: Sizes) -> tuple[float, float]:
+    """Element-wise bytes a second, and seconds a call: what products and attention leave."""
+    rest: list[tuple[float, float, float]] = []
+    plain = known.rates(microbatch_seconds=0.0, by_stage=[])
+    for width in sizes.widths:
+        hidden = 4 * width
+        block = Block(
+            width=width,
+            heads=width // HEAD_WIDTH,
+            hidden=hidden,
+            attention=CausalSelfAttention,
+            layers=DenseLayers(),
+            norm="deepnorm",
+            depth=12,
+        )
+        initialize(block, seed=1)
+        block.to(device=_device(), dtype=dtype)
+        x = torch.randn(sizes.rows, width, device=_device(), dtype=dtype, requires_grad=True)
+        g = torch.randn_like(x)
+        num_sequences = max(1, sizes.rows // 2048)
+
+        def both(
+            block: nn.Module = block, x: Tensor = x, g: Tensor = g, n: int = num_sequences
+        ) -> None:
+            block(x, n).backward(g)
+            block.zero_grad(set_to_none=True)
+
+        taken = seconds_of(both, at_least=sizes.seconds)
+        products = sum(
+            plain.product_seconds(sizes.rows, inner, outer)
+            for inner, outer in ((width, 3 * width), (width, width), (width, hidden))
+        ) + plain.product_seconds(sizes.rows, hidden, width)
+        slots = sizes.rows // num_sequences
+        attention = 3 * 4 * sizes.rows * (slots + 1) / 2 * width / known.attention
+        moves = (WHOLE_MOVES + SPLIT_MOVES) * width + HIDDEN_MOVES * hidden
+        num_bytes = sizes.rows * moves * x.element_size()
+        rest.append((num_bytes, max(taken - 3 * products - attention, 0.02 * taken), taken))
+    return _fitted(rest)
+
+
+def _fitted(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """Rate and constant of seconds = bytes / rate + constant, neither negative.
+
+    Least squares of the error relative to what the whole block took.
+
+    Args:
+        points: bytes, seconds, seconds of the whole block.
+    """
+    ones, b, bb, y, by = (
+        sum(f(n, s) / t**2 for n, s, t in points)
+        for f in (
+            lambda n, s: 1.0,
+            lambda n, s: n,
+            lambda n, s: n * n,
+            lambda n, s: s,
+            lambda n, s: n * s,
+        )
+    )
+    constant = (y * bb - b * by) / (ones * bb - b * b)
+    if constant > 0:
+        slope = (by - b * constant) / bb
+        if slope > 0:
+            return 1 / slope, constant
+    return bb / by, 0.0
+
+
+def _small(weight: Tensor, generator: torch.Generator) -> None:
+    weight.normal_(0.0, 0.02, generator=generator)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,226 @@
+"""Every layout of a run on so many ranks: which fit, and which is fastest."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+from model.recompute import Recompute
+from model.semicausal import ModelConfig
+from parallel.mesh import LayoutConfig, undivided
+from parallel.pipeline import microbatch_fault
+from parallel.split import balanced
+from tools.plan.machines import GIB, Machine
+from tools.plan.memory import Memory, fullest_rank
+from tools.plan.step_time import Pieces, Seconds, pieces_seconds, step_seconds
+from tools.plan.task import Candidate, Task
+
+DAY_SECONDS = 86_400.0
+MOST_CHUNKS = 4
+MOST_MICRO_SEQUENCES = 64
+RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
+
+FORMULA = (
+    "MFU = tokens/s x (6 N + 12 L d T) / (ranks x peak): N all decoder parameters, the token "
+    "embedding once; L decoder layers, d width, T slots; encoders are not in it"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A layout, and what it takes by prediction.
+
+    Attributes:
+        candidate: the layout.
+        memory: of the rank that needs most.
+        seconds: of a step.
+        tokens_per_second: decoder slots, over all ranks.
+        mfu: see `FORMULA`.
+        days: for all steps of the run.
+    """
+
+    candidate: Candidate
+    memory: Memory
+    seconds: Seconds
+    tokens_per_second: float
+    mfu: float
+    days: float
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What was found.
+
+    Attributes:
+        ranked: what fits, the fastest first.
+        refusals: why other layouts are none, and how many each reason is for.
+    """
+
+    ranked: list[Plan] = field(default_factory=list)
+    refusals: dict[str, int] = field(default_factory=dict)
+
+
+def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
+    """Every layout on so many ranks, ranked by predicted tokens a second.
+
+    Args:
+        task: the run.
+        machine: what it is to run on.
+        ranks: how many processes, one a GPU or core.
+
+    Raises:
+        ValueError: the machine was not calibrated at the run's precision.
+    """
+    machine.rates_for(task.precision, ranks=ranks)  # says so at once
+    ranked: list[Plan] = []
+    refusals: dict[str, int] = defaultdict(int)
+    too_large: list[float] = []
+    for skeleton in _skeletons(task.model, machine, ranks=ranks, refusals=refusals):
+        for choices in _choices(task, machine, skeleton, ranks, refusals):
+            for candidate, pieces in choices:
+                memory = fullest_rank(task, candidate, fused=machine.has_fused_span_attention)
+                if memory.total <= machine.usable_bytes:
+                    # What computes more again is slower, and there is room.
+                    ranked.append(_plan(task, candidate, machine, memory, pieces))
+                    break
+                too_large.append(memory.total)
+    ranked.sort(key=lambda plan: (-plan.tokens_per_second, plan.candidate.key))
+    if too_large:
+        least, room = min(too_large) / GIB, machine.usable_bytes / GIB
+        most = max(too_large) / GIB
+        reason = (
+            f"needs {least:.1f} to {most:.1f} GiB of {machine.memory_bytes / GIB:.1f} "
+            f"({room:.1f} of them usable): more ZeRO, recomputation or smaller microbatches"
+        )
+        refusals[reason] = len(too_large)
+    return Plans(ranked=ranked, refusals=dict(refusals))
+
+
+def one_plan(task: Task, candidate: Candidate, machine: Machine) -> Plan:
+    """What one given layout takes, whether it fits or not."""
+    memory = fullest_rank(task, candidate, fused=machine.has_fused_span_attention)
+    return _plan(task, candidate, machine, memory, None)
+
+
+def flops_per_token(model: ModelConfig, *, sequence_tokens: int) -> float:
+    """6 N + 12 L d T, see `FORMULA`."""
+    decoder = model.decoder
+    width, hidden = decoder.width, decoder.feed_forward
+    # Four matrices with their biases, two norms of two vectors.
+    block = 4 * width**2 + 2 * width * hidden + 4 * width + hidden + width + 4 * width
+    tables = 1 if decoder.tied_head else 2
+    parameters = tables * decoder.vocabulary * width + decoder.num_layers * block
+    parameters += 2 * width if decoder.norm == "pre" else 0
+    return 6 * parameters + 12 * decoder.num_layers * width * sequence_tokens
+
+
+def _plan(
+    task: Task, candidate: Candidate, machine: Machine, memory: Memory, pieces: Pieces | None
+) -> Plan:
+    seconds = step_seconds(task, candidate, machine, pieces)
+    speed = task.step_tokens / seconds.total
+    operations = speed * flops_per_token(task.model, sequence_tokens=task.sequence_tokens)
+    return Plan(
+        candidate=candidate,
+        memory=memory,
+        seconds=seconds,
+        tokens_per_second=speed,
+        mfu=operations / (candidate.ranks * machine.peak_flops[task.precision]),
+        days=task.steps * seconds.total / DAY_SECONDS,
+    )
+
+
+def _skeletons(
+    model: ModelConfig, machine: Machine, *, ranks: int, refusals: dict[str, int]
+) -> Iterator[LayoutConfig]:
+    """Degrees of tensor and pipeline parallelism that the model and the nodes allow."""
+    for tensor in _divisors(ranks):
+        if tensor > machine.ranks_per_node:
+            refusals[f"tensor {tensor}: straddles nodes of {machine.ranks_per_node} ranks"] += 1
+            continue
+        if found := undivided(model, tensor=tensor):
+            refusals[f"tensor {tensor}: does not divide {', '.join(found)}"] += 1
+            continue
+        for pipeline in _divisors(ranks // tensor):
+            if pipeline > model.decoder.num_layers:
+                reason = f"pipeline {pipeline}: more stages than {model.decoder.num_layers} layers"
+                refusals[reason] += 1
+                continue
+            yield LayoutConfig(tensor=tensor, pipeline=pipeline)
+
+
+def _choices(
+    task: Task, machine: Machine, skeleton: LayoutConfig, ranks: int, refusals: dict[str, int]
+) -> Iterator[list[tuple[Candidate, Pieces]]]:
+    """Everything else that can be chosen; each list holds the same with ever more recomputed."""
+    data = ranks // skeleton.model_ranks
+    if task.sequences % data:
+        refusals[f"data {data}: batch.sequences {task.sequences} does not divide"] += 1
+        return
+    for layout in _variants(task, skeleton):
+        for micro_sequences in _divisors(task.sequences // data):
+            if micro_sequences > MOST_MICRO_SEQUENCES:
+                break
+            num_microbatches = task.sequences // data // micro_sequences
+            stages, chunks = layout.pipeline, layout.chunks
+            if microbatch_fault(num_microbatches, pipeline=stages, chunks=chunks) is not None:
+                refusals[f"chunks {chunks}: need a multiple of {stages} microbatches"] += 1
+                continue
+            rows = micro_sequences * task.sequence_tokens
+            if layout.sequence_parallel and rows % layout.tensor:
+                refusals[f"tensor {layout.tensor}: does not divide {rows} slots"] += 1
+                continue
+            drafts = [
+                Candidate(
+                    layout=layout.model_copy(update={"recompute": recompute}),
+                    data=data,
+                    stage=0,
+                    micro_sequences=micro_sequences,
+                    num_microbatches=num_microbatches,
+                )
+                # Attention keeps no scores but in encoders: without any, `selective` is `none`.
+                for recompute in RECOMPUTES
+                if recompute != "selective" or task.model.encoders
+            ]
+            balanced_ones = [with_best_split(task, draft, machine) for draft in drafts]
+            for stage in _stages(task, data=data):
+                yield [(replace(c, stage=stage), pieces) for c, pieces in balanced_ones]
+
+
+def with_best_split(task: Task, candidate: Candidate, machine: Machine) -> tuple[Candidate, Pieces]:
+    """With the split that makes the slowest stage fastest on this machine, and its times."""
+    layout = candidate.layout
+    pieces = pieces_seconds(task, candidate, machine)
+    split = balanced(
+        task.model.decoder.num_layers,
+        pipeline=layout.pipeline,
+        chunks=layout.chunks,
+        layer=pieces.layer + pieces.layer_traffic,
+        first=pieces.first + pieces.first_traffic,
+        last=pieces.last + pieces.last_traffic,
+    )
+    return replace(candidate, layout=layout.model_copy(update={"split": list(split)})), pieces
+
+
+def _variants(task: Task, skeleton: LayoutConfig) -> Iterator[LayoutConfig]:
+    most_chunks = task.model.decoder.num_layers // skeleton.pipeline
+    chunk_counts = [1]
+    if skeleton.pipeline > 1:
+        chunk_counts = [c for c in (1, 2, MOST_CHUNKS) if c <= most_chunks]
+    for sequence_parallel in (False, True) if skeleton.tensor > 1 else (False,):
+        for chunks in chunk_counts:
+            update = {"sequence_parallel": sequence_parallel, "chunks": chunks}
+            yield skeleton.model_copy(update=update)
+
+
+def _stages(task: Task, *, data: int) -> Sequence[int]:
+    """ZeRO stages that differ from each other."""
+    if task.zero.offload_directory is not None:
+        return (3,)
+    # In bf16 stage 0 is stage 1; and alone, there is nobody to share with.
+    plainest = 0 if task.precision == "fp32" else 1
+    return tuple(range(plainest, 4)) if data > 1 else (plainest,)
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]

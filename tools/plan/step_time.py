@@ -1,0 +1,320 @@
+"""Seconds of a training step by part, from a machine's rates; nothing is assumed to overlap.
+
+A stage's time for a microbatch is that of its products, attention, element-wise work and calls, and
+of the tensor group's traffic. With m microbatches, c chunks and stages of T_s seconds, a step takes
+m max(T) for the slowest stage and (sum(T) - max(T)) / c of bubble: at equal stages the usual
+(p - 1) / (m c). Then come gradients over data ranks, and the update. DeepSpeed hides traffic behind
+the backward at ZeRO-3 alone, and on CPUs not at all; so predictions for ZeRO-3 on GPUs are on the
+safe side.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+from parallel.costs import Load
+from tools.plan.machines import Machine, Rates
+from tools.plan.task import Candidate, Task
+from tools.plan.weights import Share
+
+FP32 = 4
+UPDATE_BYTES = 28
+"""AdamW reads weight, gradient and two moments, and writes three of them, in fp32."""
+
+WHOLE_MOVES = 20
+"""Elements of width moved in a block: two norms and two residuals, forward and backward."""
+SPLIT_MOVES = 11
+"""The same between the projections: layout of queries, keys and values; biases' gradients."""
+HIDDEN_MOVES = 6
+"""Elements of hidden width: GELU forward and backward, a bias's gradient."""
+LOGIT_MOVES = 10
+"""Passes over fp32 logits: maximum, shift, exponential, sum, division, casts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Time of a step by part.
+
+    Attributes:
+        compute: of the slowest stage, over all microbatches.
+        tensor: traffic of its tensor group.
+        bubble: what it waits for other stages.
+        pipeline: traffic between stages.
+        data: traffic over data ranks: gradients, gathered parameters.
+        update: what is done to gradients and weights on the rank itself.
+    """
+
+    compute: float
+    tensor: float
+    bubble: float
+    pipeline: float
+    data: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        """The whole step."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """Seconds of one microbatch, forward and backward, on one rank of a tensor group.
+
+    Attributes:
+        layer: a decoder layer.
+        first: what the first stage does besides.
+        last: what the last stage does besides.
+        layer_traffic: of the tensor group, in a decoder layer.
+        first_traffic: the same on the first stage besides.
+        last_traffic: the same on the last stage besides.
+    """
+
+    layer: float
+    first: float
+    last: float
+    layer_traffic: float
+    first_traffic: float
+    last_traffic: float
+
+
+def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces:
+    """What layers and ends take, which splits are balanced by."""
+    rates = machine.rates_for(task.precision, ranks=candidate.ranks)
+    layout, decoder, e = candidate.layout, task.model.decoder, task.element_bytes
+    tensor = layout.tensor
+    links = machine.links(span=tensor)
+    load = task.load(candidate.micro_sequences)
+    rows, width = load.slots, decoder.width
+    layer = _block_seconds(
+        rates,
+        rows=rows,
+        width=width,
+        hidden=decoder.feed_forward,
+        pairs=rows * (task.sequence_tokens + 1) / 2,
+        attention_rate=rates.attention,
+        tensor=tensor,
+        rows_split=tensor if layout.sequence_parallel else 1,
+        element_bytes=e,
+        recompute=layout.recompute,
+        trains=True,
+    )
+    activation = rows * width * e
+    sums = 4 + 2 * (layout.recompute == "full")
+    layer_traffic = links.all_reduce(activation, ranks=tensor, times=sums)
+    if layout.sequence_parallel:
+        # An all-reduce becomes two halves, and inputs are gathered again for weights' gradients.
+        layer_traffic = links.all_gather(activation, ranks=tensor, times=2 * sums + 2)
+    first, first_traffic = _first(task, candidate, machine, rates, load)
+    last, last_traffic = _last(task, candidate, machine, rates, load)
+    return Pieces(
+        layer=layer,
+        first=first,
+        last=last,
+        layer_traffic=layer_traffic,
+        first_traffic=first_traffic,
+        last_traffic=last_traffic,
+    )
+
+
+def step_seconds(
+    task: Task, candidate: Candidate, machine: Machine, pieces: Pieces | None = None
+) -> Seconds:
+    """Time of a step.
+
+    Args:
+        task: the run.
+        candidate: how it is spread.
+        machine: whose rates hold.
+        pieces: as `pieces_seconds` has them, where they are known.
+    """
+    pieces = pieces or pieces_seconds(task, candidate, machine)
+    rates = machine.rates_for(task.precision, ranks=candidate.ranks)
+    layout = candidate.layout
+    stages = layout.pipeline
+    num_microbatches = candidate.num_microbatches
+    shares = [task.share(candidate, rank) for rank in range(stages)]
+    stage = candidate.stage
+    encoder_blocks = sum(part.encoder.num_layers for part in task.model.encoders.values())
+    blocks = [share.layers + share.is_first * encoder_blocks for share in shares]
+    computes = [
+        share.layers * pieces.layer
+        + share.is_first * pieces.first
+        + share.is_last * pieces.last
+        + share.trained * rates.microbatch_element_seconds[stage]
+        + num_blocks * rates.microbatch_block_seconds[stage]
+        + rates.microbatch_seconds
+        for share, num_blocks in zip(shares, blocks, strict=True)
+    ]
+    traffic = [
+        share.layers * pieces.layer_traffic
+        + share.is_first * pieces.first_traffic
+        + share.is_last * pieces.last_traffic
+        for share in shares
+    ]
+    times = [compute + sent for compute, sent in zip(computes, traffic, strict=True)]
+    slowest = max(range(stages), key=lambda rank: times[rank])
+    owned = 1 if stage == 0 else candidate.data
+    update = max(
+        share.trained * rates.step_element_seconds[stage]
+        + num_blocks * rates.step_block_seconds[stage]
+        + share.trained / owned * UPDATE_BYTES / rates.update
+        for share, num_blocks in zip(shares, blocks, strict=True)
+    )
+    return Seconds(
+        compute=num_microbatches * computes[slowest],
+        tensor=num_microbatches * traffic[slowest],
+        bubble=(sum(times) - times[slowest]) / layout.chunks,
+        pipeline=_pipeline(task, candidate, machine),
+        data=max(_data(task, candidate, machine, share) for share in shares),
+        update=update,
+    )
+
+
+def _block_seconds(
+    rates: Rates,
+    *,
+    rows: float,
+    width: int,
+    hidden: int,
+    pairs: float,
+    attention_rate: float,
+    tensor: int,
+    rows_split: int,
+    element_bytes: int,
+    recompute: str,
+    trains: bool,
+) -> float:
+    """Forward and backward of one block on a rank."""
+    products = sum(
+        rates.product_seconds(rows, inner, outer)
+        for inner, outer in (
+            (width, 3 * width / tensor),
+            (width / tensor, width),
+            (width, hidden / tensor),
+            (hidden / tensor, width),
+        )
+    )
+    # Rates count a backward as two forwards: one of three parts each.
+    attention = 4 * pairs * width / tensor / attention_rate
+    moves = WHOLE_MOVES * width / rows_split
+    moves += (SPLIT_MOVES * width + HIDDEN_MOVES * hidden) / tensor
+    elementwise = rows * moves * element_bytes / rates.elementwise / 3
+    times = 3.0 if trains else 1.0
+    whole = times * (products + attention + elementwise)
+    if trains and recompute == "full":
+        whole += products + attention + elementwise
+        times += 1
+    if trains and recompute == "selective":
+        whole += attention
+    return whole + rates.block_seconds * times / 3
+
+
+def _first(
+    task: Task, candidate: Candidate, machine: Machine, rates: Rates, load: Load
+) -> tuple[float, float]:
+    """Embedding, encoders and connectors: compute and tensor traffic of a microbatch."""
+    decoder, layout, e = task.model.decoder, candidate.layout, task.element_bytes
+    tensor = layout.tensor
+    links = machine.links(span=tensor)
+    activation = load.slots * decoder.width * e
+    # The embedding's gradient is dense: made, filled, and added to what is there.
+    table = decoder.vocabulary * decoder.width * e / tensor
+    compute = (5 * activation + 4 * table) / rates.elementwise
+    traffic = links.all_reduce(activation, ranks=tensor)
+    for modality, part in task.model.encoders.items():
+        encoder, spans = part.encoder, load.spans[modality]
+        num_frozen = encoder.num_layers - encoder.layers_in_training
+        for count, trains in ((num_frozen, False), (encoder.layers_in_training, True)):
+            compute += count * _block_seconds(
+                rates,
+                rows=spans.rows,
+                width=encoder.width,
+                hidden=encoder.feed_forward,
+                pairs=spans.pairs,
+                attention_rate=rates.span_attention,
+                tensor=tensor,
+                rows_split=1,
+                element_bytes=e,
+                recompute=layout.recompute,
+                trains=trains,
+            )
+            sums = (4 + 2 * (layout.recompute == "full")) if trains else 2
+            traffic += links.all_reduce(
+                spans.rows * encoder.width * e, ranks=tensor, times=count * sums
+            )
+        traffic += links.all_reduce(spans.rows * encoder.width * e, ranks=tensor)
+        if num_frozen == 0:
+            compute += 4 * decoder.vocabulary * encoder.width * e / tensor / rates.elementwise
+        num_linear = 1 if part.connector.kind == "linear" else part.connector.num_layers
+        for index in range(num_linear):
+            inner = encoder.width if index == 0 else decoder.width
+            compute += 3 * rates.product_seconds(spans.vectors, inner, decoder.width)
+    return compute, traffic
+
+
+def _last(
+    task: Task, candidate: Candidate, machine: Machine, rates: Rates, load: Load
+) -> tuple[float, float]:
+    """The head and its loss: compute and tensor traffic of a microbatch."""
+    decoder, tensor = task.model.decoder, candidate.layout.tensor
+    links = machine.links(span=tensor)
+    rows = decoder.vocabulary / tensor
+    chunk = min(decoder.loss_chunk_tokens, load.scored)
+    num_chunks = load.scored / chunk
+    products = 3 * num_chunks * rates.product_seconds(chunk, decoder.width, rows)
+    moved = head_moves(load.scored, decoder.width, rows, num_chunks=num_chunks)
+    activation = load.slots * decoder.width * task.element_bytes
+    traffic = links.all_reduce(activation, ranks=tensor)
+    # Maxima, then sums and chosen logits, of each chunk.
+    traffic += math.ceil(num_chunks) * links.all_reduce(chunk * FP32, ranks=tensor, times=2)
+    if candidate.layout.sequence_parallel:
+        traffic += links.all_gather(activation, ranks=tensor)
+    return products + moved / rates.logits, traffic
+
+
+def head_moves(scored: float, width: int, vocabulary: float, *, num_chunks: float) -> float:
+    """Bytes that the head's loss moves, forward and backward, besides its products."""
+    weight = vocabulary * width * FP32
+    # The weight's gradient: cleared, added to by each chunk, scaled.
+    return LOGIT_MOVES * scored * vocabulary * FP32 + (4 + 2 * num_chunks) * weight
+
+
+def _pipeline(task: Task, candidate: Candidate, machine: Machine) -> float:
+    """What a stage sends on and back, every microbatch and chunk."""
+    layout = candidate.layout
+    if layout.pipeline == 1:
+        return 0.0
+    links = machine.links(span=layout.model_ranks)
+    rows = candidate.micro_sequences * task.sequence_tokens
+    num_bytes = rows * task.model.decoder.width * task.element_bytes
+    if layout.sequence_parallel:
+        num_bytes /= layout.tensor
+    return 2 * candidate.num_microbatches * layout.chunks * links.send.seconds(num_bytes)
+
+
+def _data(task: Task, candidate: Candidate, machine: Machine, share: Share) -> float:
+    """Gradients over data ranks, parameters gathered, and the tied embedding over its two ends."""
+    layout, data = candidate.layout, candidate.data
+    links = machine.links(span=candidate.ranks, stride=layout.model_ranks)
+    gradients = share.trained * task.state_bytes
+    weights = share.elements * task.element_bytes
+    seconds = 0.0
+    if data > 1 and candidate.stage == 3:
+        # Three times a microbatch, in about six messages a layer.
+        messages = 6 * (share.layers + 1)
+        seconds += candidate.num_microbatches * (
+            links.all_gather(weights, ranks=data, times=2)
+            + links.all_gather(gradients, ranks=data)
+            + 3 * messages * links.gather.latency_seconds
+        )
+    elif data > 1:
+        times = candidate.num_microbatches if candidate.stage == 2 else 1
+        seconds += links.all_reduce(gradients, ranks=data, times=times)
+        if candidate.stage > 0 or task.precision == "bf16":
+            seconds += links.all_gather(weights, ranks=data)
+    is_end = share.is_first or share.is_last
+    if layout.pipeline > 1 and is_end and task.model.decoder.tied_head:
+        table = share.vocabulary_rows * task.model.decoder.width * task.state_bytes
+        held = 1 if candidate.stage == 0 else data
+        seconds += machine.links(span=layout.model_ranks).all_reduce(table / held, ranks=2)
+    return seconds

@@ -1,0 +1,154 @@
+"""What a planner is given and what it chooses among."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from model.semicausal import ModelConfig
+from parallel.costs import Load, SpanLoad
+from parallel.mesh import LayoutConfig
+from parallel.zero_config import Precision, ZeroConfig
+from tools.plan.weights import Share, rank_share
+
+PRECISION_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """A run, as far as it does not depend on how it is spread.
+
+    Attributes:
+        model: the whole model, without encoders that never get a span.
+        precision: of parameters and activations.
+        states: of master weights, moments and gradient sums.
+        sequences: sequences of a global batch.
+        sequence_tokens: S.
+        spans: spans in one sequence on average, by modality.
+        zero: buckets and the like; its stage is the planner's to choose.
+        steps: optimiser steps of the run.
+    """
+
+    model: ModelConfig
+    precision: Precision
+    states: Precision = "fp32"
+    sequences: int
+    sequence_tokens: int
+    spans: Mapping[str, SpanLoad]
+    zero: ZeroConfig
+    steps: int
+    _shares: dict[object, Share] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def element_bytes(self) -> int:
+        """Of a parameter or an activation."""
+        return PRECISION_BYTES[self.precision]
+
+    @property
+    def state_bytes(self) -> int:
+        """Of a master weight, a moment or a summed gradient."""
+        return PRECISION_BYTES[self.states]
+
+    @property
+    def step_tokens(self) -> int:
+        """Decoder slots of a global batch."""
+        return self.sequences * self.sequence_tokens
+
+    def load(self, sequences: int) -> Load:
+        """A microbatch of so many sequences."""
+        spans = {
+            modality: SpanLoad(
+                vectors=part.vectors * sequences,
+                spans=part.spans * sequences,
+                longest_rows=part.longest_rows,
+            )
+            for modality, part in self.spans.items()
+        }
+        return Load(sequences=sequences, sequence_tokens=self.sequence_tokens, spans=spans)
+
+    def share(self, candidate: "Candidate", pipeline_rank: int) -> Share:
+        """What the ranks of a stage hold; stages alike are counted once."""
+        layout, split = candidate.layout, candidate.split
+        layers = tuple(split[pipeline_rank :: layout.pipeline])
+        is_end = (pipeline_rank == 0, pipeline_rank == layout.pipeline - 1)
+        key = (layout.tensor, layers, is_end)
+        found = self._shares.get(key)
+        if found is None:
+            found = rank_share(self.model, layout, split=split, pipeline_rank=pipeline_rank)
+            self._shares[key] = found
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to spread a task.
+
+    Attributes:
+        layout: with its split.
+        data: copies of the model.
+        stage: of ZeRO.
+        micro_sequences: sequences in a microbatch.
+        num_microbatches: microbatches of a model copy in a step.
+    """
+
+    layout: LayoutConfig
+    data: int
+    stage: int
+    micro_sequences: int
+    num_microbatches: int
+
+    @property
+    def split(self) -> tuple[int, ...]:
+        """Decoder layers of each piece."""
+        assert self.layout.split is not None, "candidates carry their split"
+        return tuple(self.layout.split)
+
+    @property
+    def ranks(self) -> int:
+        """All ranks."""
+        return self.layout.model_ranks * self.data
+
+    @property
+    def key(self) -> tuple[int, int, int, bool, int, int]:
+        """What tells candidates of equal speed apart: the plainer comes first."""
+        layout = self.layout
+        return (
+            layout.pipeline,
+            layout.tensor,
+            self.stage,
+            layout.sequence_parallel,
+            layout.chunks,
+            self.micro_sequences,
+        )
+
+    def in_flight(self, pipeline_rank: int) -> tuple[tuple[int, ...], ...]:
+        """Microbatches that each piece of a stage holds activations of, at its fuller moments.
+
+        1F1B: stage s of p has begun p - s microbatches before its first backward.
+        """
+        layout = self.layout
+        if layout.chunks == 1:
+            return ((min(self.num_microbatches, layout.pipeline - pipeline_rank),),)
+        return _interleaved(
+            layout.pipeline, layout.chunks, self.num_microbatches, rank=pipeline_rank
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def _interleaved(
+    stages: int, chunks: int, num_microbatches: int, *, rank: int
+) -> tuple[tuple[int, ...], ...]:
+    """What pieces hold after each forward of the interleaved schedule, until it repeats itself.
+
+    Pieces take turns, for as many microbatches each as there are stages; backwards in the other
+    order, beginning after 2 (p - s - 1) + (c - 1) p forwards and one.
+    """
+    total = num_microbatches * chunks
+    warm_up = min(total, 2 * (stages - rank - 1) + (chunks - 1) * stages)
+    held = [0] * chunks
+    seen: set[tuple[int, ...]] = set()
+    for step in range(min(total, warm_up + 2 * stages * chunks)):
+        held[step // stages % chunks] += 1
+        seen.add(tuple(held))
+        if step >= warm_up:
+            held[chunks - 1 - (step - warm_up) // stages % chunks] -= 1
+    return tuple(sorted(seen))

@@ -1,0 +1,164 @@
+"""Files of tensor pieces, streamed out in the safetensors format.
+
+A file is eight bytes of length, a JSON header and the raw bytes of one piece after another. Each
+piece is hashed while it is written, so nothing is read again.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from parallel.pages import release_files
+from train.checkpoint.boxes import Box
+from train.checkpoint.format import Chunk, FileRecord, ParameterRecord, TensorKind
+from train.storage.checkpoint_files import storage_of
+
+PIECE_BYTES = 1 << 26
+"""Longer pieces are cut: a reader that needs a part of a piece has to hash all of it."""
+
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What the format calls types."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece:
+    """What one rank writes of one tensor.
+
+    Attributes:
+        name: logical name of the parameter.
+        kind: its value or a moment.
+        shape: of the whole parameter.
+        box: the part of it that the rank holds.
+        start: first element, in the flattened box.
+        tensor: [N] the elements from there on, on any device.
+        trainable: whether the parameter has moments.
+    """
+
+    name: str
+    kind: TensorKind
+    shape: tuple[int, ...]
+    box: Box
+    start: int
+    tensor: Tensor
+    trainable: bool
+
+
+def cut(pieces: Iterable[Piece]) -> list[Piece]:
+    """The same as pieces of at most `PIECE_BYTES`, in the order in which a file holds them."""
+    parts: list[Piece] = []
+    for piece in pieces:
+        length = max(1, PIECE_BYTES // piece.tensor.element_size())
+        for begin in range(0, piece.tensor.numel(), length):
+            part = piece.tensor[begin : begin + length]
+            parts.append(
+                Piece(
+                    name=piece.name,
+                    kind=piece.kind,
+                    shape=piece.shape,
+                    box=piece.box,
+                    start=piece.start + begin,
+                    tensor=part,
+                    trainable=piece.trainable,
+                )
+            )
+    # Wide types first: readers map the file, and views must be aligned.
+    return sorted(parts, key=lambda piece: -piece.tensor.element_size())
+
+
+def write_chunks(
+    file: Path, pieces: Sequence[Piece]
+) -> tuple[dict[str, ParameterRecord], FileRecord]:
+    """Writes pieces to a file and brings them to the disk.
+
+    Args:
+        file: to create, locally or in a store.
+        pieces: from `cut`.
+
+    Returns:
+        What the index has to say of the pieces, by parameter, and of the file.
+
+    Raises:
+        OSError: it could not be written; no file is left.
+    """
+    keys = [_key(piece) for piece in pieces]
+    assert len(set(keys)) == len(keys), "a piece is there twice"
+    header = _header(dict(zip(keys, (piece.tensor for piece in pieces), strict=True)))
+    chunks: dict[str, dict[TensorKind, list[Chunk]]] = defaultdict(lambda: defaultdict(list))
+    records: dict[str, ParameterRecord] = {}
+    num_bytes = len(header)
+    with storage_of(file).create(file) as sink:
+        sink.write(header)
+        for key, piece in zip(keys, pieces, strict=True):
+            data = bytes_of(piece.tensor)
+            sink.write(data)
+            num_bytes += len(data)
+            stop = piece.start + piece.tensor.numel()
+            chunks[piece.name][piece.kind].append(
+                Chunk(
+                    file=file.name,
+                    key=key,
+                    box=tuple(piece.box),
+                    flat_range=(piece.start, stop),
+                    xxh3_128=xxhash.xxh3_128(data).hexdigest(),
+                )
+            )
+            release_files()  # state that lives in files does not fit into memory
+    for piece in pieces:
+        if piece.kind == "value" or piece.name not in records:
+            records[piece.name] = ParameterRecord(
+                shape=list(piece.shape),
+                dtype=str(piece.tensor.dtype).removeprefix("torch."),
+                trainable=piece.trainable,
+                tensors=dict(chunks[piece.name]),
+            )
+    return records, FileRecord(bytes=num_bytes)
+
+
+def _header(tensors: dict[str, Tensor]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for key, tensor in tensors.items():
+        end = offset + tensor.numel() * tensor.element_size()
+        entries[key] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": [tensor.numel()],
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    # Padded so that the data is aligned when the file is mapped.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _key(piece: Piece) -> str:
+    box = "" if _is_whole(piece) else "/" + ",".join(f"{a}:{b}" for a, b in piece.box)
+    return f"{piece.name}/{piece.kind}{box}/{piece.start}"
+
+
+def _is_whole(piece: Piece) -> bool:
+    return all(bounds == (0, size) for bounds, size in zip(piece.box, piece.shape, strict=True))
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor; of one on the host, they are its own memory."""
+    host = tensor.detach().to("cpu")
+    return host.view(torch.uint8).numpy().data

@@ -1,0 +1,212 @@
+"""What a checkpoint looks like, independent of how many ranks wrote it or will read it.
+
+    step_00000100/
+      chunks-00000.safetensors   what rank 0 owned: flat pieces of parameters and moments
+      chunks-00001.safetensors   ...
+      state.json                 step, samples consumed, resolved config, run id, ...
+      index.json                 which piece of which tensor lies where; sizes and checksums
+
+The index is written last: a directory without it is no checkpoint. Nothing here is ever unpickled.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import torch
+import xxhash
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from train.checkpoint.boxes import tiling_fault
+from train.errors import CheckpointError
+from train.storage.checkpoint_files import shown, storage_of
+
+FORMAT_VERSION = 1
+INDEX_NAME = "index.json"
+STATE_NAME = "state.json"
+
+TensorKind = Literal["value", "exp_avg", "exp_avg_sq"]
+"""The weights (of trainable parameters the masters, in `optim.precision`), and AdamW's moments."""
+
+Range = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+"""First element and one past the last."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Chunk(_Record):
+    """A piece of a tensor: `flat_range` of the flattened `box`, itself a part of the tensor.
+
+    Pieces that have no checksum of their own are covered by that of their file.
+    """
+
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.safetensors$")]
+    key: str
+    box: tuple[Range, ...]
+    flat_range: Range
+    xxh3_128: str | None = None
+
+
+class ParameterRecord(_Record):
+    """Where one parameter and its moments lie; `dtype` is that of its value."""
+
+    shape: list[Annotated[int, Field(ge=0)]]
+    dtype: str
+    trainable: bool
+    tensors: dict[TensorKind, list[Chunk]]
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the whole parameter."""
+        return torch.Size(self.shape).numel()
+
+
+class FileRecord(_Record):
+    """Size and checksum of a file; without the latter, every piece in it has its own."""
+
+    bytes: int
+    xxh3_128: str | None = None
+
+
+class Index(_Record):
+    """Everything about a checkpoint but the numbers."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    parameters: dict[str, ParameterRecord]
+    files: dict[str, FileRecord]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The index of the checkpoint in a step directory.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or of another version.
+        """
+        file = shown(path / INDEX_NAME)
+        document = _parsed(path / INDEX_NAME, _read(path / INDEX_NAME))
+        version = document.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{file} has format version {version!r} and this program reads "
+                f"{FORMAT_VERSION}: use the program that wrote it"
+            )
+        try:
+            index = cls.model_validate(document)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(str(part) for part in fault["loc"])
+            raise CheckpointError(f"{file} is damaged: {where}: {fault['msg']}") from error
+        for name, record in index.parameters.items():
+            _check_tiling(file, name, record)
+        for name, chunks in index.chunks_by_file().items():
+            if name not in index.files:
+                raise CheckpointError(f"{file} is damaged: it has no size of {name}")
+            whole = index.files[name].xxh3_128 is not None
+            if not whole and any(chunk.xxh3_128 is None for _, chunk in chunks):
+                raise CheckpointError(f"{file} is damaged: it has no checksum of {name}")
+        return index
+
+    def chunks_by_file(self) -> dict[str, list[tuple[str, Chunk]]]:
+        """The pieces that each file must hold, with the name of their parameter."""
+        chunks: dict[str, list[tuple[str, Chunk]]] = defaultdict(list)
+        for name, record in self.parameters.items():
+            for chunk in chain.from_iterable(record.tensors.values()):
+                chunks[chunk.file].append((name, chunk))
+        return chunks
+
+
+def record_of(data: bytes) -> FileRecord:
+    """Size and checksum of a file that holds `data`."""
+    return FileRecord(bytes=len(data), xxh3_128=xxhash.xxh3_128(data).hexdigest())
+
+
+def json_bytes(document: Any, *, indent: int | None = None) -> bytes:
+    """A document as it is stored."""
+    return (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
+
+
+def read_state(path: Path, index: Index) -> dict[str, Any]:
+    """What lies beside the tensors of a checkpoint, such as `step` and `config`.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    file = path / STATE_NAME
+    data = _read(file)
+    if STATE_NAME not in index.files:
+        raise CheckpointError(f"{shown(path / INDEX_NAME)} is damaged: it has no {STATE_NAME}")
+    expected = index.files[STATE_NAME]
+    if len(data) != expected.bytes:
+        raise damaged(file, f"it has {len(data)} bytes and should have {expected.bytes}")
+    if record_of(data) != expected:
+        raise damaged(file, "its checksum differs from the index")
+    return _parsed(file, data)
+
+
+def damaged(file: Path, fault: str) -> CheckpointError:
+    """An error that names the file and what is wrong with it."""
+    return CheckpointError(f"{shown(file)} is damaged: {fault}; use another checkpoint")
+
+
+def unreadable(file: Path, error: OSError, *, holding: str = "") -> CheckpointError:
+    """An error that names the file and why it cannot be read."""
+    return CheckpointError(
+        f"{shown(file)}{holding} cannot be read ({error.strerror or error}); use another checkpoint"
+    )
+
+
+def merge(
+    written: Iterable[Mapping[str, ParameterRecord]],
+) -> dict[str, ParameterRecord]:
+    """One record a parameter from what each rank wrote, chunks in the order of their elements."""
+    merged: dict[str, ParameterRecord] = {}
+    for records in written:
+        for name, record in records.items():
+            chunks = dict(merged[name].tensors) if name in merged else {}
+            for kind, more in record.tensors.items():
+                chunks[kind] = [*chunks.get(kind, []), *more]
+            merged[name] = record.model_copy(update={"tensors": chunks})
+    return {
+        name: record.model_copy(
+            update={"tensors": {k: sorted(c, key=_place) for k, c in record.tensors.items()}}
+        )
+        for name, record in merged.items()
+    }
+
+
+def _place(chunk: Chunk) -> tuple[tuple[Range, ...], Range]:
+    return chunk.box, chunk.flat_range
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return storage_of(file).read(file)
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
+def _parsed(file: Path, data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise damaged(file, str(error)) from error
+    if not isinstance(document, dict):
+        raise damaged(file, "it holds no object")
+    return document
+
+
+def _check_tiling(file: str, name: str, record: ParameterRecord) -> None:
+    kinds = {"value", "exp_avg", "exp_avg_sq"} if record.trainable else {"value"}
+    if set(record.tensors) != kinds:
+        raise CheckpointError(f"{file} is damaged: {name} has {sorted(record.tensors)}")
+    for kind, chunks in record.tensors.items():
+        fault = tiling_fault(record.shape, [(chunk.box, chunk.flat_range) for chunk in chunks])
+        if fault is not None:
+            raise CheckpointError(
+                f"{file} is damaged: of {name} ({kind}), {fault} are not there exactly once"
+            )

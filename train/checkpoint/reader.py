@@ -1,0 +1,287 @@
+"""Reads pieces of tensors back, each hashed before it counts, into whatever part is asked for.
+
+A piece that goes whole into memory on the host is read right there; of others, what is needed is
+copied. Nothing is read twice, and nothing is unpickled.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from train.checkpoint.boxes import Box, copy_overlap, have_common
+from train.checkpoint.chunks import NAMES, PIECE_BYTES, bytes_of
+from train.checkpoint.format import (
+    Chunk,
+    FileRecord,
+    Index,
+    TensorKind,
+    damaged,
+    unreadable,
+)
+from train.errors import CheckpointError
+from train.storage.checkpoint_files import Source, storage_of
+
+_TYPES = {name: dtype for dtype, name in NAMES.items()}
+_HEADER_BYTES_AT_MOST = 100_000_000
+"""What the safetensors library accepts."""
+
+
+def check_file(path: Path, index: Index, name: str) -> None:
+    """Compares a whole file with its checksum, where the index has one.
+
+    Raises:
+        CheckpointError: it differs, or cannot be read.
+    """
+    expected = index.files[name].xxh3_128
+    if expected is None:
+        return
+    digest = xxhash.xxh3_128()
+    try:
+        source = storage_of(path / name).open(path / name)
+        try:
+            for begin in range(0, source.num_bytes, PIECE_BYTES):
+                block = memoryview(bytearray(min(PIECE_BYTES, source.num_bytes - begin)))
+                source.read_into(block, offset=begin)
+                digest.update(block)
+        finally:
+            source.close()
+    except OSError as error:
+        raise unreadable(path / name, error) from error
+    if digest.hexdigest() != expected:
+        raise damaged(path / name, "its checksum differs from the index")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    source: Source
+    header: dict[str, Any]
+    data_start: int
+
+
+class ChunkReader:
+    """Reads parts of tensors from the chunks of a checkpoint, whoever wrote which piece.
+
+    Use it as a context: it keeps files open.
+    """
+
+    def __init__(self, path: Path, index: Index) -> None:
+        self._path = path
+        self._index = index
+        self._files: dict[str, _File] = {}
+        self._room = torch.empty(0, dtype=torch.uint8)
+
+    def __enter__(self) -> "ChunkReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.source.close()
+        self._files.clear()
+
+    def check(self, *, name: str, kind: TensorKind, box: Box, start: int, stop: int) -> None:
+        """Sees that the files needed for a flat range of a box are there and whole in size.
+
+        The bytes themselves are looked at when they are read.
+
+        Raises:
+            CheckpointError: names the file, what is wrong with it, and the parameter.
+        """
+        for chunk in self._needed(name, kind, box, start, stop):
+            self._opened(name, chunk)
+
+    def fill(self, target: Tensor, *, name: str, kind: TensorKind, box: Box, start: int) -> None:
+        """Copies elements [start, start + N) of a flattened box into a flat view.
+
+        Args:
+            target: [N] contiguous, on any device, of any type.
+            name: of the parameter.
+            kind: of the tensor.
+            box: part of the whole parameter that the target belongs to.
+            start: first element within the box.
+
+        Raises:
+            CheckpointError: a piece is damaged or cannot be read; the message names file and
+                parameter. The target may be partly filled.
+        """
+        num_filled = 0
+        for chunk in self._needed(name, kind, box, start, start + target.numel()):
+            opened = self._opened(name, chunk)
+            dtype = _TYPES[opened.header[chunk.key]["dtype"]]
+            whole = self._whole_part(target, box, start, chunk, dtype)
+            if whole is not None:
+                self._read(whole, name, chunk, opened)
+                num_filled += whole.numel()
+                continue
+            for part in _blocks(chunk, dtype.itemsize):
+                piece = self._buffer(part, opened)
+                self._read(piece, name, part, opened, within=chunk)
+                num_filled += copy_overlap(
+                    target,
+                    target_box=box,
+                    target_start=start,
+                    source=piece,
+                    source_box=part.box,
+                    source_start=part.flat_range[0],
+                )
+        # The index tiles every tensor exactly once, so the count proves every element.
+        assert num_filled == target.numel(), (name, kind, box, start, num_filled)
+
+    def num_bytes(self, name: str) -> int:
+        """Bytes of a parameter and its moments.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        total = 0
+        for chunk in chain.from_iterable(self._index.parameters[name].tensors.values()):
+            begin, end = self._opened(name, chunk).header[chunk.key]["data_offsets"]
+            total += end - begin
+        return total
+
+    def faults(self) -> Iterator[str]:
+        """Everything wrong with the chunks of the checkpoint; reads all of it."""
+        for file, chunks in sorted(self._index.chunks_by_file().items()):
+            try:
+                self._file(chunks[0][0], file)
+                check_file(self._path, self._index, file)
+            except CheckpointError as error:
+                yield str(error)
+                continue
+            for name, chunk in chunks:
+                try:
+                    opened = self._opened(name, chunk)
+                    if chunk.xxh3_128 is not None:
+                        self._read(self._buffer(chunk, opened), name, chunk, opened)
+                except CheckpointError as error:
+                    yield str(error)
+
+    def _needed(
+        self, name: str, kind: TensorKind, box: Box, start: int, stop: int
+    ) -> Iterator[Chunk]:
+        for chunk in self._index.parameters[name].tensors[kind]:
+            if have_common(
+                target_box=box,
+                target_range=(start, stop),
+                source_box=chunk.box,
+                source_range=chunk.flat_range,
+            ):
+                yield chunk
+
+    def _opened(self, name: str, chunk: Chunk) -> _File:
+        file = self._path / chunk.file
+        opened = self._file(name, chunk.file)
+        entry = opened.header.get(chunk.key)
+        fault = _entry_fault(entry, chunk.flat_range[1] - chunk.flat_range[0])
+        if fault is not None:
+            raise damaged(file, f"its piece {chunk.key} of {name} {fault}")
+        begin, end = entry["data_offsets"]  # pyright: ignore[reportOptionalSubscript]  # no fault
+        if not 0 <= begin <= end <= opened.source.num_bytes - opened.data_start:
+            raise damaged(file, f"its piece {chunk.key} of {name} lies outside the file")
+        return opened
+
+    def _file(self, name: str, file_name: str) -> _File:
+        file = self._path / file_name
+        if file_name not in self._files:
+            try:
+                self._files[file_name] = _open(file, self._index.files[file_name])
+            except OSError as error:
+                raise unreadable(file, error, holding=f", which holds {name},") from error
+            except CheckpointError as error:
+                raise CheckpointError(f"{error} (it holds {name})") from error
+        return self._files[file_name]
+
+    def _whole_part(
+        self, target: Tensor, box: Box, start: int, chunk: Chunk, dtype: torch.dtype
+    ) -> Tensor | None:
+        """Where in the target a whole chunk goes, if it can be read there without a copy."""
+        first, last = chunk.flat_range
+        if tuple(box) != chunk.box or target.dtype != dtype or target.device.type != "cpu":
+            return None
+        if first < start or last > start + target.numel():
+            return None
+        return target[first - start : last - start]
+
+    def _read(
+        self, into: Tensor, name: str, chunk: Chunk, opened: _File, *, within: Chunk | None = None
+    ) -> None:
+        begin, _ = opened.header[chunk.key]["data_offsets"]
+        if within is not None:
+            begin += (chunk.flat_range[0] - within.flat_range[0]) * into.element_size()
+        data = bytes_of(into)
+        try:
+            opened.source.read_into(data, offset=opened.data_start + begin)
+        except OSError as error:
+            raise unreadable(
+                self._path / chunk.file, error, holding=f", which holds {name},"
+            ) from error
+        if chunk.xxh3_128 not in (None, xxhash.xxh3_128(data).hexdigest()):
+            raise damaged(
+                self._path / chunk.file,
+                f"the checksum of its piece {chunk.key} of {name} differs from the index",
+            )
+
+    def _buffer(self, chunk: Chunk, opened: _File) -> Tensor:
+        dtype = _TYPES[opened.header[chunk.key]["dtype"]]
+        num_bytes = (chunk.flat_range[1] - chunk.flat_range[0]) * dtype.itemsize
+        if self._room.numel() < num_bytes:
+            self._room = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._room[:num_bytes].view(dtype)
+
+
+def _blocks(chunk: Chunk, element_bytes: int) -> Iterator[Chunk]:
+    """A chunk in parts of bounded size; one with a checksum of its own only as a whole."""
+    if chunk.xxh3_128 is not None:
+        yield chunk
+        return
+    start, stop = chunk.flat_range
+    length = PIECE_BYTES // element_bytes
+    for begin in range(start, stop, length):
+        yield chunk.model_copy(update={"flat_range": (begin, min(stop, begin + length))})
+
+
+def _open(file: Path, expected: FileRecord) -> _File:
+    source = storage_of(file).open(file)
+    try:
+        if source.num_bytes != expected.bytes:
+            raise damaged(file, f"it has {source.num_bytes} bytes and should have {expected.bytes}")
+        if source.num_bytes < 8:
+            raise damaged(file, "it has no header")
+        length = int.from_bytes(_read_bytes(source, 0, 8), "little")
+        if length > min(_HEADER_BYTES_AT_MOST, source.num_bytes - 8):
+            raise damaged(file, "its header is no safetensors header")
+        try:
+            header = json.loads(_read_bytes(source, 8, length))
+        except ValueError:
+            raise damaged(file, "its header is no safetensors header") from None
+        if not isinstance(header, dict):
+            raise damaged(file, "its header is no safetensors header")
+    except BaseException:
+        source.close()
+        raise
+    return _File(source=source, header=header, data_start=8 + length)
+
+
+def _entry_fault(entry: Any, num_elements: int) -> str | None:
+    if entry is None:
+        return "is not there"
+    try:
+        size = _TYPES[entry["dtype"]].itemsize
+        begin, end = entry["data_offsets"]
+        if entry["shape"] == [num_elements] and end - begin == num_elements * size:
+            return None
+    except (KeyError, TypeError, ValueError):
+        pass
+    return "is not as the index says"
+
+
+def _read_bytes(source: Source, offset: int, length: int) -> bytes:
+    data = bytearray(length)
+    source.read_into(memoryview(data), offset=offset)
+    return bytes(data)

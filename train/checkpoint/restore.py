@@ -1,0 +1,192 @@
+"""Restoring training: any number of ranks, in any layout, reads what any other wrote.
+
+`checkpoint_saver` writes, `checkpoint_format` says what lies on the disk, `checkpoint_directory`
+how a checkpoint becomes the latest. A place is a local `Path`, or one made of a URL such as
+`s3://bucket/run` (see `checkpoint_storage`).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import nn
+
+from model.layers import logical_name, placement
+from parallel import zero_state
+from parallel.agreement import gathered, on_all_ranks
+from parallel.pages import release_files
+from parallel.zero import ZeroEngine
+from parallel.zero_state import StateSlice
+from train.checkpoint import format as checkpoint_format
+from train.checkpoint.directory import Retention, latest, resolve
+from train.checkpoint.format import STATE_NAME, Index
+from train.checkpoint.reader import ChunkReader, check_file
+from train.checkpoint.saver import Saver, state_tensors
+from train.errors import CheckpointError
+from train.storage.checkpoint_files import shown
+
+__all__ = [
+    "Retention",
+    "Saver",
+    "latest",
+    "load_module",
+    "load_weights",
+    "read_state",
+    "resolve",
+    "restore",
+]
+
+Result = TypeVar("Result")
+
+
+def restore(path: Path, engine: ZeroEngine) -> dict[str, Any]:
+    """Brings weights, moments and AdamW's step count back; every rank must call it.
+
+    Each rank reads the pieces that it needs, once, and hashes them on the way.
+
+    Args:
+        path: a checkpoint, or anything that `resolve` understands.
+        engine: what to restore, at whatever layout.
+
+    Returns:
+        The state that was saved, with `step`.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model; on all ranks. What can be seen
+            without reading the numbers (the index, the state, missing and truncated files,
+            another model) is found before the engine is touched. A wrong checksum is found
+            midway: the engine is then partly filled and must not be used.
+    """
+    # One rank reads what all need to know, so that all know the same.
+    found = _agreed(lambda: _read_index(path) if dist.get_rank() == 0 else None)
+    described = gathered(found)[0]
+    assert described is not None
+    path, index, state = described
+    slices = zero_state.local_slices(engine)
+    here = {name for names in gathered({part.name for part in slices}) for name in names}
+    _agreed(lambda: _check_same_parameters(path, index, slices, here))
+    with ChunkReader(path, index) as reader:
+
+        def check() -> None:
+            # Files without checksums of their pieces are checked whole, each by one rank.
+            for name in sorted(index.chunks_by_file())[dist.get_rank() :: dist.get_world_size()]:
+                check_file(path, index, name)
+            for part in slices:
+                for kind in state_tensors(part):
+                    reader.check(
+                        name=part.name, kind=kind, box=part.box, start=part.start, stop=part.stop
+                    )
+
+        def fill() -> None:
+            for part in slices:
+                for kind, view in state_tensors(part).items():
+                    reader.fill(view, name=part.name, kind=kind, box=part.box, start=part.start)
+                    release_files()  # state that lives in files does not fit into memory
+
+        _agreed(check)
+        _agreed(fill)
+    zero_state.set_optimizer_steps(engine, state["optimizer_steps"])
+    zero_state.publish(engine)
+    return state
+
+
+def load_module(path: Path, module: nn.Module) -> dict[str, Any]:
+    """Fills a plain module, in one process, and returns the state that was saved.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model. The module is untouched unless a
+            wrong checksum is found midway; it must not be used then.
+    """
+    path, index, state = _read_index(path)
+    _check_names(path, dict(module.named_parameters()), index)
+    load_weights(path, module)
+    return state
+
+
+def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
+    """Fills the weights that a module holds, whole or in parts, and no others.
+
+    Args:
+        path: a checkpoint, or anything that `resolve` understands.
+        module: a model, a rank's part of one, or one of its modules.
+        prefix: what the names of the module's parameters lack.
+
+    Raises:
+        CheckpointError: as `load_module`.
+    """
+    path, index, _ = _read_index(path)
+    parameters = {
+        logical_name(prefix + name, parameter): parameter
+        for name, parameter in module.named_parameters()
+    }
+    for name, parameter in parameters.items():
+        if name not in index.parameters:
+            raise _another_model(path, f"it has no parameter {name}", _SAME_MODEL)
+        _check_shape(path, index, name, placement(parameter).shape)
+    for file in index.chunks_by_file():
+        check_file(path, index, file)
+    with ChunkReader(path, index) as reader:
+        for name, parameter in parameters.items():
+            place = placement(parameter)
+            # Padding rows lie behind those of the box.
+            values = parameter.data.view(-1)[: place.num_elements]
+            reader.fill(values, name=name, kind="value", box=place.box, start=0)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What was saved beside the tensors, such as `step` and `config`.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    return _read_index(path)[2]
+
+
+def _read_index(path: Path) -> tuple[Path, Index, dict[str, Any]]:
+    path = resolve(path)
+    index = Index.read(path)
+    return path, index, checkpoint_format.read_state(path, index)
+
+
+def _agreed(work: Callable[[], Result]) -> Result:
+    return on_all_ranks(work, CheckpointError)
+
+
+_SAME_MODEL = f"set the config's model to that under config.model in its {STATE_NAME}"
+
+
+def _check_same_parameters(
+    path: Path, index: Index, slices: Sequence[StateSlice], here: Iterable[str]
+) -> None:
+    """Compares this rank's slices, and the names that all ranks have, with the index."""
+    _check_names(path, here, index)
+    for part in slices:
+        _check_shape(path, index, part.name, part.shape)
+        trains_there, trains_here = index.parameters[part.name].trainable, part.moments is not None
+        if trains_there != trains_here:
+            words = ("is frozen", "trains")
+            raise _another_model(
+                path,
+                f"{part.name} {words[trains_there]} there and {words[trains_here]} here",
+                "freeze the same parameters, or start a new run from its weights",
+            )
+
+
+def _check_names(path: Path, here: Iterable[str], index: Index) -> None:
+    for name in sorted(set(here) - set(index.parameters)):
+        raise _another_model(path, f"it has no parameter {name}", _SAME_MODEL)
+    for name in sorted(set(index.parameters) - set(here)):
+        fault = f"it has a parameter {name}, which is not in this one"
+        raise _another_model(path, fault, _SAME_MODEL)
+
+
+def _check_shape(path: Path, index: Index, name: str, shape: Sequence[int]) -> None:
+    there = index.parameters[name].shape
+    if there != list(shape):
+        fault = f"{name} has shape {there} there and {list(shape)} here"
+        raise _another_model(path, fault, _SAME_MODEL)
+
+
+def _another_model(path: Path, fault: str, remedy: str) -> CheckpointError:
+    return CheckpointError(f"{shown(path)} is a checkpoint of another model: {fault}; {remedy}")

@@ -1,0 +1,87 @@
+"""Weights alone: out of any checkpoint, and into one without moments."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train.checkpoint import directory as checkpoint_directory
+from train.checkpoint.chunks import Piece, cut, write_chunks
+from train.checkpoint.format import (
+    INDEX_NAME,
+    STATE_NAME,
+    Index,
+    json_bytes,
+    record_of,
+)
+from train.checkpoint.reader import ChunkReader, check_file
+from train.errors import CheckpointError
+from train.storage.checkpoint_files import shown, storage_of
+
+CHUNKS = "chunks-00000.safetensors"
+
+
+def read_values(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
+    """Whole parameters of a checkpoint whose names begin with `prefix`, by name, on the host.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    path = checkpoint_directory.resolve(path)
+    index = Index.read(path)
+    for file in index.chunks_by_file():
+        check_file(path, index, file)
+    values: dict[str, Tensor] = {}
+    with ChunkReader(path, index) as reader:
+        for name, record in index.parameters.items():
+            if name.startswith(prefix):
+                flat = torch.empty(record.num_elements, dtype=getattr(torch, record.dtype))
+                box = [(0, size) for size in record.shape]
+                reader.fill(flat, name=name, kind="value", box=box, start=0)
+                values[name] = flat.view(record.shape)
+    return values
+
+
+def write_values(out: Path, values: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint of weights alone: for generation, evaluation and `init_from`.
+
+    Args:
+        out: directory to create.
+        values: whole parameters by logical name.
+        state: what `state.json` holds; `config` above all.
+
+    Raises:
+        CheckpointError: `out` exists, and nothing is overwritten; or it cannot be written.
+    """
+    pieces = [
+        Piece(
+            name=name,
+            kind="value",
+            shape=tuple(value.shape),
+            box=[(0, size) for size in value.shape],
+            start=0,
+            tensor=value.detach().contiguous().view(-1),
+            trainable=False,  # without moments, like a frozen one
+        )
+        for name, value in values.items()
+    ]
+    document = json_bytes(dict(state), indent=1)
+    try:
+        storage = storage_of(out)
+        if storage.names(out) or out.exists():
+            raise CheckpointError(
+                f"{shown(out)} exists: choose another place for the checkpoint"
+            ) from None
+        storage.make_directory(out)
+        parameters, file = write_chunks(out / CHUNKS, cut(pieces))
+        storage.replace(out / STATE_NAME, document)
+        index = Index(parameters=parameters, files={CHUNKS: file, STATE_NAME: record_of(document)})
+        # The index comes last: without it, the directory is no checkpoint.
+        storage.replace(out / INDEX_NAME, json_bytes(index.model_dump(exclude_none=True)))
+    except OSError as error:
+        raise CheckpointError(
+            f"{shown(out)} cannot be written ({error.strerror or error}): choose another place"
+        ) from error
+    return out

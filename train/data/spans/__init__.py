@@ -1,0 +1,1 @@
+"""Which tokens of a sequence an encoder reads."""

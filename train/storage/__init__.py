@@ -1,0 +1,1 @@
+"""Bytes, in a directory or in object storage: found, fetched, checked, cached, written."""

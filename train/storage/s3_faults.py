@@ -1,0 +1,159 @@
+"""What an error of S3 means, and whether trying again may help."""
+
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+import botocore.exceptions
+import botocore.parsers
+import urllib3.exceptions
+
+from train.errors import DataError
+from train.storage.s3_client import without_secrets
+
+_DENIED: Final = {"403", "AccessDenied", "Forbidden"}
+_BAD_CREDENTIALS: Final = {
+    "InvalidAccessKeyId": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key does not match the access key",
+    "ExpiredToken": "the session token has expired",
+    "InvalidToken": "the session token is not valid",
+}
+_MISSING: Final = {"404", "NoSuchKey", "NotFound"}
+_PASSING: Final = {
+    "RequestTimeout",
+    "SlowDown",
+    "Throttling",
+    "TooManyRequests",
+    "Throttled",
+}
+_PASSING_STATUS: Final = {408, 409, 425, 429}
+REPLACED: Final = {"PreconditionFailed", "412"}
+BEYOND_END: Final = {"InvalidRange", "416"}
+
+TRANSFER_ERRORS: Final = (
+    botocore.exceptions.BotoCoreError,
+    botocore.exceptions.ClientError,
+    botocore.parsers.ResponseParserError,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
+"""What a transfer raises where the store, the network or the credentials are to blame."""
+
+
+class MissingObjectError(DataError):
+    """The storage answered, and says that there is no such file."""
+
+
+def lasting_fault(
+    error: BaseException, *, url: str, endpoint: str, ask_bucket: Callable[[], str | None]
+) -> DataError | None:
+    """The error to raise at once, or None if trying again may help.
+
+    Args:
+        error: one of `TRANSFER_ERRORS`.
+        url: of the file.
+        endpoint: what to call the store.
+        ask_bucket: lists the bucket, and gives the code of the error or None.
+    """
+    bucket = url.split("/")[2]
+    if isinstance(error, _NO_CREDENTIALS):
+        return DataError(
+            f"No credentials to read {url} ({cause_of(error)}); set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+        )
+    if isinstance(error, botocore.exceptions.BotoCoreError) and not isinstance(error, _NETWORK):
+        return DataError(
+            f"{url} cannot be asked for at {endpoint}: {cause_of(error)}; check the URL and the "
+            "AWS configuration."
+        )
+    code = error_code(error)
+    if code in _DENIED | _MISSING:
+        # Not every store says at once that the bucket is missing or the secret wrong.
+        answer = ask_bucket()
+        if answer in _BAD_CREDENTIALS or answer == "NoSuchBucket":
+            code = answer
+    if code in _BAD_CREDENTIALS:
+        return DataError(
+            f"{endpoint} refuses the credentials for {url}: {_BAD_CREDENTIALS[code]}. "
+            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and S3_ENDPOINT_URL."
+        )
+    if code == "NoSuchBucket":
+        return DataError(
+            f"There is no bucket {bucket} at {endpoint}; check the URL {url.rpartition('/')[0]} "
+            "and data.endpoint_url or S3_ENDPOINT_URL."
+        )
+    if code in _DENIED:
+        return DataError(
+            f"{endpoint} knows the credentials but does not let them read {url}; grant "
+            "them GetObject and ListBucket there, or check the name."
+        )
+    if code in _MISSING:
+        return MissingObjectError(f"{url} does not exist.")
+    if code == "RequestTimeTooSkewed":
+        return DataError(
+            f"{endpoint} refuses to read {url}, because this host's clock is wrong: set it."
+        )
+    status = _status(error)
+    if code in _PASSING or status is None or status in _PASSING_STATUS or not 300 <= status < 500:
+        return None
+    return DataError(
+        f"{endpoint} refuses to read {url} ({cause_of(error)}); check the URL, the region in "
+        "AWS_REGION, and data.endpoint_url or S3_ENDPOINT_URL."
+    )
+
+
+def error_code(error: BaseException) -> str | None:
+    """The storage's own code in an error of boto3, such as `NoSuchBucket`; None without one."""
+    response = getattr(error, "response", None)
+    if not isinstance(response, dict):
+        return None
+    code = response.get("Error", {}).get("Code")
+    return None if code is None else str(code)
+
+
+def cause_of(error: BaseException) -> str:
+    """An error of a transfer in a few words, without secrets."""
+    if isinstance(error, _TIMEOUTS):
+        return "no answer in time"
+    text = str(error)
+    inner: BaseException | None = error
+    while inner is not None:
+        reason = getattr(inner, "strerror", None)
+        if isinstance(reason, str) and reason not in text:
+            text = f"{text} ({reason})"
+        inner = inner.__cause__ or inner.__context__
+    return without_secrets(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether nothing came in time, as far as the socket noticed."""
+    return isinstance(error, _TIMEOUTS)
+
+
+def _status(error: BaseException) -> int | None:
+    response: Any = getattr(error, "response", None)
+    if not isinstance(response, dict):
+        return None
+    return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+
+
+_NO_CREDENTIALS: Final = (
+    botocore.exceptions.NoCredentialsError,
+    botocore.exceptions.PartialCredentialsError,
+    botocore.exceptions.ProfileNotFound,
+    botocore.exceptions.SSOError,
+)
+_NETWORK: Final = (
+    botocore.exceptions.ConnectionError,
+    botocore.exceptions.HTTPClientError,
+    botocore.exceptions.IncompleteReadError,
+    # The service that hands out credentials may be away like the store itself.
+    botocore.exceptions.CredentialRetrievalError,
+    botocore.exceptions.MetadataRetrievalError,
+)
+_TIMEOUTS: Final = (
+    botocore.exceptions.ReadTimeoutError,
+    botocore.exceptions.ConnectTimeoutError,
+    urllib3.exceptions.TimeoutError,
+    socket.timeout,
+)
