@@ -1,5 +1,6 @@
 """Fixtures that many tests share, and the flag that rewrites golden files."""
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
@@ -14,6 +15,12 @@ from model import torchvision_free  # noqa: E402  # after the hook
 torchvision_free.install()
 
 pytest_plugins = ["tests.lab_fixtures"]
+
+# How long a machine takes to draw or to run an example says nothing about the code.
+hypothesis.settings.register_profile(
+    "any_machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any_machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -90,7 +90,7 @@ def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path: Path, num_kill
         [
             sys.executable,
             "-c",
-            "import sys, pathlib, tests.distributed.test_checkpoint_kill as t;"
+            "import sys, pathlib, tests.distributed.checkpoint.test_kill as t;"
             "t.kill_again_and_again(pathlib.Path(sys.argv[1]), int(sys.argv[2]))",
             str(directory),
             str(num_kills),
