@@ -24,8 +24,8 @@ class Loss(NamedTuple):
 class LinearCrossEntropy(nn.Module):
     """The head and its loss in one module.
 
-    A tied weight is the embedding's own parameter. Being registered here as well, it is gathered
-    once when this module is called (ZeRO-3), outside the chunk loop.
+    A tied weight is the embedding's own parameter. This module registers it too, so that ZeRO-3
+    gathers it once per call and not once per chunk.
 
     Args:
         weight: [V, H], or a rank's rows of it.

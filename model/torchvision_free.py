@@ -1,8 +1,9 @@
 """Lets transformers and mosaicml-streaming be imported where torchvision's own library cannot load.
 
 Both import torchvision, whose compiled library is built for one build of torch (the CUDA one, say)
-and does not load beside another (the CPU one). Its Python then fails on the first operator that it
-describes and that nobody has defined. We use none of its operators, so naming them is enough.
+and does not load beside another (the CPU one). torchvision's Python code then fails when it
+registers an operator whose compiled code is missing. We use no operator of it, so naming them is
+enough.
 """
 
 import importlib.machinery

@@ -3,7 +3,7 @@
 Letters are those of `model`: B sequences of S slots and H channels, L layers, F feed-forward width,
 V tokens; E channels and R rows in an encoder. A product of [m, k] and [k, n] costs 2 m k n. What is
 counted is what kernels compute: causal attention half of the S x S scores, span attention all cells
-of its padded grid. Lookups, norms, activations and the optimiser do none that counts.
+of its padded grid. Lookups, norms, activations and the optimiser are left out: they are negligible.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What lets megatron-core run where there is no CUDA; does nothing where there is."""
+"""Patches torch so that megatron-core runs without CUDA; with CUDA it changes nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""DeepSpeed as `parallel.zero` finds it: imported, quietened, and told the groups."""
+"""Imports DeepSpeed, silences its messages, and passes it the process groups."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""From whatever started this process (torchrun, deepspeed, srun, or nothing) to a process group."""
+"""Joins the process group, whether torchrun, deepspeed, srun or nothing started this process."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""megatron-core, imported when first needed: it takes seconds, and one rank alone never does."""
+"""Imports megatron-core on first use: it takes seconds, and data-parallel runs do not need it."""
 
 import importlib
 import re

@@ -61,7 +61,7 @@ class Mesh:
         tensor_size: ranks that share each layer.
         pipeline_rank: stage.
         pipeline_size: number of stages.
-        data_rank: which samples this rank works on; the same for all that work on them together.
+        data_rank: index of the model copy; ranks of one copy read the same samples.
         data_size: number of model copies.
         tensor_group: None if alone.
         data_group: ranks with the same share of the model.
@@ -201,7 +201,7 @@ def rank_fault(layout: LayoutConfig, *, ranks: int) -> str | None:
 
 
 def tensor_sizes(model: ModelConfig) -> dict[str, int]:
-    """What a tensor degree must divide, by key of the configuration."""
+    """Sizes that the tensor degree must divide, by key of the configuration."""
     sizes = {"model.decoder.heads": model.decoder.heads}
     sizes["model.decoder.feed_forward"] = model.decoder.feed_forward
     for modality, part in model.encoders.items():
@@ -217,7 +217,7 @@ def undivided(model: ModelConfig, *, tensor: int) -> list[str]:
 
 
 def layout_faults(layout: LayoutConfig, model: ModelConfig) -> Iterator[str]:
-    """What keeps a model from being spread so."""
+    """Reasons why this layout cannot split this model."""
     if found := undivided(model, tensor=layout.tensor):
         verb = "does" if len(found) == 1 else "do"
         yield (

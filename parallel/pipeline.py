@@ -1,7 +1,7 @@
 """Microbatches through the stages: megatron-core's 1F1B and interleaved schedules.
 
-What a stage sends on has a static shape, the rows of a microbatch by the decoder's width, so
-batches need nothing said about them: span capacity is a matter of the first stage alone.
+Each stage sends a tensor of fixed shape: the rows of a microbatch by the decoder's width. So stages
+never exchange shapes, and only the first stage reads spans.
 
 Source: PipeDream-Flush / 1F1B and interleaving: Narayanan et al. (2104.04473) §2.2.
 """

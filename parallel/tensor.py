@@ -113,7 +113,7 @@ class TensorLayers:
         return norm
 
     def dropout(self, share: float) -> nn.Module:
-        """Dropout that is equal on all ranks where rows are, and drawn anew where they differ."""
+        """Dropout: one mask where all ranks hold the same rows, a mask per rank where they do not."""
         if not share:
             return nn.Identity()
         return SplitDropout(share, self.rank) if self.sequence_parallel else nn.Dropout(share)
@@ -130,13 +130,13 @@ class TensorLayers:
         return whole.chunk(self.size, dim=-1)[self.rank]
 
     def enter(self, rows: Tensor) -> Tensor:
-        """Whole rows to the blocks: this rank's part of them with sequence parallelism."""
+        """Gives the blocks their rows: all, or this rank's part with sequence parallelism."""
         if not self.sequence_parallel:
             return rows
         return self._mappings.scatter_to_sequence_parallel_region(rows, group=self.group)
 
     def leave(self, rows: Tensor) -> Tensor:
-        """Whole rows for the head, whose gradient is a part of a sum on each rank."""
+        """Gathers whole rows for the head; the backward sums the ranks' partial gradients."""
         if self.sequence_parallel:
             return self._mappings.gather_from_sequence_parallel_region(rows, group=self.group)
         return self._mappings.copy_to_tensor_model_parallel_region(rows, group=self.group)

@@ -1,4 +1,4 @@
-"""Contestants take turns, so that what the machine does meanwhile meets them all alike."""
+"""Runs the contestants in turn, so that background load affects all of them equally."""
 
 import statistics
 import time
