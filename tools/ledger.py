@@ -16,6 +16,7 @@ from rich.table import Table
 from train.build import build_plan, open_sources
 from train.checkpoint import restore as checkpoint
 from train.config import RunConfig
+from train.config_files import from_stored
 from train.data.ledger import Record, read_ledger
 from train.data.ledger_check import SHOWN, Findings, check
 from train.data.plan import Plan, identities
@@ -125,7 +126,7 @@ def _show(options: argparse.Namespace, console: Console) -> int:
 
 def _config(run: Path) -> RunConfig:
     try:
-        return RunConfig.model_validate(yaml.safe_load((run / CONFIG).read_text()))
+        return from_stored(RunConfig, yaml.safe_load((run / CONFIG).read_text()))
     except (OSError, ValidationError, yaml.YAMLError) as error:
         raise DataError(
             f"{run} is no run directory of this version: name one that holds {CONFIG}"

@@ -68,7 +68,7 @@ def is_built(config: RunConfig) -> bool:
     """Whether a corpus is where the configuration says, built by whatever."""
     assert config.data.corpus is not None, "checked with the configuration"
     try:
-        ShardStore(f"{config.data.corpus.rstrip('/')}/train", access=config.data.access)
+        ShardStore(f"{config.data.corpus.rstrip('/')}/train", storage=config.storage)
     except DataError:
         return False  # and if it cannot be reached, building says so
     return True

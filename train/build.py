@@ -38,7 +38,7 @@ def open_sources(config: RunConfig) -> Sources:
     Raises:
         DataError: a split is missing, damaged, of another vocabulary or sequence length.
     """
-    data = config.data
+    data, storage = config.data, config.storage
     room: dict[str, int] = {}
     if "text" in config.built_model.encoders and isinstance(
         config.spans["text"], StoredSpansConfig
@@ -55,18 +55,18 @@ def open_sources(config: RunConfig) -> Sources:
     )
     opened: list[Source] = []
     for number, (name, source) in enumerate(data.mixed.items()):
-        cache = None if data.cache is None else Path(data.cache)
+        cache = None if storage.cache is None else storage.cache_directory
         corpus = Corpus(
             source.corpus,
             cache=cache / name if cache and len(data.mixed) > 1 else cache,
-            access=data.access,
+            storage=storage,
         )
         corpus.require(
             vocabulary=config.model.decoder.vocabulary, sequence_tokens=data.sequence_tokens
         )
         opened.append(Source(name, number, corpus, laying))
     needed = sum(source.working_set_bytes for source in opened)
-    require_working_set(data.access.cache_limit_bytes, working_set_bytes=needed)
+    require_working_set(storage.cache_limit_bytes, working_set_bytes=needed)
     return Sources(opened)
 
 

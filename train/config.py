@@ -1,7 +1,5 @@
 """The configuration of a run: composes the parts' classes and cross-checks them."""
 
-import urllib.parse
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -21,8 +19,7 @@ from train.data.spans.kinds import (
 )
 from train.data.spans.rules import RuleSpansConfig
 from train.optim import OptimConfig
-from train.storage.access import Access
-from train.storage.cached_files import default_cache
+from train.storage.config import StorageConfig
 from train.watch.monitor import WatchConfig
 
 Positive = Annotated[int, Field(ge=1)]
@@ -58,12 +55,6 @@ class DataConfig(Config):
     """Several corpora by name instead of one, each with its share of the sequences."""
     sequence_tokens: Positive
     """Slots of a sequence; where a corpus holds sequences that were cut before, theirs."""
-    cache: str | None = None
-    """Where shards of a remote corpus are kept; default below ~/.cache/semicausal."""
-    cache_gib: Annotated[float, Field(gt=0)] | None = None
-    """What that may hold; the least recently used shards go first. Default: no limit."""
-    endpoint_url: str | None = None
-    """Address of an S3-compatible store; default: what the AWS environment or profile says."""
     shuffle_window: Positive = 65_536
     """Samples shuffled among each other, after the shards have been shuffled; documents packed
     together."""
@@ -71,12 +62,6 @@ class DataConfig(Config):
     """Choices of spans with which a step holds each sequence."""
     ledger_mib: Annotated[float, Field(gt=0)] = 64.0
     """Size from which a rank's ledger of what it read holds digests only."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """An attempt to fetch a shard fails when no bytes arrive for so long."""
-    retry_budget_seconds: Annotated[float, Field(ge=0)] = 300.0
-    """How long to try again, after the first failure, before the run stops with an error."""
-    read_ahead_shards: Positive = 8
-    """Shards that are fetched at the same time, before they are needed."""
     attend: Attend = "across"
     """`across` the documents of a sequence, as in the paper, or `within` each, as in a sequence of
     its own; for corpora of documents, whose packing then gives each its own `<s>`."""
@@ -90,20 +75,6 @@ class DataConfig(Config):
         if not isinstance(sources, dict):
             return sources
         return {name: source for name, source in sources.items() if source is not None}
-
-    @property
-    def access(self) -> Access:
-        """How object storage is read."""
-        limit = None if self.cache_gib is None else int(self.cache_gib * 2**30)
-        root = default_cache("").parent if self.cache is None else Path(self.cache)
-        return Access(
-            timeout_seconds=self.timeout_seconds,
-            retry_budget_seconds=self.retry_budget_seconds,
-            endpoint_url=self.endpoint_url,
-            cache_root=root.expanduser(),
-            cache_limit_bytes=limit,
-            read_ahead_shards=self.read_ahead_shards,
-        )
 
     @property
     def mixed(self) -> dict[str, SourceConfig]:
@@ -161,6 +132,7 @@ class RunConfig(Config):
     spans: dict[str, SpansConfig] = Field(default_factory=dict)
     """How the spans of each modality are chosen."""
     data: DataConfig
+    storage: StorageConfig = Field(default_factory=StorageConfig)
     batch: BatchConfig
     optim: OptimConfig
     layout: LayoutConfig = Field(default_factory=LayoutConfig)
@@ -283,18 +255,13 @@ def _faults(config: RunConfig) -> list[str]:
             "to mix the sources, or data.sources.NAME=null for each of "
             f"{', '.join(config.data.sources)}"
         )
-    patience = config.data.timeout_seconds + config.data.retry_budget_seconds
+    patience = config.storage.timeout_seconds + config.storage.retry_budget_seconds
     if patience >= config.collective_timeout_seconds:
         faults.append(
-            f"data.retry_budget_seconds: a rank may wait {patience:g} s for data (with "
-            "data.timeout_seconds), longer than the others wait for it "
+            f"storage.retry_budget_seconds: a rank may wait {patience:g} s for data (with "
+            "storage.timeout_seconds), longer than the others wait for it "
             f"(collective_timeout_seconds {config.collective_timeout_seconds:g}): lower one, or "
             "raise the other"
-        )
-    if "@" in urllib.parse.urlsplit(config.data.endpoint_url or "").netloc:
-        faults.append(
-            "data.endpoint_url: holds a user name or password, which would be stored with the run: "
-            "put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if config.batch.sequences % config.data.layouts:
         faults.append(

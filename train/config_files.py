@@ -1,5 +1,6 @@
 """YAML files and dotted overrides become one validated configuration, or one list of all faults."""
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -16,6 +17,18 @@ Model = TypeVar("Model", bound=BaseModel)
 Tree = dict[str, Any]
 
 FLOAT = re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)|[-+]?\.\d+([eE][-+]?\d+)?")
+
+
+RENAMED: Mapping[str, str] = {
+    "data.cache": "storage.cache",
+    "data.cache_gib": "storage.cache_gib",
+    "data.endpoint_url": "storage.endpoint_url",
+    "data.read_ahead_shards": "storage.read_ahead_files",
+    "data.retry_budget_seconds": "storage.retry_budget_seconds",
+    "data.timeout_seconds": "storage.timeout_seconds",
+}
+"""Keys of earlier versions by what they are called now. Users are told; what runs and checkpoints
+have stored is translated."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -78,6 +91,29 @@ def load(model: type[Model], arguments: Sequence[str]) -> Model:
         if not faults:
             return config
     raise ConfigError("\n".join(faults))
+
+
+def from_stored(model: type[Model], stored: Any) -> Model:
+    """A configuration that a run or a checkpoint has stored, of this version or of one before.
+
+    Every stored configuration comes in through this door.
+
+    Args:
+        model: configuration class to fill.
+        stored: the document, as YAML or JSON has it.
+
+    Raises:
+        ValidationError: this version does not understand it.
+    """
+    if isinstance(stored, dict):
+        stored = copy.deepcopy(cast(Tree, stored))
+        for old, new in RENAMED.items():
+            *sections, key = old.split(".")
+            holder = _section(stored, sections)
+            if holder is not None and key in holder:
+                value = holder.pop(key)
+                stored = merge(_nested(new.split("."), value), stored)
+    return model.model_validate(stored)
 
 
 def read(path: Path, *, above: tuple[Path, ...] = ()) -> Tree:
@@ -157,6 +193,13 @@ def _nested(keys: list[str], value: Any) -> Tree:
     return cast(Tree, value)
 
 
+def _section(tree: Tree, path: Sequence[str]) -> Tree | None:
+    section: Any = tree
+    for key in path:
+        section = section.get(key) if isinstance(section, dict) else None
+    return cast(Tree, section) if isinstance(section, dict) else None
+
+
 def _explain(model: type[BaseModel], fault: Any) -> str:
     location = [part for part in fault["loc"]]
     owner: Any = model
@@ -169,6 +212,8 @@ def _explain(model: type[BaseModel], fault: Any) -> str:
         return str(fault["msg"]).removeprefix("Value error, ")
     last = str(location[-1])
     where = ".".join([*path, last])
+    if fault["type"] == "extra_forbidden" and where in RENAMED:
+        return f"{where}: is called {RENAMED[where]} now"
     if fault["type"] == "extra_forbidden":
         return f"{where}: no such key{_suggestion(model, _choices(owner), last, path)}"
     if fault["type"] == "missing":

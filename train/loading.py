@@ -9,6 +9,7 @@ from model.semicausal import SemiCausal
 from train import adapter
 from train.checkpoint import restore as checkpoint
 from train.config import RunConfig
+from train.config_files import from_stored
 from train.errors import CheckpointError
 from train.run_directory import TOKENIZER
 
@@ -20,7 +21,7 @@ def load_config(path: Path) -> RunConfig:
         CheckpointError: it is missing, damaged, or of another version.
     """
     try:
-        return RunConfig.model_validate(checkpoint.read_state(path)["config"])
+        return from_stored(RunConfig, checkpoint.read_state(path)["config"])
     except ValidationError:
         raise CheckpointError(
             f"{path} was written by a version whose configuration this one does not understand: "

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from train.config import RunConfig
-from train.config_files import differences, dump
+from train.config_files import differences, dump, from_stored
 from train.errors import RunDirectoryError
 
 CONFIG = "config.yaml"
@@ -109,7 +109,7 @@ def refuse_other_run(config: RunConfig, stored: Any, place: str) -> None:
         RunDirectoryError: it is of another run, or of a version that this one does not understand.
     """
     try:
-        owner = RunConfig.model_validate(stored)
+        owner = from_stored(RunConfig, stored)
     except ValidationError:
         raise RunDirectoryError(
             f"{place} has a configuration that this version does not understand: choose another "

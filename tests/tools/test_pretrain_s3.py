@@ -26,8 +26,8 @@ def test_make_pretrain_reads_a_bucket(s3_lab: S3Lab, tmp_path: Path, monkeypatch
     arguments = [
         *(
             f"run_directory={run}",
-            f"data.cache={tmp_path / 'cache'}",
-            "data.cache_gib=1",
+            f"storage.cache={tmp_path / 'cache'}",
+            "storage.cache_gib=1",
             "steps=4",
         ),
         *("model.decoder.vocabulary=1024", "batch.sequences=4", "batch.micro_sequences=2"),

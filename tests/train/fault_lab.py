@@ -26,9 +26,9 @@ OVERRIDES = (
     "zero.stage=1",
     # Shards are needed all along the run, and few are read ahead.
     "data.shuffle_window=16",
-    "data.read_ahead_shards=1",
-    "data.timeout_seconds=5",
-    "data.retry_budget_seconds=100",
+    "storage.read_ahead_files=1",
+    "storage.timeout_seconds=5",
+    "storage.retry_budget_seconds=100",
     "checkpoint.every_steps=10",
     f"validation.every_steps={STEPS}",
 )
@@ -145,7 +145,7 @@ class Lab:
             corpus,
             directory,
             *OVERRIDES,
-            f"data.cache={directory.with_name(directory.name + '-cache')}",
+            f"storage.cache={directory.with_name(directory.name + '-cache')}",
             *overrides,
             ranks=RANKS,
             environment={**({} if record is None else record.environment), **(environment or {})},

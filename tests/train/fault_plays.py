@@ -125,7 +125,7 @@ def frozen(lab: Lab, place: Path) -> Played:
 
 def killed_for_good(lab: Lab, place: Path) -> Played:
     record = lab.server()
-    overrides = ("data.timeout_seconds=2", "data.retry_budget_seconds=5")
+    overrides = ("storage.timeout_seconds=2", "storage.retry_budget_seconds=5")
     run = lab.start(lab.upload(record, place.name), place, *overrides, record=record)
     wait_for_step(run, place, 3)
     since = time.monotonic()
@@ -144,9 +144,9 @@ def throttled(lab: Lab, place: Path) -> Played:
         played = lab.run(
             url,
             place,
-            "data.timeout_seconds=1",
-            "data.retry_budget_seconds=0",
-            f"data.endpoint_url={proxy}",
+            "storage.timeout_seconds=1",
+            "storage.retry_budget_seconds=0",
+            f"storage.endpoint_url={proxy}",
             record=lab.shared,
         )
     played.corpus = heavy
@@ -158,7 +158,7 @@ def throttled(lab: Lab, place: Path) -> Played:
 def full_disk(lab: Lab, place: Path) -> Played:
     url = lab.upload(lab.shared, place.name)
     with small_disk(lab.directory / "disk", num_bytes=4096 * DISK_PAGES) as disk:
-        played = lab.run(url, place, f"data.cache={disk}", record=lab.shared)
+        played = lab.run(url, place, f"storage.cache={disk}", record=lab.shared)
         cached = len(list(disk.rglob("*.mds")))
         if not 0 < cached <= DISK_PAGES:
             played.wrong.append(f"the disk held {cached} shards")

@@ -1,8 +1,10 @@
 """Every mistake a user can make at the command line: one clear message, status 2, nothing lost."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from tests.train.runs import TINY_RUN, run, start
 from train import __main__ as command
 from train.build import build_collator, build_model, open_sources
 from train.config import RunConfig
-from train.config_files import load
+from train.config_files import RENAMED, from_stored, load
 from train.data.sample import Sample
 from train.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
 from train.run_directory import claim, hold
@@ -53,6 +55,7 @@ MISTAKES = [
         "model.encoders.text.encoder.heads?",
     ),
     (["steps=many"], "steps: input should be a valid integer (got 'many')"),
+    (["data.cache_gib=1"], "data.cache_gib: is called storage.cache_gib now"),
     (["zero.stage=4"], "zero.stage: input should be 0, 1, 2 or 3 (got 4)"),
     (
         ["zero.stage=3", "zero.offload_directory=files", "checkpoint.asynchronous=true"],
@@ -268,9 +271,29 @@ def test_sources_or_a_corpus(tmp_path: Path, corpus: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.corpus: is missing"):
         config(corpus, tmp_path, "data.corpus=null")
     with pytest.raises(ConfigError, match=r"holds a user name or password"):
-        config(corpus, tmp_path, "data.endpoint_url=https://user:secret@host.example")
+        config(corpus, tmp_path, "storage.endpoint_url=https://user:secret@host.example")
     with pytest.raises(ConfigError, match=r"a rank may wait 600 s for data"):
-        config(corpus, tmp_path, "data.retry_budget_seconds=540")
+        config(corpus, tmp_path, "storage.retry_budget_seconds=540")
+
+
+def test_stored_configurations_of_earlier_versions_are_understood(
+    corpus: Path, tmp_path: Path
+) -> None:
+    now = config(corpus, tmp_path, "storage.cache_gib=3.5", "storage.timeout_seconds=7")
+    stored = now.model_dump(mode="json")
+    for old, new in RENAMED.items():
+        _holder(stored, old)[old.rpartition(".")[2]] = _holder(stored, new).pop(
+            new.rpartition(".")[2]
+        )
+    before = copy.deepcopy(stored)
+    assert from_stored(RunConfig, stored) == now
+    assert stored == before, "what was given is left as it was"
+
+
+def _holder(tree: dict[str, Any], path: str) -> dict[str, Any]:
+    for key in path.split(".")[:-1]:
+        tree = tree[key]
+    return tree
 
 
 def test_mistake_found_late_does_not_lock_the_directory(corpus: Path, tmp_path: Path) -> None:

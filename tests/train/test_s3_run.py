@@ -25,7 +25,7 @@ def test_s3_run_equals_local_run(s3_lab: S3Lab, tmp_path: Path) -> None:
         url,
         tmp_path / "remote",
         "zero.stage=1",
-        f"data.cache={tmp_path / 'cache'}",
+        f"storage.cache={tmp_path / 'cache'}",
         ranks=2,
         environment=s3_lab.environment,
     )
@@ -43,7 +43,7 @@ def test_corpus_vanishing_from_s3_is_named(s3_lab: S3Lab, tmp_path: Path) -> Non
     victim = sorted((corpus / "train").glob("*.mds"))[1].name
     client(s3_lab.environment).delete_object(Bucket=s3_lab.bucket, Key=f"broken/train/{victim}")
     ended = start(
-        url, tmp_path / "run", f"data.cache={tmp_path / 'cache'}", environment=s3_lab.environment
+        url, tmp_path / "run", f"storage.cache={tmp_path / 'cache'}", environment=s3_lab.environment
     ).wait()
     assert ended.code == 2
     assert f"{url}/train/{victim} is missing" in ended.output

@@ -13,7 +13,7 @@ from train.data.document import DOCUMENTS_KIND
 from train.data.store.shards import ShardStore
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
-from train.storage.access import Access
+from train.storage.config import StorageConfig
 
 COUNTED_SAMPLES = 4_096
 """Training samples that are counted where a corpus brings no counts of its own."""
@@ -31,14 +31,14 @@ class Corpus:
     """
 
     def __init__(
-        self, root: str, *, cache: Path | None = None, access: Access | None = None
+        self, root: str, *, cache: Path | None = None, storage: StorageConfig | None = None
     ) -> None:
         """Open the splits; shards are read when they are asked for.
 
         Args:
             root: directory or URL.
             cache: where remote files are kept; None is the default place.
-            access: how object storage is read.
+            storage: how object storage is read.
 
         Raises:
             DataError: a split is missing or is not MDS.
@@ -48,7 +48,7 @@ class Corpus:
             ShardStore(
                 f"{self.root}/{split}",
                 cache=cache / split if cache else None,
-                access=access,
+                storage=storage,
             )
             for split in ("train", "validation")
         )

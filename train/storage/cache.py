@@ -45,7 +45,7 @@ class Cache:
         self,
         directory: Path,
         *,
-        root: Path | None,
+        root: Path,
         limit_bytes: int | None,
         patience_seconds: float,
     ) -> None:
@@ -53,7 +53,7 @@ class Cache:
 
         Args:
             directory: of this split.
-            root: the limit is for all that is below; None is `directory`.
+            root: the limit is for all that is below, if the directory is there too.
             limit_bytes: None is no limit.
             patience_seconds: longest wait for a process that holds a lock and shows no progress.
 
@@ -61,7 +61,7 @@ class Cache:
             DataError: the directory cannot be written to.
         """
         self._directory = directory
-        self._root = root or directory
+        self._root = root if directory.is_relative_to(root) else directory
         self._limit_bytes = limit_bytes
         self.patience_seconds = patience_seconds
         self._memory: OrderedDict[str, int] = OrderedDict()
@@ -267,7 +267,7 @@ class Cache:
             self._said_full = True
             logger.warning(
                 "The disk of the data cache %s is full: shards are kept in memory, a few at a "
-                "time, and fetched again when needed. Free space there, or set data.cache to "
+                "time, and fetched again when needed. Free space there, or set storage.cache to "
                 "another directory.",
                 self._directory,
             )
@@ -287,7 +287,7 @@ def require_working_set(limit_bytes: int | None, *, working_set_bytes: int) -> N
         return
     needed = -(-working_set_bytes * 100 // _GIB) / 100
     raise ConfigError(
-        f"data.cache_gib: {limit_bytes / _GIB:.4g} GiB do not hold the shards of two shuffle "
+        f"storage.cache_gib: {limit_bytes / _GIB:.4g} GiB do not hold the shards of two shuffle "
         "windows, which would be fetched again and again: raise it to "
         f"{needed:g}, or lower data.shuffle_window"
     )

@@ -9,8 +9,8 @@ from threading import Event, Lock, Thread
 from typing import Final
 
 from train.errors import DataError
-from train.storage.access import Access, default_cache_root
 from train.storage.cache import Cache
+from train.storage.config import StorageConfig
 from train.storage.object_store import MissingObjectError, ObjectStore, StoppedError
 from train.storage.stored_file import StoredFile
 
@@ -27,7 +27,7 @@ class CachedFiles:
     when it first opens it, or on the way where it fetches the file itself.
     """
 
-    def __init__(self, root: str, *, directory: Path, access: Access) -> None:
+    def __init__(self, root: str, *, directory: Path, storage: StorageConfig) -> None:
         """Make the cache.
 
         Raises:
@@ -36,18 +36,20 @@ class CachedFiles:
         self.root = root
         self._remote = ObjectStore(
             root,
-            timeout_seconds=access.timeout_seconds,
-            retry_budget_seconds=access.retry_budget_seconds,
-            endpoint_url=access.endpoint_url,
+            timeout_seconds=storage.timeout_seconds,
+            retry_budget_seconds=storage.retry_budget_seconds,
+            endpoint_url=storage.endpoint_url,
         )
         self.cache = Cache(
             directory,
-            root=access.cache_root,
-            limit_bytes=access.cache_limit_bytes,
+            root=storage.cache_directory,
+            limit_bytes=storage.cache_limit_bytes,
             # Whoever fetches gives up before those who wait for it do.
-            patience_seconds=access.timeout_seconds + access.retry_budget_seconds + _MARGIN_SECONDS,
+            patience_seconds=storage.timeout_seconds
+            + storage.retry_budget_seconds
+            + _MARGIN_SECONDS,
         )
-        self._max_ahead = access.read_ahead_shards
+        self._max_ahead = storage.read_ahead_files
         self._checked: set[str] = set()
         self._ahead: dict[str, _Ahead] = {}
         self._failed: set[str] = set()
@@ -184,4 +186,4 @@ class _Ahead:
 
 def default_cache(url: str) -> Path:
     """Where the shards of a URL are kept on this host unless a place is named."""
-    return default_cache_root() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return StorageConfig().cache_directory / hashlib.sha256(url.encode()).hexdigest()[:16]

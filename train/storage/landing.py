@@ -135,7 +135,7 @@ class CacheLanding:
         )
         return DataError(
             f"Cannot write {self.file.name} to {place} ({error.strerror}); choose another "
-            "directory for data.cache."
+            "directory for storage.cache."
         )
 
 

@@ -186,8 +186,8 @@ class ObjectStore:
                     f"Could not read {url} from {self.endpoint}: {tried}, and nothing "
                     f"for {lost_seconds:.0f} s since the first failure; the last: {text}. Check "
                     f"that {self.endpoint} can be reached and is the store that is meant "
-                    "(data.endpoint_url, S3_ENDPOINT_URL), or raise data.retry_budget_seconds "
-                    f"({self._budget_seconds:g})."
+                    "(storage.endpoint_url, S3_ENDPOINT_URL), or raise "
+                    f"storage.retry_budget_seconds ({self._budget_seconds:g})."
                 ) from reason
             # Jitter over the whole pause, so that a thousand ranks do not come back at once.
             pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(fruitless, 10))

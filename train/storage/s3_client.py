@@ -74,5 +74,5 @@ def _make(endpoint: str | None, timeout_seconds: float) -> Any:
     except ValueError as error:
         raise DataError(
             f"The S3 endpoint {without_secrets(str(endpoint))} cannot be used "
-            f"({without_secrets(str(error))}); correct data.endpoint_url or S3_ENDPOINT_URL."
+            f"({without_secrets(str(error))}); correct storage.endpoint_url or S3_ENDPOINT_URL."
         ) from error

@@ -80,7 +80,7 @@ def lasting_fault(
     if code == "NoSuchBucket":
         return DataError(
             f"There is no bucket {bucket} at {endpoint}; check the URL {url.rpartition('/')[0]} "
-            "and data.endpoint_url or S3_ENDPOINT_URL."
+            "and storage.endpoint_url or S3_ENDPOINT_URL."
         )
     if code in _DENIED:
         return DataError(
@@ -98,7 +98,7 @@ def lasting_fault(
         return None
     return DataError(
         f"{endpoint} refuses to read {url} ({cause_of(error)}); check the URL, the region in "
-        "AWS_REGION, and data.endpoint_url or S3_ENDPOINT_URL."
+        "AWS_REGION, and storage.endpoint_url or S3_ENDPOINT_URL."
     )
 
 

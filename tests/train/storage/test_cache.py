@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,9 @@ from tests.train.storage.relay import Fault, relay
 from tools.lab import s3
 from train.data.store.shards import ShardStore
 from train.errors import ConfigError, DataError
-from train.storage.access import Access
 from train.storage.cache import MAX_IN_MEMORY, require_working_set
 from train.storage.cached_files import CachedFiles
+from train.storage.config import StorageConfig
 
 SHARDS = 30
 """Of one sample each, SHARD_BYTES long."""
@@ -65,9 +66,9 @@ def cached(directory: Path) -> list[int]:
     return sorted(int(path.name.split(".")[1]) for path in directory.rglob("*.mds"))
 
 
-def shards(number: float) -> Access:
-    """Access with a cache that has room for so many shards."""
-    return Access(cache_limit_bytes=int(number * SHARD_BYTES))
+def shards(number: float, **options: Any) -> StorageConfig:
+    """A cache that has room for so many shards."""
+    return StorageConfig(cache_gib=number * SHARD_BYTES / 2**30, **options)
 
 
 def test_one_sample_a_shard(corpus: Path) -> None:
@@ -77,7 +78,7 @@ def test_one_sample_a_shard(corpus: Path) -> None:
 
 
 def test_the_least_recently_used_go(url: str, tmp_path: Path) -> None:
-    store = ShardStore(url, cache=tmp_path, access=shards(3))
+    store = ShardStore(url, cache=tmp_path, storage=shards(3))
     read(store, 0, 1, 2)
     store.close()
     read(store, 0, 3)
@@ -87,7 +88,7 @@ def test_the_least_recently_used_go(url: str, tmp_path: Path) -> None:
 
 
 def test_an_evicted_shard_that_is_open_is_read_on(url: str, tmp_path: Path) -> None:
-    store = ShardStore(url, cache=tmp_path, access=shards(1))
+    store = ShardStore(url, cache=tmp_path, storage=shards(1))
     read(store, 0, 1)
     assert cached(tmp_path) == [1]
     read(store, 0)
@@ -95,7 +96,7 @@ def test_an_evicted_shard_that_is_open_is_read_on(url: str, tmp_path: Path) -> N
 
 
 def test_evicted_shards_do_not_stay_open_for_ever(url: str, tmp_path: Path) -> None:
-    store = ShardStore(url, cache=tmp_path, access=shards(1))
+    store = ShardStore(url, cache=tmp_path, storage=shards(1))
     before = len(os.listdir("/proc/self/fd"))
     read(store, *range(SHARDS))
     # Those that are unlinked, the one that is not, and connections.
@@ -103,9 +104,9 @@ def test_evicted_shards_do_not_stay_open_for_ever(url: str, tmp_path: Path) -> N
 
 
 def test_the_limit_is_for_all_splits(url: str, tmp_path: Path) -> None:
-    access = Access(cache_root=tmp_path, cache_limit_bytes=3 * SHARD_BYTES)
-    one = ShardStore(url, cache=tmp_path / "one", access=access)
-    two = ShardStore(url, cache=tmp_path / "two", access=access)
+    storage = shards(3, cache=str(tmp_path))
+    one = ShardStore(url, cache=tmp_path / "one", storage=storage)
+    two = ShardStore(url, cache=tmp_path / "two", storage=storage)
     read(one, 0, 1)
     read(two, 2, 3)
     assert cached(tmp_path / "one") == [1]
@@ -115,7 +116,7 @@ def test_the_limit_is_for_all_splits(url: str, tmp_path: Path) -> None:
 def test_what_the_user_keeps_there_stays(url: str, tmp_path: Path) -> None:
     mine = tmp_path / "shard.99999.mds"
     mine.write_bytes(b"x" * 10 * SHARD_BYTES)
-    read(ShardStore(url, cache=tmp_path, access=shards(1)), 0, 1, 2)
+    read(ShardStore(url, cache=tmp_path, storage=shards(1)), 0, 1, 2)
     assert cached(tmp_path) == [2, 99999]
 
 
@@ -123,7 +124,7 @@ def test_a_limit_below_the_working_set_is_refused() -> None:
     gib = 1 << 30
     require_working_set(None, working_set_bytes=10 * gib)
     require_working_set(2 * gib, working_set_bytes=2 * gib)
-    with pytest.raises(ConfigError, match=r"data.cache_gib: 2 GiB do not .* raise it to 2.51, or"):
+    with pytest.raises(ConfigError, match=r"cache_gib: 2 GiB do not .* raise it to 2.51, or"):
         require_working_set(2 * gib, working_set_bytes=int(2.501 * gib))
 
 
@@ -131,7 +132,7 @@ HAMMER = """
 import sys
 from pathlib import Path
 import numpy as np
-from train.storage.access import Access
+from train.storage.config import StorageConfig
 from train.storage.object_store import ObjectStore
 from train.data.store.shards import ShardStore
 
@@ -142,7 +143,7 @@ def counted(self, name, *arguments, **keywords):
     fetch(self, name, *arguments, **keywords)
     fetched.append(name)
 ObjectStore.fetch = counted
-store = ShardStore(url, cache=Path(cache), access=Access(cache_limit_bytes=int(limit)))
+store = ShardStore(url, cache=Path(cache), storage=StorageConfig(cache_gib=int(limit) / 2**30))
 random = np.random.default_rng(int(seed))
 for number in random.integers(0, int(shards), 150).tolist():
     if not number % 5:
@@ -221,7 +222,7 @@ def test_a_full_disk(
     assert 3 <= len(cached(disk)) <= 5
     full = [record for record in caplog.records if "is full" in record.message]
     assert len(full) == 1
-    assert "Free space there, or set data.cache to another" in full[0].message
+    assert "Free space there, or set storage.cache to another" in full[0].message
     in_memory = sum(
         os.readlink(f"/proc/self/fd/{descriptor}").startswith("/memfd:shard")
         for descriptor in os.listdir("/proc/self/fd")
@@ -276,11 +277,11 @@ def test_a_disk_that_cannot_be_written(url: str, disk: Path) -> None:
 DIES = """
 import os, signal, sys, threading
 from pathlib import Path
-from train.storage.access import Access
+from train.storage.config import StorageConfig
 from train.data.store.shards import ShardStore
 
 url, cache, endpoint = sys.argv[1:]
-store = ShardStore(url, cache=Path(cache), access=Access(endpoint_url=endpoint))
+store = ShardStore(url, cache=Path(cache), storage=StorageConfig(endpoint_url=endpoint))
 threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGKILL)).start()
 store[0]
 """
@@ -313,7 +314,7 @@ def test_leftovers_of_the_dead_are_removed_and_the_living_stay(
 def test_reading_ahead_brings_several_at_once(url: str, endpoint: str, tmp_path: Path) -> None:
     with relay(endpoint, lambda _: Fault(bytes_per_second=2 * SHARD_BYTES)) as wire:
         store = ShardStore(
-            url, cache=tmp_path, access=Access(endpoint_url=wire.url, read_ahead_shards=4)
+            url, cache=tmp_path, storage=StorageConfig(endpoint_url=wire.url, read_ahead_files=4)
         )
         started = time.monotonic()
         store.prefetch(range(SHARDS))
@@ -332,7 +333,7 @@ def test_reading_ahead_brings_several_at_once(url: str, endpoint: str, tmp_path:
 
 def test_reading_ahead_ends_with_the_store(url: str, endpoint: str, tmp_path: Path) -> None:
     with relay(endpoint, lambda _: Fault(bytes_per_second=20_000)) as wire:
-        store = ShardStore(url, cache=tmp_path, access=Access(endpoint_url=wire.url))
+        store = ShardStore(url, cache=tmp_path, storage=StorageConfig(endpoint_url=wire.url))
         store.prefetch(range(4))
         time.sleep(0.2)
         started = time.monotonic()

@@ -25,8 +25,8 @@ from train.data.store.index import INDEX_NAME, LengthsIndex, parse_index, parse_
 from train.data.store.manifest import MANIFEST_NAME, parse_manifest, require_fit, require_promised
 from train.data.store.open_shard import OpenShard
 from train.errors import DataError
-from train.storage.access import Access
 from train.storage.cached_files import CachedFiles, default_cache
+from train.storage.config import StorageConfig
 from train.storage.local_files import LocalFiles
 from train.storage.stored_file import StoredFile
 
@@ -50,7 +50,7 @@ class ShardStore:
         root: str,
         *,
         cache: Path | None = None,
-        access: Access | None = None,
+        storage: StorageConfig | None = None,
     ) -> None:
         """Read the index and the manifest; shards follow when they are asked for.
 
@@ -58,7 +58,7 @@ class ShardStore:
             root: a directory, or a URL such as `s3://bucket/corpus/train`.
             cache: where remote files are kept; by default below `~/.cache/semicausal`, named after
                 the URL.
-            access: how to reach them, and how much the cache may hold.
+            storage: how to reach them, and how much the cache may hold.
 
         Raises:
             DataError: there is no usable MDS directory at `root`.
@@ -69,7 +69,7 @@ class ShardStore:
             self._files = CachedFiles(
                 self.root,
                 directory=(cache or default_cache(self.root)).expanduser(),
-                access=access or Access(),
+                storage=storage or StorageConfig(),
             )
         else:
             self.root = str(Path(root).expanduser())

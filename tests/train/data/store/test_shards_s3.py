@@ -14,8 +14,8 @@ from tests.train.data.store.mds import write_mds
 from tools.lab import s3
 from train.data.store.shards import ShardStore, default_cache
 from train.errors import DataError
-from train.storage.access import Access
 from train.storage.cached_files import CachedFiles
+from train.storage.config import StorageConfig
 
 
 @pytest.fixture
@@ -142,13 +142,13 @@ def test_storage_that_never_answers(
 ) -> None:
     monkeypatch.setenv("S3_ENDPOINT_URL", frozen_endpoint)
     started = time.monotonic()
-    access = Access(timeout_seconds=1.0, retry_budget_seconds=2.0)
+    storage = StorageConfig(timeout_seconds=1.0, retry_budget_seconds=2.0)
     message = (
         rf"Could not read s3://lab/x/index.json from {frozen_endpoint}: [2-5] attempts, and "
         r"nothing for [23] s since the first failure; the last: no answer within .* s\. Check"
     )
     with pytest.raises(DataError, match=message):
-        ShardStore("s3://lab/x", cache=tmp_path, access=access)
+        ShardStore("s3://lab/x", cache=tmp_path, storage=storage)
     assert time.monotonic() - started < 6
 
 
@@ -156,10 +156,10 @@ def test_storage_that_is_not_there(
     environment: S3Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:9")
-    access = Access(timeout_seconds=3.0, retry_budget_seconds=0.0)
+    storage = StorageConfig(timeout_seconds=3.0, retry_budget_seconds=0.0)
     message = r"read s3://lab/x/index.json from .*127.0.0.1:9: 1 attempt, .*Connection refused"
     with pytest.raises(DataError, match=message):
-        ShardStore("s3://lab/x", cache=tmp_path, access=access)
+        ShardStore("s3://lab/x", cache=tmp_path, storage=storage)
 
 
 def test_a_process_that_holds_the_lock_for_ever(
