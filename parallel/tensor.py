@@ -113,7 +113,7 @@ class TensorLayers:
         return norm
 
     def dropout(self, share: float) -> nn.Module:
-        """Dropout: one mask where all ranks hold the same rows, a mask per rank where they do not."""
+        """Dropout: one mask where all ranks hold the same rows, one a rank where they do not."""
         if not share:
             return nn.Identity()
         return SplitDropout(share, self.rank) if self.sequence_parallel else nn.Dropout(share)
