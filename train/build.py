@@ -12,9 +12,9 @@ from model.lora import add_adapters
 from model.semicausal import ModelConfig, SemiCausal, parameter_counts
 from parallel.mesh import Mesh
 from parallel.spread import build_part, split_of
-from parallel.zero import ZeroEngine
-from parallel.zero import initialize as initialize_zero
-from parallel.zero_config import AdamWOptions
+from parallel.zero.config import AdamWOptions
+from parallel.zero.engine import ZeroEngine
+from parallel.zero.engine import initialize as initialize_zero
 from train.checkpoint import restore as checkpoint
 from train.config import RunConfig
 from train.config_files import differences

@@ -8,7 +8,7 @@ from model.config import Config
 from model.lora import LoraConfig
 from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
-from parallel.zero_config import ZeroConfig
+from parallel.zero.config import ZeroConfig
 from train.data.collate import Attend, SpanCapacity
 from train.data.mixture import SourceConfig
 from train.data.spans.kinds import (

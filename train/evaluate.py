@@ -13,7 +13,7 @@ from model.batch import Batch
 from model.loss import Loss
 from parallel.agreement import on_all_ranks
 from parallel.pipeline import forward
-from parallel.zero import ZeroEngine
+from parallel.zero.engine import ZeroEngine
 from train.data.collate import Collator
 from train.data.sample import Sample
 from train.data.sources import Sources, ValidationRows

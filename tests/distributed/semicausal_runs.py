@@ -20,10 +20,10 @@ from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh, build_mesh, data_mesh, layout_faults
 from parallel.pipeline import microbatch_fault
 from parallel.spread import build_part, split_of
-from parallel.zero import ZeroEngine
-from parallel.zero import initialize as initialize_zero
-from parallel.zero_config import AdamWOptions, Precision, ZeroConfig
-from parallel.zero_state import local_slices
+from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero.engine import ZeroEngine
+from parallel.zero.engine import initialize as initialize_zero
+from parallel.zero.state import local_slices
 from train.data.collate import Attend, Collator, SpanCapacity
 from train.data.sample import Sample
 from train.data.spans.kinds import NO_SPANS, Spans

@@ -23,8 +23,8 @@ from typing import Any, Final
 
 import boto3
 
-from tools.bench.loading_corpora import write_documents, write_sequences, write_vast
-from tools.bench.loading_readers import (
+from tools.bench.loading.corpora import write_documents, write_sequences, write_vast
+from tools.bench.loading.readers import (
     BATCH,
     Feeds,
     Read,
@@ -251,7 +251,7 @@ def _first_batch(found: Findings, place: Path, *, num_shards: int) -> None:
     root = place / "vast"
     write_vast(root, num_shards=num_shards, documents_a_shard=DOCUMENTS_A_SHARD)
     answer = subprocess.run(
-        [sys.executable, "-m", "tools.bench.loading_first", str(root)],
+        [sys.executable, "-m", "tools.bench.loading.first", str(root)],
         capture_output=True,
         text=True,
         check=True,
