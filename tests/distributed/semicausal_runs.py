@@ -139,7 +139,7 @@ class UnevenSpans:
     def __init__(self, where: str):
         self.where = where
 
-    def choose(self, sample: Sample, *, epoch: int, layout: int = 0) -> Spans:
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         if self.where == "nowhere" or (self.where == "first rank" and sample.id % 8 >= 4):
             return NO_SPANS
         start = 2 + sample.id % 5
@@ -196,8 +196,8 @@ class _Inside:
     def __init__(self, policy: UnevenSpans):
         self.policy = policy
 
-    def choose(self, sample: Sample, *, epoch: int, layout: int = 0) -> Spans:
-        spans = self.policy.choose(sample, epoch=epoch, layout=layout)
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
+        spans = self.policy.choose(sample, epoch=epoch, choice=choice)
         return spans[spans[:, 1] < len(sample.tokens)]
 
 
