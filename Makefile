@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 DATA ?=
+STEPS ?=
 STARTED := $(shell date +%s)
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
 .PHONY: pretrain test test-all parity faults-data check bench golden clean
 
-pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory
-	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(ARGS)
+pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
+	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
 
 test: .venv/dev  ## all that matters, at most 15 minutes
 	$(BIN)/pytest -m "not long" $(ARGS)

@@ -1,17 +1,25 @@
 """`python -m tools.pretrain`: the first run, from packages to a trained model, on this machine.
 
-Builds the corpus unless there is one at `data.corpus` (a directory or `s3://bucket/path`), trains
-`configs/experiment/first_light.yaml` on two ranks under ZeRO-3 through the deepspeed launcher, lets
-the model speak, and writes the numbers to `out/pretrain.json`.
+Builds the corpus unless there is one at `data.corpus` (a directory or `s3://bucket/path`), measures
+the machine in a few real steps, trains `configs/experiment/first_light.yaml` for as many steps as
+fit `--minutes`, lets the model speak, and writes the numbers to `out/pretrain.json`. `steps=N` sets
+the steps instead, and nothing is measured.
 """
 
 import argparse
+import contextlib
 import json
+import math
 import os
+import re
 import socket
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,46 +30,199 @@ from train.config import RunConfig
 from train.config_files import load
 from train.data.store.shards import ShardStore
 from train.errors import DataError, UserError
-from train.run_directory import SUMMARY
+from train.run_directory import CHOICE, CONFIG, SUMMARY, check
 from train.watch.metrics import FILE_NAME, read_metrics
 
 EXPERIMENT = "configs/experiment/first_light.yaml"
-RANKS = 2
+PINNED = re.compile(r"steps=(\d+)")
+
+LEAST_TOKENS = 900_000
+"""With a schedule of 819,200 tokens the loss ends 0.71 nats below the unigram entropy."""
+
+STEPS_APART = 20
+"""Numbers of steps to choose from: equal choices give equal numbers."""
+
+SLOWER = 2 / 3
+"""Fewer ranks are chosen where the usual ones reach less than this share of their speed."""
+
+TOO_SLOW = 10
+"""A machine whose least run takes so many times `--minutes` is refused."""
+
+MEASURED = (
+    *("steps=4", "optim.warmup_steps=1", "validation.sequences=2", "samples.prompts=[]"),
+    *("checkpoint.directory=null", "watch.wandb=disabled"),
+)
+"""Overrides of the short run that measures the machine."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a run fits this machine; kept in its directory, so that it goes on as it began."""
+
+    steps: int
+    ranks: int
+    threads: int
+    """CPU threads of each rank."""
+    tokens_per_second_measured: float | None = None
+    """Before the first step; None where nothing was measured."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build, train, report; the exit status of the first command that fails."""
+    """Build, measure, train, report; the exit status of the first command that fails."""
     parser = argparse.ArgumentParser(prog="python -m tools.pretrain", description=__doc__)
     parser.add_argument("--started", type=float, default=time.time(), help="Unix seconds")
+    parser.add_argument("--minutes", type=float, default=6.0, help="what training may take")
     parser.add_argument("--out", type=Path, default=Path("out/pretrain.json"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args(arguments)
-    console = Console()
+    overrides: list[str] = options.overrides
+    console = Console(highlight=False)
+    pinned = [int(match[1]) for match in map(PINNED.fullmatch, overrides) if match]
     try:
-        config = load(RunConfig, [EXPERIMENT, *options.overrides])
+        config = load(RunConfig, scheduled(overrides, *pinned[-1:]))
+        if not config.data.sources and not is_built(config):
+            console.rule("corpus")
+            if code := build_corpus(config):
+                return code
+        console.rule("training")
+        directory = Path(config.run_directory)
+        choice = recall(directory, steps=config.steps)
+        if choice is None:
+            check(config)
+            choice = settle(config, overrides, options.minutes, console, pinned=bool(pinned))
+            keep(choice, directory)
+        command = scheduled(overrides, *(pinned[-1:] or [choice.steps]))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    if not config.data.sources and not is_built(config):
-        console.rule("corpus")
-        if code := build_corpus(config):
-            return code
-    console.rule("training")
-    if code := launch([EXPERIMENT, *options.overrides], ranks=RANKS):
+    if code := launch(command, choice.ranks, choice.threads).returncode:
         return code
     console.rule("result")
-    directory = Path(config.run_directory)
     summary = json.loads((directory / SUMMARY).read_text())
     was_complete = (directory / SUMMARY).stat().st_mtime < options.started
     if was_complete and options.out.exists():
         # Nothing was trained now: the numbers of the time it was stay.
         summary = json.loads(options.out.read_text())
     else:
-        summary["seconds_total"] = time.time() - options.started
+        summary = {**asdict(choice), **summary, "seconds_total": time.time() - options.started}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(summary, indent=2) + "\n")
     show(console, summary, directory)
     return 0
+
+
+def scheduled(overrides: Sequence[str], steps: int | None = None) -> list[str]:
+    """Arguments of a run of so many steps, whose warm-up keeps its share unless it was set.
+
+    Raises:
+        ConfigError: the overrides are wrong.
+    """
+    if steps is None:
+        return [EXPERIMENT, *overrides]
+    rest = [override for override in overrides if not PINNED.fullmatch(override)]
+    if not any(override.startswith("optim.warmup_steps=") for override in rest):
+        whole = load(RunConfig, [EXPERIMENT, *rest])
+        rest.append(f"optim.warmup_steps={round(whole.optim.warmup_steps * steps / whole.steps)}")
+    return [EXPERIMENT, *rest, f"steps={steps}"]
+
+
+def spreads() -> list[tuple[int, int]]:
+    """Ranks and threads of each that this machine can run, the usual ones first."""
+    most = min(2, torch.cuda.device_count()) if torch.cuda.is_available() else 2
+    threads = torch.get_num_threads()
+    alike = "OMP_NUM_THREADS" in os.environ  # the user's word is for each process
+    return [(ranks, threads if alike else max(1, threads // ranks)) for ranks in range(most, 0, -1)]
+
+
+def choose(
+    measure: Callable[[int, int], float],
+    spreads: Sequence[tuple[int, int]],
+    *,
+    steps: int,
+    step_tokens: int,
+    minutes: float,
+) -> Choice:
+    """Fit a run to a machine: a function of what is measured, and of nothing else.
+
+    Args:
+        measure: tokens a second with so many ranks and threads; asked beyond the first of `spreads`
+            only if that one cannot take all steps in time.
+        spreads: ranks and threads to choose from, the usual ones first.
+        steps: of the whole run; never more.
+        step_tokens: tokens of a step.
+        minutes: what training may take, unless `LEAST_TOKENS` take longer.
+
+    Raises:
+        UserError: even the least run takes `TOO_SLOW` times as long.
+    """
+    seconds = 60 * minutes
+    (ranks, threads), *fewer = spreads
+    rate = measure(ranks, threads)
+    for other in fewer if steps * step_tokens > rate * seconds else ():
+        if rate < SLOWER * (other_rate := measure(*other)):
+            (ranks, threads), rate = other, other_rate
+    least = math.ceil(LEAST_TOKENS / step_tokens / STEPS_APART) * STEPS_APART
+    fitting = int(rate * seconds / step_tokens / STEPS_APART) * STEPS_APART
+    chosen = min(steps, max(least, fitting))
+    needed = chosen * step_tokens / rate
+    if needed > TOO_SLOW * seconds:
+        raise UserError(
+            f"this machine is too slow: at {rate:,.0f} tokens/s the {chosen} steps without which "
+            f"little is learnt take {needed / 3600:.1f} hours: set STEPS={chosen} to train all the "
+            "same, or free the machine of other work"
+        )
+    return Choice(chosen, ranks, threads, rate)
+
+
+def settle(
+    config: RunConfig, overrides: Sequence[str], minutes: float, console: Console, *, pinned: bool
+) -> Choice:
+    """Measure this machine unless the steps are pinned, choose, and say what the run will take.
+
+    Raises:
+        UserError: the machine is too slow, or the run that measures it failed.
+    """
+    usual, *_ = possible = spreads()
+    if pinned:
+        return Choice(config.steps, *usual)
+
+    def measure(ranks: int, threads: int) -> float:
+        with tempfile.TemporaryDirectory() as scratch:
+            run = Path(scratch) / "run"
+            arguments = [EXPERIMENT, *overrides, *MEASURED, f"run_directory={run}"]
+            ended = launch(arguments, ranks, threads, quiet=True)
+            if ended.returncode:
+                raise UserError(f"the run that measures this machine failed:\n{ended.stdout}")
+            steps = read_metrics(run / FILE_NAME).train[1:]  # the first one warms up
+        rate = statistics.median(step.tokens / step.step_seconds for step in steps)
+        console.print(f"measured {rate:,.0f} tokens/s with {ranks} x {threads} (ranks x threads)")
+        return rate
+
+    step_tokens = config.batch.sequences * config.data.sequence_tokens
+    choice = choose(measure, possible, steps=config.steps, step_tokens=step_tokens, minutes=minutes)
+    taken = choice.steps * step_tokens / (choice.tokens_per_second_measured or math.inf) / 60
+    console.print(
+        f"{choice.steps} of at most {config.steps} steps with {choice.ranks} x "
+        f"{choice.threads}: about {taken:.1f} minutes of training"
+    )
+    return choice
+
+
+def recall(directory: Path, *, steps: int) -> Choice | None:
+    """What was chosen for the run in a directory; None if there is no run yet."""
+    if (directory / CHOICE).exists():
+        return Choice(**json.loads((directory / CHOICE).read_text()))
+    # A run without a choice was begun by `python -m train`, or before there was one.
+    return Choice(steps, *spreads()[0]) if (directory / CONFIG).exists() else None
+
+
+def keep(choice: Choice, directory: Path) -> None:
+    """Store a choice in the directory of the run that is about to begin."""
+    with contextlib.suppress(OSError):  # the run itself says what is wrong
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = directory / f".{CHOICE}.tmp"
+        temporary.write_text(json.dumps(asdict(choice), indent=2) + "\n")
+        temporary.replace(directory / CHOICE)
 
 
 def is_built(config: RunConfig) -> bool:
@@ -84,20 +245,20 @@ def build_corpus(config: RunConfig) -> int:
     return subprocess.run(command).returncode
 
 
-def launch(arguments: list[str], *, ranks: int) -> int:
-    """Train on `ranks` ranks of this machine through the deepspeed launcher."""
-    environment = dict(os.environ)
-    if torch.cuda.is_available():
-        ranks = min(ranks, torch.cuda.device_count())
-    else:
+def launch(
+    arguments: Sequence[str], ranks: int, threads: int, *, quiet: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Train on this machine through the deepspeed launcher; `quiet` keeps what the run says."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     command = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *("--num_gpus", str(ranks), "--master_port", str(free_port()), "--log_level", "error"),
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)),
+        *("--master_port", str(free_port()), "--log_level", "error"),
         *("--module", "train", *arguments),
     ]
-    return subprocess.run(command, env=environment).returncode
+    out, errors = (subprocess.PIPE, subprocess.STDOUT) if quiet else (None, None)
+    return subprocess.run(command, env=environment, text=True, stdout=out, stderr=errors)
 
 
 def free_port() -> int:

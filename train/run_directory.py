@@ -17,6 +17,8 @@ LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.json"
 SUMMARY = "summary.json"
+CHOICE = "pretrain.json"
+"""What `tools.pretrain` chose, before the run begins."""
 
 
 def check(config: RunConfig) -> Path:
@@ -39,7 +41,8 @@ def check(config: RunConfig) -> Path:
             document = None
         refuse_other_run(config, document, str(directory))
     elif directory.is_dir() and any(
-        not entry.name.startswith(("slurm-", f".{CONFIG}", LOCK)) for entry in directory.iterdir()
+        not entry.name.startswith(("slurm-", f".{CONFIG}", LOCK, CHOICE, f".{CHOICE}"))
+        for entry in directory.iterdir()
     ):
         raise RunDirectoryError(
             f"{directory} holds files but no run: choose another run_directory, or empty it"
