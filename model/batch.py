@@ -13,34 +13,20 @@ UNSCORED = -100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TextSpans:
-    """The text spans of a microbatch, packed row after row; each span opens with a start token.
+class PackedSpans:
+    """The spans of one modality in a microbatch; what their encoder reads is added by each kind.
 
-    Arrays have the static capacity of the microbatch; the first `num_rows` rows (and the first
-    `num_vectors` vectors) are real. A microbatch without spans holds one padding span whose vector
-    lands in the bin slot B*S, so that every rank runs every encoder.
+    Arrays have the static capacity of the microbatch; the first `num_vectors` slots are real. A
+    microbatch without spans holds one padding span whose vectors land in the bin slot B*S, so that
+    every rank runs every encoder.
 
     Attributes:
-        tokens: [R] token of each row.
-        positions: [R] position of each row inside its span, the start token being 0.
-        cells: [R] place of each row in the padded [N, L] grid that attention works on.
-        vectors: [M] rows that are span tokens, not starts.
         slots: [M] decoder slot (in B*S) that each vector fills.
-        num_rows: real rows.
         num_vectors: real vectors.
-        num_spans: N, spans in the grid.
-        longest_rows: L, rows of the longest span.
     """
 
-    tokens: Int64[Tensor, "R"]
-    positions: Int64[Tensor, "R"]
-    cells: Int64[Tensor, "R"]
-    vectors: Int64[Tensor, "M"]
     slots: Int64[Tensor, "M"]
-    num_rows: int
     num_vectors: int
-    num_spans: int
-    longest_rows: int
 
     def to(self, device: torch.device) -> Self:
         """The same spans with every tensor on `device`."""
@@ -69,7 +55,7 @@ class Batch:
     scored: Int64[Tensor, "C"]
     num_scored: int
     first_of_span: Tensor
-    spans: Mapping[str, TextSpans]
+    spans: Mapping[str, PackedSpans]
     segment_ids: Int64[Tensor, "B S"] | None = None
     positions: Int64[Tensor, "B S"] | None = None
 

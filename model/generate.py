@@ -1,13 +1,13 @@
 """Generation with a key-value cache, greedy or top-p, with bidirectional spans in the prompt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from model.attention import KeyValueCache
-from model.batch import TextSpans
+from model.batch import PackedSpans
 from model.semicausal import SemiCausal
 
 
@@ -27,7 +27,7 @@ def generate(
     model: SemiCausal,
     prompt: Int64[Tensor, "1 S"],
     *,
-    spans: dict[str, TextSpans] | None = None,
+    spans: Mapping[str, PackedSpans] | None = None,
     max_new_tokens: int,
     top_p: float = 0.0,
     temperature: float = 1.0,

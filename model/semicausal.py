@@ -1,7 +1,7 @@
 """The whole model: spans become vectors, vectors take slots, the decoder reads the slots."""
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, cast
 
 import torch
 from jaxtyping import Float
@@ -9,11 +9,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from model.attention import document_mask
-from model.batch import Batch, TextSpans
+from model.batch import Batch, PackedSpans
 from model.config import Config
 from model.connector import Connector, ConnectorConfig, LinearConnectorConfig
 from model.decoder import Decoder, DecoderConfig, Piece, whole_piece
-from model.encoders.text import TextEncoder, TextEncoderConfig
+from model.encoders.kinds import AnyEncoderConfig
+from model.encoders.protocol import Encoder
 from model.layers import DenseLayers, Layers
 from model.loss import Loss
 from model.recompute import Recompute
@@ -22,7 +23,7 @@ from model.recompute import Recompute
 class EncoderConfig(Config):
     """One encoder and the connector behind it."""
 
-    encoder: TextEncoderConfig
+    encoder: AnyEncoderConfig
     connector: ConnectorConfig = Field(default_factory=LinearConnectorConfig)
 
 
@@ -31,7 +32,7 @@ class ModelConfig(Config):
 
     decoder: DecoderConfig
     encoders: Annotated[dict[str, EncoderConfig], Field(default_factory=dict)]
-    """Keyed by modality; `text` is the one there is."""
+    """Keyed by modality."""
 
 
 class SemiCausal(nn.Module):
@@ -67,8 +68,10 @@ class SemiCausal(nn.Module):
         encoders = config.encoders if reads_spans else {}
         self.encoders = nn.ModuleDict(
             {
-                modality: TextEncoder(
-                    part.encoder, config.decoder.vocabulary, encoder_layers, recompute
+                modality: part.encoder.build(
+                    vocabulary=config.decoder.vocabulary,
+                    layers=encoder_layers,
+                    recompute=recompute,
                 )
                 for modality, part in encoders.items()
             }
@@ -90,24 +93,12 @@ class SemiCausal(nn.Module):
         return self.config.decoder.tied_head
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of encoder layers that the configuration keeps fixed."""
-        for modality, encoder in self.encoders.items():
-            assert isinstance(encoder, TextEncoder)
-            part = self.config.encoders[modality]
-            num_frozen = part.encoder.num_layers - part.encoder.layers_in_training
-            if num_frozen == 0:
-                continue
-            for module in (
-                encoder.embedding,
-                encoder.positions,
-                encoder.embedding_norm,
-                encoder.relative_bias,
-                *list(encoder.blocks)[:num_frozen],
-            ):
-                yield from module.parameters()
+        """Parameters of encoders that the configuration keeps fixed."""
+        for encoder in self.encoders.values():
+            yield from cast(Encoder, encoder).frozen_parameters()
 
     def inputs(
-        self, tokens: Tensor, spans: dict[str, TextSpans] | None = None
+        self, tokens: Tensor, spans: Mapping[str, PackedSpans] | None = None
     ) -> Float[Tensor, "B S H"]:
         """Decoder inputs: token embeddings, with span vectors written over their slots.
 
@@ -137,7 +128,7 @@ class SemiCausal(nn.Module):
         """
         part = self.pieces[piece]
         if part.is_first:
-            inputs = self.inputs(batch.tokens, dict(batch.spans))
+            inputs = self.inputs(batch.tokens, batch.spans)
             rows = self.decoder.enter(inputs, positions=batch.positions)
         assert rows is not None, "only the first piece starts from the batch"
         segments = batch.segment_ids

@@ -11,39 +11,15 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from model.connector import LinearConnectorConfig, MlpConnectorConfig
+from model.encoders.protocol import EncoderKind, SpanLoad
 from model.recompute import Recompute
-from model.semicausal import EncoderConfig, ModelConfig
+from model.semicausal import ModelConfig
 
 BACKWARD = 2
 """A product's backward is two products of its size: one for its input, one for its weight."""
 
 MEAN_SPAN_TOKENS = 96
 """Of the paper's spans, 64 to 128 tokens long."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpanLoad:
-    """Spans of one modality in a microbatch, on average.
-
-    Attributes:
-        vectors: M, span tokens; each fills a decoder slot.
-        spans: N; each adds a start row.
-        longest_rows: rows of the longest, which the grid of attention is padded to.
-    """
-
-    vectors: float
-    spans: float
-    longest_rows: float
-
-    @property
-    def rows(self) -> float:
-        """R, rows that go through the encoder's linear layers."""
-        return self.vectors + self.spans
-
-    @property
-    def pairs(self) -> float:
-        """Pairs of cells that attend, padding included: the grid computes them too."""
-        return self.spans * self.longest_rows**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +61,8 @@ def usual_load(
     spans = {}
     for modality, part in config.encoders.items():
         vectors = span_share * sequences * sequence_tokens / len(config.encoders)
-        length = min(MEAN_SPAN_TOKENS, part.encoder.max_tokens - 1, sequence_tokens // 2)
-        spans[modality] = SpanLoad(
-            vectors=vectors, spans=vectors / length, longest_rows=4 / 3 * length + 1
-        )
+        length = min(MEAN_SPAN_TOKENS, part.encoder.longest_span, sequence_tokens // 2)
+        spans[modality] = SpanLoad(vectors=vectors, spans=vectors / length, longest=4 / 3 * length)
     return Load(sequences=sequences, sequence_tokens=sequence_tokens, spans=spans)
 
 
@@ -186,7 +160,7 @@ def model_work(config: ModelConfig, load: Load, *, recompute: Recompute = "none"
     connector = 0.0
     for modality, part in config.encoders.items():
         spans = load.spans[modality]
-        encoder += _encoder(part, spans, recompute=recompute)
+        encoder += _encoder(part.encoder, spans, recompute=recompute)
         connector += connector_products(
             part.connector, width=part.encoder.width, to=decoder.width, vectors=spans.vectors
         )
@@ -195,20 +169,19 @@ def model_work(config: ModelConfig, load: Load, *, recompute: Recompute = "none"
     )
 
 
-def _encoder(part: EncoderConfig, spans: SpanLoad, *, recompute: Recompute) -> list[Work]:
+def _encoder(encoder: EncoderKind, spans: SpanLoad, *, recompute: Recompute) -> list[Work]:
     """Blocks of one encoder. Nothing flows back into those below the first that trains."""
-    encoder = part.encoder
-    num_frozen = encoder.num_layers - encoder.layers_in_training
     return [
         _block(
-            encoder.width,
-            encoder.feed_forward,
-            rows=spans.rows,
-            pairs=spans.pairs,
-            backward=0 if index < num_frozen else BACKWARD,
-            recompute=recompute if index >= num_frozen else "none",
+            stack.width,
+            stack.hidden,
+            rows=stack.rows,
+            pairs=stack.pairs,
+            backward=BACKWARD if stack.trains else 0,
+            recompute=recompute if stack.trains else "none",
         )
-        for index in range(encoder.num_layers)
+        for stack in encoder.stacks(spans)
+        for _ in range(stack.num_blocks)
     ]
 
 

@@ -205,9 +205,8 @@ def tensor_sizes(model: ModelConfig) -> dict[str, int]:
     sizes = {"model.decoder.heads": model.decoder.heads}
     sizes["model.decoder.feed_forward"] = model.decoder.feed_forward
     for modality, part in model.encoders.items():
-        path = f"model.encoders.{modality}.encoder"
-        sizes[f"{path}.heads"] = part.encoder.heads
-        sizes[f"{path}.feed_forward"] = part.encoder.feed_forward
+        for key, size in part.encoder.tensor_sizes().items():
+            sizes[f"model.encoders.{modality}.encoder.{key}"] = size
     return sizes
 
 

@@ -8,7 +8,7 @@ from model.config import Config
 from model.lora import LoraConfig
 from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
-from parallel.zero.config import ZeroConfig
+from parallel.zero_config import ZeroConfig
 from train.data.collate import Attend, SpanCapacity
 from train.data.mixture import SourceConfig
 from train.data.spans.kinds import (
@@ -58,7 +58,7 @@ class DataConfig(Config):
     shuffle_window: Positive = 65_536
     """Samples shuffled among each other, after the shards have been shuffled; documents packed
     together."""
-    span_choices: Positive = 1
+    layouts: Positive = 1
     """Choices of spans with which a step holds each sequence."""
     ledger_mib: Annotated[float, Field(gt=0)] = 64.0
     """Size from which a rank's ledger of what it read holds digests only."""
@@ -168,7 +168,7 @@ class RunConfig(Config):
     def span_capacity(self, modality: str) -> SpanCapacity:
         """Static room for spans of a modality in one sequence."""
         given = self.data.span_capacity.get(modality)
-        longest = self.model.encoders[modality].encoder.max_tokens - 1
+        longest = self.model.encoders[modality].encoder.longest_span
         if given is not None:
             return SpanCapacity(tokens=given.tokens, spans=given.spans, longest_tokens=longest)
         S = self.data.sequence_tokens
@@ -199,7 +199,7 @@ class RunConfig(Config):
         identity["data"] = {
             "sequence_tokens": self.data.sequence_tokens,
             "shuffle_window": self.data.shuffle_window,
-            "span_choices": self.data.span_choices,
+            "layouts": self.data.layouts,
             # Where they lie may change; checkpoints know what was in there.
             "sources": {
                 name: source.model_dump(mode="json", exclude={"corpus"})
@@ -263,9 +263,9 @@ def _faults(config: RunConfig) -> list[str]:
             f"(collective_timeout_seconds {config.collective_timeout_seconds:g}): lower one, or "
             "raise the other"
         )
-    if config.batch.sequences % config.data.span_choices:
+    if config.batch.sequences % config.data.layouts:
         faults.append(
-            f"data.span_choices: {config.data.span_choices} of each sequence do not divide "
+            f"data.layouts: {config.data.layouts} layouts of each sequence do not divide "
             f"batch.sequences ({config.batch.sequences})"
         )
     if S > decoder.max_tokens:
@@ -328,35 +328,22 @@ def _faults(config: RunConfig) -> list[str]:
 
 
 def _encoder_faults(config: RunConfig, modality: str) -> list[str]:
-    faults: list[str] = []
     encoder, spans = config.model.encoders[modality].encoder, config.spans[modality]
-    path = f"model.encoders.{modality}.encoder"
-    if encoder.width % encoder.heads:
-        faults.append(f"{path}.heads: {encoder.heads} heads do not divide width {encoder.width}")
-    supplied = encoder.init_from is not None or config.init_from is not None
-    if encoder.layers_in_training < encoder.num_layers and not supplied:
-        faults.append(
-            f"{path}.trainable_layers: {encoder.layers_in_training} of {encoder.num_layers} layers "
-            f"would train and the rest stay random; name a checkpoint in {path}.init_from, or "
-            "leave the key out"
+    S = config.data.sequence_tokens
+    known = isinstance(spans, RandomSpansConfig | RuleSpansConfig)
+    faults = [
+        *encoder.faults(
+            f"model.encoders.{modality}.encoder",
+            vocabulary=config.model.decoder.vocabulary,
+            longest=spans.longest(S) if known else 0,
+            is_supplied=config.init_from is not None,
         )
-    if encoder.start_token >= config.model.decoder.vocabulary:
-        faults.append(
-            f"{path}.start_token: {encoder.start_token} is outside the vocabulary of "
-            f"{config.model.decoder.vocabulary}"
-        )
+    ]
     if isinstance(spans, FixedSpansConfig):
         for start, stop in spans.ranges:
-            if stop > config.data.sequence_tokens:
+            if stop > S:
                 faults.append(
                     f"spans.{modality}.ranges: [{start}, {stop}] ends beyond the sequence of "
-                    f"{config.data.sequence_tokens} slots"
+                    f"{S} slots"
                 )
-    if isinstance(spans, RandomSpansConfig | RuleSpansConfig):
-        longest = spans.longest(config.data.sequence_tokens)
-        if longest + 1 > encoder.max_tokens:
-            faults.append(
-                f"spans.{modality}.max_tokens: spans of {longest} tokens and a start token exceed "
-                f"{path}.max_tokens ({encoder.max_tokens})"
-            )
     return faults

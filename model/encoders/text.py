@@ -1,7 +1,9 @@
 """The bidirectional text encoder: reads each span alone, all spans packed together."""
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -9,9 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from model.attention import SpanGrid, SpanSelfAttention
-from model.batch import TextSpans
+from model.batch import PackedSpans
 from model.block import Block, run_block
 from model.config import Config
+from model.encoders.protocol import SpanLoad, Stack
 from model.layers import Layers, normal
 from model.recompute import Recompute
 
@@ -46,6 +49,92 @@ class TextEncoderConfig(Config):
         if self.trainable_layers is not None:
             return min(self.trainable_layers, self.num_layers)
         return self.num_layers if self.init_from is None else min(2, self.num_layers)
+
+    @property
+    def longest_span(self) -> int:
+        """Tokens of the longest span, without its start token."""
+        return self.max_tokens - 1
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """All but what only training asks for."""
+        return self.model_dump(exclude={"dropout", "init_from", "trainable_layers"})
+
+    def build(self, *, vocabulary: int, layers: Layers, recompute: Recompute) -> "TextEncoder":
+        """The encoder, with a token embedding of its own."""
+        return TextEncoder(self, vocabulary, layers, recompute)
+
+    def tensor_sizes(self) -> dict[str, int]:
+        """Those of its blocks."""
+        return {"heads": self.heads, "feed_forward": self.feed_forward}
+
+    def stacks(self, load: SpanLoad) -> tuple[Stack, ...]:
+        """The blocks that are fixed, and those that train; each span has a start row besides."""
+        longest_rows = load.longest + 1
+        num_frozen = self.num_layers - self.layers_in_training
+        return tuple(
+            Stack(
+                num_blocks=num_blocks,
+                width=self.width,
+                hidden=self.feed_forward,
+                heads=self.heads,
+                rows=load.vectors + load.spans,
+                cells=load.spans * longest_rows,
+                pairs=load.spans * longest_rows**2,
+                dropout=self.dropout > 0,
+                trains=trains,
+                bias_trains=num_frozen == 0,
+            )
+            for num_blocks, trains in ((num_frozen, False), (self.layers_in_training, True))
+        )
+
+    def faults(
+        self, path: str, *, vocabulary: int, longest: int, is_supplied: bool
+    ) -> Iterator[str]:
+        """Sizes that do not fit each other, the vocabulary or the spans; layers left random."""
+        if self.width % self.heads:
+            yield f"{path}.heads: {self.heads} heads do not divide width {self.width}"
+        is_supplied |= self.init_from is not None
+        if self.layers_in_training < self.num_layers and not is_supplied:
+            yield (
+                f"{path}.trainable_layers: {self.layers_in_training} of {self.num_layers} layers "
+                f"would train and the rest stay random; name a checkpoint in {path}.init_from, or "
+                "leave the key out"
+            )
+        if self.start_token >= vocabulary:
+            yield (
+                f"{path}.start_token: {self.start_token} is outside the vocabulary of {vocabulary}"
+            )
+        if longest > self.longest_span:
+            yield (
+                f"{path}.max_tokens: spans of {longest} tokens and a start token exceed "
+                f"{path}.max_tokens ({self.max_tokens}): raise it, or choose shorter spans"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextSpans(PackedSpans):
+    """Text spans, packed row after row; each opens with a start token.
+
+    The first `num_rows` rows are real.
+
+    Attributes:
+        tokens: [R] token of each row.
+        positions: [R] position of each row inside its span, the start token being 0.
+        cells: [R] place of each row in the padded [N, L] grid that attention works on.
+        vectors: [M] rows that are span tokens, not starts.
+        num_rows: real rows.
+        num_spans: N, spans in the grid.
+        longest_rows: L, rows of the longest span.
+    """
+
+    tokens: Int64[Tensor, "R"]
+    positions: Int64[Tensor, "R"]
+    cells: Int64[Tensor, "R"]
+    vectors: Int64[Tensor, "M"]
+    num_rows: int
+    num_spans: int
+    longest_rows: int
 
 
 def relative_buckets(longest: int) -> Int64[Tensor, "L L"]:
@@ -115,6 +204,15 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = run_block(block, x, grid, bias)
         return x.index_select(0, spans.vectors[: spans.num_vectors])
+
+    def frozen_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the first layers, and of all that lies before them."""
+        num_frozen = self.config.num_layers - self.config.layers_in_training
+        if num_frozen == 0:
+            return
+        before = (self.embedding, self.positions, self.embedding_norm, self.relative_bias)
+        for module in (*before, *list(self.blocks)[:num_frozen]):
+            yield from module.parameters()
 
     def _bias(self, grid: SpanGrid) -> Float[Tensor, "N A L L"]:
         buckets = relative_buckets(grid.longest_rows).to(grid.cells.device)

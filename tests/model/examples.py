@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from model.batch import Batch
+from model.encoders.text import TextSpans
 from model.semicausal import ModelConfig, SemiCausal
 from train.data.collate import Collator, SpanCapacity
 from train.data.sample import Sample
@@ -51,6 +52,13 @@ def tiny_config(
             "encoders": {"text": {"encoder": options | encoder_options}} if encoder else {},
         }
     )
+
+
+def text_spans(batch: Batch) -> TextSpans:
+    """The text spans of a batch."""
+    spans = batch.spans["text"]
+    assert isinstance(spans, TextSpans)
+    return spans
 
 
 def tiny_model(config: ModelConfig, *, dtype: torch.dtype = torch.float32) -> SemiCausal:

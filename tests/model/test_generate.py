@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.batch import TextSpans
+from model.batch import PackedSpans
 from model.generate import empty_caches, generate, pick
 from model.semicausal import SemiCausal
 from tests.model.examples import Range, collate, random_tokens, tiny_config, tiny_model
@@ -19,7 +19,7 @@ HOT = 6.0
 
 def prompt_with(
     spans: list[Range] | None, *, slots: int = 12
-) -> tuple[Tensor, dict[str, TextSpans] | None]:
+) -> tuple[Tensor, dict[str, PackedSpans] | None]:
     batch = collate(random_tokens(slots=slots), None if spans is None else [spans], slots=slots)
     return batch.tokens, dict(batch.spans) or None
 
@@ -27,7 +27,7 @@ def prompt_with(
 def draw(
     model: SemiCausal,
     prompt: Tensor,
-    spans: dict[str, TextSpans] | None = None,
+    spans: dict[str, PackedSpans] | None = None,
     *,
     top_p: float = 0.95,
     seed: int = 1,
@@ -48,7 +48,7 @@ def draw(
 
 
 def logits_without_cache(
-    model: SemiCausal, prompt: Tensor, spans: dict[str, TextSpans] | None, new: list[int]
+    model: SemiCausal, prompt: Tensor, spans: dict[str, PackedSpans] | None, new: list[int]
 ) -> Tensor:
     """[V] logits after the prompt and `new`, from nothing but a full forward."""
     inputs = model.inputs(prompt, spans)

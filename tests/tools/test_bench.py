@@ -15,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.batch import Batch
 from model.semicausal import ModelConfig
+from tests.model.examples import text_spans
 from tools.bench import encoding, flops, gpu, peers
 from tools.bench.__main__ import main
-from tools.bench.loading.corpora import write_sequences
-from tools.bench.loading.readers import BATCH, SHARED_MEMORY, Reading, Streaming
+from tools.bench.loading_corpora import write_sequences
+from tools.bench.loading_readers import BATCH, SHARED_MEMORY, Reading, Streaming
 from tools.bench.processes import ProcessFailed, in_processes
 from tools.bench.rounds import Contestant, Effort, alternate, ratio
 from tools.bench.shapes import FULL, TINY, Shape
@@ -80,7 +81,7 @@ def test_flops_equal_what_torch_counts(semi_causal: bool) -> None:
 
 def test_rows_of_each_span() -> None:
     batch = batch_with_spans(TINY.peers, [[3, 7], [9, 11]])
-    assert flops.span_rows(batch.spans["text"]) == [5, 3, 5, 3]
+    assert flops.span_rows(text_spans(batch)) == [5, 3, 5, 3]
 
 
 def test_contestants_take_turns_and_none_always_follows_the_same() -> None:
@@ -120,7 +121,7 @@ def test_padded_encoding_equals_packed() -> None:
     shape = TINY.peers
     encoder = encoding.text_encoder(shape, dtype=torch.float32)
     batch = batch_with_spans(shape, [[3, 7], [9, 15], [20, 22]])
-    spans = batch.spans["text"]
+    spans = text_spans(batch)
     padded = encoding.encode_padded(encoder, spans, longest=9)
     torch.testing.assert_close(padded, encoder(spans), rtol=1e-5, atol=1e-6)
     whole = encoder(encoding.whole_sequence(batch.tokens, spans))

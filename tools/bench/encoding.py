@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from model.attention import SpanGrid
-from model.batch import TextSpans
-from model.encoders.text import TextEncoder
+from model.encoders.text import TextEncoder, TextSpans
 from model.layers import DenseLayers, initialize
 from tools.bench.rounds import Contestant, Findings, Step, alternate, ratio, record
 from tools.bench.semicausal import RATIO
@@ -42,6 +41,7 @@ def ways_to_encode(plan: Plan) -> Findings:
 def _contestants(shape: Shape, *, precision: str, dtype: torch.dtype) -> list[Contestant]:
     [batch] = batches(shape, ratio=RATIO, count=1)
     spans = batch.spans["text"]
+    assert isinstance(spans, TextSpans)
     # Positions for the whole sequence, so that all three ways use the same weights.
     encoder = text_encoder(shape, dtype=dtype)
     whole = whole_sequence(batch.tokens, spans)

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from model.batch import Batch, TextSpans
+from model.batch import Batch
 from model.decoder import DecoderConfig
-from model.encoders.text import TextEncoderConfig
+from model.encoders.text import TextEncoderConfig, TextSpans
 from model.semicausal import ModelConfig
 from parallel.costs import (
     BACKWARD,
@@ -55,6 +55,7 @@ def count(config: ModelConfig, batch: Batch) -> Flops:
         head=int(head_products(decoder.width, decoder.vocabulary, scored=batch.num_scored)),
     )
     for modality, spans in batch.spans.items():
+        assert isinstance(spans, TextSpans), "what the bench knows to count"
         part = config.encoders[modality]
         pairs = sum(rows**2 for rows in span_rows(spans))
         connector = connector_products(

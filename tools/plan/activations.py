@@ -9,8 +9,8 @@ position bias of an encoder trains on a CPU there is no fused kernel, and scores
 
 from dataclasses import dataclass
 
-from model.encoders.text import TextEncoderConfig
-from parallel.costs import Load, SpanLoad
+from model.encoders.protocol import EncoderKind, SpanLoad
+from parallel.costs import Load
 from tools.plan.task import Candidate, Task
 from tools.plan.weights import Share
 
@@ -118,42 +118,46 @@ class _Block:
 
 
 def _encoder(
-    task: Task, candidate: Candidate, config: TextEncoderConfig, spans: SpanLoad, *, fused: bool
+    task: Task, candidate: Candidate, config: EncoderKind, spans: SpanLoad, *, fused: bool
 ) -> tuple[float, float]:
     """Bytes that an encoder's trained blocks keep, and the transient of one."""
     tensor, e = candidate.layout.tensor, task.element_bytes
     recompute = candidate.layout.recompute
-    block = _Block(
-        rows=spans.rows,
-        width=config.width,
-        hidden=config.feed_forward,
-        heads=0,
-        tensor=tensor,
-        rows_split=1,
-        element_bytes=e,
-        dropout=config.dropout > 0,
-    )
-    cells = spans.spans * spans.longest_rows
-    pairs = spans.pairs * config.heads / tensor
-    bias_trains = config.layers_in_training == config.num_layers
-    if bias_trains and not fused:
-        # Copies of queries, keys and values, and the scores, whatever the precision.
-        grid = (3 * cells * config.width / tensor + pairs) * FP32
-        # Gradients of the scores come and go in three copies.
-        grid_transient = 3 * pairs * FP32
-    else:
-        grid = 4 * cells * config.width / tensor * e + cells * config.heads / tensor * FP32
-        grid_transient = 0.0
-    each = {
-        "none": block.kept_bytes + grid,
-        "selective": block.kept_bytes,
-        "full": block.input_bytes,
-    }[recompute]
-    again = grid if recompute != "none" else 0.0
-    transient = max(block.transient_bytes(recomputed=recompute == "full"), grid_transient) + again
-    # The bias itself, once for all layers; and the embeddings' norm, where it trains.
-    shared = pairs * e + (2 + (config.dropout > 0)) * spans.rows * config.width * e * bias_trains
-    return config.layers_in_training * each + shared, transient
+    kept = largest = 0.0
+    for stack in config.stacks(spans):
+        if not stack.trains:
+            continue
+        block = _Block(
+            rows=stack.rows,
+            width=stack.width,
+            hidden=stack.hidden,
+            heads=0,
+            tensor=tensor,
+            rows_split=1,
+            element_bytes=e,
+            dropout=stack.dropout,
+        )
+        pairs = stack.pairs * stack.heads / tensor
+        if stack.bias_trains and not fused:
+            # Copies of queries, keys and values, and the scores, whatever the precision.
+            grid = (3 * stack.cells * stack.width / tensor + pairs) * FP32
+            # Gradients of the scores come and go in three copies.
+            grid_transient = 3 * pairs * FP32
+        else:
+            grid = stack.cells * (4 * stack.width * e + stack.heads * FP32) / tensor
+            grid_transient = 0.0
+        each = {
+            "none": block.kept_bytes + grid,
+            "selective": block.kept_bytes,
+            "full": block.input_bytes,
+        }[recompute]
+        again = grid if recompute != "none" else 0.0
+        transient = block.transient_bytes(recomputed=recompute == "full")
+        largest = max(largest, max(transient, grid_transient) + again)
+        # The bias itself, once for all layers; and the embeddings' norm, where it trains.
+        norm = (2 + stack.dropout) * stack.rows * stack.width * e * stack.bias_trains
+        kept += stack.num_blocks * each + pairs * e + norm
+    return kept, largest
 
 
 def head_bytes(task: Task, *, load: Load, vocabulary_rows: int) -> "Head":

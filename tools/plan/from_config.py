@@ -6,9 +6,10 @@ from typing import Any
 
 import yaml
 
-from parallel.costs import SpanLoad, usual_load
+from model.encoders.protocol import SpanLoad
+from parallel.costs import usual_load
 from parallel.launch import multiplies_bf16
-from parallel.zero.config import Precision
+from parallel.zero_config import Precision
 from tools.plan.machines import MachineKind
 from tools.plan.search import Plan
 from tools.plan.task import Candidate, Task
@@ -60,13 +61,10 @@ def _spans(config: RunConfig, modality: str) -> SpanLoad:
         return random_spans(spans, sequence_tokens=S)
     if isinstance(spans, FixedSpansConfig):
         lengths = [stop - start for start, stop in spans.ranges]
-        longest = max(lengths, default=0) + 1
-        return SpanLoad(vectors=sum(lengths), spans=len(lengths), longest_rows=longest)
+        return SpanLoad(vectors=sum(lengths), spans=len(lengths), longest=max(lengths, default=0))
     given = config.data.span_capacity.get(modality)
     if given is not None:  # samples bring their own spans, at most these
-        return SpanLoad(
-            vectors=given.tokens, spans=given.spans, longest_rows=given.tokens / given.spans + 1
-        )
+        return SpanLoad(vectors=given.tokens, spans=given.spans, longest=given.tokens / given.spans)
     usual = usual_load(
         config.built_model, sequences=1, sequence_tokens=S, span_share=config.span_share
     )
@@ -77,9 +75,7 @@ def random_spans(config: RandomSpansConfig, *, sequence_tokens: int) -> SpanLoad
     """Random spans of one sequence on average."""
     shortest, longest = config.lengths(sequence_tokens)
     vectors = config.largest_ratio * sequence_tokens
-    return SpanLoad(
-        vectors=vectors, spans=vectors / ((shortest + longest) / 2), longest_rows=longest + 1
-    )
+    return SpanLoad(vectors=vectors, spans=vectors / ((shortest + longest) / 2), longest=longest)
 
 
 def overlay(candidate: Candidate) -> dict[str, Any]:

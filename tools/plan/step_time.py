@@ -134,7 +134,11 @@ def step_seconds(
     num_microbatches = candidate.num_microbatches
     shares = [task.share(candidate, rank) for rank in range(stages)]
     stage = candidate.stage
-    encoder_blocks = sum(part.encoder.num_layers for part in task.model.encoders.values())
+    encoder_blocks = sum(
+        stack.num_blocks
+        for modality, part in task.model.encoders.items()
+        for stack in part.encoder.stacks(task.spans[modality])
+    )
     blocks = [share.layers + share.is_first * encoder_blocks for share in shares]
     computes = [
         share.layers * pieces.layer
@@ -222,32 +226,34 @@ def _first(
     compute = (5 * activation + 4 * table) / rates.elementwise
     traffic = links.all_reduce(activation, ranks=tensor)
     for modality, part in task.model.encoders.items():
-        encoder, spans = part.encoder, load.spans[modality]
-        num_frozen = encoder.num_layers - encoder.layers_in_training
-        for count, trains in ((num_frozen, False), (encoder.layers_in_training, True)):
-            compute += count * _block_seconds(
+        spans = load.spans[modality]
+        stacks = part.encoder.stacks(spans)
+        for stack in stacks:
+            compute += stack.num_blocks * _block_seconds(
                 rates,
-                rows=spans.rows,
-                width=encoder.width,
-                hidden=encoder.feed_forward,
-                pairs=spans.pairs,
+                rows=stack.rows,
+                width=stack.width,
+                hidden=stack.hidden,
+                pairs=stack.pairs,
                 attention_rate=rates.span_attention,
                 tensor=tensor,
                 rows_split=1,
                 element_bytes=e,
                 recompute=layout.recompute,
-                trains=trains,
+                trains=stack.trains,
             )
-            sums = (4 + 2 * (layout.recompute == "full")) if trains else 2
+            sums = (4 + 2 * (layout.recompute == "full")) if stack.trains else 2
             traffic += links.all_reduce(
-                spans.rows * encoder.width * e, ranks=tensor, times=count * sums
+                stack.rows * stack.width * e, ranks=tensor, times=stack.num_blocks * sums
             )
-        traffic += links.all_reduce(spans.rows * encoder.width * e, ranks=tensor)
-        if num_frozen == 0:
-            compute += 4 * decoder.vocabulary * encoder.width * e / tensor / rates.elementwise
+        # The embedding: its sum over the tensor group, and its gradient where it trains.
+        first = stacks[0]
+        traffic += links.all_reduce(first.rows * first.width * e, ranks=tensor)
+        if first.bias_trains:
+            compute += 4 * decoder.vocabulary * first.width * e / tensor / rates.elementwise
         num_linear = 1 if part.connector.kind == "linear" else part.connector.num_layers
         for index in range(num_linear):
-            inner = encoder.width if index == 0 else decoder.width
+            inner = part.encoder.width if index == 0 else decoder.width
             compute += 3 * rates.product_seconds(spans.vectors, inner, decoder.width)
     return compute, traffic
 

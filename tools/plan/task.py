@@ -4,10 +4,11 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from model.encoders.protocol import SpanLoad
 from model.semicausal import ModelConfig
-from parallel.costs import Load, SpanLoad
+from parallel.costs import Load
 from parallel.mesh import LayoutConfig
-from parallel.zero.config import Precision, ZeroConfig
+from parallel.zero_config import Precision, ZeroConfig
 from tools.plan.weights import Share, rank_share
 
 PRECISION_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
@@ -59,7 +60,7 @@ class Task:
             modality: SpanLoad(
                 vectors=part.vectors * sequences,
                 spans=part.spans * sequences,
-                longest_rows=part.longest_rows,
+                longest=part.longest,
             )
             for modality, part in self.spans.items()
         }

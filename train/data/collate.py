@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.batch import UNSCORED, Batch, TextSpans
+from model.batch import UNSCORED, Batch, PackedSpans
+from model.encoders.text import TextSpans
 from train.data.sample import Sample
 from train.data.spans.kinds import SpanPolicy
 from train.data.spans.places import Spans
@@ -85,13 +86,13 @@ class Collator:
         self.attend: Attend = attend
 
     def __call__(
-        self, samples: Sequence[tuple[int, Sample]], *, choices: Sequence[int] | None = None
+        self, samples: Sequence[tuple[int, Sample]], *, layouts: Sequence[int] | None = None
     ) -> Batch:
         """Collate (epoch, sample) pairs.
 
         Args:
             samples: B pairs.
-            choices: which choice of spans of each; the first where None.
+            layouts: which choice of spans of each; the first where None.
 
         Raises:
             DataError: a sample is longer than S + 1 tokens, its spans make no sense, or they
@@ -115,10 +116,10 @@ class Collator:
             targets[row, :last] = True if sample.scored is None else sample.scored[1:]
         documents = self._documents(samples, targets) if self.attend == "within" else None
         first = np.zeros((B, S), dtype=np.bool_)
-        spans: dict[str, TextSpans] = {}
+        spans: dict[str, PackedSpans] = {}
         for modality, policy in self.policies.items():
             chosen = [
-                policy.choose(sample, epoch=epoch, choice=choices[row] if choices else 0)
+                policy.choose(sample, epoch=epoch, layout=layouts[row] if layouts else 0)
                 for row, (epoch, sample) in enumerate(samples)
             ]
             owners, starts, lengths = _flat(chosen)

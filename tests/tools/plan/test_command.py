@@ -130,7 +130,7 @@ def test_a_run_becomes_a_task() -> None:
     assert task.precision == "bf16"
     spans = task.spans["text"]
     assert spans.vectors == 512
-    assert spans.longest_rows == 129
+    assert spans.longest == 128
     assert task.load(4).scored == pytest.approx(4 * (2048 - 512 + 512 / 96))
     fixed = load(RunConfig, [EXPERIMENT, "spans.text={kind: fixed, ranges: [[4, 12], [20, 24]]}"])
     assert task_of(fixed, kind="h100").spans["text"].vectors == 12
@@ -142,7 +142,7 @@ def test_a_run_becomes_a_task() -> None:
             "data.span_capacity={text: {tokens: 100, spans: 4}}",
         ],
     )
-    assert task_of(stored, kind="h100").spans["text"].longest_rows == 26
+    assert task_of(stored, kind="h100").spans["text"].longest == 25
 
 
 def test_a_place_that_cannot_be_written_is_named(

@@ -8,12 +8,12 @@ from torch import nn
 
 from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention
 from model.block import Block, run_block
+from model.encoders.protocol import SpanLoad
 from model.layers import DenseLayers
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
-from parallel.costs import SpanLoad
 from parallel.mesh import LayoutConfig
-from parallel.zero.config import Precision, ZeroConfig
+from parallel.zero_config import Precision, ZeroConfig
 from tools.plan.activations import kept
 from tools.plan.live import metered
 from tools.plan.memory import Memory, fullest_rank, rank_memory
@@ -51,7 +51,7 @@ def task(precision: Precision = "fp32", **changes: Any) -> Task:
     spans = SpanLoad(
         vectors=(sum(SPAN_LENGTHS) - len(SPAN_LENGTHS)) / SEQUENCES,
         spans=len(SPAN_LENGTHS) / SEQUENCES,
-        longest_rows=max(SPAN_LENGTHS),
+        longest=max(SPAN_LENGTHS) - 1,
     )
     values: dict[str, Any] = {
         "model": ModelConfig.model_validate(model),

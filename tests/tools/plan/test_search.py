@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from model.encoders.protocol import SpanLoad
 from model.semicausal import ModelConfig, parameter_counts
-from parallel.costs import SpanLoad
 from parallel.mesh import LayoutConfig, layout_faults
-from parallel.zero.config import ZeroConfig
+from parallel.zero_config import ZeroConfig
 from tools.plan.machines import (
     Link,
     Links,
@@ -40,7 +40,7 @@ def job(metalm: ModelConfig) -> Task:
         precision="bf16",
         sequences=1024,
         sequence_tokens=2048,
-        spans={"text": SpanLoad(vectors=512, spans=512 / 96, longest_rows=129)},
+        spans={"text": SpanLoad(vectors=512, spans=512 / 96, longest=128)},
         zero=ZeroConfig(),
         steps=300_000,
     )

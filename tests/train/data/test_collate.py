@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.batch import UNSCORED, Batch
+from tests.model.examples import text_spans
 from train.data.collate import Collator, SpanCapacity, scored_tokens
 from train.data.sample import Sample
 from train.data.spans.kinds import RandomSpans, RandomSpansConfig, SpanPolicy, StoredSpans
@@ -155,7 +156,7 @@ def assert_equals_loops(batch: Batch, samples: list[Sample]) -> None:
     assert batch.num_scored == len(wanted["scored"])
     assert batch.scored[: batch.num_scored].tolist() == wanted["scored"]
     assert batch.first_of_span[: batch.num_scored].tolist() == wanted["first"]
-    text = batch.spans["text"]
+    text = text_spans(batch)
     if wanted["num_spans"] == 0:
         assert (text.num_spans, text.num_rows, text.num_vectors, text.longest_rows) == (1, 2, 1, 2)
         assert text.tokens[:2].tolist() == [START, START]
@@ -186,7 +187,7 @@ def test_batches_equal_loops_over_their_samples(chosen: list[tuple[int, list[Ran
 
 
 def shapes(batch: Batch) -> dict[str, Any]:
-    text = batch.spans["text"]
+    text = text_spans(batch)
     return {
         "tokens": batch.tokens.shape,
         "labels": batch.labels.shape,
@@ -209,7 +210,7 @@ def test_shapes_are_the_same_for_all_batches():
         )
     ]
     assert [shapes(batch) for batch in batches] == [shapes(batches[0])] * len(batches)
-    text = batches[0].spans["text"]
+    text = text_spans(batches[0])
     assert text.tokens.shape == (2 * (16 + 8),)
     assert text.slots.shape == (2 * 16,)
     assert batches[0].scored.shape == (2 * S,)
@@ -217,7 +218,7 @@ def test_shapes_are_the_same_for_all_batches():
 
 def test_unused_room_points_at_the_bin():
     batch = collator()([(0, sample_of([(2, 6)]))])
-    text = batch.spans["text"]
+    text = text_spans(batch)
     assert (text.slots[text.num_vectors :] == S).all()
 
 
@@ -230,7 +231,7 @@ def test_first_of_span_is_false_beyond_the_scored_slots():
 
 def test_dtypes_are_those_the_model_declares():
     batch = collator()([(0, sample_of([(2, 6)]))])
-    text = batch.spans["text"]
+    text = text_spans(batch)
     integers = (batch.tokens, batch.labels, batch.scored, text.tokens, text.positions)
     assert {tensor.dtype for tensor in (*integers, text.cells, text.vectors, text.slots)} == {
         torch.int64
@@ -259,7 +260,7 @@ def test_epochs_reach_the_policy():
     sample = sample_of(None, id=4)
     for epoch in range(5):
         batch = collate([(epoch, sample)])
-        text = batch.spans["text"]
+        text = text_spans(batch)
         wanted = [t for a, b in policy.choose(sample, epoch=epoch) for t in range(a, b)]
         assert text.slots[: text.num_vectors].tolist() == wanted
 
@@ -361,14 +362,14 @@ def test_spans_in_two_documents_are_refused_within_them():
 def test_layouts_reach_the_policy():
     policy = RandomSpans(RandomSpansConfig(), seed=0, special=SpecialTokens())
     sample = sample_of(None, id=4)
-    batch = within(policy)([(1, sample), (1, sample), (2, sample)], choices=[0, 3, 1])
+    batch = within(policy)([(1, sample), (1, sample), (2, sample)], layouts=[0, 3, 1])
     wanted = [
         row * S + t
-        for row, (epoch, choice) in enumerate([(1, 0), (1, 3), (2, 1)])
-        for a, b in policy.choose(sample, epoch=epoch, choice=choice)
+        for row, (epoch, layout) in enumerate([(1, 0), (1, 3), (2, 1)])
+        for a, b in policy.choose(sample, epoch=epoch, layout=layout)
         for t in range(a, b)
     ]
-    text = batch.spans["text"]
+    text = text_spans(batch)
     assert text.slots[: text.num_vectors].tolist() == wanted
 
 

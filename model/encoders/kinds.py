@@ -1,0 +1,19 @@
+"""The encoders that there are: a modality adds its line here and in `train.data.spans.kinds`."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from model.encoders.text import TextEncoderConfig
+
+
+def _text_by_default(value: Any) -> Any:
+    """Files may leave out `kind`, as all did while there was no other."""
+    return {"kind": "text"} | value if isinstance(value, dict) else value
+
+
+AnyEncoderConfig = Annotated[
+    TextEncoderConfig,
+    Field(discriminator="kind"),
+    BeforeValidator(_text_by_default),
+]

@@ -1,1 +1,0 @@
-"""ZeRO: DeepSpeed's engine behind a small interface, its gradients, masters and training state."""

@@ -1,1 +1,0 @@
-"""Loading: from shards to batches, beside streaming."""
