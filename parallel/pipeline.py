@@ -17,7 +17,7 @@ from model.loss import Loss
 from model.semicausal import SemiCausal
 from parallel import cuda_free
 from parallel.megatron import core
-from parallel.zero import ZeroEngine
+from parallel.zero.engine import ZeroEngine
 
 
 def forward_backward(engine: ZeroEngine, batches: Sequence[Batch], *, scale: float) -> list[Loss]:

@@ -3,7 +3,7 @@
 Columns and heads, rows, and the vocabulary are split; norms, small tables and connectors are
 whole, and so are their gradients. With sequence parallelism the rows between blocks are split too:
 what is whole there (norms, the biases of row-parallel layers) then has the gradient of its own
-rows, which `parallel.zero_gradients` sums over the group.
+rows, which `parallel.zero.gradients` sums over the group.
 
 Source: Megatron-LM (1909.08053) §3; sequence parallelism: Korthikanti et al. (2205.05198) §4.2.
 """

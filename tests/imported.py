@@ -4,8 +4,8 @@ import importlib
 import os
 
 from model import torchvision_free
-from parallel import deepspeed_access
 from parallel.megatron import core
+from parallel.zero import deepspeed_access
 
 torchvision_free.install()
 deepspeed_access.imported()

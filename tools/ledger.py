@@ -19,7 +19,7 @@ from train.config import RunConfig
 from train.config_files import from_stored
 from train.data.ledger import Record, read_ledger
 from train.data.ledger_check import SHOWN, Findings, check
-from train.data.plan import Plan, identities
+from train.data.plan import StepPlan, identities
 from train.errors import DataError, UserError
 from train.run_directory import CHECKPOINTS, CONFIG
 
@@ -79,15 +79,15 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         options.out.write_text(json.dumps(asdict(findings), indent=2) + "\n")
     table = Table("what", "value", title=f"ledger of {options.run}", title_justify="left")
     table.add_row("global batches read", f"{findings.steps:,}")
-    table.add_row("sequences", f"{findings.rows:,}")
+    table.add_row("sequences", f"{findings.entries:,}")
     table.add_row("data ranks, start by start", " → ".join(map(str, findings.starts)))
     table.add_row("steps made again after a crash", f"{findings.steps_again:,}")
-    table.add_row("sequences lost", f"{findings.rows_lost:,}")
-    table.add_row("sequences repeated", f"{findings.rows_repeated:,}")
-    total = max(1, sum(share.rows for share in findings.shares))
+    table.add_row("sequences lost", f"{findings.entries_lost:,}")
+    table.add_row("sequences repeated", f"{findings.entries_repeated:,}")
+    total = max(1, sum(share.entries for share in findings.shares))
     for share in findings.shares:
-        of_all = f"{share.rows / total:.4%} where {share.due / total:.4%} were due"
-        table.add_row(f"from {share.name}", f"{share.rows:,} ({of_all})")
+        of_all = f"{share.entries / total:.4%} where {share.due / total:.4%} were due"
+        table.add_row(f"from {share.name}", f"{share.entries:,} ({of_all})")
     console.print(table)
     for fault in findings.faults[:SHOWN]:
         console.print(f"✗ {fault}", style="red", markup=False, highlight=False)
@@ -111,11 +111,11 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     if len(found) > 1:
         console.print(f"made at starts {', '.join(map(str, found))}; the last one counts")
     names = [source.name for source in plan.sources.all]
-    table = Table("place", "source", "epoch", "number", "tokens", title=f"step {options.step}")
+    table = Table("entry", "source", "epoch", "number", "tokens", title=f"step {options.step}")
     for record in found[max(found)]:
         parts = record.identities
         if parts is None:  # beyond the file's limit there is a digest only
-            stop = record.first + record.rows
+            stop = record.first + record.entries
             parts = identities(plan.step(options.step, first=record.first, stop=stop))
         for place, source, epoch, number, begin, end in parts.tolist():
             tokens = "all" if end < 0 else f"{begin} to {end - 1}"
@@ -133,7 +133,7 @@ def _config(run: Path) -> RunConfig:
         ) from error
 
 
-def _plan(config: RunConfig, corpus: str | None) -> Plan:
+def _plan(config: RunConfig, corpus: str | None) -> StepPlan:
     if corpus is not None:
         if len(config.data.mixed) > 1:
             raise DataError("--corpus is for runs of one source: this one mixes several")

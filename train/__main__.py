@@ -12,7 +12,7 @@ import torch
 from parallel.launch import World, announced_ranks, join, leave, multiplies_bf16
 from parallel.mesh import forget_groups
 from parallel.pipeline import microbatch_fault
-from parallel.zero_config import why_unsupported
+from parallel.zero.config import why_unsupported
 from train.config import RunConfig, accumulation
 from train.config_files import dump, load
 from train.dry_run import dry_run

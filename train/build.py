@@ -12,9 +12,9 @@ from model.lora import add_adapters
 from model.semicausal import ModelConfig, SemiCausal, parameter_counts
 from parallel.mesh import Mesh
 from parallel.spread import build_part, split_of
-from parallel.zero import ZeroEngine
-from parallel.zero import initialize as initialize_zero
-from parallel.zero_config import AdamWOptions
+from parallel.zero.config import AdamWOptions
+from parallel.zero.engine import ZeroEngine
+from parallel.zero.engine import initialize as initialize_zero
 from train.checkpoint import restore as checkpoint
 from train.config import RunConfig
 from train.config_files import differences
@@ -22,7 +22,7 @@ from train.data.collate import Collator
 from train.data.corpus import Corpus
 from train.data.feed import Feed
 from train.data.mixture import Mixture, MixtureError, shares
-from train.data.plan import Plan
+from train.data.plan import StepPlan
 from train.data.sources import Laying, Source, Sources
 from train.data.spans.kinds import StoredSpansConfig, build_policy
 from train.data.tokens import SpecialTokens
@@ -94,32 +94,32 @@ def source_shares(config: RunConfig, sources: Sources) -> npt.NDArray[np.float64
     """
     mixed = config.data.mixed
     amounts = {
-        source.name: source.rows_for(
+        source.name: source.sequences_for(
             epochs=mixed[source.name].epochs, tokens=mixed[source.name].tokens
         )
         for source in sources.all
         if mixed[source.name].is_budgeted
     }
-    rows = config.batch.sequences // config.data.layouts
+    sequences = config.batch.sequences // config.data.span_choices
     try:
-        return shares(mixed, amounts, steps=config.steps, rows=rows)
+        return shares(mixed, amounts, steps=config.steps, sequences=sequences)
     except MixtureError as error:
         raise ConfigError(str(error)) from None
 
 
-def build_plan(config: RunConfig, sources: Sources) -> Plan:
+def build_plan(config: RunConfig, sources: Sources) -> StepPlan:
     """The global batches of the run.
 
     Raises:
         ConfigError: epochs or tokens of the sources do not make up the run.
     """
-    layouts = config.data.layouts
+    choices = config.data.span_choices
     table = source_shares(config, sources)
-    mixture = Mixture(table, rows=config.batch.sequences // layouts, seed=config.seed)
-    return Plan(sources, mixture, slots=config.batch.sequences, layouts=layouts)
+    mixture = Mixture(table, sequences=config.batch.sequences // choices, seed=config.seed)
+    return StepPlan(sources, mixture, entries=config.batch.sequences, choices=choices)
 
 
-def build_feed(config: RunConfig, plan: Plan, collate: Collator, mesh: Mesh) -> Feed:
+def build_feed(config: RunConfig, plan: StepPlan, collate: Collator, mesh: Mesh) -> Feed:
     """This rank's feed of training microbatches, the same for all that hold one model copy."""
     return Feed(
         plan,

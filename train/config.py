@@ -8,7 +8,7 @@ from model.config import Config
 from model.lora import LoraConfig
 from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
-from parallel.zero_config import ZeroConfig
+from parallel.zero.config import ZeroConfig
 from train.data.collate import Attend, SpanCapacity
 from train.data.mixture import SourceConfig
 from train.data.spans.kinds import (
@@ -58,7 +58,7 @@ class DataConfig(Config):
     shuffle_window: Positive = 65_536
     """Samples shuffled among each other, after the shards have been shuffled; documents packed
     together."""
-    layouts: Positive = 1
+    span_choices: Positive = 1
     """Choices of spans with which a step holds each sequence."""
     ledger_mib: Annotated[float, Field(gt=0)] = 64.0
     """Size from which a rank's ledger of what it read holds digests only."""
@@ -199,7 +199,7 @@ class RunConfig(Config):
         identity["data"] = {
             "sequence_tokens": self.data.sequence_tokens,
             "shuffle_window": self.data.shuffle_window,
-            "layouts": self.data.layouts,
+            "span_choices": self.data.span_choices,
             # Where they lie may change; checkpoints know what was in there.
             "sources": {
                 name: source.model_dump(mode="json", exclude={"corpus"})
@@ -263,9 +263,9 @@ def _faults(config: RunConfig) -> list[str]:
             f"(collective_timeout_seconds {config.collective_timeout_seconds:g}): lower one, or "
             "raise the other"
         )
-    if config.batch.sequences % config.data.layouts:
+    if config.batch.sequences % config.data.span_choices:
         faults.append(
-            f"data.layouts: {config.data.layouts} layouts of each sequence do not divide "
+            f"data.span_choices: {config.data.span_choices} of each sequence do not divide "
             f"batch.sequences ({config.batch.sequences})"
         )
     if S > decoder.max_tokens:

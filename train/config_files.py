@@ -23,6 +23,7 @@ RENAMED: Mapping[str, str] = {
     "data.cache": "storage.cache",
     "data.cache_gib": "storage.cache_gib",
     "data.endpoint_url": "storage.endpoint_url",
+    "data.layouts": "data.span_choices",
     "data.read_ahead_shards": "storage.read_ahead_files",
     "data.retry_budget_seconds": "storage.retry_budget_seconds",
     "data.timeout_seconds": "storage.timeout_seconds",

@@ -13,10 +13,10 @@ from model.batch import Batch
 from model.loss import Loss
 from parallel.agreement import on_all_ranks
 from parallel.pipeline import forward
-from parallel.zero import ZeroEngine
+from parallel.zero.engine import ZeroEngine
 from train.data.collate import Collator
 from train.data.sample import Sample
-from train.data.sources import Sources, ValidationRows
+from train.data.sources import Sources, ValidationSequences
 from train.errors import DataError
 from train.tally import Tally
 from train.watch.metrics import ValidationRecord
@@ -69,7 +69,7 @@ def unscored(sample: Sample) -> Sample:
 
 def first_samples(samples: Samples, count: int | None) -> Sequence[int]:
     """Numbers of the first samples of a split, or of all."""
-    if count is not None and isinstance(samples, ValidationRows):
+    if count is not None and isinstance(samples, ValidationSequences):
         return range(samples.up_to(count))
     length = len(samples)
     return range(length if count is None else min(count, length))

@@ -133,7 +133,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             first_step=first_step,
             rank=mesh.data_rank,
             ranks=mesh.data_size,
-            rows=plan.slots,
+            entries=plan.entries,
         )
         return LedgerWriter(directory, about, limit_bytes=int(config.data.ledger_mib * 2**20))
 

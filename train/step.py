@@ -12,7 +12,7 @@ from parallel.agreement import raise_first
 from parallel.launch import total
 from parallel.mesh import Mesh
 from parallel.pipeline import forward_backward
-from parallel.zero import ZeroEngine
+from parallel.zero.engine import ZeroEngine
 from train.errors import DataError, DivergedError
 from train.tally import Averages, Tally
 

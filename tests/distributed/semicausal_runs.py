@@ -20,10 +20,10 @@ from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh, build_mesh, data_mesh, layout_faults
 from parallel.pipeline import microbatch_fault
 from parallel.spread import build_part, split_of
-from parallel.zero import ZeroEngine
-from parallel.zero import initialize as initialize_zero
-from parallel.zero_config import AdamWOptions, Precision, ZeroConfig
-from parallel.zero_state import local_slices
+from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero.engine import ZeroEngine
+from parallel.zero.engine import initialize as initialize_zero
+from parallel.zero.state import local_slices
 from train.data.collate import Attend, Collator, SpanCapacity
 from train.data.sample import Sample
 from train.data.spans.kinds import NO_SPANS, Spans
@@ -139,7 +139,7 @@ class UnevenSpans:
     def __init__(self, where: str):
         self.where = where
 
-    def choose(self, sample: Sample, *, epoch: int, layout: int = 0) -> Spans:
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         if self.where == "nowhere" or (self.where == "first rank" and sample.id % 8 >= 4):
             return NO_SPANS
         start = 2 + sample.id % 5
@@ -196,8 +196,8 @@ class _Inside:
     def __init__(self, policy: UnevenSpans):
         self.policy = policy
 
-    def choose(self, sample: Sample, *, epoch: int, layout: int = 0) -> Spans:
-        spans = self.policy.choose(sample, epoch=epoch, layout=layout)
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
+        spans = self.policy.choose(sample, epoch=epoch, choice=choice)
         return spans[spans[:, 1] < len(sample.tokens)]
 
 

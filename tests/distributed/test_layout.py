@@ -15,7 +15,7 @@ from model.semicausal import SemiCausal
 from parallel.mesh import straddling_warning
 from parallel.pipeline import forward
 from parallel.spread import split_of
-from parallel.zero_state import local_slices
+from parallel.zero.state import local_slices
 from tests.distributed.harness import RankPool
 from tests.distributed.parity_results import differences
 from tests.distributed.semicausal_runs import (

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel import zero_gradients
 from parallel.launch import World
 from parallel.mesh import Mesh
-from parallel.zero import ZeroEngine
-from parallel.zero_gradients import Gradient, global_norm
+from parallel.zero import gradients as zero_gradients
+from parallel.zero.engine import ZeroEngine
+from parallel.zero.gradients import Gradient, global_norm
 from tests.distributed.harness import RankPool, RanksFailed
 from tests.distributed.parity_results import TOLERANCE, differences
 from tests.distributed.semicausal_runs import Cell, History, engine_of, on_ranks, oracle, run_steps

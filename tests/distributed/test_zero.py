@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel import zero_state
-from parallel.zero_config import Precision, ZeroConfig, why_unsupported
+from parallel.zero import state as zero_state
+from parallel.zero.config import Precision, ZeroConfig, why_unsupported
 from tests.distributed.harness import RankPool, RanksFailed, run_ranks
 from tests.distributed.toy import (
     LEARNING_RATE,

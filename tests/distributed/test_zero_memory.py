@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel import pages, zero, zero_gradients, zero_state
 from parallel.mesh import data_mesh
-from parallel.zero_config import Precision, ZeroConfig
+from parallel.zero import engine as zero
+from parallel.zero import gradients as zero_gradients
+from parallel.zero import pages
+from parallel.zero import state as zero_state
+from parallel.zero.config import Precision, ZeroConfig
 from tests.distributed.harness import RankPool
 from tests.distributed.toy import OPTIM, Toy, groups_of, train_step
 from train.checkpoint import restore as checkpoint

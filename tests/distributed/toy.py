@@ -8,9 +8,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel import zero
 from parallel.mesh import data_mesh
-from parallel.zero_config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero import engine as zero
+from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
 
 VOCABULARY = 31
 WIDTH = 13  # odd, so that every kind of sharding has to pad

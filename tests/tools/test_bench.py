@@ -18,8 +18,8 @@ from model.semicausal import ModelConfig
 from tests.model.examples import text_spans
 from tools.bench import encoding, flops, gpu, peers
 from tools.bench.__main__ import main
-from tools.bench.loading_corpora import write_sequences
-from tools.bench.loading_readers import BATCH, SHARED_MEMORY, Reading, Streaming
+from tools.bench.loading.corpora import write_sequences
+from tools.bench.loading.readers import BATCH, SHARED_MEMORY, Reading, Streaming
 from tools.bench.processes import ProcessFailed, in_processes
 from tools.bench.rounds import Contestant, Effort, alternate, ratio
 from tools.bench.shapes import FULL, TINY, Shape

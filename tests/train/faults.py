@@ -95,7 +95,7 @@ def ledger_of(lab: Lab, played: Played) -> tuple[int, int]:
         if "no ledger" not in str(error) and "no run directory" not in str(error):
             raise
         return 0, 0
-    return findings.rows_lost, findings.rows_repeated
+    return findings.entries_lost, findings.entries_repeated
 
 
 def _shard(content: dict[str, Any]) -> dict[str, Any]:

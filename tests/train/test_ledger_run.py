@@ -85,11 +85,11 @@ def test_the_ledger_proves_it(
     assert "every global batch was read once, in order" in capsys.readouterr().out
     findings = check_run(elastic[0])
     assert findings.starts == [1, 2, 4, 2]
-    assert (findings.steps, findings.rows) == (STEPS, 8 * STEPS)
+    assert (findings.steps, findings.entries) == (STEPS, 8 * STEPS)
     assert findings.steps_again > 0
-    assert (findings.rows_lost, findings.rows_repeated, findings.faults) == (0, 0, [])
+    assert (findings.entries_lost, findings.entries_repeated, findings.faults) == (0, 0, [])
     for share in findings.shares:
-        assert share.rows == pytest.approx(share.due, abs=1)
+        assert share.entries == pytest.approx(share.due, abs=1)
     assert [share.name for share in findings.shares] == ["long", "short"]
 
 
@@ -124,7 +124,7 @@ def test_a_batch_left_out_is_caught(elastic: tuple[Path, Metrics], tmp_path: Pat
     files = copy(elastic, tmp_path / "run")
     files[-1].unlink()  # what the second rank of the last start has read
     findings = check_run(tmp_path / "run")
-    assert findings.rows_lost > 0
+    assert findings.entries_lost > 0
     assert findings.faults
 
 
@@ -136,8 +136,8 @@ def test_records_of_another_run_are_caught(
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("seed: 1\n", "seed: 2\n"))
     findings = check_run(tmp_path / "run")
-    assert findings.rows_lost == 8 * STEPS
-    assert any("not read as planned: place" in fault for fault in findings.faults)
+    assert findings.entries_lost == 8 * STEPS
+    assert any("not read as planned: entry" in fault for fault in findings.faults)
 
 
 def test_digests_are_enough(
@@ -147,10 +147,10 @@ def test_digests_are_enough(
     records = read_ledger(tmp_path / "run")[1][0][1]
     assert records[-1].identities is None
     findings = check_run(tmp_path / "run")
-    assert (findings.steps, findings.rows_lost, findings.faults) == (STEPS, 0, [])
+    assert (findings.steps, findings.entries_lost, findings.faults) == (STEPS, 0, [])
     changed = tmp_path / "run" / "config.yaml"
     changed.write_text(changed.read_text().replace("shuffle_window: 50", "shuffle_window: 60"))
-    assert check_run(tmp_path / "run").rows_lost > 0
+    assert check_run(tmp_path / "run").entries_lost > 0
 
 
 def test_validation_is_told_by_source(whole: tuple[Path, Metrics]) -> None:
@@ -165,7 +165,7 @@ def test_validation_is_told_by_source(whole: tuple[Path, Metrics]) -> None:
 def test_other_packing_is_refused_on_resume(
     overrides: list[str], elastic: tuple[Path, Metrics]
 ) -> None:
-    for change in ("data.attend=within", "data.shuffle_window=51", "data.layouts=2"):
+    for change in ("data.attend=within", "data.shuffle_window=51", "data.span_choices=2"):
         ended = start("null", elastic[0], *overrides, change).wait()
         assert ended.code == 2
         assert change.split("=")[0] in ended.output

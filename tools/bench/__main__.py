@@ -17,7 +17,6 @@ from tools.bench import (
     checkpointing,
     encoding,
     gpu,
-    loading,
     peers,
     ranks,
     report,
@@ -25,6 +24,7 @@ from tools.bench import (
     shapes,
     stages,
 )
+from tools.bench.loading.case import from_shards
 from tools.bench.processes import ProcessFailed, in_processes
 from tools.bench.rounds import Findings
 from tools.bench.shapes import Plan
@@ -66,7 +66,7 @@ CASES = {
     "building": Case(
         work=building.against_tokenizer, about="from texts to shards, beside the tokenizer alone"
     ),
-    "loading": Case(work=loading.from_shards, about="from shards to batches, beside streaming"),
+    "loading": Case(work=from_shards, about="from shards to batches, beside streaming"),
     "metalm_1p3b": Case(work=gpu.metalm_1p3b, about="the 1.3B on a GPU"),
 }
 

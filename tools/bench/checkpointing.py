@@ -30,11 +30,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 
-from parallel import zero_state
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
-from parallel.zero import ZeroEngine, initialize
-from parallel.zero_config import AdamWOptions, ZeroConfig
+from parallel.zero import state as zero_state
+from parallel.zero.config import AdamWOptions, ZeroConfig
+from parallel.zero.engine import ZeroEngine, initialize
 from tools.bench.processes import in_processes
 from tools.bench.report import MEANINGS
 from tools.bench.rounds import Findings, ratio

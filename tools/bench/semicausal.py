@@ -1,7 +1,7 @@
 """What spans cost: semi-causal training steps over causal ones, against the FLOPs."""
 
 from model.semicausal import ModelConfig
-from parallel.zero_config import Precision
+from parallel.zero.config import Precision
 from tools.bench import flops
 from tools.bench.rounds import Contestant, Findings, alternate, ratio, record, spread
 from tools.bench.shapes import Plan, Shape

@@ -11,7 +11,7 @@ from model.batch import Batch
 from model.semicausal import ModelConfig
 from parallel.agreement import gathered
 from parallel.mesh import LayoutConfig, Mesh
-from parallel.zero_config import ZeroConfig
+from parallel.zero.config import ZeroConfig
 from tools.bench.rounds import Contestant, Findings, Spread, Step, alternate, ratio, record, spread
 from tools.bench.semicausal import RATIO
 from tools.bench.shapes import Plan

@@ -12,9 +12,9 @@ from model.layers import initialize
 from model.semicausal import ModelConfig, SemiCausal
 from parallel.mesh import data_mesh
 from parallel.pipeline import forward_backward
-from parallel.zero import ZeroEngine
-from parallel.zero import initialize as initialize_zero
-from parallel.zero_config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero.engine import ZeroEngine
+from parallel.zero.engine import initialize as initialize_zero
 from tools.bench.rounds import Step
 from tools.bench.shapes import Shape
 from train.data.collate import Collator, SpanCapacity

@@ -15,7 +15,7 @@ from model.decoder import DecoderConfig
 from model.semicausal import ModelConfig, SemiCausal
 from parallel.launch import join, multiplies_bf16
 from parallel.mesh import LayoutConfig
-from parallel.zero_config import Precision, ZeroConfig
+from parallel.zero.config import Precision, ZeroConfig
 from tools.bench.processes import ProcessFailed, in_processes
 from tools.bench.training import build
 from tools.plan.machines import (

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from model.semicausal import ModelConfig, parameter_counts
 from parallel.mesh import LayoutConfig
-from parallel.zero_config import Precision, ZeroConfig
+from parallel.zero.config import Precision, ZeroConfig
 from tools.bench.processes import ProcessFailed
 from tools.plan.__main__ import machine_for
 from tools.plan.from_config import record

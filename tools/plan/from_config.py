@@ -9,7 +9,7 @@ import yaml
 from model.encoders.protocol import SpanLoad
 from parallel.costs import usual_load
 from parallel.launch import multiplies_bf16
-from parallel.zero_config import Precision
+from parallel.zero.config import Precision
 from tools.plan.machines import MachineKind
 from tools.plan.search import Plan
 from tools.plan.task import Candidate, Task

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from model.config import Config
-from parallel.zero_config import Precision
+from parallel.zero.config import Precision
 
 MachineKind = Literal["h100", "h200", "a100", "cpu"]
 KINDS: tuple[MachineKind, ...] = ("h100", "h200", "a100", "cpu")

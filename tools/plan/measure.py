@@ -16,9 +16,9 @@ from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh, build_mesh, forget_groups
 from parallel.pipeline import forward_backward
 from parallel.spread import build_part
-from parallel.zero import ZeroEngine
-from parallel.zero import initialize as initialize_zero
-from parallel.zero_config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero.engine import ZeroEngine
+from parallel.zero.engine import initialize as initialize_zero
 from tools.bench.processes import in_processes
 from tools.bench.shapes import Shape
 from tools.bench.training import batches

@@ -15,7 +15,7 @@ from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention
 from model.block import Block
 from model.layers import DenseLayers, initialize
 from model.loss import LinearCrossEntropy
-from parallel.zero_config import Precision
+from parallel.zero.config import Precision
 from tools.plan.machines import Link, Links, Rates
 from tools.plan.step_time import (
     HIDDEN_MOVES,

@@ -8,7 +8,7 @@ from model.encoders.protocol import SpanLoad
 from model.semicausal import ModelConfig
 from parallel.costs import Load
 from parallel.mesh import LayoutConfig
-from parallel.zero_config import Precision, ZeroConfig
+from parallel.zero.config import Precision, ZeroConfig
 from tools.plan.weights import Share, rank_share
 
 PRECISION_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}

@@ -17,7 +17,7 @@ from tools.shards.entries import Entry, Fields, TextPiece
 from tools.shards.ids import require_unique
 from tools.shards.manifest import FORMAT_VERSION, finish
 from tools.shards.part import PartRecord, PartSetup, record_name, require_few_bad, split_of
-from tools.shards.plan import Plan, Source, cut, part_size, survey
+from tools.shards.plan import BuildPlan, Source, cut, part_size, survey
 from tools.shards.pool import spread
 from tools.shards.progress import Bar, busy
 from tools.shards.reading import PartReader
@@ -178,12 +178,12 @@ def _given_tokenizer(order: Order) -> CorpusTokenizer | None:
     return given
 
 
-def _plan(workshop: Workshop, surveyed: Any, order: Order, part_bytes: int) -> Plan:
+def _plan(workshop: Workshop, surveyed: Any, order: Order, part_bytes: int) -> BuildPlan:
     """The plan of an earlier run, or a new one."""
     path = workshop.working / _PLAN
     data = workshop.read(path)
     if data is not None:
-        return Plan.model_validate_json(data)
+        return BuildPlan.model_validate_json(data)
     has_media = order.has_media or any(
         reading.has_media(piece, order.fields) for _, slices in surveyed for piece in slices
     )
@@ -192,7 +192,9 @@ def _plan(workshop: Workshop, surveyed: Any, order: Order, part_bytes: int) -> P
     return plan
 
 
-def _trained(workshop: Workshop, plan: Plan, order: Order, console: Console) -> CorpusTokenizer:
+def _trained(
+    workshop: Workshop, plan: BuildPlan, order: Order, console: Console
+) -> CorpusTokenizer:
     """A tokenizer trained on the beginning of every part, now or by an earlier run."""
     path = workshop.working / TOKENIZER_NAME
     content = workshop.read(path)
@@ -206,7 +208,7 @@ def _trained(workshop: Workshop, plan: Plan, order: Order, console: Console) -> 
     return trained
 
 
-def _sample(plan: Plan, order: Order) -> Any:
+def _sample(plan: BuildPlan, order: Order) -> Any:
     share = math.ceil(TOKENIZER_TEXT_BYTES / len(plan.parts))
     for part in plan.parts:
         left = share
@@ -222,7 +224,7 @@ def _sample(plan: Plan, order: Order) -> Any:
                 break
 
 
-def _seek_duplicates(workshop: Workshop, plan: Plan, order: Order, console: Console) -> None:
+def _seek_duplicates(workshop: Workshop, plan: BuildPlan, order: Order, console: Console) -> None:
     """Say which documents stay; parts that were looked at by an earlier run are not read again."""
     there = set(workshop.names(workshop.working / duplicates.FINGERPRINTS))
     missing = [
@@ -247,7 +249,7 @@ def _seek_duplicates(workshop: Workshop, plan: Plan, order: Order, console: Cons
         duplicates.decide(workshop, parts=len(plan.parts), dedup=order.dedup)
 
 
-def _finished(workshop: Workshop, plan: Plan) -> dict[int, PartRecord]:
+def _finished(workshop: Workshop, plan: BuildPlan) -> dict[int, PartRecord]:
     """The parts that an earlier run built, by number."""
     records: dict[int, PartRecord] = {}
     there = set(workshop.names(workshop.working / PARTS))
@@ -261,7 +263,7 @@ def _finished(workshop: Workshop, plan: Plan) -> dict[int, PartRecord]:
 
 def _parts(
     workshop: Workshop,
-    plan: Plan,
+    plan: BuildPlan,
     order: Order,
     tokenizer: CorpusTokenizer,
     finished: Mapping[int, PartRecord],

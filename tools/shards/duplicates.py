@@ -21,7 +21,7 @@ from datasketch import MinHash, MinHashLSH
 
 from tools.shards.entries import Bad, Entry, Fields, MediaPiece, TextPiece
 from tools.shards.part import DUPLICATES, BadList, keep_name
-from tools.shards.plan import Plan
+from tools.shards.plan import BuildPlan
 from tools.shards.pool import Report
 from tools.shards.reading import PartReader
 from tools.shards.workshop import Workshop
@@ -72,7 +72,7 @@ class FingerprintSetup:
     """What every process needs to reduce documents."""
 
     out: str
-    plan: Plan
+    plan: BuildPlan
     fields: Fields
     dedup: Dedup
     skip_bad: int

@@ -10,7 +10,7 @@ import numpy as np
 from tools.corpus.place import SPLITS, TOKEN_COUNTS_NAME, TOKENIZER_NAME
 from tools.corpus.tokenizer import CorpusTokenizer
 from tools.shards.part import PartRecord, counts_name
-from tools.shards.plan import Plan
+from tools.shards.plan import BuildPlan
 from tools.shards.words import counted
 from tools.shards.workshop import PARTS, Workshop
 from tools.shards.writing import ShardRecord
@@ -28,7 +28,7 @@ _SHARES: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenths / 10 for tenth
 def finish(
     workshop: Workshop,
     *,
-    plan: Plan,
+    plan: BuildPlan,
     records: Sequence[PartRecord],
     tokenizer: CorpusTokenizer,
     recipe: Mapping[str, Any],
@@ -111,7 +111,7 @@ def totals(shards: Sequence[ShardRecord]) -> dict[str, int]:
     }
 
 
-def _sources(plan: Plan, records: Sequence[PartRecord]) -> list[dict[str, Any]]:
+def _sources(plan: BuildPlan, records: Sequence[PartRecord]) -> list[dict[str, Any]]:
     described: list[dict[str, Any]] = []
     for number, source in enumerate(plan.sources):
         of_it = [record for record in records if plan.parts[record.part].source == number]

@@ -17,7 +17,7 @@ from tools.corpus.tokenizer import CorpusTokenizer
 from tools.shards.encoding import Encoder
 from tools.shards.entries import Bad, Entry, Fields
 from tools.shards.ids import write_ids
-from tools.shards.plan import Plan
+from tools.shards.plan import BuildPlan
 from tools.shards.pool import Report
 from tools.shards.reading import PartReader
 from tools.shards.workshop import PARTS, SCRATCH, Workshop
@@ -65,7 +65,7 @@ class PartSetup:
     """
 
     out: str
-    plan: Plan
+    plan: BuildPlan
     tokenizer: bytes
     fields: Fields
     validation: float

@@ -109,7 +109,7 @@ class Source(_Stored):
     left_out: dict[str, int]
 
 
-class Plan(_Stored):
+class BuildPlan(_Stored):
     """Sources and parts, in the order in which documents come."""
 
     sources: list[Source]
@@ -164,7 +164,7 @@ def part_size(sources: Iterable[Source]) -> int:
 
 def cut(
     surveyed: Sequence[tuple[Source, list[Slice]]], *, part_bytes: int, has_media: bool
-) -> Plan:
+) -> BuildPlan:
     """Cut sources into parts; reads large files of lines once, to find where lines begin.
 
     Args:
@@ -186,7 +186,7 @@ def cut(
             gathered.append(piece)
             weight += piece.num_bytes
         parts.append(Part(source=number, slices=gathered))
-    return Plan(sources=[source for source, _ in surveyed], parts=parts, has_media=has_media)
+    return BuildPlan(sources=[source for source, _ in surveyed], parts=parts, has_media=has_media)
 
 
 def _name_and_path(given: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tools.shards.corpus import Corpus
 from train.data.document import LENGTH_COLUMNS, MEDIA
-from train.data.pack import RowShape, pack
+from train.data.pack import SequenceShape, pack
 from train.errors import DataError
 from train.watch.report import Number, format_count
 
@@ -114,9 +114,9 @@ def render(corpus: Corpus, lengths: Mapping[str, Lengths]) -> str:
 
 def expected_padding(lengths: Lengths, sequence_tokens: int) -> float:
     """Share of slots that stay empty when documents are packed as training packs them."""
-    shape = RowShape(slots=sequence_tokens, opening=1)
+    shape = SequenceShape(slots=sequence_tokens, opening=1)
     rows = pack(lengths[:, :3].astype(np.int64), shape)
-    used = int((rows.pieces[:, 2] - rows.pieces[:, 1] + shape.opening).sum())
+    used = int((rows.parts[:, 2] - rows.parts[:, 1] + shape.opening).sum())
     return 1 - used / (len(rows) * sequence_tokens)
 
 

@@ -15,7 +15,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from parallel.pages import release_files
+from parallel.zero.pages import release_files
 from train.checkpoint.boxes import Box
 from train.checkpoint.format import Chunk, FileRecord, ParameterRecord, TensorKind
 from train.storage.checkpoint_files import storage_of

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import nn
 
 from model.layers import logical_name, placement
-from parallel import zero_state
 from parallel.agreement import gathered, on_all_ranks
-from parallel.pages import release_files
-from parallel.zero import ZeroEngine
-from parallel.zero_state import StateSlice
+from parallel.zero import state as zero_state
+from parallel.zero.engine import ZeroEngine
+from parallel.zero.pages import release_files
+from parallel.zero.state import StateSlice
 from train.checkpoint import format as checkpoint_format
 from train.checkpoint.directory import Retention, latest, resolve
 from train.checkpoint.format import STATE_NAME, Index

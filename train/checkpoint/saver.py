@@ -16,9 +16,9 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed as dist
 
-from parallel import zero_state
 from parallel.agreement import gathered, on_all_ranks
-from parallel.zero import ZeroEngine
+from parallel.zero import state as zero_state
+from parallel.zero.engine import ZeroEngine
 from train.checkpoint import directory as checkpoint_directory
 from train.checkpoint.chunks import Piece, cut, write_chunks
 from train.checkpoint.directory import Retention

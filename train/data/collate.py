@@ -86,13 +86,13 @@ class Collator:
         self.attend: Attend = attend
 
     def __call__(
-        self, samples: Sequence[tuple[int, Sample]], *, layouts: Sequence[int] | None = None
+        self, samples: Sequence[tuple[int, Sample]], *, choices: Sequence[int] | None = None
     ) -> Batch:
         """Collate (epoch, sample) pairs.
 
         Args:
             samples: B pairs.
-            layouts: which choice of spans of each; the first where None.
+            choices: which choice of spans of each; the first where None.
 
         Raises:
             DataError: a sample is longer than S + 1 tokens, its spans make no sense, or they
@@ -119,7 +119,7 @@ class Collator:
         spans: dict[str, PackedSpans] = {}
         for modality, policy in self.policies.items():
             chosen = [
-                policy.choose(sample, epoch=epoch, layout=layouts[row] if layouts else 0)
+                policy.choose(sample, epoch=epoch, choice=choices[row] if choices else 0)
                 for row, (epoch, sample) in enumerate(samples)
             ]
             owners, starts, lengths = _flat(chosen)

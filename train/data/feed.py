@@ -1,4 +1,4 @@
-"""Microbatches of each step, read ahead; which rows, only the step decides."""
+"""Microbatches of each step, read ahead; which sequences, only the step decides."""
 
 import time
 from collections import deque
@@ -13,8 +13,8 @@ from typing import Any, Final, Self, TypeVar
 
 from model.batch import Batch
 from train.data.collate import Collator
-from train.data.plan import Ints, Plan, Slot, identities
-from train.data.rows import Row
+from train.data.plan import Entry, Ints, StepPlan, identities
+from train.data.sequences import PlannedSequence
 from train.data.sources import Source
 from train.errors import DataError
 
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 STEPS_AHEAD: Final = 2
 """Steps whose microbatches are ready before they are asked for."""
 PLANNED_STEPS: Final = 32
-"""Steps whose shards are fetched before their rows are read, the step itself included."""
+"""Steps whose shards are fetched before their sequences are read, the step itself included."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,29 +33,29 @@ class StepData:
     Attributes:
         batches: its microbatches.
         identities: [p, 6] what they were made of, see `plan.identities`.
-        first: place of the first row in the global batch.
-        rows: how many there are.
-        position: what a checkpoint after the step keeps, see `Plan.position`.
+        first: number of its first entry in the global batch.
+        entries: how many it has.
+        position: what a checkpoint after the step keeps, see `StepPlan.position`.
     """
 
     batches: list[Batch]
     identities: Ints
     first: int
-    rows: int
+    entries: int
     position: dict[str, Any]
 
 
 class Feed:
     """One rank's share of each global batch.
 
-    Rank r of R takes the r-th of R equal parts of the plan's places, in microbatches. A single
+    Rank r of R takes the r-th of R equal parts of the plan's entries, in microbatches. A single
     thread plans and reads ahead; its errors surface in `step`. Nothing else may use the plan while
     it does.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: StepPlan,
         collate: Collator,
         *,
         micro_sequences: int,
@@ -64,11 +64,11 @@ class Feed:
         timeout_seconds: float,
         last_step: int,
     ):
-        assert plan.slots % (ranks * micro_sequences) == 0, "checked with the configuration"
+        assert plan.entries % (ranks * micro_sequences) == 0, "checked with the configuration"
         self.plan = plan
         self.collate = collate
         self.micro_sequences = micro_sequences
-        self.share = plan.slots // ranks
+        self.share = plan.entries // ranks
         self.first = rank * self.share
         self.timeout_seconds = timeout_seconds
         self.last_step = last_step
@@ -76,7 +76,7 @@ class Feed:
         """How long the last call of `step` had to wait."""
         self._reader = _Reader()
         self._ahead: deque[tuple[int, Future[StepData]]] = deque()
-        self._planned: dict[int, tuple[list[Slot], dict[int, dict[int, None]]]] = {}
+        self._planned: dict[int, tuple[list[Entry], dict[int, dict[int, None]]]] = {}
         """Places of steps, and the shards that they need; the reader's alone."""
         self._next = 0
 
@@ -135,27 +135,27 @@ class Feed:
             self._next += 1
 
     def _read(self, step: int) -> StepData:
-        slots = self._plan_ahead(step)
-        samples = [(slot.row.epoch, slot.source.read(slot.row)) for slot in slots]
-        layouts = [slot.layout for slot in slots]
+        entries = self._plan_ahead(step)
+        samples = [(entry.sequence.epoch, entry.source.read(entry.sequence)) for entry in entries]
+        choices = [entry.choice for entry in entries]
         M = self.micro_sequences
         return StepData(
             batches=[
-                self.collate(samples[i : i + M], layouts=layouts[i : i + M])
-                for i in range(0, len(slots), M)
+                self.collate(samples[i : i + M], choices=choices[i : i + M])
+                for i in range(0, len(entries), M)
             ],
-            identities=identities(slots),
+            identities=identities(entries),
             first=self.first,
-            rows=self.share,
+            entries=self.share,
             position=self.plan.position(step),
         )
 
-    def _plan_ahead(self, step: int) -> list[Slot]:
-        """The places of a step; the shards of coming steps are fetched meanwhile."""
+    def _plan_ahead(self, step: int) -> list[Entry]:
+        """The entries of a step; the shards of coming steps are fetched meanwhile."""
         for coming in range(step, min(step + PLANNED_STEPS, self.last_step + 1)):
             if coming not in self._planned:
-                slots = self.plan.step(coming, first=self.first, stop=self.first + self.share)
-                self._planned[coming] = slots, _shards(slots)
+                entries = self.plan.step(coming, first=self.first, stop=self.first + self.share)
+                self._planned[coming] = entries, _shards(entries)
         for source in self.plan.sources.all:
             wanted = (shards.get(source.number, {}) for _, shards in self._planned.values())
             source.corpus.train.prefetch(dict.fromkeys(chain.from_iterable(wanted)))
@@ -193,12 +193,12 @@ class _Reader:
                 future.set_exception(error)
 
 
-def _shards(slots: list[Slot]) -> dict[int, dict[int, None]]:
-    """Shards that reading some places opens, by number of their source, in order."""
-    rows: dict[Source, list[Row]] = {}
-    for slot in slots:
-        rows.setdefault(slot.source, []).append(slot.row)
+def _shards(entries: list[Entry]) -> dict[int, dict[int, None]]:
+    """Shards that reading some entries opens, by number of their source, in order."""
+    sequences: dict[Source, list[PlannedSequence]] = {}
+    for entry in entries:
+        sequences.setdefault(entry.source, []).append(entry.sequence)
     return {
         source.number: dict.fromkeys(source.shards_of(mine).tolist())
-        for source, mine in rows.items()
+        for source, mine in sequences.items()
     }

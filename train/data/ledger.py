@@ -1,7 +1,7 @@
 """What each rank has read, step by step, so that it can be proved afterwards.
 
 One file for each rank and start, `ledger/START-RANK.bin`: a line of JSON about the start, then a
-record a step. A record says which places of the global batch the rank read, with a digest of the
+record a step. A record says which entries of the global batch the rank read, with a digest of the
 documents (or stored samples) and token ranges in them, and the list itself as long as the file is
 below its limit. Records are checked one by one; a process that is killed leaves at most its last
 one unfinished.
@@ -31,7 +31,7 @@ DIRECTORY: Final = "ledger"
 FORMAT_VERSION: Final = 1
 
 _RECORD: Final = struct.Struct("<QIII16s")
-"""Step, first place, places, bytes of the list, digest; then the list, then the checksum."""
+"""Step, first entry, entries, bytes of the list, digest; then the list, then the checksum."""
 _CHECKSUM: Final = struct.Struct("<I")
 _NAME: Final = re.compile(r"^(\d+)-(\d+)\.bin$")
 
@@ -45,14 +45,14 @@ class Start:
         first_step: steps done before it.
         rank: data rank; ranks that hold parts of one model copy read the same and one writes.
         ranks: data ranks.
-        rows: places of a global batch.
+        entries: entries of a global batch.
     """
 
     start: int
     first_step: int
     rank: int
     ranks: int
-    rows: int
+    entries: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,21 +61,21 @@ class Record:
 
     Attributes:
         step: steps done, this one included.
-        first: its first place in the global batch.
-        rows: how many.
+        first: its first entry in the global batch.
+        entries: how many.
         digest: of `identities`, see `digest_of`.
         listed: `identities`, compressed; empty beyond the file's limit.
     """
 
     step: int
     first: int
-    rows: int
+    entries: int
     digest: bytes
     listed: bytes
 
     @property
     def identities(self) -> Ints | None:
-        """[p, 6] place, source, epoch, number, begin, end; None beyond the file's limit."""
+        """[p, 6] entry, source, epoch, number, begin, end; None beyond the file's limit."""
         if not self.listed:
             return None
         flat = np.frombuffer(zlib.decompress(self.listed), "<i8")
@@ -113,6 +113,7 @@ class LedgerWriter:
         self._path = directory / DIRECTORY / f"{start.start:05d}-{start.rank:05d}.bin"
         self._num_bytes = 0
         header = {"format_version": FORMAT_VERSION, **asdict(start)}
+        header["rows"] = header.pop("entries")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = self._path.open("xb", buffering=0)
@@ -135,7 +136,7 @@ class LedgerWriter:
         if self.fault is not None:
             return  # nothing may follow half a record
         parts = listed(data.identities) if self._num_bytes < self._limit_bytes else b""
-        head = _RECORD.pack(step, data.first, data.rows, len(parts), digest_of(data.identities))
+        head = _RECORD.pack(step, data.first, data.entries, len(parts), digest_of(data.identities))
         record = head + parts
         try:
             self._append(record + _CHECKSUM.pack(zlib.crc32(record)))
@@ -210,24 +211,24 @@ def _read(path: Path) -> tuple[Start, list[Record]]:
     try:
         header = json.loads(line)
         version = header.pop("format_version")
-        start = Start(**header)
+        start = Start(entries=header.pop("rows"), **header)
     except (ValueError, TypeError, KeyError, AttributeError):
         if not newline:  # killed as it began
             number, rank = (int(part) for part in path.stem.split("-"))
-            return Start(start=number, first_step=-1, rank=rank, ranks=0, rows=0), []
+            return Start(start=number, first_step=-1, rank=rank, ranks=0, entries=0), []
         raise DataError(f"{path} does not begin as a ledger does: it was changed") from None
     if version != FORMAT_VERSION:
         raise DataError(f"{path} has format version {version}; this version reads {FORMAT_VERSION}")
     records: list[Record] = []
     at = 0
     while at + _RECORD.size <= len(rest):
-        step, first, rows, num_bytes, digest = _RECORD.unpack_from(rest, at)
+        step, first, entries, num_bytes, digest = _RECORD.unpack_from(rest, at)
         end = at + _RECORD.size + num_bytes
         if end + _CHECKSUM.size > len(rest):
             break  # the record that the process was killed in
         if _CHECKSUM.unpack_from(rest, end)[0] != zlib.crc32(rest[at:end]):
             raise DataError(f"{path}: the record of step {step} was changed after it was written")
         parts = rest[at + _RECORD.size : end]
-        records.append(Record(step=step, first=first, rows=rows, digest=digest, listed=parts))
+        records.append(Record(step=step, first=first, entries=entries, digest=digest, listed=parts))
         at = end + _CHECKSUM.size
     return start, records

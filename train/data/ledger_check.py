@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from train.data.ledger import Record, Start, digest_of
-from train.data.plan import Plan, identities
+from train.data.plan import StepPlan, identities
 
 SHOWN = 20
 """Faults that are told one by one."""
@@ -18,12 +18,12 @@ class Share:
 
     Attributes:
         name: of the source.
-        rows: that it gave, each as often as a step holds it.
-        due: rows that its weights, epochs or tokens add up to.
+        entries: that it gave, each as often as a step holds it.
+        due: entries that its weights, epochs or tokens add up to.
     """
 
     name: str
-    rows: int
+    entries: int
     due: float
 
 
@@ -33,21 +33,21 @@ class Findings:
 
     Attributes:
         steps: global batches of the history that counts.
-        rows: in them.
+        entries: in them.
         starts: data ranks at each start.
         steps_again: steps that were made, rolled back with a crash, and made again.
-        rows_lost: rows of the plan that no rank read, or that were read otherwise than planned.
-        rows_repeated: rows that were read twice in one step.
+        entries_lost: entries that no rank read, or that were read otherwise than planned.
+        entries_repeated: entries that were read twice in one step.
         shares: by source.
         faults: in words; empty if all is well.
     """
 
     steps: int = 0
-    rows: int = 0
+    entries: int = 0
     starts: list[int] = field(default_factory=list)
     steps_again: int = 0
-    rows_lost: int = 0
-    rows_repeated: int = 0
+    entries_lost: int = 0
+    entries_repeated: int = 0
     shares: list[Share] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -57,7 +57,7 @@ Ledger = dict[int, dict[int, tuple[Start, list[Record]]]]
 
 def check(
     ledger: Ledger,
-    plan: Plan,
+    plan: StepPlan,
     *,
     saved_step: int,
     watch: Callable[[Sequence[int]], Iterable[int]] = iter,
@@ -71,30 +71,30 @@ def check(
         watch: passes steps on, and may show how far they are.
     """
     findings = Findings()
-    history = _history(ledger, findings, rows=plan.slots)
+    history = _history(ledger, findings, entries=plan.entries)
     last = max(history, default=0)
     if last < saved_step:
         findings.faults.append(
             f"the newest checkpoint is of step {saved_step}, but the ledger ends at step {last}"
         )
-        findings.rows_lost += (saved_step - last) * plan.slots
+        findings.entries_lost += (saved_step - last) * plan.entries
     for step in watch(range(1, last + 1)):
         records = history.get(step)
         if records is None:
             findings.faults.append(f"step {step} was left out")
-            findings.rows_lost += plan.slots
+            findings.entries_lost += plan.entries
             continue
         findings.steps += 1
-        findings.rows += sum(record.rows for record in records)
+        findings.entries += sum(record.entries for record in records)
         _compare(step, records, plan, findings)
     given, due = plan.mixture.given(last), plan.mixture.due(last)
-    for source, rows, owed in zip(plan.sources.all, given.tolist(), due.tolist(), strict=True):
-        times = plan.layouts
-        findings.shares.append(Share(name=source.name, rows=rows * times, due=owed * times))
+    for source, entries, owed in zip(plan.sources.all, given.tolist(), due.tolist(), strict=True):
+        times = plan.choices
+        findings.shares.append(Share(name=source.name, entries=entries * times, due=owed * times))
     return findings
 
 
-def _history(ledger: Ledger, findings: Findings, *, rows: int) -> dict[int, list[Record]]:
+def _history(ledger: Ledger, findings: Findings, *, entries: int) -> dict[int, list[Record]]:
     """Of each step the records that count: those of the last start that made it."""
     history: dict[int, list[Record]] = {}
     for number in sorted(ledger):
@@ -105,8 +105,10 @@ def _history(ledger: Ledger, findings: Findings, *, rows: int) -> dict[int, list
         first, size = starts[0].first_step, starts[0].ranks
         if any((start.first_step, start.ranks) != (first, size) for start in starts):
             findings.faults.append(f"start {number}: its ranks do not agree on where it began")
-        if any(start.rows != rows for start in starts):
-            findings.faults.append(f"start {number} had another global batch than {rows} rows")
+        if any(start.entries != entries for start in starts):
+            findings.faults.append(
+                f"start {number} had another global batch than {entries} entries"
+            )
         findings.starts.append(size)
         by_step: dict[int, list[Record]] = {}
         for _, records in ranks.values():
@@ -132,31 +134,31 @@ def _history(ledger: Ledger, findings: Findings, *, rows: int) -> dict[int, list
     return history
 
 
-def _compare(step: int, records: list[Record], plan: Plan, findings: Findings) -> None:
+def _compare(step: int, records: list[Record], plan: StepPlan, findings: Findings) -> None:
     at = 0
     for record in sorted(records, key=lambda record: record.first):
-        stop = record.first + record.rows
+        stop = record.first + record.entries
         if record.first > at:
-            findings.faults.append(f"step {step}: places {at} to {record.first - 1} were not read")
-            findings.rows_lost += record.first - at
+            findings.faults.append(f"step {step}: entries {at} to {record.first - 1} were not read")
+            findings.entries_lost += record.first - at
         if record.first < at:
             twice = min(at, stop) - record.first
-            findings.faults.append(f"step {step}: {twice} places were read twice")
-            findings.rows_repeated += twice
+            findings.faults.append(f"step {step}: {twice} entries were read twice")
+            findings.entries_repeated += twice
         at = max(at, stop)
-        planned = identities(plan.step(step, first=record.first, stop=min(stop, plan.slots)))
+        planned = identities(plan.step(step, first=record.first, stop=min(stop, plan.entries)))
         listed = record.identities
         if listed is not None and digest_of(listed) != record.digest:
             findings.faults.append(f"step {step}: a list and its digest do not agree")
         if record.digest != digest_of(planned):
             findings.faults.append(
-                f"step {step}: places {record.first} to {stop - 1} were not read as planned"
+                f"step {step}: entries {record.first} to {stop - 1} were not read as planned"
                 + _difference(listed, planned)
             )
-            findings.rows_lost += record.rows
-    if at < plan.slots:
-        findings.faults.append(f"step {step}: places {at} to {plan.slots - 1} were not read")
-        findings.rows_lost += plan.slots - at
+            findings.entries_lost += record.entries
+    if at < plan.entries:
+        findings.faults.append(f"step {step}: entries {at} to {plan.entries - 1} were not read")
+        findings.entries_lost += plan.entries - at
 
 
 def _difference(listed: np.ndarray | None, planned: np.ndarray) -> str:
@@ -164,5 +166,5 @@ def _difference(listed: np.ndarray | None, planned: np.ndarray) -> str:
         return ""
     for read, wanted in zip(listed.tolist(), planned.tolist(), strict=False):
         if read != wanted:
-            return f": place {read[0]} read {read[1:]}, planned {wanted[1:]}"
+            return f": entry {read[0]} read {read[1:]}, planned {wanted[1:]}"
     return f": {len(listed)} parts, planned {len(planned)}"

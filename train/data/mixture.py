@@ -1,9 +1,9 @@
-"""Which source each row of a global batch comes from.
+"""Which source each sequence of a global batch comes from.
 
-Weights are shares of rows, and so of tokens, for rows are full. After every step each source has
-given what its weights so far add up to, to within two rows (one, but for rare weights that change
-from step to step): not on average, but always. Nothing is drawn, so nothing depends on ranks or
-restarts.
+Weights are shares of sequences, and so of tokens, for sequences are full. After every step each
+source has given what its weights so far add up to, to within two sequences (one, but for rare
+weights that change from step to step): not on average, but always. Nothing is drawn, so nothing
+depends on ranks or restarts.
 """
 
 import math
@@ -74,34 +74,34 @@ class MixtureError(ValueError):
 
 
 def shares(
-    sources: dict[str, SourceConfig], amounts: dict[str, int], *, steps: int, rows: int
+    sources: dict[str, SourceConfig], amounts: dict[str, int], *, steps: int, sequences: int
 ) -> npt.NDArray[np.float64]:
-    """[steps, sources] share of each step's rows that each source gives; rows sum to 1.
+    """[steps, sources] share of each step's sequences that each source gives; a step sums to 1.
 
     Args:
         sources: by name.
-        amounts: rows that each source with a budget is to give in the whole run.
+        amounts: sequences that each source with a budget is to give in the whole run.
         steps: of the run.
-        rows: of a step.
+        sequences: of a step.
 
     Raises:
         MixtureError: budgets exceed the run, or do not fill it and no source has a weight.
     """
-    # With data.layouts a step holds each row several times; rows are counted once here.
-    total = steps * rows
+    # With data.span_choices a step holds each sequence several times; here it counts once.
+    total = steps * sequences
     wanted = sum(amounts.values())
     weighted = [name for name, source in sources.items() if not source.is_budgeted]
     if wanted > total:
         raise MixtureError(
-            f"data.sources: budgets ask for {wanted:,} rows, but the run has {total:,} ({steps:,} "
-            f"steps of {rows}): lower epochs or tokens, or raise steps to "
-            f"{math.ceil(wanted / rows):,}"
+            f"data.sources: budgets ask for {wanted:,} sequences, but the run has {total:,} "
+            f"({steps:,} steps of {sequences}): lower epochs or tokens, or raise steps to "
+            f"{math.ceil(wanted / sequences):,}"
         )
     if wanted < total and not weighted:
         raise MixtureError(
-            f"data.sources: budgets give {wanted:,} rows, but the run needs {total:,} ({steps:,} "
-            f"steps of {rows}): give one source a weight, raise epochs or tokens, or lower steps "
-            f"to {wanted // rows:,}"
+            f"data.sources: budgets give {wanted:,} sequences, but the run needs {total:,} "
+            f"({steps:,} steps of {sequences}): give one source a weight, raise epochs or tokens, "
+            f"or lower steps to {wanted // sequences:,}"
         )
     table = np.zeros((steps, len(sources)))
     rest = 1.0 - wanted / total
@@ -121,37 +121,37 @@ def shares(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepSources:
-    """The sources of one step's rows.
+    """The sources of one step's sequences.
 
     Attributes:
-        before: [sources] rows that each source has given in earlier steps.
-        of_row: [rows] the source of each row.
+        before: [sources] sequences that each source has given in earlier steps.
+        of_sequence: [sequences] the source of each sequence.
     """
 
     before: Ints
-    of_row: Ints
+    of_sequence: Ints
 
     def numbers(self) -> Ints:
-        """[rows] number of each row within its source."""
-        numbers = np.empty(len(self.of_row), dtype=np.int64)
+        """[sequences] number of each sequence within its source."""
+        numbers = np.empty(len(self.of_sequence), dtype=np.int64)
         for source, before in enumerate(self.before.tolist()):
-            mine = np.flatnonzero(self.of_row == source)
+            mine = np.flatnonzero(self.of_sequence == source)
             numbers[mine] = before + np.arange(len(mine))
         return numbers
 
 
 class Mixture:
-    """How each step's rows are shared among sources.
+    """How each step's sequences are shared among sources.
 
     Args:
         table: [steps, sources] shares, see `shares`.
-        rows: of a step.
+        sequences: of a step.
         seed: of the run.
     """
 
-    def __init__(self, table: npt.NDArray[np.float64], *, rows: int, seed: int):
-        self._due = table.cumsum(axis=0) * rows
-        self._rows = rows
+    def __init__(self, table: npt.NDArray[np.float64], *, sequences: int, seed: int):
+        self._due = table.cumsum(axis=0) * sequences
+        self._sequences = sequences
         self._seed = seed
         self._given = np.zeros((len(table) + 1, table.shape[1]), dtype=np.int64)
         self._known_steps = 0
@@ -167,35 +167,35 @@ class Mixture:
         return (self._due[-1] / self._due[-1].sum()).tolist()
 
     def due(self, step: int) -> npt.NDArray[np.float64]:
-        """[sources] rows that each source should have given by the end of a step."""
+        """[sources] sequences that each source should have given by the end of a step."""
         return self._due[step - 1] if step else np.zeros(self.num_sources)
 
     def given(self, step: int) -> Ints:
-        """[sources] rows that each source has given by the end of a step."""
+        """[sources] sequences that each source has given by the end of a step."""
         if step > self._known_steps:
             self._apportion(min(step + _STEPS_AT_ONCE, len(self._due)))
         return self._given[step]
 
     def step(self, step: int) -> StepSources:
-        """Sources of the rows of a step, counted from 1."""
+        """Sources of the sequences of a step, counted from 1."""
         before = self.given(step - 1)
         counts = self.given(step) - before
-        of_row = np.repeat(np.arange(self.num_sources), counts)
+        of_sequence = np.repeat(np.arange(self.num_sources), counts)
         if self.num_sources > 1:
             seeds = np.random.SeedSequence((self._seed, _MIX, step))
-            draws = np.random.Philox(seeds).random_raw(self._rows)
-            of_row = of_row[np.argsort(draws, kind="stable")]
-        return StepSources(before=before, of_row=of_row)
+            draws = np.random.Philox(seeds).random_raw(self._sequences)
+            of_sequence = of_sequence[np.argsort(draws, kind="stable")]
+        return StepSources(before=before, of_sequence=of_sequence)
 
     def _apportion(self, upto: int) -> None:
-        """Give each step's rows to whom they are due, largest remainder first."""
+        """Give each step's sequences to whom they are due, largest remainder first."""
         steps = slice(self._known_steps, upto)
         given: list[int] = self._given[steps.start].tolist()
         found: list[list[int]] = []
         for due in self._due[steps].tolist():
             owed = [d - g for d, g in zip(due, given, strict=True)]
             counts = [max(0, math.floor(o)) for o in owed]
-            missing = self._rows - sum(counts)
+            missing = self._sequences - sum(counts)
             if missing:
                 # Who is owed most beyond its count comes first; stable where it is the same.
                 order = sorted(range(len(owed)), key=lambda source: counts[source] - owed[source])

@@ -1,9 +1,9 @@
-"""Documents of many lengths into rows of one length, planned from the lengths alone.
+"""Documents of many lengths into sequences of one length, planned from the lengths alone.
 
 Best fit, longest document first: a document goes where it leaves the least room. Whole documents
-stay whole; those longer than a row are cut into rows and a rest. Where documents fit each other
-badly (all a little over half a row, say), some are cut to fill the gaps, until rows are as full as
-asked.
+stay whole; those longer than a sequence are cut into sequences and a rest. Where documents fit each
+other badly (all a little over half a sequence, say), some are cut to fill the gaps, until sequences
+are as full as asked.
 
 Source: Ding et al., "Fewer Truncations Improve Language Modeling" (2024), §3, for best fit; the
 cuts into gaps are ours.
@@ -20,17 +20,17 @@ Ints = npt.NDArray[np.int64]
 LEAST_FILL = 0.97
 """Below this share of slots that hold tokens, whole documents are cut to fill gaps."""
 AIM_FILL = 0.98
-"""How full rows are made by cutting."""
+"""How full sequences are made by cutting."""
 LEAST_CUT = 16
 """Tokens of the smallest part that a document is cut into to fill a gap."""
 _TRIES = 64
-"""Rows with enough slots that are asked whether they also have room for a document's spans; where
-these have none, others will hardly."""
+"""Sequences with enough slots that are asked whether they also have room for a document's spans;
+where these have none, others will hardly."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowShape:
-    """What one row has room for.
+class SequenceShape:
+    """What one sequence has room for.
 
     Attributes:
         slots: tokens, those that open each document included.
@@ -46,44 +46,44 @@ class RowShape:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PackedRows:
-    """Rows in parts: the parts of row r are `pieces[starts[r]:starts[r + 1]]`.
+class PackedSequences:
+    """Sequences in parts: the parts of sequence r are `parts[starts[r]:starts[r + 1]]`.
 
     Attributes:
-        pieces: [P, 3] document (its place in the lengths), and the half-open range of its tokens.
-        starts: [rows + 1].
+        parts: [P, 3] document (its place in the lengths), and the half-open range of its tokens.
+        starts: [sequences + 1].
     """
 
-    pieces: Ints
+    parts: Ints
     starts: Ints
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def row(self, number: int) -> Ints:
-        """[p, 3] parts of one row, in the order in which they are laid out."""
-        return self.pieces[self.starts[number] : self.starts[number + 1]]
+    def sequence(self, number: int) -> Ints:
+        """[p, 3] parts of one sequence, in the order in which they are laid out."""
+        return self.parts[self.starts[number] : self.starts[number + 1]]
 
-    def reordered(self, order: Ints) -> "PackedRows":
-        """The same rows in another order."""
+    def reordered(self, order: Ints) -> "PackedSequences":
+        """The same sequences in another order."""
         sizes = np.diff(self.starts)[order]
         starts = np.concatenate(([0], sizes.cumsum()))
         inside = np.arange(starts[-1]) - np.repeat(starts[:-1], sizes)
-        return PackedRows(
-            pieces=self.pieces[np.repeat(self.starts[:-1][order], sizes) + inside], starts=starts
+        return PackedSequences(
+            parts=self.parts[np.repeat(self.starts[:-1][order], sizes) + inside], starts=starts
         )
 
 
 @dataclass(slots=True, eq=False)
-class _Row:
+class _Sequence:
     free: int
     span_tokens: int = 0
     spans: int = 0
-    pieces: list[tuple[int, int, int]] = field(default_factory=list)
+    parts: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 class TooLongError(ValueError):
-    """A document with spans does not fit a row, and spans are not cut.
+    """A document with spans does not fit a sequence, and spans are not cut.
 
     Attributes:
         document: its place in the lengths.
@@ -94,25 +94,25 @@ class TooLongError(ValueError):
         self.document = document
 
 
-def pack(lengths: Ints, shape: RowShape) -> PackedRows:
-    """Lay documents into rows.
+def pack(lengths: Ints, shape: SequenceShape) -> PackedSequences:
+    """Lay documents into sequences.
 
     Args:
         lengths: [n, 3] tokens, spans and tokens in spans of each document.
-        shape: of a row.
+        shape: of a sequence.
 
     Raises:
-        TooLongError: a document with spans does not fit a row.
+        TooLongError: a document with spans does not fit a sequence.
     """
-    pieces = _cut(lengths, shape)
-    rows = _fill_gaps(_best_fit(pieces, lengths, shape), shape)
-    starts = np.cumsum([0, *(len(row.pieces) for row in rows)])
-    flat = [piece for row in rows for piece in row.pieces]
-    return PackedRows(pieces=np.array(flat, dtype=np.int64).reshape(-1, 3), starts=starts)
+    parts = _cut(lengths, shape)
+    sequences = _fill_gaps(_best_fit(parts, lengths, shape), shape)
+    starts = np.cumsum([0, *(len(sequence.parts) for sequence in sequences)])
+    flat = [part for sequence in sequences for part in sequence.parts]
+    return PackedSequences(parts=np.array(flat, dtype=np.int64).reshape(-1, 3), starts=starts)
 
 
-def _cut(lengths: Ints, shape: RowShape) -> Ints:
-    """[P, 3] parts that fit a row each: documents, or stretches of long ones."""
+def _cut(lengths: Ints, shape: SequenceShape) -> Ints:
+    """[P, 3] parts that fit a sequence each: documents, or stretches of long ones."""
     room = shape.slots - shape.opening
     tokens = lengths[:, 0]
     if shape.spans is not None:
@@ -125,94 +125,107 @@ def _cut(lengths: Ints, shape: RowShape) -> Ints:
             have, spans, inside = lengths[document].tolist()
             raise TooLongError(
                 document,
-                f"has {have} tokens, {inside} of them in {spans} spans, but a row holds {room}, "
-                f"{shape.span_tokens} and {shape.spans}",
+                f"has {have} tokens, {inside} of them in {spans} spans, but a sequence holds "
+                f"{room}, {shape.span_tokens} and {shape.spans}",
             )
     counts = np.maximum(1, -(-tokens // room))
     documents = np.repeat(np.arange(len(tokens)), counts)
     places = np.arange(len(documents)) - np.repeat(counts.cumsum() - counts, counts)
     begins = places * room
     ends = np.minimum(begins + room, tokens[documents])
-    pieces = np.stack([documents, begins, ends], axis=1)
-    return pieces[ends > begins]
+    parts = np.stack([documents, begins, ends], axis=1)
+    return parts[ends > begins]
 
 
-def _best_fit(pieces: Ints, lengths: Ints, shape: RowShape) -> list[_Row]:
-    """Rows by falling length of their first part; equal lengths stay in order."""
-    order = np.argsort(pieces[:, 1] - pieces[:, 2], kind="stable")
-    rows: list[_Row] = []
-    # Rows with r slots free are in gaps[r]; bit r of `present` says that there are any.
-    gaps: list[list[_Row]] = [[] for _ in range(shape.slots + 1)]
+def _best_fit(parts: Ints, lengths: Ints, shape: SequenceShape) -> list[_Sequence]:
+    """Sequences by falling length of their first part; equal lengths stay in order."""
+    order = np.argsort(parts[:, 1] - parts[:, 2], kind="stable")
+    sequences: list[_Sequence] = []
+    # Sequences with r slots free are in gaps[r]; bit r of `present` says that there are any.
+    gaps: list[list[_Sequence]] = [[] for _ in range(shape.slots + 1)]
     present = 0
     has_spans = shape.spans is not None
-    for document, begin, end in pieces[order].tolist():
+    for document, begin, end in parts[order].tolist():
         need = end - begin + shape.opening
         spans, inside = (int(n) for n in lengths[document, 1:3]) if has_spans else (0, 0)
-        row, free = _find(gaps, present, need, spans=spans, inside=inside, shape=shape)
-        if row is None:
-            row = _Row(free=shape.slots)
-            rows.append(row)
+        sequence, free = _find(gaps, present, need, spans=spans, inside=inside, shape=shape)
+        if sequence is None:
+            sequence = _Sequence(free=shape.slots)
+            sequences.append(sequence)
         elif not gaps[free]:
             present &= ~(1 << free)
-        row.free -= need
-        row.spans += spans
-        row.span_tokens += inside
-        row.pieces.append((document, begin, end))
-        gaps[row.free].append(row)
-        present |= 1 << row.free
-    return rows
+        sequence.free -= need
+        sequence.spans += spans
+        sequence.span_tokens += inside
+        sequence.parts.append((document, begin, end))
+        gaps[sequence.free].append(sequence)
+        present |= 1 << sequence.free
+    return sequences
 
 
 def _find(
-    gaps: list[list[_Row]], present: int, need: int, *, spans: int, inside: int, shape: RowShape
-) -> tuple[_Row | None, int]:
-    """Take out the row with the narrowest gap that has room, and what its gap was."""
+    gaps: list[list[_Sequence]],
+    present: int,
+    need: int,
+    *,
+    spans: int,
+    inside: int,
+    shape: SequenceShape,
+) -> tuple[_Sequence | None, int]:
+    """Take out the sequence with the narrowest gap that has room, and what its gap was."""
     tries = _TRIES
     free = need
     above = present >> need
     while above and tries:
         free += (above & -above).bit_length() - 1
-        rows = gaps[free]
+        sequences = gaps[free]
         if not spans:
-            return rows.pop(), free
+            return sequences.pop(), free
         assert shape.spans is not None
         assert shape.span_tokens is not None
-        for place in range(len(rows) - 1, max(-1, len(rows) - 1 - tries), -1):
-            row = rows[place]
-            if row.spans + spans <= shape.spans and row.span_tokens + inside <= shape.span_tokens:
-                del rows[place]
-                return row, free
-        tries = max(0, tries - len(rows))
+        for place in range(len(sequences) - 1, max(-1, len(sequences) - 1 - tries), -1):
+            sequence = sequences[place]
+            if (
+                sequence.spans + spans <= shape.spans
+                and sequence.span_tokens + inside <= shape.span_tokens
+            ):
+                del sequences[place]
+                return sequence, free
+        tries = max(0, tries - len(sequences))
         free += 1
         above = present >> free
     return None, 0
 
 
-def _fill_gaps(rows: list[_Row], shape: RowShape) -> list[_Row]:
-    """Where rows are too empty, take the emptiest apart and pour their parts into the others."""
-    used = sum(shape.slots - row.free for row in rows)
+def _fill_gaps(sequences: list[_Sequence], shape: SequenceShape) -> list[_Sequence]:
+    """Where sequences are too empty, pour the parts of the emptiest into the others."""
+    used = sum(shape.slots - sequence.free for sequence in sequences)
     num_enough = math.ceil(used / (AIM_FILL * shape.slots))
-    if len(rows) <= num_enough or used >= LEAST_FILL * shape.slots * len(rows):
-        return rows
-    rows.sort(key=lambda row: (bool(row.spans), -row.free))  # spans are never cut
-    num_donors = min(len(rows) - num_enough, sum(not row.spans for row in rows))
-    waiting = [piece for row in rows[:num_donors] for piece in row.pieces]
-    kept = sorted(rows[num_donors:], key=lambda row: -row.free)
+    if len(sequences) <= num_enough or used >= LEAST_FILL * shape.slots * len(sequences):
+        return sequences
+    sequences.sort(
+        key=lambda sequence: (bool(sequence.spans), -sequence.free)
+    )  # spans are never cut
+    num_donors = min(len(sequences) - num_enough, sum(not sequence.spans for sequence in sequences))
+    waiting = [part for sequence in sequences[:num_donors] for part in sequence.parts]
+    kept = sorted(sequences[num_donors:], key=lambda sequence: -sequence.free)
     least = min(LEAST_CUT + shape.opening, shape.slots)
-    for row in kept:
-        while waiting and row.free >= least:
-            waiting += _pour(waiting.pop(), row, shape)
+    for sequence in kept:
+        while waiting and sequence.free >= least:
+            waiting += _pour(waiting.pop(), sequence, shape)
     while waiting:
-        kept.append(_Row(free=shape.slots))
+        kept.append(_Sequence(free=shape.slots))
         while waiting and kept[-1].free >= least:
             waiting += _pour(waiting.pop(), kept[-1], shape)
     return kept
 
 
-def _pour(piece: tuple[int, int, int], row: _Row, shape: RowShape) -> list[tuple[int, int, int]]:
-    """Put as much of a part into a row as goes in; what is left of it."""
-    document, begin, end = piece
-    cut = min(end, begin + row.free - shape.opening)
-    row.pieces.append((document, begin, cut))
-    row.free -= cut - begin + shape.opening
+def _pour(
+    part: tuple[int, int, int], sequence: _Sequence, shape: SequenceShape
+) -> list[tuple[int, int, int]]:
+    """Put as much of a part into a sequence as goes in; what is left of it."""
+    document, begin, end = part
+    cut = min(end, begin + sequence.free - shape.opening)
+    sequence.parts.append((document, begin, cut))
+    sequence.free -= cut - begin + shape.opening
     return [(document, cut, end)] if cut < end else []

@@ -1,4 +1,4 @@
-"""Which rows make each step: a pure function of the configuration and the sources."""
+"""Which sequences make each step: a pure function of the configuration and the sources."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.mixture import Mixture
-from train.data.rows import Row
+from train.data.sequences import PlannedSequence
 from train.data.sources import Source, Sources
 from train.errors import DataError
 
@@ -15,65 +15,65 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Slot:
-    """One place of a global batch.
+class Entry:
+    """One entry of a global batch.
 
     Attributes:
-        number: of the place, from 0.
-        source: where its row comes from.
-        row: what it holds.
-        layout: which choice of spans, where a step holds the same row with several.
+        number: of the entry, from 0.
+        source: where its sequence comes from.
+        sequence: what it holds.
+        choice: which choice of spans, where a step holds the same sequence with several.
     """
 
     number: int
     source: Source
-    row: Row
-    layout: int
+    sequence: PlannedSequence
+    choice: int
 
 
-class Plan:
+class StepPlan:
     """The global batches of a run, the same on any number of ranks and after any restart.
 
     Args:
         sources: of the run.
-        mixture: how each step's rows are shared among them.
-        slots: sequences in a global batch.
-        layouts: choices of spans with which a step holds each row.
+        mixture: how each step's sequences are shared among them.
+        entries: sequences in a global batch.
+        choices: choices of spans with which a step holds each sequence.
     """
 
-    def __init__(self, sources: Sources, mixture: Mixture, *, slots: int, layouts: int = 1):
-        assert slots % layouts == 0, "checked with the configuration"
+    def __init__(self, sources: Sources, mixture: Mixture, *, entries: int, choices: int = 1):
+        assert entries % choices == 0, "checked with the configuration"
         self.sources = sources
         self.mixture = mixture
-        self.slots = slots
-        self.layouts = layouts
+        self.entries = entries
+        self.choices = choices
 
-    def step(self, step: int, *, first: int = 0, stop: int | None = None) -> list[Slot]:
-        """The places [first, stop) of a step, which counts from 1; by default all.
+    def step(self, step: int, *, first: int = 0, stop: int | None = None) -> list[Entry]:
+        """The entries [first, stop) of a step, which counts from 1; by default all.
 
         Raises:
-            DataError: the lengths of documents cannot be read, or one fits no row.
+            DataError: the lengths of documents cannot be read, or one fits no sequence.
         """
         mixed = self.mixture.step(step)
         numbers = mixed.numbers()
-        slots: list[Slot] = []
-        for number in range(first, self.slots if stop is None else stop):
-            place, layout = divmod(number, self.layouts)
-            source = self.sources.all[int(mixed.of_row[place])]
-            row = source.rows.row(int(numbers[place]))
-            slots.append(Slot(number=number, source=source, row=row, layout=layout))
-        return slots
+        entries: list[Entry] = []
+        for number in range(first, self.entries if stop is None else stop):
+            entry, choice = divmod(number, self.choices)
+            source = self.sources.all[int(mixed.of_sequence[entry])]
+            sequence = source.sequences.sequence(int(numbers[entry]))
+            entries.append(Entry(number=number, source=source, sequence=sequence, choice=choice))
+        return entries
 
     def position(self, step: int) -> dict[str, Any]:
         """What a checkpoint after a step keeps, so that going on needs no planning from the start.
 
-        It is no more than a short cut: without it the same rows follow.
+        It is no more than a short cut: without it the same sequences follow.
         """
         given = self.mixture.given(step).tolist()
         return {
             "rows_given": given,
             "anchors": [
-                source.rows.anchor(count)
+                source.sequences.anchor(count)
                 for source, count in zip(self.sources.all, given, strict=True)
             ],
         }
@@ -87,20 +87,22 @@ class Plan:
         given = self.mixture.given(step).tolist()
         if position.get("rows_given") != given:
             raise DataError(
-                f"the checkpoint of step {step} has read {position.get('rows_given')} rows of the "
-                f"sources, but this configuration says {given}: change data.sources, batch and "
+                f"the checkpoint of step {step} has read {position.get('rows_given')} sequences of "
+                f"the sources, but this configuration says {given}: change data.sources, batch and "
                 "steps back to what they were, or start another run with init_from"
             )
         for source, anchor in zip(self.sources.all, position["anchors"], strict=True):
             if anchor is not None:
-                source.rows.start_at(anchor)
+                source.sequences.start_at(anchor)
 
 
-def identities(slots: list[Slot]) -> Ints:
-    """[p, 6] place, source, epoch, stored number, and range of tokens, of all parts of the rows."""
-    if not slots:
+def identities(entries: list[Entry]) -> Ints:
+    """[p, 6] entry, source, epoch, stored number, and range of tokens, of all parts."""
+    if not entries:
         return np.zeros((0, 6), dtype=np.int64)
-    heads = np.array([[slot.number, slot.source.number, slot.row.epoch] for slot in slots])
-    counts = [len(slot.row.pieces) for slot in slots]
-    pieces = np.concatenate([slot.row.pieces for slot in slots])
-    return np.concatenate([np.repeat(heads, counts, axis=0), pieces], axis=1)
+    heads = np.array(
+        [[entry.number, entry.source.number, entry.sequence.epoch] for entry in entries]
+    )
+    counts = [len(entry.sequence.parts) for entry in entries]
+    parts = np.concatenate([entry.sequence.parts for entry in entries])
+    return np.concatenate([np.repeat(heads, counts, axis=0), parts], axis=1)

@@ -1,4 +1,4 @@
-"""The sources of a run: corpora, the rows each one gives, and the reading of a row."""
+"""The sources of a run: corpora, the sequences each one gives, and the reading of a sequence."""
 
 import math
 import sys
@@ -14,9 +14,9 @@ from train.data.collate import Attend
 from train.data.corpus import Corpus
 from train.data.document import DOCUMENTS_KIND, MEDIA, Document
 from train.data.order import GlobalOrder
-from train.data.pack import RowShape
-from train.data.rows import DocumentRows, Row, Rows, StoredRows
+from train.data.pack import SequenceShape
 from train.data.sample import Sample
+from train.data.sequences import DocumentSequences, PlannedSequence, Sequences, StoredSequences
 from train.data.spans.places import NO_SPANS
 from train.data.store.shards import ShardStore
 from train.errors import DataError
@@ -29,11 +29,11 @@ _FIRST_MEDIUM: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Laying:
-    """How rows are laid out.
+    """How sequences are laid out.
 
     Attributes:
         sequence_tokens: S.
-        attend: whether each document in a row begins with its own `<s>`, or the row alone.
+        attend: whether each document of a sequence begins with its own `<s>`, or only the first.
         span_tokens: room for tokens in stored spans; None where spans are chosen later.
         spans: room for stored spans; None likewise.
         window: samples that are shuffled together, and documents that are packed together.
@@ -50,10 +50,10 @@ class Laying:
     vocabulary: int | None = None
 
     @property
-    def shape(self) -> RowShape:
-        """Of a row of documents. Its last token is a target only, so S + 1 tokens have room."""
+    def shape(self) -> SequenceShape:
+        """Room in a sequence. Its last token is a target only, so S + 1 tokens have room."""
         within = self.attend == "within"
-        return RowShape(
+        return SequenceShape(
             slots=self.sequence_tokens + within,
             opening=int(within),
             span_tokens=self.span_tokens,
@@ -68,7 +68,7 @@ class Source:
         name: as in the configuration.
         number: its place among the sources, from 0.
         corpus: its splits.
-        laying: how its rows are laid out.
+        laying: how its sequences are laid out.
 
     Raises:
         DataError: the corpus cannot be read in this way.
@@ -89,29 +89,29 @@ class Source:
                 "were cut before: build it with `python -m tools.shards build`, or leave the key "
                 "out"
             )
-        self.rows = self._rows_of(corpus.train, shuffle=True)
+        self.sequences = self._sequences_of(corpus.train, shuffle=True)
 
     @cached_property
-    def validation(self) -> "ShardStore | ValidationRows":
-        """The rows of the validation split, in one order for ever."""
-        rows = self._rows_of(self.corpus.validation, shuffle=False)
-        if isinstance(rows, DocumentRows):
-            return ValidationRows(self, rows)
+    def validation(self) -> "ShardStore | ValidationSequences":
+        """The sequences of the validation split, in one order for ever."""
+        sequences = self._sequences_of(self.corpus.validation, shuffle=False)
+        if isinstance(sequences, DocumentSequences):
+            return ValidationSequences(self, sequences)
         return self.corpus.validation
 
-    def rows_for(self, *, epochs: float | None, tokens: int | None) -> int:
-        """Rows that hold an amount of the training split, as full as they are."""
+    def sequences_for(self, *, epochs: float | None, tokens: int | None) -> int:
+        """Sequences that hold an amount of the training split, as full as they are."""
         store = self.corpus.train
-        if isinstance(self.rows, DocumentRows):
+        if isinstance(self.sequences, DocumentSequences):
             total_tokens = int(store.totals[:, 0].sum())
-            rows_an_epoch = self.rows.rows_an_epoch(total_tokens)
+            sequences_an_epoch = self.sequences.sequences_an_epoch(total_tokens)
         else:
             total_tokens = len(store) * self.laying.sequence_tokens
-            rows_an_epoch = len(store)
+            sequences_an_epoch = len(store)
         if epochs is None:
             assert tokens is not None
             epochs = tokens / total_tokens
-        return math.ceil(round(epochs * rows_an_epoch, 6))
+        return math.ceil(round(epochs * sequences_an_epoch, 6))
 
     @property
     def working_set_bytes(self) -> int:
@@ -123,26 +123,26 @@ class Source:
         num_shards = math.ceil(num_samples / len(store) * len(store.shard_sizes)) + 2
         return sum(sorted(store.shard_bytes, reverse=True)[:num_shards])
 
-    def read(self, row: Row, *, split: ShardStore | None = None) -> Sample:
-        """The sample that a row plans.
+    def read(self, sequence: PlannedSequence, *, split: ShardStore | None = None) -> Sample:
+        """The sample that a sequence plans.
 
         Raises:
             DataError: a shard is missing or damaged, or could not be read in time.
         """
         store = split or self.corpus.train
-        sample = self._read(row, store)
+        sample = self._read(sequence, store)
         vocabulary = self.laying.vocabulary
         if vocabulary is not None and sample.tokens.max(initial=0) >= vocabulary:
             raise DataError(
-                f"row {row.number} of {store.root} (stored numbers {row.pieces[:, 0].tolist()}) "
-                f"has token {sample.tokens.max()}, but the model knows {vocabulary}: build the "
-                "corpus again with the model's tokenizer"
+                f"sequence {sequence.number} of {store.root} (stored numbers "
+                f"{sequence.parts[:, 0].tolist()}) has token {sample.tokens.max()}, but the model "
+                f"knows {vocabulary}: build the corpus again with the model's tokenizer"
             )
         return sample
 
-    def _read(self, row: Row, store: ShardStore) -> Sample:
+    def _read(self, sequence: PlannedSequence, store: ShardStore) -> Sample:
         if not self.has_documents:
-            sample = store[row.number]
+            sample = store[sequence.number]
             return replace(sample, source=self.number) if self.number else sample
         start = self.corpus.special.start
         within = self.laying.attend == "within"
@@ -151,7 +151,7 @@ class Source:
         spans: list[Ints] = []
         documents: list[tuple[int, int]] = []
         at = len(tokens)
-        for number, begin, end in row.pieces.tolist():
+        for number, begin, end in sequence.parts.tolist():
             document = _document(store, number)
             if end > len(document.tokens):
                 raise DataError(
@@ -171,7 +171,7 @@ class Source:
                 spans.append(stored[inside] + (at - begin))
             at += end - begin
         return Sample(
-            id=row.number,
+            id=sequence.number,
             tokens=np.concatenate(tokens),
             spans=np.concatenate(spans) if spans else NO_SPANS,
             scored=np.concatenate(scored),
@@ -179,11 +179,13 @@ class Source:
             source=self.number,
         )
 
-    def shards_of(self, rows: Sequence[Row]) -> Ints:
-        """Shards that reading some rows opens, in that order, the same one perhaps many times."""
-        return self._order.locate(np.concatenate([row.pieces[:, 0] for row in rows]))[0]
+    def shards_of(self, sequences: Sequence[PlannedSequence]) -> Ints:
+        """Shards that reading some sequences opens, in order, the same one perhaps many times."""
+        return self._order.locate(np.concatenate([sequence.parts[:, 0] for sequence in sequences]))[
+            0
+        ]
 
-    def _rows_of(self, store: ShardStore, *, shuffle: bool) -> Rows:
+    def _sequences_of(self, store: ShardStore, *, shuffle: bool) -> Sequences:
         order = GlobalOrder(
             store.shard_sizes,
             seed=self.laying.seed if shuffle else 0,
@@ -194,29 +196,29 @@ class Source:
         if shuffle:
             self._order = order
         if not self.has_documents:
-            return StoredRows(order)
+            return StoredSequences(order)
         if not store.totals[:, 0].any():
             raise DataError(f"{store.root} holds no text to train on: build it with more")
-        return DocumentRows(order, store.lengths, shape=self.laying.shape, place=store.root)
+        return DocumentSequences(order, store.lengths, shape=self.laying.shape, place=store.root)
 
 
-class ValidationRows:
-    """The packed rows of a validation split."""
+class ValidationSequences:
+    """The packed sequences of a validation split."""
 
-    def __init__(self, source: Source, rows: DocumentRows):
+    def __init__(self, source: Source, sequences: DocumentSequences):
         self._source = source
-        self._rows = rows
+        self._rows = sequences
 
     def __len__(self) -> int:
         return self.up_to(sys.maxsize)
 
     def up_to(self, count: int) -> int:
-        """How many rows there are, or `count` where there are more, which is told sooner."""
-        return self._rows.rows_up_to(count)
+        """How many sequences there are, or `count` where there are more, which is told sooner."""
+        return self._rows.count_up_to(count)
 
     def __getitem__(self, number: int, /) -> Sample:
-        """One row as a sample."""
-        return self._source.read(self._rows.row(number), split=self._source.corpus.validation)
+        """One sequence as a sample."""
+        return self._source.read(self._rows.sequence(number), split=self._source.corpus.validation)
 
 
 def _document(store: ShardStore, number: int) -> Document:

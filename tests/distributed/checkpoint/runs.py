@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.zero import ZeroEngine
-from parallel.zero_config import Precision
+from parallel.zero.config import Precision
+from parallel.zero.engine import ZeroEngine
 from tests.distributed.toy import Toy, engine_of, evaluate, train_step
 from train.checkpoint import restore as checkpoint
 from train.checkpoint.format import Index

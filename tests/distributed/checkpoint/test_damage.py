@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from parallel import zero_state
+from parallel.zero import state as zero_state
 from tests.distributed.checkpoint.runs import train_and_save
 from tests.distributed.harness import RankPool
 from tests.distributed.toy import Toy, engine_of

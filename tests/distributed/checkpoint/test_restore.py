@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from parallel import zero_state
-from parallel.zero_config import Precision
+from parallel.zero import state as zero_state
+from parallel.zero.config import Precision
 from tests.distributed.checkpoint.runs import (
     Steps,
     save_now,

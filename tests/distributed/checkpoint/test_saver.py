@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel import zero_state
+from parallel.zero import state as zero_state
 from tests.distributed.checkpoint.runs import save_steps, saver_of, state_of, tensors_of
 from tests.distributed.harness import RankPool
 from tests.distributed.toy import Toy, engine_of, train_step

@@ -13,7 +13,7 @@ from model.layers import DenseLayers
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig
-from parallel.zero_config import Precision, ZeroConfig
+from parallel.zero.config import Precision, ZeroConfig
 from tools.plan.activations import kept
 from tools.plan.live import metered
 from tools.plan.memory import Memory, fullest_rank, rank_memory

@@ -9,7 +9,7 @@ import pytest
 from model.encoders.protocol import SpanLoad
 from model.semicausal import ModelConfig, parameter_counts
 from parallel.mesh import LayoutConfig, layout_faults
-from parallel.zero_config import ZeroConfig
+from parallel.zero.config import ZeroConfig
 from tools.plan.machines import (
     Link,
     Links,

@@ -12,7 +12,7 @@ from model.semicausal import ModelConfig, parameter_counts
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh, forget_groups
 from parallel.spread import build_part
-from parallel.zero import optimizer_groups
+from parallel.zero.engine import optimizer_groups
 from tools.plan.weights import rank_share
 from train.optim import parameter_groups
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.tools.shards.making import passages, write_lines
 from tools.shards import inputs
 from tools.shards.entries import Bad, Fields
-from tools.shards.plan import Part, Plan, Source, cut, part_size, survey
+from tools.shards.plan import BuildPlan, Part, Source, cut, part_size, survey
 from tools.shards.reading import PartReader
 
 FIELDS = Fields()
@@ -67,7 +67,7 @@ def test_row_groups_are_cut_and_numbered(tmp_path: Path) -> None:
     assert ids == [f"a/a.parquet:{number + 1}" for number in range(60)]
 
 
-def read(plan: Plan, part: Part):
+def read(plan: BuildPlan, part: Part):
     for item in PartReader(part, source=plan.sources[part.source].name, fields=FIELDS):
         assert not isinstance(item, Bad)
         yield item

@@ -362,11 +362,11 @@ def test_spans_in_two_documents_are_refused_within_them():
 def test_layouts_reach_the_policy():
     policy = RandomSpans(RandomSpansConfig(), seed=0, special=SpecialTokens())
     sample = sample_of(None, id=4)
-    batch = within(policy)([(1, sample), (1, sample), (2, sample)], layouts=[0, 3, 1])
+    batch = within(policy)([(1, sample), (1, sample), (2, sample)], choices=[0, 3, 1])
     wanted = [
         row * S + t
-        for row, (epoch, layout) in enumerate([(1, 0), (1, 3), (2, 1)])
-        for a, b in policy.choose(sample, epoch=epoch, layout=layout)
+        for row, (epoch, choice) in enumerate([(1, 0), (1, 3), (2, 1)])
+        for a, b in policy.choose(sample, epoch=epoch, choice=choice)
         for t in range(a, b)
     ]
     text = text_spans(batch)

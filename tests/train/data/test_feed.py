@@ -18,7 +18,7 @@ from train.data.collate import Collator, SpanCapacity
 from train.data.corpus import Corpus
 from train.data.feed import Feed
 from train.data.mixture import Mixture, SourceConfig, shares
-from train.data.plan import Plan, identities
+from train.data.plan import StepPlan, identities
 from train.data.sources import Laying, Source, Sources
 from train.data.spans.kinds import RandomSpansConfig, build_policy
 from train.data.tokens import SpecialTokens
@@ -26,7 +26,7 @@ from train.errors import DataError
 
 S = 64
 STEPS = 7
-SLOTS = 8
+ENTRIES = 8
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +44,19 @@ def plan_of(
     weights: list[float],
     window: int = 40,
     seed: int = 5,
-    layouts: int = 1,
+    choices: int = 1,
     steps: int = STEPS,
     **laying: Any,
-) -> Plan:
+) -> StepPlan:
     at = Laying(sequence_tokens=S, window=window, seed=seed, **laying)
     names = [f"source{number}" for number in range(len(weights))]
     sources = [Source(n, i, corpora[i], at) for i, n in enumerate(names)]
     mixed = {n: SourceConfig(corpus="x", weight=w) for n, w in zip(names, weights, strict=True)}
-    rows = SLOTS // layouts
-    mixture = Mixture(shares(mixed, {}, steps=steps, rows=rows), rows=rows, seed=seed)
-    return Plan(Sources(sources), mixture, slots=SLOTS, layouts=layouts)
+    sequences = ENTRIES // choices
+    mixture = Mixture(
+        shares(mixed, {}, steps=steps, sequences=sequences), sequences=sequences, seed=seed
+    )
+    return StepPlan(Sources(sources), mixture, entries=ENTRIES, choices=choices)
 
 
 def collator(seed: int = 5) -> Collator:
@@ -72,16 +74,18 @@ def rows_of(batches: list[Batch]) -> list[tuple[torch.Tensor, ...]]:
     """What each sequence of a step is, whatever the microbatch it came in."""
     found: list[tuple[torch.Tensor, ...]] = []
     for batch in batches:
-        for row in range(len(batch.tokens)):
+        for sequence in range(len(batch.tokens)):
             spans = batch.spans["text"]
             slots = spans.slots[: spans.num_vectors]
-            mine = (slots >= row * S) & (slots < (row + 1) * S)
-            found.append((batch.tokens[row], batch.labels[row], slots[mine] - row * S))
+            mine = (slots >= sequence * S) & (slots < (sequence + 1) * S)
+            found.append(
+                (batch.tokens[sequence], batch.labels[sequence], slots[mine] - sequence * S)
+            )
     return found
 
 
 def read(
-    plan: Plan, *, first: int, last: int, ranks: int, micro: int
+    plan: StepPlan, *, first: int, last: int, ranks: int, micro: int
 ) -> dict[int, list[tuple[torch.Tensor, ...]]]:
     """Steps first + 1, ..., last, all ranks' parts in rank order."""
     steps: dict[int, list[tuple[torch.Tensor, ...]]] = {}
@@ -110,9 +114,9 @@ def test_ranks_and_resume_points_change_nothing(corpora: list[Corpus], data: st.
         "weights": data.draw(st.lists(st.floats(0.1, 1), min_size=1, max_size=3)),
         "window": data.draw(st.integers(5, 150)),
         "seed": data.draw(st.integers(0, 99)),
-        "layouts": data.draw(st.sampled_from([1, 2])),
+        "choices": data.draw(st.sampled_from([1, 2])),
     }
-    whole = read(plan_of(corpora, **settings_of_run), first=0, last=STEPS, ranks=1, micro=SLOTS)
+    whole = read(plan_of(corpora, **settings_of_run), first=0, last=STEPS, ranks=1, micro=ENTRIES)
     stops = sorted(data.draw(st.sets(st.integers(1, STEPS - 1), max_size=3)))
     position: dict[str, Any] | None = None
     for first, last in zip([0, *stops], [*stops, STEPS], strict=True):
@@ -123,24 +127,24 @@ def test_ranks_and_resume_points_change_nothing(corpora: list[Corpus], data: st.
         ranks = data.draw(st.sampled_from([1, 2, 4]))
         micro = data.draw(st.sampled_from([1, 2]))
         part = read(plan, first=first, last=last, ranks=ranks, micro=micro)
-        for step, rows in part.items():
-            assert len(rows) == SLOTS
-            for mine, theirs in zip(rows, whole[step], strict=True):
+        for step, sequences in part.items():
+            assert len(sequences) == ENTRIES
+            for mine, theirs in zip(sequences, whole[step], strict=True):
                 assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)), step
         position = plan.position(last)
 
 
 def test_every_document_is_read_once_an_epoch(corpora: list[Corpus]) -> None:
     plan = plan_of(corpora, weights=[1.0], window=50, steps=60)
-    rows = plan.sources.all[0].rows
+    sequences = plan.sources.all[0].sequences
     taken: dict[int, dict[int, list[tuple[int, int]]]] = {}
     number = first_of_epoch = epoch_before = 0
-    while (row := rows.row(number)).epoch < 3:
-        if row.epoch != epoch_before:
-            first_of_epoch, epoch_before = number, row.epoch
-        assert row.number == number - first_of_epoch, "it seeds the row's spans"
-        for document, begin, end in row.pieces.tolist():
-            taken.setdefault(row.epoch, {}).setdefault(document, []).append((begin, end))
+    while (sequence := sequences.sequence(number)).epoch < 3:
+        if sequence.epoch != epoch_before:
+            first_of_epoch, epoch_before = number, sequence.epoch
+        assert sequence.number == number - first_of_epoch, "it seeds the sequence's spans"
+        for document, begin, end in sequence.parts.tolist():
+            taken.setdefault(sequence.epoch, {}).setdefault(document, []).append((begin, end))
         number += 1
     store = corpora[0].train
     lengths = np.concatenate([store.lengths(shard) for shard in range(len(store.shard_sizes))])
@@ -156,16 +160,16 @@ def test_every_document_is_read_once_an_epoch(corpora: list[Corpus]) -> None:
 def test_a_row_holds_what_its_documents_hold(corpora: list[Corpus]) -> None:
     plan = plan_of(corpora, weights=[1.0, 1.0])
     for step in range(1, STEPS + 1):
-        for slot in plan.step(step):
-            sample = slot.source.read(slot.row)
+        for entry in plan.step(step):
+            sample = entry.source.read(entry.sequence)
             assert sample.tokens[0] == 0
             assert sample.documents is not None
             assert sample.scored is not None
             at = 1
             for (number, begin, end), (start, stop) in zip(
-                slot.row.pieces.tolist(), sample.documents.tolist(), strict=True
+                entry.sequence.parts.tolist(), sample.documents.tolist(), strict=True
             ):
-                stored = slot.source.corpus.train.columns(number)
+                stored = entry.source.corpus.train.columns(number)
                 assert (start, stop) == (at, at + end - begin)
                 assert sample.tokens[start:stop].tolist() == stored["tokens"][begin:end].tolist()
                 at = stop
@@ -175,8 +179,8 @@ def test_a_row_holds_what_its_documents_hold(corpora: list[Corpus]) -> None:
 def test_stored_spans_and_scores_move_with_their_documents(corpora: list[Corpus]) -> None:
     plan = plan_of(corpora, weights=[0.0, 1.0], span_tokens=40, spans=6)
     seen = 0
-    for slot in plan.step(1):
-        sample = slot.source.read(slot.row)
+    for entry in plan.step(1):
+        sample = entry.source.read(entry.sequence)
         assert sample.spans is not None
         assert sample.scored is not None
         assert sample.documents is not None
@@ -188,13 +192,13 @@ def test_stored_spans_and_scores_move_with_their_documents(corpora: list[Corpus]
             assert not sample.scored[start:stop].any()
             assert sample.scored[stop : owner[0][1]].all()
             seen += 1
-    assert seen > SLOTS
+    assert seen > ENTRIES
 
 
 def test_documents_apart_each_begin_with_their_own_start(corpora: list[Corpus]) -> None:
     plan = plan_of(corpora, weights=[1.0, 1.0], attend="within")
-    for slot in plan.step(2):
-        sample = slot.source.read(slot.row)
+    for entry in plan.step(2):
+        sample = entry.source.read(entry.sequence)
         assert sample.documents is not None
         assert sample.scored is not None
         assert len(sample.tokens) <= S + 1
@@ -208,7 +212,7 @@ def test_documents_apart_each_begin_with_their_own_start(corpora: list[Corpus]) 
 
 
 def test_layouts_hold_the_same_documents_with_other_spans(corpora: list[Corpus]) -> None:
-    plan = plan_of(corpora, weights=[1.0], layouts=2)
+    plan = plan_of(corpora, weights=[1.0], choices=2)
     with Feed(
         plan, collator(), micro_sequences=2, rank=0, ranks=1, timeout_seconds=30, last_step=1
     ) as feed:
@@ -222,7 +226,7 @@ def test_layouts_hold_the_same_documents_with_other_spans(corpora: list[Corpus])
 
 def test_a_position_of_another_mixture_is_refused(corpora: list[Corpus]) -> None:
     position = plan_of(corpora, weights=[1.0, 1.0]).position(3)
-    with pytest.raises(DataError, match=r"has read \[12, 12\] rows .* says \[18, 6\]"):
+    with pytest.raises(DataError, match=r"has read \[12, 12\] sequences .* says \[18, 6\]"):
         plan_of(corpora, weights=[3.0, 1.0]).start_at(position, step=3)
 
 
@@ -232,7 +236,7 @@ def test_what_was_read_is_listed(corpora: list[Corpus]) -> None:
         plan, collator(), micro_sequences=2, rank=1, ranks=2, timeout_seconds=30, last_step=2
     ) as feed:
         data = feed.step(2)
-    assert (data.first, data.rows) == (4, 4)
+    assert (data.first, data.entries) == (4, 4)
     np.testing.assert_array_equal(
         data.identities, identities(plan.step(2))[-len(data.identities) :]
     )
@@ -275,7 +279,7 @@ def test_batches_have_one_shape(corpora: list[Corpus]) -> None:
 
 
 def test_an_epoch_is_all_documents_however_badly_they_fit(tmp_path: Path) -> None:
-    """Documents with spans are never cut: of these, no two share a row."""
+    """Documents with spans are never cut: of these, no two share a sequence."""
     root = write_documents(tmp_path / "corpus", mean_tokens=1, with_spans=True, least_tokens=36)
     source = Source(
         "only",
@@ -283,17 +287,21 @@ def test_an_epoch_is_all_documents_however_badly_they_fit(tmp_path: Path) -> Non
         Corpus(str(root)),
         Laying(sequence_tokens=S, window=50, span_tokens=40, spans=4),
     )
-    rows = source.rows_for(epochs=1, tokens=None)
-    assert rows == 120
+    sequences = source.sequences_for(epochs=1, tokens=None)
+    assert sequences == 120
     tokens = int(source.corpus.train.totals[:, 0].sum())
-    assert source.rows_for(epochs=None, tokens=tokens // 2) == pytest.approx(60, abs=1)
-    read = {int(n) for row in range(rows) for n in source.rows.row(row).pieces[:, 0]}
+    assert source.sequences_for(epochs=None, tokens=tokens // 2) == pytest.approx(60, abs=1)
+    read = {
+        int(n)
+        for sequence in range(sequences)
+        for n in source.sequences.sequence(sequence).parts[:, 0]
+    }
     assert len(read) == 120
 
 
-def read_first_step(plan: Plan) -> None:
-    for slot in plan.step(1):
-        slot.source.read(slot.row)
+def read_first_step(plan: StepPlan) -> None:
+    for entry in plan.step(1):
+        entry.source.read(entry.sequence)
 
 
 def test_lengths_that_are_too_long_are_noticed(tmp_path: Path, corpora: list[Corpus]) -> None:

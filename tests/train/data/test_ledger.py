@@ -25,35 +25,37 @@ from train.data.ledger import (
 )
 from train.data.ledger_check import Ledger, check
 from train.data.mixture import Mixture
-from train.data.plan import Plan, identities
+from train.data.plan import StepPlan, identities
 from train.data.sources import Laying, Source, Sources
 from train.errors import DataError, RunDirectoryError
 
-SLOTS = 4
+ENTRIES = 4
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> StepPlan:
     root = write_documents(tmp_path_factory.mktemp("corpus") / "corpus", mean_tokens=20)
     source = Source("only", 0, Corpus(str(root)), Laying(sequence_tokens=32, window=30))
-    return Plan(Sources([source]), Mixture(np.ones((40, 1)), rows=SLOTS, seed=0), slots=SLOTS)
-
-
-def record_of(plan: Plan, step: int, rank: int, ranks: int) -> Record:
-    share = SLOTS // ranks
-    read = identities(plan.step(step, first=rank * share, stop=(rank + 1) * share))
-    return Record(
-        step=step, first=rank * share, rows=share, digest=digest_of(read), listed=listed(read)
+    return StepPlan(
+        Sources([source]), Mixture(np.ones((40, 1)), sequences=ENTRIES, seed=0), entries=ENTRIES
     )
 
 
-def history(plan: Plan, starts: list[tuple[int, int, int]]) -> Ledger:
+def record_of(plan: StepPlan, step: int, rank: int, ranks: int) -> Record:
+    share = ENTRIES // ranks
+    read = identities(plan.step(step, first=rank * share, stop=(rank + 1) * share))
+    return Record(
+        step=step, first=rank * share, entries=share, digest=digest_of(read), listed=listed(read)
+    )
+
+
+def history(plan: StepPlan, starts: list[tuple[int, int, int]]) -> Ledger:
     """Starts of (ranks, first step, last step)."""
     ledger: Ledger = {}
     for number, (ranks, first, last) in enumerate(starts, 1):
         ledger[number] = {
             rank: (
-                Start(start=number, first_step=first, rank=rank, ranks=ranks, rows=SLOTS),
+                Start(start=number, first_step=first, rank=rank, ranks=ranks, entries=ENTRIES),
                 [record_of(plan, step, rank, ranks) for step in range(first + 1, last + 1)],
             )
             for rank in range(ranks)
@@ -79,12 +81,12 @@ def histories(draw: st.DrawFn) -> list[tuple[int, int, int]]:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(histories())
-def test_sound_histories_pass(plan: Plan, starts: list[tuple[int, int, int]]) -> None:
+def test_sound_histories_pass(plan: StepPlan, starts: list[tuple[int, int, int]]) -> None:
     last = starts[-1][2]
     findings = check(history(plan, starts), plan, saved_step=last)
     assert findings.faults == []
-    assert (findings.steps, findings.rows) == (last, SLOTS * last)
-    assert (findings.rows_lost, findings.rows_repeated) == (0, 0)
+    assert (findings.steps, findings.entries) == (last, ENTRIES * last)
+    assert (findings.entries_lost, findings.entries_repeated) == (0, 0)
     assert findings.starts == [ranks for ranks, _, _ in starts]
     again = sum(max(0, earlier[2] - later[1]) for earlier, later in pairwise(starts))
     assert findings.steps_again == again
@@ -93,7 +95,7 @@ def test_sound_histories_pass(plan: Plan, starts: list[tuple[int, int, int]]) ->
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(histories(), st.data())
 def test_whatever_is_done_to_one_is_noticed(
-    plan: Plan, starts: list[tuple[int, int, int]], data: st.DataObject
+    plan: StepPlan, starts: list[tuple[int, int, int]], data: st.DataObject
 ) -> None:
     ledger = history(plan, starts)
     number = len(starts)  # what the last start made counts in any case
@@ -123,16 +125,16 @@ def test_whatever_is_done_to_one_is_noticed(
             ]
     findings = check(ledger, plan, saved_step=starts[-1][2])
     assert findings.faults
-    assert findings.rows_lost or findings.rows_repeated
+    assert findings.entries_lost or findings.entries_repeated
 
 
-def test_a_gap_between_starts_is_noticed(plan: Plan) -> None:
+def test_a_gap_between_starts_is_noticed(plan: StepPlan) -> None:
     findings = check(history(plan, [(1, 0, 3), (2, 5, 7)]), plan, saved_step=7)
     assert "goes on from step 5, but only 3 were made before" in findings.faults[0]
-    assert findings.rows_lost == 2 * SLOTS
+    assert findings.entries_lost == 2 * ENTRIES
 
 
-def test_a_last_step_that_only_some_ranks_finished_does_not_count(plan: Plan) -> None:
+def test_a_last_step_that_only_some_ranks_finished_does_not_count(plan: StepPlan) -> None:
     ledger = history(plan, [(2, 0, 5)])
     ledger[1][1][1].pop()
     findings = check(ledger, plan, saved_step=4)
@@ -141,11 +143,11 @@ def test_a_last_step_that_only_some_ranks_finished_does_not_count(plan: Plan) ->
 
 
 def data_of(read: np.ndarray) -> StepData:
-    return StepData(batches=[], identities=read, first=0, rows=SLOTS, position={})
+    return StepData(batches=[], identities=read, first=0, entries=ENTRIES, position={})
 
 
-def write(directory: Path, plan: Plan, *, steps: int, limit_bytes: int = 1 << 20) -> Path:
-    start = Start(start=next_start(directory), first_step=0, rank=0, ranks=1, rows=SLOTS)
+def write(directory: Path, plan: StepPlan, *, steps: int, limit_bytes: int = 1 << 20) -> Path:
+    start = Start(start=next_start(directory), first_step=0, rank=0, ranks=1, entries=ENTRIES)
     with LedgerWriter(directory, start, limit_bytes=limit_bytes) as writer:
         for step in range(1, steps + 1):
             read = identities(plan.step(step))
@@ -154,10 +156,10 @@ def write(directory: Path, plan: Plan, *, steps: int, limit_bytes: int = 1 << 20
     return directory / "ledger" / f"{start.start:05d}-00000.bin"
 
 
-def test_what_was_written_comes_back(plan: Plan, tmp_path: Path) -> None:
+def test_what_was_written_comes_back(plan: StepPlan, tmp_path: Path) -> None:
     path = write(tmp_path, plan, steps=5)
     start, records = read_ledger(tmp_path)[1][0]
-    assert start == Start(start=1, first_step=0, rank=0, ranks=1, rows=SLOTS)
+    assert start == Start(start=1, first_step=0, rank=0, ranks=1, entries=ENTRIES)
     assert [record.step for record in records] == [1, 2, 3, 4, 5]
     for record in records:
         assert record.identities is not None
@@ -166,9 +168,11 @@ def test_what_was_written_comes_back(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=r"cannot be written \(File exists\): make room"):
         LedgerWriter(tmp_path, start, limit_bytes=1)
     assert path.stat().st_size < 5 * 400
+    first = path.read_bytes().partition(b"\n")[0]
+    assert json.loads(first)["rows"] == ENTRIES, "the key of ledgers of earlier versions"
 
 
-def test_a_killed_writer_leaves_all_but_its_last_record(plan: Plan, tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_all_but_its_last_record(plan: StepPlan, tmp_path: Path) -> None:
     path = write(tmp_path, plan, steps=5)
     content = path.read_bytes()
     counts: list[int] = []
@@ -181,7 +185,7 @@ def test_a_killed_writer_leaves_all_but_its_last_record(plan: Plan, tmp_path: Pa
     assert counts[-1] == 4
 
 
-def test_any_changed_byte_is_noticed(plan: Plan, tmp_path: Path) -> None:
+def test_any_changed_byte_is_noticed(plan: StepPlan, tmp_path: Path) -> None:
     path = write(tmp_path, plan, steps=3)
     content = path.read_bytes()
     for place in range(content.index(b"\n") + 1, len(content)):
@@ -196,7 +200,7 @@ def test_any_changed_byte_is_noticed(plan: Plan, tmp_path: Path) -> None:
         assert check(ledger, plan, saved_step=3).faults, place
 
 
-def test_a_ledger_of_another_version_is_refused(plan: Plan, tmp_path: Path) -> None:
+def test_a_ledger_of_another_version_is_refused(plan: StepPlan, tmp_path: Path) -> None:
     path = write(tmp_path, plan, steps=1)
     line, _, rest = path.read_bytes().partition(b"\n")
     header = json.loads(line) | {"format_version": 2}
@@ -207,8 +211,8 @@ def test_a_ledger_of_another_version_is_refused(plan: Plan, tmp_path: Path) -> N
         read_ledger(tmp_path / "none")
 
 
-def test_a_full_disk_ends_the_ledger_and_is_told(plan: Plan, tmp_path: Path) -> None:
-    start = Start(start=1, first_step=0, rank=0, ranks=1, rows=SLOTS)
+def test_a_full_disk_ends_the_ledger_and_is_told(plan: StepPlan, tmp_path: Path) -> None:
+    start = Start(start=1, first_step=0, rank=0, ranks=1, entries=ENTRIES)
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], check=True)

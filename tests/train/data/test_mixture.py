@@ -16,45 +16,47 @@ def weighted(*values: float) -> dict[str, SourceConfig]:
 @settings(max_examples=150, deadline=None)
 @given(weights, st.integers(1, 24), st.integers(1, 40), st.integers(0, 2**31))
 def test_every_source_has_given_what_is_due_to_within_a_row(
-    values: list[float], rows: int, steps: int, seed: int
+    values: list[float], sequences: int, steps: int, seed: int
 ) -> None:
     sources = weighted(*values)
-    mixture = Mixture(shares(sources, {}, steps=steps, rows=rows), rows=rows, seed=seed)
+    mixture = Mixture(
+        shares(sources, {}, steps=steps, sequences=sequences), sequences=sequences, seed=seed
+    )
     expected = np.array(values) / sum(values)
     seen = [0] * len(values)
     for step in range(1, steps + 1):
         at = mixture.step(step)
         assert at.before.tolist() == seen
-        assert len(at.of_row) == rows
-        for source, number in zip(at.of_row.tolist(), at.numbers().tolist(), strict=True):
-            assert number == seen[source], "a source's rows come in order, none left out"
+        assert len(at.of_sequence) == sequences
+        for source, number in zip(at.of_sequence.tolist(), at.numbers().tolist(), strict=True):
+            assert number == seen[source], "a source's sequences come in order, none left out"
             seen[source] += 1
-        assert np.abs(np.array(seen) - expected * rows * step).max() <= 1 + 1e-6
+        assert np.abs(np.array(seen) - expected * sequences * step).max() <= 1 + 1e-6
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(2, 8), st.integers(1, 16), st.integers(0, 2**31))
-def test_weights_may_jump_from_step_to_step(columns: int, rows: int, seed: int) -> None:
+def test_weights_may_jump_from_step_to_step(columns: int, sequences: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     table = random.dirichlet(np.full(columns, 0.3), 60)
-    mixture = Mixture(table, rows=rows, seed=0)
+    mixture = Mixture(table, sequences=sequences, seed=0)
     given = np.stack([mixture.given(step) for step in range(61)])
     assert (np.diff(given, axis=0) >= 0).all()
-    assert (given.sum(axis=1) == rows * np.arange(61)).all()
-    assert np.abs(given[1:] - table.cumsum(axis=0) * rows).max() < 2
+    assert (given.sum(axis=1) == sequences * np.arange(61)).all()
+    assert np.abs(given[1:] - table.cumsum(axis=0) * sequences).max() < 2
 
 
 @settings(max_examples=50, deadline=None)
 @given(weights, st.integers(1, 30), st.integers(2, 40))
 def test_a_step_does_not_depend_on_what_was_asked_before(
-    values: list[float], step: int, rows: int
+    values: list[float], step: int, sequences: int
 ) -> None:
-    table = shares(weighted(*values), {}, steps=30, rows=rows)
-    walked = Mixture(table, rows=rows, seed=3)
+    table = shares(weighted(*values), {}, steps=30, sequences=sequences)
+    walked = Mixture(table, sequences=sequences, seed=3)
     for earlier in range(1, step + 1):
         walked.step(earlier)
-    fresh = Mixture(table, rows=rows, seed=3).step(step)
-    np.testing.assert_array_equal(walked.step(step).of_row, fresh.of_row)
+    fresh = Mixture(table, sequences=sequences, seed=3).step(step)
+    np.testing.assert_array_equal(walked.step(step).of_sequence, fresh.of_sequence)
     np.testing.assert_array_equal(walked.step(step).before, fresh.before)
 
 
@@ -63,10 +65,10 @@ def test_weights_change_over_the_run() -> None:
         "a": SourceConfig(corpus="x", weight_by_step=[[1, 1.0], [100, 0.0]]),
         "b": SourceConfig(corpus="x", weight_by_step=[[1, 0.0], [100, 1.0]]),
     }
-    mixture = Mixture(shares(sources, {}, steps=200, rows=10), rows=10, seed=0)
-    assert mixture.step(1).of_row.tolist() == [0] * 10
-    assert sorted(mixture.step(50).of_row.tolist()) == [0] * 5 + [1] * 5
-    assert mixture.step(150).of_row.tolist() == [1] * 10
+    mixture = Mixture(shares(sources, {}, steps=200, sequences=10), sequences=10, seed=0)
+    assert mixture.step(1).of_sequence.tolist() == [0] * 10
+    assert sorted(mixture.step(50).of_sequence.tolist()) == [0] * 5 + [1] * 5
+    assert mixture.step(150).of_sequence.tolist() == [1] * 10
     np.testing.assert_allclose(mixture.given(100), [500, 500], atol=1)
 
 
@@ -76,7 +78,9 @@ def test_budgets_are_met_to_the_row_and_weights_share_the_rest() -> None:
         "web": SourceConfig(corpus="x", weight=3.0),
         "code": SourceConfig(corpus="x"),
     }
-    mixture = Mixture(shares(sources, {"books": 120}, steps=100, rows=10), rows=10, seed=0)
+    mixture = Mixture(
+        shares(sources, {"books": 120}, steps=100, sequences=10), sequences=10, seed=0
+    )
     np.testing.assert_allclose(mixture.given(100), [120, 660, 220], atol=1)
     assert mixture.given(100)[0] == 120
     assert mixture.given(50)[0] in (59, 60, 61)
@@ -84,14 +88,16 @@ def test_budgets_are_met_to_the_row_and_weights_share_the_rest() -> None:
 
 def test_budgets_that_do_not_make_up_the_run_are_refused() -> None:
     budget = {"a": SourceConfig(corpus="x", tokens=1)}
-    with pytest.raises(MixtureError, match=r"ask for 101 rows, but the run has 100.*steps to 11"):
-        shares(budget, {"a": 101}, steps=10, rows=10)
-    with pytest.raises(MixtureError, match=r"give 99 rows, but the run needs 100.*steps to 9"):
-        shares(budget, {"a": 99}, steps=10, rows=10)
-    assert shares(budget, {"a": 100}, steps=10, rows=10).tolist() == [[1.0]] * 10
+    with pytest.raises(
+        MixtureError, match=r"ask for 101 sequences, but the run has 100.*steps to 11"
+    ):
+        shares(budget, {"a": 101}, steps=10, sequences=10)
+    with pytest.raises(MixtureError, match=r"give 99 sequences, but the run needs 100.*steps to 9"):
+        shares(budget, {"a": 99}, steps=10, sequences=10)
+    assert shares(budget, {"a": 100}, steps=10, sequences=10).tolist() == [[1.0]] * 10
     silent = {"a": SourceConfig(corpus="x", weight_by_step=[[1, 1.0], [5, 0.0]])}
     with pytest.raises(MixtureError, match="at step 5 all weights are 0"):
-        shares(silent, {}, steps=10, rows=10)
+        shares(silent, {}, steps=10, sequences=10)
 
 
 @pytest.mark.parametrize(

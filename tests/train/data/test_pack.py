@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train.data.pack as pack_module
-from train.data.pack import LEAST_FILL, RowShape, TooLongError, pack
+from train.data.pack import LEAST_FILL, SequenceShape, TooLongError, pack
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=120)
 
@@ -21,13 +21,13 @@ def table(tokens, spans=None, inside=None) -> np.ndarray:
 def test_every_token_has_one_place_and_no_row_overflows(
     tokens: list[int], slots: int, opening: int
 ) -> None:
-    packed = pack(table(tokens), RowShape(slots=slots, opening=opening))
+    packed = pack(table(tokens), SequenceShape(slots=slots, opening=opening))
     seen: Counter[tuple[int, int]] = Counter()
     for number in range(len(packed)):
-        row = packed.row(number)
-        assert len(row)
-        assert sum(end - begin + opening for _, begin, end in row.tolist()) <= slots
-        seen.update((d, t) for d, begin, end in row.tolist() for t in range(begin, end))
+        sequence = packed.sequence(number)
+        assert len(sequence)
+        assert sum(end - begin + opening for _, begin, end in sequence.tolist()) <= slots
+        seen.update((d, t) for d, begin, end in sequence.tolist() for t in range(begin, end))
     assert seen == Counter((d, t) for d, length in enumerate(tokens) for t in range(length))
 
 
@@ -37,16 +37,16 @@ def test_spans_stay_whole_and_have_room(data: st.DataObject, slots: int) -> None
     tokens = data.draw(st.lists(st.integers(4, slots), min_size=1, max_size=60))
     spans = [data.draw(st.integers(0, 2)) for _ in tokens]
     inside = [count * data.draw(st.integers(1, 2)) for count in spans]
-    shape = RowShape(slots=slots, span_tokens=6, spans=3)
+    shape = SequenceShape(slots=slots, span_tokens=6, spans=3)
     packed = pack(table(tokens, spans, inside), shape)
     for number in range(len(packed)):
-        row = packed.row(number).tolist()
-        assert sum(spans[document] for document, _, _ in row) <= 3
-        assert sum(inside[document] for document, _, _ in row) <= 6
-        for document, begin, end in row:
+        sequence = packed.sequence(number).tolist()
+        assert sum(spans[document] for document, _, _ in sequence) <= 3
+        assert sum(inside[document] for document, _, _ in sequence) <= 6
+        for document, begin, end in sequence:
             if spans[document]:
                 assert (begin, end) == (0, tokens[document]), "a document with spans was cut"
-    whole = Counter(document for document, _, _ in packed.pieces.tolist() if spans[document])
+    whole = Counter(document for document, _, _ in packed.parts.tolist() if spans[document])
     assert set(whole.values()) <= {1}
     assert set(whole) == {document for document, count in enumerate(spans) if count}
 
@@ -57,7 +57,7 @@ def test_spans_stay_whole_and_have_room(data: st.DataObject, slots: int) -> None
         lambda random: np.exp(random.normal(6, 1.2, 4000)),
         lambda random: random.exponential(200, 4000),
         lambda random: random.integers(1, 60, 20_000),
-        lambda random: np.full(2000, 1229),  # two never share a row of 2,048
+        lambda random: np.full(2000, 1229),  # two never share a sequence of 2,048
         lambda random: random.integers(1030, 1400, 2000),
     ],
     ids=["lognormal", "exponential", "short", "three fifths", "over half"],
@@ -65,40 +65,40 @@ def test_spans_stay_whole_and_have_room(data: st.DataObject, slots: int) -> None
 @pytest.mark.parametrize("opening", [0, 1])
 def test_rows_are_full(draw, opening: int) -> None:
     tokens = draw(np.random.default_rng(0)).astype(np.int64) + 1
-    packed = pack(table(tokens.tolist()), RowShape(slots=2048, opening=opening))
-    used = int((packed.pieces[:, 2] - packed.pieces[:, 1] + opening).sum())
+    packed = pack(table(tokens.tolist()), SequenceShape(slots=2048, opening=opening))
+    used = int((packed.parts[:, 2] - packed.parts[:, 1] + opening).sum())
     assert used / (2048 * len(packed)) >= LEAST_FILL
 
 
 def test_whole_documents_are_not_cut_where_they_fit_well() -> None:
     tokens = [600, 500, 400, 300, 200, 48] * 20
-    packed = pack(table(tokens), RowShape(slots=1024))
-    assert len(packed.pieces) == len(tokens)
+    packed = pack(table(tokens), SequenceShape(slots=1024))
+    assert len(packed.parts) == len(tokens)
 
 
 def test_a_document_with_spans_that_fits_no_row_is_named() -> None:
-    shape = RowShape(slots=64, span_tokens=20, spans=2)
-    for row in ([65, 1, 5], [30, 1, 21], [30, 3, 9]):
-        with pytest.raises(TooLongError, match="but a row holds 64, 20 and 2") as raised:
-            pack(np.array([[10, 0, 0], row]), shape)
+    shape = SequenceShape(slots=64, span_tokens=20, spans=2)
+    for sequence in ([65, 1, 5], [30, 1, 21], [30, 3, 9]):
+        with pytest.raises(TooLongError, match="but a sequence holds 64, 20 and 2") as raised:
+            pack(np.array([[10, 0, 0], sequence]), shape)
         assert raised.value.document == 1
 
 
 def test_equal_input_gives_equal_rows() -> None:
     tokens = np.random.default_rng(1).integers(1, 900, 500).tolist()
-    first = pack(table(tokens), RowShape(slots=512))
-    second = pack(table(tokens), RowShape(slots=512))
-    np.testing.assert_array_equal(first.pieces, second.pieces)
+    first = pack(table(tokens), SequenceShape(slots=512))
+    second = pack(table(tokens), SequenceShape(slots=512))
+    np.testing.assert_array_equal(first.parts, second.parts)
     np.testing.assert_array_equal(first.starts, second.starts)
 
 
 def test_rows_shorter_than_the_smallest_cut() -> None:
-    packed = pack(table([7] * 40), RowShape(slots=12))
-    assert int((packed.pieces[:, 2] - packed.pieces[:, 1]).sum()) == 280
+    packed = pack(table([7] * 40), SequenceShape(slots=12))
+    assert int((packed.parts[:, 2] - packed.parts[:, 1]).sum()) == 280
 
 
 def test_full_spans_do_not_make_packing_quadratic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no row has room for spans, a few are asked and no more."""
+    """Where no sequence has room for spans, a few are asked and no more."""
     asked = 0
 
     class Counted(list):
@@ -110,14 +110,14 @@ def test_full_spans_do_not_make_packing_quadratic(monkeypatch: pytest.MonkeyPatc
     found = pack_module._find
 
     def counting(gaps, *arguments, **keys):
-        for free, rows in enumerate(gaps):
-            if rows and not isinstance(rows, Counted):
-                gaps[free] = Counted(rows)
+        for free, sequences in enumerate(gaps):
+            if sequences and not isinstance(sequences, Counted):
+                gaps[free] = Counted(sequences)
         return found(gaps, *arguments, **keys)
 
     monkeypatch.setattr(pack_module, "_find", counting)
     count = 600
-    shape = RowShape(slots=2048, span_tokens=640, spans=20)
+    shape = SequenceShape(slots=2048, span_tokens=640, spans=20)
     packed = pack(table([700] * count, [1] * count, [600] * count), shape)
     assert len(packed) == count
     assert asked <= 70 * count

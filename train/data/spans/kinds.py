@@ -1,4 +1,4 @@
-"""Which parts of a sequence the encoder reads: pure functions of (seed, epoch, sample, layout).
+"""Which parts of a sequence the encoder reads: pure functions of (seed, epoch, sample, choice).
 
 Every way of choosing spans answers the same question, `SpanPolicy.choose`, so that a task, a rule
 or a sampler can stand in for another.
@@ -122,10 +122,10 @@ SpansConfig = Annotated[
 class SpanPolicy(Protocol):
     """Chooses the spans of a sample."""
 
-    def choose(self, sample: Sample, *, epoch: int, layout: int = 0) -> Spans:
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         """Spans of `sample` in `epoch`: the same on every rank and after every restart.
 
-        Several layouts of a sample may train in one step; each is another choice if there is one.
+        Several choices of a sample may train in one step; each is another choice if there is one.
         """
         ...
 
@@ -136,7 +136,7 @@ class FixedSpans:
     def __init__(self, ranges: list[list[int]]):
         self._spans = np.array(ranges, dtype=np.int64).reshape(-1, 2)
 
-    def choose(self, sample: Sample, *, epoch: int, layout: int = 0) -> Spans:
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         """The configured ranges that lie inside the sample's slots."""
         return self._spans[self._spans[:, 1] < len(sample.tokens)]
 
@@ -144,7 +144,7 @@ class FixedSpans:
 class StoredSpans:
     """What the shard says."""
 
-    def choose(self, sample: Sample, *, epoch: int, layout: int = 0) -> Spans:
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         """The sample's own spans."""
         return NO_SPANS if sample.spans is None else sample.spans
 
@@ -163,12 +163,12 @@ class RandomSpans:
         self.seed = seed
         self.special = special
 
-    def choose(self, sample: Sample, *, epoch: int, layout: int = 0) -> Spans:
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         """Spans of one sample; documents too short for any span leave the budget unfilled."""
         config, slots = self.config, len(sample.tokens) - 1
         if config.largest_ratio == 0 or slots < 4:
             return NO_SPANS
-        random = generator(self.seed, epoch, sample, layout)
+        random = generator(self.seed, epoch, sample, choice)
         free = places(sample, self.special)
         if config.ratio_by_tokens is None:
             spans = _fill(random, free, config.ratio * slots, *config.lengths(slots))

@@ -38,10 +38,10 @@ def places(sample: Sample, special: SpecialTokens) -> list[Range]:
     return [(start, stop) for start, stop in ranges if start < stop]
 
 
-def generator(seed: int, epoch: int, sample: Sample, layout: int) -> np.random.Generator:
+def generator(seed: int, epoch: int, sample: Sample, choice: int) -> np.random.Generator:
     """What a sample's spans are drawn with: a function of its arguments, the same on every rank."""
     key = [seed, epoch, sample.id]
-    if sample.source == 0 and layout == 0:
+    if sample.source == 0 and choice == 0:
         return np.random.default_rng(key)
     # Not further words of the key: an id beyond 32 bits is two words of it.
-    return np.random.default_rng(np.random.SeedSequence(key, spawn_key=(sample.source, layout)))
+    return np.random.default_rng(np.random.SeedSequence(key, spawn_key=(sample.source, choice)))

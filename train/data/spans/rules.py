@@ -54,8 +54,8 @@ class RuleSpans:
     """The segments that a rule names, document by document.
 
     A rule puts a document's segments into an order and takes from its beginning. Layout 0 starts
-    with the first of them, layout 1 with the second, and so on around, so that a document with one
-    segment that will do has one layout only.
+    with the first of them, choice 1 with the second, and so on around, so that a document with one
+    segment that will do has one choice only.
     """
 
     def __init__(self, config: RuleSpansConfig, *, seed: int, special: SpecialTokens):
@@ -63,14 +63,14 @@ class RuleSpans:
         self.seed = seed
         self.special = special
 
-    def choose(self, sample: Sample, *, epoch: int, layout: int = 0) -> Spans:
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         """Spans of one sample; documents whose segments are all too short have none."""
-        random = generator(self.seed, epoch, sample, layout)
+        random = generator(self.seed, epoch, sample, choice)
         spans: list[Range] = []
         for start, stop in places(sample, self.special):
             if int(sample.tokens[start]) == self.special.padding:
                 continue
-            segments = self._ordered(self._segments(sample, start, stop), random, layout)
+            segments = self._ordered(self._segments(sample, start, stop), random, choice)
             chosen = self._cut(segments, room=int(self.config.ratio * (stop - start)))
             spans += _leaving_targets(sample, start, stop + 1, chosen)
         return np.array(sorted(spans), dtype=np.int64).reshape(-1, 2) if spans else NO_SPANS
@@ -86,12 +86,12 @@ class RuleSpans:
         return [(a, b) for a, b in segments if a < b]
 
     def _ordered(
-        self, segments: list[Range], random: np.random.Generator, layout: int
+        self, segments: list[Range], random: np.random.Generator, choice: int
     ) -> list[Range]:
         """Those that the rule wants, the most wanted first."""
         which = self.config.which
         if which == "alternate":
-            segments = segments[(1 + layout) % 2 :: 2]
+            segments = segments[(1 + choice) % 2 :: 2]
         fit = [(a, b) for a, b in segments if b - a >= self.config.min_tokens]
         if which == "alternate" or not fit:
             return fit
@@ -102,7 +102,7 @@ class RuleSpans:
             fit.reverse()
         elif which == "longest":
             fit.sort(key=lambda segment: segment[0] - segment[1])
-        return [fit[layout % len(fit)]]
+        return [fit[choice % len(fit)]]
 
     def _cut(self, segments: list[Range], *, room: int) -> list[Range]:
         """As many as there is room for, each cut to what an encoder reads at a time."""

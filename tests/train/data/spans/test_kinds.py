@@ -242,21 +242,21 @@ def test_ratio_zero_and_tiny_samples_have_no_spans(slots: int):
         assert len(sampler().choose(long_document(slots), epoch=0)) == 0
 
 
-LAYOUTS = sampler(seed=1)
+CHOICES = sampler(seed=1)
 
 
-def test_layouts_and_sources_differ_and_the_first_is_as_ever():
+def test_choices_and_sources_differ_and_the_first_is_as_ever():
     sample = long_document(1024, id=5)
-    base = LAYOUTS.choose(sample, epoch=2).tolist()
-    assert LAYOUTS.choose(sample, epoch=2, layout=0).tolist() == base
+    base = CHOICES.choose(sample, epoch=2).tolist()
+    assert CHOICES.choose(sample, epoch=2, choice=0).tolist() == base
     elsewhere = Sample(id=5, source=1, tokens=sample.tokens)
-    # An id of two words must not pass for a source or a layout.
+    # An id of two words must not pass for a source or a choice.
     large = Sample(id=5 + 2**32, tokens=sample.tokens)
     found = [
         base,
-        *(LAYOUTS.choose(sample, epoch=2, layout=layout).tolist() for layout in (1, 2, 3)),
-        *(LAYOUTS.choose(elsewhere, epoch=2, layout=layout).tolist() for layout in (0, 1, 2)),
-        *(LAYOUTS.choose(large, epoch=2, layout=layout).tolist() for layout in (0, 1)),
+        *(CHOICES.choose(sample, epoch=2, choice=choice).tolist() for choice in (1, 2, 3)),
+        *(CHOICES.choose(elsewhere, epoch=2, choice=choice).tolist() for choice in (0, 1, 2)),
+        *(CHOICES.choose(large, epoch=2, choice=choice).tolist() for choice in (0, 1)),
     ]
     assert len({str(spans) for spans in found}) == len(found)
 
@@ -264,33 +264,33 @@ def test_layouts_and_sources_differ_and_the_first_is_as_ever():
 @settings(max_examples=100, deadline=None)
 @given(
     sample=packed_samples(),
-    layout=st.integers(0, 3),
+    choice=st.integers(0, 3),
     ratio=st.floats(0.01, 0.75),
     by_tokens=st.booleans(),
 )
 def test_packed_documents_keep_their_boundaries(
-    sample: Sample, layout: int, ratio: float, by_tokens: bool
+    sample: Sample, choice: int, ratio: float, by_tokens: bool
 ):
     options: dict[str, Any] = {"ratio": ratio}
     if by_tokens:
         options = {"ratio_by_tokens": [[20, 0.1], [300, ratio]]}
     policy = sampler(**options)
-    spans = policy.choose(sample, epoch=0, layout=layout)
+    spans = policy.choose(sample, epoch=0, choice=choice)
     check_places(sample, spans)
     tokens, number = policy.config.room(len(sample.tokens) - 1)
     assert sum(lengths_of(spans)) <= tokens
     assert len(spans) <= number
-    np.testing.assert_array_equal(sampler(**options).choose(sample, epoch=0, layout=layout), spans)
+    np.testing.assert_array_equal(sampler(**options).choose(sample, epoch=0, choice=choice), spans)
 
 
 def test_another_process_chooses_the_same():
     sample = pack(document(200, 90), document(400), id=2**33 + 1, source=2)
     options: dict[str, Any] = {"ratio_by_tokens": [[256, 0.1], [1024, 0.25]]}
-    mine = sampler(**options).choose(sample, epoch=3, layout=1).tolist()
+    mine = sampler(**options).choose(sample, epoch=3, choice=1).tolist()
     code = (
         "from tests.train.data.spans.test_kinds import *\n"
         "sample = pack(document(200, 90), document(400), id=2**33 + 1, source=2)\n"
-        f"print(sampler(**{options}).choose(sample, epoch=3, layout=1).tolist())"
+        f"print(sampler(**{options}).choose(sample, epoch=3, choice=1).tolist())"
     )
     assert in_another_process(code) == str(mine)
     assert mine

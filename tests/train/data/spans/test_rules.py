@@ -20,8 +20,8 @@ def rule(which: str, *, seed: int = 0, **options: Any) -> RuleSpans:
     return RuleSpans(config, seed=seed, special=SPECIAL)
 
 
-def chosen(policy: RuleSpans, sample: Sample, *, layout: int = 0) -> list[list[int]]:
-    return policy.choose(sample, epoch=0, layout=layout).tolist()
+def chosen(policy: RuleSpans, sample: Sample, *, choice: int = 0) -> list[list[int]]:
+    return policy.choose(sample, epoch=0, choice=choice).tolist()
 
 
 PARAGRAPHS = pack(document(10, 20, 30, 25), document(12, 40, 11))
@@ -29,7 +29,7 @@ PARAGRAPHS = pack(document(10, 20, 30, 25), document(12, 40, 11))
 
 
 @pytest.mark.parametrize(
-    ("which", "layouts"),
+    ("which", "choices"),
     [
         ("first", [[[1, 11], [91, 103]], [[12, 32], [104, 144]], [[33, 63], [145, 156]]]),
         ("last", [[[64, 89], [145, 156]], [[33, 63], [104, 144]]]),
@@ -40,17 +40,17 @@ PARAGRAPHS = pack(document(10, 20, 30, 25), document(12, 40, 11))
         ),
     ],
 )
-def test_rules_mean_what_they_say(which: str, layouts: list[list[list[int]]]):
+def test_rules_mean_what_they_say(which: str, choices: list[list[list[int]]]):
     policy = rule(which, ratio=0.75)
-    for layout, wanted in enumerate(layouts):
-        assert chosen(policy, PARAGRAPHS, layout=layout) == wanted
+    for choice, wanted in enumerate(choices):
+        assert chosen(policy, PARAGRAPHS, choice=choice) == wanted
 
 
 def test_layouts_go_around():
     policy = rule("first", ratio=0.75)
-    assert chosen(policy, PARAGRAPHS, layout=12) == chosen(policy, PARAGRAPHS)
+    assert chosen(policy, PARAGRAPHS, choice=12) == chosen(policy, PARAGRAPHS)
     alone = pack(document(60))
-    assert chosen(policy, alone, layout=1) == chosen(policy, alone) == [[1, 46]]
+    assert chosen(policy, alone, choice=1) == chosen(policy, alone) == [[1, 46]]
 
 
 def test_without_ranges_the_tokens_tell_where_documents_end():
@@ -63,7 +63,7 @@ def test_blocks_are_counted_from_the_first_token():
     policy = rule("first", unit="block", max_tokens=16, min_tokens=4)
     sample = pack(document(70, 30), document(9))
     assert chosen(policy, sample) == [[1, 17], [104, 108]], "half of nine tokens at most"
-    assert chosen(policy, sample, layout=1)[0] == [17, 33]
+    assert chosen(policy, sample, choice=1)[0] == [17, 33]
 
 
 def test_the_encoder_reads_the_beginning_of_a_segment_that_is_too_long():
@@ -110,7 +110,7 @@ def test_padding_is_no_document():
     ratio=st.floats(0.05, 0.75),
     shortest=st.integers(1, 40),
     extra=st.integers(0, 100),
-    layout=st.integers(0, 5),
+    choice=st.integers(0, 5),
     scored=st.integers(0, 2**32),
 )
 def test_every_choice_keeps_the_rules(
@@ -120,7 +120,7 @@ def test_every_choice_keeps_the_rules(
     ratio: float,
     shortest: int,
     extra: int,
-    layout: int,
+    choice: int,
     scored: int,
 ):
     options = {"min_tokens": shortest, "max_tokens": shortest + extra, "ratio": ratio, "unit": unit}
@@ -130,10 +130,10 @@ def test_every_choice_keeps_the_rules(
         id=sample.id, source=sample.source, tokens=sample.tokens, documents=sample.documents,
         scored=mask if scored % 2 else None,
     )  # fmt: skip
-    spans = policy.choose(task, epoch=1, layout=layout)
+    spans = policy.choose(task, epoch=1, choice=choice)
     check_places(task, spans)
     policy.choose(PARAGRAPHS, epoch=9)
-    again = rule(which, seed=3, **options).choose(task, epoch=1, layout=layout)
+    again = rule(which, seed=3, **options).choose(task, epoch=1, choice=choice)
     np.testing.assert_array_equal(spans, again)
     assert task.documents is not None
     for a, b in task.documents:
@@ -166,8 +166,8 @@ def test_random_segments_differ_by_epoch_layout_source_and_seed():
     assert len(base) == 9, "three of twelve paragraphs a document"
     elsewhere = pack(*[document(*[20] * 12) for _ in range(3)], id=4, source=1)
     others = [
-        chosen(policy, sample, layout=1),
-        chosen(policy, sample, layout=2),
+        chosen(policy, sample, choice=1),
+        chosen(policy, sample, choice=2),
         policy.choose(sample, epoch=1).tolist(),
         chosen(policy, elsewhere),
         chosen(rule("random", ratio=0.25, seed=1), sample),

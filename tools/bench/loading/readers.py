@@ -22,7 +22,7 @@ from train.data.collate import Collator, SpanCapacity
 from train.data.corpus import Corpus
 from train.data.feed import Feed, StepData
 from train.data.mixture import Mixture
-from train.data.plan import Plan
+from train.data.plan import StepPlan
 from train.data.sources import Laying, Source, Sources
 from train.data.spans.kinds import RandomSpans, RandomSpansConfig
 from train.data.tokens import SpecialTokens
@@ -61,13 +61,13 @@ class Reading:
     rank: int = 0
     ranks: int = 1
 
-    def plan(self) -> Plan:
+    def plan(self) -> StepPlan:
         """Batches of `BATCH` sequences for each rank."""
         corpus = Corpus(self.root, cache=self.cache)
         source = Source("corpus", 0, corpus, Laying(sequence_tokens=self.sequence_tokens))
         rows = BATCH * self.ranks
-        mixture = Mixture(np.ones((self.steps, 1)), rows=rows, seed=0)
-        return Plan(Sources([source]), mixture, slots=rows)
+        mixture = Mixture(np.ones((self.steps, 1)), sequences=rows, seed=0)
+        return StepPlan(Sources([source]), mixture, entries=rows)
 
     def collator(self) -> Collator:
         """As a run builds it."""

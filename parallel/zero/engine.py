@@ -13,7 +13,7 @@ schedule once four things are seen to, in this module and its neighbours:
 2. Before each backward of the schedule it hears that a backward begins, and whether it is the
    step's last.
 3. What the stages of a pipeline or the ranks of a tensor group each have a part of is summed
-   (`zero_gradients`).
+   (`gradients`).
 4. The gradient norm is ours: over every element of the model once, in fp64.
 """
 
@@ -27,10 +27,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel import deepspeed_access, pages, zero_gradients, zero_masters
 from parallel.mesh import Mesh
-from parallel.sharding import Sharding
-from parallel.zero_config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero import deepspeed_access, pages
+from parallel.zero import gradients as zero_gradients
+from parallel.zero import masters as zero_masters
+from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero.sharding import Sharding
 
 
 class ZeroEngine:
@@ -147,7 +149,7 @@ class ZeroEngine:
         self._deepspeed.step()
 
     def _provide_norm(self) -> None:
-        """Makes DeepSpeed clip by, and report, the norm that `zero_gradients` has computed."""
+        """Makes DeepSpeed clip by, and report, the norm that `gradients` has computed."""
         optimizer = self.zero_optimizer
 
         def tensor(value: float) -> Tensor:

@@ -17,10 +17,10 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from model.decoder import TIED_NAME
 from model.layers import is_split, logical_name
 from parallel.mesh import Mesh
-from parallel.sharding import Sharding
+from parallel.zero.sharding import Sharding
 
 if TYPE_CHECKING:
-    from parallel.zero import ZeroEngine
+    from parallel.zero.engine import ZeroEngine
 
 AGREEMENT = 1e-4
 """Relative difference of squared norms above which copies of a gradient count as different."""

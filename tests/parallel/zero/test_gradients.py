@@ -5,11 +5,11 @@ import torch
 
 from model.decoder import TIED_NAME
 from model.semicausal import SemiCausal
-from parallel import zero_gradients
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh
 from parallel.spread import build_part
-from parallel.zero_gradients import tied_over_stages
+from parallel.zero import gradients as zero_gradients
+from parallel.zero.gradients import tied_over_stages
 from tests.distributed.semicausal_runs import Cell, model_config
 
 

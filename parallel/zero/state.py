@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from model.layers import is_split, logical_name, placement
-from parallel.pages import MOMENTS
-from parallel.sharding import Sharding
-from parallel.zero import ZeroEngine
+from parallel.zero.engine import ZeroEngine
+from parallel.zero.pages import MOMENTS
+from parallel.zero.sharding import Sharding
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""`python -m tools.bench.loading_first ROOT`: seconds and memory to the first batch, as JSON.
+"""`python -m tools.bench.loading.first ROOT`: seconds and memory to the first batch, as JSON.
 
 A process of its own, so that nothing else counts.
 """
@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tools.bench.loading_readers import Reading
+from tools.bench.loading.readers import Reading
 
 SEQUENCE_TOKENS = 2048
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel import pages
+from parallel.zero import pages
 
 
 @contextmanager

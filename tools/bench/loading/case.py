@@ -23,8 +23,8 @@ from typing import Any, Final
 
 import boto3
 
-from tools.bench.loading_corpora import write_documents, write_sequences, write_vast
-from tools.bench.loading_readers import (
+from tools.bench.loading.corpora import write_documents, write_sequences, write_vast
+from tools.bench.loading.readers import (
     BATCH,
     Feeds,
     Read,
@@ -222,8 +222,8 @@ def _breakdown(place: Path, *, steps: int = 12) -> str:
         return result
 
     timed("plan, window included", lambda: [plan.step(step) for step in range(1, steps + 1)])
-    slots = timed("plan", lambda: [s for step in range(1, steps + 1) for s in plan.step(step)])
-    numbers = [number for slot in slots for number in slot.row.pieces[:, 0].tolist()]
+    entries = timed("plan", lambda: [s for step in range(1, steps + 1) for s in plan.step(step)])
+    numbers = [number for entry in entries for number in entry.sequence.parts[:, 0].tolist()]
     places = [store._locate(number) for number in numbers]
     for number in numbers:
         store.columns(number)  # every shard is open and checked
@@ -233,7 +233,9 @@ def _breakdown(place: Path, *, steps: int = 12) -> str:
         "decode", lambda: [read(data) for read, data in zip(decoders, stored, strict=True)]
     )
     timed("documents", lambda: [Document.from_columns(each) for each in columns])
-    samples = timed("rows, all of the above", lambda: [source.read(slot.row) for slot in slots])
+    samples = timed(
+        "rows, all of the above", lambda: [source.read(entry.sequence) for entry in entries]
+    )
     pairs = [(0, sample) for sample in samples]
     batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
     policy = reading.collator().policies["text"]
@@ -251,7 +253,7 @@ def _first_batch(found: Findings, place: Path, *, num_shards: int) -> None:
     root = place / "vast"
     write_vast(root, num_shards=num_shards, documents_a_shard=DOCUMENTS_A_SHARD)
     answer = subprocess.run(
-        [sys.executable, "-m", "tools.bench.loading_first", str(root)],
+        [sys.executable, "-m", "tools.bench.loading.first", str(root)],
         capture_output=True,
         text=True,
         check=True,
