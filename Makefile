@@ -7,7 +7,11 @@ STEPS ?=
 STARTED := $(shell date +%s)
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: pretrain test test-all parity faults-data check bench golden clean
+NEWEST := torch torchvision transformers
+QUICK := $(addprefix tests/,golden model parallel distributed/test_tensor.py distributed/test_zero.py \
+	train/test_lora.py tools/test_use.py)
+
+.PHONY: pretrain test test-all check-newest parity faults-data check bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -17,6 +21,9 @@ test: .venv/dev  ## all that matters, at most 15 minutes
 
 test-all: .venv/dev  ## every cell of the long tables, more than an hour
 	$(BIN)/pytest $(ARGS)
+
+check-newest: .venv/newest/installed  ## the quick tests beside the newest torch and transformers (7 GB, minutes)
+	.venv/newest/bin/python -m pytest -m "not long" $(QUICK) $(ARGS)
 
 parity: .venv/dev  ## every layout against one process, as a table and out/parity.json (minutes)
 	$(BIN)/python -m tests.distributed.parity $(ARGS)
@@ -52,6 +59,15 @@ clean:  ## remove what was built, not what was trained
 
 .venv/dev: .venv/runtime
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+# Without the consent of packages that ask for older ones (docs/decisions/0011-pins.md).
+.venv/newest/installed: .venv/python pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv/newest
+	grep -vE '^(torch|torchvision|transformers|huggingface_hub|tokenizers)==' constraints.txt > .venv/newest/pins.txt
+	.venv/newest/bin/pip install --quiet --no-deps --requirement .venv/newest/pins.txt
+	.venv/newest/bin/pip install --quiet --upgrade $(NEWEST)
+	.venv/newest/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
 .venv/bench: .venv/runtime

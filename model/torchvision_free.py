@@ -6,6 +6,7 @@ registers an operator whose compiled code is missing. We use no operator of it, 
 enough.
 """
 
+import contextlib
 import importlib.machinery
 import importlib.util
 from functools import cache
@@ -13,6 +14,7 @@ from functools import cache
 import torch
 
 _OPERATORS = ("nms", "qnms")
+_LIBRARIES = ("_C_stable", "_C")  # since torchvision 0.29, and before
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
@@ -49,12 +51,10 @@ def _library_loads(directory: str) -> bool:
         directory,
         (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
     )
-    library = finder.find_spec("_C")
-    if library is None or library.origin is None:
-        return False
-    try:
-        # What torchvision itself does; loading it twice costs nothing.
-        torch.ops.load_library(library.origin)
-    except OSError:
-        return False
-    return True
+    for library in map(finder.find_spec, _LIBRARIES):
+        if library is not None and library.origin is not None:
+            # What torchvision itself does; loading it twice costs nothing.
+            with contextlib.suppress(OSError):
+                torch.ops.load_library(library.origin)
+                return True
+    return False
