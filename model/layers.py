@@ -156,9 +156,11 @@ class Layers(Protocol):
 class DenseLinear(nn.Linear):
     """A whole linear layer."""
 
-    def __init__(self, in_features: int, out_features: int, init: Initializer):
+    def __init__(
+        self, in_features: int, out_features: int, init: Initializer, device: str | None = None
+    ):
         self.init = init
-        super().__init__(in_features, out_features)
+        super().__init__(in_features, out_features, device=device)
 
     def reset_parameters(self) -> None:
         """Leave the weights to `initialize`."""
@@ -167,42 +169,51 @@ class DenseLinear(nn.Linear):
 class DenseEmbedding(nn.Embedding):
     """A whole lookup table."""
 
-    def __init__(self, num_embeddings: int, width: int, init: Initializer):
+    def __init__(
+        self, num_embeddings: int, width: int, init: Initializer, device: str | None = None
+    ):
         self.init = init
-        super().__init__(num_embeddings, width)
+        super().__init__(num_embeddings, width, device=device)
 
     def reset_parameters(self) -> None:
         """Leave the weights to `initialize`."""
 
 
 class DenseLayers:
-    """Layers that keep every weight whole on every rank, and every row on one."""
+    """Layers that keep every weight whole on every rank, and every row on one.
+
+    Args:
+        device: where weights are made; default: torch's.
+    """
 
     sequence_parallel = False
 
+    def __init__(self, device: str | None = None):
+        self.device = device
+
     def column(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
         """A whole linear layer."""
-        return DenseLinear(in_features, out_features, init)
+        return DenseLinear(in_features, out_features, init, self.device)
 
     def row(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
         """A whole linear layer."""
-        return DenseLinear(in_features, out_features, init)
+        return DenseLinear(in_features, out_features, init, self.device)
 
     def linear(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
         """A whole linear layer."""
-        return DenseLinear(in_features, out_features, init)
+        return DenseLinear(in_features, out_features, init, self.device)
 
     def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> DenseEmbedding:
         """A whole lookup table."""
-        return DenseEmbedding(num_tokens, width, init)
+        return DenseEmbedding(num_tokens, width, init, self.device)
 
     def table(self, num_rows: int, width: int, *, init: Initializer) -> DenseEmbedding:
         """A whole lookup table."""
-        return DenseEmbedding(num_rows, width, init)
+        return DenseEmbedding(num_rows, width, init, self.device)
 
     def norm(self, width: int) -> nn.LayerNorm:
         """A layer norm."""
-        return nn.LayerNorm(width)
+        return nn.LayerNorm(width, device=self.device)
 
     def dropout(self, share: float) -> nn.Module:
         """Ordinary dropout, nothing at all at 0."""

@@ -104,7 +104,7 @@ def rank_memory(task: Task, candidate: Candidate, *, pipeline_rank: int, fused: 
     if share.is_last:
         head = head_bytes(task, load=load, vocabulary_rows=share.vocabulary_rows)
         waiting = head.left if share.is_first and task.model.decoder.tied_head else 0.0
-    tables = sum(w.elements for w in share.weights if w.part == "embedding") * task.element_bytes
+    tables = share.is_first * share.vocabulary_rows * task.model.decoder.width * task.element_bytes
     # Of microbatches done, gradients stay; of the first, there are none before its backward.
     summed = state.summed if candidate.num_microbatches > 1 else 0.0
     between = state.between if candidate.num_microbatches > 1 else 0.0
@@ -242,7 +242,8 @@ def _state(task: Task, candidate: Candidate, share: Share) -> _State:
     at_once = min(task.zero.bucket_elements, part)
     if task.zero.offload_directory is not None:
         optimizer = moments_and_masters * at_once
-    small = share.smaller_than(task.zero.persist_parameters_below) * e
+    below = task.zero.persist_parameters_below
+    small = sum(w.count * w.elements for w in share.weights if w.elements <= below) * e
     return _State(
         always=Memory(
             parameters=e * all_elements / data + tables + small,

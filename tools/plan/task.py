@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from model.encoders.protocol import SpanLoad
 from model.semicausal import ModelConfig
 from parallel.costs import Load
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision, ZeroConfig
-from tools.plan.weights import Share, rank_share
+from tools.plan.weights import Share, Weights
 
 PRECISION_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 
@@ -37,7 +38,6 @@ class Task:
     spans: Mapping[str, SpanLoad]
     zero: ZeroConfig
     steps: int
-    _shares: dict[object, Share] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def element_bytes(self) -> int:
@@ -66,17 +66,13 @@ class Task:
         }
         return Load(sequences=sequences, sequence_tokens=self.sequence_tokens, spans=spans)
 
+    @cached_property
+    def _weights(self) -> Weights:
+        return Weights(self.model)
+
     def share(self, candidate: "Candidate", pipeline_rank: int) -> Share:
-        """What the ranks of a stage hold; stages alike are counted once."""
-        layout, split = candidate.layout, candidate.split
-        layers = tuple(split[pipeline_rank :: layout.pipeline])
-        is_end = (pipeline_rank == 0, pipeline_rank == layout.pipeline - 1)
-        key = (layout.tensor, layers, is_end)
-        found = self._shares.get(key)
-        if found is None:
-            found = rank_share(self.model, layout, split=split, pipeline_rank=pipeline_rank)
-            self._shares[key] = found
-        return found
+        """What the ranks of a stage hold."""
+        return self._weights.share(candidate.layout, pipeline_rank)
 
 
 @dataclass(frozen=True, kw_only=True)

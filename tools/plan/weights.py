@@ -1,40 +1,66 @@
-"""Which parameters each rank holds under a layout, to the element."""
+"""Which parameters each rank holds under a layout, read off real models on the meta device."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from model.decoder import Piece
-from model.encoders.text import NUM_BUCKETS
-from model.semicausal import EncoderConfig, ModelConfig
-from parallel.mesh import LayoutConfig, held_pieces
+from model.decoder import TIED_NAME, Piece
+from model.layers import DenseEmbedding, DenseLayers, DenseLinear, Initializer, logical_name
+from model.semicausal import ModelConfig, SemiCausal
+from parallel.mesh import LayoutConfig
 from parallel.tensor import padded_vocabulary
+from train.optim import decays
 
-PARTS = ("embedding", "layers", "head", "encoder", "connector")
-"""What parameters belong to."""
+LAYER = "decoder.blocks."
+"""What the names of decoder layers' parameters begin with."""
+
+
+def held_rows(num_tokens: int, *, tensor: int) -> int:
+    """A rank's rows of a vocabulary, padded only where it is split."""
+    return num_tokens if tensor == 1 else padded_vocabulary(num_tokens, tensor=tensor) // tensor
+
+
+class ShapeLayers(DenseLayers):
+    """Layers without values, of the shapes that a rank of a tensor group holds.
+
+    Args:
+        tensor: ranks that share each layer.
+    """
+
+    def __init__(self, tensor: int):
+        super().__init__(device="meta")
+        self.tensor = tensor
+
+    def column(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
+        """A rank's outputs."""
+        return super().column(in_features, out_features // self.tensor, init=init)
+
+    def row(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
+        """A rank's inputs; the bias is whole."""
+        return super().row(in_features // self.tensor, out_features, init=init)
+
+    def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> DenseEmbedding:
+        """A rank's rows."""
+        rows = held_rows(num_tokens, tensor=self.tensor)
+        return super().vocabulary(rows, width, init=init)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """Some parameters of one shape that a rank holds.
+    """Parameters of one shape that a rank holds.
 
     Attributes:
-        part: one of `PARTS`.
-        count: how many there are.
+        name: of the first of them, in the whole model.
+        count: how many there are: one, or one in each decoder layer.
         elements: of each, padding included.
-        decays: a matrix that weight decay applies to; the optimiser groups by it.
-        trains: the optimiser updates it.
-        is_tied_end: the tied embedding where another stage has it too, which the optimiser keeps in
-            a group of its own.
+        group: what the optimiser groups by: whether it decays, and whether it is the token
+            embedding while another stage has it too. None: it is frozen.
     """
 
-    part: str
-    count: int
+    name: str
+    count: int = 1
     elements: int
-    decays: bool = False
-    trains: bool = True
-    is_tied_end: bool = False
+    group: tuple[bool, bool] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,128 +94,91 @@ class Share:
     @cached_property
     def trained(self) -> int:
         """Parameters that the optimiser updates, padding included."""
-        return sum(w.count * w.elements for w in self.weights if w.trains)
+        return sum(self._groups.values())
 
     @cached_property
     def largest(self) -> int:
         """Elements of the largest parameter that trains."""
-        return max((w.elements for w in self.weights if w.trains), default=0)
+        return max((w.elements for w in self.weights if w.group), default=0)
 
     @cached_property
     def largest_group(self) -> int:
-        """Elements of the optimiser's largest group: matrices that decay, a tied end, the rest."""
+        """Elements of the optimiser's largest group."""
+        return max(self._groups.values())
+
+    @cached_property
+    def _groups(self) -> Counter[tuple[bool, bool]]:
         sizes: Counter[tuple[bool, bool]] = Counter()
         for weight in self.weights:
-            if weight.trains:
-                sizes[weight.decays, weight.is_tied_end] += weight.count * weight.elements
-        return max(sizes.values())
-
-    def smaller_than(self, elements: int) -> int:
-        """Elements of all parameters that are no larger than this."""
-        return sum(w.count * w.elements for w in self.weights if w.elements <= elements)
+            if weight.group is not None:
+                sizes[weight.group] += weight.count * weight.elements
+        return sizes
 
 
-def rank_share(
-    config: ModelConfig,
-    layout: LayoutConfig,
-    *,
-    split: Sequence[int],
-    pipeline_rank: int,
-) -> Share:
-    """What one rank holds; those of a tensor group hold as much as each other.
+class Weights:
+    """Parameters of a model by rank; what is alike is built once.
 
     Args:
-        config: the whole model.
-        layout: how it is spread.
-        split: decoder layers of each piece.
-        pipeline_rank: the stage.
+        model: the whole model.
     """
-    pieces = held_pieces(tuple(split), layout, pipeline_rank=pipeline_rank)
-    is_first = any(piece.is_first for piece in pieces)
-    is_last = any(piece.is_last for piece in pieces)
-    place = _Place(layout.tensor)
-    return Share(
-        weights=tuple(_weights(config, pieces, place, is_first=is_first, is_last=is_last)),
-        piece_layers=tuple(piece.last_layer - piece.first_layer for piece in pieces),
-        is_first=is_first,
-        is_last=is_last,
-        vocabulary_rows=place.rows(config.decoder.vocabulary),
-    )
 
+    def __init__(self, model: ModelConfig):
+        self.model = model
+        self._built: dict[tuple[int, bool, bool], list[Weight]] = {}
+        self._shares: dict[tuple[int, bool, bool, tuple[int, ...]], Share] = {}
 
-@dataclass(frozen=True)
-class _Place:
-    tensor: int
+    def share(self, layout: LayoutConfig, pipeline_rank: int) -> Share:
+        """What the ranks of a stage hold, each as much as the others.
 
-    def rows(self, tokens: int) -> int:
-        """A rank's rows of a vocabulary, padded only where it is split."""
-        if self.tensor == 1:
-            return tokens
-        return padded_vocabulary(tokens, tensor=self.tensor) // self.tensor
+        Args:
+            layout: how the model is spread, its split included.
+            pipeline_rank: the stage.
+        """
+        assert layout.split is not None, "planned layouts carry their split"
+        layers = tuple(layout.split[pipeline_rank :: layout.pipeline])
+        is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
+        key = (layout.tensor, is_first, is_last, layers)
+        found = self._shares.get(key)
+        if found is None:
+            found = self._shares[key] = self._count(*key)
+        return found
 
-    def vocabulary(self, part: str, tokens: int, width: int, **kind: bool) -> Weight:
-        """A rank's part of a table of the vocabulary."""
-        return Weight(part=part, count=1, elements=self.rows(tokens) * width, **kind)
+    def _count(
+        self, tensor: int, is_first: bool, is_last: bool, layers: tuple[int, ...]
+    ) -> Share:
+        weights = self._weights(tensor, is_first=is_first, is_last=is_last)
+        in_layers = sum(layers)
+        return Share(
+            weights=tuple(
+                replace(w, count=in_layers) if w.name.startswith(LAYER) else w for w in weights
+            ),
+            piece_layers=layers,
+            is_first=is_first,
+            is_last=is_last,
+            vocabulary_rows=held_rows(self.model.decoder.vocabulary, tensor=tensor),
+        )
 
-    def block(
-        self, part: str, count: int, width: int, hidden: int, *, trains: bool
-    ) -> Iterator[Weight]:
-        """Blocks: qkv, out, up and down, and two norms."""
-        t = self.tensor
-        matrices = (3 * width * width // t, width * width // t, *(width * hidden // t,) * 2)
-        # Columns' biases are split, rows' are whole.
-        vectors = (3 * width // t, hidden // t, width, width, *(width,) * 4)
-        for elements, decays in [*((m, True) for m in matrices), *((v, False) for v in vectors)]:
-            yield Weight(
-                part=part,
-                count=count,
-                elements=elements,
-                decays=decays,
-                trains=trains,
+    def _weights(self, tensor: int, *, is_first: bool, is_last: bool) -> list[Weight]:
+        """Parameters of a stage of one decoder layer."""
+        key = (tensor, is_first, is_last)
+        if key not in self._built:
+            # Positions are no parameters, and a table of them takes longer than all the rest.
+            decoder = self.model.decoder.model_copy(update={"max_tokens": 2})
+            piece = Piece(first_layer=0, last_layer=1, is_first=is_first, is_last=is_last)
+            part = SemiCausal(
+                self.model.model_copy(update={"decoder": decoder}),
+                ShapeLayers(tensor),
+                pieces=[piece],
             )
-
-
-def _weights(
-    config: ModelConfig,
-    pieces: Sequence[Piece],
-    place: _Place,
-    *,
-    is_first: bool,
-    is_last: bool,
-) -> Iterator[Weight]:
-    decoder = config.decoder
-    vocabulary, width = decoder.vocabulary, decoder.width
-    is_tied_end = decoder.tied_head and is_first != is_last
-    if is_first:
-        yield place.vocabulary("embedding", vocabulary, width, is_tied_end=is_tied_end)
-    num_layers = sum(piece.last_layer - piece.first_layer for piece in pieces)
-    yield from place.block("layers", num_layers, width, decoder.feed_forward, trains=True)
-    if is_last and decoder.norm == "pre":
-        yield Weight(part="head", count=2, elements=width)
-    if is_last and not (is_first and decoder.tied_head):
-        yield place.vocabulary("head", vocabulary, width, is_tied_end=is_tied_end)
-    if is_first:
-        for part in config.encoders.values():
-            yield from _encoder(part, vocabulary, width, place)
-
-
-def _encoder(part: EncoderConfig, vocabulary: int, to: int, place: _Place) -> Iterator[Weight]:
-    encoder = part.encoder
-    width, num_training = encoder.width, encoder.layers_in_training
-    num_frozen = encoder.num_layers - num_training
-    bottom_trains = num_frozen == 0
-    yield place.vocabulary("encoder", vocabulary, width, trains=bottom_trains)
-    for elements, count in (
-        (encoder.max_tokens * width, 1),
-        (NUM_BUCKETS * encoder.heads, 1),
-        (width, 2),
-    ):
-        yield Weight(part="encoder", count=count, elements=elements, trains=bottom_trains)
-    hidden = encoder.feed_forward
-    yield from place.block("encoder", num_frozen, width, hidden, trains=False)
-    yield from place.block("encoder", num_training, width, hidden, trains=True)
-    num_linear = 1 if part.connector.kind == "linear" else part.connector.num_layers
-    for index in range(num_linear):
-        elements = to * (width if index == 0 else to)
-        yield Weight(part="connector", count=1, elements=elements, decays=True)
-        yield Weight(part="connector", count=1, elements=to)
+            tied = TIED_NAME if part.has_tied_ends and is_first != is_last else None
+            self._built[key] = [
+                Weight(
+                    name=name,
+                    elements=parameter.numel(),
+                    group=(decays(name, parameter), logical_name(name, parameter) == tied)
+                    if parameter.requires_grad
+                    else None,
+                )
+                for name, parameter in part.named_parameters()
+            ]
+        return self._built[key]

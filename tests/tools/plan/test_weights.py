@@ -1,4 +1,4 @@
-"""Parameters of each rank by arithmetic equal those of real models, built on the meta device."""
+"""Parameters of each rank equal those of the parts that ranks build."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh, forget_groups
 from parallel.spread import build_part
 from parallel.zero.engine import optimizer_groups
-from tools.plan.weights import rank_share
+from tools.plan.weights import Weights
 from train.optim import parameter_groups
 
 DECODER = {
@@ -65,15 +65,11 @@ def _one_group_a_test() -> Iterator[None]:
 def test_counts_equal_those_of_real_models(
     model: ModelConfig, keys: dict[str, Any], split: tuple[int, ...]
 ) -> None:
-    layout = LayoutConfig.model_validate(keys)
+    layout = LayoutConfig.model_validate(keys | {"split": list(split)})
+    weights = Weights(model)
     for rank in range(layout.model_ranks):
         largest_group, parameters = _real(model, layout, split, rank=rank)
-        share = rank_share(
-            model,
-            layout,
-            split=split,
-            pipeline_rank=rank // layout.tensor,
-        )
+        share = weights.share(layout, rank // layout.tensor)
         assert share.elements == sum(p.numel() for p in parameters)
         assert share.trained == sum(p.numel() for p in parameters if p.requires_grad)
         assert share.largest == max(p.numel() for p in parameters if p.requires_grad)
@@ -81,7 +77,7 @@ def test_counts_equal_those_of_real_models(
 
 
 def test_a_whole_model_counts_as_the_model_does() -> None:
-    share = rank_share(PLAIN, LayoutConfig(), split=(6,), pipeline_rank=0)
+    share = Weights(PLAIN).share(LayoutConfig(split=[6]), 0)
     assert share.elements == sum(parameter_counts(PLAIN).values())
 
 
