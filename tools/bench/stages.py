@@ -11,7 +11,6 @@ from model.batch import Batch
 from model.semicausal import ModelConfig
 from parallel.agreement import gathered
 from parallel.mesh import LayoutConfig, Mesh
-from parallel.zero.config import ZeroConfig
 from tools.bench.rounds import Contestant, Findings, Spread, Step, alternate, ratio, record, spread
 from tools.bench.semicausal import RATIO
 from tools.bench.shapes import Plan
@@ -27,9 +26,10 @@ from tools.bench.training import (
     num_parameters,
 )
 from tools.plan.machines import Machine, RatesAt, nominal
-from tools.plan.measure import Trial, as_planned, engine_of, mesh_of, train_step
-from tools.plan.rates import HEAD_WIDTH, Sizes, StageRates, compute_rates, group_links
+from tools.plan.measure import engine_of, measured_task, mesh_of, train_step
+from tools.plan.rates import HEAD_WIDTH, Sizes, compute_rates, group_links
 from tools.plan.search import one_plan, with_best_split
+from tools.plan.task import Candidate, Task
 from train.optim import parameter_groups
 
 NUM_STAGES = 2
@@ -45,16 +45,17 @@ def two_stages(plan: Plan) -> Findings:
     shape = plan.stages
     config = shape.semi_causal(max_tokens=longest_rows(shape))
     given = batches(shape, ratio=RATIO, count=NUM_MICROBATCHES)
-    machine, balanced = _planned(plan, config)
+    machine, task, balanced = _planned(plan, config)
     half = config.decoder.num_layers // NUM_STAGES
-    halves = replace(balanced, split=(half,) * NUM_STAGES)
+    in_halves = balanced.layout.model_copy(update={"split": [half] * NUM_STAGES})
+    halves = replace(balanced, layout=in_halves)
     mesh = mesh_of(balanced)
     whole = build(config)
     parameters = num_parameters(whole)
     steps: dict[str, Step] = {
         "whole": _alone(whole, given),
-        "two_stages": _piped(balanced, mesh, given),
-        "two_halves": _piped(halves, mesh, given),
+        "two_stages": _piped(task, balanced, mesh, given),
+        "two_halves": _piped(task, halves, mesh, given),
     }
     contestants = [
         Contestant(
@@ -82,7 +83,7 @@ def two_stages(plan: Plan) -> Findings:
         ratios={
             "two_stages_vs_ideal": ratio(seconds["two_stages"], ideal),
             "two_halves_vs_two_stages": ratio(seconds["two_halves"], seconds["two_stages"]),
-            "two_halves_vs_two_stages_predicted": _predicted(halves, balanced, machine),
+            "two_halves_vs_two_stages_predicted": _predicted(task, halves, balanced, machine),
         },
     )
 
@@ -108,25 +109,26 @@ def _alone(model: Any, given: Sequence[Batch]) -> Step:
     return step
 
 
-def _planned(plan: Plan, config: ModelConfig) -> tuple[Machine, Trial]:
+def _planned(plan: Plan, config: ModelConfig) -> tuple[Machine, Task, Candidate]:
     """What ranks of this machine compute in a second, and the stages that the planner makes."""
     shape = plan.stages
-    trial = Trial(
-        model=config,
-        layout=LayoutConfig(pipeline=NUM_STAGES),
-        split=(1,) * NUM_STAGES,
-        zero=ZeroConfig(stage=0),  # one copy of the model: nothing to share out
-        precision="fp32",
-        ranks=NUM_STAGES,
-        micro_sequences=shape.sequences,
-        num_microbatches=NUM_MICROBATCHES,
+    task = measured_task(
+        config,
+        sequences=shape.sequences * NUM_MICROBATCHES,
         sequence_tokens=shape.sequence_tokens,
         span_share=RATIO,
     )
+    draft = Candidate(
+        layout=LayoutConfig(pipeline=NUM_STAGES),
+        data=1,
+        stage=0,  # one copy of the model: nothing to share out
+        micro_sequences=shape.sequences,
+        num_microbatches=NUM_MICROBATCHES,
+    )
     # Every rank has its own measurements, and all must choose the same.
     machine = gathered(_calibrated(plan))[0]
-    best, _ = with_best_split(*as_planned(trial), machine)
-    return machine, replace(trial, split=best.split)
+    best, _ = with_best_split(task, draft, machine)
+    return machine, task, best
 
 
 def _calibrated(plan: Plan) -> Machine:
@@ -146,9 +148,8 @@ def _calibrated(plan: Plan) -> Machine:
         head=(width, shape.vocabulary),
         seconds=plan.rate_seconds,
     )
-    # ZeRO's own work is left out: it is the same whatever the split.
-    free = [StageRates(0.0, 0.0, 0.0, 0.0)] * 4
-    rates = compute_rates("fp32", sizes).rates(microbatch_seconds=0.0, by_stage=free)
+    # Without ZeRO's own work, which is the same whatever the split.
+    rates = compute_rates("fp32", sizes)
     return nominal("cpu", cores=NUM_STAGES).model_copy(
         update={
             "rates": [RatesAt(precision="fp32", busy_ranks=NUM_STAGES, rates=rates)],
@@ -157,13 +158,12 @@ def _calibrated(plan: Plan) -> Machine:
     )
 
 
-def _piped(trial: Trial, mesh: Mesh, given: list[Batch]) -> Step:
-    engine = engine_of(trial, mesh)
+def _piped(task: Task, candidate: Candidate, mesh: Mesh, given: list[Batch]) -> Step:
+    engine = engine_of(task, candidate, mesh)
     return lambda: train_step(engine, given)
 
 
-def _predicted(over: Trial, under: Trial, machine: Machine) -> Spread:
+def _predicted(task: Task, over: Candidate, under: Candidate, machine: Machine) -> Spread:
     """Ratio of step times by the planner."""
-    plans = (one_plan(*as_planned(trial), machine) for trial in (over, under))
-    slow, quick = (plan.seconds.total for plan in plans)
+    slow, quick = (one_plan(task, which, machine).seconds.total for which in (over, under))
     return spread([slow / quick])

@@ -13,8 +13,17 @@ from pathlib import Path
 
 import psutil
 
+from tools.bench.processes import ProcessFailed
 from tools.plan.from_config import task_of, write_overlay
-from tools.plan.machines import KINDS, Machine, MachineKind, calibration_path, nominal, read_machine
+from tools.plan.machines import (
+    KINDS,
+    Machine,
+    MachineKind,
+    calibration_path,
+    nominal,
+    read_machine,
+    require_writable,
+)
 from tools.plan.search import all_plans
 from tools.plan.table import console, layout_words, show
 from train.config import RunConfig
@@ -27,20 +36,32 @@ NOTHING_FITS = 1
 def main(arguments: list[str] | None = None) -> int:
     """Plan, calibrate or check."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    command, rest = plan, arguments
     # Each only when asked for: they import what trains, and a plan is quick.
     if arguments[:1] == ["calibrate"]:
         from tools.plan import calibrate
 
-        return calibrate.main(arguments[1:])
-    if arguments[:1] == ["check"]:
+        command, rest = calibrate.main, arguments[1:]
+    elif arguments[:1] == ["check"]:
         from tools.plan import check
 
-        return check.main(arguments[1:])
-    return plan(arguments)
+        command, rest = check.main, arguments[1:]
+    try:
+        return command(rest)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except ProcessFailed as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
 
 
 def plan(arguments: list[str]) -> int:
-    """Print the layouts that fit, the fastest first."""
+    """Print the layouts that fit, the fastest first.
+
+    Raises:
+        UserError: the configuration, the rates or the file to write are wrong.
+    """
     parser = argparse.ArgumentParser(prog="python -m tools.plan", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="FILE.yaml|key=value")
     parser.add_argument("--gpus", type=int, required=True, help="ranks: GPUs, or cores of CPUs")
@@ -51,17 +72,12 @@ def plan(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.gpus < 1 or options.top < 1:
         parser.error("--gpus and --top must be at least 1")
-    try:
-        config = load(RunConfig, options.arguments)
-        machine, source = machine_for(options.gpu, options.calibration)
-        task = task_of(config, kind=options.gpu)
-        try:
-            plans = all_plans(task, machine, ranks=options.gpus)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    if options.write is not None:
+        require_writable(options.write)
+    config = load(RunConfig, options.arguments)
+    machine, source = machine_for(options.gpu, options.calibration)
+    task = task_of(config, kind=options.gpu)
+    plans = all_plans(task, machine, ranks=options.gpus)
     out = console()
     show(out, plans, task, machine, ranks=options.gpus, top=options.top, source=source)
     if not plans.ranked:
@@ -69,14 +85,9 @@ def plan(arguments: list[str]) -> int:
         return NOTHING_FITS
     if options.write is not None:
         best = plans.ranked[0]
-        title = (
-            f"{config.name} on {options.gpus} x {machine.device}: {layout_words(best.candidate)}"
-        )
-        try:
-            write_overlay(options.write, best, title=title)
-        except OSError as error:
-            sys.stderr.write(f"{options.write}: cannot be written: {error.strerror}\n")
-            return 2
+        words = layout_words(best.candidate)
+        title = f"{config.name} on {options.gpus} x {machine.device}: {words}"
+        write_overlay(options.write, best, title=title)
         files = " ".join(options.arguments)
         out.print(f"written: python -m train {files} {options.write}", markup=False, soft_wrap=True)
     return 0
@@ -90,10 +101,7 @@ def machine_for(kind: MachineKind, calibration: Path | None) -> tuple[Machine, s
     """
     path = calibration or calibration_path(kind)
     if calibration is not None or path.exists():
-        try:
-            machine = read_machine(path)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        machine = read_machine(path)
         if machine.kind != kind:
             raise ConfigError(f"{path}: is of {machine.kind}, not {kind}")
         return machine, f"measured ({path}, {machine.device})"

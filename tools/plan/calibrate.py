@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -12,14 +13,15 @@ import torch.distributed as dist
 from rich.table import Table
 
 from model.decoder import DecoderConfig
-from model.semicausal import ModelConfig, SemiCausal
+from model.semicausal import ModelConfig
 from parallel.launch import join, multiplies_bf16
 from parallel.mesh import LayoutConfig
-from parallel.zero.config import Precision, ZeroConfig
-from tools.bench.processes import ProcessFailed, in_processes
+from parallel.zero.config import Precision
+from tools.bench.processes import in_processes
 from tools.bench.training import build
 from tools.plan.machines import (
     KINDS,
+    ZERO_RATES,
     Links,
     Machine,
     MachineKind,
@@ -27,22 +29,22 @@ from tools.plan.machines import (
     RatesAt,
     calibration_path,
     nominal,
+    require_writable,
     write_machine,
 )
-from tools.plan.measure import Trial, batches_of, engine_of, mesh_of, train_step
+from tools.plan.measure import batches_of, engine_of, measured_task, mesh_of, train_step
 from tools.plan.rates import (
     CPU,
     CUDA,
     DTYPES,
     Sizes,
-    StageRates,
-    Timed,
     compute_rates,
     group_links,
     seconds_of,
 )
 from tools.plan.step_time import UPDATE_BYTES
 from tools.plan.table import console
+from tools.plan.task import Candidate, Task
 
 TIMEOUT_SECONDS = 300.0
 NARROW, WIDE = 64, 512
@@ -52,8 +54,13 @@ BUSY_LOAD = 0.6
 """Load average above which timings are not worth much."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, keep, and say what was found."""
+def main(arguments: list[str]) -> int:
+    """Measure, keep, and say what was found.
+
+    Raises:
+        ConfigError: the file for the rates cannot be written.
+        ProcessFailed: a process failed or hung.
+    """
     parser = argparse.ArgumentParser(prog="python -m tools.plan calibrate", description=__doc__)
     parser.add_argument("--gpu", choices=KINDS, help="what this machine is; needed with GPUs")
     parser.add_argument("--calibration", type=Path, help="where to keep it")
@@ -62,23 +69,16 @@ def main(arguments: list[str] | None = None) -> int:
     if has_gpus == (options.gpu in (None, "cpu")):
         parser.error("--gpu must say which GPU this is" if has_gpus else "there is no GPU here")
     kind: MachineKind = options.gpu or "cpu"
+    path = options.calibration or calibration_path(kind)
+    require_writable(path)
     started = time.perf_counter()
     if os.getloadavg()[0] > BUSY_LOAD and not has_gpus:
         sys.stderr.write(
             f"the machine is busy (load {os.getloadavg()[0]:.1f}): rates will be low\n"
         )
-    try:
-        machine = measure(kind)
-    except ProcessFailed as error:
-        sys.stderr.write(f"calibration failed: {error}\n")
-        return 1
-    path = options.calibration or calibration_path(kind)
+    machine = measure(kind)
     _show(machine, seconds=time.perf_counter() - started)
-    try:
-        write_machine(machine, path)
-    except OSError as error:
-        sys.stderr.write(f"{path}: cannot be written: {error.strerror}\n")
-        return 1
+    write_machine(machine, path)
     console().print(f"kept in {path}", markup=False)
     return 0
 
@@ -93,103 +93,78 @@ def measure(kind: MachineKind, *, sizes: Sizes | None = None) -> Machine:
     Raises:
         ProcessFailed: a process failed or hung.
     """
-    if kind != "cpu":
-        return _measure_gpu(kind, sizes or CUDA)
-    sizes = sizes or CPU
-    cores = os.cpu_count() or 1
-    memory_bytes = float(psutil.virtual_memory().total)
-    preset = nominal("cpu", cores=cores, memory_bytes=memory_bytes)
-    precisions: list[Precision] = ["fp32", *(["bf16"] if multiplies_bf16() else [])]
+    memory_bytes, cores = float(psutil.virtual_memory().total), os.cpu_count() or 1
+    preset = nominal(kind, cores=cores, memory_bytes=memory_bytes)
+    on_cpu = kind == "cpu"
+    sizes = sizes or (CPU if on_cpu else CUDA)
+    precisions: list[Precision] = ["fp32"]
+    if not on_cpu or multiplies_bf16():
+        precisions.append("bf16")
     alone = in_processes(
-        alone_rates, precisions, sizes, ranks=1, threads=1, timeout_seconds=TIMEOUT_SECONDS
-    )
-    entries = [
-        RatesAt(precision=precision, busy_ranks=1, rates=rates)
-        for precision, rates in alone.items()
-    ]
-    links = preset.within_node
-    if cores > 1:
-        links, together = in_processes(
-            joint_rates, precisions, sizes, ranks=2, threads=1, timeout_seconds=TIMEOUT_SECONDS
-        )
-        entries += [
-            RatesAt(precision=p, busy_ranks=2, rates=_as_busy(timed, alone[p]))
-            for p, timed in together.items()
-        ]
-    peaks = {p: max(rate for _, rate in alone[p].products) for p in precisions}
-    return preset.model_copy(
-        update={
-            "device": f"one thread of {_processor()}",
-            "measured": True,
-            "peak_flops": peaks,
-            "rates": entries,
-            "within_node": links,
-        }
-    )
-
-
-def _measure_gpu(kind: MachineKind, sizes: Sizes) -> Machine:
-    precisions: list[Precision] = ["fp32", "bf16"]
-    found = in_processes(
-        gpu_rates,
+        alone_rates,
         precisions,
         sizes,
         ranks=1,
-        threads=4,
+        threads=1 if on_cpu else 4,
         timeout_seconds=TIMEOUT_SECONDS,
-        cuda=True,
+        cuda=not on_cpu,
     )
-    properties = torch.cuda.get_device_properties(0)
-    return nominal(kind).model_copy(
-        update={
-            "device": f"{properties.name} (its links by data sheet)",
-            "measured": True,
-            "memory_bytes": float(properties.total_memory),
-            "rates": [
-                RatesAt(precision=precision, busy_ranks=1, rates=rates)
-                for precision, rates in found.items()
-            ],
+    found: dict[str, Any] = {"measured": True, "rates": _entries(alone, busy_ranks=1)}
+    if not on_cpu:
+        properties = torch.cuda.get_device_properties(0)
+        found["device"] = f"{properties.name} (its links by data sheet)"
+        found["memory_bytes"] = float(properties.total_memory)
+        return preset.model_copy(update=found)
+    found["device"] = f"one thread of {_processor()}"
+    found["peak_flops"] = {p: max(rate for _, rate in alone[p].products) for p in precisions}
+    if cores > 1:
+        found["within_node"], together = in_processes(
+            joint_rates, precisions, sizes, ranks=2, threads=1, timeout_seconds=TIMEOUT_SECONDS
+        )
+        busy: dict[Precision, Rates] = {
+            p: _as_busy(rates, alone[p]) for p, rates in together.items()
         }
-    )
+        found["rates"] += _entries(busy, busy_ranks=2)
+    return preset.model_copy(update=found)
 
 
-def gpu_rates(precisions: list[Precision], sizes: Sizes) -> dict[Precision, Rates]:
-    """Rates of one GPU."""
-    join(timeout_seconds=TIMEOUT_SECONDS)
-    return alone_rates(precisions, sizes)
+def _entries(rates: dict[Precision, Rates], *, busy_ranks: int) -> list[RatesAt]:
+    return [RatesAt(precision=p, busy_ranks=busy_ranks, rates=found) for p, found in rates.items()]
 
 
 def alone_rates(precisions: list[Precision], sizes: Sizes) -> dict[Precision, Rates]:
     """Rates of one rank that is alone, ZeRO's included."""
+    if torch.cuda.is_available():
+        join(timeout_seconds=TIMEOUT_SECONDS)
     return {p: _with_engines(compute_rates(p, sizes), p, sizes) for p in precisions}
 
 
-def joint_rates(precisions: list[Precision], sizes: Sizes) -> tuple[Links, dict[Precision, Timed]]:
-    """Links, and rates of ranks that are all busy."""
+def joint_rates(precisions: list[Precision], sizes: Sizes) -> tuple[Links, dict[Precision, Rates]]:
+    """Links, and rates of ranks that are all busy, ZeRO's left out."""
     assert dist.get_world_size() > 1
     return group_links(), {p: compute_rates(p, sizes) for p in precisions}
 
 
-def _with_engines(timed: Timed, precision: Precision, sizes: Sizes) -> Rates:
+def _with_engines(rates: Rates, precision: Precision, sizes: Sizes) -> Rates:
     """Adds what ZeRO does to gradients and weights: steps of next to no tokens, at each stage."""
     plain = {width: _plain_seconds(precision, sizes, width=width) for width in (NARROW, WIDE)}
-    overhead = max(0.0, plain[NARROW] - NUM_BLOCKS * timed.block_seconds)
-    by_stage: list[StageRates] = []
+    by_stage: list[tuple[float, ...]] = []
     for stage in range(4):
         if stage == 0 and precision == "bf16":
             continue  # it becomes stage 1
         step: list[tuple[int, float]] = []
         microbatch: list[tuple[int, float]] = []
         for width in (NARROW, WIDE):
-            one, three = _engine_seconds(precision, sizes, stage=stage, width=width)
-            elements = _elements(_tiny(width))
+            elements, one, three = _engine_seconds(precision, sizes, stage=stage, width=width)
             each = (three - one) / 2
-            step.append((elements, one - each - elements * UPDATE_BYTES / timed.update))
+            step.append((elements, one - each - elements * UPDATE_BYTES / rates.update))
             microbatch.append((elements, each - plain[width]))
-        by_stage.append(StageRates(*_line(step), *_line(microbatch)))
+        by_stage.append((*_line(step), *_line(microbatch)))
     if precision == "bf16":
         by_stage.insert(0, by_stage[0])
-    return timed.rates(microbatch_seconds=overhead, by_stage=by_stage)
+    found = dict(zip(ZERO_RATES, map(list, zip(*by_stage, strict=True)), strict=True))
+    overhead = max(0.0, plain[NARROW] - NUM_BLOCKS * rates.block_seconds)
+    return rates.model_copy(update={"microbatch_seconds": overhead, **found})
 
 
 def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
@@ -199,20 +174,14 @@ def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
     return slope, max(0.0, quick - slope * few) / NUM_BLOCKS
 
 
-def _as_busy(timed: Timed, alone: Rates) -> Rates:
-    """ZeRO's copies are slowed by others as the update is: both wait for memory."""
-    slower = max(1.0, alone.update / timed.update)
-    by_stage = [
-        StageRates(step * slower, step_block, microbatch * slower, microbatch_block)
-        for step, step_block, microbatch, microbatch_block in zip(
-            alone.step_element_seconds,
-            alone.step_block_seconds,
-            alone.microbatch_element_seconds,
-            alone.microbatch_block_seconds,
-            strict=True,
-        )
-    ]
-    return timed.rates(microbatch_seconds=alone.microbatch_seconds, by_stage=by_stage)
+def _as_busy(busy: Rates, alone: Rates) -> Rates:
+    """Adds ZeRO's; its copies are slowed by others as the update is: both wait for memory."""
+    slower = max(1.0, alone.update / busy.update)
+    found: dict[str, Any] = {"microbatch_seconds": alone.microbatch_seconds}
+    for name in ZERO_RATES:
+        factor = slower if "element" in name else 1.0
+        found[name] = [seconds * factor for seconds in getattr(alone, name)]
+    return busy.model_copy(update=found)
 
 
 def _tiny(width: int) -> ModelConfig:
@@ -227,56 +196,45 @@ def _tiny(width: int) -> ModelConfig:
     return ModelConfig(decoder=decoder, encoders={})
 
 
-def _trial(precision: Precision, *, width: int, stage: int) -> Trial:
-    model = _tiny(width)
-    return Trial(
-        model=model,
-        layout=LayoutConfig(),
-        split=(model.decoder.num_layers,),
-        zero=ZeroConfig.model_validate({"stage": stage}),
-        precision=precision,
-        ranks=1,
-        micro_sequences=1,
-        num_microbatches=3,
-        sequence_tokens=16,
-        span_share=0.0,
+def _trial(precision: Precision, *, width: int, stage: int) -> tuple[Task, Candidate]:
+    task = measured_task(
+        _tiny(width), precision=precision, sequences=3, sequence_tokens=16, span_share=0.0
+    )
+    layout = LayoutConfig(split=[NUM_BLOCKS])
+    return task, Candidate(
+        layout=layout, data=1, stage=stage, micro_sequences=1, num_microbatches=3
     )
 
 
 def _engine_seconds(
     precision: Precision, sizes: Sizes, *, stage: int, width: int
-) -> tuple[float, float]:
-    """Steps of one and of three microbatches."""
+) -> tuple[int, float, float]:
+    """Elements that train, and the time of steps of one and of three microbatches."""
     trial = _trial(precision, width=width, stage=stage)
-    mesh = mesh_of(trial)
-    engine = engine_of(trial, mesh)
-    given = [b.to(mesh.world.device) for b in batches_of(trial, mesh)[:3]]
+    mesh = mesh_of(trial[1])
+    engine = engine_of(*trial, mesh)
+    given = [b.to(mesh.world.device) for b in batches_of(*trial, mesh)[:3]]
     train_step(engine, given)  # makes AdamW's state
     one, three = (
         seconds_of(lambda n=n: train_step(engine, given[:n]), at_least=sizes.seconds)
         for n in (1, 3)
     )
     engine.close()
-    return one, three
+    return trial[0].share(trial[1], 0).trained, one, three
 
 
 def _plain_seconds(precision: Precision, sizes: Sizes, *, width: int) -> float:
     """Forward and backward without an engine."""
     trial = _trial(precision, width=width, stage=0)
-    mesh = mesh_of(trial)
-    model = build(trial.model).to(device=mesh.world.device, dtype=DTYPES[precision])
-    batch = batches_of(trial, mesh)[0].to(mesh.world.device)
+    mesh = mesh_of(trial[1])
+    model = build(trial[0].model).to(device=mesh.world.device, dtype=DTYPES[precision])
+    batch = batches_of(*trial, mesh)[0].to(mesh.world.device)
 
     def both() -> None:
         model(batch).total.backward()
         model.zero_grad(set_to_none=True)
 
     return seconds_of(both, at_least=sizes.seconds)
-
-
-def _elements(config: ModelConfig) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in SemiCausal(config).parameters())
 
 
 def _processor() -> str:

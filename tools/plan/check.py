@@ -9,9 +9,8 @@ import argparse
 import json
 import os
 import statistics
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,15 @@ from rich.table import Table
 
 from model.semicausal import ModelConfig, parameter_counts
 from parallel.mesh import LayoutConfig
-from parallel.zero.config import Precision, ZeroConfig
-from tools.bench.processes import ProcessFailed
+from parallel.zero.config import Precision
 from tools.plan.__main__ import machine_for
 from tools.plan.from_config import record
-from tools.plan.machines import GIB, Machine
-from tools.plan.measure import Observation, Trial, as_planned, observe
+from tools.plan.machines import GIB, Machine, require_writable
+from tools.plan.measure import Observation, measured_task, observe
 from tools.plan.memory import rank_memory
 from tools.plan.search import one_plan, with_best_split
 from tools.plan.table import console, layout_words
-from train.errors import UserError
+from tools.plan.task import Candidate, Task
 
 MEMORY_TOLERANCE = 0.10
 TIME_TOLERANCE = 0.20
@@ -52,65 +50,39 @@ class Effort:
         rounds: times that each split is looked at, in turn with the others.
     """
 
-    model: dict[str, Any]
+    model: ModelConfig
     sequence_tokens: int
     sequences: int
     timed_steps: int
     rounds: int
 
 
+def _model(*, decoder: dict[str, int], encoder: dict[str, int]) -> ModelConfig:
+    decoder |= {"feed_forward": 4 * decoder["width"]}
+    encoder |= {"feed_forward": 4 * encoder["width"], "max_tokens": 130}
+    return ModelConfig.model_validate(
+        {"decoder": decoder, "encoders": {"text": {"encoder": encoder | {"dropout": 0.0}}}}
+    )
+
+
 FULL = Effort(
-    model={
-        "decoder": {
-            "vocabulary": 16384,
-            "width": 640,
-            "num_layers": 12,
-            "heads": 10,
-            "feed_forward": 2560,
-            "max_tokens": 512,
+    model=_model(
+        decoder={
+            "vocabulary": 16384, "width": 640, "num_layers": 12, "heads": 10, "max_tokens": 512
         },
-        "encoders": {
-            "text": {
-                "encoder": {
-                    "width": 512,
-                    "num_layers": 12,
-                    "heads": 8,
-                    "feed_forward": 2048,
-                    "max_tokens": 130,
-                    "dropout": 0.0,
-                }
-            }
-        },
-    },
+        encoder={"width": 512, "num_layers": 12, "heads": 8},
+    ),
     sequence_tokens=512,
     sequences=4,
     timed_steps=3,
     rounds=2,
-)
+)  # fmt: skip
 
 TINY = Effort(
-    model={
-        "decoder": {
-            "vocabulary": 512,
-            "width": 64,
-            "num_layers": 6,
-            "heads": 2,
-            "feed_forward": 256,
-            "max_tokens": 64,
-        },
-        "encoders": {
-            "text": {
-                "encoder": {
-                    "width": 32,
-                    "num_layers": 2,
-                    "heads": 2,
-                    "feed_forward": 128,
-                    "max_tokens": 130,
-                    "dropout": 0.0,
-                }
-            }
-        },
-    },
+    model=_model(
+        decoder={"vocabulary": 512, "width": 64, "num_layers": 6, "heads": 2, "max_tokens": 64},
+        encoder={"width": 32, "num_layers": 2, "heads": 2},
+    ),
     sequence_tokens=64,
     sequences=4,
     timed_steps=1,
@@ -118,113 +90,87 @@ TINY = Effort(
 )
 """Tries the plumbing; its numbers mean nothing."""
 
+Trial = tuple[Task, Candidate]
 
-def main(arguments: list[str] | None = None) -> int:
-    """Check every layout; the exit status says whether all bars hold."""
+
+def main(arguments: list[str]) -> int:
+    """Check every layout; the exit status says whether all bars hold.
+
+    Raises:
+        UserError: the rates cannot be read, or the record not be written.
+        ProcessFailed: a rank failed or hung.
+    """
     parser = argparse.ArgumentParser(prog="python -m tools.plan check", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/plan.json"))
     parser.add_argument("--calibration", type=Path, help="measured rates; default: those kept")
     parser.add_argument("--tiny", action="store_true", help="only try that it runs")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the layouts")
     options = parser.parse_args(arguments)
-    try:
-        machine, source = machine_for("cpu", options.calibration)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    require_writable(options.out)
+    machine, source = machine_for("cpu", options.calibration)
     effort = TINY if options.tiny else FULL
-    trials = {
-        name: trial
-        for name, trial in layouts(effort, machine).items()
-        if options.only is None or name in options.only
-    }
+    trials = layouts(effort, machine)
+    if unknown := set(options.only or ()) - set(trials):
+        parser.error(f"--only {', '.join(sorted(unknown))}: there are {', '.join(trials)}")
     out = console()
     rows: list[dict[str, Any]] = []
     splits: list[dict[str, Any]] = []
-    try:
-        for name, trial in track(trials.items(), "layouts", console=Console(stderr=True)):
-            rows.append(row_of(name, trial, machine, observe_checked(trial, effort)))
-            # After each: what was measured for minutes is not lost to the next one's failure.
-            _write(options.out, effort, machine, source, rows, splits)
-        if options.only is None:
-            splits = compare_splits(effort, machine)
-    except ProcessFailed as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    _write(options.out, effort, machine, source, rows, splits)
+
+    def write() -> None:
+        document = {
+            "machine": machine.device,
+            "rates": source,
+            "load_average": os.getloadavg()[0],
+            "parameters": parameter_counts(effort.model),
+            "layouts": rows,
+            "splits": splits,
+            "summary": summary(rows, splits),
+        }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(document, indent=2) + "\n")
+
+    for name in track(options.only or trials, "layouts", console=Console(stderr=True)):
+        rows.append(row_of(name, trials[name], machine, observe_checked(trials[name], effort)))
+        write()  # what was measured for minutes is not lost to the next one's failure
+    if options.only is None:
+        splits += compare_splits(effort, machine)
+        write()
     _show(out, rows, splits)
     out.print(f"written to {options.out}", markup=False)
     return 0 if options.tiny or summary(rows, splits)["passed"] else 1
 
 
-def _write(
-    path: Path,
-    effort: Effort,
-    machine: Machine,
-    source: str,
-    rows: Sequence[dict[str, Any]],
-    splits: Sequence[dict[str, Any]],
-) -> None:
-    document = {
-        "machine": machine.device,
-        "rates": source,
-        "load_average": os.getloadavg()[0],
-        "parameters": parameter_counts(ModelConfig.model_validate(effort.model)),
-        "layouts": rows,
-        "splits": splits,
-        "summary": summary(rows, splits),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
-
-
 def layouts(effort: Effort, machine: Machine) -> dict[str, Trial]:
     """The layouts that are checked, by name."""
-    two: dict[str, Any] = {"tensor": 2}
-    chosen = chosen_split(effort, machine, precision="fp32")
     return {
         "alone ZeRO-0": _trial(effort),
         "alone bf16": _trial(effort, stage=1, precision="bf16"),
-        "alone full recomputation": _trial(effort, layout={"recompute": "full"}),
+        "alone full recomputation": _trial(effort, recompute="full"),
         "data 2 ZeRO-1": _trial(effort, ranks=2, stage=1),
         "data 2 ZeRO-2": _trial(effort, ranks=2, stage=2),
         "data 2 ZeRO-3": _trial(effort, ranks=2, stage=3),
         "data 2 bf16 ZeRO-1": _trial(effort, ranks=2, stage=1, precision="bf16"),
-        "tensor 2": _trial(effort, ranks=2, layout=two),
-        "tensor 2 sequence parallel": _trial(
-            effort, ranks=2, layout=two | {"sequence_parallel": True}
-        ),
-        "pipeline 2": _trial(effort, ranks=2, layout={"pipeline": 2}, split=chosen),
+        "tensor 2": _trial(effort, ranks=2, tensor=2),
+        "tensor 2 sequence parallel": _trial(effort, ranks=2, tensor=2, sequence_parallel=True),
+        "pipeline 2": _two_stages(effort, chosen_split(effort, machine)),
     }
 
 
-def chosen_split(effort: Effort, machine: Machine, *, precision: Precision) -> tuple[int, ...]:
+def chosen_split(effort: Effort, machine: Machine) -> tuple[int, ...]:
     """What the planner chooses for two stages."""
-    trial = _trial(effort, ranks=2, layout={"pipeline": 2}, split=(1, 1), precision=precision)
-    task, candidate = as_planned(trial)
-    best, _ = with_best_split(task, candidate, machine)
+    best, _ = with_best_split(*_two_stages(effort, (1, 1)), machine)
     return best.split
 
 
 def compare_splits(effort: Effort, machine: Machine) -> list[dict[str, Any]]:
     """Two stages with the chosen split and its neighbours, in turn."""
-    chosen = chosen_split(effort, machine, precision="fp32")
-    splits = {(chosen[0] + n, chosen[1] - n) for n in NEIGHBOURS}
-    trials = {
-        split: _trial(effort, ranks=2, layout={"pipeline": 2}, split=split)
-        for split in sorted(splits)
-        if min(split) >= 1
-    }
+    chosen = chosen_split(effort, machine)
+    splits = [(chosen[0] + n, chosen[1] - n) for n in NEIGHBOURS]
+    trials = {split: _two_stages(effort, split) for split in splits if min(split) >= 1}
     seconds: dict[tuple[int, ...], list[float]] = {split: [] for split in trials}
     for _ in range(effort.rounds):
         for split, trial in trials.items():
-            seen = observe(
-                trial,
-                timed_steps=effort.timed_steps,
-                metered_memory=False,
-                timeout_seconds=TIMEOUT_SECONDS,
-            )
-            seconds[split] += seen.step_seconds
+            seconds[split] += observe_checked(trial, effort, metered_memory=False).step_seconds
     return [
         {
             "split": list(split),
@@ -237,14 +183,19 @@ def compare_splits(effort: Effort, machine: Machine) -> list[dict[str, Any]]:
     ]
 
 
-def observe_checked(trial: Trial, effort: Effort) -> Observation:
+def observe_checked(trial: Trial, effort: Effort, *, metered_memory: bool = True) -> Observation:
     """Memory and time of one trial."""
-    return observe(trial, timed_steps=effort.timed_steps, timeout_seconds=TIMEOUT_SECONDS)
+    return observe(
+        *trial,
+        timed_steps=effort.timed_steps,
+        metered_memory=metered_memory,
+        timeout_seconds=TIMEOUT_SECONDS,
+    )
 
 
 def row_of(name: str, trial: Trial, machine: Machine, seen: Observation) -> dict[str, Any]:
     """Predicted and measured, for the record."""
-    task, candidate = as_planned(trial)
+    task, candidate = trial
     tensor = candidate.layout.tensor
     memories = [
         rank_memory(task, candidate, pipeline_rank=stage, fused=machine.has_fused_span_attention)
@@ -269,7 +220,7 @@ def row_of(name: str, trial: Trial, machine: Machine, seen: Observation) -> dict
     return {
         "name": name,
         "layout": layout_words(candidate),
-        "precision": trial.precision,
+        "precision": task.precision,
         "predicted": expected,
         "memory": memory,
         "measured_seconds": seen.seconds,
@@ -280,8 +231,7 @@ def row_of(name: str, trial: Trial, machine: Machine, seen: Observation) -> dict
 
 def predicted(trial: Trial, machine: Machine) -> dict[str, Any]:
     """Memory and time by arithmetic."""
-    task, candidate = as_planned(trial)
-    return record(one_plan(task, candidate, machine))
+    return record(one_plan(*trial, machine))
 
 
 def summary(rows: Sequence[dict[str, Any]], splits: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -301,30 +251,29 @@ def summary(rows: Sequence[dict[str, Any]], splits: Sequence[dict[str, Any]]) ->
 
 
 def _trial(
-    effort: Effort,
-    *,
-    ranks: int = 1,
-    stage: int = 0,
-    precision: Precision = "fp32",
-    layout: dict[str, Any] | None = None,
-    split: tuple[int, ...] | None = None,
+    effort: Effort, *, ranks: int = 1, stage: int = 0, precision: Precision = "fp32", **layout: Any
 ) -> Trial:
-    model = ModelConfig.model_validate(effort.model)
-    spread = LayoutConfig.model_validate(layout or {})
+    spread = LayoutConfig.model_validate({"split": [effort.model.decoder.num_layers]} | layout)
     copies = ranks // spread.model_ranks
-    draft = Trial(
-        model=model,
-        layout=spread,
-        split=(model.decoder.num_layers,),
-        zero=ZeroConfig.model_validate({"stage": stage}),
+    task = measured_task(
+        effort.model,
         precision=precision,
-        ranks=ranks,
-        micro_sequences=1,
-        num_microbatches=effort.sequences // copies,
+        sequences=effort.sequences,
         sequence_tokens=effort.sequence_tokens,
         span_share=SPAN_SHARE,
     )
-    return draft if split is None else replace(draft, split=split)
+    candidate = Candidate(
+        layout=spread,
+        data=copies,
+        stage=stage,
+        micro_sequences=1,
+        num_microbatches=effort.sequences // copies,
+    )
+    return task, candidate
+
+
+def _two_stages(effort: Effort, split: Sequence[int]) -> Trial:
+    return _trial(effort, ranks=2, pipeline=2, split=list(split))
 
 
 def _show(out: Console, rows: Sequence[dict[str, Any]], splits: Sequence[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from bisect import bisect_left
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from model.config import Config
 from parallel.zero.config import Precision
+from train.errors import ConfigError
 
 MachineKind = Literal["h100", "h200", "a100", "cpu"]
 KINDS: tuple[MachineKind, ...] = ("h100", "h200", "a100", "cpu")
@@ -113,6 +115,15 @@ class Rates(Config):
         return operations / rate
 
 
+ZERO_RATES = (
+    "step_element_seconds",
+    "step_block_seconds",
+    "microbatch_element_seconds",
+    "microbatch_block_seconds",
+)
+"""Of `Rates`, what only an engine shows."""
+
+
 class RatesAt(Config):
     """Rates at one precision and number of busy ranks."""
 
@@ -144,12 +155,12 @@ class Machine(Config):
         """Rates of one rank when so many are busy in all.
 
         Raises:
-            ValueError: the calibration did not measure this precision.
+            ConfigError: the calibration did not measure this precision.
         """
         busy = min(ranks, self.ranks_per_node)
         known = [entry for entry in self.rates if entry.precision == precision]
         if not known:
-            raise ValueError(
+            raise ConfigError(
                 f"precision: {precision} was not calibrated on {self.device}; calibrate again, or "
                 "choose another"
             )
@@ -302,6 +313,17 @@ def calibration_path(kind: MachineKind) -> Path:
     return Path.home() / ".cache" / "semicausal" / f"machine-{kind}.json"
 
 
+def require_writable(path: Path) -> None:
+    """Refuses a file that cannot be written, before the work whose result it is for.
+
+    Raises:
+        ConfigError: it is a directory, or its directory cannot be made or written to.
+    """
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if nearest.is_dir() == (nearest == path) or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"{path}: cannot be written: name a file in a directory that can be")
+
+
 def write_machine(machine: Machine, path: Path) -> None:
     """Keeps a calibration."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -312,14 +334,14 @@ def read_machine(path: Path) -> Machine:
     """A calibration that was kept.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ConfigError: it is missing or damaged.
     """
     try:
         return Machine.model_validate_json(path.read_text())
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError:
-        raise ValueError(
+        raise ConfigError(
             f"{path}: is no calibration of this version; measure again with python -m tools.plan "
             "calibrate"
         ) from None

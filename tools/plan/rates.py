@@ -3,8 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -16,7 +15,7 @@ from model.block import Block
 from model.layers import DenseLayers, initialize
 from model.loss import LinearCrossEntropy
 from parallel.zero.config import Precision
-from tools.plan.machines import Link, Links, Rates
+from tools.plan.machines import ZERO_RATES, Link, Links, Rates
 from tools.plan.step_time import (
     HIDDEN_MOVES,
     SPLIT_MOVES,
@@ -70,49 +69,12 @@ CUDA = Sizes(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timed:
-    """Rates of one precision without those of ZeRO, which needs an engine."""
+def compute_rates(precision: Precision, sizes: Sizes) -> Rates:
+    """Products, attention, blocks and the update, on all ranks of a group at once.
 
-    products: list[tuple[float, float]]
-    attention: float
-    span_attention: float
-    elementwise: float
-    logits: float
-    update: float
-    block_seconds: float
-
-    def rates(self, *, microbatch_seconds: float, by_stage: "Sequence[StageRates]") -> Rates:
-        """All rates."""
-        return Rates(
-            products=self.products,
-            attention=self.attention,
-            span_attention=self.span_attention,
-            elementwise=self.elementwise,
-            logits=self.logits,
-            update=self.update,
-            block_seconds=self.block_seconds,
-            microbatch_seconds=microbatch_seconds,
-            step_element_seconds=[stage.step_element for stage in by_stage],
-            step_block_seconds=[stage.step_block for stage in by_stage],
-            microbatch_element_seconds=[stage.microbatch_element for stage in by_stage],
-            microbatch_block_seconds=[stage.microbatch_block for stage in by_stage],
-        )
-
-
-class StageRates(NamedTuple):
-    """Seconds that a ZeRO stage takes, for each element and for each block."""
-
-    step_element: float
-    step_block: float
-    microbatch_element: float
-    microbatch_block: float
-
-
-def compute_rates(precision: Precision, sizes: Sizes) -> Timed:
-    """Products, attention, blocks and the update, on all ranks of a group at once."""
-    device = _device()
-    dtype = DTYPES[precision]
+    What ZeRO takes is nil: it needs an engine to be timed with.
+    """
+    device, dtype = _device(), DTYPES[precision]
     products: list[tuple[float, float]] = []
     for inner, outer in sizes.products:
         x, g = (torch.randn(sizes.rows, n, device=device, dtype=dtype) for n in (inner, outer))
@@ -126,24 +88,21 @@ def compute_rates(precision: Precision, sizes: Sizes) -> Timed:
         operations = 3 * 2 * sizes.rows * inner * outer
         size = (sizes.rows * inner * outer) ** (1 / 3)
         products.append((size, operations / seconds_of(three, at_least=sizes.seconds)))
-    attention = _attention_rate(dtype, sizes)
-    span_attention = _span_attention_rate(dtype, sizes)
-    draft = Timed(
+    draft = Rates(
         products=products,
-        attention=attention,
-        span_attention=span_attention,
+        attention=_attention_rate(dtype, sizes),
+        span_attention=_span_attention_rate(dtype, sizes),
         elementwise=1.0,
         logits=1.0,
         update=_update_rate(sizes),
         block_seconds=0.0,
+        microbatch_seconds=0.0,
+        **dict.fromkeys(ZERO_RATES, [0.0] * 4),
     )
     elementwise, block_seconds = _fit_blocks(draft, dtype, sizes)
-    return replace(
-        draft,
-        elementwise=elementwise,
-        logits=_logit_rate(draft, dtype, sizes),
-        block_seconds=block_seconds,
-    )
+    logits = _logit_rate(draft, dtype, sizes)
+    found = {"elementwise": elementwise, "logits": logits, "block_seconds": block_seconds}
+    return draft.model_copy(update=found)
 
 
 def group_links() -> Links:
@@ -247,7 +206,7 @@ def _span_attention_rate(dtype: torch.dtype, sizes: Sizes) -> float:
     return operations / seconds_of(both, at_least=sizes.seconds)
 
 
-def _logit_rate(known: Timed, dtype: torch.dtype, sizes: Sizes) -> float:
+def _logit_rate(known: Rates, dtype: torch.dtype, sizes: Sizes) -> float:
     """What the head takes besides its products."""
     width, vocabulary = sizes.head
     chunk = min(LOSS_CHUNK_TOKENS, sizes.rows)
@@ -262,8 +221,7 @@ def _logit_rate(known: Timed, dtype: torch.dtype, sizes: Sizes) -> float:
 
     taken = seconds_of(both, at_least=sizes.seconds)
     num_chunks = sizes.rows / chunk
-    plain = known.rates(microbatch_seconds=0.0, by_stage=[])
-    products = 3 * num_chunks * plain.product_seconds(chunk, width, vocabulary)
+    products = 3 * num_chunks * known.product_seconds(chunk, width, vocabulary)
     moved = head_moves(sizes.rows, width, vocabulary, num_chunks=num_chunks)
     return moved / max(taken - products, 0.02 * taken)
 
@@ -276,10 +234,9 @@ def _update_rate(sizes: Sizes) -> float:
     return UPDATE_BYTES * UPDATE_ELEMENTS / seconds_of(optimizer.step, at_least=sizes.seconds)
 
 
-def _fit_blocks(known: Timed, dtype: torch.dtype, sizes: Sizes) -> tuple[float, float]:
+def _fit_blocks(known: Rates, dtype: torch.dtype, sizes: Sizes) -> tuple[float, float]:
     """Element-wise bytes a second, and seconds a call: what products and attention leave."""
     rest: list[tuple[float, float, float]] = []
-    plain = known.rates(microbatch_seconds=0.0, by_stage=[])
     for width in sizes.widths:
         hidden = 4 * width
         block = Block(
@@ -305,9 +262,9 @@ def _fit_blocks(known: Timed, dtype: torch.dtype, sizes: Sizes) -> tuple[float, 
 
         taken = seconds_of(both, at_least=sizes.seconds)
         products = sum(
-            plain.product_seconds(sizes.rows, inner, outer)
+            known.product_seconds(sizes.rows, inner, outer)
             for inner, outer in ((width, 3 * width), (width, width), (width, hidden))
-        ) + plain.product_seconds(sizes.rows, hidden, width)
+        ) + known.product_seconds(sizes.rows, hidden, width)
         slots = sizes.rows // num_sequences
         attention = 3 * 4 * sizes.rows * (slots + 1) / 2 * width / known.attention
         moves = (WHOLE_MOVES + SPLIT_MOVES) * width + HIDDEN_MOVES * hidden

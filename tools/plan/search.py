@@ -69,7 +69,7 @@ def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
         ranks: how many processes, one a GPU or core.
 
     Raises:
-        ValueError: the machine was not calibrated at the run's precision.
+        ConfigError: the machine was not calibrated at the run's precision.
     """
     machine.rates_for(task.precision, ranks=ranks)  # says so at once
     ranked: list[Plan] = []

@@ -143,9 +143,7 @@ class Weights:
             found = self._shares[key] = self._count(*key)
         return found
 
-    def _count(
-        self, tensor: int, is_first: bool, is_last: bool, layers: tuple[int, ...]
-    ) -> Share:
+    def _count(self, tensor: int, is_first: bool, is_last: bool, layers: tuple[int, ...]) -> Share:
         weights = self._weights(tensor, is_first=is_first, is_last=is_last)
         in_layers = sum(layers)
         return Share(

@@ -145,19 +145,35 @@ def test_a_run_becomes_a_task() -> None:
     assert task_of(stored, kind="h100").spans["text"].longest == 25
 
 
-def test_a_place_that_cannot_be_written_is_named(
+def test_a_place_that_cannot_be_written_is_named_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert plan.main([EXPERIMENT, "--gpus", "1", "--gpu", "h200", "--write", str(tmp_path)]) == 2
-    assert f"{tmp_path}: cannot be written" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "plan.yaml"):
+        for command in (
+            [EXPERIMENT, "--gpus", "1", "--gpu", "h200", "--write", str(place)],
+            ["calibrate", "--calibration", str(place)],
+            ["check", "--out", str(place)],
+        ):
+            started = time.perf_counter()
+            assert plan.main(command) == 2
+            assert time.perf_counter() - started < 20
+            shown = capsys.readouterr()
+            assert f"{place}: cannot be written" in shown.err
+            assert not shown.out  # nothing was searched or measured
+
+
+def test_a_layout_to_check_must_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        plan.main(["check", "--only", "tensor 3"])
+    assert "--only tensor 3: there are alone ZeRO-0, alone bf16" in capsys.readouterr().err
 
 
 def test_rates_are_timed() -> None:
     sizes = plan_rates.Sizes(
         rows=64, products=((16, 16), (32, 32)), widths=(64, 128), head=(16, 64), seconds=0.01
     )
-    timed = plan_rates.compute_rates("fp32", sizes)
-    rates = timed.rates(microbatch_seconds=0.0, by_stage=[])
+    rates = plan_rates.compute_rates("fp32", sizes)
     assert [size for size, _ in rates.products] == pytest.approx(
         [64 ** (1 / 3) * 16 ** (2 / 3), 64 ** (1 / 3) * 32 ** (2 / 3)]
     )
@@ -196,10 +212,10 @@ def test_check_writes_what_it_found(tmp_path: Path) -> None:
 
 def test_check_looks_at_splits_beside_the_chosen_one() -> None:
     machine: Machine = nominal("cpu", cores=2)
-    chosen = plan_check.chosen_split(plan_check.FULL, machine, precision="fp32")
+    chosen = plan_check.chosen_split(plan_check.FULL, machine)
     assert sum(chosen) == 12
     assert chosen[0] < chosen[1]  # the encoder weighs more than the head
     names = plan_check.layouts(plan_check.FULL, machine)
     assert len(names) >= 5
-    model = next(iter(names.values())).model
-    assert sum(plan_check.parameter_counts(model).values()) >= 100_000_000
+    task, _ = next(iter(names.values()))
+    assert sum(plan_check.parameter_counts(task.model).values()) >= 100_000_000

@@ -24,6 +24,7 @@ from tools.plan.step_time import pieces_seconds, step_seconds
 from tools.plan.task import Candidate, Task
 from train.config import RunConfig
 from train.config_files import load
+from train.errors import ConfigError
 
 EXPERIMENT = str(Path(__file__).parents[3] / "configs/experiment/metalm_1p3b.yaml")
 
@@ -209,15 +210,15 @@ def test_a_calibration_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_damaged_calibrations_say_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "machine.json"
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         read_machine(path)
     path.write_text('{"kind": "cpu"}')
-    with pytest.raises(ValueError, match=r"tools\.plan calibrate"):
+    with pytest.raises(ConfigError, match=r"tools\.plan calibrate"):
         read_machine(path)
 
 
 def test_a_precision_that_was_not_calibrated(job: Task) -> None:
     machine = nominal("cpu", cores=2)
     only_fp32 = machine.model_copy(update={"rates": machine.rates[:1]})
-    with pytest.raises(ValueError, match="bf16 was not calibrated"):
+    with pytest.raises(ConfigError, match="bf16 was not calibrated"):
         all_plans(job, only_fp32, ranks=2)
