@@ -19,7 +19,7 @@ from train.checkpoint.directory import CHECKPOINTS_NAME, Retention
 from train.checkpoint.format import Index
 from train.checkpoint.reader import ChunkReader
 from train.errors import CheckpointError, UserError
-from train.storage.checkpoint_files import shown
+from train.storage.place import Place
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("prune", "remove checkpoints that a policy does not keep; never the newest"),
     ):
         command = commands.add_parser(name, help=about, description=about)
-        command.add_argument("directory", type=Path, metavar="DIR")
+        command.add_argument("directory", metavar="DIR")
         if name == "prune":
             command.add_argument("--keep", type=_positive, required=True, help="newest to keep")
             command.add_argument(
@@ -45,21 +45,22 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
     try:
+        place = Place.parse(options.directory)
         match options.command:
             case "inspect":
-                inspect(options.directory, console)
+                inspect(place, console)
             case "verify":
-                return verify(options.directory, console)
+                return verify(place, console)
             case _:
                 retention = Retention(keep=options.keep, keep_every_steps=options.keep_every_steps)
-                prune(options.directory, retention, console, dry_run=options.dry_run)
+                prune(place, retention, console, dry_run=options.dry_run)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
 
 
-def inspect(place: Path, console: Console) -> None:
+def inspect(place: Place, console: Console) -> None:
     """Show what a checkpoint holds.
 
     Raises:
@@ -89,7 +90,7 @@ def inspect(place: Path, console: Console) -> None:
     console.print(parameters)
     config = state.get("config", {})
     about = {
-        "checkpoint": shown(path),
+        "checkpoint": str(path),
         "config": config.get("name", "(no name)"),
         "step": state.get("step"),
         "layout": _layout(config),
@@ -101,7 +102,7 @@ def inspect(place: Path, console: Console) -> None:
         console.print(f"{key}: {value}", markup=False)
 
 
-def verify(place: Path, console: Console) -> int:
+def verify(place: Place, console: Console) -> int:
     """Read every byte of a checkpoint and show every fault.
 
     Returns:
@@ -115,14 +116,13 @@ def verify(place: Path, console: Console) -> int:
     for fault in faults(path):
         num_faults += 1
         console.print(fault, markup=False)
-    console.print(
-        f"{shown(path)}: {f'{num_faults} fault(s)' if num_faults else 'whole'}", markup=False
-    )
+    console.print(f"{path}: {f'{num_faults} fault(s)' if num_faults else 'whole'}", markup=False)
     return 1 if num_faults else 0
 
 
-def faults(path: Path) -> Iterator[str]:
+def faults(path: Place | Path) -> Iterator[str]:
     """Everything wrong with one checkpoint; reads all of it."""
+    path = Place.of(path)
     try:
         index = Index.read(path)
     except CheckpointError as error:
@@ -136,7 +136,7 @@ def faults(path: Path) -> Iterator[str]:
         yield from reader.faults()
 
 
-def prune(place: Path, retention: Retention, console: Console, *, dry_run: bool) -> None:
+def prune(place: Place, retention: Retention, console: Console, *, dry_run: bool) -> None:
     """Remove checkpoints that the policy does not keep.
 
     Raises:
@@ -148,7 +148,7 @@ def prune(place: Path, retention: Retention, console: Console, *, dry_run: bool)
             break
     else:
         raise CheckpointError(
-            f"{shown(place)} holds no checkpoints: name a run directory or its {CHECKPOINTS_NAME}/"
+            f"{place} holds no checkpoints: name a run directory or its {CHECKPOINTS_NAME}/"
         )
     try:
         names = checkpoint_directory.complete(directory)
@@ -163,7 +163,7 @@ def prune(place: Path, retention: Retention, console: Console, *, dry_run: bool)
             console.print(f"{done if name in retired else 'kept'} {name}", markup=False)
     except OSError as error:
         raise CheckpointError(
-            f"{shown(directory)} cannot be changed ({error.strerror or error})"
+            f"{directory} cannot be changed ({error.strerror or error})"
         ) from error
 
 

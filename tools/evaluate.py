@@ -30,6 +30,7 @@ from train.evaluate import (
 )
 from train.loading import load_config, load_model
 from train.loop import refuse_other_corpus
+from train.storage.place import Place
 from train.tally import Averages, Tally
 from train.watch.metrics import perplexity
 
@@ -117,7 +118,7 @@ def with_stored_spans(config: RunConfig) -> RunConfig:
 def main(arguments: list[str] | None = None) -> int:
     """Print losses and write them to `out/evaluate.json`."""
     parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="run directory or one of its checkpoints")
+    parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
     parser.add_argument("--corpus", help="default: the corpus the run was trained on")
     parser.add_argument("--sequences", type=int, help="default: the whole validation split")
     parser.add_argument("--out", type=Path, default=Path("out/evaluate.json"))
@@ -125,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.sequences is not None and options.sequences < 1:
         parser.error("--sequences must be at least 1")
     try:
-        path = checkpoint.resolve(options.checkpoint)
+        path = checkpoint.resolve(Place.parse(options.checkpoint))
         config = load_config(path)
         if options.corpus is not None:
             data = config.data.model_copy(update={"corpus": options.corpus, "sources": {}})

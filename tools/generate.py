@@ -12,13 +12,14 @@ from rich.text import Text
 from train.checkpoint import restore as checkpoint
 from train.errors import UserError
 from train.loading import find_tokenizer, load_model
+from train.storage.place import Place
 from train.text import Speaker
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the prompt's continuation."""
     parser = argparse.ArgumentParser(prog="python -m tools.generate", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="run directory or one of its checkpoints")
+    parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
     parser.add_argument(
         "--prompt",
         required=True,
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not 0 < options.temperature < math.inf:
         parser.error("--temperature must be above 0; --top-p 0 is greedy")
     try:
-        path = checkpoint.resolve(options.checkpoint)
+        path = checkpoint.resolve(Place.parse(options.checkpoint))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         speaker = Speaker.load(
             load_model(path, device=device), options.tokenizer or find_tokenizer(path)

@@ -22,6 +22,7 @@ from train.data.ledger_check import SHOWN, Findings, check
 from train.data.plan import StepPlan, identities
 from train.errors import DataError, UserError
 from train.run_directory import CHECKPOINTS, CONFIG
+from train.storage.place import Place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +63,10 @@ def check_run(run: Path, *, corpus: str | None = None, progress: bool = False) -
     ledger = read_ledger(run)
     config = _config(run)
     plan = _plan(config, corpus)
-    saved = checkpoint.latest(Path(config.checkpoint.directory or run / CHECKPOINTS))
+    checkpoints = Place.of(run / CHECKPOINTS)
+    if config.checkpoint.directory is not None:
+        checkpoints = Place.parse(config.checkpoint.directory, config.storage)
+    saved = checkpoint.latest(checkpoints)
     saved_step = 0 if saved is None else int(checkpoint.read_state(saved)["step"])
     return check(
         ledger,

@@ -2,20 +2,20 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from train.adapter import merge
 from train.errors import UserError
+from train.storage.place import Place
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write OUT; print what reads it."""
     parser = argparse.ArgumentParser(prog="python -m tools.merge", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="LoRA run directory or a checkpoint of it")
-    parser.add_argument("out", type=Path, help="directory to create")
+    parser.add_argument("checkpoint", help="LoRA run directory or a checkpoint of it")
+    parser.add_argument("out", help="directory to create")
     options = parser.parse_args(arguments)
     try:
-        out = merge(options.checkpoint, options.out)
+        out = merge(Place.parse(options.checkpoint), Place.parse(options.out))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -1,7 +1,6 @@
 """Adapters of a LoRA run: out of a checkpoint into peft's file format, or merged into the base."""
 
 import json
-import shutil
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -12,14 +11,15 @@ from train.checkpoint.restore import read_state, resolve
 from train.checkpoint.weights import read_values, write_values
 from train.errors import CheckpointError
 from train.run_directory import TOKENIZER
+from train.storage.place import Place
 
 
-def merged_weights(path: Path, config: LoraConfig) -> dict[str, Tensor]:
+def merged_weights(path: Place | Path, config: LoraConfig) -> dict[str, Tensor]:
     """Plain weights of a checkpoint with its adapters added in."""
     return merge_adapters(read_values(path), config)
 
 
-def export(path: Path, config: LoraConfig, out: Path) -> Path:
+def export(path: Place | Path, config: LoraConfig, out: Path) -> Path:
     """Write the adapters of a checkpoint so that plain peft reads them.
 
     They are taken from the checkpoint, where they lie whole whatever ZeRO did to them in memory.
@@ -44,7 +44,7 @@ def export(path: Path, config: LoraConfig, out: Path) -> Path:
     return out
 
 
-def merge(path: Path, out: Path) -> Path:
+def merge(path: Place | Path, out: Place | Path) -> Place:
     """Write a plain checkpoint with the adapters of a LoRA run added into its weights.
 
     Raises:
@@ -57,10 +57,10 @@ def merge(path: Path, out: Path) -> Path:
     config = LoraConfig.model_validate(state["config"]["lora"])
     # The weights are whole now: what they started from says nothing about the merged model.
     state["config"] |= {"lora": None, "init_from": None}
-    write_values(out, merged_weights(path, config), state)
+    out = write_values(out, merged_weights(path, config), state)
     for tokenizer in (path.parent.parent / TOKENIZER, path / TOKENIZER):
         if tokenizer.exists():
-            shutil.copyfile(tokenizer, out / TOKENIZER)
+            (out / TOKENIZER).write(tokenizer.read())
             break
     return out
 

@@ -1,6 +1,5 @@
 """From a configuration to the parts of a run: model, stores, feeds."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from train.errors import CheckpointError, ConfigError
 from train.loading import load_config
 from train.optim import parameter_groups
 from train.storage.cache import require_working_set
+from train.storage.place import Place
 
 
 def open_sources(config: RunConfig) -> Sources:
@@ -152,9 +152,9 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
     initialize(model, seed=config.seed)
     for modality, part in config.built_model.encoders.items():
         if part.encoder.init_from is not None:
-            load_encoder(Path(part.encoder.init_from), model, modality)
+            load_encoder(Place.parse(part.encoder.init_from, config.storage), model, modality)
     if config.init_from is not None:
-        path = Path(config.init_from)
+        path = Place.parse(config.init_from, config.storage)
         refuse_other_architecture(path, architecture(config.built_model))
         checkpoint.load_weights(path, model)
     if config.lora is not None:
@@ -179,7 +179,7 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
     return parts
 
 
-def refuse_other_architecture(path: Path, here: dict[str, Any]) -> None:
+def refuse_other_architecture(path: Place, here: dict[str, Any]) -> None:
     """Refuse first weights of a model that is not this one; equal shapes are not enough.
 
     Args:
@@ -209,7 +209,7 @@ def refuse_other_architecture(path: Path, here: dict[str, Any]) -> None:
             )
 
 
-def load_encoder(path: Path, model: SemiCausal, modality: str) -> None:
+def load_encoder(path: Place, model: SemiCausal, modality: str) -> None:
     """Fill one encoder, where this rank has it, from the same encoder of another checkpoint.
 
     Raises:

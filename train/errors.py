@@ -9,6 +9,10 @@ class ConfigError(UserError):
     """The configuration is wrong; the message lists every fault."""
 
 
+class StorageError(UserError, OSError):
+    """Files cannot be read from or written to a place; the message says why, and what to do."""
+
+
 class DataError(UserError):
     """A corpus or a shard is missing, damaged or of the wrong kind; the message names it."""
 

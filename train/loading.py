@@ -12,9 +12,10 @@ from train.config import RunConfig
 from train.config_files import from_stored
 from train.errors import CheckpointError
 from train.run_directory import TOKENIZER
+from train.storage.place import Place
 
 
-def load_config(path: Path) -> RunConfig:
+def load_config(path: Place | Path) -> RunConfig:
     """The configuration that a checkpoint was trained with.
 
     Raises:
@@ -29,7 +30,7 @@ def load_config(path: Path) -> RunConfig:
         ) from None
 
 
-def load_model(path: Path, *, device: torch.device) -> SemiCausal:
+def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:
     """The model of a checkpoint in fp32, adapters merged, in eval mode.
 
     Raises:
@@ -55,7 +56,7 @@ def tied(model: SemiCausal, weights: dict[str, torch.Tensor]) -> dict[str, torch
     }
 
 
-def find_tokenizer(path: Path) -> Path:
+def find_tokenizer(path: Place) -> Path:
     """The tokenizer that a run keeps beside its checkpoints.
 
     Args:
@@ -64,9 +65,9 @@ def find_tokenizer(path: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    for directory in (path, path.parent.parent):
-        if (directory / TOKENIZER).is_file():
-            return directory / TOKENIZER
+    for directory in () if path.is_remote else (path, path.parent.parent):
+        if (directory / TOKENIZER).exists():
+            return Path(directory / TOKENIZER)
     raise CheckpointError(
         f"{path.parent.parent} holds no {TOKENIZER}: name the corpus's own with --tokenizer"
     )

@@ -38,7 +38,7 @@ from train.run_directory import (
     refuse_other_run,
 )
 from train.step import reseed, train_step
-from train.storage.checkpoint_files import shown
+from train.storage.place import Place
 from train.watch.metrics import TrainRecord
 from train.watch.monitor import Monitor
 from train.wrap_up import unigram_baseline, wrap_up, write_samples
@@ -57,17 +57,17 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     """
     preemption = Preemption()
     directory = Path(config.run_directory)
-    checkpoints = Path(config.checkpoint.directory or directory / CHECKPOINTS)
+    checkpoints = checkpoints_of(config)
     lock = on_all_ranks(lambda: hold(directory) if world.is_main else None, RunDirectoryError)
     # What the first rank sees, all see: another answer from a shared store would part them.
     found = on_all_ranks(lambda: newest(checkpoints) if world.is_main else None, CheckpointError)
-    latest: Path | None = None
+    latest: Place | None = None
     state: dict[str, Any] = {"step": 0, "wandb_run_id": None}
     if (first := gathered(found)[0]) is not None:
         latest, state = first
     if latest is not None:
         # A directory of checkpoints may be shared, a run's own may have been copied into.
-        refuse_other_run(config, state["config"], shown(latest))
+        refuse_other_run(config, state["config"], str(latest))
     if latest is not None and int(state["step"]) >= config.steps:
         if world.is_main:
             if not (directory / SUMMARY).exists():  # it was killed on its last steps
@@ -78,7 +78,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     collate = build_collator(config, sources.special)
     plan = build_plan(config, sources)
     if config.init_from is not None:
-        source = checkpoint.resolve(Path(config.init_from))
+        source = checkpoint.resolve(Place.parse(config.init_from, config.storage))
         refuse_other_corpus(sources, checkpoint.read_state(source), source)
     mesh = build_mesh(config.layout, world)
     warning = next(filter(None, gathered(straddling_warning(mesh))), None)
@@ -177,7 +177,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             if warning is not None:
                 monitor.note(warning)
             if latest is not None:
-                monitor.note(f"continuing from {shown(latest)}")
+                monitor.note(f"continuing from {latest}")
             monitor.baseline(entropy)
         if first_step % config.validation.every_steps == 0:
             validate_now(first_step)  # before any step, or where a stop may have cut it short
@@ -242,14 +242,21 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     return 0
 
 
-def newest(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
+def checkpoints_of(config: RunConfig) -> Place:
+    """Where a run's checkpoints are."""
+    if config.checkpoint.directory is not None:
+        return Place.parse(config.checkpoint.directory, config.storage)
+    return Place.of(Path(config.run_directory) / CHECKPOINTS)
+
+
+def newest(checkpoints: Place) -> tuple[Place, dict[str, Any]] | None:
     """The newest checkpoint and its state, None if there is none."""
     latest = checkpoint.latest(checkpoints)
     return None if latest is None else (latest, checkpoint.read_state(latest))
 
 
 def refuse_other_corpus(
-    sources: Sources, state: dict[str, Any], path: Path, *, resuming: bool = False
+    sources: Sources, state: dict[str, Any], path: Place, *, resuming: bool = False
 ) -> None:
     """Refuse sources of another tokenizer, and to resume on other data.
 

@@ -18,7 +18,7 @@ from train.errors import UserError
 from train.evaluate import first_samples, validation_batches
 from train.loading import load_model
 from train.run_directory import SUMMARY, TOKENIZER
-from train.storage.checkpoint_files import shown
+from train.storage.place import Place
 from train.text import Speaker, plain
 from train.watch.metrics import FILE_NAME, read_metrics
 from train.watch.monitor import Monitor
@@ -46,7 +46,7 @@ def unigram_baseline(
 
 
 def write_samples(
-    config: RunConfig, path: Path, monitor: Monitor, *, step: int, device: torch.device
+    config: RunConfig, path: Place, monitor: Monitor, *, step: int, device: torch.device
 ) -> None:
     """Let the model of a checkpoint continue the configured prompts."""
     if not config.samples.prompts:
@@ -69,7 +69,7 @@ def write_samples(
 
 
 def wrap_up(
-    config: RunConfig, directory: Path, latest: Path, *, seconds_to_first_step: float | None
+    config: RunConfig, directory: Path, latest: Place, *, seconds_to_first_step: float | None
 ) -> Path:
     """Write the report, a LoRA run's adapter, and `summary.json` with the run's numbers."""
     if config.lora is not None:
@@ -91,7 +91,7 @@ def wrap_up(
         "seconds_training": sum(seconds),
         "seconds_to_first_step": seconds_to_first_step,
         "parameters": sum(parameter_counts(config.built_model).values()),
-        "checkpoint": shown(latest),
+        "checkpoint": str(latest),
         "report": str(report),
     }
     path = directory / SUMMARY

@@ -41,6 +41,7 @@ from tools.bench.rounds import Findings, ratio
 from tools.bench.shapes import Plan
 from train.checkpoint import restore as checkpoint
 from train.checkpoint.saver import state_tensors
+from train.storage.place import Place
 
 BLOCK_BYTES = 1 << 26
 WIDTH = 1024
@@ -244,7 +245,7 @@ def _slowest(seconds: list[float]) -> list[float]:
     return taken.tolist()
 
 
-def _settle(path: Path) -> None:
+def _settle(path: Place | Path) -> None:
     """Reads everything once and drops it: who reads first after so much writing, waits for it."""
     _drop_cache(path)
     if dist.get_rank() == 0:
@@ -252,7 +253,7 @@ def _settle(path: Path) -> None:
     _drop_cache(path)
 
 
-def _drop_cache(path: Path) -> None:
+def _drop_cache(path: Place | Path) -> None:
     """Makes the next reader go to the disk; what was written must have reached it."""
     dist.barrier()
     for file in _files(path):
@@ -265,11 +266,12 @@ def _drop_cache(path: Path) -> None:
     dist.barrier()
 
 
-def _files(path: Path) -> list[Path]:
+def _files(place: Place | Path) -> list[Path]:
+    path = Path(place)
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
-def _read_with_dd(path: Path) -> None:
+def _read_with_dd(path: Place | Path) -> None:
     for file in _files(path):
         _run("dd", f"if={file}", "of=/dev/null", f"bs={BLOCK_BYTES}")
 

@@ -16,18 +16,12 @@ import numpy.typing as npt
 from model import torchvision_free
 from train.data.store.index import INDEX_NAME
 from train.data.store.manifest import MANIFEST_NAME
-from train.errors import DataError
-from train.storage.object_store import (
-    MissingObjectError,
-    ObjectStore,
-    error_code,
-    within_deadline,
-)
+from train.errors import DataError, StorageError
+from train.storage import place as storage
 
 torchvision_free.install()
 
 from streaming import MDSWriter  # noqa: E402  # after install()
-from streaming.base.storage import CloudUploader  # noqa: E402  # after install()
 
 FORMAT_VERSION: Final = 1
 TOKENIZER_NAME: Final = "tokenizer.json"
@@ -35,7 +29,6 @@ TOKEN_COUNTS_NAME: Final = "token_counts.npy"
 SPLITS: Final = ("train", "validation")
 SHARD_BYTES: Final = 1 << 22
 _HASHES: Final = ("sha1", "xxh64")
-_UPLOAD_TIMEOUT_SECONDS: Final = 600.0
 _WAIT_SECONDS: Final = 900.0
 
 
@@ -54,13 +47,20 @@ class Place:
     @property
     def is_remote(self) -> bool:
         """Whether it is a URL."""
-        return "://" in self.out
+        return self._target.is_remote
+
+    @property
+    def _target(self) -> storage.Place:
+        try:
+            return storage.Place.parse(self.out)
+        except StorageError as error:
+            raise DataError(str(error)) from error
 
     @property
     def _local(self) -> Path:
         if self.is_remote:
             return self.scratch / "upload" / self.out.split("://", 1)[1].replace("/", "_")
-        return Path(self.out).expanduser().absolute()
+        return Path(self._target).absolute()
 
     def finished(self, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
         """The manifest of the corpus that is there, if it was built by this recipe.
@@ -125,11 +125,12 @@ class Place:
 
     def _manifest(self) -> dict[str, Any] | None:
         if self.is_remote:
-            store = ObjectStore(self.out, timeout_seconds=30.0, retry_budget_seconds=30.0)
             try:
-                return json.loads(store.read(MANIFEST_NAME))
-            except MissingObjectError:
+                return json.loads((self._target / MANIFEST_NAME).read())
+            except FileNotFoundError:
                 return None
+            except StorageError as error:
+                raise DataError(str(error)) from error
         directory = self._local
         if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
             return None
@@ -148,23 +149,12 @@ class Place:
             key=lambda name: (name == MANIFEST_NAME, name.endswith(INDEX_NAME), name),
         )  # fmt: skip
         try:
-            uploader = within_deadline(
-                lambda: CloudUploader.get(
-                    (str(directory), self.out.rstrip("/")), keep_local=True, exist_ok=True
-                ),
-                _UPLOAD_TIMEOUT_SECONDS,
-            )
             for name in names:
                 report(f"uploading {name}")
-                within_deadline(
-                    lambda name=name: uploader.upload_file(name), _UPLOAD_TIMEOUT_SECONDS
-                )
-        except Exception as error:
-            code = error_code(error)
-            raise DataError(
-                f"Could not upload to {self.out} ({code or error}); check the bucket, its "
-                "permissions, the AWS credentials and S3_ENDPOINT_URL, and build again."
-            ) from error
+                with (self._target / name).create() as sink, (directory / name).open("rb") as file:
+                    shutil.copyfileobj(file, sink, SHARD_BYTES)
+        except StorageError as error:
+            raise DataError(str(error)) from error
 
 
 def write_split(

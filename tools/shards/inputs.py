@@ -1,26 +1,25 @@
 """Files that a corpus is built from, local or in object storage: found, opened, read."""
 
 import contextlib
+import glob
 import io
 import os
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Final, cast
 
-import fsspec
 import xxhash
 
-from tools.shards.refusals import refusal
-from train.errors import DataError
+from train.errors import DataError, StorageError
+from train.storage.place import Found, Place
 
 BLOCK_BYTES: Final = 1 << 20
 HASHED_BYTES: Final = 1 << 20
 """Up to this size the whole content of a file tells whether it changed."""
 _SAMPLE_BYTES: Final = 1 << 16
 _MAGIC: Final = frozenset("*?[")
-_VERSIONS: Final = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime", "created")
-"""What stores tell of a file that changes when it is written anew; the first that there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,41 +51,57 @@ def listing(path: str) -> list[InputFile]:
     path = path.removeprefix("file://")
     if "://" not in path:
         path = os.path.abspath(os.path.expanduser(path))
-    system = _filesystem(path)
     with readable(path):
-        # A directory may have an asterisk in its name.
-        if system.isfile(path):
-            found = {path: system.info(path)}
-            base = str(PurePosixPath(system._strip_protocol(path)).parent)
-        elif system.isdir(path):
-            found = system.find(path, detail=True)
-            base = system._strip_protocol(path)
-        elif _MAGIC & set(path):
-            found = {
-                name: info
-                for name, info in system.glob(path, detail=True).items()
-                if info["type"] == "file"
-            }
-            base = _fixed_part(system._strip_protocol(path))
-        else:
-            raise DataError(f"There is no file or directory {path}; correct the source.")
-    files: list[InputFile] = []
-    for info in found.values():
-        stripped = system._strip_protocol(info["name"])
-        name = stripped.removeprefix(base).lstrip("/")
-        is_hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
-        if info["type"] == "file" and not is_hidden:
-            files.append(
-                InputFile(
-                    path=_with_scheme(path, stripped),
-                    name=name,
-                    num_bytes=int(info["size"]),
-                    version=_version(info) if "://" in path else None,
-                )
-            )
+        place = Place.parse(path)
+        base, found = _found(place)
+    files = [
+        InputFile(path=str(base / each.name), name=each.name, num_bytes=each.num_bytes,
+                  version=each.version)
+        for each in found
+        if not any(part.startswith(".") for part in PurePosixPath(each.name).parts)
+    ]  # fmt: skip
     if not files:
         raise DataError(f"{path} holds no files; correct the source.")
     return sorted(files, key=lambda file: file.name)
+
+
+def _found(place: Place) -> tuple[Place, list[Found]]:
+    """The files that a place stands for, and what their names begin at."""
+    file = place.find()
+    if file is not None:
+        return place.parent, [replace(file, name=place.name)]
+    # A directory may have an asterisk in its name.
+    found = list(place.files())
+    if found or place.exists():
+        return place, found
+    if not _MAGIC & set(place.path):
+        raise DataError(f"There is no file or directory {place}; correct the source.")
+    base = place.parent
+    while _MAGIC & set(base.path):
+        base = base.parent
+    pattern = place.path.removeprefix(base.path).lstrip("/")
+    return base, list(_matching(base, pattern))
+
+
+def _matching(base: Place, pattern: str) -> Iterator[Found]:
+    if base.is_remote:
+        wanted = re.compile(_expression(pattern))
+        yield from (each for each in base.files() if wanted.fullmatch(each.name))
+        return
+    for name in glob.iglob(pattern, root_dir=base.path, recursive=True):
+        found = (base / name).find()
+        if found is not None:
+            yield replace(found, name=name)
+
+
+def _expression(pattern: str) -> str:
+    """A pattern of paths as a regular expression: `**/` is any directories, `*` stays in one."""
+    signs = re.split(r"(\*\*/|\*|\?|\[!?\]?[^]]*\])", pattern)
+    meant = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(
+        meant.get(sign) or (sign.replace("[!", "[^", 1) if number % 2 else re.escape(sign))
+        for number, sign in enumerate(signs)
+    )
 
 
 def stamp(file: InputFile) -> str:
@@ -124,8 +139,7 @@ def opened(path: str) -> Generator[BinaryIO]:
             with open(path, "rb", buffering=BLOCK_BYTES) as file:
                 yield file
         else:
-            raw = _filesystem(path).open(path, "rb", block_size=8 * BLOCK_BYTES)
-            with io.BufferedReader(raw, BLOCK_BYTES) as file:
+            with io.BufferedReader(_Remote(Place.parse(path, expand=False)), BLOCK_BYTES) as file:
                 yield cast(BinaryIO, file)
 
 
@@ -136,7 +150,7 @@ def is_file(path: str) -> bool:
         DataError: the storage does not answer, or refuses.
     """
     with readable(path):
-        return _filesystem(path).isfile(path)
+        return Place.parse(path, expand=False).find() is not None
 
 
 def exists(path: str) -> bool:
@@ -163,49 +177,43 @@ def readable(path: str) -> Generator[None]:
     """
     try:
         yield
+    except StorageError as error:
+        told = f"There is no file {path}." if isinstance(error, FileNotFoundError) else str(error)
+        raise DataError(told) from error
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}.") from error
     except OSError as error:
-        told = DataError(f"Cannot read {path}: {error.strerror or error}.")
-        raise refusal(error, path) or told from error
-    except Exception as error:
-        if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec")):
-            raise
-        told = DataError(f"Cannot read {path}: {type(error).__name__}: {error}.")
-        raise refusal(error, path) or told from error
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _filesystem(path: str) -> Any:
-    scheme = path.split("://", 1)[0] if "://" in path else "file"
-    options: dict[str, Any] = {}
-    if scheme == "s3":
-        options = {
-            "endpoint_url": os.environ.get("S3_ENDPOINT_URL"),
-            "config_kwargs": {"connect_timeout": 10, "read_timeout": 60},
-            "use_listings_cache": False,
-        }
-    try:
-        return fsspec.filesystem(scheme, **options)
-    except (ValueError, ImportError) as error:
-        raise DataError(
-            f"{scheme}:// is no place that sources can be read from ({error}); give a path or an "
-            "s3:// URL."
-        ) from error
+class _Remote(io.RawIOBase):
+    """A file in a store, read from wherever one likes."""
 
+    def __init__(self, place: Place) -> None:
+        self._source = place.open()
+        self._at = 0
 
-def _version(info: Mapping[str, Any]) -> str:
-    return next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
+    def readable(self) -> bool:
+        return True
 
+    def seekable(self) -> bool:
+        return True
 
-def _with_scheme(like: str, stripped: str) -> str:
-    return f"{like.split('://', 1)[0]}://{stripped}" if "://" in like else stripped
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = offset + (0, self._at, self._source.num_bytes)[whence]
+        return self._at
 
+    def tell(self) -> int:
+        return self._at
 
-def _fixed_part(pattern: str) -> str:
-    """The directories of a pattern before its first that is none."""
-    fixed: list[str] = []
-    for part in pattern.split("/")[:-1]:
-        if _MAGIC & set(part):
-            break
-        fixed.append(part)
-    return "/".join(fixed)
+    def readinto(self, buffer: Any, /) -> int:
+        target = memoryview(buffer).cast("B")
+        target = target[: max(0, self._source.num_bytes - self._at)]
+        self._source.read_into(target, offset=self._at)
+        self._at += len(target)
+        return len(target)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._source.close()
+        super().close()

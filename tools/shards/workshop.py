@@ -16,11 +16,10 @@ from typing import Any, Final
 import filelock
 
 from tools.corpus.place import SPLITS
-from tools.shards.refusals import refusal
 from train.data.store.manifest import MANIFEST_NAME
 from train.data.store.shards import default_cache
-from train.errors import DataError
-from train.storage.checkpoint_files import is_remote, shown, storage_of
+from train.errors import DataError, StorageError
+from train.storage.place import Place
 
 WORKING_DIRECTORY: Final = ".building"
 SCRATCH: Final = "scratch"
@@ -45,12 +44,13 @@ class Workshop:
             DataError: it is a URL that cannot be written to.
         """
         self.out = out
-        self.root = Path(out) if "://" in out else Path(os.path.abspath(Path(out).expanduser()))
-        self.is_remote = is_remote(self.root)
+        with _writable(out):
+            self.root = Place.parse(out)
+        self.is_remote = self.root.is_remote
+        if not self.is_remote:
+            self.root = Place.of(Path(os.path.abspath(self.root)))
         self.working = self.root / WORKING_DIRECTORY
-        with _writable(self.root):
-            self._storage = storage_of(self.root)
-        self.scratch = default_cache(f"building {out}") if self.is_remote else self.working
+        self.scratch = default_cache(f"building {out}") if self.is_remote else Path(self.working)
         """Local directory for what is not whole yet."""
 
     @contextlib.contextmanager
@@ -61,9 +61,10 @@ class Workshop:
             DataError: another one does.
         """
         name = hashlib.sha256(str(self.root).encode()).hexdigest()[:16]
-        path = self.root.with_name(f".{self.root.name}.lock")
         if self.is_remote:
             path = self.scratch.with_name(f"{name}.lock")
+        else:
+            path = Path(self.root.parent / f".{self.root.name}.lock")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(path, timeout=0):
@@ -83,9 +84,7 @@ class Workshop:
         begun = self.read_json(self.working / _RECIPE)
         if manifest is None and begun is None:
             with _writable(self.root):
-                others = [
-                    name for name in self._storage.names(self.root) if name != WORKING_DIRECTORY
-                ]
+                others = [name for name in self.root.names() if name != WORKING_DIRECTORY]
             if others:
                 raise DataError(
                     f"{self.out} exists and is no corpus of this kind (it holds {others[0]}); "
@@ -129,7 +128,7 @@ class Workshop:
             self.scratch.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self.scratch / SCRATCH, ignore_errors=True)
             if not self.is_remote:
-                for path in self.root.glob("**/.*.tmp-*"):
+                for path in Path(self.root).glob("**/.*.tmp-*"):
                     path.unlink()
         self.write_json(self.working / _RECIPE, recipe)
 
@@ -143,57 +142,55 @@ class Workshop:
         # Records first: shards that one of them tells of must be there.
         for directory in (self.working / PARTS, *(self.root / split for split in SPLITS)):
             with _writable(directory):
-                if not self.is_remote:
-                    shutil.rmtree(directory, ignore_errors=True)
-                elif self._storage.names(directory):
-                    self._storage.remove(directory)
+                if directory.exists():
+                    directory.remove()
         self.clear()
 
     def clear(self) -> None:
         """Remove working records."""
         with _writable(self.root):
-            if self._storage.names(self.working):
-                self._storage.remove(self.working)
+            if self.working.exists():
+                self.working.remove()
         if self.is_remote:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def deliver_to(self, directory: Path) -> Callable[[str, Path | bytes], None]:
+    def deliver_to(self, directory: Place) -> Callable[[str, Path | bytes], None]:
         """Something that puts files into a directory of the corpus, each whole or not at all."""
 
         def deliver(name: str, content: Path | bytes) -> None:
             target = directory / name
             with _writable(target):
-                self._storage.make_directory(directory)
                 if isinstance(content, bytes):
-                    self._storage.replace(target, content)
+                    target.write(content)
                 elif self.is_remote:
-                    with self._storage.create(target) as sink, content.open("rb") as file:
+                    with target.create() as sink, content.open("rb") as file:
                         shutil.copyfileobj(file, sink, _COPY_BYTES)
                     content.unlink()
                 else:
+                    Path(directory).mkdir(parents=True, exist_ok=True)
                     with content.open("rb") as file:
                         os.fsync(file.fileno())
-                    content.rename(target)
+                    content.rename(Path(target))
 
         return deliver
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Place, data: bytes) -> None:
         """Write a small file at once."""
         self.deliver_to(path.parent)(path.name, data)
 
-    def write_json(self, path: Path, value: Any) -> None:
+    def write_json(self, path: Place, value: Any) -> None:
         """Write a JSON file at once."""
         self.write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
-    def read(self, path: Path) -> bytes | None:
+    def read(self, path: Place) -> bytes | None:
         """A small file; None if there is none."""
         with _writable(path):
             try:
-                return self._storage.read(path)
+                return path.read()
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def read_json(self, path: Path) -> dict[str, Any] | None:
+    def read_json(self, path: Place) -> dict[str, Any] | None:
         """An object in a JSON file; None if there is none.
 
         Raises:
@@ -205,15 +202,15 @@ class Workshop:
         try:
             value = json.loads(data)
         except ValueError as error:
-            raise DataError(f"{shown(path)} is not JSON ({error}); delete {self.out}.") from error
+            raise DataError(f"{path} is not JSON ({error}); delete {self.out}.") from error
         if not isinstance(value, dict):
-            raise DataError(f"{shown(path)} holds no JSON object; delete {self.out}.")
+            raise DataError(f"{path} holds no JSON object; delete {self.out}.")
         return value
 
-    def names(self, directory: Path) -> list[str]:
+    def names(self, directory: Place) -> list[str]:
         """What lies in a directory of the corpus."""
         with _writable(directory):
-            return self._storage.names(directory)
+            return directory.names()
 
 
 def differences(there: Any, wanted: Any, name: str = "") -> list[str]:
@@ -255,12 +252,12 @@ def _source_differences(
 
 
 @contextlib.contextmanager
-def _writable(path: Path) -> Generator[None]:
+def _writable(path: Place | str) -> Generator[None]:
     try:
         yield
+    except StorageError as error:
+        raise DataError(str(error)) from error
     except OSError as error:
-        told = DataError(
-            f"Cannot use {shown(path)}: {error.strerror or error}. Check the path, and for a "
-            "bucket its name, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and S3_ENDPOINT_URL."
-        )
-        raise refusal(error, shown(path), is_written=True) or told from error
+        raise DataError(
+            f"Cannot use {path}: {error.strerror or error}. Check the path and its permissions."
+        ) from error

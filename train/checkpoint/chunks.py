@@ -18,7 +18,7 @@ from torch import Tensor
 from parallel.zero.pages import release_files
 from train.checkpoint.boxes import Box
 from train.checkpoint.format import Chunk, FileRecord, ParameterRecord, TensorKind
-from train.storage.checkpoint_files import storage_of
+from train.storage.place import Place
 
 PIECE_BYTES = 1 << 26
 """Longer pieces are cut: a reader that needs a part of a piece has to hash all of it."""
@@ -84,7 +84,7 @@ def cut(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def write_chunks(
-    file: Path, pieces: Sequence[Piece]
+    file: Place | Path, pieces: Sequence[Piece]
 ) -> tuple[dict[str, ParameterRecord], FileRecord]:
     """Writes pieces to a file and brings them to the disk.
 
@@ -104,7 +104,8 @@ def write_chunks(
     chunks: dict[str, dict[TensorKind, list[Chunk]]] = defaultdict(lambda: defaultdict(list))
     records: dict[str, ParameterRecord] = {}
     num_bytes = len(header)
-    with storage_of(file).create(file) as sink:
+    file = Place.of(file)
+    with file.create() as sink:
         sink.write(header)
         for key, piece in zip(keys, pieces, strict=True):
             data = bytes_of(piece.tensor)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from train.checkpoint.format import INDEX_NAME
 from train.errors import CheckpointError
-from train.storage.checkpoint_files import is_remote, shown, storage_of
+from train.storage.place import Place
 
 LATEST_NAME = "latest"
 CHECKPOINTS_NAME = "checkpoints"
@@ -63,24 +63,24 @@ class Retention:
         return {name for step, name in last.items() if step % self.keep_every_steps == 0}
 
 
-def latest(directory: Path) -> Path | None:
+def latest(directory: Place | Path) -> Place | None:
     """The newest complete checkpoint in a directory of checkpoints, None if there is none.
 
     Raises:
         CheckpointError: the pointer names a checkpoint that is not there, or cannot be read.
     """
+    directory = Place.of(directory)
     pointer = directory / LATEST_NAME
     try:
-        storage = storage_of(directory)
         try:
-            name = storage.read(pointer).decode(errors="replace").strip()
+            name = pointer.read().decode(errors="replace").strip()
         except (FileNotFoundError, NotADirectoryError):
             # A writer that died between the first checkpoint and its pointer.
             names = complete(directory)
             return directory / names[-1] if names else None
-        if not _STEP.match(name) or not storage.is_file(directory / name / INDEX_NAME):
+        if not _STEP.match(name) or (directory / name / INDEX_NAME).find() is None:
             raise CheckpointError(
-                f"{shown(pointer)} names {name!r}, which is no checkpoint there: write the name of "
+                f"{pointer} names {name!r}, which is no checkpoint there: write the name of "
                 f"one into it"
             )
     except OSError as error:
@@ -88,55 +88,53 @@ def latest(directory: Path) -> Path | None:
     return directory / name
 
 
-def resolve(path: Path) -> Path:
+def resolve(path: Place | Path) -> Place:
     """The checkpoint meant by a run directory, a directory of checkpoints, or one checkpoint.
 
     Raises:
         CheckpointError: there is none, or the place cannot be read.
     """
+    path = Place.of(path)
     try:
-        storage = storage_of(path)
-        if storage.is_file(path / INDEX_NAME):
+        if (path / INDEX_NAME).find() is not None:
             return path
         for directory in (path / CHECKPOINTS_NAME, path):
             if (found := latest(directory)) is not None:
                 return found
-        exists = bool(storage.names(path)) or path.exists()
+        exists = path.exists()
     except OSError as error:
         raise _unreachable(path, error) from error
     reason = "holds no checkpoint" if exists else "is not there"
     raise CheckpointError(
-        f"{shown(path)} {reason}: name a run directory, its {CHECKPOINTS_NAME}/, or one "
+        f"{path} {reason}: name a run directory, its {CHECKPOINTS_NAME}/, or one "
         f"step_... directory in it"
     )
 
 
-def complete(directory: Path) -> list[str]:
+def complete(directory: Place | Path) -> list[str]:
     """Names of the complete checkpoints in a directory, oldest first."""
-    storage = storage_of(directory)
-    names = [name for name in storage.names(directory) if _STEP.match(name)]
-    found = [name for name in names if storage.is_file(directory / name / INDEX_NAME)]
+    directory = Place.of(directory)
+    names = [name for name in directory.names() if _STEP.match(name)]
+    found = [name for name in names if (directory / name / INDEX_NAME).find() is not None]
     return sorted(found, key=_order)
 
 
-def stage(directory: Path, step: int) -> Path:
-    """A fresh directory to write a checkpoint in; removes what dead writers have left.
+def stage(directory: Place | Path, step: int) -> Place:
+    """The place of a new directory to write a checkpoint in; removes what dead writers have left.
 
     Only one process may call it, and no other may be writing to `directory`.
     """
-    storage = storage_of(directory)
-    storage.make_directory(directory)
+    directory = Place.of(directory)
     clean(directory)
     name = f"step_{step:08d}"
     revisions = [_order(other)[1] for other in complete(directory) if _order(other)[0] == step]
     if revisions:
         # A complete one is never touched, so a step written again gets another name.
         name = f"{name}.{max(revisions) + 1}"
-    storage.make_directory(directory / name)
     return directory / name
 
 
-def commit(staged: Path, index: bytes, *, retention: Retention) -> None:
+def commit(staged: Place, index: bytes, *, retention: Retention) -> None:
     """Makes a staged checkpoint, already on the disk, the latest; drops those that may go.
 
     Args:
@@ -144,43 +142,38 @@ def commit(staged: Path, index: bytes, *, retention: Retention) -> None:
         index: content of its index.
         retention: which others stay.
     """
-    storage, directory = storage_of(staged), staged.parent
-    storage.settle(staged)
-    storage.settle(directory)
+    directory = staged.parent
     # With this it is complete.
-    storage.replace(staged / INDEX_NAME, index)
-    storage.replace(directory / LATEST_NAME, f"{staged.name}\n".encode())
+    (staged / INDEX_NAME).write(index)
+    (directory / LATEST_NAME).write(f"{staged.name}\n".encode())
     try:
         retire(directory, retention.retired(complete(directory), newest=staged.name))
     except OSError as error:  # what was to be saved is saved
-        warnings.warn(
-            f"older checkpoints in {shown(directory)} cannot be removed: {error}", stacklevel=2
-        )
+        warnings.warn(f"older checkpoints in {directory} cannot be removed: {error}", stacklevel=2)
 
 
-def retire(directory: Path, names: Sequence[str]) -> None:
+def retire(directory: Place | Path, names: Sequence[str]) -> None:
     """Removes checkpoints; a crash on the way leaves no half of one that looks complete."""
-    storage = storage_of(directory)
+    directory = Place.of(directory)
     for name in names:
         with contextlib.suppress(FileNotFoundError):  # someone else was faster
-            storage.remove(directory / name / INDEX_NAME)
-            storage.settle(directory / name)
-            storage.remove(directory / name)
+            (directory / name / INDEX_NAME).remove()
+            (directory / name).remove()
 
 
-def clean(directory: Path) -> None:
+def clean(directory: Place) -> None:
     """Removes what writers that died have left."""
-    storage = storage_of(directory)
     whole = set(complete(directory))
-    for name in storage.names(directory):
+    for name in directory.names():
         if _LEFTOVER.match(name) or (_STEP.match(name) and name not in whole):
-            storage.remove(directory / name)
+            (directory / name).remove()
 
 
-def _unreachable(place: Path, error: OSError) -> CheckpointError:
-    remedy = "credentials and S3_ENDPOINT_URL" if is_remote(place) else "permissions"
+def _unreachable(place: Place, error: OSError) -> CheckpointError:
+    if place.is_remote:
+        return CheckpointError(str(error))
     return CheckpointError(
-        f"{shown(place)} cannot be read ({error.strerror or error}): check its name, {remedy}"
+        f"{place} cannot be read ({error.strerror or error}): check its name, permissions"
     )
 
 

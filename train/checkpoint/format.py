@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from train.checkpoint.boxes import tiling_fault
 from train.errors import CheckpointError
-from train.storage.checkpoint_files import shown, storage_of
+from train.storage.place import Place
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -81,14 +81,14 @@ class Index(_Record):
     files: dict[str, FileRecord]
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Place | Path) -> Self:
         """The index of the checkpoint in a step directory.
 
         Raises:
             CheckpointError: there is none, it is damaged, or of another version.
         """
-        file = shown(path / INDEX_NAME)
-        document = _parsed(path / INDEX_NAME, _read(path / INDEX_NAME))
+        file = Place.of(path) / INDEX_NAME
+        document = _parsed(file, _read(file))
         version = document.get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
@@ -130,7 +130,7 @@ def json_bytes(document: Any, *, indent: int | None = None) -> bytes:
     return (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
 
 
-def read_state(path: Path, index: Index) -> dict[str, Any]:
+def read_state(path: Place, index: Index) -> dict[str, Any]:
     """What lies beside the tensors of a checkpoint, such as `step` and `config`.
 
     Raises:
@@ -139,7 +139,7 @@ def read_state(path: Path, index: Index) -> dict[str, Any]:
     file = path / STATE_NAME
     data = _read(file)
     if STATE_NAME not in index.files:
-        raise CheckpointError(f"{shown(path / INDEX_NAME)} is damaged: it has no {STATE_NAME}")
+        raise CheckpointError(f"{path / INDEX_NAME} is damaged: it has no {STATE_NAME}")
     expected = index.files[STATE_NAME]
     if len(data) != expected.bytes:
         raise damaged(file, f"it has {len(data)} bytes and should have {expected.bytes}")
@@ -148,15 +148,15 @@ def read_state(path: Path, index: Index) -> dict[str, Any]:
     return _parsed(file, data)
 
 
-def damaged(file: Path, fault: str) -> CheckpointError:
+def damaged(file: Place, fault: str) -> CheckpointError:
     """An error that names the file and what is wrong with it."""
-    return CheckpointError(f"{shown(file)} is damaged: {fault}; use another checkpoint")
+    return CheckpointError(f"{file} is damaged: {fault}; use another checkpoint")
 
 
-def unreadable(file: Path, error: OSError, *, holding: str = "") -> CheckpointError:
+def unreadable(file: Place, error: OSError, *, holding: str = "") -> CheckpointError:
     """An error that names the file and why it cannot be read."""
     return CheckpointError(
-        f"{shown(file)}{holding} cannot be read ({error.strerror or error}); use another checkpoint"
+        f"{file}{holding} cannot be read ({error.strerror or error}); use another checkpoint"
     )
 
 
@@ -183,14 +183,14 @@ def _place(chunk: Chunk) -> tuple[tuple[Range, ...], Range]:
     return chunk.box, chunk.flat_range
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Place) -> bytes:
     try:
-        return storage_of(file).read(file)
+        return file.read()
     except OSError as error:
         raise unreadable(file, error) from error
 
 
-def _parsed(file: Path, data: bytes) -> dict[str, Any]:
+def _parsed(file: Place, data: bytes) -> dict[str, Any]:
     try:
         document = json.loads(data)
     except ValueError as error:
@@ -200,7 +200,7 @@ def _parsed(file: Path, data: bytes) -> dict[str, Any]:
     return document
 
 
-def _check_tiling(file: str, name: str, record: ParameterRecord) -> None:
+def _check_tiling(file: Place, name: str, record: ParameterRecord) -> None:
     kinds = {"value", "exp_avg", "exp_avg_sq"} if record.trainable else {"value"}
     if set(record.tensors) != kinds:
         raise CheckpointError(f"{file} is damaged: {name} has {sorted(record.tensors)}")

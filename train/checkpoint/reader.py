@@ -26,14 +26,14 @@ from train.checkpoint.format import (
     unreadable,
 )
 from train.errors import CheckpointError
-from train.storage.checkpoint_files import Source, storage_of
+from train.storage.place import Place, Source
 
 _TYPES = {name: dtype for dtype, name in NAMES.items()}
 _HEADER_BYTES_AT_MOST = 100_000_000
 """What the safetensors library accepts."""
 
 
-def check_file(path: Path, index: Index, name: str) -> None:
+def check_file(path: Place, index: Index, name: str) -> None:
     """Compares a whole file with its checksum, where the index has one.
 
     Raises:
@@ -44,7 +44,7 @@ def check_file(path: Path, index: Index, name: str) -> None:
         return
     digest = xxhash.xxh3_128()
     try:
-        source = storage_of(path / name).open(path / name)
+        source = (path / name).open()
         try:
             for begin in range(0, source.num_bytes, PIECE_BYTES):
                 block = memoryview(bytearray(min(PIECE_BYTES, source.num_bytes - begin)))
@@ -71,8 +71,8 @@ class ChunkReader:
     Use it as a context: it keeps files open.
     """
 
-    def __init__(self, path: Path, index: Index) -> None:
-        self._path = path
+    def __init__(self, path: Place | Path, index: Index) -> None:
+        self._path = Place.of(path)
         self._index = index
         self._files: dict[str, _File] = {}
         self._room = torch.empty(0, dtype=torch.uint8)
@@ -246,8 +246,8 @@ def _blocks(chunk: Chunk, element_bytes: int) -> Iterator[Chunk]:
         yield chunk.model_copy(update={"flat_range": (begin, min(stop, begin + length))})
 
 
-def _open(file: Path, expected: FileRecord) -> _File:
-    source = storage_of(file).open(file)
+def _open(file: Place, expected: FileRecord) -> _File:
+    source = file.open()
     try:
         if source.num_bytes != expected.bytes:
             raise damaged(file, f"it has {source.num_bytes} bytes and should have {expected.bytes}")

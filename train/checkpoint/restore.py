@@ -1,8 +1,7 @@
 """Restoring training: any number of ranks, in any layout, reads what any other wrote.
 
-`checkpoint_saver` writes, `checkpoint_format` says what lies on the disk, `checkpoint_directory`
-how a checkpoint becomes the latest. A place is a local `Path`, or one made of a URL such as
-`s3://bucket/run` (see `checkpoint_storage`).
+`saver` writes, `format` says what lies on the disk, `directory`
+how a checkpoint becomes the latest. Paths of this host are welcome wherever a place is asked for.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +23,7 @@ from train.checkpoint.format import STATE_NAME, Index
 from train.checkpoint.reader import ChunkReader, check_file
 from train.checkpoint.saver import Saver, state_tensors
 from train.errors import CheckpointError
-from train.storage.checkpoint_files import shown
+from train.storage.place import Place
 
 __all__ = [
     "Retention",
@@ -40,7 +39,7 @@ __all__ = [
 Result = TypeVar("Result")
 
 
-def restore(path: Path, engine: ZeroEngine) -> dict[str, Any]:
+def restore(path: Place | Path, engine: ZeroEngine) -> dict[str, Any]:
     """Brings weights, moments and AdamW's step count back; every rank must call it.
 
     Each rank reads the pieces that it needs, once, and hashes them on the way.
@@ -91,7 +90,7 @@ def restore(path: Path, engine: ZeroEngine) -> dict[str, Any]:
     return state
 
 
-def load_module(path: Path, module: nn.Module) -> dict[str, Any]:
+def load_module(path: Place | Path, module: nn.Module) -> dict[str, Any]:
     """Fills a plain module, in one process, and returns the state that was saved.
 
     Raises:
@@ -104,7 +103,7 @@ def load_module(path: Path, module: nn.Module) -> dict[str, Any]:
     return state
 
 
-def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
+def load_weights(path: Place | Path, module: nn.Module, *, prefix: str = "") -> None:
     """Fills the weights that a module holds, whole or in parts, and no others.
 
     Args:
@@ -134,7 +133,7 @@ def load_weights(path: Path, module: nn.Module, *, prefix: str = "") -> None:
             reader.fill(values, name=name, kind="value", box=place.box, start=0)
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Place | Path) -> dict[str, Any]:
     """What was saved beside the tensors, such as `step` and `config`.
 
     Raises:
@@ -143,7 +142,7 @@ def read_state(path: Path) -> dict[str, Any]:
     return _read_index(path)[2]
 
 
-def _read_index(path: Path) -> tuple[Path, Index, dict[str, Any]]:
+def _read_index(path: Place | Path) -> tuple[Place, Index, dict[str, Any]]:
     path = resolve(path)
     index = Index.read(path)
     return path, index, checkpoint_format.read_state(path, index)
@@ -157,7 +156,7 @@ _SAME_MODEL = f"set the config's model to that under config.model in its {STATE_
 
 
 def _check_same_parameters(
-    path: Path, index: Index, slices: Sequence[StateSlice], here: Iterable[str]
+    path: Place, index: Index, slices: Sequence[StateSlice], here: Iterable[str]
 ) -> None:
     """Compares this rank's slices, and the names that all ranks have, with the index."""
     _check_names(path, here, index)
@@ -173,7 +172,7 @@ def _check_same_parameters(
             )
 
 
-def _check_names(path: Path, here: Iterable[str], index: Index) -> None:
+def _check_names(path: Place, here: Iterable[str], index: Index) -> None:
     for name in sorted(set(here) - set(index.parameters)):
         raise _another_model(path, f"it has no parameter {name}", _SAME_MODEL)
     for name in sorted(set(index.parameters) - set(here)):
@@ -181,12 +180,12 @@ def _check_names(path: Path, here: Iterable[str], index: Index) -> None:
         raise _another_model(path, fault, _SAME_MODEL)
 
 
-def _check_shape(path: Path, index: Index, name: str, shape: Sequence[int]) -> None:
+def _check_shape(path: Place, index: Index, name: str, shape: Sequence[int]) -> None:
     there = index.parameters[name].shape
     if there != list(shape):
         fault = f"{name} has shape {there} there and {list(shape)} here"
         raise _another_model(path, fault, _SAME_MODEL)
 
 
-def _another_model(path: Path, fault: str, remedy: str) -> CheckpointError:
-    return CheckpointError(f"{shown(path)} is a checkpoint of another model: {fault}; {remedy}")
+def _another_model(path: Place, fault: str, remedy: str) -> CheckpointError:
+    return CheckpointError(f"{path} is a checkpoint of another model: {fault}; {remedy}")

@@ -33,7 +33,7 @@ from train.checkpoint.format import (
     record_of,
 )
 from train.errors import CheckpointError
-from train.storage.checkpoint_files import shown, storage_of
+from train.storage.place import Place
 
 Result = TypeVar("Result")
 
@@ -60,7 +60,9 @@ class Saver:
     the others still live.
     """
 
-    def __init__(self, directory: Path, *, retention: Retention, asynchronous: bool = True) -> None:
+    def __init__(
+        self, directory: Place | Path, *, retention: Retention, asynchronous: bool = True
+    ) -> None:
         """Prepares for saving; every rank must call it.
 
         Args:
@@ -69,7 +71,7 @@ class Saver:
             asynchronous: write in the background, from a copy of this rank's share in host
                 memory; else write before `save` returns, without the copy.
         """
-        self._directory = directory
+        self._directory = Place.of(directory)
         self._retention = retention
         self._asynchronous = asynchronous
         # A rank may write longer than the others by as much as its store is slower.
@@ -78,7 +80,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._num_failed = 0
-        self._path: Path | None = None
+        self._path: Place | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -146,7 +148,7 @@ class Saver:
         self._num_failed = 0
         return None
 
-    def finish(self) -> Path | None:
+    def finish(self) -> Place | None:
         """Waits until everything is written; every rank must call it.
 
         Returns:
@@ -200,14 +202,15 @@ class Saver:
                 lambda: _writing(staged, lambda: self._commit(staged, parts, document))
             )
         except CheckpointError:
-            if dist.get_rank() == 0:  # a full disk should not stay full
+            # A full disk should not stay full; a store that does not answer is not asked again.
+            if dist.get_rank() == 0 and not self._directory.is_remote:
                 with contextlib.suppress(OSError):
                     checkpoint_directory.clean(self._directory)
             raise
         self._path = staged
 
-    def _commit(self, staged: Path, parts: list[_Written], document: bytes) -> None:
-        storage_of(staged).replace(staged / STATE_NAME, document)
+    def _commit(self, staged: Place, parts: list[_Written], document: bytes) -> None:
+        (staged / STATE_NAME).write(document)
         files = {name: record for part in parts for name, record in part.files.items()}
         files[STATE_NAME] = record_of(document)
         index = Index(parameters=merge(part.records for part in parts), files=files)
@@ -255,7 +258,7 @@ def state_tensors(part: zero_state.StateSlice) -> dict[TensorKind, torch.Tensor]
     }
 
 
-def _write_share(staged: Path, pieces: list[Piece]) -> _Written:
+def _write_share(staged: Place, pieces: list[Piece]) -> _Written:
     if not pieces:  # fewer elements than ranks
         return _Written(records={}, files={})
     name = f"chunks-{dist.get_rank():05d}.safetensors"
@@ -263,12 +266,12 @@ def _write_share(staged: Path, pieces: list[Piece]) -> _Written:
     return _Written(records=records, files={name: file})
 
 
-def _writing(place: Path, work: Callable[[], Result]) -> Result:
+def _writing(place: Place, work: Callable[[], Result]) -> Result:
     try:
         return work()
     except OSError as error:
         raise CheckpointError(
-            f"{shown(place)} cannot be written ({error.strerror or error}); the checkpoints "
+            f"{place} cannot be written ({error.strerror or error}); the checkpoints "
             "before it are whole"
         ) from error
 

@@ -18,12 +18,12 @@ from train.checkpoint.format import (
 )
 from train.checkpoint.reader import ChunkReader, check_file
 from train.errors import CheckpointError
-from train.storage.checkpoint_files import shown, storage_of
+from train.storage.place import Place
 
 CHUNKS = "chunks-00000.safetensors"
 
 
-def read_values(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
+def read_values(path: Place | Path, *, prefix: str = "") -> dict[str, Tensor]:
     """Whole parameters of a checkpoint whose names begin with `prefix`, by name, on the host.
 
     Raises:
@@ -44,7 +44,9 @@ def read_values(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
     return values
 
 
-def write_values(out: Path, values: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+def write_values(
+    out: Place | Path, values: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Place:
     """Write a checkpoint of weights alone: for generation, evaluation and `init_from`.
 
     Args:
@@ -68,20 +70,17 @@ def write_values(out: Path, values: Mapping[str, Tensor], state: Mapping[str, An
         for name, value in values.items()
     ]
     document = json_bytes(dict(state), indent=1)
+    out = Place.of(out)
     try:
-        storage = storage_of(out)
-        if storage.names(out) or out.exists():
-            raise CheckpointError(
-                f"{shown(out)} exists: choose another place for the checkpoint"
-            ) from None
-        storage.make_directory(out)
+        if out.exists():
+            raise CheckpointError(f"{out} exists: choose another place for the checkpoint")
         parameters, file = write_chunks(out / CHUNKS, cut(pieces))
-        storage.replace(out / STATE_NAME, document)
+        (out / STATE_NAME).write(document)
         index = Index(parameters=parameters, files={CHUNKS: file, STATE_NAME: record_of(document)})
         # The index comes last: without it, the directory is no checkpoint.
-        storage.replace(out / INDEX_NAME, json_bytes(index.model_dump(exclude_none=True)))
+        (out / INDEX_NAME).write(json_bytes(index.model_dump(exclude_none=True)))
     except OSError as error:
         raise CheckpointError(
-            f"{shown(out)} cannot be written ({error.strerror or error}): choose another place"
+            f"{out} cannot be written ({error.strerror or error}): choose another place"
         ) from error
     return out

@@ -1,276 +1,169 @@
-"""A directory of this host that keeps files from object storage, shared by all its processes.
+"""Files of a store, brought into a cache on this host and read there."""
 
-Files come in by a rename, whole and checked; a process reads them through descriptors, so that
-another one may remove them at any time. What was used when stands in their access times.
-"""
-
-import contextlib
-import fcntl
-import logging
+import hashlib
 import os
-import secrets
-import socket
-import time
-from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event, Lock, Thread
 from typing import Final
 
-from train.data.store.open_shard import touch
-from train.errors import ConfigError, DataError
-from train.storage.host_lock import HostLock, host_lock
-from train.storage.landing import FULL, CacheLanding
-from train.storage.stored_file import StoredFile
+from train.errors import ConfigError
+from train.storage.bucket import Bucket
+from train.storage.cache_directory import CacheDirectory
+from train.storage.config import StorageConfig
+from train.storage.diagnosis import MissingError
+from train.storage.patience import StoppedError
+from train.storage.place import Place
+from train.storage.stored_file import FaultyFileError, StoredFile
 
-logger = logging.getLogger(__name__)
-
-MAX_IN_MEMORY: Final = 8
-"""Files that a process keeps in memory where the disk is full, until they are read."""
-_PARTIAL: Final = ".partial"
-_LOCK_SUFFIX: Final = ".lock"
 _GIB: Final = 1 << 30
-_IN_USE_SECONDS: Final = 60.0
-_ABANDONED_SECONDS: Final = 86_400.0
+_CLOSE_SECONDS: Final = 1.0
+_LONG_UNUSED_SECONDS: Final = 60.0
 
 
 class Cache:
-    """The files of one corpus split, in a directory whose size may be limited.
+    """Brings files of a place in a store into a directory of this host, and reads them there.
 
-    The limit is for all files below `root` that came in this way. Beyond it the least recently used
-    go, whichever process brought them; a running download is not counted.
+    One process of the host fetches a file and the others wait for it. Each process checks a file
+    when it first opens it, or on the way where it fetches the file itself.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        root: Path,
-        limit_bytes: int | None,
-        patience_seconds: float,
-    ) -> None:
-        """Make the directory, and remove what dead processes left behind.
+    def __init__(self, root: Place, directory: Path, note_unchecked: Callable[[StoredFile], None]):
+        """Make the directory.
 
         Args:
-            directory: of this split.
-            root: the limit is for all that is below, if the directory is there too.
-            limit_bytes: None is no limit.
-            patience_seconds: longest wait for a process that holds a lock and shows no progress.
+            root: where the files lie.
+            directory: for those of this root.
+            note_unchecked: called, once a file, with those that have no hash to check.
 
         Raises:
-            DataError: the directory cannot be written to.
+            StorageError: it cannot be made.
         """
-        self._directory = directory
-        self._root = root if directory.is_relative_to(root) else directory
-        self._limit_bytes = limit_bytes
-        self.patience_seconds = patience_seconds
-        self._memory: OrderedDict[str, int] = OrderedDict()
-        self._memory_lock = Lock()
-        self._said_full = False
-        self._make()
-        self._remove_leftovers()
+        assert root.bucket is not None, "files of this host are read where they lie"
+        self._root = root
+        self._bucket = Bucket(root.bucket, root.storage)
+        self.directory = CacheDirectory(directory, root.storage)
+        self._note_unchecked = note_unchecked
+        self._checked: set[str] = set()
+        self._ahead: dict[str, _Ahead] = {}
+        self._failed: set[str] = set()
+        self._lock = Lock()
+        self._stopped = Event()
 
-    def lock(
-        self, name: str, *, stopped: Event | None
-    ) -> contextlib.AbstractContextManager[HostLock]:
-        """Be the one process of the host that fetches a file."""
-        path = self._directory / f"{name}{_LOCK_SUFFIX}"
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return host_lock(
-            path,
-            patience_seconds=self.patience_seconds,
-            waits_for=f"to fetch {name} into {self._directory}",
-            stopped=stopped,
-        )
-
-    def holds(self, file: StoredFile) -> bool:
-        """Whether a file seems to be there; `open` looks closer."""
-        if file.name in self._memory:
-            return True
-        try:
-            return (self._directory / file.name).stat().st_size == file.num_bytes
-        except OSError:
-            return False
-
-    def open(self, file: StoredFile, *, check: bool, remove: bool = False) -> int | None:
-        """A descriptor of a file that is there and as the index says; None if none is.
-
-        Args:
-            file: as the index promises it.
-            check: look at its hash too, which reads all of it.
-            remove: remove one that is not as the index says.
-        """
-        with self._memory_lock:
-            descriptor = self._memory.pop(file.name, None)
-        if descriptor is not None:
-            return descriptor
-        path = self._directory / file.name
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            if check:
-                fault = file.fault(descriptor)
-            else:
-                fault = file.size_fault(os.fstat(descriptor).st_size)
-            if fault is None:
-                touch(descriptor)
-                return descriptor
-        except OSError as error:
-            fault = f"cannot be read ({error.strerror})"
-        os.close(descriptor)
-        if remove:
-            # The corpus was rebuilt under the same URL, or the cache's disk went bad.
-            logger.warning("%s in the data cache %s and is fetched again", path, fault)
-            path.unlink(missing_ok=True)
-        return None
-
-    def land(self, file: StoredFile, lock: HostLock) -> CacheLanding:
-        """A place for a file that is on its way.
+    def open(self, file: StoredFile) -> int:
+        """A descriptor of a file that is as the index says.
 
         Raises:
-            DataError: the cache cannot be written to.
+            FaultyFileError: it is missing or damaged in the store.
+            StorageError: it could not be fetched in time.
         """
-        name = f"{file.name.replace('/', '_')}.{socket.gethostname()}.{os.getpid()}"
-        return CacheLanding(
-            file,
-            partial=self._directory / _PARTIAL / f"{name}.{secrets.token_hex(4)}.part",
-            beat=lock.beat,
-            free=self._free,
-            say_full=self._say_full,
-        )
+        with self._lock:
+            ahead = self._ahead.get(file.name)
+        if ahead is not None:
+            ahead.done.wait()
+            if ahead.error is not None:
+                raise ahead.error
+        descriptor = self._find(file)
+        return self._bring(file, stopped=None) if descriptor is None else descriptor
 
-    def take(self, landing: CacheLanding) -> int:
-        """Move what has landed to its place; the descriptor stays good whatever becomes of it."""
-        if landing.is_in_memory:
-            return landing.release()
-        path = self._directory / landing.file.name
-        try:
-            if self._limit_bytes is None:
-                landing.move(path)
-            else:
-                with self._root_lock():
-                    self._evict(self._limit_bytes - landing.file.num_bytes)
-                    landing.move(path)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise self._unwritable(error) from error
-            # No room for a name: it is used while it is open.
-            self._say_full()
-        return landing.release()
-
-    def keep_in_memory(self, name: str, descriptor: int) -> None:
-        """Keep a file that has no place on the disk until it is opened, at most a few."""
-        with self._memory_lock:
-            self._memory[name] = descriptor
-            while len(self._memory) > MAX_IN_MEMORY:
-                os.close(self._memory.popitem(last=False)[1])
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether one more may be kept there without another being dropped."""
-        return len(self._memory) < MAX_IN_MEMORY
+    def prefetch(self, files: Iterable[StoredFile]) -> None:
+        """Begin to bring files into the cache, as many at once as there may be."""
+        for file in files:
+            with self._lock:
+                if len(self._ahead) >= self._root.storage.read_ahead_files:
+                    return
+                known = file.name in self._ahead or file.name in self._failed
+                if known or self.directory.holds(file):
+                    continue
+                room = self.directory.make_room(file.num_bytes, idle_seconds=_LONG_UNUSED_SECONDS)
+                if not room:
+                    return  # what is read now must not wait for what is read later
+                ahead = self._ahead[file.name] = _Ahead()
+            # A daemon: a store that hangs must not keep the process from ending.
+            Thread(
+                target=self._bring_ahead,
+                args=(file, ahead, self._stopped),
+                name="read-ahead",
+                daemon=True,
+            ).start()
 
     def close(self) -> None:
-        """Drop what is in memory."""
-        with self._memory_lock:
-            while self._memory:
-                os.close(self._memory.popitem()[1])
+        """Stop reading ahead."""
+        self._stopped.set()
+        with self._lock:
+            running = list(self._ahead.values())
+        for ahead in running:
+            ahead.done.wait(_CLOSE_SECONDS)
+        self._stopped = Event()
 
     def after_fork(self) -> None:
-        """In a new process: locks that another thread held would stay so for ever."""
-        self._memory_lock = Lock()
+        """In a new process: threads of the old one are not here, nor will locks be released."""
+        self._lock = Lock()
+        self._ahead = {}
+        self._stopped = Event()
 
-    def _make(self) -> None:
-        probe = self._directory / _PARTIAL / f"{socket.gethostname()}.{secrets.token_hex(4)}.probe"
+    def _find(self, file: StoredFile, *, remove: bool = False) -> int | None:
+        check = file.name not in self._checked
+        descriptor = self.directory.open(file, check=check, remove=remove)
+        if descriptor is not None:
+            self._note_checked(file)
+        return descriptor
+
+    def _bring(self, file: StoredFile, *, stopped: Event | None) -> int:
+        with self.directory.lock(file.name, stopped=stopped) as stalled_seconds:
+            # Another process may have brought it while this one waited.
+            found = self._find(file, remove=True)
+            if found is not None:
+                return found
+            landing = self.directory.land(file, stopped=stopped)
+            try:
+                self._bucket.fetch(
+                    (self._root / file.name).path,
+                    landing,
+                    stalled_seconds=stalled_seconds,
+                    stopped=stopped,
+                )
+                fault = landing.fault()
+                if fault is not None:
+                    raise FaultyFileError(fault)
+                self._note_checked(file)
+                return self.directory.take(landing)
+            except MissingError as error:
+                raise FaultyFileError("is missing") from error
+            finally:
+                landing.close()
+
+    def _bring_ahead(self, file: StoredFile, ahead: "_Ahead", stopped: Event) -> None:
         try:
-            probe.parent.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink(missing_ok=True)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise DataError(
-                    f"Cannot create the data cache {self._directory} ({error.strerror}); choose "
-                    "another directory for it."
-                ) from error
+            os.close(self._bring(file, stopped=stopped))
+        except StoppedError:
+            pass
+        except BaseException as error:
+            # Whoever waits for it gets it; otherwise it is tried once more when it is read.
+            ahead.error = error
+            self._failed.add(file.name)
+        finally:
+            with self._lock:
+                self._ahead.pop(file.name, None)
+            ahead.done.set()
 
-    def _unwritable(self, error: OSError) -> DataError:
-        return DataError(
-            f"Cannot write to the data cache {self._directory} ({error.strerror}); choose another "
-            "directory for it."
-        )
+    def _note_checked(self, file: StoredFile) -> None:
+        if file.digest is None and file.name not in self._checked:
+            self._note_unchecked(file)
+        self._checked.add(file.name)
 
-    def _remove_leftovers(self) -> None:
-        """Remove downloads whose process is gone; a living one holds a lock on its file."""
-        try:
-            leftovers = list((self._directory / _PARTIAL).iterdir())
-        except OSError:
-            return
-        host = f".{socket.gethostname()}."
-        for path in leftovers:
-            # The file system may not tell locks of other hosts; theirs are left alone for a day.
-            with contextlib.suppress(OSError):
-                age_seconds = time.time() - path.stat().st_mtime
-                if host in path.name or age_seconds > _ABANDONED_SECONDS:
-                    _remove_unless_locked(path)
 
-    def _root_lock(self) -> contextlib.AbstractContextManager[HostLock]:
-        return host_lock(
-            self._root / f".cache{_LOCK_SUFFIX}",
-            patience_seconds=self.patience_seconds,
-            waits_for=f"to make room in {self._root}",
-        )
+class _Ahead:
+    """A file that a thread brings."""
 
-    def _evict(self, limit_bytes: int) -> None:
-        """Remove the least recently used until all that is below the root fits."""
-        files = sorted(self._files())
-        excess = sum(size for _, size, _ in files) - limit_bytes
-        for _, size, path in files:
-            if excess <= 0:
-                return
-            _remove(path)
-            excess -= size
+    def __init__(self) -> None:
+        self.done = Event()
+        self.error: BaseException | None = None
 
-    def _free(self, wanted_bytes: int) -> int:
-        """Make room on a full disk; bytes removed.
 
-        Only what nobody has read for a while: a file that is open somewhere stays on the disk, so
-        that removing it gains nothing.
-        """
-        freed = 0
-        with self._root_lock():
-            latest_ns = time.time_ns() - int(_IN_USE_SECONDS * 1e9)
-            for used_ns, size, path in sorted(self._files()):
-                if freed >= wanted_bytes or used_ns > latest_ns:
-                    break
-                _remove(path)
-                freed += size
-        return freed
-
-    def _files(self) -> Iterator[tuple[int, int, Path]]:
-        """When each cached file was used last, its size and its path."""
-        for directory, subdirectories, names in os.walk(self._root):
-            subdirectories[:] = [name for name in subdirectories if name != _PARTIAL]
-            present = set(names)
-            for name in names:
-                # A lock beside it shows that it came from a store, and is not the user's own.
-                if f"{name}{_LOCK_SUFFIX}" in present:
-                    path = Path(directory, name)
-                    with contextlib.suppress(OSError):
-                        status = path.stat()
-                        yield status.st_atime_ns, status.st_size, path
-
-    def _say_full(self) -> None:
-        if not self._said_full:
-            self._said_full = True
-            logger.warning(
-                "The disk of the data cache %s is full: shards are kept in memory, a few at a "
-                "time, and fetched again when needed. Free space there, or set storage.cache to "
-                "another directory.",
-                self._directory,
-            )
+def default_cache(name: str) -> Path:
+    """Where what belongs to a URL or another name is kept on this host."""
+    return StorageConfig().cache_directory / hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def require_working_set(limit_bytes: int | None, *, working_set_bytes: int) -> None:
@@ -291,23 +184,3 @@ def require_working_set(limit_bytes: int | None, *, working_set_bytes: int) -> N
         "windows, which would be fetched again and again: raise it to "
         f"{needed:g}, or lower data.shuffle_window"
     )
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Generator[int]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _remove_unless_locked(path: Path) -> None:
-    with _opened(path) as descriptor:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.with_name(f"{path.name}{_LOCK_SUFFIX}").unlink(missing_ok=True)

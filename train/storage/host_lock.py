@@ -6,39 +6,18 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final
 
-from train.data.store.open_shard import touch
-from train.errors import DataError
-from train.storage.landing import FULL
+from train.errors import StorageError
 from train.storage.notices import INTERVAL_SECONDS, notice
-from train.storage.object_store import StoppedError
+from train.storage.patience import StoppedError
 
+FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+"""Error numbers of a full disk."""
 _POLL_SECONDS: Final = 0.05
-_BEAT_SECONDS: Final = 1.0
 _UNSUPPORTED: Final = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
-
-
-class HostLock:
-    """A lock that is held.
-
-    Attributes:
-        stalled_seconds: for how long its last holder had made no progress when it was taken over.
-    """
-
-    def __init__(self, descriptor: int | None, *, stalled_seconds: float) -> None:
-        self.stalled_seconds = stalled_seconds
-        self._descriptor = descriptor
-        self._beaten_seconds = 0.0
-
-    def beat(self) -> None:
-        """Show those who wait that there is progress."""
-        now = time.monotonic()
-        if self._descriptor is not None and now - self._beaten_seconds >= _BEAT_SECONDS:
-            self._beaten_seconds = now
-            touch(self._descriptor)
 
 
 @contextlib.contextmanager
@@ -47,8 +26,9 @@ def host_lock(
     *,
     patience_seconds: float,
     waits_for: str,
+    progress: Callable[[], object] = lambda: None,
     stopped: threading.Event | None = None,
-) -> Generator[HostLock]:
+) -> Generator[float]:
     """Hold a lock file; it dies with the process, and its file stays.
 
     Where the file system has no locks, or no room for the file, there is none: what it guards is
@@ -58,44 +38,46 @@ def host_lock(
         path: of the lock file, in a directory that exists.
         patience_seconds: longest wait for a holder that shows no progress.
         waits_for: what the holder does, for messages.
+        progress: something that changes while the holder gets on.
         stopped: when set, the lock is no longer wanted.
 
+    Yields:
+        For how many seconds its last holder had made no progress when it was taken over.
+
     Raises:
-        DataError: the holder shows no progress, or the file cannot be made.
+        StorageError: the holder shows no progress, or the file cannot be made.
         StoppedError: it is no longer wanted.
     """
     stalled_since = time.monotonic()
-    beat_ns: int | None = None
+    seen = progress()
     while True:
         try:
             descriptor = _try_lock(path)
         except OSError as error:
             if error.errno not in FULL | _UNSUPPORTED:
-                raise DataError(
-                    f"Cannot write to the data cache {path.parent} ({error.strerror}); choose "
-                    "another directory for it."
+                raise StorageError(
+                    f"Cannot write to the data cache {path.parent} ({error.strerror}); set "
+                    "storage.cache to another directory"
                 ) from error
-            yield HostLock(None, stalled_seconds=0.0)
+            yield 0.0
             return
         stalled_seconds = time.monotonic() - stalled_since
         if descriptor is not None:
             break
         if stopped is not None and stopped.is_set():
             raise StoppedError
-        seen_ns = _beat_of(path)
-        if beat_ns is not None and seen_ns != beat_ns:
-            stalled_since = time.monotonic()
-        beat_ns = seen_ns
+        if (now := progress()) != seen:
+            seen, stalled_since = now, time.monotonic()
         if stalled_seconds >= patience_seconds:
-            raise DataError(
+            raise StorageError(
                 f"Waited {patience_seconds:g} s for another process {waits_for}; see whether it "
-                "hangs, or give this run its own cache."
+                "hangs, or give this run a cache of its own (storage.cache)"
             )
         if stalled_seconds >= INTERVAL_SECONDS:
             notice(f"waiting for another process {waits_for}, for {stalled_seconds:.0f} s")
         time.sleep(_POLL_SECONDS)
     try:
-        yield HostLock(descriptor, stalled_seconds=stalled_seconds)
+        yield stalled_seconds
     finally:
         # Not by closing alone: a process forked meanwhile has the descriptor too.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -117,10 +99,3 @@ def _try_lock(path: Path) -> int | None:
     # Held, or removed between opening and locking.
     os.close(descriptor)
     return None
-
-
-def _beat_of(path: Path) -> int | None:
-    try:
-        return path.stat().st_atime_ns
-    except OSError:
-        return None

@@ -9,6 +9,8 @@ from typing import Any, Final, Protocol, cast
 
 import xxhash
 
+from train.errors import StorageError
+
 _FASTEST_HASHES: Final = ("xxh3_64", "xxh3_128", "xxh128", "xxh64", "xxh32")
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -95,6 +97,10 @@ class StoredFile:
             hasher.update(buffer[:count])
             offset += count
         return self.hash_fault(hasher)
+
+
+class FaultyFileError(StorageError):
+    """A file is not as its index promises; the text says how, as the end of a sentence."""
 
 
 class LeavesDirectoryError(ValueError):

@@ -13,6 +13,7 @@ from tests.distributed.toy import Toy, engine_of, evaluate, train_step
 from train.checkpoint import restore as checkpoint
 from train.checkpoint.format import Index
 from train.checkpoint.reader import ChunkReader
+from train.storage.place import Place
 
 Steps = list[tuple[float, float]]
 CONFIG = {"name": "toy", "model": {"width": 13, "depth": 1, "head": {"tied": True}}}
@@ -22,7 +23,7 @@ def state_of(step: int) -> dict[str, Any]:
     return {"config": CONFIG, "samples": 8 * step, "rate": 0.1 * step, "run_id": "ab12"}
 
 
-def saver_of(directory: Path, *, keep: int = 2, **options: Any) -> checkpoint.Saver:
+def saver_of(directory: Place | Path, *, keep: int = 2, **options: Any) -> checkpoint.Saver:
     return checkpoint.Saver(directory, retention=checkpoint.Retention(keep=keep), **options)
 
 
@@ -32,11 +33,11 @@ def save_now(directory: Path, engine: ZeroEngine, *, step: int, keep: int = 2) -
         saver.save(engine, state_of(step), step=step)
         path = saver.finish()
     assert path is not None
-    return path
+    return Path(path)
 
 
 def train_and_save(
-    stage: int, precision: Precision, directory: Path, num_steps: int, save_at: int
+    stage: int, precision: Precision, directory: Place | Path, num_steps: int, save_at: int
 ) -> tuple[Steps, list[float]]:
     """Trains from the beginning without a stop; losses, norms, evaluations after each step."""
     engine = engine_of(Toy(frozen=True), stage=stage, precision=precision)
@@ -66,9 +67,9 @@ def save_steps(directory: Path, steps: list[int], options: dict[str, Any]) -> li
     return names
 
 
-def tensors_of(path: Path) -> dict[str, Tensor]:
+def tensors_of(place: Place | Path) -> dict[str, Tensor]:
     """Everything in a checkpoint, put together and flat."""
-    path = checkpoint.resolve(path)
+    path = checkpoint.resolve(place)
     index = Index.read(path)
     tensors: dict[str, Tensor] = {}
     with ChunkReader(path, index) as reader:

@@ -21,7 +21,8 @@ from tests.distributed.toy import Toy, engine_of, train_step
 from train.checkpoint import restore as checkpoint
 from train.checkpoint import saver as checkpoint_saver
 from train.errors import CheckpointError
-from train.storage.checkpoint_files import storage_of
+from train.storage.local import Local
+from train.storage.place import Place
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -118,7 +119,7 @@ def test_a_rank_that_cannot_write_fails_all(
     for message in rank_pools[2].run(_save_with_little_room, tmp_path, asynchronous):
         assert "cannot be written (File too large); the checkpoints before it are whole" in message
         assert "rank 1 of 2" in message
-    assert checkpoint.latest(tmp_path) == tmp_path / "step_00000003"
+    assert checkpoint.latest(tmp_path) == Place.of(tmp_path / "step_00000003")
 
 
 def test_retention_and_steps_written_again(rank_pools: dict[int, RankPool], tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_retention_and_steps_written_again(rank_pools: dict[int, RankPool], tmp_
         ["latest", "notes.txt", "step_00000020", "step_00000020.2"],
         ["latest", "notes.txt", "step_00000020.2", "step_00000020.3"],
     ]
-    assert checkpoint.latest(tmp_path) == tmp_path / "step_00000020.3"
+    assert checkpoint.latest(tmp_path) == Place.of(tmp_path / "step_00000020.3")
 
 
 def test_milestones_stay(rank_pools: dict[int, RankPool], tmp_path: Path) -> None:
@@ -209,24 +210,23 @@ def test_failing_training_ends_and_keeps_what_was_being_written(tmp_path: Path, 
 def _storage_without_rename(directory: Path) -> list[str]:
     """Fails between the index and the pointer; the next save must clear up and go on."""
     engine = engine_of(Toy(), stage=1)
-    storage = type(storage_of(directory))
-    replace = storage.replace
+    write = Local.write
 
-    def failing(self: Any, path: Path, data: bytes) -> None:
-        if path.name == "index.json":
-            raise OSError(5, "Input/output error", str(path))
-        replace(self, path, data)
+    def failing(self: Local, path: str, data: bytes) -> None:
+        if path.endswith("/index.json"):
+            raise OSError(5, "Input/output error", path)
+        write(self, path, data)
 
     saver = saver_of(directory)
     saver.save(engine, state_of(1), step=1)
     saver.finish()
-    storage.replace = failing
+    Local.write = failing
     try:
         saver.save(engine, state_of(2), step=2)
         with pytest.raises(CheckpointError, match="Input/output error"):
             saver.finish()
     finally:
-        storage.replace = replace
+        Local.write = write
     dist.barrier()
     names = sorted(path.name for path in directory.iterdir())
     engine.close()

@@ -32,6 +32,7 @@ from tools.shards import inputs, pool, progress
 from tools.shards.__main__ import main
 from tools.shards.workshop import Workshop
 from train.errors import DataError
+from train.storage.place import Place
 
 SMALL_PARTS = ("--part-mebibytes=0.0015", "--dedup=minhash")
 
@@ -51,7 +52,7 @@ def build_until_killed(source: Path, out: Path, tokenizer: Path, deliveries: int
     real = Workshop.deliver_to
     left = deliveries
 
-    def deliver_to(self: Workshop, directory: Path) -> Callable[[str, Path | bytes], None]:
+    def deliver_to(self: Workshop, directory: Place) -> Callable[[str, Path | bytes], None]:
         deliver = real(self, directory)
 
         def counted(name: str, content: Path | bytes) -> None:

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from train.checkpoint import chunks as checkpoint_chunks
-from train.checkpoint import reader as checkpoint_reader
 from train.checkpoint.boxes import Box
 from train.checkpoint.chunks import Piece, cut, write_chunks
 from train.checkpoint.format import (
@@ -25,6 +24,7 @@ from train.checkpoint.format import (
     record_of,
 )
 from train.checkpoint.reader import ChunkReader
+from train.storage.place import Place
 
 KINDS: tuple[TensorKind, ...] = ("value", "exp_avg", "exp_avg_sq")
 SHAPES = {"matrix": (24, 18), "row": (30, 10), "bias": (18,), "scale": (), "conv": (8, 4, 3)}
@@ -128,7 +128,7 @@ def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     whole = _whole()
     index = _write(tmp_path / "step", _pieces(whole, tensor_size=2, data_size=2))
     num_bytes: list[int] = []
-    source = checkpoint_reader.storage_of(tmp_path).open(tmp_path / "step" / STATE_NAME)
+    source = Place.of(tmp_path / "step" / STATE_NAME).open()
     read_into = type(source).read_into
 
     def counting(self: object, target: memoryview, *, offset: int) -> None:

@@ -9,6 +9,7 @@ from tests.lab_fixtures import S3Lab
 from tests.train.runs import run, start
 from train.checkpoint import directory as checkpoint_directory
 from train.checkpoint import restore as checkpoint
+from train.storage.place import Place
 
 
 def test_checkpoints_in_s3_continue_a_run(
@@ -22,12 +23,12 @@ def test_checkpoints_in_s3_continue_a_run(
     assert not (tmp_path / "run" / "checkpoints").exists()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    place = Path(url)
+    place = Place.parse(url)
     assert checkpoint_directory.complete(place) == [f"step_{step:08d}" for step in (2, 4, 5)]
     again = start(corpus, tmp_path / "run", "steps=5", *options, environment=environment).wait()
     assert "is complete: step_00000005" in again.output
     checkpoint_directory.retire(place, ["step_00000005"])
-    checkpoint_directory.storage_of(place).replace(place / "latest", b"step_00000004\n")
+    (place / "latest").write(b"step_00000004\n")
     resumed = run(corpus, tmp_path / "run", "steps=5", *options, environment=environment)
     assert resumed.runs[-1].step == 4
     assert resumed.train[-1].loss == whole.train[-1].loss

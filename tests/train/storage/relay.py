@@ -25,6 +25,8 @@ class Fault:
     """Of the answer, then nothing comes any more, and the connection stays open."""
     bytes_per_second: float | None = None
     """Of the answer."""
+    taken_per_second: float | None = None
+    """Of the request."""
     answer: bytes | None = None
     """Said instead of what the server would say."""
 
@@ -55,7 +57,7 @@ class Relay:
     def _connect(self, client: socket.socket, number: int, fault: Fault) -> None:
         with client, socket.create_connection(self.target) as server:
             threading.Thread(
-                target=self._forward, args=(client, server, number), daemon=True
+                target=self._forward, args=(client, server, number, fault), daemon=True
             ).start()
             with contextlib.suppress(OSError):
                 if fault.answer is not None:
@@ -89,10 +91,14 @@ class Relay:
                     pass
                 return
 
-    def _forward(self, client: socket.socket, server: socket.socket, number: int) -> None:
+    def _forward(
+        self, client: socket.socket, server: socket.socket, number: int, fault: Fault
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(CHUNK_BYTES):
                 self.requests[number] += data
+                if fault.taken_per_second is not None:
+                    time.sleep(len(data) / fault.taken_per_second)
                 server.sendall(data)
 
 

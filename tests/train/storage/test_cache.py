@@ -1,6 +1,5 @@
 """A cache that is limited, full, damaged and shared, in front of a real S3 server."""
 
-import errno
 import logging
 import os
 import subprocess
@@ -20,8 +19,8 @@ from tests.train.storage.relay import Fault, relay
 from tools.lab import s3
 from train.data.store.shards import ShardStore
 from train.errors import ConfigError, DataError
-from train.storage.cache import MAX_IN_MEMORY, require_working_set
-from train.storage.cached_files import CachedFiles
+from train.storage import notices
+from train.storage.cache import require_working_set
 from train.storage.config import StorageConfig
 
 SHARDS = 30
@@ -133,16 +132,16 @@ import sys
 from pathlib import Path
 import numpy as np
 from train.storage.config import StorageConfig
-from train.storage.object_store import ObjectStore
+from train.storage.bucket import Bucket
 from train.data.store.shards import ShardStore
 
 url, cache, limit, seed, shards = sys.argv[1:]
 fetched = []
-fetch = ObjectStore.fetch
+fetch = Bucket.fetch
 def counted(self, name, *arguments, **keywords):
     fetch(self, name, *arguments, **keywords)
     fetched.append(name)
-ObjectStore.fetch = counted
+Bucket.fetch = counted
 store = ShardStore(url, cache=Path(cache), storage=StorageConfig(cache_gib=int(limit) / 2**30))
 random = np.random.default_rng(int(seed))
 for number in random.integers(0, int(shards), 150).tolist():
@@ -200,37 +199,31 @@ def test_processes_in_a_cache_that_is_large_enough(url: str, tmp_path: Path) -> 
     assert 11 * SHARD_BYTES < most <= 12 * SHARD_BYTES
 
 
-def shared_memory() -> set[str]:
-    """What this process has mapped or open of it; what others have there is theirs."""
-    mapped = Path("/proc/self/maps").read_text().split()
-    opened = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
-    return {name for name in [*mapped, *opened] if name.startswith("/dev/shm/")}
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     with small_disk(tmp_path / "disk", num_bytes=5 * SHARD_BYTES) as place:
         yield place
 
 
-def test_a_full_disk(
-    url: str, disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_made_room_on(
+    url: str, disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    notices._last_seconds.clear()
     store = ShardStore(url, cache=disk)
-    shared = shared_memory()
     read(store, *range(SHARDS), *range(SHARDS))
     assert 3 <= len(cached(disk)) <= 5
-    full = [record for record in caplog.records if "is full" in record.message]
-    assert len(full) == 1
-    assert "Free space there, or set storage.cache to another" in full[0].message
-    in_memory = sum(
-        os.readlink(f"/proc/self/fd/{descriptor}").startswith("/memfd:shard")
-        for descriptor in os.listdir("/proc/self/fd")
-        if os.path.exists(f"/proc/self/fd/{descriptor}")
-    )
-    assert 0 < in_memory <= MAX_IN_MEMORY
-    assert shared_memory() == shared
+    assert [record for record in caplog.records if "is full: files that were not used" in
+            record.message]  # fmt: skip
     assert not list(disk.rglob("*.part"))
+
+
+def test_two_readers_on_a_full_disk(url: str, disk: Path) -> None:
+    """What one has open, the other evicts: its room is there at once."""
+    stores = [ShardStore(url, cache=disk) for _ in range(2)]
+    for number in range(0, SHARDS, 2):
+        read(stores[0], number, 0)
+        read(stores[1], number + 1, 1)
+    assert len(cached(disk)) <= 5
 
 
 def test_a_full_disk_and_reading_ahead(url: str, disk: Path) -> None:
@@ -241,28 +234,25 @@ def test_a_full_disk_and_reading_ahead(url: str, disk: Path) -> None:
     store.close()
 
 
-def test_a_full_disk_has_room_for_what_takes_the_place_of_old_files(url: str, disk: Path) -> None:
-    store = ShardStore(url, cache=disk)
-    read(store, 0, 1, 2, 3)
-    store.close()
-    for path in disk.glob("*.mds"):
-        os.utime(path, (1, path.stat().st_mtime))
-    read(store, 4, 5)
-    assert {4, 5} < set(cached(disk))
-    assert len(cached(disk)) >= 3
+def test_a_disk_that_stays_full_is_given_up(url: str, disk: Path) -> None:
+    (disk / "mine").write_bytes(bytes(5 * SHARD_BYTES - 3 * 4096))
+    store = ShardStore(url, cache=disk, storage=StorageConfig(retry_budget_seconds=1.5))
+    started = time.monotonic()
+    with pytest.raises(
+        DataError, match=r"The disk of the data cache .* is full, and nothing .* for 2 s"
+    ):
+        read(store, 0)
+    assert 1 < time.monotonic() - started < 4
+    assert not list(disk.rglob("*.part"))
 
 
-def test_a_disk_without_room_for_a_name(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = ShardStore(url, cache=tmp_path)
-
-    def full(*_arguments: object, **_keywords: object) -> None:
-        raise OSError(errno.EDQUOT, "Disk quota exceeded")
-
-    monkeypatch.setattr(os, "replace", full)
-    read(store, 0, 1, 0)
-    assert cached(tmp_path) == []
+def test_room_that_comes_in_time(url: str, disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    notices._last_seconds.clear()
+    mine = disk / "mine"
+    mine.write_bytes(bytes(5 * SHARD_BYTES - 3 * 4096))
+    threading.Timer(1.0, mine.unlink).start()
+    read(ShardStore(url, cache=disk), 0)
+    assert "waiting for room: the disk of the data cache" in caplog.text
 
 
 def test_a_disk_that_cannot_be_written(url: str, disk: Path) -> None:
@@ -372,8 +362,8 @@ def test_one_process_fetches_and_the_others_wait(
         while not list(tmp_path.rglob("*.part")) and time.monotonic() < deadline:
             time.sleep(0.01)
         store = ShardStore(url, cache=tmp_path)
-        assert isinstance(store._files, CachedFiles)
-        store._files.cache.patience_seconds = 1.8
+        assert store._files.cache is not None
+        store._files.cache.directory.patience_seconds = 1.8
         started = time.monotonic()
         with caplog.at_level(logging.WARNING):
             read(store, 0)

@@ -8,9 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from train.errors import DataError
+from train.storage.cache_directory import touch
 
 _COUNT_BYTES: Final = 4
 _TOUCH_SECONDS: Final = 5.0
+
+
+class EvictedError(Exception):
+    """A cached shard was emptied while it was open: its disk is full. It can be fetched again."""
 
 
 class OpenShard:
@@ -30,6 +35,7 @@ class OpenShard:
             is_cached: it lies in a cache, which wants to know when it was used last.
 
         Raises:
+            EvictedError: it has left the cache.
             DataError: the header is not that of a shard with this many samples.
         """
         self._descriptor = descriptor
@@ -60,6 +66,7 @@ class OpenShard:
         """The bytes of one of its samples.
 
         Raises:
+            EvictedError: it has left the cache.
             DataError: they cannot be read.
         """
         self.used_seconds = time.monotonic()
@@ -79,13 +86,10 @@ class OpenShard:
         except OSError as error:
             raise DataError(f"Shard {self._name} cannot be read: {error.strerror}.") from error
         if len(data) != length:
+            if self._is_cached:
+                raise EvictedError
             raise DataError(
                 f"Shard {self._name} became shorter while it was read; copy it again from where "
                 "the corpus came from."
             )
         return data
-
-
-def touch(descriptor: int) -> None:
-    """Note that a file was used now: in its access time, which the system itself may not keep."""
-    os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))

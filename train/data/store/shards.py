@@ -6,6 +6,7 @@ shared, and whatever is wrong with a shard is an error that names it, in the thr
 """
 
 import bisect
+import contextlib
 import hashlib
 import io
 import os
@@ -21,13 +22,14 @@ import numpy.typing as npt
 
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
 from train.data.sample import Sample
+from train.data.store.files import CorpusFiles
 from train.data.store.index import INDEX_NAME, LengthsIndex, parse_index, parse_lengths_index
 from train.data.store.manifest import MANIFEST_NAME, parse_manifest, require_fit, require_promised
-from train.data.store.open_shard import OpenShard
-from train.errors import DataError
-from train.storage.cached_files import CachedFiles, default_cache
+from train.data.store.open_shard import EvictedError, OpenShard
+from train.errors import DataError, StorageError
+from train.storage.cache import default_cache
 from train.storage.config import StorageConfig
-from train.storage.local_files import LocalFiles
+from train.storage.place import Place
 from train.storage.stored_file import StoredFile
 
 __all__ = ["ShardStore", "default_cache"]
@@ -63,17 +65,12 @@ class ShardStore:
         Raises:
             DataError: there is no usable MDS directory at `root`.
         """
-        self._files: LocalFiles | CachedFiles
-        if "://" in root:
-            self.root = root.rstrip("/")
-            self._files = CachedFiles(
-                self.root,
-                directory=(cache or default_cache(self.root)).expanduser(),
-                storage=storage or StorageConfig(),
-            )
-        else:
-            self.root = str(Path(root).expanduser())
-            self._files = LocalFiles(self.root)
+        try:
+            self.place = Place.parse(root, storage)
+        except StorageError as error:
+            raise DataError(str(error)) from error
+        self.root = str(self.place)
+        self._files = CorpusFiles(self.place, cache)
         data = self._read_index()
         self.fingerprint: str = hashlib.sha256(data).hexdigest()
         """SHA-256 of the index: equal on two ranks or two runs if and only if the data are."""
@@ -162,11 +159,9 @@ class ShardStore:
         """
         index = self._lengths_index()
         file = index.files[shard]
-        descriptor = self._files.open(file)
-        try:
-            content = os.pread(descriptor, file.num_bytes, 0)
-        finally:
-            os.close(descriptor)
+        content = self._content(file)
+        while self.place.is_remote and len(content) < file.num_bytes:  # evicted just now
+            content = self._content(file)
         name = f"{self.root}/{file.name}"
         try:
             lengths = np.load(io.BytesIO(content), allow_pickle=False)
@@ -192,8 +187,7 @@ class ShardStore:
         Args:
             shards: their numbers, those that are wanted first at first.
         """
-        if isinstance(self._files, CachedFiles):
-            self._files.prefetch(self._with_lengths(shards))
+        self._files.prefetch(self._with_lengths(shards))
 
     def close(self) -> None:
         """Stop reading ahead and close the open shards; when asked, the store opens them again."""
@@ -246,6 +240,15 @@ class ShardStore:
         return shard, sample_id - (self._ends[shard - 1] if shard else 0)
 
     def _read(self, shard: int, place: int) -> bytes:
+        while True:
+            with contextlib.suppress(EvictedError):
+                return self._read_open(shard, place)
+            with self._lock:
+                evicted = self._opened.pop(shard, None)
+                if evicted is not None:
+                    evicted.close()
+
+    def _read_open(self, shard: int, place: int) -> bytes:
         with self._lock:
             opened = self._opened.get(shard)
             if opened is not None:
@@ -264,7 +267,7 @@ class ShardStore:
     def _close_some(self) -> None:
         while len(self._opened) > _MAX_OPEN_SHARDS:
             self._opened.popitem(last=False)[1].close()
-        # In memory, or evicted and on the disk until closed: either counts against no limit.
+        # Evicted, and on the disk until closed: that counts against no limit.
         unlinked = [shard for shard, opened in self._opened.items() if opened.is_unlinked]
         for shard in unlinked[:-_MAX_UNLINKED_SHARDS]:
             self._opened.pop(shard).close()
@@ -275,8 +278,15 @@ class ShardStore:
             self._files.open(file),
             name=f"{self.root}/{file.name}",
             samples=int(self._index.samples[shard]),
-            is_cached=isinstance(self._files, CachedFiles),
+            is_cached=self.place.is_remote,
         )
+
+    def _content(self, file: StoredFile) -> bytes:
+        descriptor = self._files.open(file)
+        try:
+            return os.pread(descriptor, file.num_bytes, 0)
+        finally:
+            os.close(descriptor)
 
     def _with_lengths(self, shards: Iterable[int]) -> Iterator[StoredFile]:
         for shard in shards:

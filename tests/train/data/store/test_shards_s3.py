@@ -14,7 +14,6 @@ from tests.train.data.store.mds import write_mds
 from tools.lab import s3
 from train.data.store.shards import ShardStore, default_cache
 from train.errors import DataError
-from train.storage.cached_files import CachedFiles
 from train.storage.config import StorageConfig
 
 
@@ -145,7 +144,7 @@ def test_storage_that_never_answers(
     storage = StorageConfig(timeout_seconds=1.0, retry_budget_seconds=2.0)
     message = (
         rf"Could not read s3://lab/x/index.json from {frozen_endpoint}: [2-5] attempts, and "
-        r"nothing for [23] s since the first failure; the last: no answer within .* s\. Check"
+        r"nothing for [23] s since the first failure; the last: no answer within .* s; check"
     )
     with pytest.raises(DataError, match=message):
         ShardStore("s3://lab/x", cache=tmp_path, storage=storage)
@@ -168,8 +167,8 @@ def test_a_process_that_holds_the_lock_for_ever(
     import filelock
 
     store = ShardStore(url, cache=tmp_path / "cache")
-    assert isinstance(store._files, CachedFiles)
-    store._files.cache.patience_seconds = 0.5
+    assert store._files.cache is not None
+    store._files.cache.directory.patience_seconds = 0.5
     with (
         filelock.FileLock(tmp_path / "cache/shard.00000.mds.lock"),
         pytest.raises(DataError, match=r"Waited 0.5 s for another process to fetch .*00000.mds"),
@@ -178,13 +177,13 @@ def test_a_process_that_holds_the_lock_for_ever(
 
 
 def test_an_unknown_scheme(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="ftp://x is not a place that data can be read from"):
+    with pytest.raises(DataError, match="ftp://x is not a place that files can be read from"):
         ShardStore("ftp://x", cache=tmp_path)
 
 
 def test_a_cache_that_cannot_be_made(url: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"Cannot create the data cache .*choose another directory"):
+    with pytest.raises(DataError, match=r"Cannot create the data cache .*to another directory"):
         ShardStore(url, cache=tmp_path / "file/cache")
 
 

@@ -14,9 +14,13 @@ import pytest
 from tests.lab_fixtures import S3Lab
 from tests.train.storage.relay import SLOW_DOWN, Fault, relay
 from tools.lab import s3
-from train.errors import DataError
-from train.storage import notices, s3_client
-from train.storage.object_store import ObjectStore, StoppedError, _InMemory, within_deadline
+from train.errors import StorageError
+from train.storage import client as clients
+from train.storage import notices
+from train.storage.bucket import Bucket, _InMemory
+from train.storage.config import StorageConfig
+from train.storage.patience import StoppedError
+from train.storage.place import Place
 
 SIZE = 3 << 20
 CONTENT = bytes(range(256)) * (SIZE // 256)
@@ -37,13 +41,11 @@ def put(lab: S3Lab, content: bytes) -> None:
     s3.client(lab.environment).put_object(Bucket=lab.bucket, Key="wire/file", Body=content)
 
 
-def store(url: str, *, timeout_seconds: float = 2.0, budget_seconds: float = 20.0) -> ObjectStore:
-    return ObjectStore(
-        "s3://lab/wire",
-        timeout_seconds=timeout_seconds,
-        retry_budget_seconds=budget_seconds,
-        endpoint_url=url,
+def store(url: str, *, timeout_seconds: float = 2.0, budget_seconds: float = 20.0) -> Bucket:
+    storage = StorageConfig.model_construct(
+        endpoint_url=url, timeout_seconds=timeout_seconds, retry_budget_seconds=budget_seconds
     )
+    return Bucket("lab", storage)
 
 
 def first(*faults: Fault) -> Callable[[int], Fault]:
@@ -58,7 +60,7 @@ def heads(requests: list[bytes]) -> list[str]:
 def test_a_cut_transfer_goes_on_where_it_was(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
     cut = Fault(cut_after_bytes=1 << 20)
     with relay(lab.environment["S3_ENDPOINT_URL"], first(cut, cut)) as wire:
-        assert store(wire.url).read("file") == CONTENT
+        assert store(wire.url).read("wire/file") == CONTENT
         assert wire.answered_bytes < SIZE + (1 << 16), "nothing came twice"
     one, two, three = heads(wire.requests)
     assert "range:" not in one
@@ -77,7 +79,7 @@ def test_an_object_that_is_replaced_is_not_spliced(lab: S3Lab) -> None:
         return Fault(cut_after_bytes=1 << 20) if number == 0 else Fault()
 
     with relay(lab.environment["S3_ENDPOINT_URL"], plan) as wire:
-        assert store(wire.url).read("file") == OTHER
+        assert store(wire.url).read("wire/file") == OTHER
     # The same connection, because the refusal is an answer like any other.
     refused, begun_anew = heads(wire.requests[1].split(b"GET ")[1:])
     assert "if-match:" in refused
@@ -87,21 +89,21 @@ def test_an_object_that_is_replaced_is_not_spliced(lab: S3Lab) -> None:
 def test_silence_in_the_middle_is_noticed(lab: S3Lab) -> None:
     with relay(lab.environment["S3_ENDPOINT_URL"], first(Fault(stall_after_bytes=1 << 20))) as wire:
         started = time.monotonic()
-        assert store(wire.url, timeout_seconds=1.0).read("file") == CONTENT
+        assert store(wire.url, timeout_seconds=1.0).read("wire/file") == CONTENT
         assert 1 <= time.monotonic() - started < 4
     assert "range: bytes=10" in heads(wire.requests)[1]
 
 
 def test_silence_from_the_start_is_noticed(lab: S3Lab) -> None:
     with relay(lab.environment["S3_ENDPOINT_URL"], first(Fault(stall_after_bytes=0))) as wire:
-        assert store(wire.url, timeout_seconds=1.0).read("file") == CONTENT
+        assert store(wire.url, timeout_seconds=1.0).read("wire/file") == CONTENT
 
 
 def test_slow_is_no_fault(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
     slow = Fault(bytes_per_second=1e6)
     with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: slow) as wire:
         started = time.monotonic()
-        assert store(wire.url, timeout_seconds=0.5, budget_seconds=0.0).read("file") == CONTENT
+        assert store(wire.url, timeout_seconds=0.5, budget_seconds=0.0).read("wire/file") == CONTENT
         assert time.monotonic() - started > 2
     assert len(wire.requests) == 1
     assert not caplog.records
@@ -110,7 +112,7 @@ def test_slow_is_no_fault(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
 def test_a_store_that_asks_for_patience_gets_it(lab: S3Lab) -> None:
     busy = Fault(answer=SLOW_DOWN)
     with relay(lab.environment["S3_ENDPOINT_URL"], first(busy, busy, busy)) as wire:
-        assert store(wire.url).read("file") == CONTENT
+        assert store(wire.url).read("wire/file") == CONTENT
     assert len(wire.requests) == 4
 
 
@@ -118,8 +120,8 @@ def test_a_store_that_stays_busy_is_given_up(lab: S3Lab) -> None:
     with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(answer=SLOW_DOWN)) as wire:
         message = rf"read s3://lab/wire/file from {wire.url}: \d+ attempts.*SlowDown.*budget_sec"
         started = time.monotonic()
-        with pytest.raises(DataError, match=message):
-            store(wire.url, budget_seconds=2.0).read("file")
+        with pytest.raises(StorageError, match=message):
+            store(wire.url, budget_seconds=2.0).read("wire/file")
         assert time.monotonic() - started < 4
     assert len(wire.requests) > 2
 
@@ -129,7 +131,7 @@ def test_progress_renews_the_budget(lab: S3Lab) -> None:
     cut = Fault(cut_after_bytes=400_000, bytes_per_second=800_000)
     with relay(lab.environment["S3_ENDPOINT_URL"], first(*[cut] * 6)) as wire:
         started = time.monotonic()
-        assert store(wire.url, budget_seconds=1.0).read("file") == CONTENT
+        assert store(wire.url, budget_seconds=1.0).read("wire/file") == CONTENT
         assert time.monotonic() - started > 3
 
 
@@ -137,8 +139,8 @@ def test_what_was_spent_waiting_counts(lab: S3Lab) -> None:
     with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(stall_after_bytes=0)) as wire:
         reader = store(wire.url, timeout_seconds=0.5, budget_seconds=60.0)
         started = time.monotonic()
-        with pytest.raises(DataError, match=r"1 attempt after those of another .*for 60 s since"):
-            reader.fetch("file", _InMemory(), stalled_seconds=60.0)
+        with pytest.raises(StorageError, match=r"1 attempt after those of .*for 60 s since"):
+            reader.fetch("wire/file", _InMemory(), stalled_seconds=60.0)
         assert time.monotonic() - started < 3
 
 
@@ -148,7 +150,7 @@ def test_a_fetch_can_be_stopped(lab: S3Lab) -> None:
         threading.Timer(0.3, stopped.set).start()
         started = time.monotonic()
         with pytest.raises(StoppedError):
-            store(wire.url, timeout_seconds=60.0).fetch("file", _InMemory(), stopped=stopped)
+            store(wire.url, timeout_seconds=60.0).fetch("wire/file", _InMemory(), stopped=stopped)
         assert time.monotonic() - started < 3
 
 
@@ -158,8 +160,8 @@ def test_threads_that_were_left_behind_end(lab: S3Lab) -> None:
 
     with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(stall_after_bytes=9)) as wire:
         before = transfers()
-        with pytest.raises(DataError):
-            store(wire.url, timeout_seconds=0.5, budget_seconds=1.0).read("file")
+        with pytest.raises(StorageError):
+            store(wire.url, timeout_seconds=0.5, budget_seconds=1.0).read("wire/file")
         deadline = time.monotonic() + 5
         while transfers() > before and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -167,25 +169,25 @@ def test_threads_that_were_left_behind_end(lab: S3Lab) -> None:
 
 
 def test_threads_share_a_client(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    clients: dict[object, object] = {}
-    monkeypatch.setattr(s3_client, "_clients", clients)
+    made: dict[object, object] = {}
+    monkeypatch.setattr(clients, "_clients", made)
     reader = store(lab.environment["S3_ENDPOINT_URL"])
-    reader.read("file")
+    reader.read("wire/file")
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(reader.read, ["file"] * 24)) == {CONTENT}
-    assert len(clients) == 1
+        assert set(pool.map(reader.read, ["wire/file"] * 24)) == {CONTENT}
+    assert len(made) == 1
 
 
 def test_a_forked_process_has_a_client_of_its_own(lab: S3Lab) -> None:
     reader = store(lab.environment["S3_ENDPOINT_URL"])
-    assert reader.read("file") == CONTENT
+    assert reader.read("wire/file") == CONTENT
     child = os.fork()
     if child == 0:
         try:
-            os._exit(0 if reader.read("file") == CONTENT else 1)
+            os._exit(0 if reader.read("wire/file") == CONTENT else 1)
         finally:
             os._exit(2)
-    assert reader.read("file") == CONTENT
+    assert reader.read("wire/file") == CONTENT
     deadline = time.monotonic() + 20
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -219,7 +221,7 @@ def test_credentials_that_hang_do_not_hold_up_the_next_attempt(
         monkeypatch.delenv(name)
     started = time.monotonic()
     endpoint = lab.environment["S3_ENDPOINT_URL"]
-    assert store(endpoint, timeout_seconds=2.0, budget_seconds=9.0).read("file") == CONTENT
+    assert store(endpoint, timeout_seconds=2.0, budget_seconds=9.0).read("wire/file") == CONTENT
     assert time.monotonic() - started < 12
     assert calls.stat().st_size > 2
 
@@ -230,26 +232,26 @@ def test_the_endpoint_comes_from_the_configuration_or_the_environment(
     names = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     for name in names:
         monkeypatch.delenv(name, raising=False)
-    assert s3_client.endpoint_of(None) is None
+    assert clients.endpoint_of(None) is None
     for name in reversed(names):
         monkeypatch.setenv(name, f"http://{name}")
-        assert s3_client.endpoint_of(None) == f"http://{name}"
-    assert s3_client.endpoint_of("http://mine") == "http://mine"
+        assert clients.endpoint_of(None) == f"http://{name}"
+    assert clients.endpoint_of("http://mine") == "http://mine"
 
 
 def test_an_endpoint_that_is_no_url() -> None:
-    with pytest.raises(DataError, match=r"The S3 endpoint nowhere cannot be used .*endpoint_url"):
-        store("nowhere").read("file")
+    with pytest.raises(StorageError, match=r"S3 endpoint nowhere cannot be used .*endpoint_url"):
+        store("nowhere").read("wire/file")
 
 
 def test_no_secret_is_told(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    with pytest.raises(DataError) as caught:
-        store("http://user:pass-word@127.0.0.1:9", budget_seconds=0.0).read("file")
+    with pytest.raises(StorageError) as caught:
+        store("http://user:pass-word@127.0.0.1:9", budget_seconds=0.0).read("wire/file")
     told.append(str(caught.value))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-    with pytest.raises(DataError) as caught:
-        store(lab.environment["S3_ENDPOINT_URL"]).read("file")
+    with pytest.raises(StorageError) as caught:
+        store(lab.environment["S3_ENDPOINT_URL"]).read("wire/file")
     told.append(str(caught.value))
     for secret in ("pass-word", "not-the-secret", lab.environment["AWS_SECRET_ACCESS_KEY"]):
         assert not any(secret in text for text in told), told
@@ -265,9 +267,95 @@ def test_notices_are_few(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.M
     assert [record.message for record in caplog.records] == ["still waiting"] * 3
 
 
-def test_a_deadline_passes_results_and_errors_on() -> None:
-    assert within_deadline(lambda: [1], 5) == [1]
-    with pytest.raises(ValueError, match="invalid literal"):
-        within_deadline(lambda: int("one"), 5)
-    with pytest.raises(TimeoutError):
-        within_deadline(lambda: time.sleep(5), 0.05)
+def test_a_write_goes_on_after_what_can_happen_to_it(lab: S3Lab) -> None:
+    """Silence, a busy store and a broken connection."""
+    faults = [Fault(stall_after_bytes=0), Fault(answer=SLOW_DOWN), Fault(cut_after_bytes=9)]
+    with relay(lab.environment["S3_ENDPOINT_URL"], first(*faults)) as wire:
+        writer = store(wire.url, timeout_seconds=1.0)
+        writer.write("wire/written", OTHER)
+        assert len(wire.requests) == 4
+        assert writer.read("wire/written") == OTHER
+
+
+def test_a_slow_write_is_no_fault(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
+    slow = Fault(taken_per_second=2e6)
+    content = bytes(12 << 20)
+    with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: slow) as wire:
+        started = time.monotonic()
+        store(wire.url, timeout_seconds=1.0, budget_seconds=0.0).write("wire/written", content)
+        assert time.monotonic() - started > 2
+    assert len(wire.requests) == 1
+    assert not caplog.records
+
+
+def test_a_write_that_never_ends_is_given_up(lab: S3Lab) -> None:
+    with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(stall_after_bytes=0)) as wire:
+        message = rf"not write s3://lab/wire/written to {wire.url}: \d+ attempts.*no answer within"
+        with pytest.raises(StorageError, match=message):
+            store(wire.url, timeout_seconds=0.5, budget_seconds=1.0).write("wire/written", b"x")
+
+
+def test_parts_are_sent_again_one_by_one(
+    lab: S3Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("train.storage.bucket.PART_BYTES", 5 << 20)
+    content = os.urandom(12 << 20)
+
+    def plan(number: int) -> Fault:
+        return Fault(cut_after_bytes=9) if number in (1, 3, 5) else Fault()
+
+    with relay(lab.environment["S3_ENDPOINT_URL"], plan) as wire:
+        writer = store(wire.url)
+        with writer.create("wire/parts") as sink:
+            for begin in range(0, len(content), 1 << 20):
+                sink.write(memoryview(content)[begin : begin + (1 << 20)])
+            assert writer.find("wire/parts") is None
+        assert caplog.text.count("trying again") >= 1
+        assert writer.read("wire/parts") == content
+        sent = sum(len(request) for request in wire.requests)
+        assert sent < 2.5 * len(content)
+
+
+def test_what_is_not_whole_never_appears(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.storage.bucket.PART_BYTES", 5 << 20)
+    writer = store(lab.environment["S3_ENDPOINT_URL"])
+
+    def fail() -> None:
+        with writer.create("wire/half") as sink:
+            sink.write(bytes(6 << 20))
+            raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        fail()
+    assert writer.find("wire/half") is None
+    open_uploads = s3.client(lab.environment).list_multipart_uploads(Bucket=lab.bucket)
+    assert not open_uploads.get("Uploads")
+
+
+def test_parts_of_a_file_that_is_replaced_are_refused(lab: S3Lab) -> None:
+    opened = store(lab.environment["S3_ENDPOINT_URL"]).open("wire/file")
+    target = bytearray(1000)
+    opened.read_into(memoryview(target), offset=5000)
+    assert target == CONTENT[5000:6000]
+    put(lab, OTHER[: len(CONTENT)])
+    opened.close()
+    with pytest.raises(StorageError, match="wire/file was replaced while it was read"):
+        opened.read_into(memoryview(target), offset=0)
+    with pytest.raises(StorageError, match="ends too early"):
+        opened.read_into(memoryview(target), offset=SIZE - 999)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?", "a#b?c=d", "z ü%20+&", "{x}"])
+def test_names_are_literal(lab: S3Lab, name: str) -> None:
+    storage = StorageConfig(endpoint_url=lab.environment["S3_ENDPOINT_URL"])
+    place = Place.parse(f"s3://lab/literal/{name}", storage)
+    other = Place.parse("s3://lab/literal/run1", storage)
+    (other / "step/file").write(b"other")
+    (place / "step/file").write(b"mine")
+    assert str(place / "step") == f"s3://lab/literal/{name}/step"
+    assert place.names() == ["step"]
+    assert [found.name for found in place.files()] == ["step/file"]
+    assert (place / "step/file").read() == b"mine"
+    place.remove()
+    assert not place.exists()
+    assert (other / "step/file").read() == b"other"

@@ -4,7 +4,7 @@ import os
 import re
 from typing import Any, Final
 
-from train.errors import DataError
+from train.errors import StorageError
 
 _ENDPOINT_VARIABLES: Final = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _MAX_CONNECTIONS: Final = 64
@@ -65,14 +65,14 @@ def _make(endpoint: str | None, timeout_seconds: float) -> Any:
         retries={"total_max_attempts": 1},
         max_pool_connections=_MAX_CONNECTIONS,
         tcp_keepalive=True,
-        # Shards are checked against the hashes of the index.
+        # What is read is checked against hashes of ours, and not every store knows these.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
     try:
         return Session().create_client("s3", endpoint_url=endpoint, config=config)
     except ValueError as error:
-        raise DataError(
+        raise StorageError(
             f"The S3 endpoint {without_secrets(str(endpoint))} cannot be used "
-            f"({without_secrets(str(error))}); correct storage.endpoint_url or S3_ENDPOINT_URL."
+            f"({without_secrets(str(error))}); correct storage.endpoint_url or S3_ENDPOINT_URL"
         ) from error

@@ -8,8 +8,8 @@ import botocore.exceptions
 import botocore.parsers
 import urllib3.exceptions
 
-from train.errors import DataError
-from train.storage.s3_client import without_secrets
+from train.errors import StorageError
+from train.storage.client import without_secrets
 
 _DENIED: Final = {"403", "AccessDenied", "Forbidden"}
 _BAD_CREDENTIALS: Final = {
@@ -17,6 +17,10 @@ _BAD_CREDENTIALS: Final = {
     "SignatureDoesNotMatch": "the secret key does not match the access key",
     "ExpiredToken": "the session token has expired",
     "InvalidToken": "the session token is not valid",
+}
+_RIGHTS: Final = {
+    "read": "GetObject and ListBucket",
+    "write": "GetObject, PutObject, DeleteObject and ListBucket",
 }
 _MISSING: Final = {"404", "NoSuchKey", "NotFound"}
 _PASSING: Final = {
@@ -40,31 +44,36 @@ TRANSFER_ERRORS: Final = (
 """What a transfer raises where the store, the network or the credentials are to blame."""
 
 
-class MissingObjectError(DataError):
+class MissingError(StorageError, FileNotFoundError):
     """The storage answered, and says that there is no such file."""
 
 
 def lasting_fault(
-    error: BaseException, *, url: str, endpoint: str, ask_bucket: Callable[[], str | None]
-) -> DataError | None:
+    error: BaseException,
+    *,
+    url: str,
+    verb: str,
+    store: str,
+    ask_bucket: Callable[[], str | None],
+) -> StorageError | None:
     """The error to raise at once, or None if trying again may help.
 
     Args:
         error: one of `TRANSFER_ERRORS`.
         url: of the file.
-        endpoint: what to call the store.
+        verb: read or write.
+        store: what to call the store.
         ask_bucket: lists the bucket, and gives the code of the error or None.
     """
-    bucket = url.split("/")[2]
     if isinstance(error, _NO_CREDENTIALS):
-        return DataError(
-            f"No credentials to read {url} ({cause_of(error)}); set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+        return StorageError(
+            f"No credentials to {verb} {url} ({cause_of(error)}); set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     if isinstance(error, botocore.exceptions.BotoCoreError) and not isinstance(error, _NETWORK):
-        return DataError(
-            f"{url} cannot be asked for at {endpoint}: {cause_of(error)}; check the URL and the "
-            "AWS configuration."
+        return StorageError(
+            f"{url} cannot be asked for at {store}: {cause_of(error)}; check the URL and the "
+            "AWS configuration"
         )
     code = error_code(error)
     if code in _DENIED | _MISSING:
@@ -73,32 +82,33 @@ def lasting_fault(
         if answer in _BAD_CREDENTIALS or answer == "NoSuchBucket":
             code = answer
     if code in _BAD_CREDENTIALS:
-        return DataError(
-            f"{endpoint} refuses the credentials for {url}: {_BAD_CREDENTIALS[code]}. "
-            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and S3_ENDPOINT_URL."
+        return StorageError(
+            f"{store} refuses the credentials for {url}: {_BAD_CREDENTIALS[code]}; "
+            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and S3_ENDPOINT_URL"
         )
     if code == "NoSuchBucket":
-        return DataError(
-            f"There is no bucket {bucket} at {endpoint}; check the URL {url.rpartition('/')[0]} "
-            "and storage.endpoint_url or S3_ENDPOINT_URL."
+        return StorageError(
+            f"There is no bucket {url.split('/')[2]} at {store}; check the URL "
+            f"{url.rpartition('/')[0]} and storage.endpoint_url or S3_ENDPOINT_URL"
         )
     if code in _DENIED:
-        return DataError(
-            f"{endpoint} knows the credentials but does not let them read {url}; grant "
-            "them GetObject and ListBucket there, or check the name."
+        rights = _RIGHTS[verb]
+        return StorageError(
+            f"{store} knows the credentials but does not let them {verb} {url}; grant them "
+            f"{rights} there, or check the name"
         )
     if code in _MISSING:
-        return MissingObjectError(f"{url} does not exist.")
+        return MissingError(f"{url} does not exist")
     if code == "RequestTimeTooSkewed":
-        return DataError(
-            f"{endpoint} refuses to read {url}, because this host's clock is wrong: set it."
+        return StorageError(
+            f"{store} refuses to {verb} {url}, because this host's clock is wrong: set it"
         )
     status = _status(error)
     if code in _PASSING or status is None or status in _PASSING_STATUS or not 300 <= status < 500:
         return None
-    return DataError(
-        f"{endpoint} refuses to read {url} ({cause_of(error)}); check the URL, the region in "
-        "AWS_REGION, and storage.endpoint_url or S3_ENDPOINT_URL."
+    return StorageError(
+        f"{store} refuses to {verb} {url} ({cause_of(error)}); check the URL, the region in "
+        "AWS_REGION, and storage.endpoint_url or S3_ENDPOINT_URL"
     )
 
 

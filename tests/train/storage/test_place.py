@@ -1,0 +1,97 @@
+"""What a place is, by what a user writes."""
+
+from pathlib import Path
+
+import pytest
+
+from train.errors import StorageError
+from train.storage.config import StorageConfig
+from train.storage.place import Place
+
+
+def test_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place.parse("s3://bucket/a/b/")
+    assert (place.bucket, place.path, place.is_remote) == ("bucket", "a/b", True)
+    assert str(place / "c") == "s3://bucket/a/b/c"
+    assert (place / "c").path == "a/b/c"
+    assert (place / "c").parent == place
+    assert place.name == "b"
+    assert str(place.parent.parent) == "s3://bucket"
+    assert (Place.parse("s3://bucket") / "x").path == "x"
+    monkeypatch.setenv("WHERE", "bucket/run")
+    assert Place.parse("s3://$WHERE/x").path == "run/x"
+
+
+def test_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    place = Place.parse("~/runs")
+    assert Place.parse("$RUNS/a").path == Place.parse("${RUNS}/a").path == str(tmp_path / "runs/a")
+    assert (place.path, str(place), place.is_remote) == (str(tmp_path / "runs"), "~/runs", False)
+    assert str(place / "a") == "~/runs/a"
+    assert Path(place / "a") == tmp_path / "runs/a"
+    assert Path(Place.parse("/") / "a") == Path("/a")
+    assert Place.parse("a").parent.path == "."
+    assert Place.parse("s3:/bucket").path == "s3:/bucket", "no URL"
+
+
+def test_what_exists_is_taken_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("$price", "~", "a*[b]?"):
+        (tmp_path / name).mkdir()
+        assert Place.parse(name).path == name
+        assert Place.parse(name).exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gs://bucket/x", "gs://bucket/x is not a place .* give a path or an s3://bucket/path URL"),
+        ("file:///x", "is not a place"),
+        ("s3:///x", "is not a place"),
+        ("$NO_SUCH_VARIABLE/x", "the variable .NO_SUCH_VARIABLE is not set; write the path out"),
+        ("~no-such-user/x", "there is no such home"),
+    ],
+)
+def test_what_is_refused(text: str, message: str) -> None:
+    with pytest.raises(StorageError, match=message):
+        Place.parse(text)
+
+
+def test_files_of_this_host(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "a/b")
+    assert not place.exists()
+    assert place.names() == []
+    with pytest.raises(FileNotFoundError):
+        (place / "x").read()
+    (place / "x").write(b"one")
+    (place / "x").write(b"two")
+    with (place / "c/y").create() as sink:
+        sink.write(b"yy")
+    assert place.names() == ["c", "x"]
+    assert {found.name: found.num_bytes for found in place.files()} == {"x": 3, "c/y": 2}
+    source = (place / "x").open()
+    target = bytearray(2)
+    source.read_into(memoryview(target), offset=1)
+    assert target == b"wo"
+    source.close()
+    place.remove()
+    assert Place.of(tmp_path / "a").names() == []
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b").write_bytes(b"b")
+    (tmp_path / "in/a").symlink_to(tmp_path / "elsewhere/b")
+    (tmp_path / "in/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "in")
+    names = [found.name for found in Place.of(tmp_path / "in").files()]
+    assert names == ["a", "more/b"]
+
+
+def test_how_a_store_is_reached_goes_with_the_place() -> None:
+    storage = StorageConfig(timeout_seconds=7)
+    assert (Place.parse("s3://b/x", storage) / "y").parent.storage is storage

@@ -1,0 +1,509 @@
+"""Files in S3, read and written with patience."""
+
+import contextlib
+import io
+import re
+import threading
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Final, Protocol, TypeVar
+
+from train.errors import StorageError
+from train.storage import client as clients
+from train.storage.config import StorageConfig
+from train.storage.diagnosis import (
+    BEYOND_END,
+    REPLACED,
+    TRANSFER_ERRORS,
+    MissingError,
+    cause_of,
+    error_code,
+    is_timeout,
+    lasting_fault,
+)
+from train.storage.patience import Patience, Tell, Verdict
+from train.storage.place import Found, Sink, Source
+
+Result = TypeVar("Result")
+
+PART_BYTES: Final = 1 << 26
+"""What is sent at a time."""
+NEAR_BYTES: Final = 1 << 23
+"""Smaller reads that lie close together come with one request of this."""
+_CHUNK_BYTES: Final = 1 << 18
+_DELETED_AT_ONCE: Final = 1000
+_ASK_SECONDS: Final = 10.0
+
+
+class Landing(Protocol):
+    """Where the bytes of a file go. What it raises ends the transfer."""
+
+    @property
+    def num_bytes(self) -> int:
+        """How many there are."""
+        ...
+
+    def write(self, data: bytes, /) -> None:
+        """Append."""
+        ...
+
+    def restart(self) -> None:
+        """Forget all."""
+        ...
+
+
+class Bucket:
+    """A bucket, and how its store is reached.
+
+    Credentials come from the usual AWS variables, profile or services. Everything here raises
+    `MissingError` where the store says that there is no such file, and else `StorageError`.
+    """
+
+    def __init__(self, name: str, storage: StorageConfig) -> None:
+        self._name = name
+        self._storage = storage
+        self._endpoint = clients.endpoint_of(storage.endpoint_url)
+        self._store = clients.without_secrets(self._endpoint or "Amazon S3")
+
+    def names(self, path: str) -> list[str]:
+        """What lies below a name, up to the next slash, in order."""
+        prefix = f"{path}/" if path else ""
+        found: set[str] = set()
+        for page in self._pages(prefix, Delimiter="/"):
+            found |= {entry["Prefix"] for entry in page.get("CommonPrefixes", [])}
+            found |= {entry["Key"] for entry in page.get("Contents", [])}
+        # A store may list the directory itself.
+        return sorted(name.removeprefix(prefix).rstrip("/") for name in found if name != prefix)
+
+    def files(self, path: str) -> Iterator[Found]:
+        """All files below a name."""
+        prefix = f"{path}/" if path else ""
+        for page in self._pages(prefix):
+            for entry in page.get("Contents", []):
+                if not entry["Key"].endswith("/"):
+                    yield Found(
+                        name=entry["Key"].removeprefix(prefix),
+                        num_bytes=entry["Size"],
+                        version=entry["ETag"],
+                    )
+
+    def find(self, path: str) -> Found | None:
+        """A file; None if there is none."""
+        if not path:
+            return None
+        try:
+            head = self._ask("read", path, lambda client, key: client.head_object(**key))
+        except MissingError:
+            return None
+        return Found(name="", num_bytes=int(head["ContentLength"]), version=head["ETag"])
+
+    def read(self, path: str) -> bytes:
+        """A whole file."""
+        landing = _InMemory()
+        self.fetch(path, landing)
+        return bytes(landing.content)
+
+    def open(self, path: str) -> Source:
+        """A file to read from."""
+        found = self.find(path)
+        if found is None:
+            raise MissingError(f"{self._url(path)} does not exist")
+        return _OpenObject(self, path, found)
+
+    @contextlib.contextmanager
+    def create(self, path: str) -> Generator[Sink]:
+        """A file to write, which appears when the context ends, and not if it raises."""
+        upload = _Upload(self, path)
+        try:
+            yield upload
+            upload.complete()
+        except BaseException:
+            upload.abandon()
+            raise
+
+    def write(self, path: str, data: bytes) -> None:
+        """A whole file at once."""
+        self.send("put_object", path, data)
+
+    def remove(self, path: str) -> None:
+        """Remove a file, and all below its name."""
+        keys = [path, *(f"{path}/{found.name}" for found in self.files(path))]
+        for begin in range(0, len(keys), _DELETED_AT_ONCE):
+            some = [{"Key": key} for key in keys[begin : begin + _DELETED_AT_ONCE]]
+            answer = self._ask(
+                "write",
+                path,
+                lambda client, _, some=some: client.delete_objects(
+                    Bucket=self._name, Delete={"Objects": some, "Quiet": True}
+                ),
+            )
+            for fault in answer.get("Errors", []):
+                raise StorageError(
+                    f"{self._url(fault['Key'])} could not be removed ({fault['Code']}); grant the "
+                    "credentials DeleteObject there"
+                )
+
+    def fetch(
+        self,
+        path: str,
+        landing: Landing,
+        *,
+        begin: int = 0,
+        end: int | None = None,
+        version: str | None = None,
+        stalled_seconds: float = 0.0,
+        stopped: threading.Event | None = None,
+    ) -> None:
+        """Download a file, or a part of it; a failed attempt is continued where it stopped.
+
+        Args:
+            path: of the file.
+            landing: takes the bytes; empty.
+            begin: first byte.
+            end: one past the last byte; None is the end of the file.
+            version: refuse any other; None takes the newest, and begins anew if it is replaced.
+            stalled_seconds: how much of the budget was spent before.
+            stopped: when set, the file is no longer wanted.
+
+        Raises:
+            MissingError: there is no such file.
+            StorageError: it could not be fetched within the budget.
+            StoppedError: it is no longer wanted.
+        """
+        seen = version
+
+        def attempt(patience: Patience) -> None:
+            nonlocal seen
+            request: dict[str, Any] = {"Bucket": self._name, "Key": path}
+            first = begin + landing.num_bytes
+            if first or end is not None:
+                request["Range"] = f"bytes={first}-{'' if end is None else end - 1}"
+            if seen is not None and (first > begin or version is not None):
+                request["IfMatch"] = seen
+
+            def speak(tell: Tell) -> None:
+                answer = self._client().get_object(**request)
+                with answer.pop("Body") as connection:
+                    tell(answer)
+                    # As much as is there: waiting for a full chunk would look like no progress.
+                    while chunk := connection.read1(_CHUNK_BYTES):
+                        tell(chunk)
+
+            try:
+                told = patience.listen(speak)
+                head = next(told)
+                seen = version or head["ETag"]
+                if _first_byte(head) != first:
+                    # The store does not continue: it sends the whole.
+                    if begin:
+                        raise ConnectionError("the store does not send parts of files")
+                    landing.restart()
+                expected = landing.num_bytes + int(head["ContentLength"])
+                for chunk in told:
+                    landing.write(chunk)
+                    patience.moved_bytes += len(chunk)
+                if landing.num_bytes != expected:
+                    raise ConnectionError(
+                        f"the connection ended after {landing.num_bytes:,} of {expected:,} bytes"
+                    )
+            except TRANSFER_ERRORS as error:
+                if error_code(error) not in REPLACED | BEYOND_END:
+                    raise
+                if version is not None:
+                    raise StorageError(
+                        f"{self._url(path)} was replaced while it was read; read it again"
+                    ) from error
+                # What is there of the old one is of no use.
+                landing.restart()
+                seen = None
+                raise ConnectionError("another file has taken its place") from error
+
+        self._patience("read", path, stalled_seconds=stalled_seconds, stopped=stopped).run(attempt)
+
+    def send(self, method: str, path: str, data: Any, **options: Any) -> Any:
+        """Upload one body; the deadline is for the progress of its bytes.
+
+        Args:
+            method: of the client, that takes it.
+            path: of the file.
+            data: a buffer.
+            options: further arguments.
+
+        Returns:
+            What the store answers.
+
+        Raises:
+            StorageError: it could not be sent within the budget.
+        """
+
+        def attempt(patience: Patience) -> Any:
+            def speak(tell: Tell) -> None:
+                body = _Watched(data, tell)
+                tell(
+                    getattr(self._client(), method)(
+                        Bucket=self._name, Key=path, Body=body, **options
+                    )
+                )
+
+            answer: Any = None
+            for told in patience.listen(speak):
+                answer = told
+            return answer
+
+        return self._patience("write", path).run(attempt)
+
+    def begin_parts(self, path: str) -> str:
+        """Begin an upload in parts; its name in the store."""
+        answer = self._ask("write", path, lambda client, key: client.create_multipart_upload(**key))
+        return answer["UploadId"]
+
+    def end_parts(self, path: str, upload: str, parts: list[dict[str, Any]], size: int) -> None:
+        """Make the parts a file."""
+
+        def complete(client: Any, key: dict[str, str]) -> None:
+            try:
+                client.complete_multipart_upload(
+                    **key, UploadId=upload, MultipartUpload={"Parts": parts}
+                )
+            except TRANSFER_ERRORS as error:
+                # An attempt before may have been heard, though its answer was not.
+                if error_code(error) != "NoSuchUpload":
+                    raise
+                if int(client.head_object(**key)["ContentLength"]) != size:
+                    raise
+
+        self._ask("write", path, complete)
+
+    def abandon_parts(self, path: str, upload: str) -> None:
+        """Remove what was sent of a file."""
+        self._ask("write", path, lambda client, key: client.abort_multipart_upload(
+            **key, UploadId=upload
+        ))  # fmt: skip
+
+    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+        more: dict[str, str] = {}
+        while True:
+            page = self._ask(
+                "read",
+                prefix,
+                lambda client, _, more=more: client.list_objects_v2(
+                    Bucket=self._name, Prefix=prefix, **options, **more
+                ),
+            )
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _ask(
+        self, verb: str, path: str, request: Callable[[Any, dict[str, str]], Result]
+    ) -> Result:
+        key = {"Bucket": self._name, "Key": path}
+        return self._patience(verb, path).run(
+            lambda patience: patience.ask(lambda: request(self._client(), key))
+        )
+
+    def _patience(
+        self,
+        verb: str,
+        path: str,
+        *,
+        stalled_seconds: float = 0.0,
+        stopped: threading.Event | None = None,
+    ) -> Patience:
+        patience = Patience(
+            doing=f"{verb} {self._url(path)} {'to' if verb == 'write' else 'from'} {self._store}",
+            store=self._store,
+            storage=self._storage,
+            judge=lambda error: self._judge(error, verb, path),
+            stalled_seconds=stalled_seconds,
+        )
+        if stopped is not None:
+            patience.stopped = stopped
+        return patience
+
+    def _judge(self, error: Exception, verb: str, path: str) -> Verdict:
+        if not isinstance(error, TRANSFER_ERRORS) or isinstance(error, StorageError):
+            raise error
+        if is_timeout(error):
+            # Its thread may hang in the client for ever, and hold locks of it.
+            clients.discard(self._endpoint, timeout_seconds=self._storage.timeout_seconds)
+        lasting = lasting_fault(
+            error,
+            url=self._url(path),
+            verb=verb,
+            store=self._store,
+            ask_bucket=self._ask_bucket,
+        )
+        text = cause_of(error)
+        if is_timeout(error):
+            told = str(error) if type(error) is TimeoutError else ""
+            text = told or f"no answer within {self._storage.timeout_seconds:g} s"
+        return Verdict(text=text, lasting=lasting)
+
+    def _ask_bucket(self) -> str | None:
+        """The error code for listing the bucket; None if the listing works or tells nothing."""
+        storage = self._storage.model_copy(
+            update={"timeout_seconds": min(self._storage.timeout_seconds, _ASK_SECONDS)}
+        )
+        once = Patience(doing="", store="", storage=storage, judge=lambda _: Verdict(text=""))
+        once.set_deadline(None)
+        try:
+            once.ask(lambda: self._client().list_objects_v2(Bucket=self._name, MaxKeys=1))
+        except TRANSFER_ERRORS as error:
+            return error_code(error)
+        return None
+
+    def _client(self) -> Any:
+        return clients.client(self._endpoint, timeout_seconds=self._storage.timeout_seconds)
+
+    def _url(self, path: str) -> str:
+        return f"s3://{self._name}/{path}"
+
+
+class _InMemory:
+    """A landing for small files."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.content)
+
+    def write(self, data: bytes, /) -> None:
+        self.content += data
+
+    def restart(self) -> None:
+        self.content.clear()
+
+
+class _Into:
+    """A landing in memory of somebody else."""
+
+    def __init__(self, target: memoryview) -> None:
+        self._target = target
+        self.num_bytes = 0
+
+    def write(self, data: bytes, /) -> None:
+        self._target[self.num_bytes : self.num_bytes + len(data)] = data
+        self.num_bytes += len(data)
+
+    def restart(self) -> None:
+        self.num_bytes = 0
+
+
+class _OpenObject:
+    """A file of which parts are asked for; small ones that lie close together come at once."""
+
+    def __init__(self, bucket: Bucket, path: str, found: Found) -> None:
+        self._bucket = bucket
+        self._path = path
+        self._version = found.version
+        self.num_bytes = found.num_bytes
+        self._held = memoryview(b"")
+        self._held_from = 0
+
+    def read_into(self, target: memoryview, *, offset: int) -> None:
+        end = offset + len(target)
+        if end > self.num_bytes:
+            raise StorageError(f"{self._bucket._url(self._path)} ends too early")
+        if len(target) >= NEAR_BYTES:
+            self._fetch(target, offset)
+            return
+        if not self._held_from <= offset <= end <= self._held_from + len(self._held):
+            held = memoryview(bytearray(min(NEAR_BYTES, self.num_bytes - offset)))
+            self._fetch(held, offset)
+            self._held, self._held_from = held, offset
+        target[:] = self._held[offset - self._held_from : end - self._held_from]
+
+    def close(self) -> None:
+        self._held = memoryview(b"")
+
+    def _fetch(self, target: memoryview, offset: int) -> None:
+        if len(target):
+            self._bucket.fetch(
+                self._path,
+                _Into(target),
+                begin=offset,
+                end=offset + len(target),
+                version=self._version,
+            )
+
+
+class _Upload:
+    """A file that is sent in parts of one size, or at once if it is small."""
+
+    def __init__(self, bucket: Bucket, path: str) -> None:
+        self._bucket = bucket
+        self._path = path
+        self._held = bytearray()
+        self._upload: str | None = None
+        self._parts: list[dict[str, Any]] = []
+        self._num_bytes = 0
+
+    def write(self, data: Any, /) -> None:
+        self._held += memoryview(data).cast("B")
+        while len(self._held) >= PART_BYTES:
+            self._send(self._held[:PART_BYTES])
+            del self._held[:PART_BYTES]
+
+    def complete(self) -> None:
+        if self._upload is None:
+            self._bucket.write(self._path, bytes(self._held))
+            return
+        if self._held:
+            self._send(self._held)
+        self._bucket.end_parts(self._path, self._upload, self._parts, self._num_bytes)
+
+    def abandon(self) -> None:
+        if self._upload is not None:
+            with contextlib.suppress(StorageError):
+                self._bucket.abandon_parts(self._path, self._upload)
+
+    def _send(self, part: bytearray) -> None:
+        if self._upload is None:
+            self._upload = self._bucket.begin_parts(self._path)
+        number = len(self._parts) + 1
+        answer = self._bucket.send(
+            "upload_part", self._path, part, UploadId=self._upload, PartNumber=number
+        )
+        self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        self._num_bytes += len(part)
+
+
+class _Watched(io.RawIOBase):
+    """A body to send, which tells when some of it is taken."""
+
+    def __init__(self, data: Any, tell: Tell) -> None:
+        self._data = memoryview(data)
+        self._told = tell
+        self._at = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        end = len(self._data) if size is None or size < 0 else self._at + size
+        part = bytes(self._data[self._at : end])
+        self._at += len(part)
+        self._told(None)
+        return part
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self._at = offset + (0, self._at, len(self._data))[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+def _first_byte(head: dict[str, Any]) -> int:
+    """The offset of the first byte that an answer brings."""
+    found = re.match(r"bytes (\d+)-", str(head.get("ContentRange") or "bytes 0-"))
+    return int(found[1]) if found else 0
