@@ -185,15 +185,15 @@ class CacheDirectory:
                 ) from reason
             if self.make_room(wanted_bytes, idle_seconds=_IN_USE_SECONDS):
                 notice(
-                    f"the disk of the data cache {self._directory} is full: files that were not used "
-                    "lately make room, and are fetched again when needed; free space there, or "
-                    "set storage.cache to another directory"
+                    f"the disk of the data cache {self._directory} is full: files that were not "
+                    "used lately make room, and are fetched again when needed; free space there, "
+                    "or set storage.cache to another directory"
                 )
                 stopped.wait(0.01 if waited == 0 else _POLL_SECONDS)
             else:
                 notice(
-                    f"waiting for room: the disk of the data cache {self._directory} is full (giving up "
-                    f"{self._budget_seconds - waited:.0f} s from now)"
+                    f"waiting for room: the disk of the data cache {self._directory} is full "
+                    f"(giving up {self._budget_seconds - waited:.0f} s from now)"
                 )
                 stopped.wait(_POLL_SECONDS)
             if stopped.is_set():

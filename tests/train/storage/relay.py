@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 CHUNK_BYTES = 16_384
+KEPT_BYTES = 1 << 16
 SLOW_DOWN = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n\r\n"
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -41,6 +42,7 @@ class Relay:
     requests: list[bytes] = field(default_factory=list)
     """The first bytes of each connection's request."""
     answered_bytes: int = 0
+    taken_bytes: int = 0
     url: str = ""
 
     def serve(self, listener: socket.socket) -> None:
@@ -96,7 +98,9 @@ class Relay:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(CHUNK_BYTES):
-                self.requests[number] += data
+                self.taken_bytes += len(data)
+                if len(self.requests[number]) < KEPT_BYTES:
+                    self.requests[number] += data
                 if fault.taken_per_second is not None:
                     time.sleep(len(data) / fault.taken_per_second)
                 server.sendall(data)

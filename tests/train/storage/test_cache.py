@@ -239,7 +239,7 @@ def test_a_disk_that_stays_full_is_given_up(url: str, disk: Path) -> None:
     store = ShardStore(url, cache=disk, storage=StorageConfig(retry_budget_seconds=1.5))
     started = time.monotonic()
     with pytest.raises(
-        DataError, match=r"The disk of the data cache .* is full, and nothing .* for 2 s"
+        DataError, match=r"disk of the data cache .* is full, and nothing .* for 2 s"
     ):
         read(store, 0)
     assert 1 < time.monotonic() - started < 4
