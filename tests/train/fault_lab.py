@@ -44,7 +44,8 @@ class Played:
         directory: of the run.
         seconds: from the fault to the end.
         corpus: that it read, on the disk; None is the lab's.
-        wrong: what else is not as it should be.
+        environment: by which the run's checkpoints are reached afterwards.
+    wrong: what else is not as it should be.
     """
 
     codes: list[int | None]
@@ -52,6 +53,7 @@ class Played:
     directory: Path
     seconds: float
     corpus: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
 
 

@@ -26,6 +26,7 @@ from tests.train.fault_lab import (
 )
 from tests.train.proxy import slow_proxy
 from tests.train.storage.disks import small_disk
+from tests.train.storage.relay import SLOW_DOWN, Fault, relay
 from train.data.store.shards import ShardStore
 
 Play = Callable[[Lab, Path], Played]
@@ -153,6 +154,80 @@ def throttled(lab: Lab, place: Path) -> Played:
     if played.seconds < SAMPLES * BALLAST_BYTES / 2e6:
         played.wrong.append("nothing was slow")
     return played
+
+
+def saved_to(place: Path) -> str:
+    """Where a run keeps its checkpoints: in the store, while it reads from the disk."""
+    return f"checkpoint.directory=s3://faults/{place.name}-saved"
+
+
+def store_frozen_while_saving(lab: Lab, place: Path) -> Played:
+    record = lab.server()
+    run = lab.start(lab.corpus, place, saved_to(place), record=record)
+    wait_for_step(run, place, 5)
+    since = time.monotonic()
+    os.kill(record.daemons[0].process_id, signal.SIGSTOP)
+    try:
+        time.sleep(FREEZE_SECONDS)
+        frozen_at = losses_of(place)[-1][0]
+    finally:
+        os.kill(record.daemons[0].process_id, signal.SIGCONT)
+    played = finish(run, place, since=since)
+    played.environment = record.environment
+    if not 10 <= frozen_at < STEPS:
+        played.wrong.append(f"the run was at step {frozen_at} while the store was frozen")
+    return played
+
+
+def store_gone_while_saving(lab: Lab, place: Path) -> Played:
+    """All connections end after the first checkpoint, and none is taken any more."""
+    patience = ("storage.timeout_seconds=2", "storage.retry_budget_seconds=5")
+    endpoint = lab.shared.environment["S3_ENDPOINT_URL"]
+    with slow_proxy(place.with_name("proxy"), endpoint, bytes_per_second=10**9) as proxy:
+        run = lab.start(
+            lab.corpus,
+            place,
+            saved_to(place),
+            *patience,
+            record=lab.shared,
+            environment={"S3_ENDPOINT_URL": proxy},
+        )
+        wait_for_step(run, place, 12)
+        since = time.monotonic()
+    played = finish(run, place, since=since)
+    played.environment = lab.shared.environment
+    return played
+
+
+def wrong_secret_while_saving(lab: Lab, place: Path) -> Played:
+    wrong = {"AWS_SECRET_ACCESS_KEY": "wrong"}
+    return lab.run(lab.corpus, place, saved_to(place), record=lab.shared, environment=wrong)
+
+
+def store_throttled_while_saving(lab: Lab, place: Path) -> Played:
+    """Every other connection is told to come back later, and the others are slow."""
+
+    def plan(number: int) -> Fault:
+        slow = Fault(taken_per_second=200_000, cut_after_bytes=1500)
+        return Fault(answer=SLOW_DOWN) if number % 2 else slow
+
+    with relay(lab.shared.environment["S3_ENDPOINT_URL"], plan) as wire:
+        played = lab.run(
+            lab.corpus,
+            place,
+            saved_to(place),
+            record=lab.shared,
+            environment={"S3_ENDPOINT_URL": wire.url},
+        )
+        if len(wire.requests) < 4:
+            played.wrong.append("nothing was throttled")
+    played.environment = lab.shared.environment
+    return played
+
+
+def full_disk_while_saving(lab: Lab, place: Path) -> Played:
+    with small_disk(place.with_name("saving"), num_bytes=8192) as disk:
+        return lab.run(lab.corpus, place, f"checkpoint.directory={disk / 'saved'}")
 
 
 def full_disk(lab: Lab, place: Path) -> Played:

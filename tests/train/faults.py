@@ -88,6 +88,7 @@ def _outcome(case: Case, lab: Lab, played: Played) -> str:
 
 def ledger_of(lab: Lab, played: Played) -> tuple[int, int]:
     """Samples lost and repeated, by the run's own ledger."""
+    os.environ.update(played.environment)
     try:
         findings = check_run(played.directory, corpus=str(played.corpus or lab.corpus))
     except DataError as error:
@@ -103,13 +104,49 @@ def _shard(content: dict[str, Any]) -> dict[str, Any]:
 
 
 CASES: Sequence[Case] = (
-    # Takes the longest, and mostly waits: the test begins it first and collects it last.
+    # These take the longest, and mostly wait: the test begins them first and collects them last.
     Case(
         name="server frozen for 60 s",
         play=plays.frozen,
         expected=GOES_ON,
         says=r"waiting for http://127.0.0.1:\d+: s3://faults/.*no answer within 5 s",
         within_seconds=FREEZE_SECONDS + 45,
+    ),
+    Case(
+        name="saving: store frozen for 60 s",
+        play=plays.store_frozen_while_saving,
+        expected=GOES_ON,
+        says=r"waiting for http://127.0.0.1:\d+: could not \w+ s3://faults/.*no answer within 5 s",
+        within_seconds=FREEZE_SECONDS + 45,
+    ),
+    Case(
+        name="saving: store gone for good",
+        play=plays.store_gone_while_saving,
+        expected=STOPS,
+        says=r"s3://faults/\S+ cannot be written \(Could not \w+ s3://faults/.* attempts?\b.*; the "
+        r"checkpoints before it are whole",
+        within_seconds=60,
+    ),
+    Case(
+        name="saving: wrong secret",
+        play=plays.wrong_secret_while_saving,
+        expected=STOPS,
+        says=r"refuses the credentials for s3://faults/.*the secret key does not match",
+        within_seconds=30,
+    ),
+    Case(
+        name="saving: store throttled",
+        play=plays.store_throttled_while_saving,
+        expected=GOES_ON,
+        says=r"SlowDown.*trying again",
+        within_seconds=90,
+    ),
+    Case(
+        name="saving: disk full",
+        play=plays.full_disk_while_saving,
+        expected=STOPS,
+        says=r"cannot be written \(No space left on device\); the checkpoints before it are whole",
+        within_seconds=60,
     ),
     Case(
         name="missing shard",
@@ -179,8 +216,8 @@ CASES: Sequence[Case] = (
         name="cache disk full",
         play=plays.full_disk,
         expected=GOES_ON,
-        says=r"The disk of the data cache .* is full: shards are kept in memory",
-        within_seconds=40,
+        says=r"the disk of the data cache .* is full: files that were not used lately make room",
+        within_seconds=60,
     ),
     Case(
         name="a rank killed",
@@ -235,6 +272,10 @@ CASES: Sequence[Case] = (
 )
 
 
+NUM_SLOW = 2
+"""The first cases, which mostly wait."""
+
+
 def play(case: Case, lab: Lab) -> Result:
     """Play a case to its end."""
     place = lab.directory / re.sub(r"[^a-z0-9]+", "-", case.name.lower())
@@ -246,16 +287,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.train.faults", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/faults-data.json"))
     options = parser.parse_args()
-    results: list[Result] = []
     with (
         tempfile.TemporaryDirectory() as directory,
         Lab(Path(directory)) as lab,
-        ThreadPoolExecutor(1) as background,
+        ThreadPoolExecutor(NUM_SLOW) as background,
     ):
         lab.losses()
-        slow = background.submit(play, CASES[0], lab)
-        results += (play(case, lab) for case in CASES[1:])
-        results.insert(0, slow.result())
+        slow = [background.submit(play, case, lab) for case in CASES[:NUM_SLOW]]
+        quick = [play(case, lab) for case in CASES[NUM_SLOW:]]
+        results = [*(each.result() for each in slow), *quick]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
     for result in results:

@@ -56,7 +56,7 @@ def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int
             release.set()
             path = saver.finish()
             again = saver.finish()
-            assert path == again == directory / "step_00000001"
+            assert path == again == Place.of(directory / "step_00000001")
             room = saver._room
     finally:
         checkpoint_saver.write_chunks = write
@@ -107,7 +107,7 @@ def _save_with_little_room(directory: Path, asynchronous: bool) -> str:
     assert left == ["latest", "step_00000001"], left
     dist.barrier()
     saver.save(engine, state_of(3), step=3)
-    assert saver.finish() == directory / "step_00000003"
+    assert saver.finish() == Place.of(directory / "step_00000003")
     engine.close()
     return str(caught.value)
 

@@ -249,8 +249,12 @@ def test_an_upload_that_fails_is_explained(
     for name, value in s3_lab.environment.items():
         monkeypatch.setenv(name, value)
     place = Place(out="s3://no-such-bucket/x", scratch=tmp_path)
+    with pytest.raises(DataError, match="There is no bucket no-such-bucket at http"):
+        place.finished({})
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    place = Place(out=f"s3://{s3_lab.bucket}/x", scratch=tmp_path)
     with (
-        pytest.raises(DataError, match=r"Could not upload to s3://no-such-bucket/x .*check the"),
+        pytest.raises(DataError, match=r"refuses the credentials for s3://\S+/x/manifest.json"),
         place.fill(report=lambda _: None) as directory,
     ):
         (directory / "manifest.json").write_text("{}")

@@ -215,7 +215,7 @@ def test_orders_that_make_no_sense(
     told = refusal(capsys, source, out=tmp_path / "no.json", tokenizer=tokenizer)
     assert "Cannot use" in told
     told = refusal(capsys, source, out="nowhere://a/b", tokenizer=tokenizer)
-    assert "nowhere:// is no storage" in told
+    assert "nowhere://a/b is not a place" in told
 
 
 def test_ids_that_come_twice(
