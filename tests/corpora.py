@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 from streaming import MDSWriter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -34,9 +35,8 @@ def write_tokenizer(path: Path) -> str:
 
 
 def write_corpus(
-    root: Path | str,
+    root: Path,
     *,
-    local: Path | None = None,
     sequence_tokens: int = 64,
     train: int = 96,
     validation: int = 16,
@@ -46,42 +46,29 @@ def write_corpus(
 ) -> Path:
     """A corpus that a tiny model can learn: token t + 1 follows from token t, with noise.
 
+    Read as a stream (`data.pack: stream`), or fitted where there are spans, sequence k is text k.
+
     Args:
-        root: directory or URL to write the splits to.
-        local: where the small files go; `root` itself by default.
+        root: directory to write.
         sequence_tokens: S.
-        train: samples in the training split.
-        validation: samples in the other.
+        train: texts of S tokens in the training split.
+        validation: and in the other.
         seed: of the text.
-        with_spans: store a span and scored flags with each sample, as an instruction task does.
+        with_spans: one document a text, with a span and scored tokens, as an instruction task does;
+            otherwise a text is one document or two.
         shard_bytes: size limit of a shard.
     """
-    directory = Path(root) if local is None else local
-    directory.mkdir(parents=True, exist_ok=True)
-    sha256 = write_tokenizer(directory / "tokenizer.json")
-    manifest = {
-        "format_version": 1,
-        "vocabulary": VOCABULARY,
-        "sequence_tokens": sequence_tokens,
-        "tokenizer_sha256": sha256,
-        "special_tokens": {"start": 0, "paragraph": 1, "document": 2, "padding": 3},
-    }
     random = np.random.default_rng(seed)
-    columns = {"tokens": "ndarray:uint16"}
-    if with_spans:
-        columns |= {"spans": "ndarray:int32", "scored": "ndarray:uint8"}
+    splits: dict[str, list[dict[str, Any]]] = {}
     for split, count in (("train", train), ("validation", validation)):
-        out = f"{root}/{split}"
-        with MDSWriter(
-            out=out, columns=columns, hashes=["xxh64"], size_limit=shard_bytes
-        ) as writer:
-            for _ in range(count):
-                writer.write(_sample(random, sequence_tokens, with_spans))
-        text = json.dumps(manifest)
-        (directory / split).mkdir(exist_ok=True)
-        (directory / split / "manifest.json").write_text(text)
-        shutil.copyfile(directory / "tokenizer.json", directory / split / "tokenizer.json")
-    return directory
+        documents = splits[split] = []
+        for _ in range(count):
+            for tokens, segments in _text(random, sequence_tokens, with_spans):
+                name = f"{split}/{len(documents)}"
+                documents.append(
+                    {"id": name, "tokens": tokens, "segments": np.array(segments, dtype=np.int32)}
+                )
+    return _write(root, splits, shard_bytes=shard_bytes)
 
 
 def write_documents(
@@ -97,19 +84,13 @@ def write_documents(
     least_tokens: int = 4,
     lie_about_tokens: int = 0,
 ) -> Path:
-    """A corpus of documents of many lengths, as `tools.shards` lays one out.
+    """A corpus of documents of many lengths.
 
     Token t + 1 follows from token t as in `write_corpus`; the last token is `</d>`.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    sha256 = write_tokenizer(root / "tokenizer.json")
     random = np.random.default_rng(seed)
-    columns = {"id": "str", "tokens": "ndarray:uint16", "segments": "ndarray:int32"}
-    if media:
-        columns["payload"] = "bytes"
-    splits = {"train": train, "validation": validation}
-    for split, count in splits.items():
-        documents = [
+    splits = {
+        split: [
             _document(
                 random,
                 f"{split}/{number}",
@@ -119,21 +100,40 @@ def write_documents(
             )
             for number in range(count)
         ]
+        for split, count in (("train", train), ("validation", validation))
+    }
+    return _write(root, splits, shard_bytes=shard_bytes, media=media, lie=lie_about_tokens)
+
+
+def _write(
+    root: Path,
+    splits: dict[str, list[dict[str, Any]]],
+    *,
+    shard_bytes: int,
+    media: bool = False,
+    lie: int = 0,
+) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    manifest = {
+        "format_version": 1,
+        "kind": "documents",
+        "vocabulary": VOCABULARY,
+        "tokenizer_sha256": write_tokenizer(root / "tokenizer.json"),
+        "special_tokens": {"start": 0, "paragraph": 1, "document": 2, "padding": 3},
+        "splits": {name: {"samples": len(documents)} for name, documents in splits.items()},
+        "recipe": {"shard_bytes": shard_bytes + 128},
+    }
+    columns = {"id": "str", "tokens": "ndarray:uint16", "segments": "ndarray:int32"}
+    if media:
+        columns["payload"] = "bytes"
+    for split, documents in splits.items():
         with MDSWriter(
             out=str(root / split), columns=columns, hashes=["xxh64"], size_limit=shard_bytes
         ) as writer:
             for document in documents:
                 writer.write(document)
-        _write_lengths(root / split, documents, lie=lie_about_tokens)
+        _write_lengths(root / split, documents, lie=lie)
         shutil.copyfile(root / "tokenizer.json", root / split / "tokenizer.json")
-        manifest = {
-            "format_version": 1,
-            "kind": "documents",
-            "vocabulary": VOCABULARY,
-            "tokenizer_sha256": sha256,
-            "special_tokens": {"start": 0, "paragraph": 1, "document": 2, "padding": 3},
-            "splits": {name: {"samples": number} for name, number in splits.items()},
-        }
         (root / split / "manifest.json").write_text(json.dumps(manifest))
     return root
 
@@ -182,20 +182,19 @@ def _write_lengths(directory: Path, documents: list[dict[str, Any]], *, lie: int
     (directory / "lengths.json").write_text(text)
 
 
-def _sample(
+def _text(
     random: np.random.Generator, sequence_tokens: int, with_spans: bool
-) -> dict[str, np.ndarray]:
+) -> list[tuple[npt.NDArray[np.uint16], list[list[int]]]]:
+    """Tokens and segments of the documents of one text."""
     steps = random.integers(1, 4, sequence_tokens)
-    body = 10 + (int(random.integers(200)) + steps.cumsum()) % 240
-    tokens = np.concatenate([[0], body]).astype(np.uint16)
+    tokens = (10 + (int(random.integers(200)) + steps.cumsum()) % 240).astype(np.uint16)
     if not with_spans:
+        ends = [sequence_tokens]
         if random.random() < 0.5:
-            tokens[int(random.integers(2, sequence_tokens))] = 2
-        return {"tokens": tokens}
+            ends.insert(0, int(random.integers(2, sequence_tokens)))
+            tokens[ends[0] - 1] = 2
+        return [(part, [[0, len(part), 1]]) for part in np.split(tokens, ends[:-1])]
     half = sequence_tokens // 2
     # The answer is of a few words only, which adapters alone can learn.
-    tokens[half + 1 :] = 20 + np.arange(sequence_tokens - half) % 8
-    scored = np.zeros(sequence_tokens + 1, dtype=np.uint8)
-    scored[half + 1 :] = 1
-    spans = np.array([[1, half]], dtype=np.int32)
-    return {"tokens": tokens, "spans": spans, "scored": scored}
+    tokens[half:] = 20 + np.arange(sequence_tokens - half) % 8
+    return [(tokens, [[1, half - 1, 0], [0, 1, 0], [0, sequence_tokens - half, 1]])]

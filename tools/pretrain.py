@@ -240,7 +240,6 @@ def build_corpus(config: RunConfig) -> int:
     command = [
         *(sys.executable, "-m", "tools.corpus", "build", str(config.data.corpus)),
         *("--vocabulary", str(config.model.decoder.vocabulary)),
-        *("--sequence-tokens", str(config.data.sequence_tokens)),
     ]
     return subprocess.run(command).returncode
 

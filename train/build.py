@@ -47,6 +47,7 @@ def open_sources(config: RunConfig) -> Sources:
         room = {"span_tokens": capacity.tokens, "spans": capacity.spans}
     laying = Laying(
         sequence_tokens=data.sequence_tokens,
+        pack=data.pack,
         attend=data.attend,
         window=data.shuffle_window,
         seed=config.seed,
@@ -61,9 +62,7 @@ def open_sources(config: RunConfig) -> Sources:
             cache=cache / name if cache and len(data.mixed) > 1 else cache,
             storage=storage,
         )
-        corpus.require(
-            vocabulary=config.model.decoder.vocabulary, sequence_tokens=data.sequence_tokens
-        )
+        corpus.require(vocabulary=config.model.decoder.vocabulary)
         opened.append(Source(name, number, corpus, laying))
     needed = sum(source.working_set_bytes for source in opened)
     require_working_set(storage.cache_limit_bytes, working_set_bytes=needed)

@@ -11,6 +11,7 @@ from parallel.mesh import LayoutConfig, layout_faults, rank_fault
 from parallel.zero.config import ZeroConfig
 from train.data.collate import Attend, SpanCapacity
 from train.data.mixture import SourceConfig
+from train.data.pack import Pack
 from train.data.spans.kinds import (
     FixedSpansConfig,
     RandomSpansConfig,
@@ -50,11 +51,11 @@ class DataConfig(Config):
     """Where samples come from."""
 
     corpus: str | None = None
-    """Directory or `s3://bucket/path` that `tools.corpus` or `tools.shards` wrote."""
+    """Directory or `s3://bucket/path` that `tools.corpus` wrote."""
     sources: dict[str, SourceConfig] = Field(default_factory=dict)
     """Several corpora by name instead of one, each with its share of the sequences."""
     sequence_tokens: Positive
-    """Slots of a sequence; where a corpus holds sequences that were cut before, theirs."""
+    """Slots of a sequence."""
     shuffle_window: Positive = 65_536
     """Samples shuffled among each other, after the shards have been shuffled; documents packed
     together."""
@@ -62,6 +63,9 @@ class DataConfig(Config):
     """Choices of spans with which a step holds each sequence."""
     ledger_mib: Annotated[float, Field(gt=0)] = 64.0
     """Size from which a rank's ledger of what it read holds digests only."""
+    pack: Pack = "fit"
+    """`fit` lays documents into sequences, whole where they fit; `stream` cuts all documents, one
+    after the other, every `sequence_tokens` tokens, as in the paper."""
     attend: Attend = "across"
     """`across` the documents of a sequence, as in the paper, or `within` each, as in a sequence of
     its own; for corpora of documents, whose packing then gives each its own `<s>`."""
@@ -212,6 +216,7 @@ class RunConfig(Config):
                 for capacity in [self.span_capacity(modality)]
             },
             "attend": self.data.attend,
+            "pack": self.data.pack,
         }
         return identity
 
@@ -268,6 +273,18 @@ def _faults(config: RunConfig) -> list[str]:
             f"data.span_choices: {config.data.span_choices} of each sequence do not divide "
             f"batch.sequences ({config.batch.sequences})"
         )
+    if config.data.pack == "stream":
+        whole = [
+            f"spans.{modality}.kind: stored"
+            for modality, spans in config.spans.items()
+            if isinstance(spans, StoredSpansConfig)
+        ]
+        whole += ["data.attend: within"] * (config.data.attend == "within")
+        faults += [
+            f"{key} needs documents that stay whole, and data.pack: stream cuts them: leave out "
+            "data.pack, or change it to fit"
+            for key in whole
+        ]
     if S > decoder.max_tokens:
         faults.append(
             f"data.sequence_tokens: {S} slots but the decoder has positions for "

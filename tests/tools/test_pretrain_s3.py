@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 from tests.lab_fixtures import S3Lab
+from tools.corpus.__main__ import main as shards
 from tools.ledger import check_run
-from tools.shards.__main__ import main as shards
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -174,8 +174,9 @@ def test_corpus_that_does_not_fit(corpus: Path, tmp_path: Path) -> None:
         open_sources(config(empty, tmp_path))
     with pytest.raises(DataError, match="vocabulary has 300 entries and the model's 301"):
         open_sources(config(corpus, tmp_path, "model.decoder.vocabulary=301"))
-    with pytest.raises(DataError, match="samples are 64 tokens long and the run wants 32"):
-        open_sources(config(corpus, tmp_path, "data.sequence_tokens=32"))
+    short = write_corpus(tmp_path / "short", sequence_tokens=16, train=2, validation=2)
+    with pytest.raises(DataError, match="too little text for one sequence of 64 tokens"):
+        _ = open_sources(config(short, tmp_path)).all[0].sequences
 
 
 def test_document_that_does_not_fit_is_refused(corpus: Path, tmp_path: Path) -> None:
@@ -184,6 +185,7 @@ def test_document_that_does_not_fit_is_refused(corpus: Path, tmp_path: Path) -> 
             corpus,
             tmp_path,
             "spans={text: {kind: stored}}",
+            "data.pack=fit",
             "data.span_capacity={text: {tokens: 10, spans: 2}}",
         ),
         open_sources(config(corpus, tmp_path)).special,

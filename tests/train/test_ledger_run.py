@@ -29,7 +29,13 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     }
     return [
         f"data.sources={yaml.safe_dump(sources, default_flow_style=True, width=10_000).strip()}",
-        *("data.corpus=null", "data.shuffle_window=50", f"steps={STEPS}", "batch.sequences=8"),
+        *(
+            "data.corpus=null",
+            "data.pack=fit",
+            "data.shuffle_window=50",
+            f"steps={STEPS}",
+            "batch.sequences=8",
+        ),
         *("batch.micro_sequences=1", "checkpoint.every_steps=2", "validation.every_steps=100"),
     ]
 

@@ -49,6 +49,7 @@ def finetuned(
         f"init_from={base}",
         "lora={rank: 8, alpha: 64.0}",
         "spans={text: {kind: stored}}",
+        "data.pack=fit",
         "zero.stage=3",
         "zero.persist_parameters_below=0",
         ranks=2,
@@ -127,7 +128,12 @@ def test_killed_and_resumed(
     """A LoRA run continues as if it had never stopped, on bf16's own path too."""
     arguments = (
         *("steps=12", f"init_from={base}", "lora={rank: 4, dropout: 0.1}", "precision=bf16"),
-        *("spans={text: {kind: stored}}", "zero.stage=2", "checkpoint.every_steps=4"),
+        *(
+            "spans={text: {kind: stored}}",
+            "data.pack=fit",
+            "zero.stage=2",
+            "checkpoint.every_steps=4",
+        ),
     )
     whole = run(task, tmp_path / "whole", *arguments)
     attempt = start(task, tmp_path / "run", *arguments)
@@ -144,7 +150,7 @@ def test_pretrained_encoder_trains_its_last_layers_alone(
         task,
         tmp_path / "run",
         *("steps=3", f"{encoder}.init_from={base}", f"{encoder}.trainable_layers=1"),
-        *("spans={text: {kind: stored}}", "zero.stage=3", "seed=9"),
+        *("spans={text: {kind: stored}}", "data.pack=fit", "zero.stage=3", "seed=9"),
     )
     before, after = read_values(base), read_values(tmp_path / "run")
     prefix = "encoders.text."

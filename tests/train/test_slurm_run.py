@@ -78,7 +78,13 @@ def test_finetuning_under_slurm(slurm_lab: SlurmLab, submitted_from: Path, tmp_p
     job = slurm_lab.submit(
         "slurm/finetune.sh",
         *("tiny.yaml", f"data.corpus={task}", "run_directory=lora", f"init_from={tmp_path}/base"),
-        *("lora={rank: 4}", "spans={text: {kind: stored}}", "zero.stage=3", "steps=6"),
+        *(
+            "lora={rank: 4}",
+            "spans={text: {kind: stored}}",
+            "data.pack=fit",
+            "zero.stage=3",
+            "steps=6",
+        ),
         directory=submitted_from,
     )
     assert slurm_lab.wait(job, timeout_seconds=120)["JobState"] == "COMPLETED", output(

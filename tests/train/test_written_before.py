@@ -27,7 +27,12 @@ MODEL = (
     *("model.decoder.feed_forward=32", "model.encoders.text.encoder.width=8"),
     *("model.encoders.text.encoder.num_layers=1", "model.encoders.text.encoder.feed_forward=16"),
 )
-FINETUNED = (f"init_from={OLD}/pretrained", "lora={rank: 2}", "spans={text: {kind: stored}}")
+FINETUNED = (
+    f"init_from={OLD}/pretrained",
+    "lora={rank: 2}",
+    "spans={text: {kind: stored}}",
+    "data.pack=fit",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +99,9 @@ def test_serves_init_from(tmp_path: Path) -> None:
     assert losses(metrics) == recorded("finetuned")
 
 
-def test_corpus_of_sequences(tmp_path: Path) -> None:
+def test_a_corpus_of_sequences_is_refused(tmp_path: Path) -> None:
     shutil.copytree(OLD / "pretrained", tmp_path / "run")
-    ended = start(SEQUENCES, tmp_path / "run", *MODEL).wait()
-    assert ended.code == 0
-    assert losses(read_metrics(tmp_path / "run" / "metrics.jsonl")) == recorded("pretrained")
+    ended = start(SEQUENCES, tmp_path / "run", *MODEL, "data.pack=fit").wait()
+    assert ended.code == 2
+    assert "holds sequences of one length" in ended.output
+    assert "`python -m tools.corpus build`" in ended.output

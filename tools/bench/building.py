@@ -10,12 +10,11 @@ from rich.console import Console
 
 from tools.bench.rounds import Contestant, Findings, Step, alternate, ratio, record
 from tools.bench.shapes import Plan
-from tools.corpus import prose
+from tools.corpus import build
+from tools.corpus.documentation import Documentation
+from tools.corpus.encoding import paragraphs
 from tools.corpus.packages import package_cache
-from tools.corpus.sources import load
 from tools.corpus.tokenizer import CorpusTokenizer
-from tools.shards import build
-from tools.shards.encoding import paragraphs
 
 PACKAGE: Final = "linux-doc-6.1"
 VOCABULARY: Final = 8192
@@ -24,7 +23,7 @@ TEXTS_AT_ONCE: Final = 4096
 
 
 def against_tokenizer(plan: Plan) -> Findings:
-    """Documents a second through `python -m tools.shards build`, over `encode_batch_fast` alone.
+    """Documents a second through `python -m tools.corpus build`, over `encode_batch_fast` alone.
 
     The text is the same few thousand documents again and again: enough that starting the processes
     is little of it.
@@ -42,7 +41,7 @@ def against_tokenizer(plan: Plan) -> Findings:
         (Path(directory) / "tokenizer.json").write_bytes(tokenizer.content)
         contestants = [
             _contestant("encode_batch_fast", _encode_all(tokenizer, pieces), tokens),
-            _contestant("shards build", _builds(Path(directory), plan.threads), tokens),
+            _contestant("corpus build", _builds(Path(directory), plan.threads), tokens),
         ]
         seconds = alternate(contestants, plan.heavy)
     alone, built = (seconds[contestant.name] for contestant in contestants)
@@ -66,12 +65,9 @@ def source_bytes(texts: list[str]) -> int:
 
 
 def _texts(text_bytes: int) -> list[str]:
-    source = load(PACKAGE, cache=package_cache(), report=lambda _: None)
-    found = [
-        "\n\n".join(paragraph.text for paragraph in prose.paragraphs(document.text))
-        for document in source.documents
-    ]
-    found = [text for text in found if text.strip()]
+    documentation = Documentation(sources=(PACKAGE,), cache=package_cache())
+    read, _ = documentation.texts(report=lambda _: None)
+    found = ["\n\n".join(paragraph.text for paragraph in text.paragraphs) for text in read]
     texts: list[str] = []
     total = 0
     while total < text_bytes:
@@ -97,7 +93,7 @@ def _encode_all(tokenizer: CorpusTokenizer, pieces: list[str]) -> Step:
 
 
 def _builds(directory: Path, workers: int) -> Step:
-    order = build.Order(
+    request = build.Request(
         sources=[str(directory / "text.jsonl")],
         tokenizer=directory / "tokenizer.json",
         workers=workers,
@@ -107,6 +103,6 @@ def _builds(directory: Path, workers: int) -> Step:
     def step() -> None:
         nonlocal number
         number += 1
-        build.build(str(directory / f"built-{number}"), order, console=Console(quiet=True))
+        build.build(str(directory / f"built-{number}"), request, console=Console(quiet=True))
 
     return step

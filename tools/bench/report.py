@@ -68,7 +68,7 @@ MEANINGS = {
     "checkpoint_read_vs_dd": "bandwidth, restore / dd, nothing cached",
     "checkpoint_read_vs_torch": "bandwidth, restore / torch.load, nothing cached",
     "checkpoint_read_vs_dcp": "bandwidth, restore / dcp.load, nothing cached",
-    "build_vs_tokenizer": "tokens/s of tools.shards build / the tokenizer's own batch rate",
+    "build_vs_tokenizer": "tokens/s of tools.corpus build / the tokenizer's own batch rate",
     "loading_vs_streaming": "sequences/s, our one thread / StreamingDataset without workers",
     "loading_processor_vs_streaming": "the same in seconds of processor time, streaming / ours",
     "loading_two_vs_streaming_two": "sequences/s, two ranks of ours / two workers of streaming's",

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from train.data.tokens import SPECIAL_TEXT, SpecialTokens
 from train.errors import DataError
 
+TOKENIZER_NAME: Final = "tokenizer.json"
 DEFAULT_VOCABULARY: Final = 8192
 _SMALLEST_VOCABULARY: Final = 256 + len(SPECIAL_TEXT)
 

@@ -1,8 +1,9 @@
-"""A corpus as `python -m tools.corpus` lays it out: two splits and the tokenizer."""
+"""A corpus as `python -m tools.corpus` builds it: two splits of documents and the tokenizer."""
 
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,25 @@ from train.data.tokens import SpecialTokens
 from train.errors import DataError
 from train.storage.config import StorageConfig
 
-COUNTED_SAMPLES = 4_096
-"""Training samples that are counted where a corpus brings no counts of its own."""
+COUNTED_DOCUMENTS = 4_096
+"""Training documents that are counted where a corpus brings no counts of its own."""
+
+
+def require_documents(manifest: Mapping[str, Any], *, place: str) -> None:
+    """Refuse a corpus of sequences of one length, as earlier versions built them.
+
+    Raises:
+        DataError: it is one.
+    """
+    kind = manifest.get("kind")
+    if kind != DOCUMENTS_KIND:
+        rebuilt = "instruct" if kind == "instruction" else "build"
+        raise DataError(
+            f"{place} holds sequences of one length, not documents, as earlier versions built "
+            f"them: move it away and run `python -m tools.corpus {rebuilt}` with the same sources "
+            "and --tokenizer its tokenizer.json; read as data.pack=stream they make the same "
+            "sequences"
+        )
 
 
 class Corpus:
@@ -52,32 +70,29 @@ class Corpus:
             )
             for split in ("train", "validation")
         )
+        require_documents(self.train.manifest, place=self.root)
         self.special = SpecialTokens.from_manifest(self.train.manifest)
         self.tokenizer_sha256 = str(self.train.manifest.get("tokenizer_sha256", "unknown"))
 
     @property
     def fingerprint(self) -> str:
         """Equal for two corpora if and only if their samples are, wherever they lie."""
-        parts: list[Any] = [self.train.fingerprint, self.validation.fingerprint]
-        if self.train.manifest.get("kind") == DOCUMENTS_KIND:
-            # Where rows begin and end follows from these.
-            parts += [self.train.lengths_fingerprint, self.validation.lengths_fingerprint]
-        parts.append(self.special.to_manifest())
+        parts: list[Any] = [
+            *(self.train.fingerprint, self.validation.fingerprint),
+            # Where sequences begin and end follows from these.
+            *(self.train.lengths_fingerprint, self.validation.lengths_fingerprint),
+            self.special.to_manifest(),
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def require(self, *, vocabulary: int, sequence_tokens: int) -> None:
+    def require(self, *, vocabulary: int) -> None:
         """Check that both splits fit a model.
 
         Raises:
             DataError: they do not; the message says what to change.
         """
-        has_documents = self.train.manifest.get("kind") == DOCUMENTS_KIND
         for split in (self.train, self.validation):
-            split.require(
-                vocabulary=vocabulary,
-                # Documents are as long as they are: packing makes sequences of them.
-                sequence_tokens=None if has_documents else sequence_tokens,
-            )
+            split.require(vocabulary=vocabulary)
 
     def copy_tokenizer(self, destination: Path) -> None:
         """Bring the tokenizer to where a run keeps it, unless it is there.
@@ -97,7 +112,7 @@ class Corpus:
     def token_counts(self) -> npt.NDArray[np.int64]:
         """[V] how often each token occurs in training, as the corpus tells or a part of it shows.
 
-        A corpus without counts is counted over its first samples.
+        A corpus without counts is counted over its first documents.
         """
         content = self.train.read_beside("token_counts.npy")
         if content is not None:
@@ -109,10 +124,7 @@ class Corpus:
                 ) from None
         vocabulary = int(self.train.manifest["vocabulary"])
         counts = np.zeros(vocabulary, dtype=np.int64)
-        for sample_id in range(min(COUNTED_SAMPLES, len(self.train))):
-            columns = self.train.columns(sample_id)
-            tokens = np.asarray(columns["tokens"], dtype=np.int64)
-            if "scored" in columns:
-                tokens = tokens[np.asarray(columns["scored"], dtype=np.bool_)]
+        for number in range(min(COUNTED_DOCUMENTS, len(self.train))):
+            tokens = np.asarray(self.train.columns(number)["tokens"], dtype=np.int64)
             counts += np.bincount(tokens, minlength=vocabulary)
         return counts

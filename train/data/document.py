@@ -6,6 +6,7 @@ corpora with other modalities, `payload` (bytes of their spans, one after the ot
 shard lies what planning needs of its documents, see `LENGTH_COLUMNS`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -46,6 +47,18 @@ LENGTHS_NAME: Final = "lengths.json"
 LENGTH_COLUMNS: Final = ("tokens", "spans", "span_tokens", "image", "audio", "video")
 """Columns of a shard's lengths, [n, 6] uint32 in .npy: all text tokens; text spans, and the tokens
 in them; spans of each other modality."""
+
+
+def plain_tokens(columns: Mapping[str, Any]) -> npt.NDArray[Any] | None:
+    """The tokens of a document that is one scored text, as most are; None of any other.
+
+    Saves such a document from being taken apart.
+    """
+    tokens, segments = columns.get("tokens"), columns.get("segments")
+    if not isinstance(tokens, np.ndarray) or not isinstance(segments, np.ndarray):
+        return None
+    is_plain = tokens.ndim == 1 and segments.tolist() == [[int(Kind.TEXT), tokens.size, 1]]
+    return tokens if is_plain and not columns.get("payload") else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

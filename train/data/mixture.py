@@ -27,7 +27,7 @@ class SourceConfig(Config):
     """One source of a mixture. Its share is a weight, or follows from epochs or tokens."""
 
     corpus: str
-    """Directory or `s3://bucket/path` that `tools.corpus` or `tools.shards` wrote."""
+    """Directory or `s3://bucket/path` that `tools.corpus` wrote."""
     weight: Annotated[float, Field(ge=0)] | None = None
     """Beside the weights of the other sources; 1 where nothing is said."""
     weight_by_step: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None

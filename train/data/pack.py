@@ -11,11 +11,15 @@ cuts into gaps are ours.
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+
+Pack = Literal["fit", "stream"]
+"""Whether documents stay whole where they fit a sequence, or are cut every S tokens of a stream."""
 
 LEAST_FILL = 0.97
 """Below this share of slots that hold tokens, whole documents are cut to fill gaps."""
@@ -68,10 +72,15 @@ class PackedSequences:
         """The same sequences in another order."""
         sizes = np.diff(self.starts)[order]
         starts = np.concatenate(([0], sizes.cumsum()))
-        inside = np.arange(starts[-1]) - np.repeat(starts[:-1], sizes)
         return PackedSequences(
-            parts=self.parts[np.repeat(self.starts[:-1][order], sizes) + inside], starts=starts
+            parts=self.parts[runs(self.starts[:-1][order], sizes)], starts=starts
         )
+
+
+def runs(starts: Ints, lengths: Ints) -> Ints:
+    """All numbers of the runs that begin at `starts`, one run after the other."""
+    before = lengths.cumsum() - lengths
+    return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
 
 
 @dataclass(slots=True, eq=False)
@@ -130,8 +139,7 @@ def _cut(lengths: Ints, shape: SequenceShape) -> Ints:
             )
     counts = np.maximum(1, -(-tokens // room))
     documents = np.repeat(np.arange(len(tokens)), counts)
-    places = np.arange(len(documents)) - np.repeat(counts.cumsum() - counts, counts)
-    begins = places * room
+    begins = runs(np.zeros_like(counts), counts) * room
     ends = np.minimum(begins + room, tokens[documents])
     parts = np.stack([documents, begins, ends], axis=1)
     return parts[ends > begins]

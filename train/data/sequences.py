@@ -1,9 +1,9 @@
-"""The sequences of one source, by number, without end: which stored samples each one holds.
+"""The sequences of one source, by number, without end: which parts of documents each one holds.
 
 A sequence is a pure function of (seed, source, number): no rank, worker or restart has a say in it.
-Sequences of documents are packed window by window of the global order; how many a window gives is
-known once it has been packed, so a sequence far from the beginning is found by packing all windows
-before it, or from an `Anchor` that a checkpoint brings.
+Where documents are to fit, they are packed window by window of the global order; how many sequences
+a window gives is known once it has been packed, so one far from the beginning is found by packing
+all windows before it, or from an `Anchor` that a checkpoint brings.
 """
 
 from bisect import bisect_right
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from train.data.document import LENGTH_COLUMNS
 from train.data.order import GlobalOrder
-from train.data.pack import PackedSequences, SequenceShape, TooLongError, pack
+from train.data.pack import PackedSequences, SequenceShape, TooLongError, pack, runs
 from train.errors import DataError
 
 Ints = npt.NDArray[np.int64]
@@ -27,6 +27,9 @@ _PARTS: Final = 3
 _KEPT_WINDOWS: Final = 3
 _KEPT_STARTS: Final = 65_536
 _MEASURED_WINDOWS: Final = 8
+_BLOCK: Final = 256
+"""Sequences of a stream that are planned at once."""
+_KEPT_SHARDS: Final = 128
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,9 +38,9 @@ class PlannedSequence:
 
     Attributes:
         epoch: how often its source was gone through before.
-        number: of the sequence in its epoch, or of the stored sample; seeds what is random in it.
-        parts: [p, 3] number in the store, and the half-open range of its tokens that is taken;
-            [number, 0, -1] for all of it.
+        number: of the sequence in its epoch, or of its place in the stream; seeds what is random
+            in it.
+        parts: [p, 3] document in the store, and the half-open range of its tokens that is taken.
     """
 
     epoch: int
@@ -52,6 +55,14 @@ class Sequences(Protocol):
         """The sequence with a number counted from 0 through all epochs."""
         ...
 
+    def sequences_an_epoch(self, total_tokens: int) -> float:
+        """How many all documents make, which have so many tokens."""
+        ...
+
+    def count_up_to(self, count: int) -> int:
+        """How many epoch 0 has, or `count` where there are more."""
+        ...
+
     def anchor(self, number: int) -> list[int] | None:
         """What finds the sequence quickly after a restart; None if nothing has to be known."""
         ...
@@ -61,32 +72,8 @@ class Sequences(Protocol):
         ...
 
 
-class StoredSequences:
-    """Sequences of a corpus of whole sequences: one stored sample each."""
-
-    def __init__(self, order: GlobalOrder):
-        self._order = order
-
-    def sequence(self, number: int) -> PlannedSequence:
-        """The sequence with this number."""
-        epoch, sample = self._order.sample_at(number)
-        return PlannedSequence(epoch=epoch, number=sample, parts=np.array([[sample, 0, -1]]))
-
-    def anchor(self, number: int) -> None:
-        """Nothing: any sequence is found at once."""
-
-    def start_at(self, anchor: list[int]) -> None:
-        """Refuse an anchor, which only documents have.
-
-        Raises:
-            DataError: always.
-        """
-        del anchor
-        raise DataError("the run began with documents, and the corpus now holds whole sequences")
-
-
-class DocumentSequences:
-    """Sequences packed from documents.
+class FittedSequences:
+    """Sequences into which documents are laid so that they fit.
 
     Args:
         order: of the documents.
@@ -212,6 +199,115 @@ class DocumentSequences:
         parts = packed.parts[np.lexsort((place, owner))]
         packed = PackedSequences(parts=parts, starts=packed.starts)
         return packed.reordered(self._order.permutation(len(packed), _SEQUENCES, epoch, window))
+
+
+class StreamSequences:
+    """Sequences cut from the stream that all documents make, one after the other as stored.
+
+    Sequence k of an epoch is `<s>` and tokens [k S, (k + 1) S) of the stream, so that nothing is
+    padded and every token of the stream is a target once; the last S - 1 tokens or fewer are left
+    out. A sequence is found from the sums of lengths of one shard or a few.
+
+    Source: MetaLM §3.2 and RoBERTa's full-sentences packing, where the remainder of a sequence
+    would be left empty rather than hold the beginning of a sentence.
+
+    Args:
+        order: of the sequences.
+        lengths: [n, 6] lengths of the documents of a shard, see `LENGTH_COLUMNS`.
+        documents: [shards] how many each shard holds.
+        tokens: [shards] and how many tokens they have.
+        sequence_tokens: S.
+
+    Raises:
+        DataError (from `sequence`): a shard's lengths cannot be read.
+    """
+
+    def __init__(
+        self,
+        order: GlobalOrder,
+        lengths: Callable[[int], npt.NDArray[np.uint32]],
+        *,
+        documents: Ints,
+        tokens: Ints,
+        sequence_tokens: int,
+    ):
+        self._order = order
+        self._lengths = lengths
+        self._documents = np.concatenate([[0], documents.cumsum()])
+        self._tokens = np.concatenate([[0], tokens.cumsum()])
+        self._sequence_tokens = sequence_tokens
+        self._bounds: OrderedDict[int, Ints] = OrderedDict()
+        self._block: tuple[int, list[tuple[int, int]], PackedSequences] | None = None
+
+    def sequence(self, number: int) -> PlannedSequence:
+        """The sequence with this number."""
+        block, offset = divmod(number, _BLOCK)
+        if self._block is None or self._block[0] != block:
+            positions = self._order.range(block * _BLOCK, (block + 1) * _BLOCK)
+            places = np.array([place for _, place in positions])
+            self._block = block, positions, self._cut(places)
+        _, positions, cut = self._block
+        epoch, place = positions[offset]
+        return PlannedSequence(epoch=epoch, number=place, parts=cut.sequence(offset))
+
+    def sequences_an_epoch(self, total_tokens: int) -> float:
+        """Sequences that the stream makes."""
+        del total_tokens
+        return len(self._order)
+
+    def count_up_to(self, count: int) -> int:
+        """Sequences of an epoch, or `count` where there are more."""
+        return min(count, len(self._order))
+
+    def anchor(self, number: int) -> None:
+        """Nothing: any sequence is found at once."""
+
+    def start_at(self, anchor: list[int]) -> None:
+        """Do nothing, for the same reason."""
+
+    def _cut(self, places: Ints) -> PackedSequences:
+        """The sequences at these places of the stream."""
+        begins = places * self._sequence_tokens
+        ends = begins + self._sequence_tokens
+        first, last = (
+            np.searchsorted(self._tokens, bound, side="right") - 1 for bound in (begins, ends - 1)
+        )
+        # What each shard that a sequence touches gives to it.
+        shards = runs(first, last - first + 1)
+        owners = np.repeat(np.arange(len(places)), last - first + 1)
+        offsets = self._tokens[shards]
+        begins = np.maximum(begins[owners] - offsets, 0)
+        ends = np.minimum(ends[owners], self._tokens[shards + 1]) - offsets
+        found: list[Ints] = []
+        for shard in np.unique(shards).tolist():
+            mine = np.flatnonzero((shards == shard) & (ends > begins))
+            bounds = self._bounds_in(shard)
+            first, last = (
+                np.searchsorted(bounds, bound, side="right") - 1
+                for bound in (begins[mine], ends[mine] - 1)
+            )
+            documents = runs(first, last - first + 1)
+            of = np.repeat(mine, last - first + 1)
+            starts = bounds[documents]
+            numbers = documents + self._documents[shard]
+            begin = np.maximum(begins[of] - starts, 0)
+            end = np.minimum(ends[of], bounds[documents + 1]) - starts
+            found.append(np.stack([owners[of], numbers, begin, end], axis=1))
+        parts = np.concatenate(found)
+        parts = parts[parts[:, 3] > parts[:, 2]]
+        parts = parts[np.lexsort((parts[:, 1], parts[:, 0]))]
+        starts = np.searchsorted(parts[:, 0], np.arange(len(places) + 1))
+        return PackedSequences(parts=parts[:, 1:], starts=starts)
+
+    def _bounds_in(self, shard: int) -> Ints:
+        """[n + 1] where each document of a shard begins, in tokens from its first, and the end."""
+        if shard not in self._bounds:
+            lengths = self._lengths(shard)[:, 0].astype(np.int64)
+            self._bounds[shard] = np.concatenate([[0], lengths.cumsum()])
+            if len(self._bounds) > _KEPT_SHARDS:
+                self._bounds.popitem(last=False)
+        self._bounds.move_to_end(shard)
+        return self._bounds[shard]
 
 
 assert LENGTH_COLUMNS[:3] == ("tokens", "spans", "span_tokens"), "what packing reads"

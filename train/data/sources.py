@@ -3,20 +3,25 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from train.data.collate import Attend
 from train.data.corpus import Corpus
-from train.data.document import DOCUMENTS_KIND, MEDIA, Document
+from train.data.document import MEDIA, Document, plain_tokens
 from train.data.order import GlobalOrder
-from train.data.pack import SequenceShape
+from train.data.pack import Pack, SequenceShape
 from train.data.sample import Sample
-from train.data.sequences import DocumentSequences, PlannedSequence, Sequences, StoredSequences
+from train.data.sequences import (
+    FittedSequences,
+    PlannedSequence,
+    Sequences,
+    StreamSequences,
+)
 from train.data.spans.places import NO_SPANS
 from train.data.store.shards import ShardStore
 from train.errors import DataError
@@ -25,6 +30,7 @@ Ints = npt.NDArray[np.int64]
 
 _FIRST_MEDIUM: Final = 3
 """Column of the lengths where spans of other modalities begin."""
+_USUAL_SHARD_BYTES: Final = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,7 @@ class Laying:
 
     Attributes:
         sequence_tokens: S.
+        pack: whether documents are laid into sequences so that they fit, or cut as a stream.
         attend: whether each document of a sequence begins with its own `<s>`, or only the first.
         span_tokens: room for tokens in stored spans; None where spans are chosen later.
         spans: room for stored spans; None likewise.
@@ -42,6 +49,7 @@ class Laying:
     """
 
     sequence_tokens: int
+    pack: Pack = "fit"
     attend: Attend = "across"
     span_tokens: int | None = None
     spans: int | None = None
@@ -79,35 +87,20 @@ class Source:
         self.number = number
         self.corpus = corpus
         self.laying = laying
-        self.has_documents = corpus.train.manifest.get("kind") == DOCUMENTS_KIND
-        if self.has_documents:
-            for split in (corpus.train, corpus.validation):
-                _refuse_media(split)
-        elif laying.attend == "within":
-            raise DataError(
-                f"data.attend: within is for documents, but {corpus.root} holds sequences that "
-                "were cut before: build it with `python -m tools.shards build`, or leave the key "
-                "out"
-            )
+        for split in (corpus.train, corpus.validation):
+            _refuse_media(split)
+        self._shard_ends = np.cumsum(corpus.train.shard_sizes)
         self.sequences = self._sequences_of(corpus.train, shuffle=True)
 
     @cached_property
-    def validation(self) -> "ShardStore | ValidationSequences":
+    def validation(self) -> "ValidationSequences":
         """The sequences of the validation split, in one order for ever."""
-        sequences = self._sequences_of(self.corpus.validation, shuffle=False)
-        if isinstance(sequences, DocumentSequences):
-            return ValidationSequences(self, sequences)
-        return self.corpus.validation
+        return ValidationSequences(self, self._sequences_of(self.corpus.validation, shuffle=False))
 
     def sequences_for(self, *, epochs: float | None, tokens: int | None) -> int:
         """Sequences that hold an amount of the training split, as full as they are."""
-        store = self.corpus.train
-        if isinstance(self.sequences, DocumentSequences):
-            total_tokens = int(store.totals[:, 0].sum())
-            sequences_an_epoch = self.sequences.sequences_an_epoch(total_tokens)
-        else:
-            total_tokens = len(store) * self.laying.sequence_tokens
-            sequences_an_epoch = len(store)
+        total_tokens = int(self.corpus.train.totals[:, 0].sum())
+        sequences_an_epoch = self.sequences.sequences_an_epoch(total_tokens)
         if epochs is None:
             assert tokens is not None
             epochs = tokens / total_tokens
@@ -119,8 +112,8 @@ class Source:
         store = self.corpus.train
         if "://" not in store.root:
             return 0
-        num_samples = min(len(store), 2 * self.laying.window)
-        num_shards = math.ceil(num_samples / len(store) * len(store.shard_sizes)) + 2
+        share = min(1.0, 2 * self.laying.window / len(self._order))
+        num_shards = math.ceil(share * len(store.shard_sizes)) + 2
         return sum(sorted(store.shard_bytes, reverse=True)[:num_shards])
 
     def read(self, sequence: PlannedSequence, *, split: ShardStore | None = None) -> Sample:
@@ -141,53 +134,59 @@ class Source:
         return sample
 
     def _read(self, sequence: PlannedSequence, store: ShardStore) -> Sample:
-        if not self.has_documents:
-            sample = store[sequence.number]
-            return replace(sample, source=self.number) if self.number else sample
+        parts: list[tuple[int, int, int]] = sequence.parts.tolist()
         start = self.corpus.special.start
         within = self.laying.attend == "within"
-        tokens = [] if within else [np.array([start])]
-        scored = [] if within else [np.array([False])]
+        total = (not within) + sum(end - begin + within for _, begin, end in parts)
+        tokens = np.full(total, start, dtype=np.int64)
+        scored = np.ones(total, dtype=np.bool_)
+        scored[0] = False
         spans: list[Ints] = []
         documents: list[tuple[int, int]] = []
-        at = len(tokens)
-        for number, begin, end in sequence.parts.tolist():
-            document = _document(store, number)
-            if end > len(document.tokens):
+        at = int(not within)
+        for number, begin, end in parts:
+            columns = store.columns(number)
+            plain = plain_tokens(columns)
+            document = None if plain is not None else _document(store, number, columns)
+            stored = plain if document is None else document.tokens
+            assert stored is not None
+            if end > len(stored):
                 raise DataError(
-                    f"document {document.name} of {store.root} has {len(document.tokens)} tokens, "
+                    f"document {columns['id']} of {store.root} has {len(stored)} tokens, "
                     f"fewer than the recorded lengths say ({end} or more): build the corpus again"
                 )
             documents.append((at, at + end - begin + within))
-            if within:
-                tokens.append(np.array([start]))
-                scored.append(np.array([False]))
-                at += 1
-            tokens.append(document.tokens[begin:end])
-            scored.append(document.scored[begin:end])
-            stored = document.spans
-            if len(stored):
-                inside = (stored[:, 0] >= begin) & (stored[:, 1] <= end)
-                spans.append(stored[inside] + (at - begin))
-            at += end - begin
+            scored[at] &= not within
+            at += within
+            stop = at + end - begin
+            tokens[at:stop] = stored[begin:end]
+            if document is not None:
+                scored[at:stop] = document.scored[begin:end]
+                inside = (document.spans[:, 0] >= begin) & (document.spans[:, 1] <= end)
+                spans.append(document.spans[inside] + (at - begin))
+            at = stop
         return Sample(
             id=sequence.number,
-            tokens=np.concatenate(tokens),
+            tokens=tokens,
             spans=np.concatenate(spans) if spans else NO_SPANS,
-            scored=np.concatenate(scored),
+            scored=scored,
             documents=np.array(documents, dtype=np.int64),
             source=self.number,
         )
 
     def shards_of(self, sequences: Sequence[PlannedSequence]) -> Ints:
         """Shards that reading some sequences opens, in order, the same one perhaps many times."""
-        return self._order.locate(np.concatenate([sequence.parts[:, 0] for sequence in sequences]))[
-            0
-        ]
+        numbers = np.concatenate([sequence.parts[:, 0] for sequence in sequences])
+        return np.searchsorted(self._shard_ends, numbers, side="right")
 
     def _sequences_of(self, store: ShardStore, *, shuffle: bool) -> Sequences:
+        if not store.totals[:, 0].any():
+            raise DataError(f"{store.root} holds no text to train on: build it with more")
+        is_stream = self.laying.pack == "stream"
         order = GlobalOrder(
-            store.shard_sizes,
+            stream_runs(store, sequence_tokens=self.laying.sequence_tokens)
+            if is_stream
+            else store.shard_sizes,
             seed=self.laying.seed if shuffle else 0,
             source=self.number if shuffle else 0,
             shuffle=shuffle,
@@ -195,35 +194,67 @@ class Source:
         )
         if shuffle:
             self._order = order
-        if not self.has_documents:
-            return StoredSequences(order)
-        if not store.totals[:, 0].any():
-            raise DataError(f"{store.root} holds no text to train on: build it with more")
-        return DocumentSequences(order, store.lengths, shape=self.laying.shape, place=store.root)
+        if not is_stream:
+            return FittedSequences(order, store.lengths, shape=self.laying.shape, place=store.root)
+        return StreamSequences(
+            order,
+            store.lengths,
+            documents=np.array(store.shard_sizes),
+            tokens=store.totals[:, 0],
+            sequence_tokens=self.laying.sequence_tokens,
+        )
+
+
+def stream_runs(store: ShardStore, *, sequence_tokens: int) -> list[int]:
+    """Sequences that the order of a stream keeps together, as it keeps the documents of a shard.
+
+    As many as a shard of the corpus's size would hold of them, to the byte as they lay there (204
+    of a head, and 11 beside the tokens of each) while corpora stored sequences: what a run of an
+    earlier version saw, and when, is so what one of this version sees.
+
+    Args:
+        store: a split.
+        sequence_tokens: S.
+
+    Raises:
+        DataError: the split has too few tokens for one sequence.
+    """
+    num_sequences = int(store.totals[:, 0].sum()) // sequence_tokens
+    if not num_sequences:
+        raise DataError(
+            f"{store.root} holds too little text for one sequence of {sequence_tokens} tokens: "
+            "build it with more, or lower data.sequence_tokens"
+        )
+    token_bytes = 2 if int(store.manifest.get("vocabulary", 0)) <= 1 << 16 else 4
+    shard_bytes = int(store.manifest.get("recipe", {}).get("shard_bytes", _USUAL_SHARD_BYTES))
+    run = max(1, (shard_bytes - 204) // (token_bytes * (sequence_tokens + 1) + 11))
+    whole, rest = divmod(num_sequences, run)
+    return [run] * whole + ([rest] if rest else [])
 
 
 class ValidationSequences:
     """The packed sequences of a validation split."""
 
-    def __init__(self, source: Source, sequences: DocumentSequences):
+    def __init__(self, source: Source, sequences: Sequences):
         self._source = source
-        self._rows = sequences
+        self._sequences = sequences
 
     def __len__(self) -> int:
         return self.up_to(sys.maxsize)
 
     def up_to(self, count: int) -> int:
         """How many sequences there are, or `count` where there are more, which is told sooner."""
-        return self._rows.count_up_to(count)
+        return self._sequences.count_up_to(count)
 
     def __getitem__(self, number: int, /) -> Sample:
         """One sequence as a sample."""
-        return self._source.read(self._rows.sequence(number), split=self._source.corpus.validation)
+        planned = self._sequences.sequence(number)
+        return self._source.read(planned, split=self._source.corpus.validation)
 
 
-def _document(store: ShardStore, number: int) -> Document:
+def _document(store: ShardStore, number: int, columns: dict[str, Any]) -> Document:
     try:
-        return Document.from_columns(store.columns(number))
+        return Document.from_columns(columns)
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(
             f"document {number} of {store.root} is none ({error}): build the corpus again"

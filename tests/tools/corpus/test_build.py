@@ -1,260 +1,353 @@
+"""From sources to documents: what is stored is what the files say."""
+
+import gzip
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from tokenizers import Tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.lab_fixtures import S3Lab
-from tests.tools.corpus.text import write_text
+from tests.tools.corpus.making import (
+    QUIET,
+    VIDEO,
+    build,
+    documents,
+    files_of,
+    passages,
+    picture,
+    sound,
+    write_lines,
+)
+from tools.corpus import verify
 from tools.corpus.__main__ import main
-from tools.corpus.place import Place
+from tools.corpus.encoding import Encoder, paragraphs
+from tools.corpus.entries import Entry, MediaPiece, TextPiece
 from tools.corpus.tokenizer import CorpusTokenizer
-from tools.lab import s3
-from train.data.store.shards import ShardStore
-from train.data.tokens import SPECIAL_TEXT, SpecialTokens
-from train.errors import DataError
+from train.data.document import Document, Kind
 
-SEQUENCE_TOKENS = 32
-VOCABULARY = 300
+ROWS = [{"text": text, "name": f"n{number}"} for number, text in enumerate(passages(40))]
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "notes")
+def expected(text: str, tokenizer: CorpusTokenizer) -> list[int]:
+    """The stream of a document: each paragraph and `</s>`, after the last one `</d>`."""
+    special = tokenizer.special
+    encoded = tokenizer.encode(text.split("\n\n"))
+    return [
+        *(token for ids in encoded for token in [*ids.tolist(), special.paragraph]),
+        special.document,
+    ]
 
 
-def run(out: Path | str, text: Path, *more: str) -> int:
-    return main(
-        ["build", str(out), "--sources", str(text), "--vocabulary", str(VOCABULARY),
-         "--sequence-tokens", str(SEQUENCE_TOKENS), *more]
+def write_as(form: str, directory: Path) -> Path:
+    """The rows as a file, or files, of a kind."""
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    path = directory / f"rows{form}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if form == ".jsonl":
+        path.write_bytes(lines)
+    elif form == ".jsonl.gz":
+        path.write_bytes(gzip.compress(lines))
+    elif form == ".jsonl.zst":
+        path.write_bytes(pa.compress(lines, codec="zstd", asbytes=True))
+    elif form == ".parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=7)
+    else:
+        path.write_text("text,name\n" + "".join(f'"{r["text"]}",{r["name"]}\n' for r in ROWS))
+    return path
+
+
+@pytest.mark.parametrize("form", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".csv"])
+def test_rows_become_documents(
+    form: str, tmp_path: Path, tokenizer: Path, loaded: CorpusTokenizer
+) -> None:
+    source = write_as(form, tmp_path / "in")
+
+    flags = ("--id-field=name", "--part-mebibytes=0.002")
+    out = build(source, *flags, out=tmp_path / "out", tokenizer=tokenizer)
+
+    found = documents(out)
+    assert {name: document.tokens.tolist() for name, document in found.items()} == {
+        f"rows/n{number}": expected(row["text"], loaded) for number, row in enumerate(ROWS)
+    }
+    assert all(document.scored.all() for document in found.values())
+
+
+def test_files_become_documents(tmp_path: Path, tokenizer: Path, loaded: CorpusTokenizer) -> None:
+    source = tmp_path / "books"
+    for number, text in enumerate(passages(30)):
+        path = source / f"shelf{number % 3}" / (f"{number}.md" if number % 2 else f"{number}.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("\n\n", "\r\n \t\r\n\r\n"), newline="")
+    (source / ".hidden.txt").write_text("not me")
+    (source / "notes.pdf").write_text("nor me")
+
+    out = build(source, out=tmp_path / "out", tokenizer=tokenizer)
+
+    found = documents(out)
+    assert len(found) == 30
+    assert found["books/shelf1/7.md"].tokens.tolist() == expected(passages(30)[7], loaded)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["sources"][0]["left_out_files"] == {".pdf": 1}
+
+
+def test_row_numbers_are_lines_whatever_the_parts(tmp_path: Path, tokenizer: Path) -> None:
+    lines = [json.dumps({"text": f"number {number}"}) for number in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(lines))  # no newline at the end
+
+    whole = build(tmp_path / "a.jsonl", out=tmp_path / "whole", tokenizer=tokenizer)
+    cut = build(
+        tmp_path / "a.jsonl", "--part-mebibytes=0.0002", out=tmp_path / "cut", tokenizer=tokenizer
+    )
+
+    assert len(list(cut.rglob("part-00003*.mds"))) > 0, "it was cut"
+    assert set(documents(whole)) == {f"a/a.jsonl:{2 * number + 1}" for number in range(60)}
+    assert set(documents(cut)) == set(documents(whole))
+
+
+def test_instructions_and_interleaved_documents(
+    tmp_path: Path, tokenizer: Path, loaded: CorpusTokenizer
+) -> None:
+    special = loaded.special
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(picture())
+    (tmp_path / "in/a.wav").write_bytes(sound())
+    row = {
+        "segments": [
+            {"text": "the kernel\n\nmaps", "span": True},
+            {"image": "a.png"},
+            {"text": "a page", "scored": False},
+            {"text": "of memory\n\nfor the bus"},
+            {"audio": "a.wav"},
+        ]
+    }
+    write_lines(tmp_path / "in/rows.jsonl", [row, *ROWS])
+
+    out = build(tmp_path / "in", out=tmp_path / "out", tokenizer=tokenizer)
+
+    document = documents(out)["in/rows.jsonl:1"]
+    [span, unscored, first, second] = (
+        ids.tolist()
+        for ids in loaded.encode(["the kernel\n\nmaps", "a page", "of memory", "for the bus"])
+    )
+    assert document.segments.tolist() == [
+        [Kind.TEXT_SPAN, len(span), 0],
+        [Kind.IMAGE, len(picture()), 0],
+        [Kind.TEXT, len(unscored) + 1, 0],
+        [Kind.TEXT, len(first) + len(second) + 2, 1],
+        [Kind.AUDIO, len(sound()), 0],
+        [Kind.TEXT, 1, 1],
+    ]
+    end = special.paragraph
+    scored = [*first, end, *second, end, special.document]
+    assert document.tokens.tolist() == [*span, *unscored, end, *scored]
+    assert document.tokens[document.scored].tolist() == scored
+    assert document.payload == picture() + sound()
+    assert document.lengths()[1:] == (1, len(span), 1, 1, 0)
+
+
+def test_pictures_sound_and_video_with_captions(
+    tmp_path: Path, tokenizer: Path, loaded: CorpusTokenizer
+) -> None:
+    source = tmp_path / "seen"
+    source.mkdir()
+    payloads = {"a.png": picture(1), "b.jpg": picture(2, kind="JPEG"), "c.wav": sound(),
+                "d.mp4": VIDEO}  # fmt: skip
+    for name, data in payloads.items():
+        (source / name).write_bytes(data)
+        (source / name).with_suffix(".txt").write_text(f"the driver of {name}\n")
+    write_lines(tmp_path / "text.jsonl", ROWS)
+
+    out = build(source, tmp_path / "text.jsonl", out=tmp_path / "out", tokenizer=tokenizer)
+
+    found = documents(out)
+    assert len(found) == len(payloads) + len(ROWS)
+    for (name, data), kind in zip(
+        payloads.items(), (Kind.IMAGE, Kind.IMAGE, Kind.AUDIO, Kind.VIDEO), strict=True
+    ):
+        document = found[f"seen/{name}"]
+        assert document.payload == data
+        assert document.segments[0].tolist() == [kind, len(data), 0]
+        assert document.tokens.tolist() == expected(f"the driver of {name}", loaded)
+    assert found["text/text.jsonl:1"].payload == b""
+    manifest = json.loads((out / "manifest.json").read_text())
+    counted = {
+        name: sum(split[name] for split in manifest["splits"].values())
+        for name in ("image", "audio", "video")
+    }
+    assert counted == {"image": 2, "audio": 1, "video": 1}
+
+
+@pytest.mark.parametrize("form", ["paths in csv", "bytes in parquet", "structs in parquet"])
+def test_tables_of_pictures(form: str, tmp_path: Path, tokenizer: Path) -> None:
+    source = tmp_path / "table"
+    (source / "images").mkdir(parents=True)
+    pictures = {f"images/{number}.png": picture(number) for number in range(20)}
+    if form == "paths in csv":
+        for path, data in pictures.items():
+            (source / path).write_bytes(data)
+        lines = "".join(f"{path},a page of {path}\n" for path in pictures)
+        (source / "list.csv").write_text("image,caption\n" + lines)
+    else:
+        rows = [
+            {"image": {"bytes": data, "path": None} if "structs" in form else data, "text": path}
+            for path, data in pictures.items()
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), source / "rows.parquet")
+
+    out = build(source, out=tmp_path / "out", tokenizer=tokenizer)
+
+    stored = sorted(document.payload for document in documents(out).values())
+    assert stored == sorted(pictures.values())
+
+
+def test_the_manifest_says_where_everything_comes_from(tmp_path: Path, tokenizer: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", ROWS)
+    write_lines(tmp_path / "b.jsonl", [{"text": text} for text in passages(50, seed=1)])
+
+    out = build(
+        f"wiki={tmp_path}/a.jsonl",
+        tmp_path / "b.jsonl",
+        "--licence=wiki=CC-BY-SA-4.0",
+        out=tmp_path / "out",
+        tokenizer=tokenizer,
+    )
+
+    found = documents(out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    wiki, other = manifest["sources"]
+    assert (wiki["name"], wiki["licences"], wiki["kind"]) == ("wiki", ["CC-BY-SA-4.0"], "jsonl")
+    assert (other["name"], other["licences"]) == ("b", [])
+    assert wiki["bytes"] == (tmp_path / "a.jsonl").stat().st_size
+    for source, count in ((wiki, 40), (other, 50)):
+        own = [found[name] for name in found if name.startswith(f"{source['name']}/")]
+        assert len(own) == source["documents"] == count
+        assert source["tokens"] == sum(len(document.tokens) for document in own)
+        assert source["tokens"] == sum(split["tokens"] for split in source["splits"].values())
+    counts = np.load(out / "token_counts.npy")
+    assert counts.sum() == manifest["splits"]["train"]["tokens"]
+    assert manifest["kind"] == "documents"
+    assert not (out / ".building").exists()
+    for split in ("train", "validation"):
+        for name in ("manifest.json", "tokenizer.json", "token_counts.npy"):
+            assert (out / split / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_another_source_leaves_the_split_as_it_was(tmp_path: Path, tokenizer: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", ROWS)
+    write_lines(tmp_path / "b.jsonl", [{"text": text} for text in passages(50, seed=1)])
+
+    alone = build(tmp_path / "a.jsonl", out=tmp_path / "alone", tokenizer=tokenizer)
+    both = build(
+        tmp_path / "b.jsonl", tmp_path / "a.jsonl", out=tmp_path / "both", tokenizer=tokenizer
+    )
+
+    before = {name for name in documents(alone) if name in ids_of(alone / "validation")}
+    after = {name for name in ids_of(both / "validation") if name.startswith("a/")}
+    assert before == after
+    assert 0 < len(before) < 20
+
+
+def ids_of(split: Path) -> set[str]:
+    store = verify.ShardStore(str(split))
+    return {store.columns(number)["id"] for number in range(len(store))}
+
+
+def test_any_number_of_workers_builds_the_same_bytes(
+    tmp_path: Path, tokenizer: Path, processes: None
+) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in passages(300)])
+    arguments = (source, "--part-mebibytes=0.005", "--dedup=exact")
+
+    one = build(*arguments, out=tmp_path / "one", tokenizer=tokenizer)
+    two = build(*arguments, "--workers=2", out=tmp_path / "two", tokenizer=tokenizer)
+
+    assert len({name.split(".")[0] for name in files_of(one / "train") if "part-" in name}) > 5
+    assert files_of(one) == files_of(two)
+
+
+def test_a_tokenizer_is_trained_where_none_is_given(tmp_path: Path, tokenizer: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", ROWS)
+    common = ["--validation", "0.2", "--workers", "1"]
+
+    assert main(["build", str(source), str(tmp_path / "out"), "--vocabulary", "280", *common]) == 0
+    assert (
+        main(["build", str(source), str(tmp_path / "two"), "--tokenizer-of", str(tmp_path / "out"),
+              *common]) == 0
     )  # fmt: skip
 
-
-@pytest.fixture(scope="module")
-def corpus(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("corpus") / "deep/corpus"
-    assert run(out, text) == 0
-    return out
-
-
-def test_the_samples_are_the_text(corpus: Path, text: Path) -> None:
-    tokenizer = Tokenizer.from_file(str(corpus / "tokenizer.json"))
-    store = ShardStore(str(corpus / "train"))
-    store.require(sequence_tokens=SEQUENCE_TOKENS, vocabulary=VOCABULARY)
-    stream: list[int] = []
-    for sample in store:
-        assert sample.tokens.shape == (SEQUENCE_TOKENS + 1,)
-        assert sample.tokens[0] == SpecialTokens().start
-        assert sample.scored is None
-        stream += sample.tokens[1:].tolist()
-    documents = tokenizer.decode(stream, skip_special_tokens=False).split("</d>")
-    originals = {
-        "</s>".join(
-            part.replace("\n", " ").strip()
-            for block in path.read_text().split("\n\n")
-            if (part := block.replace("=" * 60, "").strip())
-        )
-        for path in text.rglob("*.rst")
-    }
-    assert len(documents) > 100
-    for document in documents[:-1]:
-        assert document.removesuffix("</s>") in originals
+    places = (tmp_path / "out", tmp_path / "two")
+    first, second = (json.loads((place / "manifest.json").read_text()) for place in places)
+    assert first["vocabulary"] == 280
+    assert first["tokenizer_sha256"] == second["tokenizer_sha256"]
+    assert documents(tmp_path / "out").keys() == documents(tmp_path / "two").keys()
+    assert verify.verify(str(tmp_path / "out"), workers=1, console=QUIET) == []
 
 
-def test_the_manifest_tells_what_was_built(corpus: Path, text: Path) -> None:
-    manifest = json.loads((corpus / "manifest.json").read_text())
-    assert manifest["kind"] == "pretraining"
-    assert manifest["vocabulary"] == VOCABULARY
-    assert manifest["sequence_tokens"] == SEQUENCE_TOKENS
-    assert manifest["special_tokens"] == {"start": 0, "paragraph": 1, "document": 2, "padding": 3}
-    assert [source["name"] for source in manifest["sources"]] == ["notes"]
-    totals = manifest["splits"]
-    assert totals["train"]["documents"] + totals["validation"]["documents"] == 120
-    for split in ("train", "validation"):
-        store = ShardStore(str(corpus / split))
-        assert store.manifest == manifest
-        assert totals[split]["samples"] == len(store)
-        assert totals[split]["tokens"] == len(store) * SEQUENCE_TOKENS
-        content = store.read_beside("tokenizer.json")
-        assert content is not None
-        store.require(
-            tokenizer_sha256=CorpusTokenizer.from_content(content, name="t").sha256,
-            sequence_tokens=SEQUENCE_TOKENS,
-            vocabulary=VOCABULARY,
-        )
-
-
-def test_the_counts_are_those_of_the_training_targets(corpus: Path) -> None:
-    counts = np.zeros(VOCABULARY, dtype=np.int64)
-    for sample in ShardStore(str(corpus / "train")):
-        counts += np.bincount(sample.tokens[1:], minlength=VOCABULARY)
-    assert np.array_equal(np.load(corpus / "train/token_counts.npy"), counts)
-
-
-def test_the_special_tokens_come_first_and_text_cannot_spell_them(corpus: Path) -> None:
-    tokenizer = CorpusTokenizer.from_file(corpus / "tokenizer.json")
-    assert [tokenizer.tokenizer.id_to_token(i) for i in range(4)] == list(SPECIAL_TEXT.values())
-    [tokens] = tokenizer.encode(["a </s> <pad> b"])
-    assert tokens.min() > 3
-    assert tokenizer.tokenizer.decode(tokens.tolist()) == "a </s> <pad> b"
-
-
-def test_every_byte_survives(corpus: Path) -> None:
-    tokenizer = CorpusTokenizer.from_file(corpus / "tokenizer.json")
-    written = "Grüße, 漢字 and 😀\ttabs\n"
-    assert tokenizer.tokenizer.decode(tokenizer.encode([written])[0].tolist()) == written
-
-
-def test_the_same_text_gives_the_same_files(corpus: Path, text: Path, tmp_path: Path) -> None:
-    assert run(tmp_path / "again", text) == 0
-    names = sorted(path.relative_to(corpus) for path in corpus.rglob("*") if path.is_file())
-    assert names == sorted(
-        path.relative_to(tmp_path / "again")
-        for path in (tmp_path / "again").rglob("*")
-        if path.is_file()
-    )
-    for name in names:
-        assert (corpus / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
-
-
-def test_a_finished_corpus_is_reused(
-    corpus: Path, text: Path, capsys: pytest.CaptureFixture[str]
+def test_a_tokenizer_that_cuts_does_not_cut_here(
+    tmp_path: Path, tokenizer: Path, loaded: CorpusTokenizer
 ) -> None:
-    before = (corpus / "train/index.json").stat().st_mtime_ns
-    assert run(corpus, text) == 0
-    assert "already built" in capsys.readouterr().err
-    assert (corpus / "train/index.json").stat().st_mtime_ns == before
+    settings_ = json.loads(tokenizer.read_text())
+    settings_["truncation"] = {
+        "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0,
+    }  # fmt: skip
+    (tmp_path / "cutting.json").write_text(json.dumps(settings_))
+    source = write_lines(tmp_path / "a.jsonl", ROWS)
+
+    out = build(source, out=tmp_path / "out", tokenizer=tmp_path / "cutting.json")
+
+    assert documents(out)["a/a.jsonl:1"].tokens.tolist() == expected(ROWS[0]["text"], loaded)
 
 
-def refused(capsys: pytest.CaptureFixture[str], out: Path | str, text: Path, *more: str) -> str:
-    assert run(out, text, *more) == 2
-    return " ".join(capsys.readouterr().err.split())
-
-
-def test_another_corpus_is_not_overwritten(
-    corpus: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = refused(capsys, corpus, text, "--sequence-tokens", "16")
-    assert "holds another corpus (sequence_tokens 32, not 16); choose another" in message
-    other = write_text(tmp_path / "other", num_documents=5)
-    assert "sources ['directory sha256:" in refused(capsys, corpus, other)
-
-
-def test_what_is_no_corpus_is_not_overwritten(
-    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "thesis.txt").write_text("precious")
-    assert "exists and is not a corpus" in refused(capsys, tmp_path, text)
-    assert "exists and is not a corpus" in refused(capsys, tmp_path / "thesis.txt", text)
-    assert (tmp_path / "thesis.txt").read_text() == "precious"
-
-
-def test_an_empty_directory_is_filled(text: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert run(tmp_path / "empty", text) == 0
-    assert (tmp_path / "empty/manifest.json").exists()
-
-
-def test_a_failed_build_leaves_nothing(
-    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = refused(capsys, tmp_path / "out", text, "--sequence-tokens", "1000000")
-    assert "too little text for one train sequence of 1000000 tokens" in message
-    assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
-
-
-def test_an_interrupted_build_is_begun_anew(text: Path, tmp_path: Path) -> None:
-    (tmp_path / ".out.partial/train").mkdir(parents=True)
-    (tmp_path / ".out.partial/train/shard.00000.mds").write_bytes(b"half")
-    assert run(tmp_path / "out", text) == 0
-    assert not (tmp_path / ".out.partial").exists()
-
-
-def test_another_tokenizer_can_be_used(corpus: Path, text: Path, tmp_path: Path) -> None:
-    tokenizer = corpus / "tokenizer.json"
-    assert (
-        run(tmp_path / "out", text, "--tokenizer", str(tokenizer), "--limit-megabytes", "0.03") == 0
-    )
-    assert (tmp_path / "out/tokenizer.json").read_bytes() == tokenizer.read_bytes()
-    small = json.loads((tmp_path / "out/manifest.json").read_text())["splits"]
-    assert 30_000 <= small["train"]["characters"] < 33_000
-    assert small["validation"]["documents"] >= 1
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--vocabulary", "100"], "cannot hold all bytes and special tokens; ask for"),
-        (["--vocabulary", "60000"], "gives a vocabulary of only"),
-        (["--sequence-tokens", "1"], "need 2 tokens or more, not 1"),
-        (["--tokenizer", "/nowhere.json"], "Cannot read the tokenizer /nowhere.json"),
-        (["--sources", "/nowhere"], "There is no source /nowhere"),
-    ],
+PIECES = st.one_of(
+    st.builds(
+        TextPiece,
+        text=st.text(max_size=16),
+        is_span=st.booleans(),
+        is_scored=st.booleans(),
+    ),
+    st.builds(
+        MediaPiece,
+        kind=st.sampled_from([Kind.IMAGE, Kind.AUDIO, Kind.VIDEO]),
+        data=st.binary(min_size=1, max_size=9),
+    ),
 )
-def test_bad_input_is_one_sentence(
-    more: list[str], message: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+
+
+@settings(max_examples=60, deadline=None)
+@given(pieces=st.lists(PIECES, min_size=1, max_size=5))
+def test_every_document_says_what_its_pieces_said(
+    loaded: CorpusTokenizer, pieces: list[TextPiece | MediaPiece]
 ) -> None:
-    assert message in refused(capsys, tmp_path / "out", text, *more)
-    assert not (tmp_path / "out").exists()
+    has_text = any(isinstance(p, MediaPiece) or p.text.strip() for p in pieces)
+    if not has_text:
+        return
+    [encoded] = Encoder(loaded, has_media=True)([Entry(id="x", pieces=tuple(pieces))])
 
-
-def test_a_tokenizer_that_does_not_fit(
-    corpus: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    own = str(corpus / "tokenizer.json")
-    message = refused(capsys, tmp_path / "out", text, "--vocabulary", "400", "--tokenizer", own)
-    assert "has 300 entries, not 400; leave out --vocabulary" in message
-    (tmp_path / "bad.json").write_text("{}")
-    message = refused(capsys, tmp_path / "out", text, "--tokenizer", str(tmp_path / "bad.json"))
-    assert "bad.json is not a tokenizer.json of the tokenizers library" in message
-
-
-def test_object_storage(
-    s3_lab: S3Lab,
-    corpus: Path,
-    text: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for name, value in s3_lab.environment.items():
-        monkeypatch.setenv(name, value)
-    url = f"s3://{s3_lab.bucket}/{tmp_path.name}"
-    cache = ["--cache", str(tmp_path / "packages")]
-    assert run(url, text, *cache) == 0
-    remote = ShardStore(f"{url}/train", cache=tmp_path / "shards")
-    local = ShardStore(str(corpus / "train"))
-    assert remote.fingerprint == local.fingerprint
-    assert all(
-        np.array_equal(here.tokens, there.tokens) for here, there in zip(local, remote, strict=True)
-    )
-    capsys.readouterr()
-    assert run(url, text, *cache) == 0
-    assert "already built" in capsys.readouterr().err
-    message = refused(capsys, url, text, "--sequence-tokens", "16", *cache)
-    assert "holds another corpus (sequence_tokens 32, not 16)" in message
-    # Without the manifest, which goes last, an upload counts as unfinished and is done again.
-    s3.client(dict(s3_lab.environment)).delete_object(
-        Bucket=s3_lab.bucket, Key=f"{tmp_path.name}/manifest.json"
-    )
-    assert run(url, text, *cache) == 0
-    message = refused(capsys, "s3://no-such-bucket/x", text, *cache)
-    assert "There is no bucket no-such-bucket" in message
-
-
-def test_an_upload_that_fails_is_explained(
-    s3_lab: S3Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in s3_lab.environment.items():
-        monkeypatch.setenv(name, value)
-    place = Place(out="s3://no-such-bucket/x", scratch=tmp_path)
-    with pytest.raises(DataError, match="There is no bucket no-such-bucket at http"):
-        place.finished({})
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    place = Place(out=f"s3://{s3_lab.bucket}/x", scratch=tmp_path)
-    with (
-        pytest.raises(DataError, match=r"refuses the credentials for s3://\S+/x/manifest.json"),
-        place.fill(report=lambda _: None) as directory,
-    ):
-        (directory / "manifest.json").write_text("{}")
+    assert hasattr(encoded, "columns"), encoded
+    document = Document.from_columns(dict(encoded.columns))  # type: ignore[union-attr]  # asserted above
+    assert document.lengths() == encoded.lengths  # type: ignore[union-attr]  # asserted above
+    assert document.tokens[-1] == loaded.special.document
+    decoded: list[str | bytes] = []
+    token = byte = 0
+    for kind, size, _ in document.segments.tolist():
+        if kind <= Kind.TEXT_SPAN:
+            ids = [i for i in document.tokens[token : token + size].tolist() if i > 3]
+            token += size
+            if ids:
+                decoded.append(loaded.tokenizer.decode(ids))
+        else:
+            decoded.append(document.payload[byte : byte + size])
+            byte += size
+    wanted = [
+        p.data
+        if isinstance(p, MediaPiece)
+        else p.text
+        if p.is_span
+        else "".join(paragraphs(p.text))
+        for p in pieces
+    ]
+    assert decoded == [piece for piece in wanted if piece]

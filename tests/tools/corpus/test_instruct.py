@@ -1,13 +1,15 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.tools.corpus.text import SUBJECTS, write_text
 from tools.corpus.__main__ import main
-from tools.corpus.instruct import PROMPT, sample
+from tools.corpus.instruct import PROMPT
 from tools.corpus.tokenizer import CorpusTokenizer
+from train.data.document import Document
 from train.data.store.shards import ShardStore
+
+ALONE = ("--workers", "1")
 
 
 @pytest.fixture(scope="module")
@@ -15,13 +17,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("instruct")
     text = write_text(directory / "notes")
     out = directory / "corpus"
-    arguments = ["--sources", str(text), "--vocabulary", "300", "--sequence-tokens", "128"]
-    assert main(["build", str(out), *arguments]) == 0
+    assert main(["build", f"prose:{text}", str(out), "--vocabulary", "300", *ALONE]) == 0
     return out
 
 
 def run(out: Path, corpus: Path, *more: str) -> int:
-    arguments = ["--samples", "60", "--validation-samples", "5", *more]
+    arguments = ["--samples", "60", "--validation-samples", "5", "--passage-tokens", "32", *ALONE]
+    arguments += more
     return main(["instruct", str(out), "--corpus", str(corpus), *arguments])
 
 
@@ -38,37 +40,36 @@ def test_the_passage_is_a_span_and_only_the_answer_is_scored(task: Path, corpus:
     store = ShardStore(str(task / "train"))
     assert len(store) == 60
     assert len(ShardStore(str(task / "validation"))) == 5
-    for stored in store:
-        assert stored.tokens.shape == (129,)
-        assert stored.spans is not None
-        assert stored.scored is not None
-        [[begin, end]] = stored.spans.tolist()
-        assert begin == 1
-        assert 16 <= end - begin <= 32
-        answer = np.flatnonzero(stored.scored)
-        assert np.array_equal(answer, np.arange(answer[0], answer[-1] + 1)), "one run"
-        assert stored.tokens[end] == special.paragraph
-        assert tokenizer.tokenizer.decode(stored.tokens[end + 1 : answer[0]].tolist()) == PROMPT
-        *words, paragraph, document = stored.tokens[stored.scored].tolist()
-        assert (paragraph, document) == (special.paragraph, special.document)
+    for number in range(len(store)):
+        document = Document.from_columns(store.columns(number))
+        (passage, _, _), (prompt, _, is_asked), (answer, _, is_answer) = [
+            (document.tokens[end - size : end].tolist(), kind, scored)
+            for (kind, size, scored), end in zip(
+                document.segments.tolist(), document.segments[:, 1].cumsum(), strict=True
+            )
+        ]
+        assert document.spans.tolist() == [[0, len(passage)]]
+        assert 16 <= len(passage) <= 36
+        assert prompt.pop() == special.paragraph
+        assert tokenizer.tokenizer.decode(prompt) == PROMPT
+        assert (is_asked, is_answer) == (0, 1)
+        *words, paragraph, end = answer
+        assert (paragraph, end) == (special.paragraph, special.document)
         subject, title = tokenizer.tokenizer.decode(words).split(". Title: ")
-        assert subject.strip() in SUBJECTS
+        assert subject in SUBJECTS
         assert title.istitle()
-        assert (stored.tokens[answer[-1] + 1 :] == special.padding).all()
-        assert not (stored.tokens[: answer[-1] + 1] == special.padding).any()
 
 
-def test_it_fits_the_corpus_and_counts_what_it_scores(task: Path, corpus: Path) -> None:
-    manifest = ShardStore(str(corpus / "train")).manifest
-    store = ShardStore(str(task / "train"))
-    store.require(
-        tokenizer_sha256=manifest["tokenizer_sha256"], sequence_tokens=128, vocabulary=300
-    )
-    assert store.manifest["kind"] == "instruction"
-    counts = np.load(task / "train/token_counts.npy")
-    assert counts.sum() == sum(
-        int(stored.scored.sum()) for stored in store if stored.scored is not None
-    )
+def test_documents_stay_in_the_split_that_they_have_in_the_corpus(task: Path, corpus: Path) -> None:
+    for split in ("train", "validation"):
+        stores = (ShardStore(str(root / split)) for root in (task, corpus))
+        ours, theirs = ({s.columns(n)["id"] for n in range(len(s))} for s in stores)
+        assert {name.partition("#")[0] for name in ours} <= theirs
+
+
+def test_the_task_is_sound_and_has_the_tokenizer_of_the_corpus(task: Path, corpus: Path) -> None:
+    assert main(["verify", str(task), *ALONE]) == 0
+    assert (task / "tokenizer.json").read_bytes() == (corpus / "tokenizer.json").read_bytes()
 
 
 def test_a_finished_task_is_reused_and_not_overwritten(
@@ -77,15 +78,15 @@ def test_a_finished_task_is_reused_and_not_overwritten(
     assert run(task, corpus) == 0
     assert "already built" in capsys.readouterr().err
     assert run(task, corpus, "--passage-tokens", "20") == 2
-    assert "passage_tokens 32, not 20" in " ".join(capsys.readouterr().err.split())
+    assert "the files of source instruct changed" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--samples", "100000"], "train samples, not 100000: ask for fewer with --samples"),
-        (["--passage-tokens", "100"], "set --passage-tokens between 16 and 64"),
-        (["--corpus", "/nowhere"], "There is no data directory /nowhere/train"),
+        (["--passage-tokens", "10"], "--passage-tokens 10: give 16 or more"),
+        (["--corpus", "/nowhere"], "/nowhere is no corpus"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -97,26 +98,14 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     assert run(tmp_path / "out", corpus, *more) == 2
     assert message in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out/manifest.json").exists()
 
 
 def test_a_corpus_of_unknown_origin_is_refused(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.train.data.store.mds import write_mds
-
-    write_mds(tmp_path / "foreign/train")
+    (tmp_path / "a.txt").write_text("A text that is no documentation.")
+    source = [str(tmp_path / "a.txt"), str(tmp_path / "foreign"), "--validation", "0"]
+    assert main(["build", *source, "--vocabulary", "260", *ALONE]) == 0
     assert run(tmp_path / "out", tmp_path / "foreign") == 2
-    assert "was not built by `python -m tools.corpus build`" in capsys.readouterr().err.replace(
-        "\n", " "
-    )
-
-
-def test_what_does_not_fit_a_sequence_is_left_out(corpus: Path) -> None:
-    tokenizer = CorpusTokenizer.from_file(corpus / "tokenizer.json")
-    parts = {"passage": np.full(4, 9), "prompt": np.full(2, 8), "answer": np.full(3, 7)}
-    # 1 + 4 + 1 + 2 + 3 + 2 tokens.
-    assert sample(**parts, tokenizer=tokenizer, sequence_tokens=11) is None
-    stored = sample(**parts, tokenizer=tokenizer, sequence_tokens=12)
-    assert stored is not None
-    assert stored["tokens"].tolist() == [0, 9, 9, 9, 9, 1, 8, 8, 7, 7, 7, 1, 2]
+    assert "was not built from documentation" in " ".join(capsys.readouterr().err.split())

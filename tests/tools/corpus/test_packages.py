@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.corpus import packages, sources
+from tools.corpus import packages
+from tools.corpus.documentation import PACKAGES, Documentation
 from tools.corpus.packages import Package, files, licences, obtain
 from train.errors import DataError
 
@@ -23,6 +24,10 @@ License: GFDL-1.1+
 Files: debian/*
 License: MIT
 """
+
+
+KSM = "Pages of memory that are equal are merged into one."
+INDEX = "An index of what is written about the kernel."
 
 
 def build_package(directory: Path, name: str, contents: dict[str, bytes]) -> Path:
@@ -58,8 +63,8 @@ def cache(tmp_path: Path) -> Path:
         "linux-doc-6.1",
         {
             f"{root}/copyright": COPYRIGHT.encode(),
-            f"{root}/Documentation/mm/ksm.rst.gz": gzip.compress(b"Pages of memory."),
-            f"{root}/Documentation/index.rst": b"Index.",
+            f"{root}/Documentation/mm/ksm.rst.gz": gzip.compress(KSM.encode()),
+            f"{root}/Documentation/index.rst": INDEX.encode(),
             f"{root}/Documentation/translations/it_IT/x.rst": b"Testo.",
             f"{root}/Documentation/devicetree/bindings/x.txt": b"Table.",
             f"{root}/Documentation/logo.gif": b"GIF",
@@ -73,19 +78,21 @@ def no_report(text: str) -> None:
 
 
 def test_a_cached_package_needs_no_network_and_a_changed_hash_warns(cache: Path) -> None:
-    source = sources.load("linux-doc-6.1", cache=cache, report=no_report)
-    assert {document.path: document.text for document in source.documents} == {
-        "linux-doc-6.1/mm/ksm.rst": "Pages of memory.",
-        "linux-doc-6.1/index.rst": "Index.",
+    told: list[str] = []
+    texts, made = Documentation(sources=("linux-doc-6.1",), cache=cache).texts(report=told.append)
+    assert {text.path: [part.text for part in text.paragraphs] for text in texts} == {
+        "linux-doc-6.1/mm/ksm.rst": [KSM],
+        "linux-doc-6.1/index.rst": [INDEX],
     }
-    assert [document.subject for document in sorted(source.documents, key=lambda d: d.path)] == [
+    assert [text.subject for text in sorted(texts, key=lambda text: text.path)] == [
         "overview",
         "mm",
     ]
-    assert source.manifest["version"] == "1:2.0-1"
-    assert source.manifest["licences"] == ["GFDL-1.1+", "GPL-2"]
-    assert source.licence_text == COPYRIGHT
-    [warning] = source.warnings
+    [described] = made.described
+    assert described["version"] == "1:2.0-1"
+    assert made.licences == ["GFDL-1.1+", "GPL-2"]
+    assert made.licence_texts == {"linux-doc-6.1": COPYRIGHT}
+    [warning] = told
     assert "linux-doc-6.1 is version 1:2.0-1 with SHA-256" in warning
     assert "not the d1d1b5a602f0… that this repository was measured with" in warning
 
@@ -97,7 +104,7 @@ def test_the_measured_hash_does_not_warn() -> None:
 
 
 def test_every_known_package_has_a_measured_hash() -> None:
-    assert set(packages.MEASURED_SHA256) == set(sources.PACKAGES)
+    assert set(packages.MEASURED_SHA256) == set(PACKAGES)
 
 
 def test_a_cached_package_that_changed_is_downloaded_again(
@@ -153,12 +160,13 @@ def test_a_package_that_does_not_exist(tmp_path: Path) -> None:
 @pytest.mark.network
 def test_a_package_is_downloaded_once(tmp_path: Path) -> None:
     told: list[str] = []
-    source = sources.load("python3.11-doc", cache=tmp_path, report=told.append)
-    assert told == ["downloading python3.11-doc"]
-    assert len(source.documents) > 400
-    assert source.manifest["licences"] == ["PSF-2.0"]
-    again = sources.load("python3.11-doc", cache=tmp_path, report=no_report)
-    assert again.documents == source.documents
+    manual = Documentation(sources=("python3.11-doc",), cache=tmp_path)
+    texts, made = manual.texts(report=told.append)
+    assert told[0] == "downloading python3.11-doc"
+    assert len(texts) > 400
+    assert made.licences == ["PSF-2.0"]
+    assert manual.texts(report=told.append) == (texts, made)
+    assert told.count("downloading python3.11-doc") == 1
 
 
 def test_an_unknown_licence_is_not_guessed() -> None:

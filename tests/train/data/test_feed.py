@@ -115,6 +115,7 @@ def test_ranks_and_resume_points_change_nothing(corpora: list[Corpus], data: st.
         "window": data.draw(st.integers(5, 150)),
         "seed": data.draw(st.integers(0, 99)),
         "choices": data.draw(st.sampled_from([1, 2])),
+        "pack": data.draw(st.sampled_from(["fit", "stream"])),
     }
     whole = read(plan_of(corpora, **settings_of_run), first=0, last=STEPS, ranks=1, micro=ENTRIES)
     stops = sorted(data.draw(st.sets(st.integers(1, STEPS - 1), max_size=3)))
@@ -207,8 +208,6 @@ def test_documents_apart_each_begin_with_their_own_start(corpora: list[Corpus]) 
         starts = sample.documents[:, 0]
         assert (sample.tokens[starts] == 0).all()
         assert not sample.scored[starts].any()
-    with pytest.raises(DataError, match="within is for documents"):
-        plan_of(corpora, weights=[1.0, 1.0, 1.0], attend="within")
 
 
 def test_layouts_hold_the_same_documents_with_other_spans(corpora: list[Corpus]) -> None:

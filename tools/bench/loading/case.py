@@ -64,8 +64,8 @@ def from_shards(plan: Plan) -> Findings:
 
 
 def _from_disk(place: Path, plan: Plan) -> Findings:
-    rows = Reading(root=str(place / "rows"), sequence_tokens=SEQUENCE_TOKENS)
-    documents = replace(rows, root=str(place / "documents"))
+    rows = Reading(root=str(place / "rows"), sequence_tokens=SEQUENCE_TOKENS, pack="stream")
+    documents = replace(rows, root=str(place / "documents"), pack="fit")
     # A turn is a tenth of an epoch: what was read ahead in others' turns is little beside it.
     batches = max(2, plan.loading_sequences // BATCH // 10 * 2)
     # Workers are forked while there is no other thread.
@@ -185,7 +185,11 @@ def _cold(place: Path, epoch: Epoch) -> Callable[[int], None]:
 
 def _our_epoch(cache: Path, batches: int) -> None:
     reading = Reading(
-        root=f"s3://{BUCKET}/rows", sequence_tokens=SEQUENCE_TOKENS, cache=cache, steps=batches
+        root=f"s3://{BUCKET}/rows",
+        sequence_tokens=SEQUENCE_TOKENS,
+        pack="stream",
+        cache=cache,
+        steps=batches,
     )
     with reading.feed() as feed:
         for step in range(1, batches + 1):

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tools.shards.writing import SHARD_HASHES, MDSWriter, ShardRecord, ShardWriter
+from tools.corpus.writing import ShardRecord, ShardWriter
 from train.data.document import DOCUMENTS_KIND, LENGTH_COLUMNS, LENGTHS_NAME, Kind
 from train.data.order import GlobalOrder
 from train.data.sources import Laying
@@ -26,24 +26,17 @@ COLUMNS: Final = {"id": "str", "segments": "ndarray:int32", "tokens": "ndarray:u
 
 
 def write_sequences(root: Path, *, num_sequences: int, sequence_tokens: int) -> None:
-    """A corpus of sequences of S + 1 tokens, and the same rows as one array in `tokens.npy`."""
+    """A corpus of documents that are a sequence each, and as many rows in `tokens.npy`."""
+    for split, number in (("train", num_sequences), ("validation", 8)):
+        _commit(root / split, _shards(root / split, [sequence_tokens] * number))
     rows = np.random.default_rng(0).integers(
         FIRST_WORD, VOCABULARY, (num_sequences, sequence_tokens + 1), dtype=np.uint16
     )
-    for split, part in (("train", rows), ("validation", rows[:8])):
-        with MDSWriter(
-            out=str(root / split),
-            columns={"tokens": "ndarray:uint16"},
-            hashes=list(SHARD_HASHES),
-            size_limit=SHARD_BYTES,
-        ) as writer:
-            for row in part:
-                writer.write({"tokens": row})
     np.save(root / "tokens.npy", rows)
 
 
 def write_documents(root: Path, *, num_tokens: int) -> None:
-    """A corpus of documents of many lengths, as `tools.shards` stores it."""
+    """A corpus of documents of many lengths, as `tools.corpus` stores it."""
     random = np.random.default_rng(1)
     lengths: list[int] = []
     while sum(lengths) < num_tokens:

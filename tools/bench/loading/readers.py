@@ -22,6 +22,7 @@ from train.data.collate import Collator, SpanCapacity
 from train.data.corpus import Corpus
 from train.data.feed import Feed, StepData
 from train.data.mixture import Mixture
+from train.data.pack import Pack
 from train.data.plan import StepPlan
 from train.data.sources import Laying, Source, Sources
 from train.data.spans.kinds import RandomSpans, RandomSpansConfig
@@ -47,6 +48,7 @@ class Reading:
         root: of the corpus.
         sequence_tokens: S.
         has_spans: whether the paper's random spans are chosen and packed.
+        pack: how sequences are made.
         cache: where files of a remote corpus go.
         steps: at most so many.
         rank: of this reader.
@@ -56,6 +58,7 @@ class Reading:
     root: str
     sequence_tokens: int
     has_spans: bool = False
+    pack: Pack = "fit"
     cache: Path | None = None
     steps: int = ENDLESS_STEPS
     rank: int = 0
@@ -64,7 +67,8 @@ class Reading:
     def plan(self) -> StepPlan:
         """Batches of `BATCH` sequences for each rank."""
         corpus = Corpus(self.root, cache=self.cache)
-        source = Source("corpus", 0, corpus, Laying(sequence_tokens=self.sequence_tokens))
+        laying = Laying(sequence_tokens=self.sequence_tokens, pack=self.pack)
+        source = Source("corpus", 0, corpus, laying)
         rows = BATCH * self.ranks
         mixture = Mixture(np.ones((self.steps, 1)), sequences=rows, seed=0)
         return StepPlan(Sources([source]), mixture, entries=rows)

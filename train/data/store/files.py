@@ -119,7 +119,7 @@ def _require_directory(root: Place) -> None:
             hint = " with a share of documents for validation (--validation)"
         raise DataError(
             f"There is no data directory {root}; build one{hint} with `python -m "
-            "tools.corpus build` or `python -m tools.shards build`, or correct the path."
+            "tools.corpus build`, or correct the path."
         )
     if not directory.is_dir():
         raise DataError(f"{root} is a file; give the directory that holds the shards.")

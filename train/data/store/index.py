@@ -128,12 +128,12 @@ def parse_lengths_index(data: bytes, *, place: str, samples: npt.NDArray[np.int6
     except _MALFORMED as error:
         raise DataError(
             f"{where} is damaged or of another version ({type(error).__name__}: {error}); build "
-            "the corpus again with `python -m tools.shards`."
+            "the corpus again with `python -m tools.corpus`."
         ) from error
     if not agrees:
         raise DataError(
             f"{where} does not belong to the {INDEX_NAME} beside it: it lists other numbers of "
-            "documents; build the corpus again with `python -m tools.shards`."
+            "documents; build the corpus again with `python -m tools.corpus`."
         )
     _require_distinct(files, where=where)
     return LengthsIndex(files=files, totals=sums)

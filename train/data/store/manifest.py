@@ -13,10 +13,6 @@ _MISMATCH: Final = {
         "the corpus that the model was trained on, or build one with `--tokenizer` and the "
         "model's tokenizer.json"
     ),
-    "sequence_tokens": (
-        "its samples are {found} tokens long and the run wants {wanted}: set the sequence length "
-        "to {found}, or build the corpus with `--sequence-tokens {wanted}`"
-    ),
     "vocabulary": (
         "its vocabulary has {found} entries and the model's {wanted}: set the model's vocabulary "
         "to {found}, or build the corpus with `--vocabulary {wanted}`"
@@ -44,7 +40,6 @@ def require_fit(
     *,
     place: str,
     tokenizer_sha256: str | None = None,
-    sequence_tokens: int | None = None,
     vocabulary: int | None = None,
 ) -> None:
     """Check that a corpus is the one that a model or another corpus expects.
@@ -53,7 +48,6 @@ def require_fit(
         manifest: of the corpus.
         place: what to call the corpus in messages.
         tokenizer_sha256: hash of the tokenizer file that the model was made for.
-        sequence_tokens: S; the corpus stores S + 1 tokens a sample.
         vocabulary: ids that the model knows.
 
     Raises:
@@ -61,7 +55,6 @@ def require_fit(
     """
     wanted = {
         "tokenizer_sha256": tokenizer_sha256,
-        "sequence_tokens": sequence_tokens,
         "vocabulary": vocabulary,
     }
     faults: list[str] = []

@@ -200,14 +200,12 @@ class ShardStore:
         self,
         *,
         tokenizer_sha256: str | None = None,
-        sequence_tokens: int | None = None,
         vocabulary: int | None = None,
     ) -> None:
         """Check that the corpus is the one that a model or another corpus expects.
 
         Args:
             tokenizer_sha256: hash of the tokenizer file that the model was made for.
-            sequence_tokens: S; the corpus stores S + 1 tokens a sample.
             vocabulary: ids that the model knows.
 
         Raises:
@@ -217,7 +215,6 @@ class ShardStore:
             self.manifest,
             place=self.root,
             tokenizer_sha256=tokenizer_sha256,
-            sequence_tokens=sequence_tokens,
             vocabulary=vocabulary,
         )
 
@@ -304,7 +301,7 @@ class ShardStore:
             if data is None:
                 raise DataError(
                     f"{self.root} has no {LENGTHS_NAME}, which lists how long its documents are; "
-                    "build it with `python -m tools.shards`."
+                    "build it with `python -m tools.corpus`."
                 )
             self._lengths_sha256 = hashlib.sha256(data).hexdigest()
             self._lengths = parse_lengths_index(data, place=self.root, samples=self._index.samples)
@@ -325,8 +322,7 @@ class ShardStore:
                 hint = f" (did you mean {self.root}/train?)"
             raise DataError(
                 f"{self.root} is not an MDS directory: it has no {INDEX_NAME}{hint}. Correct the "
-                "path, or build one with `python -m tools.corpus build` or `python -m tools.shards "
-                "build`."
+                "path, or build one with `python -m tools.corpus build`."
             )
         return index
 

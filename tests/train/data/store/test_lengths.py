@@ -79,7 +79,7 @@ def test_columns_as_stored(corpus: Path) -> None:
 
 def test_no_lengths(corpus: Path) -> None:
     (corpus / LENGTHS_NAME).unlink()
-    with pytest.raises(DataError, match=r"has no lengths.json.*build it with .*tools.shards"):
+    with pytest.raises(DataError, match=r"has no lengths.json.*build it with .*tools.corpus"):
         _ = ShardStore(str(corpus)).totals
 
 

@@ -171,7 +171,7 @@ def test_not_an_mds_directory(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=r"is not an MDS directory: it has no index.json\. Correct the path, or build one "
-        r"with `python -m tools.corpus build` or `python -m tools.shards build`",
+        r"with `python -m tools.corpus build`",
     ):
         ShardStore(str(tmp_path))
 
@@ -236,16 +236,14 @@ def test_columns_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
 
 def test_requirements(corpus: Path) -> None:
     store = ShardStore(str(corpus))
-    store.require(tokenizer_sha256="a" * 64, sequence_tokens=SEQUENCE_TOKENS, vocabulary=64)
+    store.require(tokenizer_sha256="a" * 64, vocabulary=64)
     store.require()
     with pytest.raises(DataError, match=r"another tokenizer \(SHA-256 aaaaaaaaaaaa…, expected bb"):
         store.require(tokenizer_sha256="b" * 64)
-    with pytest.raises(DataError, match=r"8 tokens long and the run wants 9.*--sequence-tokens 9"):
-        store.require(sequence_tokens=9)
     with pytest.raises(DataError, match="vocabulary has 64 entries and the model's 65"):
         store.require(vocabulary=65)
-    with pytest.raises(DataError, match=r"tokens long.*; its vocabulary"):
-        store.require(sequence_tokens=9, vocabulary=65)
+    with pytest.raises(DataError, match=r"another tokenizer.*; its vocabulary"):
+        store.require(tokenizer_sha256="b" * 64, vocabulary=65)
 
 
 def test_requirements_need_a_manifest(tmp_path: Path) -> None:

@@ -1,0 +1,237 @@
+"""Damage of every kind is found and named; what is sound is called sound."""
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streaming import MDSWriter
+from streaming.base.hashing import get_hash
+
+from tests.tools.corpus.making import QUIET, build, passages, picture, write_lines
+from tools.corpus import verify
+from tools.corpus.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
+    directory = tmp_path_factory.mktemp("sound")
+    (directory / "x.png").write_bytes(picture())
+    rows: list[dict[str, Any]] = [{"text": text} for text in passages(80)]
+    rows += [{"segments": [{"text": "the bus", "span": True}, {"image": "x.png"}, {"text": "of"}]}]
+    source = write_lines(directory / "a.jsonl", rows)
+    return build(source, "--media", out=directory / "out", tokenizer=tokenizer)
+
+
+@pytest.fixture
+def corpus(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "corpus"))
+
+
+def faults_of(corpus: Path) -> list[str]:
+    return verify.verify(str(corpus), workers=1, console=QUIET)
+
+
+def test_a_sound_corpus(corpus: Path, capsys: pytest.CaptureFixture[str], processes: None) -> None:
+    assert main(["verify", str(corpus), "--workers", "1"]) == 0
+    assert capsys.readouterr().out == f"{corpus}: sound\n"
+    assert main(["verify", f"{corpus}/train/", "--workers", "2"]) == 0
+
+
+def edit_json(path: Path, change: Callable[[Any], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def edit_manifests(corpus: Path, change: Callable[[Any], object]) -> None:
+    for path in (corpus, corpus / "train", corpus / "validation"):
+        edit_json(path / "manifest.json", change)
+
+
+def first_shard(corpus: Path) -> Path:
+    return min((corpus / "train").glob("*.mds"))
+
+
+def flip(path: Path, place: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def relist(corpus: Path, shard: Path) -> None:
+    """Give the index the size and hash of a shard that was changed."""
+    data = shard.read_bytes()
+
+    def change(index: dict[str, Any]) -> None:
+        [entry] = [e for e in index["shards"] if e["raw_data"]["basename"] == shard.name]
+        entry["raw_data"]["bytes"] = len(data)
+        entry["raw_data"]["hashes"] = {"xxh64": get_hash("xxh64", data)}
+
+    edit_json(shard.parent / "index.json", change)
+
+
+def change_lengths(corpus: Path) -> None:
+    path = min((corpus / "train").glob("*.lengths.npy"))
+    lengths = np.load(path)
+    lengths[0, 0] += 1
+    lengths[1, 0] -= 1
+    content = io.BytesIO()
+    np.save(content, lengths)
+    path.write_bytes(content.getvalue())
+
+    def relist_lengths(listing: dict[str, Any]) -> None:
+        listing["shards"][0]["hashes"]["xxh64"] = get_hash("xxh64", content.getvalue())
+
+    edit_json(corpus / "train/lengths.json", relist_lengths)
+
+
+def change_tokens(corpus: Path) -> None:
+    """The last token of a shard's last document becomes one that the vocabulary has not."""
+    shard = first_shard(corpus)
+    data = bytearray(shard.read_bytes())
+    data[-2:] = (60000).to_bytes(2, "little")
+    shard.write_bytes(data)
+    relist(corpus, shard)
+
+
+def repeat_first_shard(corpus: Path) -> None:
+    for name in ("index.json", "lengths.json"):
+        edit_json(corpus / "train" / name, lambda index: index["shards"].append(index["shards"][0]))
+    samples = json.loads((corpus / "train/index.json").read_text())["shards"][0]["samples"]
+
+    def count(manifest: dict[str, Any]) -> None:
+        manifest["splits"]["train"]["samples"] += samples
+
+    edit_manifests(corpus, count)
+
+
+def pickle_a_column(corpus: Path) -> None:
+    def change(index: dict[str, Any]) -> None:
+        for entry in index["shards"]:
+            entry["column_encodings"][entry["column_names"].index("id")] = "pkl"
+
+    edit_json(corpus / "train/index.json", change)
+
+
+def leave_the_directory(corpus: Path) -> None:
+    edit_json(
+        corpus / "train/index.json",
+        lambda index: index["shards"][0]["raw_data"].update(basename="../../secret.mds"),
+    )
+
+
+def other_special_tokens(corpus: Path) -> None:
+    edit_manifests(corpus, lambda manifest: manifest["special_tokens"].update(document=7))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a flipped bit": (lambda c: flip(first_shard(c)), "is damaged: its xxh64 hash"),
+    "a cut shard": (lambda c: first_shard(c).write_bytes(b"x"), "has 1 bytes where the index"),
+    "no shard": (lambda c: first_shard(c).unlink(), "is missing"),
+    "flipped lengths": (
+        lambda c: flip(min((c / "train").glob("*.lengths.npy"))),
+        "lengths.npy is damaged",
+    ),
+    "no lengths": (lambda c: (c / "train/lengths.json").unlink(), "has no lengths.json"),
+    "other lengths": (change_lengths, "is noted"),
+    "no such token": (change_tokens, "token 60000 is not below the vocabulary's 300"),
+    "another tokenizer": (lambda c: flip(c / "tokenizer.json", 3), "is not the tokenizer of"),
+    "no tokenizer": (lambda c: (c / "train/tokenizer.json").unlink(), "There is no file"),
+    "another manifest": (
+        lambda c: edit_json(c / "train/manifest.json", lambda m: m.update(kind="x")),
+        "train/manifest.json is not the manifest of the corpus",
+    ),
+    "other totals": (
+        lambda c: edit_manifests(c, lambda m: m["splits"]["train"].update(span_tokens=1)),
+        "span_tokens, and the manifest says 1",
+    ),
+    "other samples": (
+        lambda c: edit_manifests(c, lambda m: m["splits"]["train"].update(samples=1)),
+        "samples where its manifest.json promises 1",
+    ),
+    "other counts": (lambda c: flip(c / "train/token_counts.npy"), "how often each token"),
+    "twice the same": (repeat_first_shard, "lists part-00000.shard-00000.mds twice"),
+    "special tokens": (other_special_tokens, "special tokens are not the manifest's"),
+    "pickle": (pickle_a_column, "pickled, and reading it could run any code"),
+    "a path outside": (leave_the_directory, "leaves the corpus directory"),
+    "no index": (lambda c: (c / "validation/index.json").unlink(), "it has no index.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found(damage: str, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change, reason = DAMAGES[damage]
+    change(corpus)
+
+    status = main(["verify", str(corpus), "--workers", "1"])
+
+    told = capsys.readouterr()
+    assert status == 1
+    assert reason in told.err
+    assert "fault" in told.out
+
+
+def test_every_damaged_shard_is_named(corpus: Path) -> None:
+    shards = sorted((corpus / "train").glob("*.mds"))
+    assert len(shards) > 2
+    for shard in shards[1:]:
+        flip(shard)
+
+    faults = faults_of(corpus)
+
+    assert len(faults) == len(shards) - 1
+    for shard, fault in zip(shards[1:], faults, strict=True):
+        assert shard.name in fault
+
+
+def test_two_documents_of_one_id(corpus: Path) -> None:
+    shards = sorted((corpus / "train").glob("*.mds"))
+    ids = [re.search(rb"a/a.jsonl:\d\d", shard.read_bytes()) for shard in shards[:2]]
+    assert ids[0] is not None
+    assert ids[1] is not None
+    shards[1].write_bytes(shards[1].read_bytes().replace(ids[1][0], ids[0][0]))
+    relist(corpus, shards[1])
+
+    [fault] = faults_of(corpus)
+
+    assert "two documents have one id: train, shard 0, sample" in fault
+    assert "and train, shard 1, sample" in fault
+
+
+def test_a_document_whose_segments_do_not_add_up(tmp_path: Path, corpus: Path) -> None:
+    shard = first_shard(corpus)
+    index = json.loads((corpus / "train/index.json").read_text())["shards"][0]
+    columns = dict(zip(index["column_names"], index["column_encodings"], strict=True))
+    with MDSWriter(out=str(tmp_path / "w"), columns=columns, hashes=["xxh64"]) as writer:
+        for number in range(index["samples"]):
+            writer.write(
+                {
+                    "id": str(number),
+                    "tokens": np.array([5, 2], np.uint16),
+                    "segments": np.array([[0, 3, 1]], np.int32),
+                    "payload": b"",
+                }
+            )
+    shutil.copy(tmp_path / "w/shard.00000.mds", shard)
+    relist(corpus, shard)
+
+    faults = faults_of(corpus)
+
+    assert "sample 0: segments count 3 tokens, but there are" in faults[0]
+    assert len(faults) <= verify.FAULTS_OF_A_SHARD + 1
+
+
+def test_no_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tmp_path / "none")]) == 2
+    assert "is no corpus: it has no manifest.json" in capsys.readouterr().err
+    (tmp_path / "manifest.json").write_text(
+        '{"kind": "documents", "vocabulary": 3, "splits": {"../x": {}}}'
+    )
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "names splits outside the corpus" in capsys.readouterr().err

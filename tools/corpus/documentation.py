@@ -1,0 +1,232 @@
+"""Documentation as a source: Debian packages, or directories of text, reduced to their prose."""
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tools.corpus import prose
+from tools.corpus.made import Made, write_records
+from tools.corpus.packages import files, licences, obtain
+from tools.corpus.part import split_of
+from train.errors import DataError
+
+PREFIX: Final = "prose:"
+"""Before the path of a directory whose text is to be reduced likewise."""
+TEXT_SUFFIXES: Final = (".rst", ".txt", ".md")
+VALIDATION_SHARE: Final = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tree:
+    """Which files of a package are English documents."""
+
+    root: str
+    suffixes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+
+PACKAGES: Final = {
+    "linux-doc-6.1": _Tree(
+        root="usr/share/doc/linux-doc-6.1/Documentation/",
+        suffixes=(".rst.gz", ".rst", ".txt.gz", ".txt"),
+        # Not English; tables of hardware properties, one for each chip.
+        left_out=("translations/", "devicetree/bindings/"),
+    ),
+    "python3.11-doc": _Tree(root="usr/share/doc/python3.11/html/_sources/", suffixes=(".rst.txt",)),
+}
+"""The packages that a corpus is built from unless other sources are named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """The prose of one document.
+
+    Attributes:
+        path: source and path inside it; without a version, so that an update keeps the split.
+        paragraphs: in order, titles too.
+    """
+
+    path: str
+    paragraphs: list[prose.Paragraph]
+
+    @property
+    def split(self) -> str:
+        """Where it belongs, whatever else is in the corpus."""
+        return split_of(self.path, VALIDATION_SHARE)
+
+    @property
+    def subject(self) -> str:
+        """The part of the source that it stands in, such as `networking`."""
+        parts = self.path.split("/")
+        return parts[1].replace("-", " ").replace("_", " ") if len(parts) > 2 else "overview"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documentation:
+    """Packages and directories, mixed.
+
+    Attributes:
+        sources: keys of `PACKAGES`, or `prose:DIRECTORY`.
+        cache: keeps downloaded packages.
+        limit_megabytes: of training text; None for all there is.
+    """
+
+    sources: tuple[str, ...]
+    cache: Path
+    limit_megabytes: float | None = None
+    name: str = "documentation"
+
+    @property
+    def identity(self) -> str:
+        """What tells whether a corpus was built from the same.
+
+        A package is itself whatever its version: a finished corpus is not rebuilt because a mirror
+        moved on. A directory is the content of its text files.
+
+        Raises:
+            DataError: a directory is missing.
+        """
+        found = hashlib.sha256(f"{prose.VERSION} {self.limit_megabytes}".encode())
+        for source in self.sources:
+            found.update(f"\0{source}\0".encode() if source in PACKAGES else b"\0\0")
+            for path, content in [] if source in PACKAGES else _text_files(source):
+                found.update(f"{path}\0{len(content)}\0".encode() + content)
+        return found.hexdigest()
+
+    def write(self, path: Path, *, report: Callable[[str], None]) -> Made:
+        """Write a record for each document, those of all sources mixed by the hash of their path.
+
+        Raises:
+            DataError: a source cannot be had, or holds no prose.
+        """
+        texts, made = self.texts(report=report)
+        write_records(
+            path,
+            (
+                {
+                    "id": text.path,
+                    "split": text.split,
+                    "text": "\n\n".join(paragraph.text for paragraph in text.paragraphs),
+                }
+                for text in self._limited(texts)
+            ),
+        )
+        return made
+
+    def texts(self, *, report: Callable[[str], None]) -> tuple[list[Text], Made]:
+        """The documents that hold prose, by the hash of their path, and where they come from.
+
+        Raises:
+            DataError: a source cannot be had, or holds no text.
+        """
+        documents: list[tuple[str, str]] = []
+        described: list[dict[str, Any]] = []
+        licence_texts: dict[str, str] = {}
+        for source in self.sources:
+            read = _from_package if source in PACKAGES else _from_directory
+            found, about, licence_text = read(source, self.cache, report)
+            if not found:
+                raise DataError(
+                    f"The source {source} holds no English text files ({', '.join(TEXT_SUFFIXES)})."
+                )
+            documents += found
+            described.append({"source": source, **about})
+            if licence_text is not None:
+                licence_texts[about["name"]] = licence_text
+        # Neighbours are then unrelated, and a corpus cut short still has every subject.
+        documents.sort(key=lambda document: hashlib.sha256(document[0].encode()).digest())
+        texts = [Text(path=path, paragraphs=prose.paragraphs(text)) for path, text in documents]
+        texts = [text for text in texts if any(not part.is_title for part in text.paragraphs)]
+        return texts, Made(described=described, licence_texts=licence_texts)
+
+    def _limited(self, texts: Sequence[Text]) -> Iterator[Text]:
+        """The first documents of each split up to the limit, at least one of each."""
+        limit = float("inf") if self.limit_megabytes is None else self.limit_megabytes * 1e6
+        left = {"train": limit, "validation": limit * VALIDATION_SHARE}
+        is_first = {"train": True, "validation": True}
+        for text in texts:
+            if left[text.split] > 0 or is_first[text.split]:
+                yield text
+                is_first[text.split] = False
+                left[text.split] -= sum(len(paragraph.text) for paragraph in text.paragraphs)
+
+
+_Found = tuple[list[tuple[str, str]], dict[str, Any], str | None]
+"""Paths and texts of documents; what the manifest says of their source; its copyright file."""
+
+
+def is_documentation(source: str) -> bool:
+    """Whether a source is a known package, or a directory to be reduced to prose."""
+    return source in PACKAGES or source.startswith(PREFIX)
+
+
+def _from_package(name: str, cache: Path, report: Callable[[str], None]) -> _Found:
+    package, tree = obtain(name, cache=cache, report=report), PACKAGES[name]
+    copyright_path = f"usr/share/doc/{name}/copyright"
+
+    def wanted(path: str) -> bool:
+        inner = path.removeprefix(tree.root)
+        return path == copyright_path or (
+            inner != path and inner.endswith(tree.suffixes) and not inner.startswith(tree.left_out)
+        )
+
+    documents: list[tuple[str, str]] = []
+    copyright_text: str | None = None
+    for path, content in files(package, wanted=wanted):
+        if path == copyright_path:
+            copyright_text = content.decode(errors="replace")
+            continue
+        inner = path.removeprefix(tree.root).removesuffix(".gz")
+        documents.append((f"{name}/{inner}", _decode(content, path)))
+    found = licences(copyright_text or "")
+    if package.warning:
+        report(f"warning: {package.warning}")
+    if not found:
+        report(f"warning: no licence was recognised in the copyright file of {name}")
+    about = {
+        "name": name,
+        "version": package.version,
+        "file": package.path.name,
+        "sha256": package.sha256,
+        "licences": found,
+    }
+    return documents, about, copyright_text
+
+
+def _from_directory(source: str, cache: Path, report: Callable[[str], None]) -> _Found:
+    del cache, report
+    name = _directory(source).name
+    documents = [
+        (f"{name}/{path}", _decode(content, path)) for path, content in _text_files(source)
+    ]
+    return documents, {"name": name, "licences": []}, None
+
+
+def _directory(source: str) -> Path:
+    directory = Path(source.removeprefix(PREFIX)).expanduser().resolve()
+    if not directory.is_dir():
+        raise DataError(
+            f"There is no source {source}: name a directory of text behind {PREFIX}, or one of "
+            f"{', '.join(PACKAGES)}."
+        )
+    return directory
+
+
+def _text_files(source: str) -> Iterator[tuple[str, bytes]]:
+    directory = _directory(source)
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name.removesuffix(".gz").endswith(TEXT_SUFFIXES):
+            yield path.relative_to(directory).as_posix(), path.read_bytes()
+
+
+def _decode(content: bytes, path: str) -> str:
+    if path.endswith(".gz"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} is not sound gzip ({error}); get its source again.") from error
+    return content.decode(errors="replace")

@@ -1,0 +1,205 @@
+"""What a document is before it has tokens: pieces of text and payloads, as a row gives them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tools.corpus import media
+from train.data.document import Kind
+
+CAPTION_FIELD: Final = "caption"
+SEGMENTS_FIELD: Final = "segments"
+_SEGMENT_KEYS: Final = {"text", "span", "scored", *media.KINDS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPiece:
+    """Text that the decoder reads, or, as a span, the text encoder."""
+
+    text: str
+    is_span: bool = False
+    is_scored: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaPiece:
+    """A span of another modality."""
+
+    kind: Kind
+    data: bytes
+
+
+Piece = TextPiece | MediaPiece
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A document to be.
+
+    Attributes:
+        id: unique in the corpus: source, file, and row where there are rows.
+        pieces: in order; some text or payload is among them.
+        split: where it belongs; None where its id says.
+    """
+
+    id: str
+    pieces: tuple[Piece, ...]
+    split: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes in memory."""
+        sizes = (len(p.text if isinstance(p, TextPiece) else p.data) for p in self.pieces)
+        return sum(sizes)
+
+    @property
+    def has_media(self) -> bool:
+        """Whether it has a payload."""
+        return any(isinstance(piece, MediaPiece) for piece in self.pieces)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bad:
+    """Something that cannot be made a document.
+
+    Attributes:
+        where: file, and row where there are rows.
+        reason: what is wrong, as the end of a sentence.
+    """
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+class RowError(ValueError):
+    """A row cannot be made a document; the message says why, as the end of a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Names of columns.
+
+    Attributes:
+        text: holds the text of a document, or the caption of its image, audio or video.
+        id: holds what a document is called; None to call it by file and row.
+    """
+
+    text: str = "text"
+    id: str | None = None
+
+    @property
+    def wanted(self) -> set[str]:
+        """Columns that make a document; others are not read."""
+        names = {self.text, CAPTION_FIELD, SEGMENTS_FIELD, *media.KINDS}
+        return names if self.id is None else {*names, self.id}
+
+
+def pieces_of_row(
+    row: Mapping[str, Any], *, fields: Fields, fetch: Callable[[str], bytes]
+) -> tuple[Piece, ...]:
+    """The document that a row is.
+
+    Args:
+        row: of a table.
+        fields: names of columns.
+        fetch: reads a file that a row names.
+
+    Raises:
+        RowError: it is none.
+    """
+    segments = row.get(SEGMENTS_FIELD)
+    if segments is not None:
+        if not isinstance(segments, list):
+            raise RowError(f"`{SEGMENTS_FIELD}` is no list")
+        pieces = tuple(
+            _segment(segment, number, fetch=fetch) for number, segment in enumerate(segments)
+        )
+        return require_content(pieces)
+    kinds = [name for name in media.KINDS if row.get(name) is not None]
+    text = row.get(fields.text)
+    if text is None and kinds:
+        text = row.get(CAPTION_FIELD)
+    if text is None:
+        others = f" or `{CAPTION_FIELD}`" if kinds else ""
+        there = ", ".join(map(str, row)) or "nothing"
+        raise RowError(f"there is no `{fields.text}`{others} (it has {there})")
+    payloads = [media_piece(media.KINDS[name], row[name], fetch=fetch) for name in kinds]
+    return require_content((*payloads, TextPiece(text=require_text(text, fields.text))))
+
+
+def media_piece(kind: Kind, value: Any, *, fetch: Callable[[str], bytes]) -> MediaPiece:
+    """A span from bytes, from the path of a file, or from a dict with either.
+
+    Raises:
+        RowError: it is none of these, or not what it claims to be.
+    """
+    name = kind.name.lower()
+    if isinstance(value, dict):  # as the datasets library stores pictures and sound
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        value = fetch(value)
+    if not isinstance(value, bytes):
+        raise RowError(f"`{name}` is neither a path nor bytes")
+    try:
+        media.check(kind, value)
+    except media.MediaError as error:
+        raise RowError(str(error)) from error
+    return MediaPiece(kind=kind, data=value)
+
+
+def require_text(value: Any, name: str) -> str:
+    """A field that must be text which can be stored.
+
+    Raises:
+        RowError: it is not.
+    """
+    if not isinstance(value, str):
+        raise RowError(f"`{name}` is {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"`{name}` holds half a character ({error.reason})") from error
+    return value
+
+
+def require_content(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    """The pieces, if there is a document in them.
+
+    Raises:
+        RowError: there is nothing but white space.
+    """
+    if not any(isinstance(piece, MediaPiece) or piece.text.strip() for piece in pieces):
+        raise RowError("the document is empty")
+    return tuple(pieces)
+
+
+def _segment(segment: Any, number: int, *, fetch: Callable[[str], bytes]) -> Piece:
+    name = f"{SEGMENTS_FIELD}[{number}]"
+    if not isinstance(segment, dict):
+        raise RowError(f"{name} is no object")
+    # Parquet gives every row all the fields of the column's type.
+    given = {key: value for key, value in segment.items() if value is not None}
+    unknown = sorted(set(given) - _SEGMENT_KEYS)
+    if unknown:
+        raise RowError(f"{name} has `{unknown[0]}`; known are {', '.join(sorted(_SEGMENT_KEYS))}")
+    contents = [key for key in ("text", *media.KINDS) if key in given]
+    if len(contents) != 1:
+        raise RowError(f"{name} must have one of text, {', '.join(media.KINDS)}")
+    [content] = contents
+    flags = {key: given[key] for key in ("span", "scored") if key in given}
+    for key, value in flags.items():
+        if not isinstance(value, bool):
+            raise RowError(f"{name}: `{key}` is neither true nor false")
+    if content == "text":
+        is_span = flags.get("span", False)
+        return TextPiece(
+            text=require_text(given["text"], f"{name}.text"),
+            is_span=is_span,
+            is_scored=flags.get("scored", not is_span),
+        )
+    if flags.get("scored") or flags.get("span") is False:
+        raise RowError(f"{name}: {content} is always a span and never scored")
+    return media_piece(media.KINDS[content], given[content], fetch=fetch)

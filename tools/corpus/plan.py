@@ -1,0 +1,353 @@
+"""What is to be built: sources, and the parts that they are cut into.
+
+A part is handled by one process and committed at once. How sources are cut depends on them and on
+the size asked for alone, so that any number of processes builds the same corpus.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any, Final, Literal
+
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from tools.corpus import inputs, media
+from tools.corpus.inputs import InputFile
+from train.errors import DataError
+
+Form = Literal["text", "jsonl", "csv", "parquet", "media", "made"]
+
+SUFFIXES: Final[dict[str, Form]] = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".jsonl.zst": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    **dict.fromkeys(media.SUFFIXES, "media"),
+}
+MOST_PARTS: Final = 256
+"""About as many parts are made of large sources; validation shards come one to a part."""
+LEAST_PART_BYTES: Final = 4 << 20
+_FILE_BYTES: Final = 512
+"""What opening a file costs, as bytes: folders of many small files are cut into parts too."""
+_NAMED: Final = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)$", re.DOTALL)
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Slice(_Stored):
+    """A file, or a range of it.
+
+    Attributes:
+        path: to open it by.
+        name: its path inside the source.
+        form: how to read it.
+        file_bytes: size of the whole file when it was planned.
+        begin: first byte, or first row group of parquet.
+        end: byte or row group after the last; None for all of the file.
+        first_row: number of the first row, as messages and ids count them.
+        caption: the file that holds a payload's text.
+        num_bytes: what it weighs, for cutting parts and for progress.
+    """
+
+    path: str
+    name: str
+    form: Form
+    file_bytes: int
+    begin: int = 0
+    end: int | None = None
+    first_row: int = 1
+    caption: str | None = None
+    num_bytes: int
+
+
+class Part(_Stored):
+    """What one process does at a time: slices of one source.
+
+    Attributes:
+        source: number of the source.
+        slices: in order.
+    """
+
+    source: int
+    slices: list[Slice]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of input."""
+        return sum(piece.num_bytes for piece in self.slices)
+
+
+class Source(_Stored):
+    """Where documents come from.
+
+    Attributes:
+        name: first part of the ids of its documents.
+        path: as given.
+        licences: SPDX identifiers.
+        kind: forms of its files.
+        files: how many are read, but for captions.
+        bytes: of these.
+        identity: hash of the name, the size and the stamp of every file that is read, captions
+            too. Files that rows of a table name by their path are no part of it.
+        left_out: files of kinds that cannot be read, by suffix.
+        made_of: what its documents were made of, where the builder made them.
+    """
+
+    name: str
+    path: str
+    licences: list[str]
+    kind: str
+    files: int
+    bytes: int
+    identity: str
+    left_out: dict[str, int]
+    made_of: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class BuildPlan(_Stored):
+    """Sources and parts, in the order in which documents come."""
+
+    sources: list[Source]
+    parts: list[Part]
+    has_media: bool
+
+
+def survey(paths: Sequence[str], licences: Sequence[str]) -> list[tuple[Source, list[Slice]]]:
+    """Find the files of sources, and what tells whether they change.
+
+    Args:
+        paths: of files, directories or patterns, each perhaps as `name=path`.
+        licences: each `name=SPDX`.
+
+    Raises:
+        DataError: one is missing, holds nothing that can be read, or has the name of another.
+    """
+    found: dict[str, tuple[Source, list[Slice]]] = {}
+    noted = _licences(licences)
+    for given in paths:
+        name, path = _name_and_path(given)
+        if name in found:
+            raise DataError(
+                f"Two sources are called {name}; give one another name, as in `other={path}`."
+            )
+        slices, read, left_out = _slices(path)
+        identity = hashlib.sha256()
+        for file in read:
+            identity.update(f"{file.name}\0{file.num_bytes}\0{inputs.stamp(file)}\0".encode())
+        source = Source(
+            name=name,
+            path=path,
+            licences=noted.pop(name, []),
+            kind="+".join(sorted({piece.form for piece in slices})),
+            files=len(slices),
+            bytes=sum(piece.file_bytes for piece in slices),
+            identity=identity.hexdigest(),
+            left_out=left_out,
+        )
+        found[name] = (source, slices)
+    if noted:
+        raise DataError(
+            f"--licence names {', '.join(sorted(noted))}, but the sources are {', '.join(found)}."
+        )
+    return list(found.values())
+
+
+def part_size(sources: Iterable[Source]) -> int:
+    """Bytes of input in a part, unless the user asks for another size."""
+    return max(LEAST_PART_BYTES, sum(source.bytes for source in sources) // MOST_PARTS)
+
+
+def cut(
+    surveyed: Sequence[tuple[Source, list[Slice]]], *, part_bytes: int, has_media: bool
+) -> BuildPlan:
+    """Cut sources into parts; reads large files of lines once, to find where lines begin.
+
+    Args:
+        surveyed: the sources.
+        part_bytes: about how large parts are.
+        has_media: whether documents are stored with payloads.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    parts: list[Part] = []
+    for number, (_, slices) in enumerate(surveyed):
+        gathered: list[Slice] = []
+        weight = 0
+        for piece in (fine for whole in slices for fine in _cut_file(whole, part_bytes)):
+            if gathered and weight + piece.num_bytes > part_bytes:
+                parts.append(Part(source=number, slices=gathered))
+                gathered, weight = [], 0
+            gathered.append(piece)
+            weight += piece.num_bytes
+        parts.append(Part(source=number, slices=gathered))
+    return BuildPlan(sources=[source for source, _ in surveyed], parts=parts, has_media=has_media)
+
+
+def _name_and_path(given: str) -> tuple[str, str]:
+    named = _NAMED.match(given)
+    # A path that is there may have an equals sign in its name.
+    if named is not None and not inputs.exists(given):
+        return named[1], named[2]
+    bare = given.rstrip("/")
+    last = PurePosixPath(bare).name
+    if "*" in last or "?" in last or "[" in last:
+        last = PurePosixPath(bare).parent.name or last
+    stem = last.removesuffix(_suffix(last) or "")
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", stem) or "source", given
+
+
+def _licences(notes: Sequence[str]) -> dict[str, list[str]]:
+    licences: dict[str, list[str]] = {}
+    for note in notes:
+        name, equals, licence = note.partition("=")
+        if not equals or not licence:
+            raise DataError(
+                f"--licence {note} is not of the form name=SPDX, as `wiki=CC-BY-SA-4.0`."
+            )
+        licences.setdefault(name, []).append(licence)
+    return licences
+
+
+def _suffix(name: str) -> str | None:
+    lowered = name.lower()
+    return next((suffix for suffix in SUFFIXES if lowered.endswith(suffix)), None)
+
+
+def _slices(path: str) -> tuple[list[Slice], list[InputFile], dict[str, int]]:
+    """The files of a source as slices, all that are read with captions, and what is left out."""
+    files = inputs.listing(path)
+    by_stem: dict[str, list[InputFile]] = {}
+    slices: list[Slice] = []
+    left_out: dict[str, int] = {}
+    has_table = False
+    for file in files:
+        suffix = _suffix(file.name)
+        if suffix is None:
+            ending = PurePosixPath(file.name).suffix.lower() or "none"
+            left_out[ending] = left_out.get(ending, 0) + 1
+            continue
+        form = SUFFIXES[suffix]
+        if form in ("media", "text"):
+            by_stem.setdefault(file.name[: -len(suffix)], []).append(file)
+        has_table |= form in ("jsonl", "csv", "parquet")
+        slices.append(_slice(file, form))
+    payloads = {piece.name: piece for piece in slices if piece.form == "media"}
+    captions: dict[str, str] = {}
+    for siblings in by_stem.values():
+        texts = [file for file in siblings if file.name.lower().endswith(".txt")]
+        for file in siblings:
+            if file.name in payloads and texts:
+                captions[file.name] = texts[0].path
+    used = set(captions.values())
+    kept = [
+        piece.model_copy(update={"caption": captions.get(piece.name)})
+        for piece in slices
+        # Payloads without a text of their own belong to a table, where there is one.
+        if piece.path not in used and not (piece.form == "media" and has_table
+                                           and piece.name not in captions)
+    ]  # fmt: skip
+    if not kept:
+        raise DataError(
+            f"{path} holds nothing that documents can be made of; known are files named "
+            f"{', '.join(SUFFIXES)}."
+        )
+    paths = used | {piece.path for piece in kept}
+    return kept, [file for file in files if file.path in paths], left_out
+
+
+def _slice(file: InputFile, form: Form) -> Slice:
+    return Slice(
+        path=file.path,
+        name=file.name,
+        form=form,
+        file_bytes=file.num_bytes,
+        num_bytes=file.num_bytes + _FILE_BYTES,
+    )
+
+
+def _cut_file(whole: Slice, part_bytes: int) -> Iterator[Slice]:
+    if whole.num_bytes <= part_bytes:
+        yield whole
+    elif whole.name.lower().endswith(".jsonl"):
+        yield from _cut_lines(whole, part_bytes)
+    elif whole.form == "parquet":
+        yield from _cut_row_groups(whole, part_bytes)
+    else:
+        yield whole
+
+
+def _cut_lines(whole: Slice, part_bytes: int) -> Iterator[Slice]:
+    """Ranges of whole lines; each ends with the line that reaches the size."""
+    begin, first_row, row, offset = 0, 1, 1, 0
+    with inputs.opened(whole.path) as file:
+        while block := file.read(inputs.BLOCK_BYTES):
+            searched = 0
+            while True:
+                # The last byte that belongs to the range is sought from where it is long enough.
+                from_here = max(searched, begin + part_bytes - 1 - offset)
+                newline = block.find(b"\n", from_here) if from_here < len(block) else -1
+                if newline < 0:
+                    row += block.count(b"\n", searched)
+                    break
+                row += block.count(b"\n", searched, newline + 1)
+                searched = newline + 1
+                end = offset + searched
+                yield whole.model_copy(
+                    update={
+                        "begin": begin,
+                        "end": end,
+                        "first_row": first_row,
+                        "num_bytes": end - begin,
+                    }
+                )
+                begin, first_row = end, row
+            offset += len(block)
+    if offset > begin:
+        yield whole.model_copy(
+            update={
+                "begin": begin,
+                "end": offset,
+                "first_row": first_row,
+                "num_bytes": offset - begin,
+            }
+        )
+
+
+def _cut_row_groups(whole: Slice, part_bytes: int) -> Iterator[Slice]:
+    try:
+        with inputs.opened(whole.path) as file:
+            metadata = pq.ParquetFile(file).metadata
+            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+            sizes = [
+                sum(
+                    group.column(column).total_compressed_size
+                    for column in range(group.num_columns)
+                )
+                for group in groups
+            ]
+            rows = [group.num_rows for group in groups]
+    except (DataError, OSError, ValueError):
+        yield whole  # reading says what is wrong, and whether that is to be skipped
+        return
+    begin, first_row = 0, 1
+    for number in range(len(sizes)):
+        if number + 1 < len(sizes) and sum(sizes[begin : number + 2]) <= part_bytes:
+            continue
+        yield whole.model_copy(
+            update={
+                "begin": begin,
+                "end": number + 1,
+                "first_row": first_row,
+                "num_bytes": sum(sizes[begin : number + 1]),
+            }
+        )
+        first_row += sum(rows[begin : number + 1])
+        begin = number + 1

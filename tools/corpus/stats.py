@@ -1,0 +1,271 @@
+"""A page about a corpus: how long its documents are, what they hold, how they fill sequences.
+
+Made from the manifest and the files of lengths, 24 bytes a document; shards are not read.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+
+from tools.corpus.finished import Corpus
+from train.data.document import LENGTH_COLUMNS, MEDIA
+from train.data.pack import SequenceShape, pack
+from train.errors import DataError
+from train.watch.report import Number, format_count
+
+PADDING_LENGTHS: Final = (512, 1024, 2048, 4096, 8192)
+"""Sequence lengths that padding is told for."""
+PADDING_DOCUMENTS: Final = 1 << 15
+"""Documents that are packed to tell it, drawn at random from the training split."""
+_QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+Lengths = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A bar of a chart.
+
+    Attributes:
+        label: what it counts.
+        percent: of the longest one.
+        value: as told.
+    """
+
+    label: str
+    percent: float
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """A chart of bars.
+
+    Attributes:
+        title: what it shows, with the unit.
+        note: a sentence below; empty for none.
+        bars: from the top.
+    """
+
+    title: str
+    note: str = ""
+    bars: list[Bar]
+
+
+def write_stats(path: str, out: Path) -> Path:
+    """Write the page of a corpus.
+
+    Args:
+        path: of the corpus, or its URL.
+        out: file to write.
+
+    Raises:
+        DataError: there is no corpus of documents, or its lengths are damaged.
+    """
+    corpus = Corpus.at(path)
+    page = render(corpus, {split: _lengths(corpus, split) for split in corpus.splits})
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, out)
+    except OSError as error:
+        raise DataError(f"Cannot write {out}: {error.strerror}.") from error
+    return out
+
+
+def render(corpus: Corpus, lengths: Mapping[str, Lengths]) -> str:
+    """The page as HTML.
+
+    Args:
+        corpus: with its manifest.
+        lengths: of each split, [n, 6] `LENGTH_COLUMNS`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    everything = np.concatenate(list(lengths.values()))
+    training = lengths.get("train", everything)
+    return environment.get_template("stats.html.jinja").render(
+        title=corpus.path.rsplit("/", 1)[-1],
+        path=corpus.path,
+        facts=_facts(corpus),
+        numbers=_numbers(everything),
+        charts=[chart for chart in _charts(corpus, everything, training) if chart is not None],
+        splits=_splits(lengths),
+        sources=[_source(source) for source in corpus.manifest.get("sources", [])],
+        skipped=corpus.manifest.get("skipped", []),
+    )
+
+
+def expected_padding(lengths: Lengths, sequence_tokens: int) -> float:
+    """Share of slots that stay empty when documents are packed as training packs them."""
+    shape = SequenceShape(slots=sequence_tokens, opening=1)
+    rows = pack(lengths[:, :3].astype(np.int64), shape)
+    used = int((rows.parts[:, 2] - rows.parts[:, 1] + shape.opening).sum())
+    return 1 - used / (len(rows) * sequence_tokens)
+
+
+def _lengths(corpus: Corpus, split: str) -> Lengths:
+    store = corpus.store(split)
+    found = [store.lengths(shard) for shard in range(len(store.shard_sizes))]
+    return np.concatenate(found)  # 24 bytes a document, as stored
+
+
+def _facts(corpus: Corpus) -> list[str]:
+    manifest = corpus.manifest
+    dedup = manifest.get("dedup", {})
+    facts = [
+        f"vocabulary of {manifest.get('vocabulary', 0):,}, tokenizer SHA-256 "
+        f"{str(manifest.get('tokenizer_sha256'))[:12]}…"
+    ]
+    if dedup.get("method"):
+        facts.append(f"{dedup['duplicates_removed']:,} duplicates removed ({dedup['method']})")
+    return facts
+
+
+def _numbers(lengths: Lengths) -> list[Number]:
+    sums: dict[str, int] = dict(
+        zip(LENGTH_COLUMNS, lengths.sum(axis=0, dtype=np.int64).tolist(), strict=True)
+    )
+    numbers = [
+        Number(name="Documents", value=format_count(len(lengths))),
+        Number(name="Tokens", value=format_count(sums["tokens"])),
+        Number(
+            name="Tokens a document",
+            value=f"{sums['tokens'] / max(1, len(lengths)):,.0f}",
+            remark=f"median {np.median(lengths[:, 0]):,.0f}",
+        ),
+    ]
+    if sums["spans"]:
+        numbers.append(
+            Number(
+                name="Tokens in spans",
+                value=f"{sums['span_tokens'] / sums['tokens']:.1%}",
+                remark=f"{format_count(sums['spans'])} span{'s' * (sums['spans'] != 1)} of "
+                f"{sums['span_tokens'] / sums['spans']:,.1f} tokens on average",
+            )
+        )
+    for kind in MEDIA.values():
+        if sums[kind]:
+            has = int((lengths[:, LENGTH_COLUMNS.index(kind)] > 0).sum())
+            numbers.append(
+                Number(
+                    name=f"Spans of {kind}",
+                    value=format_count(sums[kind]),
+                    remark=f"in {has / len(lengths):.1%} of documents",
+                )
+            )
+    return numbers
+
+
+def _charts(corpus: Corpus, everything: Lengths, training: Lengths) -> list[Bars | None]:
+    tokens = everything[:, 0]
+    told = ", ".join(
+        f"{value:,.0f} ({share:.0%})"
+        for share, value in zip(_QUANTILES, np.quantile(tokens, _QUANTILES), strict=True)
+    )
+    with_spans = everything[everything[:, 1] > 0]
+    return [
+        _histogram("Documents by length, tokens", tokens, note=f"Quantiles: {told}."),
+        _histogram("Tokens by length of their document", tokens, weights=tokens),
+        _by_source(corpus.manifest.get("sources", [])),
+        _histogram("Documents by number of text spans", with_spans[:, 1]),
+        _histogram(
+            "Documents by mean length of their text spans, tokens",
+            with_spans[:, 2] // np.maximum(1, with_spans[:, 1]),
+        ),
+        _padding(training),
+    ]
+
+
+def _histogram(
+    title: str, values: Lengths, *, weights: Lengths | None = None, note: str = ""
+) -> Bars | None:
+    """Bars that each stand for twice the values of the one before."""
+    if not len(values):
+        return None
+    # Bin k holds 2^k to 2^(k+1) - 1; frexp is exact where a logarithm is not.
+    bins = np.frexp(np.maximum(values, 1).astype(np.float64))[1] - 1
+    heights = np.bincount(bins, weights=weights)
+    first = int(bins.min())
+    total = heights.sum()
+    bars = [
+        Bar(
+            label=f"{2**k:,}" if k == 0 else f"{2**k:,} – {2 ** (k + 1) - 1:,}",
+            percent=100 * float(heights[k] / heights.max()),
+            value=f"{format_count(int(heights[k]))} ({heights[k] / total:.1%})",
+        )
+        for k in range(first, len(heights))
+    ]
+    return Bars(title=title, bars=bars, note=note)
+
+
+def _by_source(sources: Sequence[Mapping[str, Any]]) -> Bars | None:
+    total = sum(source["tokens"] for source in sources)
+    if not total:
+        return None
+    longest = max(source["tokens"] for source in sources)
+    return Bars(
+        title="Tokens by source",
+        bars=[
+            Bar(
+                label=source["name"],
+                percent=100 * source["tokens"] / longest,
+                value=f"{format_count(source['tokens'])} ({source['tokens'] / total:.1%})",
+            )
+            for source in sorted(sources, key=lambda source: -source["tokens"])
+        ],
+    )
+
+
+def _padding(training: Lengths) -> Bars | None:
+    if not len(training):
+        return None
+    drawn = training
+    note = "Documents of the training split packed as training packs them."
+    if len(training) > PADDING_DOCUMENTS:
+        drawn = np.random.default_rng(0).choice(training, PADDING_DOCUMENTS, replace=False)
+        note = f"{PADDING_DOCUMENTS:,} random documents, packed as training packs them."
+    if training[:, 3:].any():
+        note += " Text alone: the encoders decide how many slots other spans take."
+    shares = {length: expected_padding(drawn, length) for length in PADDING_LENGTHS}
+    # Little padding is to look like little.
+    longest = max(*shares.values(), 0.1)
+    return Bars(
+        title="Expected padding by sequence length",
+        note=note,
+        bars=[
+            Bar(label=f"{length:,}", percent=100 * share / longest, value=f"{share:.2%}")
+            for length, share in shares.items()
+        ],
+    )
+
+
+def _splits(lengths: Mapping[str, Lengths]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for split, found in lengths.items():
+        sums = found.sum(axis=0, dtype=np.int64).tolist()
+        rows.append([split, f"{len(found):,}", *(f"{value:,}" for value in sums)])
+    return rows
+
+
+def _source(source: Mapping[str, Any]) -> list[str]:
+    return [
+        str(source["name"]),
+        " and ".join(source.get("licences", [])) or "not stated",
+        f"{source['documents']:,}",
+        f"{source['tokens']:,}",
+        f"{source.get('duplicates_removed', 0):,}",
+        f"{source.get('skipped', 0):,}",
+    ]

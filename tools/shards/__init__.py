@@ -1,1 +1,0 @@
-"""Builds corpora of documents from anyone's files, checks them, shows them and counts them."""
