@@ -7,13 +7,14 @@ process that has looked for GPUs cannot be forked.
 
 import multiprocessing
 import os
-from collections.abc import Mapping
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import torch
+
+from tools.ranks import replace_environment
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -32,9 +33,3 @@ def context() -> ForkServerContext:
     finally:
         replace_environment(before)
     return found
-
-
-def replace_environment(variables: Mapping[str, str]) -> None:
-    """Makes these all of this process's environment."""
-    os.environ.clear()
-    os.environ.update(variables)

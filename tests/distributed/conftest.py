@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.distributed.harness import RankPool
+from tests import warm
+from tools.ranks import RankPool
 
 MAX_RANKS = 11
 """Alive at a time; each takes about half a gigabyte."""
@@ -16,7 +17,7 @@ class RankPools(dict[int, RankPool]):
     def __missing__(self, num_ranks: int) -> RankPool:
         while self and sum(self) + num_ranks > MAX_RANKS:
             self.pop(max(self)).close()
-        self[num_ranks] = pool = RankPool(num_ranks)
+        self[num_ranks] = pool = RankPool(num_ranks, context=warm.context())
         return pool
 
 

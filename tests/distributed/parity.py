@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.distributed.harness import RankPool
+from tests import warm
 from tests.distributed.parity_plan import planned_cells
 from tests.distributed.parity_results import (
     Result,
@@ -28,6 +28,7 @@ from tests.distributed.parity_results import (
     tolerances,
 )
 from tests.distributed.semicausal_runs import Cell, History, on_ranks
+from tools.ranks import RankPool
 
 OUT = Path("out/parity.json")
 TABLE_COLUMNS = 112
@@ -41,10 +42,10 @@ def run_cells(cells: Sequence[Cell], console: Console) -> list[Result]:
         bar = progress.add_task("one process", total=len(cells))
         in_bf16 = {cell.alone() for cell in cells if against(cell) == "one in bf16"}
         if in_bf16:
-            with RankPool(1) as pool:
+            with RankPool(1, context=warm.context()) as pool:
                 references = {cell: pool.run(on_ranks, cell)[0] for cell in in_bf16}
         for num_ranks, group in groupby(sorted(cells, key=_ranks), key=_ranks):
-            with RankPool(num_ranks) as pool:
+            with RankPool(num_ranks, context=warm.context()) as pool:
                 for layout, members in groupby(group, key=_layout):
                     done = len(results)
                     for cell in members:

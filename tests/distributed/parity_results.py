@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from tests.distributed.harness import RankPool, RanksFailed
 from tests.distributed.semicausal_runs import (
     MODEL,
     Cell,
@@ -18,6 +17,7 @@ from tests.distributed.semicausal_runs import (
     oracle,
     trained_on_ranks,
 )
+from tools.ranks import RankPool, RanksFailed
 
 TOLERANCE = 1e-5
 WEIGHT_TOLERANCE = 1e-4

@@ -16,7 +16,6 @@ from parallel.mesh import straddling_warning
 from parallel.pipeline import forward
 from parallel.spread import split_of
 from parallel.zero.state import local_slices
-from tests.distributed.harness import RankPool
 from tests.distributed.parity_results import differences
 from tests.distributed.semicausal_runs import (
     Cell,
@@ -30,6 +29,7 @@ from tests.distributed.semicausal_runs import (
     on_ranks,
     run_steps,
 )
+from tools.ranks import RankPool
 
 LAYOUTS = [
     Cell(tensor=2, data=2),

@@ -16,9 +16,9 @@ from parallel.mesh import Mesh
 from parallel.zero import gradients as zero_gradients
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.gradients import Gradient, global_norm
-from tests.distributed.harness import RankPool, RanksFailed
 from tests.distributed.parity_results import TOLERANCE, differences
 from tests.distributed.semicausal_runs import Cell, History, engine_of, on_ranks, oracle, run_steps
+from tools.ranks import RankPool, RanksFailed
 
 SEQUENCE_PARALLEL = Cell(tensor=2, sequence_parallel=True)
 TIED_STAGES = Cell(pipeline=2)
@@ -154,7 +154,7 @@ def test_copies_that_differ_are_refused(rank_pools: dict[int, RankPool]) -> None
     cases = [(3.0, 3.0), (3.0, 3.1), (3.1, 3.0), (3.0, 0.0)]
     for equal, *different in rank_pools[2].run(_norms, cases):
         assert equal == 3.0
-        assert all(DISAGREEMENT in message for message in different), different
+        assert all(DISAGREEMENT in str(message) for message in different), different
 
 
 def test_a_norm_that_is_not_finite_is_no_disagreement(rank_pools: dict[int, RankPool]) -> None:

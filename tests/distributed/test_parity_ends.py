@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.distributed.harness import RankPool
 from tests.distributed.parity_plan import TRAINED_STEPS
 from tests.distributed.parity_results import WEIGHT_TOLERANCE, compared
 from tests.distributed.semicausal_runs import Cell
+from tools.ranks import RankPool
 
 TRAINED = Cell(tensor=2, pipeline=2, zero=3, microbatches=2, steps=TRAINED_STEPS)
 EIGHT = (

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from model.layers import DenseLayers, Layers, initialize, is_split, normal, placement, xavier
 from model.loss import LinearCrossEntropy
 from parallel.tensor import GroupShard, SplitDropout, TensorLayers, padded_vocabulary
-from tests.distributed.harness import RankPool
 from tests.distributed.semicausal_runs import Cell, mesh_of
+from tools.ranks import RankPool
 
 ROWS = 6
 IN, OUT = 8, 12

@@ -9,7 +9,6 @@ import torch.distributed as dist
 
 from parallel.zero import state as zero_state
 from parallel.zero.config import Precision, ZeroConfig, why_unsupported
-from tests.distributed.harness import RankPool, RanksFailed, run_ranks
 from tests.distributed.toy import (
     LEARNING_RATE,
     OPTIM,
@@ -20,6 +19,7 @@ from tests.distributed.toy import (
     groups_of,
     train_step,
 )
+from tools.ranks import RankPool
 
 NUM_STEPS = 5
 STAGES = (0, 1, 2, 3)
@@ -166,31 +166,3 @@ def test_every_stage_is_supported_in_both_precisions() -> None:
             why_unsupported(s, precision) is None for s in STAGES for precision in precisions
         )
     assert ZeroConfig().stage in STAGES
-
-
-def _fail_on_last_rank() -> None:
-    if dist.get_rank() == dist.get_world_size() - 1:
-        raise ValueError("spilled milk")
-    dist.barrier()
-
-
-def _rank() -> int:
-    return dist.get_rank()
-
-
-def _wait_for_ever() -> None:
-    if dist.get_rank() == 0:
-        dist.barrier()
-
-
-def test_harness_shows_what_failed_and_where_others_wait() -> None:
-    assert run_ranks(_rank, 2) == [0, 1]
-    with RankPool(2) as pool:
-        pool.run(_rank)
-        with pytest.raises(
-            RanksFailed, match=r"(?s)rank 1 failed.*spilled milk.*rank 0 was.*_fail"
-        ):
-            pool.run(_fail_on_last_rank)
-        assert pool.run(_rank) == [0, 1], "fresh ranks after a failure"
-        with pytest.raises(RanksFailed, match=r"(?s)ranks \[0\] did not answer.*_wait_for_ever"):
-            pool.run(_wait_for_ever, timeout_seconds=2)

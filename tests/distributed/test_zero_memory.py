@@ -14,8 +14,8 @@ from parallel.zero import gradients as zero_gradients
 from parallel.zero import pages
 from parallel.zero import state as zero_state
 from parallel.zero.config import Precision, ZeroConfig
-from tests.distributed.harness import RankPool
 from tests.distributed.toy import OPTIM, Toy, groups_of, train_step
+from tools.ranks import RankPool
 from train.checkpoint import restore as checkpoint
 
 NUM_STEPS = 4

@@ -20,7 +20,6 @@ from tools.bench import encoding, flops, gpu, peers
 from tools.bench.__main__ import main
 from tools.bench.loading.corpora import write_sequences
 from tools.bench.loading.readers import BATCH, SHARED_MEMORY, Reading, Streaming
-from tools.bench.processes import ProcessFailed, in_processes
 from tools.bench.rounds import Contestant, Effort, alternate, ratio
 from tools.bench.shapes import FULL, TINY, Shape
 from tools.bench.training import batches, build, num_parameters, random_samples
@@ -141,15 +140,6 @@ def test_gpu_peak_is_that_of_the_named_card() -> None:
     assert gpu.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert gpu.peak_flops("NVIDIA H100 PCIe") == 756e12
     assert gpu.peak_flops("something new") is None
-
-
-def fail(message: str) -> None:
-    raise ValueError(message)
-
-
-def test_failure_in_a_process_is_shown() -> None:
-    with pytest.raises(ProcessFailed, match="ValueError: no such luck"):
-        in_processes(fail, "no such luck", ranks=1, threads=1, timeout_seconds=60)
 
 
 @pytest.mark.timeout(120)

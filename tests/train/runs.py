@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import warm
+from tools.ranks import replace_environment
 from train.watch.metrics import FILE_NAME, Metrics, read_metrics
 
 TINY_RUN = Path(__file__).parent.parent / "tiny_run.yaml"
@@ -67,7 +68,7 @@ def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> N
     os.dup2(file, 1)
     os.dup2(file, 2)
     faulthandler.enable()
-    warm.replace_environment(environment)
+    replace_environment(environment)
     sys.argv = ["train", *arguments]
     code = 0
     try:

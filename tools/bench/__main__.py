@@ -25,9 +25,9 @@ from tools.bench import (
     stages,
 )
 from tools.bench.loading.case import from_shards
-from tools.bench.processes import ProcessFailed, in_processes
 from tools.bench.rounds import Findings
 from tools.bench.shapes import Plan
+from tools.ranks import RanksFailed, run_ranks
 
 GPU_TIMEOUT_SECONDS = 1500.0
 
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"{case}: {CASES[case].about} ...")
         try:
             findings.append(run(case, plan))
-        except ProcessFailed as error:
+        except RanksFailed as error:
             sys.stderr.write(f"{case}: {error}\n")
             return 1
     seconds = time.perf_counter() - started
@@ -121,10 +121,10 @@ def run(case: str, plan: Plan) -> Findings:
     """One case, in processes of its own.
 
     Raises:
-        ProcessFailed: it broke or took too long.
+        RanksFailed: it broke or took too long.
     """
     on_gpu = case == ON_GPU
-    return in_processes(
+    return run_ranks(
         CASES[case].work,
         plan,
         ranks=CASES[case].ranks,

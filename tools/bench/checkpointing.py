@@ -35,10 +35,10 @@ from parallel.mesh import LayoutConfig, build_mesh
 from parallel.zero import state as zero_state
 from parallel.zero.config import AdamWOptions, ZeroConfig
 from parallel.zero.engine import ZeroEngine, initialize
-from tools.bench.processes import in_processes
 from tools.bench.report import MEANINGS
 from tools.bench.rounds import Findings, ratio
 from tools.bench.shapes import Plan
+from tools.ranks import run_ranks
 from train.checkpoint import restore as checkpoint
 from train.checkpoint.saver import state_tensors
 from train.storage.place import Place
@@ -289,11 +289,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     for ranks in (1, 2):
-        found = in_processes(
+        found = run_ranks(
             partial(measure, rounds=options.rounds, directory=options.directory),
             options.mebibytes << 20,
             ranks=ranks,
-            threads=1,
             timeout_seconds=TIMEOUT_SECONDS,
         )
         show(console, found)

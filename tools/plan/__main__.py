@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 
-from tools.bench.processes import ProcessFailed
 from tools.plan.from_config import task_of, write_overlay
 from tools.plan.machines import (
     KINDS,
@@ -26,6 +25,7 @@ from tools.plan.machines import (
 )
 from tools.plan.search import all_plans
 from tools.plan.table import console, layout_words, show
+from tools.ranks import RanksFailed
 from train.config import RunConfig
 from train.config_files import load
 from train.errors import ConfigError, UserError
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    except ProcessFailed as error:
+    except RanksFailed as error:
         sys.stderr.write(f"{error}\n")
         return 1
 

@@ -17,7 +17,6 @@ from model.semicausal import ModelConfig
 from parallel.launch import join, multiplies_bf16
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
-from tools.bench.processes import in_processes
 from tools.bench.training import build
 from tools.plan.machines import (
     KINDS,
@@ -45,6 +44,7 @@ from tools.plan.rates import (
 from tools.plan.step_time import UPDATE_BYTES
 from tools.plan.table import console
 from tools.plan.task import Candidate, Task
+from tools.ranks import run_ranks
 
 TIMEOUT_SECONDS = 300.0
 NARROW, WIDE = 64, 512
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
     Raises:
         ConfigError: the file for the rates cannot be written.
-        ProcessFailed: a process failed or hung.
+        RanksFailed: a process failed or hung.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.plan calibrate", description=__doc__)
     parser.add_argument("--gpu", choices=KINDS, help="what this machine is; needed with GPUs")
@@ -91,7 +91,7 @@ def measure(kind: MachineKind, *, sizes: Sizes | None = None) -> Machine:
         sizes: what is timed; default: by the device.
 
     Raises:
-        ProcessFailed: a process failed or hung.
+        RanksFailed: a process failed or hung.
     """
     memory_bytes, cores = float(psutil.virtual_memory().total), os.cpu_count() or 1
     preset = nominal(kind, cores=cores, memory_bytes=memory_bytes)
@@ -100,7 +100,7 @@ def measure(kind: MachineKind, *, sizes: Sizes | None = None) -> Machine:
     precisions: list[Precision] = ["fp32"]
     if not on_cpu or multiplies_bf16():
         precisions.append("bf16")
-    alone = in_processes(
+    alone = run_ranks(
         alone_rates,
         precisions,
         sizes,
@@ -118,7 +118,7 @@ def measure(kind: MachineKind, *, sizes: Sizes | None = None) -> Machine:
     found["device"] = f"one thread of {_processor()}"
     found["peak_flops"] = {p: max(rate for _, rate in alone[p].products) for p in precisions}
     if cores > 1:
-        found["within_node"], together = in_processes(
+        found["within_node"], together = run_ranks(
             joint_rates, precisions, sizes, ranks=2, threads=1, timeout_seconds=TIMEOUT_SECONDS
         )
         busy: dict[Precision, Rates] = {

@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> int:
 
     Raises:
         UserError: the rates cannot be read, or the record not be written.
-        ProcessFailed: a rank failed or hung.
+        RanksFailed: a rank failed or hung.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.plan check", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/plan.json"))

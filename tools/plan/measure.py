@@ -20,12 +20,12 @@ from parallel.spread import build_part
 from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.engine import initialize as initialize_zero
-from tools.bench.processes import in_processes
 from tools.bench.shapes import Shape
 from tools.bench.training import batches
 from tools.plan.from_config import random_spans
 from tools.plan.live import Meter, metered
 from tools.plan.task import Candidate, Task
+from tools.ranks import run_ranks
 from train.data.spans.kinds import RandomSpansConfig
 from train.optim import parameter_groups
 
@@ -91,9 +91,9 @@ def observe(
         timeout_seconds: after which the stacks of all ranks are shown and the ranks ended.
 
     Raises:
-        ProcessFailed: a rank failed or hung.
+        RanksFailed: a rank failed or hung.
     """
-    return in_processes(
+    return run_ranks(
         _observe,
         task,
         candidate,

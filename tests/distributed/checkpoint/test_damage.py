@@ -12,9 +12,9 @@ import torch
 
 from parallel.zero import state as zero_state
 from tests.distributed.checkpoint.runs import train_and_save
-from tests.distributed.harness import RankPool
 from tests.distributed.toy import Toy, engine_of
 from tools.checkpoint import faults
+from tools.ranks import RankPool
 from train.checkpoint import restore as checkpoint
 from train.checkpoint.format import Index, TensorKind, record_of
 from train.errors import CheckpointError

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.harness import RankPool
 from tests.distributed.semicausal_runs import Cell, History, engine_of, run_steps
+from tools.ranks import RankPool
 from train.checkpoint import restore as checkpoint
 
 NUM_STEPS = 3

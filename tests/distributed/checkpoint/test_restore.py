@@ -17,8 +17,8 @@ from tests.distributed.checkpoint.runs import (
     tensors_of,
     train_and_save,
 )
-from tests.distributed.harness import RankPool
 from tests.distributed.toy import Toy, engine_of, evaluate, train_step
+from tools.ranks import RankPool
 from train.checkpoint import restore as checkpoint
 from train.errors import CheckpointError
 

@@ -13,11 +13,11 @@ from tests.distributed.checkpoint.runs import (
     tensors_of,
     train_and_save,
 )
-from tests.distributed.harness import RankPool
 from tests.distributed.toy import Toy, engine_of, train_step
 from tests.lab_fixtures import S3Lab
 from tools.checkpoint import main
 from tools.lab.s3 import client
+from tools.ranks import RankPool
 from train.checkpoint import directory as checkpoint_directory
 from train.checkpoint import restore as checkpoint
 from train.errors import CheckpointError

@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from parallel.zero import state as zero_state
 from tests.distributed.checkpoint.runs import save_steps, saver_of, state_of, tensors_of
-from tests.distributed.harness import RankPool
 from tests.distributed.toy import Toy, engine_of, train_step
+from tools.ranks import RankPool
 from train.checkpoint import restore as checkpoint
 from train.checkpoint import saver as checkpoint_saver
 from train.errors import CheckpointError
