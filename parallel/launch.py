@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,12 @@ class World:
     size: int
     device: torch.device
     timeout_seconds: float = 600.0
+
+    @classmethod
+    def here(cls, device: torch.device | None = None) -> Self:
+        """This process in the group that it has joined; alone without one."""
+        rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        return cls(rank=rank, size=size, device=device or own_device())
 
     @property
     def is_main(self) -> bool:
@@ -53,14 +60,11 @@ def join(*, timeout_seconds: float) -> World:
     _adopt_slurm()
     rank = int(os.environ.setdefault("RANK", "0"))
     size = int(os.environ.setdefault("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    device, backend = own_device(), "gloo"
+    if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    else:
-        device = torch.device("cpu")
-        backend = "gloo"
     timeout = timedelta(seconds=timeout_seconds)
     if size == 1 and "MASTER_ADDR" not in os.environ:
         # DeepSpeed reads the address even where nobody has to be met.
@@ -70,6 +74,13 @@ def join(*, timeout_seconds: float) -> World:
     else:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
     return World(rank=rank, size=size, device=device, timeout_seconds=timeout_seconds)
+
+
+def own_device() -> torch.device:
+    """Where this rank computes: on its GPU if there are any."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def leave() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
 import torch.distributed as dist
 from pydantic import Field
 
@@ -141,14 +140,6 @@ def build_mesh(layout: LayoutConfig, world: World) -> Mesh:
         model_group=state.get_model_parallel_group(),
         ends_group=state.get_embedding_group() if is_end and not alone_pipeline else None,
     )
-
-
-def data_mesh(device: torch.device) -> Mesh:
-    """A mesh without tensor or pipeline parallelism, over the process group if there is one."""
-    alone = not dist.is_initialized()
-    rank, size = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
-    world = World(rank=rank, size=size, device=device)
-    return build_mesh(LayoutConfig(), world)
 
 
 def forget_groups() -> None:

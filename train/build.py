@@ -6,14 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.layers import initialize
 from model.lora import add_adapters
 from model.semicausal import ModelConfig, SemiCausal, parameter_counts
+from parallel import engine
+from parallel.engine import build_part, with_split
 from parallel.mesh import Mesh
-from parallel.spread import build_part, split_of
-from parallel.zero.config import AdamWOptions
 from parallel.zero.engine import ZeroEngine
-from parallel.zero.engine import initialize as initialize_zero
 from train.checkpoint import restore as checkpoint
 from train.config import RunConfig
 from train.config_files import differences
@@ -27,7 +25,6 @@ from train.data.spans.kinds import StoredSpansConfig, build_policy
 from train.data.tokens import SpecialTokens
 from train.errors import CheckpointError, ConfigError
 from train.loading import load_config
-from train.optim import parameter_groups
 from train.storage.cache import require_working_set
 from train.storage.place import Place
 
@@ -141,14 +138,13 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
     Raises:
         CheckpointError: a named checkpoint is missing, damaged or of another model.
     """
-    split = split_of(
-        config.built_model,
+    layout = with_split(
         config.layout,
+        config.built_model,
         sequence_tokens=config.data.sequence_tokens,
         span_share=config.span_share,
     )
-    model = build_part(config.built_model, config.layout, mesh, split=split)
-    initialize(model, seed=config.seed)
+    model = build_part(config.built_model, layout, mesh, seed=config.seed)
     for modality, part in config.built_model.encoders.items():
         if part.encoder.init_from is not None:
             load_encoder(Place.parse(part.encoder.init_from, config.storage), model, modality)
@@ -234,16 +230,10 @@ def build_engine(config: RunConfig, model: torch.nn.Module, mesh: Mesh) -> ZeroE
         ConfigError: the disk for masters and moments has no room for them.
     """
     assert config.precision != "auto", "resolved when the run starts"
-    optim = config.optim
+    adamw = config.optim.adamw
     try:
-        return initialize_zero(
-            model,
-            param_groups=parameter_groups(model, optim.weight_decay),
-            optim=AdamWOptions(optim.lr, (optim.beta1, optim.beta2), optim.eps, optim.precision),
-            precision=config.precision,
-            config=config.zero,
-            clip_norm=optim.clip_norm,
-            mesh=mesh,
+        return engine.build_engine(
+            model, mesh, adamw=adamw, zero=config.zero, precision=config.precision
         )
     except OSError as error:
         directory = config.zero.offload_directory

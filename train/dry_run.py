@@ -37,7 +37,7 @@ def dry_run(config: RunConfig, world: World) -> int:
     with build_feed(config, build_plan(config, sources), collate, mesh) as feed:
         reseed(config.seed, step=1, mesh=mesh)
         started = time.perf_counter()
-        result = train_step(engine, feed.step(1).batches, stop_requested=lambda: False)
+        result = train_step(engine, feed.step(1).batches)
         step_seconds = time.perf_counter() - started
     engine.close()
     if world.is_main:

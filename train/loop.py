@@ -192,7 +192,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             result = train_step(
                 engine,
                 data if isinstance(data, Exception) else data.batches,
-                stop_requested=lambda: preemption.requested,
+                stop=preemption.requested,
             )
             finished = time.perf_counter()
             assert not isinstance(data, Exception)

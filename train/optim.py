@@ -1,12 +1,12 @@
-"""AdamW's groups and the learning rate of each step."""
+"""AdamW and the learning rate of each step."""
 
 import math
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import nn
 
 from model.config import Config
+from parallel.zero.config import AdamW
 
 
 class OptimConfig(Config):
@@ -34,6 +34,18 @@ class OptimConfig(Config):
     bytes a parameter instead of 18, but an update below about 1/256 of its weight is lost: for
     trying a model that would not fit, not for training it to the end."""
 
+    @property
+    def adamw(self) -> AdamW:
+        """What of it the engine is built with."""
+        return AdamW(
+            learning_rate=self.lr,
+            betas=(self.beta1, self.beta2),
+            epsilon=self.eps,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+            precision=self.precision,
+        )
+
 
 def learning_rate(config: OptimConfig, *, step: int, total_steps: int) -> float:
     """Rate of step `step`, counted from 1: rises linearly to the peak, then falls."""
@@ -50,23 +62,3 @@ def learning_rate(config: OptimConfig, *, step: int, total_steps: int) -> float:
         case "cosine":
             share = (1 + math.cos(math.pi * progress)) / 2
     return config.lr * (config.final_ratio + (1 - config.final_ratio) * share)
-
-
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: matrices do; norms, biases and embeddings do not."""
-    embedding = name.endswith(
-        ("embedding.weight", "positions.weight", "relative_bias.weight", "head.weight")
-    )
-    return parameter.dim() >= 2 and not embedding
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters in two groups, with decay and without, in a fixed order."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if decays(name, p)]
-    rest = [p for name, p in named if not decays(name, p)]
-    groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

@@ -1,7 +1,7 @@
 """One optimiser step: forward and backward of each microbatch, checks, update."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,7 @@ def train_step(
     engine: ZeroEngine,
     batches: Sequence[Batch] | Exception,
     *,
-    stop_requested: Callable[[], bool],
+    stop: bool = False,
 ) -> StepResult:
     """Minimise the sum of losses over scored tokens divided by their global count.
 
@@ -56,7 +56,7 @@ def train_step(
     Args:
         engine: the model under ZeRO.
         batches: this rank's microbatches, or why it has none.
-        stop_requested: asks whether this rank was told to stop.
+        stop: whether this rank was told to stop after the step.
 
     Raises:
         DataError: some rank has no microbatches: on every rank, with the reason of the first; or no
@@ -69,8 +69,8 @@ def train_step(
     mesh = engine.mesh
     failed = isinstance(batches, Exception)
     scored = 0 if failed else sum(batch.num_scored for batch in batches)
-    count, stop, failures = total(
-        scored if mesh.speaks_for_sample else 0, float(stop_requested()), float(failed)
+    count, stops, failures = total(
+        scored if mesh.speaks_for_sample else 0, float(stop), float(failed)
     )
     if failures:
         raise_first(batches if failed else None, DataError)
@@ -94,4 +94,4 @@ def train_step(
         raise DivergedError(
             f"{error}: nothing was stepped; lower optim.lr, or look at the data"
         ) from None
-    return StepResult(averages=averages, gradient_norm=gradient_norm, stop=stop > 0)
+    return StepResult(averages=averages, gradient_norm=gradient_norm, stop=stops > 0)

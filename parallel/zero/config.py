@@ -1,6 +1,7 @@
 """How training state is spread and stored; nothing here needs DeepSpeed."""
 
-from typing import Annotated, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -39,14 +40,26 @@ class ZeroConfig(Config):
         return self
 
 
-class AdamWOptions(NamedTuple):
-    """Options of AdamW that all parameter groups share."""
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """How parameters are updated.
+
+    Attributes:
+        learning_rate: of the first step; the engine's `set_learning_rate` changes it.
+        betas: decay of the moments.
+        epsilon: added to the root of the second moment.
+        weight_decay: of matrices; norms, biases and embeddings have none.
+        clip_norm: gradients of a larger global norm are scaled down to it; None for never.
+        precision: type of masters, moments and gradient sums. In bf16 the parameters are their own
+            masters.
+    """
 
     learning_rate: float
-    betas: tuple[float, float]
-    epsilon: float
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float | None = 2.0
     precision: Precision = "fp32"
-    """Type of masters, moments and gradient sums. In bf16 the parameters are their own masters."""
 
 
 def why_unsupported(stage: int, precision: Precision) -> str | None:

@@ -2,7 +2,6 @@
 
 A training step reads::
 
-    engine = zero.initialize(model, param_groups=..., optim=..., precision="bf16", ...)
     losses = pipeline.forward_backward(engine, microbatches, scale=...)
     grad_norm = engine.step()                  # raises, having changed nothing, if not finite
 
@@ -18,9 +17,8 @@ schedule once four things are seen to, in this module and its neighbours:
 """
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,15 +26,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.mesh import Mesh
-from parallel.zero import deepspeed_access, pages
 from parallel.zero import gradients as zero_gradients
-from parallel.zero import masters as zero_masters
-from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero import pages
 from parallel.zero.sharding import Sharding
 
 
 class ZeroEngine:
-    """A model, its AdamW and their sharding; built by `initialize`.
+    """A model, its AdamW and their sharding; built by `parallel.engine.build_engine`.
 
     Attributes:
         module: the model, or this stage's part; call the engine rather than this, so that hooks
@@ -57,7 +53,7 @@ class ZeroEngine:
         clip_norm: float | None,
         spares_memory: bool,
     ) -> None:
-        """Wraps a DeepSpeed engine; use `initialize`."""
+        """Wraps a DeepSpeed engine; use `build_engine`."""
         self.module: nn.Module = deepspeed_engine.module
         self.mesh = mesh
         self.sharding = sharding
@@ -199,152 +195,3 @@ class ZeroEngine:
         """
         self._deepspeed.destroy()
         dist.barrier()
-
-
-def initialize(
-    model: nn.Module,
-    *,
-    param_groups: Sequence[Mapping[str, Any]],
-    optim: AdamWOptions,
-    precision: Precision,
-    config: ZeroConfig,
-    clip_norm: float | None,
-    mesh: Mesh,
-) -> ZeroEngine:
-    """Spreads a model and its AdamW over the ranks.
-
-    Needs an initialised process group and RANK, LOCAL_RANK and WORLD_SIZE in the environment;
-    every rank must call it, those of a data group with the same model. The first data rank's
-    weights are sent to the others. In bf16 the model is cast in place, and masters start from the
-    rounded weights. Gradients are accumulated and reduced in the masters' type.
-
-    Args:
-        model: what this rank holds of the model, on any device; buffers keep their type.
-        param_groups: groups of `params` with their `weight_decay`: every trainable parameter
-            exactly once, and no frozen one. Other keys are ignored.
-        optim: options of AdamW.
-        precision: type of parameters and activations.
-        config: how training state is spread.
-        clip_norm: gradients of a larger global norm are scaled down to it; None for never.
-        mesh: this rank's place; the model is moved to its device.
-
-    Raises:
-        OSError: the directory for offloading cannot be written, or its disk has no room.
-    """
-    trainable = {id(p) for p in model.parameters() if p.requires_grad}
-    grouped = [id(p) for group in param_groups for p in group["params"]]
-    assert len(grouped) == len(set(grouped)), "a parameter is in two groups"
-    assert set(grouped) == trainable, "param_groups must hold exactly the trainable parameters"
-    if precision == "bf16":
-        # Before it goes to the device: there, in fp32, it might not fit. Buffers keep their type.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.bfloat16()
-    model.to(mesh.world.device)
-    base_optimizer = torch.optim.AdamW(
-        optimizer_groups(model, param_groups, mesh),
-        lr=optim.learning_rate,
-        betas=optim.betas,
-        eps=optim.epsilon,
-        fused=True,
-    )
-    on_cpu = mesh.world.device.type == "cpu"
-    spares_memory = on_cpu and (optim.precision == "bf16" or config.offload_directory is not None)
-    if spares_memory:
-        pages.keep_no_freed_memory()
-    stage = config.stage
-    if stage == 0 and precision == "bf16":
-        # Without ZeRO DeepSpeed refuses bf16 parameters with fp32 gradients. Its BF16_Optimizer,
-        # which stage 1 becomes in bf16, computes the same numbers in no more memory.
-        stage = 1
-    num_elements = sum(p.numel() for p in model.parameters())
-    deepspeed = deepspeed_access.imported()
-    topology = deepspeed_access.tell_groups(mesh)
-    directory = None if config.offload_directory is None else Path(config.offload_directory)
-    assert directory is None or on_cpu, "refused when the run starts"
-    with zero_masters.placed(base_optimizer, directory):
-        deepspeed_engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=base_optimizer,
-            mpu=topology,
-            config=_deepspeed_options(
-                config,
-                stage=stage,
-                precision=precision,
-                # Without ZeRO the engine clips, from the same norm.
-                clip_norm=clip_norm if stage > 0 else None,
-                num_elements=num_elements,
-                states=optim.precision,
-            ),
-            dist_init_required=False,
-        )
-    if spares_memory:
-        pages.keep_no_freed_memory()
-    sharding = {0: Sharding.REPLICATED, 3: Sharding.PER_PARAMETER}.get(stage, Sharding.FLAT_GROUPS)
-    return ZeroEngine(
-        deepspeed_engine,
-        mesh=mesh,
-        base_optimizer=base_optimizer,
-        sharding=sharding,
-        clip_norm=clip_norm,
-        spares_memory=spares_memory,
-    )
-
-
-def optimizer_groups(
-    model: nn.Module, param_groups: Sequence[Mapping[str, Any]], mesh: Mesh
-) -> list[dict[str, Any]]:
-    """The groups for AdamW; a tied weight of two stages gets one of its own.
-
-    Stages 1 and 2 cut groups, not parameters: alone in its group, the weight is cut at the same
-    places on both stages, and the parts of its gradient can be summed.
-    """
-    tied = zero_gradients.tied_over_stages(model, mesh)
-    groups: list[dict[str, Any]] = []
-    for group in param_groups:
-        rest = [parameter for parameter in group["params"] if parameter is not tied]
-        alone = [parameter for parameter in group["params"] if parameter is tied]
-        groups += [
-            {"params": members, "weight_decay": group["weight_decay"]}
-            for members in (rest, alone)
-            if members
-        ]
-    return groups
-
-
-def _deepspeed_options(
-    config: ZeroConfig,
-    *,
-    stage: int,
-    precision: Precision,
-    clip_norm: float | None,
-    num_elements: int,
-    states: Precision,
-) -> dict[str, Any]:
-    # Stage 3 allocates a whole bucket in advance, however small the model.
-    bucket_elements = min(config.bucket_elements, num_elements)
-    bucket_elements += bucket_elements % 2  # DeepSpeed asks for an even number
-    return {
-        # The loop owns batch sizes; DeepSpeed only wants the product to be consistent.
-        "train_micro_batch_size_per_gpu": 1,
-        # Nor does it count microbatches: a pipeline's backwards come in their own order.
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": clip_norm or 0.0,
-        "bf16": {
-            "enabled": precision == "bf16",
-            "bf16_master_weights_and_grads": states == "bf16",
-            "bf16_optimizer_states": states == "bf16",
-        },
-        "data_types": {"grad_accum_dtype": states},
-        "communication_data_type": states,
-        "steps_per_print": None,
-        "zero_optimization": {
-            "stage": stage,
-            "reduce_bucket_size": bucket_elements,
-            "allgather_bucket_size": bucket_elements,
-            "stage3_prefetch_bucket_size": bucket_elements,
-            "sub_group_size": bucket_elements,
-            "stage3_param_persistence_threshold": config.persist_parameters_below,
-            "stage3_max_live_parameters": config.live_elements,
-            "stage3_max_reuse_distance": config.live_elements,
-        },
-    }

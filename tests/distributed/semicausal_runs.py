@@ -8,32 +8,27 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from model.batch import Batch
-from model.layers import initialize
 from model.loss import Loss
 from model.recompute import Recompute
 from model.semicausal import ModelConfig, SemiCausal
+from parallel.engine import build_engine, build_part, parameter_groups, with_split
 from parallel.launch import World
-from parallel.mesh import LayoutConfig, Mesh, build_mesh, data_mesh, layout_faults
+from parallel.mesh import LayoutConfig, Mesh, build_mesh, layout_faults
 from parallel.pipeline import microbatch_fault
-from parallel.spread import build_part, split_of
-from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
-from parallel.zero.engine import initialize as initialize_zero
 from parallel.zero.state import local_slices
 from train.data.collate import Attend, Collator, SpanCapacity
 from train.data.sample import Sample
 from train.data.spans.kinds import NO_SPANS, Spans
-from train.optim import parameter_groups
 from train.step import reseed, train_step
 
 NUM_STEPS = 5
-LEARNING_RATE = 3e-3
-WEIGHT_DECAY = 0.1
 CLIP_NORM = 0.3
+ADAMW = AdamW(learning_rate=3e-3, weight_decay=0.1, clip_norm=CLIP_NORM)
 SEQUENCES = 8
 SLOTS = 48
 
@@ -157,11 +152,9 @@ def model_config(cell: Cell) -> ModelConfig:
 
 
 def build(cell: Cell, mesh: Mesh) -> SemiCausal:
-    config, layout = model_config(cell), cell.spread()
-    split = split_of(config, layout, sequence_tokens=SLOTS, span_share=0.25)
-    model = build_part(config, layout, mesh, split=split)
-    initialize(model, seed=3)
-    return model
+    config = model_config(cell)
+    layout = with_split(cell.spread(), config, sequence_tokens=SLOTS, span_share=0.25)
+    return build_part(config, layout, mesh, seed=3)
 
 
 def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
@@ -208,9 +201,10 @@ def oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:
 
 @functools.cache
 def _oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:
-    model = build(cell, data_mesh(torch.device("cpu")))
+    model = build(cell, build_mesh(LayoutConfig(), World.here(torch.device("cpu"))))
+    groups = parameter_groups(model, weight_decay=ADAMW.weight_decay)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE, betas=(0.9, 0.98), eps=1e-6
+        groups, lr=ADAMW.learning_rate, betas=ADAMW.betas, eps=ADAMW.epsilon
     )
     history: History = []
     for step in range(cell.steps):
@@ -237,23 +231,19 @@ def mesh_of(cell: Cell) -> Mesh:
     key = (cell.tensor, cell.pipeline)
     if key not in _MESHES:
         _MESHES.clear()
-        world = World(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device("cpu"))
-        _MESHES[key] = build_mesh(cell.spread(), world)
+        _MESHES[key] = build_mesh(cell.spread(), World.here())
     return _MESHES[key]
 
 
 def engine_of(cell: Cell) -> ZeroEngine:
     """The tiny model under ZeRO at a cell's layout."""
     mesh = mesh_of(cell)
-    model = build(cell, mesh)
-    return initialize_zero(
-        model,
-        param_groups=parameter_groups(model, WEIGHT_DECAY),
-        optim=AdamWOptions(LEARNING_RATE, (0.9, 0.98), 1e-6),
+    return build_engine(
+        build(cell, mesh),
+        mesh,
+        adamw=ADAMW,
+        zero=ZeroConfig(stage=cell.zero, persist_parameters_below=100),
         precision=cell.precision,
-        config=ZeroConfig(stage=cell.zero, persist_parameters_below=100),
-        clip_norm=CLIP_NORM,
-        mesh=mesh,
     )
 
 
@@ -263,7 +253,7 @@ def run_steps(engine: ZeroEngine, cell: Cell, steps: Iterable[int]) -> History:
     for step in steps:
         reseed(7, step=step, mesh=engine.mesh)
         batches = microbatches(cell, step, rank=engine.mesh.data_rank)
-        result = train_step(engine, batches, stop_requested=lambda: False)
+        result = train_step(engine, batches)
         history.append((result.averages.loss, result.gradient_norm))
     return history
 

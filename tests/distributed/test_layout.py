@@ -12,9 +12,9 @@ from torch import Tensor
 from model.layers import initialize, logical_name, placement
 from model.loss import Loss
 from model.semicausal import SemiCausal
+from parallel.engine import with_split
 from parallel.mesh import straddling_warning
 from parallel.pipeline import forward
-from parallel.spread import split_of
 from parallel.zero.state import local_slices
 from tests.distributed.parity_results import differences
 from tests.distributed.semicausal_runs import (
@@ -142,8 +142,9 @@ def test_parameters_of_each_rank(rank_pools: dict[int, RankPool], cell: Cell) ->
 
     encoder = padded * slim + 24 * slim + 2 * slim + 32 * 2 + 2 * block(slim, 32)
     connector = slim * width + width
-    config, layout = model_config(cell), cell.spread()
-    split = split_of(config, layout, sequence_tokens=48, span_share=0.25)
+    spread = with_split(cell.spread(), model_config(cell), sequence_tokens=48, span_share=0.25)
+    split = spread.split
+    assert split is not None
     for rank, (_, num_elements) in enumerate(rank_pools[4].run(_first_weights, cell)):
         stage = rank // T % cell.pipeline
         expected = split[stage] * block(width, hidden)

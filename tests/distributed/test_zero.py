@@ -1,22 +1,23 @@
 """Every ZeRO stage computes what one plain process computes."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from parallel.engine import parameter_groups
 from parallel.zero import state as zero_state
 from parallel.zero.config import Precision, ZeroConfig, why_unsupported
 from tests.distributed.toy import (
+    ADAMW,
     LEARNING_RATE,
-    OPTIM,
     Toy,
     engine_of,
     evaluate,
     global_batch,
-    groups_of,
     train_step,
 )
 from tools.ranks import RankPool
@@ -30,10 +31,8 @@ Cases = list[dict[str, Any]]
 def _oracle(*, frozen: bool, clip_norm: float | None) -> tuple[Curve, list[float]]:
     """Plain torch: whole batches, fp64 norms; losses and norms, and a loss at the end of a step."""
     model = Toy(frozen=frozen)
-    groups = groups_of(model)
-    for group in groups:
-        del group["names"]
-    optimizer = torch.optim.AdamW(groups, betas=OPTIM.betas, eps=OPTIM.epsilon)
+    groups = parameter_groups(model, weight_decay=ADAMW.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=ADAMW.betas, eps=ADAMW.epsilon)
     curve: Curve = []
     evaluations: list[float] = []
     for step in range(NUM_STEPS):
@@ -90,7 +89,7 @@ def test_fp32_equals_one_plain_process(
 
 def test_without_clipping_and_with_four_microbatches(rank_pools: dict[int, RankPool]) -> None:
     cases: Cases = [
-        {"stage": stage, "accumulation": 4, "clip_norm": clip_norm}
+        {"stage": stage, "accumulation": 4, "adamw": replace(ADAMW, clip_norm=clip_norm)}
         for stage in STAGES
         for clip_norm in (None, 1e6)
     ]

@@ -1,6 +1,7 @@
 """Training in little memory: bf16 optimiser state, and masters and moments in files."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.mesh import data_mesh
-from parallel.zero import engine as zero
+from parallel.launch import World
+from parallel.mesh import LayoutConfig, build_mesh
 from parallel.zero import gradients as zero_gradients
 from parallel.zero import pages
 from parallel.zero import state as zero_state
 from parallel.zero.config import Precision, ZeroConfig
-from tests.distributed.toy import OPTIM, Toy, groups_of, train_step
+from parallel.zero.engine import ZeroEngine
+from tests.distributed.toy import ADAMW, Toy, engine_of, train_step
 from tools.ranks import RankPool
 from train.checkpoint import restore as checkpoint
 
@@ -26,28 +28,19 @@ Case = dict[str, Any]
 
 def _engine(
     *, stage: Any, precision: Precision, states: Precision, directory: Path | None
-) -> zero.ZeroEngine:
-    model = Toy(frozen=True)
-    config = ZeroConfig(
+) -> ZeroEngine:
+    return engine_of(
+        Toy(frozen=True),
         stage=stage,
-        persist_parameters_below=20,
-        live_elements=0,
+        precision=precision,
+        adamw=replace(ADAMW, precision=states),
         # The toy's matrices are updated one after the other.
         bucket_elements=100,
         offload_directory=None if directory is None else str(directory),
     )
-    return zero.initialize(
-        model,
-        param_groups=groups_of(model),
-        optim=OPTIM._replace(precision=states),
-        precision=precision,
-        config=config,
-        clip_norm=0.5,
-        mesh=data_mesh(torch.device("cpu")),
-    )
 
 
-def _state(engine: zero.ZeroEngine) -> State:
+def _state(engine: ZeroEngine) -> State:
     state: State = {}
     for part in zero_state.local_slices(engine):
         for kind, tensor in {"value": part.value, **(part.moments or {})}.items():
@@ -191,7 +184,7 @@ def test_a_full_disk_is_an_error_at_once(tmp_path: Path) -> None:
 
 
 def test_the_norm_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = data_mesh(torch.device("cpu"))
+    mesh = build_mesh(LayoutConfig(), World.here(torch.device("cpu")))
     values = [torch.randn(7, 11).T, torch.randn(5)]
     gradients = [
         zero_gradients.Gradient(

@@ -8,9 +8,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.mesh import data_mesh
-from parallel.zero import engine as zero
-from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
+from parallel.engine import build_engine
+from parallel.launch import World
+from parallel.mesh import LayoutConfig, build_mesh
+from parallel.zero.config import AdamW, Precision, ZeroConfig
+from parallel.zero.engine import ZeroEngine
 
 VOCABULARY = 31
 WIDTH = 13  # odd, so that every kind of sharding has to pad
@@ -76,21 +78,8 @@ def global_batch(step: int) -> tuple[Tensor, Tensor]:
     return tokens, labels
 
 
-def groups_of(model: nn.Module) -> list[dict[str, Any]]:
-    """Matrices decay, the rest does not."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return [
-        {
-            "params": [p for _, p in named if (p.dim() > 1) is decays],
-            "names": [name for name, p in named if (p.dim() > 1) is decays],
-            "weight_decay": 0.1 if decays else 0.0,
-        }
-        for decays in (True, False)
-    ]
-
-
 LEARNING_RATE = 0.01
-OPTIM = AdamWOptions(LEARNING_RATE, (0.9, 0.98), 1e-6)
+ADAMW = AdamW(learning_rate=LEARNING_RATE, weight_decay=0.1, clip_norm=0.5)
 
 
 def engine_of(
@@ -98,24 +87,18 @@ def engine_of(
     *,
     stage: Any,
     precision: Precision = "fp32",
-    clip_norm: float | None = 0.5,
-) -> zero.ZeroEngine:
+    adamw: AdamW = ADAMW,
+    **zero: Any,
+) -> ZeroEngine:
     # Small enough that stage 3 shards the matrices, keeps the vectors whole, and lets go of
     # parameters between their uses.
-    config = ZeroConfig(stage=stage, persist_parameters_below=20, live_elements=0)
-    return zero.initialize(
-        model,
-        param_groups=groups_of(model),
-        optim=OPTIM,
-        precision=precision,
-        config=config,
-        clip_norm=clip_norm,
-        mesh=data_mesh(torch.device("cpu")),
-    )
+    config = ZeroConfig(stage=stage, persist_parameters_below=20, live_elements=0, **zero)
+    mesh = build_mesh(LayoutConfig(), World.here())
+    return build_engine(model, mesh, adamw=adamw, zero=config, precision=precision)
 
 
 def train_step(
-    engine: zero.ZeroEngine, step: int, *, accumulation: int = 1, scale: float = 1.0
+    engine: ZeroEngine, step: int, *, accumulation: int = 1, scale: float = 1.0
 ) -> tuple[float, float]:
     """One step on this rank's share of the global batch; the global loss and gradient norm."""
     tokens, labels = global_batch(step)
@@ -134,7 +117,7 @@ def train_step(
     return float(total), engine.step()
 
 
-def evaluate(engine: zero.ZeroEngine) -> float:
+def evaluate(engine: ZeroEngine) -> float:
     """Loss of a fixed batch, whole on every rank."""
     with engine.evaluating():
         return float(engine(global_batch(999)))

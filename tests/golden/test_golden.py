@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from model.semicausal import SemiCausal
+from parallel.engine import decays
 from tests.corpora import write_corpus
 from tests.train.runs import TINY_RUN, run
 from train.config import RunConfig
 from train.config_files import dump, load
-from train.optim import decays
 
 GOLDEN = Path(__file__).parent
 EXPERIMENTS = sorted(Path("configs/experiment").glob("*.yaml"))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from parallel.mesh import data_mesh
+from parallel.launch import World
+from parallel.mesh import LayoutConfig, build_mesh
 from tests.corpora import write_corpus
 from tests.train.runs import TINY_RUN, run, start
 from train import __main__ as command
@@ -198,7 +199,7 @@ def test_document_that_does_not_fit_is_refused(corpus: Path, tmp_path: Path) -> 
 
 
 def build(config: RunConfig) -> None:
-    build_model(config, data_mesh(torch.device("cpu")))
+    build_model(config, build_mesh(LayoutConfig(), World.here(torch.device("cpu"))))
 
 
 @pytest.fixture(scope="module")

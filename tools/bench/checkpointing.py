@@ -30,11 +30,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 
+from parallel.engine import build_engine
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
 from parallel.zero import state as zero_state
-from parallel.zero.config import AdamWOptions, ZeroConfig
-from parallel.zero.engine import ZeroEngine, initialize
+from parallel.zero.config import AdamW, ZeroConfig
+from parallel.zero.engine import ZeroEngine
 from tools.bench.report import MEANINGS
 from tools.bench.rounds import Findings, ratio
 from tools.bench.shapes import Plan
@@ -114,15 +115,12 @@ def _engine(state_bytes: int) -> ZeroEngine:
     # Of each weight a master and two moments, in four bytes each.
     num_layers = max(1, round(state_bytes / (3 * 4 * WIDTH * WIDTH)))
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(num_layers)))
-    world = World(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device("cpu"))
-    engine = initialize(
+    engine = build_engine(
         model,
-        param_groups=[{"params": list(model.parameters()), "weight_decay": 0.0}],
-        optim=AdamWOptions(1e-3, (0.9, 0.95), 1e-8),
+        build_mesh(LayoutConfig(), World.here()),
+        adamw=AdamW(learning_rate=1e-3),
+        zero=ZeroConfig(stage=1),
         precision="fp32",
-        config=ZeroConfig(stage=1),
-        clip_norm=1.0,
-        mesh=build_mesh(LayoutConfig(), world),
     )
     for tensor in _state(engine).values():
         tensor.normal_()  # memory never written to is copied faster than any other

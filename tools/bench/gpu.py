@@ -92,7 +92,7 @@ def _measure(
     decoder_parameters = sum(parameter.numel() for parameter in model.decoder.parameters())
     parameters = num_parameters(model)
     _fill(model)
-    engine = engine_of(model, stage=1, precision="bf16", device=device)
+    engine = engine_of(model, stage=1, precision="bf16")
     flops_per_token = (
         6 * decoder_parameters + 12 * METALM.num_layers * METALM.width * METALM.sequence_tokens
     )

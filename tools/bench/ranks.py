@@ -30,9 +30,7 @@ def zero3_vs_ddp(plan: Plan) -> Findings:
     parameters = num_parameters(replicated)
     ddp = DistributedDataParallel(replicated, gradient_as_bucket_view=True)
     steps: dict[str, Step] = {
-        "zero3": engine_step(
-            engine_of(sharded, stage=3, precision="fp32"), given, ranks=dist.get_world_size()
-        ),
+        "zero3": engine_step(engine_of(sharded, stage=3, precision="fp32"), given),
         "ddp": plain_step(ddp, our_losses(ddp, given)),
     }
     contestants = [

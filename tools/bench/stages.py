@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from model.batch import Batch
@@ -15,22 +14,18 @@ from tools.bench.rounds import Contestant, Findings, Spread, Step, alternate, ra
 from tools.bench.semicausal import RATIO
 from tools.bench.shapes import Plan
 from tools.bench.training import (
-    BETAS,
-    CLIP_NORM,
-    EPSILON,
-    LEARNING_RATE,
-    WEIGHT_DECAY,
     batches,
     build,
+    engine_step,
     longest_rows,
     num_parameters,
+    plain_update,
 )
 from tools.plan.machines import Machine, RatesAt, nominal
-from tools.plan.measure import engine_of, measured_task, mesh_of, train_step
+from tools.plan.measure import engine_of, measured_task, mesh_of
 from tools.plan.rates import HEAD_WIDTH, Sizes, compute_rates, group_links
 from tools.plan.search import one_plan, with_best_split
 from tools.plan.task import Candidate, Task
-from train.optim import parameter_groups
 
 NUM_STAGES = 2
 NUM_MICROBATCHES = 8
@@ -89,21 +84,13 @@ def two_stages(plan: Plan) -> Findings:
 
 
 def _alone(model: Any, given: Sequence[Batch]) -> Step:
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, WEIGHT_DECAY),
-        lr=LEARNING_RATE,
-        betas=BETAS,
-        eps=EPSILON,
-        fused=True,
-    )
+    update = plain_update(model)
     count = sum(batch.num_scored for batch in given)
 
     def step() -> None:
         for batch in given:
             (model(batch).total / count).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update()
         dist.barrier()  # as the pipeline's two ranks end together
 
     return step
@@ -159,8 +146,7 @@ def _calibrated(plan: Plan) -> Machine:
 
 
 def _piped(task: Task, candidate: Candidate, mesh: Mesh, given: list[Batch]) -> Step:
-    engine = engine_of(task, candidate, mesh)
-    return lambda: train_step(engine, given)
+    return engine_step(engine_of(task, candidate, mesh), given, at_once=len(given))
 
 
 def _predicted(task: Task, over: Candidate, under: Candidate, machine: Machine) -> Spread:

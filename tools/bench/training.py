@@ -2,33 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from itertools import cycle
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from model.batch import Batch
-from model.layers import initialize
 from model.semicausal import ModelConfig, SemiCausal
-from parallel.mesh import data_mesh
-from parallel.pipeline import forward_backward
-from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
+from parallel.engine import build_engine, build_part, parameter_groups
+from parallel.launch import World
+from parallel.mesh import LayoutConfig, Mesh, build_mesh
+from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
-from parallel.zero.engine import initialize as initialize_zero
 from tools.bench.rounds import Step
 from tools.bench.shapes import Shape
 from train.data.collate import Collator, SpanCapacity
 from train.data.sample import Sample
 from train.data.spans.kinds import RandomSpans, RandomSpansConfig
 from train.data.tokens import SpecialTokens
-from train.optim import parameter_groups
+from train.step import train_step
 
 SEED = 1
-CLIP_NORM = 2.0
-LEARNING_RATE = 3e-4
-BETAS = (0.9, 0.98)
-EPSILON = 1e-6
-WEIGHT_DECAY = 0.01
+ADAMW = AdamW(learning_rate=3e-4)
 
 FIRST_WORD = 5
 
@@ -72,10 +68,8 @@ def longest_rows(shape: Shape) -> int:
 
 
 def build(config: ModelConfig) -> SemiCausal:
-    """Our model with its first weights."""
-    model = SemiCausal(config)
-    initialize(model, seed=SEED)
-    return model
+    """Our whole model with its first weights."""
+    return build_part(config, LayoutConfig(), _mesh(), seed=SEED)
 
 
 def plain_step(model: nn.Module, losses: Callable[[], Tensor]) -> Step:
@@ -85,22 +79,33 @@ def plain_step(model: nn.Module, losses: Callable[[], Tensor]) -> Step:
         model: what is trained.
         losses: computes the mean loss of the next batch.
     """
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=LEARNING_RATE,
-        betas=BETAS,
-        eps=EPSILON,
-        weight_decay=WEIGHT_DECAY,
-        fused=True,
-    )
+    update = plain_update(model)
 
     def step() -> None:
         losses().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        update()
+
+    return step
+
+
+def plain_update(model: nn.Module) -> Step:
+    """Clipping and fused AdamW on the gradients that are there."""
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, weight_decay=ADAMW.weight_decay),
+        lr=ADAMW.learning_rate,
+        betas=ADAMW.betas,
+        eps=ADAMW.epsilon,
+        fused=True,
+    )
+    assert ADAMW.clip_norm is not None
+    clip_norm = ADAMW.clip_norm
+
+    def update() -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
+    return update
 
 
 def our_losses(model: nn.Module, given: Sequence[Batch]) -> Callable[[], Tensor]:
@@ -114,31 +119,32 @@ def our_losses(model: nn.Module, given: Sequence[Batch]) -> Callable[[], Tensor]
     return losses
 
 
-def engine_of(
-    model: SemiCausal, *, stage: int, precision: Precision, device: torch.device | None = None
-) -> ZeroEngine:
+def engine_of(model: SemiCausal, *, stage: Literal[0, 1, 2, 3], precision: Precision) -> ZeroEngine:
     """The model under ZeRO, as `python -m train` builds it; needs a process group."""
-    return initialize_zero(
-        model,
-        param_groups=parameter_groups(model, WEIGHT_DECAY),
-        optim=AdamWOptions(LEARNING_RATE, BETAS, EPSILON),
-        precision=precision,
-        config=ZeroConfig.model_validate({"stage": stage}),
-        clip_norm=CLIP_NORM,
-        mesh=data_mesh(device or torch.device("cpu")),
+    return build_engine(
+        model, _mesh(), adamw=ADAMW, zero=ZeroConfig(stage=stage), precision=precision
     )
 
 
-def engine_step(engine: ZeroEngine, given: Sequence[Batch], *, ranks: int = 1) -> Step:
-    """What a step of `python -m train` computes, without its exchange of counts and its log."""
+def engine_step(engine: ZeroEngine, given: Sequence[Batch], *, at_once: int = 1) -> Step:
+    """A step of `python -m train`, without its log.
+
+    Args:
+        engine: what is trained.
+        given: batches, round and round.
+        at_once: microbatches of a step.
+    """
     upcoming = cycle(given)
 
     def step() -> None:
-        batch = next(upcoming)
-        forward_backward(engine, [batch], scale=1 / (batch.num_scored * ranks))
-        engine.step()
+        microbatches = [next(upcoming) for _ in range(at_once)]
+        train_step(engine, microbatches)
 
     return step
+
+
+def _mesh() -> Mesh:
+    return build_mesh(LayoutConfig(), World.here())
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -31,7 +31,7 @@ from tools.plan.machines import (
     require_writable,
     write_machine,
 )
-from tools.plan.measure import batches_of, engine_of, measured_task, mesh_of, train_step
+from tools.plan.measure import batches_of, engine_of, measured_task, mesh_of
 from tools.plan.rates import (
     CPU,
     CUDA,
@@ -45,6 +45,7 @@ from tools.plan.step_time import UPDATE_BYTES
 from tools.plan.table import console
 from tools.plan.task import Candidate, Task
 from tools.ranks import run_ranks
+from train.step import train_step
 
 TIMEOUT_SECONDS = 300.0
 NARROW, WIDE = 64, 512

@@ -6,20 +6,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import cycle
 
-import torch
 import torch.distributed as dist
 
 from model.batch import Batch
-from model.layers import initialize
 from model.semicausal import ModelConfig
 from parallel.agreement import gathered
+from parallel.engine import build_engine, build_part
 from parallel.launch import World
 from parallel.mesh import Mesh, build_mesh, forget_groups
-from parallel.pipeline import forward_backward
-from parallel.spread import build_part
-from parallel.zero.config import AdamWOptions, Precision, ZeroConfig
+from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
-from parallel.zero.engine import initialize as initialize_zero
 from tools.bench.shapes import Shape
 from tools.bench.training import batches
 from tools.plan.from_config import random_spans
@@ -27,7 +23,7 @@ from tools.plan.live import Meter, metered
 from tools.plan.task import Candidate, Task
 from tools.ranks import run_ranks
 from train.data.spans.kinds import RandomSpansConfig
-from train.optim import parameter_groups
+from train.step import train_step
 
 SEED = 1
 METERED_STEPS = 2
@@ -136,31 +132,18 @@ def _observe(
 
 def mesh_of(candidate: Candidate) -> Mesh:
     """This rank's place; every rank must call it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    world = World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
-    return build_mesh(candidate.layout, world)
+    return build_mesh(candidate.layout, World.here())
 
 
 def engine_of(task: Task, candidate: Candidate, mesh: Mesh) -> ZeroEngine:
     """This rank's part of the model under ZeRO; every rank must call it."""
-    model = build_part(task.model, candidate.layout, mesh, split=candidate.split)
-    initialize(model, seed=SEED)
-    return initialize_zero(
-        model,
-        param_groups=parameter_groups(model, 0.01),
-        optim=AdamWOptions(3e-4, (0.9, 0.98), 1e-6),
+    return build_engine(
+        build_part(task.model, candidate.layout, mesh, seed=SEED),
+        mesh,
+        adamw=AdamW(learning_rate=3e-4),
+        zero=task.zero.model_copy(update={"stage": candidate.stage}),
         precision=task.precision,
-        config=task.zero.model_copy(update={"stage": candidate.stage}),
-        clip_norm=2.0,
-        mesh=mesh,
     )
-
-
-def train_step(engine: ZeroEngine, given: list[Batch]) -> None:
-    """A step as `python -m train` takes it, without its exchange of counts and its log."""
-    scored = sum(batch.num_scored for batch in given) * engine.mesh.data_size
-    forward_backward(engine, given, scale=1 / scored)
-    engine.step()
 
 
 def batches_of(task: Task, candidate: Candidate, mesh: Mesh) -> list[Batch]:

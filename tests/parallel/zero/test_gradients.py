@@ -5,9 +5,9 @@ import torch
 
 from model.decoder import TIED_NAME
 from model.semicausal import SemiCausal
+from parallel.engine import build_part
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh
-from parallel.spread import build_part
 from parallel.zero import gradients as zero_gradients
 from parallel.zero.gradients import tied_over_stages
 from tests.distributed.semicausal_runs import Cell, model_config
@@ -51,9 +51,8 @@ def _stage(rank: int, *, tied: bool, ends: object) -> tuple[SemiCausal, Mesh]:
         ends_group=ends,  # pyright: ignore[reportArgumentType]  # never talked over here
     )
     with torch.device("meta"):
-        model = build_part(
-            model_config(Cell(tied=tied)), LayoutConfig(pipeline=2), mesh, split=(2, 3)
-        )
+        layout = LayoutConfig(pipeline=2, split=[2, 3])
+        model = build_part(model_config(Cell(tied=tied)), layout, mesh, seed=None)
     return model, mesh
 
 

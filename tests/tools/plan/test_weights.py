@@ -9,12 +9,11 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from model.semicausal import ModelConfig, parameter_counts
+from parallel.engine import build_part, parameter_groups
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh, forget_groups
-from parallel.spread import build_part
-from parallel.zero.engine import optimizer_groups
+from parallel.zero.gradients import tied_over_stages
 from tools.plan.weights import Weights
-from train.optim import parameter_groups
 
 DECODER = {
     "vocabulary": 1000,
@@ -90,8 +89,9 @@ def _real(
     world = World(rank=rank, size=ranks, device=torch.device("cpu"))
     with torch.device("meta"):
         mesh = build_mesh(layout, world)
-        part = build_part(model, layout, mesh, split=split)
-        groups = optimizer_groups(part, parameter_groups(part, 0.1), mesh)
+        layout = layout.model_copy(update={"split": list(split)})
+        part = build_part(model, layout, mesh, seed=None)
+        groups = parameter_groups(part, weight_decay=0.1, apart=tied_over_stages(part, mesh))
     forget_groups()
     dist.destroy_process_group()
     largest = max(sum(p.numel() for p in group["params"]) for group in groups)

@@ -1,24 +1,25 @@
 """Splits and parts of a model, without any rank but this one."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from model.layers import logical_name
 from model.semicausal import ModelConfig, SemiCausal
+from parallel.engine import build_part, with_split
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh
-from parallel.spread import build_part, split_of
 from tests.distributed.semicausal_runs import Cell, model_config
 
-SPLIT = (1, 2, 1, 1)
-LAYOUT = LayoutConfig(pipeline=2, chunks=2)
+LAYOUT = LayoutConfig(pipeline=2, chunks=2, split=[1, 2, 1, 1])
 
 
 def stage(config: ModelConfig, rank: int) -> SemiCausal:
     world = World(rank=rank, size=2, device=torch.device("cpu"))
     mesh = Mesh(world=world, pipeline_rank=rank, pipeline_size=2, data_rank=0, data_size=1)
     with torch.device("meta"):
-        return build_part(config, LAYOUT, mesh, split=SPLIT)
+        return build_part(config, LAYOUT, mesh, seed=None)
 
 
 def names(model: SemiCausal) -> list[str]:
@@ -27,13 +28,14 @@ def names(model: SemiCausal) -> list[str]:
 
 def test_split_is_as_configured_or_balanced() -> None:
     config = model_config(Cell())
-    chosen = LayoutConfig(pipeline=2, split=[1, 4])
-    assert split_of(config, chosen, sequence_tokens=48, span_share=0.25) == (1, 4)
-    balanced = split_of(config, LAYOUT, sequence_tokens=48, span_share=0.25)
+    settled = partial(with_split, config=config, sequence_tokens=48, span_share=0.25)
+    assert settled(LAYOUT) == LAYOUT
+    balanced = settled(LAYOUT.model_copy(update={"split": None})).split
+    assert balanced is not None
     assert len(balanced) == 4
     assert sum(balanced) == config.decoder.num_layers
     with pytest.raises(ValueError, match="5 layers cannot be split over 6 stages"):
-        split_of(config, LayoutConfig(pipeline=6), sequence_tokens=48, span_share=0.25)
+        settled(LayoutConfig(pipeline=6))
 
 
 @pytest.mark.parametrize("tied", [True, False])

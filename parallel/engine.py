@@ -1,0 +1,219 @@
+"""The one assembly of an engine: this rank's part of a model in a layout, under ZeRO with AdamW.
+
+Training, the planner's measurements, the benches and the tests all build alike::
+
+    mesh = build_mesh(layout, world)
+    model = build_part(config, layout, mesh, seed=1)
+    engine = build_engine(model, mesh, adamw=AdamW(...), zero=ZeroConfig(...), precision="bf16")
+
+Between the last two lines stands what a run does to its first weights: loading, adapters.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.layers import DenseLayers, Layers, initialize
+from model.semicausal import ModelConfig, SemiCausal
+from parallel.mesh import LayoutConfig, Mesh, held_pieces
+from parallel.split import default_split
+from parallel.tensor import TensorLayers
+from parallel.zero import deepspeed_access, pages
+from parallel.zero.config import AdamW, Precision, ZeroConfig
+from parallel.zero.engine import ZeroEngine
+from parallel.zero.gradients import tied_over_stages
+from parallel.zero.masters import placed
+from parallel.zero.sharding import Sharding
+
+
+def with_split(
+    layout: LayoutConfig, config: ModelConfig, *, sequence_tokens: int, span_share: float
+) -> LayoutConfig:
+    """The layout with the decoder layers of each piece: as configured, or what balances the stages.
+
+    Raises:
+        ValueError: there are fewer layers than pieces.
+    """
+    if layout.split is not None:
+        return layout
+    split = default_split(
+        config,
+        pipeline=layout.pipeline,
+        chunks=layout.chunks,
+        sequence_tokens=sequence_tokens,
+        span_share=span_share,
+        recompute=layout.recompute,
+    )
+    return layout.model_copy(update={"split": list(split)})
+
+
+def build_part(
+    config: ModelConfig, layout: LayoutConfig, mesh: Mesh, *, seed: int | None
+) -> SemiCausal:
+    """The part of the model that this rank holds: its pieces of the decoder, its share of layers.
+
+    Args:
+        config: the whole model.
+        layout: as configured; a pipeline's has its split (see `with_split`).
+        mesh: this rank's place.
+        seed: of the first values; None leaves them out.
+    """
+    layers: Layers = DenseLayers()
+    encoder_layers: Layers = layers
+    if mesh.tensor_group is not None:
+        layers = TensorLayers(mesh.tensor_group, sequence_parallel=layout.sequence_parallel)
+        # The rows of spans are too few and too uneven to be shared.
+        encoder_layers = TensorLayers(mesh.tensor_group, sequence_parallel=False)
+    split = tuple(layout.split or [config.decoder.num_layers])
+    model = SemiCausal(
+        config,
+        layers,
+        encoder_layers=encoder_layers,
+        pieces=held_pieces(split, layout, pipeline_rank=mesh.pipeline_rank),
+        recompute=layout.recompute,
+    )
+    if seed is not None:
+        initialize(model, seed=seed)
+    return model
+
+
+def build_engine(
+    model: nn.Module, mesh: Mesh, *, adamw: AdamW, zero: ZeroConfig, precision: Precision
+) -> ZeroEngine:
+    """Spreads a model and its AdamW over the ranks.
+
+    Needs an initialised process group and RANK, LOCAL_RANK and WORLD_SIZE in the environment;
+    every rank must call it, those of a data group with the same model. The first data rank's
+    weights are sent to the others. In bf16 the model is cast in place, and masters start from the
+    rounded weights. Gradients are accumulated and reduced in the masters' type.
+
+    Args:
+        model: what this rank holds of the model, on any device; buffers keep their type.
+        mesh: this rank's place; the model is moved to its device.
+        adamw: how its trainable parameters are updated.
+        zero: how training state is spread.
+        precision: type of parameters and activations.
+
+    Raises:
+        OSError: the directory for offloading cannot be written, or its disk has no room.
+    """
+    if precision == "bf16":
+        # Before it goes to the device: there, in fp32, it might not fit. Buffers keep their type.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16()
+    model.to(mesh.world.device)
+    base_optimizer = torch.optim.AdamW(
+        # Stages 1 and 2 cut groups, not parameters: alone in its group, a tied weight is cut at the
+        # same places on both of its stages, and the parts of its gradient can be summed.
+        parameter_groups(
+            model, weight_decay=adamw.weight_decay, apart=tied_over_stages(model, mesh)
+        ),
+        lr=adamw.learning_rate,
+        betas=adamw.betas,
+        eps=adamw.epsilon,
+        fused=True,
+    )
+    on_cpu = mesh.world.device.type == "cpu"
+    spares_memory = on_cpu and (adamw.precision == "bf16" or zero.offload_directory is not None)
+    if spares_memory:
+        pages.keep_no_freed_memory()
+    stage = zero.stage
+    if stage == 0 and precision == "bf16":
+        # Without ZeRO DeepSpeed refuses bf16 parameters with fp32 gradients. Its BF16_Optimizer,
+        # which stage 1 becomes in bf16, computes the same numbers in no more memory.
+        stage = 1
+    deepspeed = deepspeed_access.imported()
+    topology = deepspeed_access.tell_groups(mesh)
+    directory = None if zero.offload_directory is None else Path(zero.offload_directory)
+    assert directory is None or on_cpu, "refused when the run starts"
+    with placed(base_optimizer, directory):
+        deepspeed_engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=base_optimizer,
+            mpu=topology,
+            config=_deepspeed_options(
+                zero,
+                stage=stage,
+                precision=precision,
+                # Without ZeRO the engine clips, from the same norm.
+                clip_norm=adamw.clip_norm if stage > 0 else None,
+                num_elements=sum(p.numel() for p in model.parameters()),
+                states=adamw.precision,
+            ),
+            dist_init_required=False,
+        )
+    if spares_memory:
+        pages.keep_no_freed_memory()
+    sharding = {0: Sharding.REPLICATED, 3: Sharding.PER_PARAMETER}.get(stage, Sharding.FLAT_GROUPS)
+    return ZeroEngine(
+        deepspeed_engine,
+        mesh=mesh,
+        base_optimizer=base_optimizer,
+        sharding=sharding,
+        clip_norm=adamw.clip_norm,
+        spares_memory=spares_memory,
+    )
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: matrices do; norms, biases and embeddings do not."""
+    embedding = name.endswith(
+        ("embedding.weight", "positions.weight", "relative_bias.weight", "head.weight")
+    )
+    return parameter.dim() >= 2 and not embedding
+
+
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, apart: nn.Parameter | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters with decay and without, in a fixed order; one may be a group alone."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (not decays(name, parameter), parameter is apart)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": groups[key], "weight_decay": 0.0 if key[0] else weight_decay}
+        for key in sorted(groups)
+    ]
+
+
+def _deepspeed_options(
+    config: ZeroConfig,
+    *,
+    stage: int,
+    precision: Precision,
+    clip_norm: float | None,
+    num_elements: int,
+    states: Precision,
+) -> dict[str, Any]:
+    # Stage 3 allocates a whole bucket in advance, however small the model.
+    bucket_elements = min(config.bucket_elements, num_elements)
+    bucket_elements += bucket_elements % 2  # DeepSpeed asks for an even number
+    return {
+        # The loop owns batch sizes; DeepSpeed only wants the product to be consistent.
+        "train_micro_batch_size_per_gpu": 1,
+        # Nor does it count microbatches: a pipeline's backwards come in their own order.
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clip_norm or 0.0,
+        "bf16": {
+            "enabled": precision == "bf16",
+            "bf16_master_weights_and_grads": states == "bf16",
+            "bf16_optimizer_states": states == "bf16",
+        },
+        "data_types": {"grad_accum_dtype": states},
+        "communication_data_type": states,
+        "steps_per_print": None,
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": bucket_elements,
+            "allgather_bucket_size": bucket_elements,
+            "stage3_prefetch_bucket_size": bucket_elements,
+            "sub_group_size": bucket_elements,
+            "stage3_param_persistence_threshold": config.persist_parameters_below,
+            "stage3_max_live_parameters": config.live_elements,
+            "stage3_max_reuse_distance": config.live_elements,
+        },
+    }
