@@ -40,17 +40,19 @@ def raise_first(error: Exception | None, error_type: type[Exception], *, group: 
 
     Args:
         error: what happened to this rank; None if nothing did.
-        error_type: raised on every rank, with the message of the first failing one.
+        error_type: raised on every rank, with the message of the first failing one; where that is
+            of a type derived from it, the derived type is raised.
         group: as in `on_all_ranks`.
 
     Raises:
         error_type: some rank failed.
     """
-    messages = gathered(None if error is None else _describe(error, error_type), group=group)
-    failed = [rank for rank, message in enumerate(messages) if message is not None]
+    told = gathered(None if error is None else _describe(error, error_type), group=group)
+    failed = [(rank, each) for rank, each in enumerate(told) if each is not None]
     if failed:
-        where = "" if len(messages) == 1 else f" (rank {failed[0]} of {len(messages)})"
-        raise error_type(f"{messages[failed[0]]}{where}") from error
+        rank, (kind, message) = failed[0]
+        where = "" if len(told) == 1 else f" (rank {rank} of {len(told)})"
+        raise kind(f"{message}{where}") from error
 
 
 def gathered(value: Result, *, group: Any = None) -> list[Result]:
@@ -62,8 +64,9 @@ def gathered(value: Result, *, group: Any = None) -> list[Result]:
     return values
 
 
-def _describe(error: Exception, error_type: type[Exception]) -> str:
-    # These speak for themselves; of others the message alone ("'name'") would not be understood.
-    if isinstance(error, error_type | OSError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+def _describe(error: Exception, error_type: type[Exception]) -> tuple[type[Exception], str]:
+    if isinstance(error, error_type):
+        return type(error), str(error)
+    # It speaks for itself; of others the message alone ("'name'") would not be understood.
+    own = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+    return error_type, f"{own}{error}"

@@ -1,6 +1,8 @@
 """Joins the process group, whether torchrun, deepspeed, srun or nothing started this process."""
 
 import os
+import resource
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -106,6 +108,14 @@ def multiplies_bf16() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this rank has held: on its GPU if it has one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _adopt_slurm() -> None:

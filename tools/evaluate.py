@@ -29,9 +29,9 @@ from train.evaluate import (
     validation_batches,
 )
 from train.loading import load_config, load_model
-from train.loop import refuse_other_corpus
+from train.prepare import refuse_other_corpus
+from train.step import Averages, Tally
 from train.storage.place import Place
-from train.tally import Averages, Tally
 from train.watch.metrics import perplexity
 
 REFERENCE_SEED = 0

@@ -21,8 +21,8 @@ from train.data.ledger import Record, read_ledger
 from train.data.ledger_check import SHOWN, Findings, check
 from train.data.plan import StepPlan, identities
 from train.errors import DataError, UserError
-from train.run_directory import CHECKPOINTS, CONFIG
-from train.storage.place import Place
+from train.prepare import checkpoints_of
+from train.run_directory import RunDirectory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,13 +60,11 @@ def check_run(run: Path, *, corpus: str | None = None, progress: bool = False) -
     Raises:
         DataError: there is no ledger, or it was damaged or changed; the data cannot be read.
     """
-    ledger = read_ledger(run)
+    directory = RunDirectory(run)
+    ledger = read_ledger(directory.ledger)
     config = _config(run)
     plan = _plan(config, corpus)
-    checkpoints = Place.of(run / CHECKPOINTS)
-    if config.checkpoint.directory is not None:
-        checkpoints = Place.parse(config.checkpoint.directory, config.storage)
-    saved = checkpoint.latest(checkpoints)
+    saved = checkpoint.latest(checkpoints_of(config, directory))
     saved_step = 0 if saved is None else int(checkpoint.read_state(saved)["step"])
     return check(
         ledger,
@@ -103,7 +101,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 
 
 def _show(options: argparse.Namespace, console: Console) -> int:
-    ledger = read_ledger(options.run)
+    ledger = read_ledger(RunDirectory(options.run).ledger)
     plan = _plan(_config(options.run), options.corpus)
     found: dict[int, list[Record]] = {}
     for start, ranks in ledger.items():
@@ -130,10 +128,11 @@ def _show(options: argparse.Namespace, console: Console) -> int:
 
 def _config(run: Path) -> RunConfig:
     try:
-        return from_stored(RunConfig, yaml.safe_load((run / CONFIG).read_text()))
+        return from_stored(RunConfig, yaml.safe_load(RunDirectory(run).config.read_text()))
     except (OSError, ValidationError, yaml.YAMLError) as error:
         raise DataError(
-            f"{run} is no run directory of this version: name one that holds {CONFIG}"
+            f"{run} is no run directory of this version: name one that holds "
+            f"{RunDirectory(run).config.name}"
         ) from error
 
 

@@ -30,8 +30,9 @@ from train.config import RunConfig
 from train.config_files import load
 from train.data.store.shards import ShardStore
 from train.errors import DataError, UserError
-from train.run_directory import CHOICE, CONFIG, SUMMARY, check
-from train.watch.metrics import FILE_NAME, read_metrics
+from train.prepare import check
+from train.run_directory import RunDirectory
+from train.watch.metrics import read_metrics
 
 EXPERIMENT = "configs/experiment/first_light.yaml"
 PINNED = re.compile(r"steps=(\d+)")
@@ -98,8 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     if code := launch(command, choice.ranks, choice.threads).returncode:
         return code
     console.rule("result")
-    summary = json.loads((directory / SUMMARY).read_text())
-    was_complete = (directory / SUMMARY).stat().st_mtime < options.started
+    summary = json.loads(RunDirectory(directory).summary.read_text())
+    was_complete = RunDirectory(directory).summary.stat().st_mtime < options.started
     if was_complete and options.out.exists():
         # Nothing was trained now: the numbers of the time it was stay.
         summary = json.loads(options.out.read_text())
@@ -193,7 +194,7 @@ def settle(
             ended = launch(arguments, ranks, threads, quiet=True)
             if ended.returncode:
                 raise UserError(f"the run that measures this machine failed:\n{ended.stdout}")
-            steps = read_metrics(run / FILE_NAME).train[1:]  # the first one warms up
+            steps = read_metrics(RunDirectory(run).metrics).train[1:]  # the first one warms up
         rate = statistics.median(step.tokens / step.step_seconds for step in steps)
         console.print(f"measured {rate:,.0f} tokens/s with {ranks} x {threads} (ranks x threads)")
         return rate
@@ -210,19 +211,19 @@ def settle(
 
 def recall(directory: Path, *, steps: int) -> Choice | None:
     """What was chosen for the run in a directory; None if there is no run yet."""
-    if (directory / CHOICE).exists():
-        return Choice(**json.loads((directory / CHOICE).read_text()))
+    if RunDirectory(directory).choice.exists():
+        return Choice(**json.loads(RunDirectory(directory).choice.read_text()))
     # A run without a choice was begun by `python -m train`, or before there was one.
-    return Choice(steps, *spreads()[0]) if (directory / CONFIG).exists() else None
+    return Choice(steps, *spreads()[0]) if RunDirectory(directory).config.exists() else None
 
 
 def keep(choice: Choice, directory: Path) -> None:
     """Store a choice in the directory of the run that is about to begin."""
     with contextlib.suppress(OSError):  # the run itself says what is wrong
         directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f".{CHOICE}.tmp"
+        temporary = RunDirectory(directory).draft(RunDirectory(directory).choice)
         temporary.write_text(json.dumps(asdict(choice), indent=2) + "\n")
-        temporary.replace(directory / CHOICE)
+        temporary.replace(RunDirectory(directory).choice)
 
 
 def is_built(config: RunConfig) -> bool:
@@ -282,7 +283,7 @@ def show(console: Console, summary: dict[str, float], directory: Path) -> None:
     table.add_row("checkpoint", str(summary["checkpoint"]))
     table.add_row("report (open in a browser)", str(summary["report"]))
     console.print(table)
-    for sample in read_metrics(directory / FILE_NAME).samples[-2:]:
+    for sample in read_metrics(RunDirectory(directory).metrics).samples[-2:]:
         console.print(f"{sample.prompt} ▸{sample.text}", markup=False, highlight=False)
     console.print(f"\nGo on: python -m tools.generate {directory} --prompt '...'", markup=False)
 

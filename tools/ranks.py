@@ -259,11 +259,11 @@ def _serve(
         except BaseException:
             answer = pickle.dumps((False, traceback.format_exc()))
         sys.stdout.flush()
-        pipe.send_bytes(answer)
         if not gc.get_freeze_count():
             # DeepSpeed collects garbage at every turn: not through all that has been imported.
             gc.collect()
             gc.freeze()
+        pipe.send_bytes(answer)
     if dist.is_initialized():
         with contextlib.suppress(RuntimeError):  # the others may have been killed
             dist.barrier()

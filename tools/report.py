@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.errors import UserError
+from train.run_directory import RunDirectory
 from train.watch.report import write_report
 
 
@@ -16,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
     options = parser.parse_args(arguments)
     try:
-        report = write_report(options.run, out=options.out)
+        report = write_report(RunDirectory(options.run), out=options.out)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

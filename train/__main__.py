@@ -18,7 +18,8 @@ from train.config_files import dump, load
 from train.dry_run import dry_run
 from train.errors import ConfigError, UserError
 from train.loop import train
-from train.run_directory import check
+from train.preemption import INTERRUPTED_CODE
+from train.prepare import check
 
 IMPORTED = time.perf_counter()
 
@@ -46,6 +47,9 @@ def main() -> int:
     except UserError as error:
         complain(error)
         abandon(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from the last checkpoint\n")
+        abandon(INTERRUPTED_CODE)
     except Exception:
         traceback.print_exc()
         abandon(1)

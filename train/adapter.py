@@ -10,7 +10,7 @@ from model.lora import LoraConfig, is_adapter, merge_adapters, peft_config, peft
 from train.checkpoint.restore import read_state, resolve
 from train.checkpoint.weights import read_values, write_values
 from train.errors import CheckpointError
-from train.run_directory import TOKENIZER
+from train.run_directory import kept_tokenizer
 from train.storage.place import Place
 
 
@@ -58,10 +58,8 @@ def merge(path: Place | Path, out: Place | Path) -> Place:
     # The weights are whole now: what they started from says nothing about the merged model.
     state["config"] |= {"lora": None, "init_from": None}
     out = write_values(out, merged_weights(path, config), state)
-    for tokenizer in (path.parent.parent / TOKENIZER, path / TOKENIZER):
-        if tokenizer.exists():
-            (out / TOKENIZER).write(tokenizer.read())
-            break
+    if (tokenizer := kept_tokenizer(path)) is not None:
+        (out / tokenizer.name).write(tokenizer.read())
     return out
 
 

@@ -21,7 +21,7 @@ from train.data.spans.kinds import (
 from train.data.spans.rules import RuleSpansConfig
 from train.optim import OptimConfig
 from train.storage.config import StorageConfig
-from train.watch.monitor import WatchConfig
+from train.watch.config import WatchConfig
 
 Positive = Annotated[int, Field(ge=1)]
 

@@ -7,18 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from model.semicausal import parameter_counts
-from parallel.launch import World
-from parallel.mesh import Mesh, build_mesh
-from train.build import (
-    build_collator,
-    build_engine,
-    build_feed,
-    build_model,
-    build_plan,
-    open_sources,
-)
+from parallel.launch import World, peak_memory_bytes
+from parallel.mesh import Mesh
+from train.build import build_feed
 from train.config import RunConfig
-from train.loop import peak_memory_bytes
+from train.prepare import prepare
 from train.step import reseed, train_step
 from train.watch.metrics import GIB_BYTES
 
@@ -26,26 +19,22 @@ from train.watch.metrics import GIB_BYTES
 def dry_run(config: RunConfig, world: World) -> int:
     """Run one step without touching the run directory; every rank must call it."""
     started = time.perf_counter()
-    sources = open_sources(config)
-    mesh = build_mesh(config.layout, world)
-    model = build_model(config, mesh)
-    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    engine = build_engine(config, model, mesh)
+    run = prepare(config, world)
     built_seconds = time.perf_counter() - started
-    engine.set_learning_rate(config.optim.lr)
-    collate = build_collator(config, sources.special)
-    with build_feed(config, build_plan(config, sources), collate, mesh) as feed:
-        reseed(config.seed, step=1, mesh=mesh)
+    run.engine.set_learning_rate(config.optim.lr)
+    with build_feed(config, run.plan, run.collate, run.mesh) as feed:
+        reseed(config.seed, step=1, mesh=run.mesh)
         started = time.perf_counter()
-        result = train_step(engine, feed.step(1).batches)
+        data = feed.try_step(1)
+        result = train_step(run.engine, data if isinstance(data, Exception) else data.batches)
         step_seconds = time.perf_counter() - started
-    engine.close()
+    run.engine.close()
     if world.is_main:
         table = Table("what", "value", title=f"dry run of {config.name}", title_justify="left")
         for part, count in parameter_counts(config.built_model).items():
             table.add_row(f"parameters, {part}", f"{count:,}")
-        table.add_row("parameters that train, rank 0", f"{num_trainable:,}")
-        table.add_row("tensor x pipeline x data", _layout(config, mesh))
+        table.add_row("parameters that train, rank 0", f"{run.num_trainable:,}")
+        table.add_row("tensor x pipeline x data", _layout(config, run.mesh))
         table.add_row("precision, ZeRO stage", f"{config.precision}, {config.zero.stage}")
         table.add_row("first loss", f"{result.averages.loss:.4f}")
         table.add_row("seconds to build, for the step", f"{built_seconds:.1f}, {step_seconds:.1f}")

@@ -18,7 +18,7 @@ from train.data.collate import Collator
 from train.data.sample import Sample
 from train.data.sources import Sources, ValidationSequences
 from train.errors import DataError
-from train.tally import Tally
+from train.step import Tally
 from train.watch.metrics import ValidationRecord
 
 LONGEST_RUN = 32

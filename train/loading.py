@@ -11,7 +11,7 @@ from train.checkpoint import restore as checkpoint
 from train.config import RunConfig
 from train.config_files import from_stored
 from train.errors import CheckpointError
-from train.run_directory import TOKENIZER
+from train.run_directory import kept_tokenizer
 from train.storage.place import Place
 
 
@@ -65,9 +65,9 @@ def find_tokenizer(path: Place) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    for directory in () if path.is_remote else (path, path.parent.parent):
-        if (directory / TOKENIZER).exists():
-            return Path(directory / TOKENIZER)
+    if not path.is_remote and (tokenizer := kept_tokenizer(path)) is not None:
+        return Path(tokenizer)
     raise CheckpointError(
-        f"{path.parent.parent} holds no {TOKENIZER}: name the corpus's own with --tokenizer"
+        f"there is no tokenizer.json in {path.parent.parent} or {path}: name the corpus's own with "
+        "--tokenizer"
     )

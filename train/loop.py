@@ -1,47 +1,30 @@
-"""The training loop: load, step, check, log, validate, save, stop."""
+"""The training loop: load, step, note, validate, save, stop."""
 
-import resource
-import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from parallel.agreement import gathered, on_all_ranks
-from parallel.launch import World, total
-from parallel.mesh import build_mesh, straddling_warning
-from train.build import (
-    build_collator,
-    build_engine,
-    build_feed,
-    build_model,
-    build_plan,
-    count_parameters,
-    open_sources,
-)
-from train.checkpoint import restore as checkpoint
+from parallel.agreement import gathered
+from parallel.launch import World, peak_memory_bytes
+from parallel.mesh import Mesh, straddling_warning
+from train.build import build_feed
+from train.checkpoint.directory import Retention
+from train.checkpoint.saver import Saver
 from train.config import RunConfig
 from train.data.ledger import LedgerWriter, Start, next_start
+from train.data.plan import StepPlan
 from train.data.sources import Sources
-from train.errors import CheckpointError, DataError, RunDirectoryError
 from train.evaluate import validate
 from train.optim import learning_rate
 from train.preemption import EXIT_CODE, Preemption
-from train.run_directory import (
-    CHECKPOINTS,
-    SUMMARY,
-    TOKENIZER,
-    claim,
-    hold,
-    refuse_other_run,
-)
-from train.step import reseed, train_step
-from train.storage.place import Place
+from train.prepare import agreed, agreed_on_main, checkpoints_of, claim, find_saved, prepare
+from train.run_directory import RunDirectory
+from train.step import StepResult, reseed, train_step
 from train.watch.metrics import TrainRecord
 from train.watch.monitor import Monitor
-from train.wrap_up import unigram_baseline, wrap_up, write_samples
+from train.wrap_up import look_at_data, say_complete, wrap_up, write_samples
 
 
 def train(config: RunConfig, world: World, *, imported: float) -> int:
@@ -56,47 +39,18 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         0 when the run is complete, `preemption.EXIT_CODE` when it stopped early and saved.
     """
     preemption = Preemption()
-    directory = Path(config.run_directory)
-    checkpoints = checkpoints_of(config)
-    lock = on_all_ranks(lambda: hold(directory) if world.is_main else None, RunDirectoryError)
-    # What the first rank sees, all see: another answer from a shared store would part them.
-    found = on_all_ranks(lambda: newest(checkpoints) if world.is_main else None, CheckpointError)
-    latest: Place | None = None
-    state: dict[str, Any] = {"step": 0, "wandb_run_id": None}
-    if (first := gathered(found)[0]) is not None:
-        latest, state = first
-    if latest is not None:
-        # A directory of checkpoints may be shared, a run's own may have been copied into.
-        refuse_other_run(config, state["config"], str(latest))
-    if latest is not None and int(state["step"]) >= config.steps:
+    directory = RunDirectory(Path(config.run_directory))
+    lock = agreed(lambda: directory.hold() if world.is_main else None)
+    saved = agreed_on_main(world, lambda: find_saved(config, directory))
+    if saved is not None and saved.step >= config.steps:
         if world.is_main:
-            if not (directory / SUMMARY).exists():  # it was killed on its last steps
-                wrap_up(config, directory, latest, seconds_to_first_step=None)
-            sys.stdout.write(f"{directory} is complete: {latest.name} is its last checkpoint\n")
+            say_complete(config, directory, saved.path)
         return 0
-    sources = on_all_ranks(lambda: open_sources(config), DataError)
-    collate = build_collator(config, sources.special)
-    plan = build_plan(config, sources)
-    if config.init_from is not None:
-        source = checkpoint.resolve(Place.parse(config.init_from, config.storage))
-        refuse_other_corpus(sources, checkpoint.read_state(source), source)
-    mesh = build_mesh(config.layout, world)
-    warning = next(filter(None, gathered(straddling_warning(mesh))), None)
-    model = build_model(config, mesh)
-    num_parameters = count_parameters(config, model)
-    engine = build_engine(config, model, mesh)
-
-    if latest is not None:
-        state = checkpoint.restore(latest, engine)
-        refuse_other_corpus(sources, state, latest, resuming=True)
-    first_step = int(state["step"])
-    if "data" in state:
-        plan.start_at(state["data"], step=first_step)
-
+    run = prepare(config, world, saved=saved)
+    engine, sources, plan, mesh = run.engine, run.sources, run.plan, run.mesh
     # Only now is the directory this run's: what failed so far can be mended and tried again.
-    if lock is not None:
-        claim(config, lock)
-    total(0)
+    agreed(lambda: claim(config, lock) if lock is not None else None)
+    first_step = 0 if saved is None else saved.step
     monitor = Monitor(
         directory,
         run_name=config.name,
@@ -107,80 +61,38 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         rank=world.rank,
         num_ranks=world.size,
         precision=config.precision,
-        num_parameters=num_parameters,
-        wandb_run_id=state["wandb_run_id"],
+        num_parameters=run.num_parameters,
+        wandb_run_id=None if saved is None else saved.state["wandb_run_id"],
     )
-
-    def validate_now(step: int) -> None:
-        monitor.validation(
-            validate(
-                sources,
-                collate,
-                engine,
-                sequences=config.validation.sequences,
-                micro_sequences=config.batch.micro_sequences,
-                step=step,
-            )
-        )
-
-    start = gathered(next_start(directory) if world.is_main else 0)[0]
-
-    def open_ledger() -> LedgerWriter | None:
-        if not mesh.speaks_for_sample:
-            return None  # another rank reads the same
-        about = Start(
-            start=start,
-            first_step=first_step,
-            rank=mesh.data_rank,
-            ranks=mesh.data_size,
-            entries=plan.entries,
-        )
-        return LedgerWriter(directory, about, limit_bytes=int(config.data.ledger_mib * 2**20))
-
-    ledger = on_all_ranks(open_ledger, RunDirectoryError)
-    saver = checkpoint.Saver(
-        checkpoints,
-        retention=checkpoint.Retention(
+    validated = partial(
+        validate,
+        sources,
+        run.collate,
+        engine,
+        sequences=config.validation.sequences,
+        micro_sequences=config.batch.micro_sequences,
+    )
+    state = partial(state_of, config, sources, monitor.wandb_run_id)
+    ledger = open_ledger(config, directory, plan, mesh, first_step=first_step)
+    saver = Saver(
+        checkpoints_of(config, directory),
+        retention=Retention(
             keep=config.checkpoint.keep, keep_every_steps=config.checkpoint.keep_every_steps
         ),
         asynchronous=config.checkpoint.asynchronous,
     )
-
-    def save(step: int, position: dict[str, Any]) -> None:
-        on_all_ranks(ledger.settle if ledger is not None else lambda: None, RunDirectoryError)
-        lost = saver.save(
-            engine,
-            {
-                "step": step,
-                "sequences_consumed": step * config.batch.sequences,
-                "seed": config.seed,
-                "config": config.model_dump(mode="json"),
-                "wandb_run_id": monitor.wandb_run_id,
-                "tokenizer_sha256": sources.tokenizer_sha256,
-                "corpus_fingerprint": sources.fingerprint,
-                "data": position,
-                "code_version": version("semicausal"),
-            },
-            step=step,
-        )
-        if lost is not None:
-            monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
-
-    def look_at_data() -> float:
-        sources.copy_tokenizer(directory / TOKENIZER)
-        return unigram_baseline(config, sources, collate, plan.mixture.mean)
-
+    warning = next(filter(None, gathered(straddling_warning(mesh))), None)
     seconds_to_first_step: float | None = None
-    with monitor, saver, build_feed(config, plan, collate, mesh) as feed:
-        entropy = on_all_ranks(look_at_data if world.is_main else lambda: 0.0, DataError)
-        if world.is_main:
-            if warning is not None:
-                monitor.note(warning)
-            if latest is not None:
-                monitor.note(f"continuing from {latest}")
-            monitor.baseline(entropy)
+    stopped = False
+    with monitor, saver, build_feed(config, plan, run.collate, mesh) as feed:
+        entropy = agreed_on_main(world, lambda: look_at_data(config, directory, run))
+        for note in (warning, None if saved is None else f"continuing from {saved.path}"):
+            if note is not None:
+                monitor.note(note)
+        monitor.baseline(entropy)
         if first_step % config.validation.every_steps == 0:
-            validate_now(first_step)  # before any step, or where a stop may have cut it short
+            # Before any step, or where a stop may have cut it short.
+            monitor.validation(validated(step=first_step))
         for step in range(first_step + 1, config.steps + 1):
             started = time.perf_counter()
             reseed(config.seed, step=step, mesh=mesh)
@@ -200,26 +112,18 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
                 ledger.add(step, data)
             if seconds_to_first_step is None:
                 seconds_to_first_step = finished - imported
+            waited = feed.wait_seconds
             monitor.train(
-                TrainRecord(
-                    step=step,
-                    loss=result.averages.loss,
-                    first_of_span_loss=result.averages.first_of_span,
-                    other_loss=result.averages.other,
-                    learning_rate=lr,
-                    gradient_norm=result.gradient_norm,
-                    tokens=config.batch.sequences * config.data.sequence_tokens,
-                    scored_tokens=result.averages.scored_tokens,
-                    step_seconds=finished - started,
-                    data_wait_seconds=feed.wait_seconds,
-                    memory_bytes=peak_memory_bytes(),
-                )
+                record_of(config, step, result, lr=lr, seconds=finished - started, waited=waited)
             )
             is_last = step == config.steps
             if is_last or (step % config.validation.every_steps == 0 and not result.stop):
-                validate_now(step)
+                monitor.validation(validated(step=step))
             if is_last or result.stop or step % config.checkpoint.every_steps == 0:
-                save(step, data.position)
+                agreed(lambda: ledger.settle() if ledger is not None else None)
+                lost = saver.save(engine, state(step, data.position), step=step)
+                if lost is not None:
+                    monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
                 if config.samples.prompts and not result.stop:
                     latest = saver.finish()  # samples are the words of what was saved
                     if world.is_main:
@@ -228,12 +132,13 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             if result.stop and not is_last:
                 saver.finish()
                 monitor.note(f"stopped after step {step} on a signal; run again to continue")
-                preemption.ignore()
-                engine.close()
-                return EXIT_CODE
+                stopped = True
+                break
     latest = saver.finish()
     preemption.ignore()
     engine.close()
+    if stopped:
+        return EXIT_CODE
     if world.is_main:
         assert latest is not None
         wrap_up(config, directory, latest, seconds_to_first_step=seconds_to_first_step)
@@ -242,41 +147,67 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     return 0
 
 
-def checkpoints_of(config: RunConfig) -> Place:
-    """Where a run's checkpoints are."""
-    if config.checkpoint.directory is not None:
-        return Place.parse(config.checkpoint.directory, config.storage)
-    return Place.of(Path(config.run_directory) / CHECKPOINTS)
-
-
-def newest(checkpoints: Place) -> tuple[Place, dict[str, Any]] | None:
-    """The newest checkpoint and its state, None if there is none."""
-    latest = checkpoint.latest(checkpoints)
-    return None if latest is None else (latest, checkpoint.read_state(latest))
-
-
-def refuse_other_corpus(
-    sources: Sources, state: dict[str, Any], path: Place, *, resuming: bool = False
-) -> None:
-    """Refuse sources of another tokenizer, and to resume on other data.
+def open_ledger(
+    config: RunConfig, directory: RunDirectory, plan: StepPlan, mesh: Mesh, *, first_step: int
+) -> LedgerWriter | None:
+    """This rank's ledger of what it reads; None where another rank reads the same.
 
     Raises:
-        CheckpointError: the tokenizers differ, or, when resuming, the samples.
+        UserError: some rank's cannot be written; every rank must call it.
     """
-    if state["tokenizer_sha256"] != sources.tokenizer_sha256:
-        raise CheckpointError(
-            f"{path} was trained on a corpus of another tokenizer: set data.corpus to that one"
+    start = agreed_on_main(mesh.world, lambda: next_start(directory.ledger))
+
+    def begin() -> LedgerWriter | None:
+        if not mesh.speaks_for_sample:
+            return None
+        about = Start(
+            start=start,
+            first_step=first_step,
+            rank=mesh.data_rank,
+            ranks=mesh.data_size,
+            entries=plan.entries,
         )
-    if resuming and state["corpus_fingerprint"] != sources.fingerprint:
-        raise CheckpointError(
-            f"{path} was trained on other data than {sources.places} holds now: set data.corpus "
-            "(or data.sources) to what it was, or start another run with init_from"
-        )
+        limit_bytes = int(config.data.ledger_mib * 2**20)
+        return LedgerWriter(directory.ledger, about, limit_bytes=limit_bytes)
+
+    return agreed(begin)
 
 
-def peak_memory_bytes() -> int:
-    """Most memory this rank has held: on its GPU if it has one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def state_of(
+    config: RunConfig,
+    sources: Sources,
+    wandb_run_id: str,
+    step: int,
+    position: dict[str, Any],
+) -> dict[str, Any]:
+    """What a checkpoint keeps beside the tensors."""
+    return {
+        "step": step,
+        "sequences_consumed": step * config.batch.sequences,
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+        "wandb_run_id": wandb_run_id,
+        "tokenizer_sha256": sources.tokenizer_sha256,
+        "corpus_fingerprint": sources.fingerprint,
+        "data": position,
+        "code_version": version("semicausal"),
+    }
+
+
+def record_of(
+    config: RunConfig, step: int, result: StepResult, *, lr: float, seconds: float, waited: float
+) -> TrainRecord:
+    """What is noted of a step."""
+    return TrainRecord(
+        step=step,
+        loss=result.averages.loss,
+        first_of_span_loss=result.averages.first_of_span,
+        other_loss=result.averages.other,
+        learning_rate=lr,
+        gradient_norm=result.gradient_norm,
+        tokens=config.batch.sequences * config.data.sequence_tokens,
+        scored_tokens=result.averages.scored_tokens,
+        step_seconds=seconds,
+        data_wait_seconds=waited,
+        memory_bytes=peak_memory_bytes(),
+    )

@@ -1,126 +1,128 @@
-"""The directory of a run: who owns it, and what lies where."""
+"""The directory of a run: the one place that names what lies in it, and its lock."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
-from train.config import RunConfig
-from train.config_files import differences, dump, from_stored
+from train.checkpoint.directory import CHECKPOINTS_NAME
 from train.errors import RunDirectoryError
+from train.storage.place import Place
 
-CONFIG = "config.yaml"
-LOCK = ".lock"
-CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.json"
-SUMMARY = "summary.json"
-CHOICE = "pretrain.json"
-"""What `tools.pretrain` chose, before the run begins."""
 
 
-def check(config: RunConfig) -> Path:
-    """Check that the directory is new or holds this very run; nothing is touched.
+@dataclass(frozen=True)
+class RunDirectory:
+    """What a run leaves, by name.
 
-    Args:
-        config: with its precision resolved.
-
-    Raises:
-        RunDirectoryError: another run or other files are there.
+    Attributes:
+        path: the directory.
     """
-    directory = Path(config.run_directory)
-    stored = directory / CONFIG
-    if directory.exists() and not directory.is_dir():
-        raise RunDirectoryError(f"{directory} is a file: choose another run_directory")
-    if stored.exists():
-        try:
-            document = yaml.safe_load(stored.read_text())
-        except yaml.YAMLError:
-            document = None
-        refuse_other_run(config, document, str(directory))
-    elif directory.is_dir() and any(
-        not entry.name.startswith(("slurm-", f".{CONFIG}", LOCK, CHOICE, f".{CHOICE}"))
-        for entry in directory.iterdir()
-    ):
-        raise RunDirectoryError(
-            f"{directory} holds files but no run: choose another run_directory, or empty it"
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration; with it the directory is this run's."""
+        return self.path / "config.yaml"
+
+    @property
+    def choice(self) -> Path:
+        """What `tools.pretrain` chose, before the run begins."""
+        return self.path / "pretrain.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints, where the configuration names no other place."""
+        return self.path / CHECKPOINTS_NAME
+
+    @property
+    def metrics(self) -> Path:
+        """Every record of the run."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """The model's own words, as text."""
+        return self.path / "samples.txt"
+
+    @property
+    def ledger(self) -> Path:
+        """What each rank has read, a file for each start and rank."""
+        return self.path / "ledger"
+
+    @property
+    def tokenizer(self) -> Path:
+        """A copy of the corpus's tokenizer."""
+        return self.path / TOKENIZER
+
+    @property
+    def report(self) -> Path:
+        """The report, for a browser."""
+        return self.path / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """The numbers of a complete run, for programs."""
+        return self.path / "summary.json"
+
+    @property
+    def adapter(self) -> Path:
+        """A LoRA run's adapters in peft's file format."""
+        return self.path / "adapter"
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    def draft(self, file: Path) -> Path:
+        """Where one of the files is written before it takes its name."""
+        return file.with_name(f".{file.name}.tmp")
+
+    @property
+    def holds_other_files(self) -> bool:
+        """Whether there is anything that neither a run nor what starts it has left."""
+        ours = ("slurm-", f".{self.config.name}", self._lock.name)
+        choice = (self.choice.name, f".{self.choice.name}")
+        return self.path.is_dir() and any(
+            not entry.name.startswith((*ours, *choice)) for entry in self.path.iterdir()
         )
-    return directory
 
+    def hold(self) -> FileLock:
+        """A lock on the directory, taken if it exists; before anything in it is looked at.
 
-def hold(directory: Path) -> FileLock:
-    """A lock on a run directory, taken if it exists; before anything in it is looked at.
+        Returns:
+            A lock to keep until the run ends; a killed process lets go of it by itself.
 
-    Returns:
-        A lock to keep until the run ends; a killed process lets go of it by itself.
+        Raises:
+            RunDirectoryError: another process holds it.
+        """
+        lock = FileLock(self._lock, timeout=0)
+        # One that cannot be written is told when the run claims it.
+        if self.path.is_dir() and os.access(self.path, os.W_OK):
+            self.take(lock)
+        return lock
 
-    Raises:
-        RunDirectoryError: another process holds it.
-    """
-    lock = FileLock(directory / LOCK, timeout=0)
-    # One that cannot be written is told when the run claims it.
-    if directory.is_dir() and os.access(directory, os.W_OK):
+    def take(self, lock: FileLock) -> None:
+        """Takes the lock.
+
+        Raises:
+            RunDirectoryError: another process holds it.
+        """
         try:
             lock.acquire()
         except Timeout:
-            raise _in_use(directory) from None
-    return lock
+            raise RunDirectoryError(
+                f"{self} is in use by another process: wait for it, or choose another run_directory"
+            ) from None
 
 
-def claim(config: RunConfig, lock: FileLock) -> None:
-    """Make the directory this run's; one rank calls it, after all have checked.
-
-    Args:
-        config: of the run.
-        lock: from `hold`.
-
-    Raises:
-        RunDirectoryError: as `check`; or the directory cannot be written, or is in use.
-    """
-    directory = check(config)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        temporary = directory / f".{CONFIG}.tmp"
-        temporary.write_text(dump(config))
-        temporary.replace(directory / CONFIG)
-    except Timeout:
-        raise _in_use(directory) from None
-    except OSError as error:
-        raise RunDirectoryError(
-            f"{directory} cannot be written ({error.strerror}): choose another run_directory"
-        ) from None
-
-
-def _in_use(directory: Path) -> RunDirectoryError:
-    return RunDirectoryError(
-        f"{directory} is in use by another process: wait for it, or choose another run_directory"
-    )
-
-
-def refuse_other_run(config: RunConfig, stored: Any, place: str) -> None:
-    """Refuse to go on where another run has been.
-
-    Args:
-        config: of this run.
-        stored: the configuration found there, as a document.
-        place: what to call the place.
-
-    Raises:
-        RunDirectoryError: it is of another run, or of a version that this one does not understand.
-    """
-    try:
-        owner = from_stored(RunConfig, stored)
-    except ValidationError:
-        raise RunDirectoryError(
-            f"{place} has a configuration that this version does not understand: choose another "
-            "place, or continue the run with the version that began it"
-        ) from None
-    changed = differences(owner.identity(), config.identity())
-    if changed:
-        raise RunDirectoryError(
-            f"{place} holds a different run: delete it, name another one, or undo\n"
-            + "\n".join(f"  {change}" for change in changed)
-        )
+def kept_tokenizer(checkpoint: Place) -> Place | None:
+    """The tokenizer kept in a checkpoint, as `tools.merge` does, or by its run; None without."""
+    kept = (place / TOKENIZER for place in (checkpoint, checkpoint.parent.parent))
+    return next((tokenizer for tokenizer in kept if tokenizer.exists()), None)

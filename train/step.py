@@ -1,20 +1,72 @@
-"""One optimiser step: forward and backward of each microbatch, checks, update."""
+"""One optimiser step: forward and backward of each microbatch, checks, update; sums of losses."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.batch import Batch
+from model.loss import Loss
 from parallel.agreement import raise_first
 from parallel.launch import total
 from parallel.mesh import Mesh
 from parallel.pipeline import forward_backward
 from parallel.zero.engine import ZeroEngine
-from train.errors import DataError, DivergedError
-from train.tally import Averages, Tally
+from train.errors import DataError, DivergedError, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averages:
+    """Mean losses in nats a scored token.
+
+    Attributes:
+        loss: over all scored tokens.
+        first_of_span: over first tokens of spans; None if there were none.
+        other: over the other tokens; None if there were none.
+        scored_tokens: how many were scored.
+    """
+
+    loss: float
+    first_of_span: float | None
+    other: float | None
+    scored_tokens: int
+
+
+class Tally:
+    """Adds up microbatches on one rank, then over all ranks."""
+
+    def __init__(self):
+        self._parts: list[Tensor] = []
+
+    def add(self, batch: Batch, loss: Loss) -> None:
+        """Add one microbatch; the sums stay on the device, nothing waits for them."""
+        first = batch.first_of_span[: batch.num_scored]
+        terms = loss.terms[: batch.num_scored].double()
+        count = terms.new_tensor(batch.num_scored)
+        self._parts.append(torch.stack([terms.sum(), (terms * first).sum(), count, first.sum()]))
+
+    @classmethod
+    def of_all(cls, tallies: Iterable["Tally"]) -> "Tally":
+        """One that has seen what all of these have."""
+        whole = cls()
+        for tally in tallies:
+            whole._parts += tally._parts
+        return whole
+
+    def over_ranks(self) -> Averages:
+        """Means over all ranks, NaN where nothing was scored; every rank must call it."""
+        sums = torch.stack(self._parts).sum(dim=0).tolist() if self._parts else [0.0] * 4
+        loss, first_loss, count, first_count = total(*sums)
+        other_count, other_loss = count - first_count, loss - first_loss
+        return Averages(
+            loss=loss / count if count else math.nan,
+            first_of_span=first_loss / first_count if first_count else None,
+            other=other_loss / other_count if other_count else None,
+            scored_tokens=int(count),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +111,8 @@ def train_step(
         stop: whether this rank was told to stop after the step.
 
     Raises:
-        DataError: some rank has no microbatches: on every rank, with the reason of the first; or no
-            token of the global batch is scored.
+        UserError: some rank has no microbatches: on every rank, with the reason of the first.
+        DataError: no token of the global batch is scored.
         DivergedError: loss or gradient is not finite; parameters and moments are unchanged.
     """
     # The count comes before the first backward: a mean of ranks' or microbatches' means would
@@ -73,7 +125,7 @@ def train_step(
         scored if mesh.speaks_for_sample else 0, float(stop), float(failed)
     )
     if failures:
-        raise_first(batches if failed else None, DataError)
+        raise_first(batches if failed else None, UserError)
     assert not isinstance(batches, Exception)
     if count == 0:
         raise DataError("no token of this batch is scored: check the corpus and the spans")

@@ -15,7 +15,8 @@ from tests.corpora import VOCABULARY, write_corpus
 from tests.train.runs import Run, start
 from tools.lab import s3
 from tools.lab.daemons import Record
-from train.watch.metrics import FILE_NAME, read_metrics
+from train.run_directory import RunDirectory
+from train.watch.metrics import read_metrics
 
 RANKS = 2
 STEPS = 40
@@ -168,7 +169,7 @@ def finish(run: Run, directory: Path, *, since: float) -> Played:
 
 def losses_of(directory: Path) -> list[tuple[int, float]]:
     """Steps and losses that a run recorded, the last time it made each."""
-    path = directory / FILE_NAME
+    path = RunDirectory(directory).metrics
     if not path.exists():
         return []
     return sorted({record.step: record.loss for record in read_metrics(path).train}.items())

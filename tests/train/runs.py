@@ -12,13 +12,14 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests import warm
 from tools.ranks import replace_environment
-from train.watch.metrics import FILE_NAME, Metrics, read_metrics
+from train.run_directory import RunDirectory
+from train.watch.metrics import Metrics, read_metrics
 
 TINY_RUN = Path(__file__).parent.parent / "tiny_run.yaml"
 DEADLINE_SECONDS = 120
@@ -89,14 +90,21 @@ def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> N
 class Run:
     """Ranks of one run, started."""
 
-    def __init__(self, arguments: list[str], *, ranks: int, environment: Mapping[str, str]):
+    def __init__(
+        self,
+        arguments: list[str],
+        *,
+        ranks: int,
+        environment: Mapping[str, str],
+        last_rank: Sequence[str] = (),
+    ):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self._directory = tempfile.TemporaryDirectory(prefix="run-")
         self.ranks = [
             Rank(
-                arguments,
+                [*arguments, *(last_rank if rank == ranks - 1 else ())],
                 Path(self._directory.name) / f"output-{rank}",
                 {
                     **os.environ,
@@ -142,10 +150,11 @@ def start(
     *overrides: str,
     ranks: int = 1,
     environment: Mapping[str, str] | None = None,
+    last_rank: Sequence[str] = (),
 ) -> Run:
-    """Start the tiny run."""
+    """Start the tiny run; the last rank may be given overrides that the others are not."""
     arguments = [str(TINY_RUN), f"data.corpus={corpus}", f"run_directory={directory}", *overrides]
-    return Run(arguments, ranks=ranks, environment=environment or {})
+    return Run(arguments, ranks=ranks, environment=environment or {}, last_rank=last_rank)
 
 
 def run(
@@ -158,7 +167,7 @@ def run(
     """Run the tiny run to its end; what it recorded."""
     finished = start(corpus, directory, *overrides, ranks=ranks, environment=environment).wait()
     assert finished.code == 0, finished.output[-6000:]
-    return read_metrics(directory / FILE_NAME)
+    return read_metrics(RunDirectory(directory).metrics)
 
 
 def kill_at(run: Run, directory: Path, *, step: int) -> None:
@@ -178,4 +187,4 @@ def kill_at(run: Run, directory: Path, *, step: int) -> None:
 
 def _steps(directory: Path) -> Iterator[int]:
     with contextlib.suppress(Exception):
-        yield from (record.step for record in read_metrics(directory / FILE_NAME).train)
+        yield from (record.step for record in read_metrics(RunDirectory(directory).metrics).train)

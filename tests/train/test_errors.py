@@ -20,7 +20,8 @@ from train.config import RunConfig
 from train.config_files import RENAMED, from_stored, load
 from train.data.sample import Sample
 from train.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
-from train.run_directory import claim, hold
+from train.prepare import claim
+from train.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -247,12 +248,12 @@ def test_resume_on_other_data(corpus: Path, tmp_path: Path) -> None:
 
 def test_directory_in_use(corpus: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    lock = hold(directory)
+    lock = RunDirectory(directory).hold()
     assert not directory.exists(), "only a run that is about to begin makes its directory"
     claim(config(corpus, directory), lock)
-    other = hold(tmp_path / "none")
+    other = RunDirectory(tmp_path / "none").hold()
     with pytest.raises(RunDirectoryError, match="is in use by another process"):
-        hold(directory)
+        RunDirectory(directory).hold()
     # Nothing of a run that goes on is looked at: its checkpoints come and go.
     (directory / "checkpoints").mkdir()
     (directory / "checkpoints" / "latest").write_text("step_00000001\n")
@@ -261,7 +262,7 @@ def test_directory_in_use(corpus: Path, tmp_path: Path) -> None:
     assert "is in use by another process" in ended.output
     shutil.rmtree(directory / "checkpoints")
     lock.release()
-    claim(config(corpus, directory), hold(directory))
+    claim(config(corpus, directory), RunDirectory(directory).hold())
     other.release()
 
 
@@ -297,6 +298,22 @@ def _holder(tree: dict[str, Any], path: str) -> dict[str, Any]:
     for key in path.split(".")[:-1]:
         tree = tree[key]
     return tree
+
+
+@pytest.mark.parametrize("how", [["--dry-run"], []])
+def test_a_rank_without_data_leaves_no_other_waiting(
+    corpus: Path, tmp_path: Path, how: list[str]
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    ended = start(
+        corpus, tmp_path / "run", *how, ranks=2, last_rank=[f"data.corpus={nowhere}"]
+    ).wait()
+    assert ended.code == 2
+    told = [line for line in ended.output.splitlines() if str(nowhere) in line]
+    assert len(told) == 2, "every rank says the first cause"
+    assert all("(rank 1 of 2)" in line for line in told)
+    assert "Traceback" not in ended.output
+    assert not (tmp_path / "run").exists()
 
 
 def test_mistake_found_late_does_not_lock_the_directory(corpus: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import yaml
 from tests.corpora import write_documents
 from tests.train.runs import kill_at, run, start
 from tools.ledger import check_run, main
-from train.data.ledger import DIRECTORY, read_ledger
-from train.watch.metrics import FILE_NAME, Metrics, read_metrics
+from train.data.ledger import read_ledger
+from train.run_directory import RunDirectory
+from train.watch.metrics import Metrics, read_metrics
 
 STEPS = 14
 
@@ -58,7 +59,7 @@ def elastic(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> t
 def read_steps(directory: Path) -> dict[int, np.ndarray]:
     """What each step was made of, by the last start that made it."""
     steps: dict[int, list[Any]] = {}
-    for _, ranks in sorted(read_ledger(directory).items()):
+    for _, ranks in sorted(read_ledger(RunDirectory(directory).ledger).items()):
         first = min(start.first_step for start, _ in ranks.values())
         steps = {step: found for step, found in steps.items() if step <= first}
         for _, records in ranks.values():
@@ -112,7 +113,7 @@ def test_a_step_can_be_looked_at(
 
 def copy(elastic: tuple[Path, Metrics], to: Path) -> list[Path]:
     shutil.copytree(elastic[0], to, ignore=shutil.ignore_patterns(".lock"))
-    return sorted((to / DIRECTORY).glob("*.bin"))
+    return sorted(RunDirectory(to).ledger.glob("*.bin"))
 
 
 def test_a_changed_ledger_is_caught(
@@ -150,7 +151,7 @@ def test_digests_are_enough(
     overrides: list[str], whole: tuple[Path, Metrics], tmp_path: Path
 ) -> None:
     run("null", tmp_path / "run", *overrides, "data.ledger_mib=0.0001", ranks=1)
-    records = read_ledger(tmp_path / "run")[1][0][1]
+    records = read_ledger(RunDirectory(tmp_path / "run").ledger)[1][0][1]
     assert records[-1].identities is None
     findings = check_run(tmp_path / "run")
     assert (findings.steps, findings.entries_lost, findings.faults) == (STEPS, 0, [])
@@ -182,7 +183,10 @@ def test_a_stopped_run_goes_on_with_other_microbatches(
 ) -> None:
     directory = tmp_path / "run"
     begun = start("null", directory, *overrides, ranks=2)
-    while not (directory / FILE_NAME).exists() or not read_metrics(directory / FILE_NAME).train:
+    while (
+        not RunDirectory(directory).metrics.exists()
+        or not read_metrics(RunDirectory(directory).metrics).train
+    ):
         pass
     begun.signal(signal.SIGTERM)
     assert begun.wait().code in (0, 75)

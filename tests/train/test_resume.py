@@ -8,7 +8,8 @@ import pytest
 from tests.corpora import write_corpus
 from tests.train.runs import kill_at, run, start
 from train.preemption import EXIT_CODE
-from train.watch.metrics import FILE_NAME, Metrics, read_metrics
+from train.run_directory import RunDirectory
+from train.watch.metrics import Metrics, read_metrics
 
 STEPS = "steps=40"
 LAYOUT = ("zero.stage=3", "checkpoint.every_steps=5", "validation.every_steps=10")
@@ -56,7 +57,7 @@ def test_signal_saves_and_stops_with_its_own_status(
     attempt.ranks[1].send_signal(signal.SIGUSR1)  # one rank is told; both must stop
     finished = attempt.wait()
     assert finished.code == EXIT_CODE, finished.output[-3000:]
-    stopped_at = read_metrics(directory / FILE_NAME).train[-1].step
+    stopped_at = read_metrics(RunDirectory(directory).metrics).train[-1].step
     assert stopped_at < 40
     resumed = run(corpus, directory, STEPS, *LAYOUT, *DROPOUT, ranks=2)
     assert resumed.runs[-1].step == stopped_at, "no step was repeated"
@@ -88,13 +89,35 @@ def test_other_layouts_continue(corpus: Path, tmp_path: Path) -> None:
 def test_complete_run_is_left_alone(corpus: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     run(corpus, directory, "steps=2", "optim.warmup_steps=1")
-    before = (directory / FILE_NAME).read_bytes()
+    before = RunDirectory(directory).metrics.read_bytes()
     again = start(corpus, directory, "steps=2", "optim.warmup_steps=1").wait()
     assert again.code == 0
     assert "is complete" in again.output
-    assert (directory / FILE_NAME).read_bytes() == before
+    assert RunDirectory(directory).metrics.read_bytes() == before
+
+
+def test_complete_run_under_another_name(corpus: Path, tmp_path: Path) -> None:
+    """Its checkpoints are found, and nothing else of it."""
+    steps = ("steps=2", "optim.warmup_steps=1", f"checkpoint.directory={tmp_path / 'saved'}")
+    run(corpus, tmp_path / "run", *steps)
+    again = start(corpus, tmp_path / "other", *steps).wait()
+    assert again.code == 0
+    assert f"is complete: {tmp_path / 'saved'}/step_00000002 is its last" in again.output
+    assert not (tmp_path / "other").exists()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
+    """The second one ends at once."""
+    attempt = start(corpus, tmp_path / "run", "steps=100000", "validation.every_steps=1000")
+    while not _reached(tmp_path / "run", 3) and attempt.ranks[0].poll() is None:
+        pass
+    attempt.signal(signal.SIGINT)
+    ended = attempt.wait()
+    assert ended.code == EXIT_CODE, ended.output[-3000:]
+    assert "on a signal; run again to continue" in ended.output
+    assert "Traceback" not in ended.output
 
 
 def _reached(directory: Path, step: int) -> bool:
-    path = directory / FILE_NAME
+    path = RunDirectory(directory).metrics
     return path.exists() and path.read_text().count('"kind": "train"') >= step

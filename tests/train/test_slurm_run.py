@@ -9,7 +9,8 @@ import pytest
 from tests.corpora import write_corpus
 from tests.lab_fixtures import SlurmLab
 from tests.train.runs import TINY_RUN, run
-from train.watch.metrics import FILE_NAME, read_metrics
+from train.run_directory import RunDirectory
+from train.watch.metrics import read_metrics
 
 REPOSITORY = Path(__file__).parent.parent.parent
 LAYOUT = ("zero.stage=3", "steps=30", "checkpoint.every_steps=10")
@@ -28,7 +29,10 @@ def submitted_from(tmp_path: Path) -> Path:
 
 
 def losses(directory: Path) -> list[tuple[int, float, float]]:
-    return [(r.step, r.loss, r.gradient_norm) for r in read_metrics(directory / FILE_NAME).train]
+    return [
+        (r.step, r.loss, r.gradient_norm)
+        for r in read_metrics(RunDirectory(directory).metrics).train
+    ]
 
 
 def test_pretraining_under_slurm_equals_without(
@@ -56,7 +60,7 @@ def test_preempted_run_requeues_and_continues(
         *("tiny.yaml", f"data.corpus={corpus}", *long, "run_directory=run"),
         directory=submitted_from,
     )
-    metrics = submitted_from / "run" / FILE_NAME
+    metrics = RunDirectory(submitted_from / "run").metrics
     while not (metrics.exists() and '"step": 20,' in metrics.read_text()):
         assert slurm_lab.job(job)["JobState"] in ("PENDING", "RUNNING"), output(submitted_from)
     urgent = slurm_lab.submit(

@@ -90,6 +90,7 @@ class Feed:
         self._reader.close()
         for source in self.plan.sources.all:
             source.corpus.train.close()
+            source.corpus.validation.close()
 
     def step(self, step: int) -> StepData:
         """This rank's part of one step.

@@ -26,8 +26,6 @@ from train.errors import DataError, RunDirectoryError
 
 Ints = npt.NDArray[np.int64]
 
-DIRECTORY: Final = "ledger"
-"""Name of the directory in the run directory."""
 FORMAT_VERSION: Final = 1
 
 _RECORD: Final = struct.Struct("<QIII16s")
@@ -98,7 +96,7 @@ class LedgerWriter:
     What goes wrong after the first line is kept in `fault`, for the ranks to agree on.
 
     Args:
-        directory: of the run.
+        directory: of the run's ledger.
         start: what to say about this start.
         limit_bytes: size from which records hold digests only.
 
@@ -110,7 +108,7 @@ class LedgerWriter:
         self._limit_bytes = limit_bytes
         self.fault: RunDirectoryError | None = None
         """Why nothing more is noted."""
-        self._path = directory / DIRECTORY / f"{start.start:05d}-{start.rank:05d}.bin"
+        self._path = directory / f"{start.start:05d}-{start.rank:05d}.bin"
         self._num_bytes = 0
         header = {"format_version": FORMAT_VERSION, **asdict(start)}
         header["rows"] = header.pop("entries")
@@ -195,12 +193,12 @@ def read_ledger(directory: Path) -> dict[int, dict[int, tuple[Start, list[Record
             raise DataError(f"{path} was written for start {start.start}, rank {start.rank}")
         found.setdefault(number, {})[rank] = start, records
     if not found:
-        raise DataError(f"{directory} has no ledger: no step was made there")
+        raise DataError(f"there is no ledger in {directory}: no step was made there")
     return found
 
 
 def _files(directory: Path) -> list[tuple[int, int, Path]]:
-    paths = (directory / DIRECTORY).glob("*.bin") if directory.is_dir() else []
+    paths = directory.glob("*.bin") if directory.is_dir() else []
     named = ((path, _NAME.match(path.name)) for path in paths)
     return sorted((int(m[1]), int(m[2]), path) for path, m in named if m is not None)
 

@@ -11,9 +11,6 @@ from typing import Any, ClassVar, TypeVar
 
 from train.errors import DataError
 
-FILE_NAME = "metrics.jsonl"
-"""Name of the file inside the run directory."""
-
 GIB_BYTES = 2**30
 
 

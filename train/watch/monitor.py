@@ -6,15 +6,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
-from pydantic import Field
 from rich.console import Console
 
-from model.config import Config
+from train.run_directory import RunDirectory
+from train.watch.config import WatchConfig
 from train.watch.metrics import (
-    FILE_NAME,
     GIB_BYTES,
     BaselineRecord,
     MetricsFile,
@@ -30,22 +29,6 @@ from train.watch.progress import BarProgress, LineProgress, ProgressDisplay
 from train.watch.wandb_writer import WandbWriter, new_run_id
 
 
-class WatchConfig(Config):
-    """How a run is watched. `metrics.jsonl` and the report are always written."""
-
-    wandb: Literal["offline", "online", "disabled"] = "offline"
-    """Weights & Biases: files under RUN/wandb (`wandb sync` uploads them), live upload (falls back
-    to files when the server is unreachable), or nothing."""
-    wandb_project: str = Field(default="semicausal", min_length=1)
-    """W&B project."""
-    wandb_entity: str | None = None
-    """W&B user or team; null for the account's default."""
-    log_every_steps: int = Field(default=10, ge=1)
-    """Steps between two plain progress lines; a line also comes every 10 seconds."""
-    progress: bool | None = None
-    """A live progress bar (true), plain lines (false), or whichever suits the output (null)."""
-
-
 class Monitor:
     """Takes what happens in a run and writes it wherever it is watched.
 
@@ -53,7 +36,7 @@ class Monitor:
     that the loop calls it everywhere. Nothing here waits for other ranks.
 
     Args:
-        run_directory: directory of the run; it exists.
+        directory: of the run; it exists.
         run_name: name shown in W&B and in the report.
         config: resolved configuration, as plain values.
         watch: how to watch.
@@ -68,7 +51,7 @@ class Monitor:
 
     def __init__(
         self,
-        run_directory: Path,
+        directory: RunDirectory,
         *,
         run_name: str,
         config: Mapping[str, Any],
@@ -81,7 +64,7 @@ class Monitor:
         num_parameters: int,
         wandb_run_id: str | None = None,
     ) -> None:
-        self._run_directory = run_directory
+        self._directory = directory
         self._config = config
         self._watch = watch
         self._is_writer = rank == 0
@@ -110,12 +93,12 @@ class Monitor:
     def __enter__(self) -> Self:
         if not self._is_writer:
             return self
-        self._file = MetricsFile(self._run_directory / FILE_NAME)
+        self._file = MetricsFile(self._directory.metrics)
         self._file.write(self._run)
         self._display = _open_display(self._watch, self._run)
         if self._watch.wandb != "disabled":
             self._wandb = WandbWriter(
-                self._run_directory,
+                self._directory.path,
                 mode=self._watch.wandb,
                 project=self._watch.wandb_project,
                 entity=self._watch.wandb_entity,
@@ -158,7 +141,7 @@ class Monitor:
         if self._wandb is not None:
             self._wandb.sample(step, prompt, text)
         if self._is_writer:
-            with (self._run_directory / "samples.txt").open("a", encoding="utf-8") as file:
+            with self._directory.samples.open("a", encoding="utf-8") as file:
                 file.write(f"── step {step} ──\n{prompt}▸{text}\n\n")
 
     def note(self, text: str) -> None:

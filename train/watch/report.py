@@ -11,9 +11,9 @@ from pathlib import Path
 
 import jinja2
 
+from train.run_directory import RunDirectory
 from train.watch.charts import Chart, Line, draw_chart, smoothed
 from train.watch.metrics import (
-    FILE_NAME,
     GIB_BYTES,
     Metrics,
     TrainRecord,
@@ -22,9 +22,6 @@ from train.watch.metrics import (
     read_metrics,
 )
 from train.watch.progress import format_seconds
-
-REPORT_NAME = "report.html"
-"""Name of the report inside the run directory."""
 
 TABLE_ROWS = 30
 """Most rows of the validation table; the chart has all."""
@@ -39,22 +36,21 @@ class Number:
     remark: str = ""
 
 
-def write_report(run_directory: Path, *, out: Path | None = None) -> Path:
+def write_report(directory: RunDirectory, *, out: Path | None = None) -> Path:
     """Writes the report of a run from what it has recorded so far; returns the file.
 
     Call it on one rank. The run need not be over.
 
     Args:
-        run_directory: directory of the run, with `metrics.jsonl` and perhaps `config.yaml`.
+        directory: of the run, with its metrics and perhaps its configuration.
         out: file to write; None for `report.html` in the run directory.
 
     Raises:
         DataError: there is no `metrics.jsonl`, or it is damaged.
     """
-    metrics = read_metrics(run_directory / FILE_NAME)
-    config_file = run_directory / "config.yaml"
-    config = config_file.read_text(encoding="utf-8") if config_file.exists() else ""
-    out = out or run_directory / REPORT_NAME
+    metrics = read_metrics(directory.metrics)
+    config = directory.config.read_text(encoding="utf-8") if directory.config.exists() else ""
+    out = out or directory.report
     # Written beside and renamed: a browser that reloads never sees half a page.
     partial = out.with_name(out.name + ".partial")
     partial.write_text(render_report(metrics, config=config), encoding="utf-8")

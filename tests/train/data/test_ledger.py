@@ -153,7 +153,7 @@ def write(directory: Path, plan: StepPlan, *, steps: int, limit_bytes: int = 1 <
             read = identities(plan.step(step))
             writer.add(step, data_of(read))
         writer.settle()
-    return directory / "ledger" / f"{start.start:05d}-00000.bin"
+    return directory / f"{start.start:05d}-00000.bin"
 
 
 def test_what_was_written_comes_back(plan: StepPlan, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_ledger_of_another_version_is_refused(plan: StepPlan, tmp_path: Path) 
     path.write_bytes(json.dumps(header).encode() + b"\n" + rest)
     with pytest.raises(DataError, match="format version 2; this version reads 1"):
         read_ledger(tmp_path)
-    with pytest.raises(DataError, match="has no ledger"):
+    with pytest.raises(DataError, match="there is no ledger"):
         read_ledger(tmp_path / "none")
 
 

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.train.records import train_record, validation_record
+from train.run_directory import RunDirectory
 from train.watch.metrics import read_metrics
 from train.watch.monitor import Monitor, WatchConfig
 
@@ -30,7 +31,7 @@ def open_monitor(run_directory: Path, watch: WatchConfig = LINES, **changes: Any
         "precision": "fp32",
         "num_parameters": 1234,
     }
-    return Monitor(run_directory, **(values | changes))
+    return Monitor(RunDirectory(run_directory), **(values | changes))
 
 
 def test_everything_is_recorded(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.train.records import run_record, train_record, validation_record
 from train.errors import DataError
+from train.run_directory import RunDirectory
 from train.watch.metrics import (
     BaselineRecord,
     Metrics,
@@ -150,7 +151,7 @@ def test_it_lies_in_the_run_directory(tmp_path: Path) -> None:
     file.close()
     (tmp_path / "config.yaml").write_text("name: mine\n")
 
-    assert write_report(tmp_path) == tmp_path / "report.html"
+    assert write_report(RunDirectory(tmp_path)) == tmp_path / "report.html"
 
     assert "name: mine" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -162,7 +163,7 @@ def test_it_lies_in_the_run_directory(tmp_path: Path) -> None:
 
 def test_a_directory_without_metrics_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is this the directory of a run"):
-        write_report(tmp_path)
+        write_report(RunDirectory(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from train.baseline import unigram_cross_entropy
+from train.wrap_up import unigram_cross_entropy
 
 
 def test_equals_the_definition() -> None:

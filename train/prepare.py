@@ -1,0 +1,250 @@
+"""From a configuration to a run that can take its first step, agreed on by all ranks.
+
+What fails on one rank fails on all, with the reason of the first: none is left waiting for another.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from filelock import FileLock
+from pydantic import ValidationError
+
+from parallel.agreement import gathered, on_all_ranks
+from parallel.launch import World
+from parallel.mesh import Mesh, build_mesh
+from parallel.zero.engine import ZeroEngine
+from train.build import (
+    build_collator,
+    build_engine,
+    build_model,
+    build_plan,
+    count_parameters,
+    open_sources,
+)
+from train.checkpoint import restore as checkpoint
+from train.config import RunConfig
+from train.config_files import differences, dump, from_stored
+from train.data.collate import Collator
+from train.data.plan import StepPlan
+from train.data.sources import Sources
+from train.errors import CheckpointError, RunDirectoryError, UserError
+from train.run_directory import RunDirectory
+from train.storage.place import Place
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A checkpoint that a run goes on from.
+
+    Attributes:
+        path: where it lies.
+        state: what it keeps beside the tensors.
+    """
+
+    path: Place
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps made so far."""
+        return int(self.state["step"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The parts of a run, before its first step.
+
+    Attributes:
+        sources: the data.
+        plan: what each step reads, from the first one that is still to be made.
+        collate: makes batches of it.
+        mesh: this rank's place.
+        engine: the model under ZeRO, restored if the run goes on.
+        num_parameters: of the whole model.
+        num_trainable: parameters that train, of this rank's part.
+    """
+
+    sources: Sources
+    plan: StepPlan
+    collate: Collator
+    mesh: Mesh
+    engine: ZeroEngine
+    num_parameters: int
+    num_trainable: int
+
+
+def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> Run:
+    """Builds all parts of a run; every rank must call it.
+
+    Args:
+        config: with its precision resolved.
+        world: this process among all.
+        saved: what the run goes on from.
+
+    Raises:
+        UserError: some rank cannot have its part; raised on every rank.
+    """
+    sources = agreed(lambda: open_sources(config))
+    plan = agreed(lambda: build_plan(config, sources))
+    agreed(lambda: _refuse_other_data(config, sources, saved))
+    mesh = build_mesh(config.layout, world)
+    model = agreed(lambda: build_model(config, mesh))
+    num_parameters, num_trainable = count_parameters(config, model), _num_trainable(model)
+    engine = build_engine(config, model, mesh)
+    if saved is not None:
+        checkpoint.restore(saved.path, engine)
+        if "data" in saved.state:
+            plan.start_at(saved.state["data"], step=saved.step)
+    return Run(
+        sources=sources,
+        plan=plan,
+        collate=build_collator(config, sources.special),
+        mesh=mesh,
+        engine=engine,
+        num_parameters=num_parameters,
+        num_trainable=num_trainable,
+    )
+
+
+def agreed(work: Callable[[], Result]) -> Result:
+    """What `work` gives on this rank, if it succeeds on all; it must not talk to other ranks."""
+    return on_all_ranks(work, UserError)
+
+
+def agreed_on_main(world: World, work: Callable[[], Result]) -> Result:
+    """What `work` gives on the first rank, on all of them: another answer would part them."""
+    found = agreed(lambda: [work()] if world.is_main else [])
+    return gathered(found)[0][0]
+
+
+def checkpoints_of(config: RunConfig, directory: RunDirectory) -> Place:
+    """Where a run's checkpoints are."""
+    if config.checkpoint.directory is not None:
+        return Place.parse(config.checkpoint.directory, config.storage)
+    return Place.of(directory.checkpoints)
+
+
+def find_saved(config: RunConfig, directory: RunDirectory) -> Saved | None:
+    """The checkpoint that the run goes on from, None for a new run.
+
+    Raises:
+        UserError: it cannot be read, or is of another run.
+    """
+    latest = checkpoint.latest(checkpoints_of(config, directory))
+    if latest is None:
+        return None
+    saved = Saved(path=latest, state=checkpoint.read_state(latest))
+    # A directory of checkpoints may be shared, a run's own may have been copied into.
+    refuse_other_run(config, saved.state["config"], str(latest))
+    return saved
+
+
+def check(config: RunConfig) -> RunDirectory:
+    """Checks that the run directory is new or holds this very run; nothing is touched.
+
+    Args:
+        config: with its precision resolved.
+
+    Raises:
+        RunDirectoryError: another run or other files are there.
+    """
+    directory = RunDirectory(Path(config.run_directory))
+    if directory.path.exists() and not directory.path.is_dir():
+        raise RunDirectoryError(f"{directory} is a file: choose another run_directory")
+    if directory.config.exists():
+        try:
+            document = yaml.safe_load(directory.config.read_text())
+        except yaml.YAMLError:
+            document = None
+        refuse_other_run(config, document, str(directory))
+    elif directory.holds_other_files:
+        raise RunDirectoryError(
+            f"{directory} holds files but no run: choose another run_directory, or empty it"
+        )
+    return directory
+
+
+def claim(config: RunConfig, lock: FileLock) -> None:
+    """Makes the directory this run's; one rank calls it, after all are prepared.
+
+    Args:
+        config: of the run.
+        lock: from `RunDirectory.hold`.
+
+    Raises:
+        RunDirectoryError: as `check`; or the directory cannot be written, or is in use.
+    """
+    directory = check(config)
+    try:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        directory.take(lock)
+        draft = directory.draft(directory.config)
+        draft.write_text(dump(config))
+        draft.replace(directory.config)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{directory} cannot be written ({error.strerror}): choose another run_directory"
+        ) from None
+
+
+def refuse_other_run(config: RunConfig, stored: Any, place: str) -> None:
+    """Refuses to go on where another run has been.
+
+    Args:
+        config: of this run.
+        stored: the configuration found there, as a document.
+        place: what to call the place.
+
+    Raises:
+        RunDirectoryError: it is of another run, or of a version that this one does not understand.
+    """
+    try:
+        owner = from_stored(RunConfig, stored)
+    except ValidationError:
+        raise RunDirectoryError(
+            f"{place} has a configuration that this version does not understand: choose another "
+            "place, or continue the run with the version that began it"
+        ) from None
+    changed = differences(owner.identity(), config.identity())
+    if changed:
+        raise RunDirectoryError(
+            f"{place} holds a different run: delete it, name another one, or undo\n"
+            + "\n".join(f"  {change}" for change in changed)
+        )
+
+
+def refuse_other_corpus(
+    sources: Sources, state: dict[str, Any], path: Place, *, resuming: bool = False
+) -> None:
+    """Refuses sources of another tokenizer, and to resume on other data.
+
+    Raises:
+        CheckpointError: the tokenizers differ, or, when resuming, the samples.
+    """
+    if state["tokenizer_sha256"] != sources.tokenizer_sha256:
+        raise CheckpointError(
+            f"{path} was trained on a corpus of another tokenizer: set data.corpus to that one"
+        )
+    if resuming and state["corpus_fingerprint"] != sources.fingerprint:
+        raise CheckpointError(
+            f"{path} was trained on other data than {sources.places} holds now: set data.corpus "
+            "(or data.sources) to what it was, or start another run with init_from"
+        )
+
+
+def _refuse_other_data(config: RunConfig, sources: Sources, saved: Saved | None) -> None:
+    if config.init_from is not None:
+        path = checkpoint.resolve(Place.parse(config.init_from, config.storage))
+        refuse_other_corpus(sources, checkpoint.read_state(path), path)
+    if saved is not None:
+        refuse_other_corpus(sources, saved.state, saved.path, resuming=True)
+
+
+def _num_trainable(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,23 @@
+"""How a run is watched, as configured."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from model.config import Config
+
+
+class WatchConfig(Config):
+    """How a run is watched. `metrics.jsonl` and the report are always written."""
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """Weights & Biases: files under RUN/wandb (`wandb sync` uploads them), live upload (falls back
+    to files when the server is unreachable), or nothing."""
+    wandb_project: str = Field(default="semicausal", min_length=1)
+    """W&B project."""
+    wandb_entity: str | None = None
+    """W&B user or team; null for the account's default."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Steps between two plain progress lines; a line also comes every 10 seconds."""
+    progress: bool | None = None
+    """A live progress bar (true), plain lines (false), or whichever suits the output (null)."""
