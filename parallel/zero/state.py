@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.layers import is_split, logical_name, placement
+from model.layers import is_split, logical_name
+from parallel.region import Region
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.pages import MOMENTS
 from parallel.zero.sharding import Sharding
@@ -18,26 +19,19 @@ from parallel.zero.sharding import Sharding
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StateSlice:
-    """A contiguous part of one parameter's box, flattened, that this rank holds.
+    """What this rank holds of one parameter.
 
     Attributes:
         name: logical name of the parameter, the same in every layout; of a tied one, the first.
-        shape: shape of the whole parameter, without padding.
-        box: part of the whole parameter that this rank's tensor group member holds: first index
-            and one past the last, for each dim. All of it without tensor parallelism.
-        start: first element, in the flattened box.
-        stop: one past the last element.
-        value: [stop - start] view of the weights that the optimiser updates; of a frozen
-            parameter, of the parameter itself.
-        moments: [stop - start] views by name (see `MOMENTS`); None if the parameter is frozen.
+        region: which part of the parameter it is.
+        value: [n] view of the weights that the optimiser updates; of a frozen parameter, of the
+            parameter itself.
+        moments: [n] views by name (see `MOMENTS`); None if the parameter is frozen.
         owned: whether this rank is the one to save this part; others hold a copy.
     """
 
     name: str
-    shape: tuple[int, ...]
-    box: tuple[tuple[int, int], ...]
-    start: int
-    stop: int
+    region: Region
     value: Tensor
     moments: dict[str, Tensor] | None
     owned: bool
@@ -54,12 +48,10 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
     rank, num_ranks = mesh.data_rank, mesh.data_size
     masters = _master_tensors(engine)
     for index, (name, parameter) in enumerate(engine.module.named_parameters()):
-        place = placement(parameter)
-        # Padding rows lie behind the box's own.
-        num_elements = place.num_elements
+        held = Region.held(parameter)
         # Whole copies are saved by the ranks in turn.
         owned = index % num_ranks == rank
-        start, stop = 0, num_elements
+        start, stop = 0, held.stop
         master, offset = parameter, 0
         match engine.sharding:
             case Sharding.FLAT_GROUPS if parameter.requires_grad:
@@ -85,8 +77,8 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
                     master = masters[group_index]
             case _:
                 pass
-        stop = min(stop, num_elements)
-        if start >= stop:
+        region = held.cut(start, stop)
+        if region.num_elements <= 0:
             continue
         if not is_split(parameter):
             # Ranks of a tensor group hold copies; they save them in turn too.
@@ -97,15 +89,12 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
         moments = None
         if parameter.requires_grad:
             state = _optimizer_state(engine, master)
-            moments = {key: _part(state[key], offset, stop - start) for key in MOMENTS}
+            moments = {key: _part(state[key], offset, region.num_elements) for key in MOMENTS}
         slices.append(
             StateSlice(
                 name=logical,
-                shape=place.shape,
-                box=place.box,
-                start=start,
-                stop=stop,
-                value=_part(master, offset, stop - start),
+                region=region,
+                value=_part(master, offset, region.num_elements),
                 moments=moments,
                 owned=owned,
             )

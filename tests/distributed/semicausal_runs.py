@@ -18,6 +18,7 @@ from parallel.engine import build_engine, build_part, parameter_groups, with_spl
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh, build_mesh, layout_faults
 from parallel.pipeline import microbatch_fault
+from parallel.region import Region
 from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import local_slices
@@ -266,8 +267,8 @@ def on_ranks(cell: Cell) -> History:
     return history
 
 
-Part = tuple[str, tuple[int, ...], tuple[tuple[int, int], ...], int, int, Tensor]
-"""Name, whole shape, box, flat range within the box, and the values there."""
+Part = tuple[str, Region, Tensor]
+"""Name, region, and the values there."""
 
 
 def trained_on_ranks(cell: Cell) -> tuple[History, list[Part]]:
@@ -275,9 +276,7 @@ def trained_on_ranks(cell: Cell) -> tuple[History, list[Part]]:
     engine = engine_of(cell)
     history = run_steps(engine, cell, range(cell.steps))
     parts = [
-        (part.name, part.shape, part.box, part.start, part.stop, part.value.clone())
-        for part in local_slices(engine)
-        if part.owned
+        (part.name, part.region, part.value.clone()) for part in local_slices(engine) if part.owned
     ]
     engine.close()
     return history, parts
@@ -287,12 +286,13 @@ def assembled(parts_of_ranks: Sequence[Sequence[Part]]) -> dict[str, Tensor]:
     """Whole weights from the owned parts of all ranks, each element of which is there once."""
     whole: dict[str, Tensor] = {}
     covered: dict[str, Tensor] = {}
-    for name, shape, box, start, stop, value in (p for parts in parts_of_ranks for p in parts):
+    for name, region, value in (p for parts in parts_of_ranks for p in parts):
+        shape, box = region.shape, region.box
         target = whole.setdefault(name, torch.zeros(shape))
         count = covered.setdefault(name, torch.zeros(shape, dtype=torch.int64))
         # Flat places of the box's elements in the whole weight, in the box's own order.
         places = torch.arange(target.numel()).view(shape)[tuple(slice(*bounds) for bounds in box)]
-        mine = places.flatten()[start:stop]
+        mine = places.flatten()[region.start : region.stop]
         target.view(-1)[mine] = value.float()
         count.view(-1)[mine] += 1
     assert all(bool((count == 1).all()) for count in covered.values()), "not tiled exactly once"

@@ -162,7 +162,7 @@ def _train_with_dropout(cell: Cell) -> tuple[list[Part], list[Part]]:
     owned: list[Part] = []
     copies: list[Part] = []
     for part in local_slices(engine):
-        entry = (part.name, part.shape, part.box, part.start, part.stop, part.value.clone())
+        entry = (part.name, part.region, part.value.clone())
         (owned if part.owned else copies).append(entry)
     engine.close()
     return owned, copies
@@ -185,10 +185,10 @@ def test_copies_stay_equal_under_dropout(
     answers = rank_pools[4].run(_train_with_dropout, cell)
     whole = assembled([owned for owned, _ in answers])
     num_copies = 0
-    for name, shape, box, start, stop, value in (part for _, parts in answers for part in parts):
-        assert whole[name].shape == shape
-        inside = whole[name][tuple(slice(*bounds) for bounds in box)].flatten()[start:stop]
-        assert torch.equal(value, inside), name
+    for name, region, value in (part for _, parts in answers for part in parts):
+        assert whole[name].shape == region.shape
+        box = whole[name][tuple(slice(*bounds) for bounds in region.box)].flatten()
+        assert torch.equal(value, box[region.start : region.stop]), name
         num_copies += 1
     assert num_copies > 0
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from parallel.region import Region
 from tests.distributed import parity
 from tests.distributed.parity_pairs import all_pairs, pairs_of, pairwise
 from tests.distributed.parity_plan import (
@@ -250,10 +251,13 @@ def test_key_biases_alone_are_excepted_from_trained_weights() -> None:
 
 
 def test_assembling_notices_what_is_missing_or_there_twice() -> None:
+    left, right = (
+        Region(shape=(3, 4), box=((0, 3), columns), start=0, stop=6) for columns in ((0, 2), (2, 4))
+    )
     halves = [
-        ("w", (3, 4), ((0, 3), (0, 2)), 0, 6, torch.arange(6.0)),
-        ("w", (3, 4), ((0, 3), (2, 4)), 0, 5, torch.arange(5.0)),
-        ("w", (3, 4), ((0, 3), (2, 4)), 5, 6, torch.full((1,), 9.0)),
+        ("w", left, torch.arange(6.0)),
+        ("w", right.cut(0, 5), torch.arange(5.0)),
+        ("w", right.cut(5, 6), torch.full((1,), 9.0)),
     ]
     whole = assembled([halves[:1], halves[1:]])["w"]
     assert whole.tolist() == [[0, 1, 0, 1], [2, 3, 2, 3], [4, 5, 4, 9]]

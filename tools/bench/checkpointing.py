@@ -131,7 +131,7 @@ def _state(engine: ZeroEngine) -> dict[str, Tensor]:
     """This rank's share, under names of its own."""
     rank = dist.get_rank()
     return {
-        f"{part.name}/{kind}/{part.start}/{rank}": tensor
+        f"{part.name}/{kind}/{part.region.start}/{rank}": tensor
         for part in zero_state.local_slices(engine)
         if part.owned
         for kind, tensor in state_tensors(part).items()

@@ -7,7 +7,7 @@ piece is hashed while it is written, so nothing is read again.
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from parallel.region import Region
 from parallel.zero.pages import release_files
-from train.checkpoint.boxes import Box
 from train.checkpoint.format import Chunk, FileRecord, ParameterRecord, TensorKind
 from train.storage.place import Place
 
@@ -45,18 +45,14 @@ class Piece:
     Attributes:
         name: logical name of the parameter.
         kind: its value or a moment.
-        shape: of the whole parameter.
-        box: the part of it that the rank holds.
-        start: first element, in the flattened box.
-        tensor: [N] the elements from there on, on any device.
+        region: which part of the parameter.
+        tensor: [N] its elements, on any device.
         trainable: whether the parameter has moments.
     """
 
     name: str
     kind: TensorKind
-    shape: tuple[int, ...]
-    box: Box
-    start: int
+    region: Region
     tensor: Tensor
     trainable: bool
 
@@ -68,17 +64,8 @@ def cut(pieces: Iterable[Piece]) -> list[Piece]:
         length = max(1, PIECE_BYTES // piece.tensor.element_size())
         for begin in range(0, piece.tensor.numel(), length):
             part = piece.tensor[begin : begin + length]
-            parts.append(
-                Piece(
-                    name=piece.name,
-                    kind=piece.kind,
-                    shape=piece.shape,
-                    box=piece.box,
-                    start=piece.start + begin,
-                    tensor=part,
-                    trainable=piece.trainable,
-                )
-            )
+            region = piece.region.cut(begin, begin + length)
+            parts.append(replace(piece, region=region, tensor=part))
     # Wide types first: readers map the file, and views must be aligned.
     return sorted(parts, key=lambda piece: -piece.tensor.element_size())
 
@@ -111,13 +98,12 @@ def write_chunks(
             data = bytes_of(piece.tensor)
             sink.write(data)
             num_bytes += len(data)
-            stop = piece.start + piece.tensor.numel()
             chunks[piece.name][piece.kind].append(
                 Chunk(
                     file=file.name,
                     key=key,
-                    box=tuple(piece.box),
-                    flat_range=(piece.start, stop),
+                    box=piece.region.box,
+                    flat_range=(piece.region.start, piece.region.stop),
                     xxh3_128=xxhash.xxh3_128(data).hexdigest(),
                 )
             )
@@ -125,7 +111,7 @@ def write_chunks(
     for piece in pieces:
         if piece.kind == "value" or piece.name not in records:
             records[piece.name] = ParameterRecord(
-                shape=list(piece.shape),
+                shape=list(piece.region.shape),
                 dtype=str(piece.tensor.dtype).removeprefix("torch."),
                 trainable=piece.trainable,
                 tensors=dict(chunks[piece.name]),
@@ -151,12 +137,10 @@ def _header(tensors: dict[str, Tensor]) -> bytes:
 
 
 def _key(piece: Piece) -> str:
-    box = "" if _is_whole(piece) else "/" + ",".join(f"{a}:{b}" for a, b in piece.box)
-    return f"{piece.name}/{piece.kind}{box}/{piece.start}"
-
-
-def _is_whole(piece: Piece) -> bool:
-    return all(bounds == (0, size) for bounds, size in zip(piece.box, piece.shape, strict=True))
+    region = piece.region
+    is_whole = region.box == Region.whole(region.shape).box
+    box = "" if is_whole else "/" + ",".join(f"{a}:{b}" for a, b in region.box)
+    return f"{piece.name}/{piece.kind}{box}/{region.start}"
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -20,7 +20,8 @@ import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from train.checkpoint.boxes import tiling_fault
+from parallel.region import Region
+from train.checkpoint.regions import tiling_fault
 from train.errors import CheckpointError
 from train.storage.place import Place
 
@@ -50,6 +51,11 @@ class Chunk(_Record):
     box: tuple[Range, ...]
     flat_range: Range
     xxh3_128: str | None = None
+
+    def region(self, record: "ParameterRecord") -> Region:
+        """Which part it is of the parameter that the record describes."""
+        start, stop = self.flat_range
+        return Region(shape=tuple(record.shape), box=self.box, start=start, stop=stop)
 
 
 class ParameterRecord(_Record):
@@ -205,7 +211,7 @@ def _check_tiling(file: Place, name: str, record: ParameterRecord) -> None:
     if set(record.tensors) != kinds:
         raise CheckpointError(f"{file} is damaged: {name} has {sorted(record.tensors)}")
     for kind, chunks in record.tensors.items():
-        fault = tiling_fault(record.shape, [(chunk.box, chunk.flat_range) for chunk in chunks])
+        fault = tiling_fault(tuple(record.shape), [chunk.region(record) for chunk in chunks])
         if fault is not None:
             raise CheckpointError(
                 f"{file} is damaged: of {name} ({kind}), {fault} are not there exactly once"

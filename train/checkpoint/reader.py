@@ -15,7 +15,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from train.checkpoint.boxes import Box, copy_overlap, have_common
+from parallel.region import Region
 from train.checkpoint.chunks import NAMES, PIECE_BYTES, bytes_of
 from train.checkpoint.format import (
     Chunk,
@@ -25,6 +25,7 @@ from train.checkpoint.format import (
     damaged,
     unreadable,
 )
+from train.checkpoint.regions import copy_overlap, may_overlap
 from train.errors import CheckpointError
 from train.storage.place import Place, Source
 
@@ -85,36 +86,36 @@ class ChunkReader:
             file.source.close()
         self._files.clear()
 
-    def check(self, *, name: str, kind: TensorKind, box: Box, start: int, stop: int) -> None:
-        """Sees that the files needed for a flat range of a box are there and whole in size.
+    def check(self, *, name: str, kind: TensorKind, region: Region) -> None:
+        """Sees that the files needed for a region are there and whole in size.
 
         The bytes themselves are looked at when they are read.
 
         Raises:
             CheckpointError: names the file, what is wrong with it, and the parameter.
         """
-        for chunk in self._needed(name, kind, box, start, stop):
+        for chunk in self._needed(name, kind, region):
             self._opened(name, chunk)
 
-    def fill(self, target: Tensor, *, name: str, kind: TensorKind, box: Box, start: int) -> None:
-        """Copies elements [start, start + N) of a flattened box into a flat view.
+    def fill(self, target: Tensor, *, name: str, kind: TensorKind, region: Region) -> None:
+        """Copies a region into a flat view.
 
         Args:
             target: [N] contiguous, on any device, of any type.
             name: of the parameter.
             kind: of the tensor.
-            box: part of the whole parameter that the target belongs to.
-            start: first element within the box.
+            region: of N elements.
 
         Raises:
             CheckpointError: a piece is damaged or cannot be read; the message names file and
                 parameter. The target may be partly filled.
         """
         num_filled = 0
-        for chunk in self._needed(name, kind, box, start, start + target.numel()):
+        record = self._index.parameters[name]
+        for chunk in self._needed(name, kind, region):
             opened = self._opened(name, chunk)
             dtype = _TYPES[opened.header[chunk.key]["dtype"]]
-            whole = self._whole_part(target, box, start, chunk, dtype)
+            whole = _whole_part(target, region, chunk, dtype)
             if whole is not None:
                 self._read(whole, name, chunk, opened)
                 num_filled += whole.numel()
@@ -122,16 +123,9 @@ class ChunkReader:
             for part in _blocks(chunk, dtype.itemsize):
                 piece = self._buffer(part, opened)
                 self._read(piece, name, part, opened, within=chunk)
-                num_filled += copy_overlap(
-                    target,
-                    target_box=box,
-                    target_start=start,
-                    source=piece,
-                    source_box=part.box,
-                    source_start=part.flat_range[0],
-                )
+                num_filled += copy_overlap(target, region, piece, part.region(record))
         # The index tiles every tensor exactly once, so the count proves every element.
-        assert num_filled == target.numel(), (name, kind, box, start, num_filled)
+        assert num_filled == target.numel() == region.num_elements, (name, kind, region, num_filled)
 
     def num_bytes(self, name: str) -> int:
         """Bytes of a parameter and its moments.
@@ -162,17 +156,9 @@ class ChunkReader:
                 except CheckpointError as error:
                     yield str(error)
 
-    def _needed(
-        self, name: str, kind: TensorKind, box: Box, start: int, stop: int
-    ) -> Iterator[Chunk]:
-        for chunk in self._index.parameters[name].tensors[kind]:
-            if have_common(
-                target_box=box,
-                target_range=(start, stop),
-                source_box=chunk.box,
-                source_range=chunk.flat_range,
-            ):
-                yield chunk
+    def _needed(self, name: str, kind: TensorKind, region: Region) -> Iterator[Chunk]:
+        record = self._index.parameters[name]
+        return (c for c in record.tensors[kind] if may_overlap(region, c.region(record)))
 
     def _opened(self, name: str, chunk: Chunk) -> _File:
         file = self._path / chunk.file
@@ -196,17 +182,6 @@ class ChunkReader:
             except CheckpointError as error:
                 raise CheckpointError(f"{error} (it holds {name})") from error
         return self._files[file_name]
-
-    def _whole_part(
-        self, target: Tensor, box: Box, start: int, chunk: Chunk, dtype: torch.dtype
-    ) -> Tensor | None:
-        """Where in the target a whole chunk goes, if it can be read there without a copy."""
-        first, last = chunk.flat_range
-        if tuple(box) != chunk.box or target.dtype != dtype or target.device.type != "cpu":
-            return None
-        if first < start or last > start + target.numel():
-            return None
-        return target[first - start : last - start]
 
     def _read(
         self, into: Tensor, name: str, chunk: Chunk, opened: _File, *, within: Chunk | None = None
@@ -233,6 +208,16 @@ class ChunkReader:
         if self._room.numel() < num_bytes:
             self._room = torch.empty(num_bytes, dtype=torch.uint8)
         return self._room[:num_bytes].view(dtype)
+
+
+def _whole_part(target: Tensor, region: Region, chunk: Chunk, dtype: torch.dtype) -> Tensor | None:
+    """Where in the target a whole chunk goes, if it can be read there without a copy."""
+    first, last = chunk.flat_range
+    if region.box != chunk.box or target.dtype != dtype or target.device.type != "cpu":
+        return None
+    if first < region.start or last > region.stop:
+        return None
+    return target[first - region.start : last - region.start]
 
 
 def _blocks(chunk: Chunk, element_bytes: int) -> Iterator[Chunk]:

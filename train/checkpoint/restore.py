@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import nn
 
-from model.layers import logical_name, placement
+from model.layers import logical_name
 from parallel.agreement import gathered, on_all_ranks
+from parallel.region import Region
 from parallel.zero import state as zero_state
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.pages import release_files
@@ -73,14 +74,12 @@ def restore(path: Place | Path, engine: ZeroEngine) -> dict[str, Any]:
                 check_file(path, index, name)
             for part in slices:
                 for kind in state_tensors(part):
-                    reader.check(
-                        name=part.name, kind=kind, box=part.box, start=part.start, stop=part.stop
-                    )
+                    reader.check(name=part.name, kind=kind, region=part.region)
 
         def fill() -> None:
             for part in slices:
                 for kind, view in state_tensors(part).items():
-                    reader.fill(view, name=part.name, kind=kind, box=part.box, start=part.start)
+                    reader.fill(view, name=part.name, kind=kind, region=part.region)
                     release_files()  # state that lives in files does not fit into memory
 
         _agreed(check)
@@ -122,15 +121,15 @@ def load_weights(path: Place | Path, module: nn.Module, *, prefix: str = "") -> 
     for name, parameter in parameters.items():
         if name not in index.parameters:
             raise _another_model(path, f"it has no parameter {name}", _SAME_MODEL)
-        _check_shape(path, index, name, placement(parameter).shape)
+        _check_shape(path, index, name, Region.held(parameter).shape)
     for file in index.chunks_by_file():
         check_file(path, index, file)
     with ChunkReader(path, index) as reader:
         for name, parameter in parameters.items():
-            place = placement(parameter)
+            held = Region.held(parameter)
             # Padding rows lie behind those of the box.
-            values = parameter.data.view(-1)[: place.num_elements]
-            reader.fill(values, name=name, kind="value", box=place.box, start=0)
+            values = parameter.data.view(-1)[: held.stop]
+            reader.fill(values, name=name, kind="value", region=held)
 
 
 def read_state(path: Place | Path) -> dict[str, Any]:
@@ -161,7 +160,7 @@ def _check_same_parameters(
     """Compares this rank's slices, and the names that all ranks have, with the index."""
     _check_names(path, here, index)
     for part in slices:
-        _check_shape(path, index, part.name, part.shape)
+        _check_shape(path, index, part.name, part.region.shape)
         trains_there, trains_here = index.parameters[part.name].trainable, part.moments is not None
         if trains_there != trains_here:
             words = ("is frozen", "trains")

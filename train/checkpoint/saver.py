@@ -236,9 +236,7 @@ def owned_pieces(engine: ZeroEngine) -> list[Piece]:
             Piece(
                 name=part.name,
                 kind=kind,
-                shape=part.shape,
-                box=part.box,
-                start=part.start,
+                region=part.region,
                 tensor=tensor.detach(),
                 trainable=part.moments is not None,
             )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallel.region import Region
 from train.checkpoint import directory as checkpoint_directory
 from train.checkpoint.chunks import Piece, cut, write_chunks
 from train.checkpoint.format import (
@@ -38,8 +39,8 @@ def read_values(path: Place | Path, *, prefix: str = "") -> dict[str, Tensor]:
         for name, record in index.parameters.items():
             if name.startswith(prefix):
                 flat = torch.empty(record.num_elements, dtype=getattr(torch, record.dtype))
-                box = [(0, size) for size in record.shape]
-                reader.fill(flat, name=name, kind="value", box=box, start=0)
+                whole = Region.whole(tuple(record.shape))
+                reader.fill(flat, name=name, kind="value", region=whole)
                 values[name] = flat.view(record.shape)
     return values
 
@@ -61,9 +62,7 @@ def write_values(
         Piece(
             name=name,
             kind="value",
-            shape=tuple(value.shape),
-            box=[(0, size) for size in value.shape],
-            start=0,
+            region=Region.whole(tuple(value.shape)),
             tensor=value.detach().contiguous().view(-1),
             trainable=False,  # without moments, like a frozen one
         )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallel.region import Region
 from parallel.zero.config import Precision
 from parallel.zero.engine import ZeroEngine
 from tests.distributed.toy import Toy, engine_of, evaluate, train_step
@@ -76,7 +77,7 @@ def tensors_of(place: Place | Path) -> dict[str, Tensor]:
         for name, record in index.parameters.items():
             for kind in record.tensors:
                 tensor = torch.full((record.num_elements,), math.nan)
-                box = [(0, size) for size in record.shape]
-                reader.fill(tensor, name=name, kind=kind, box=box, start=0)
+                whole = Region.whole(tuple(record.shape))
+                reader.fill(tensor, name=name, kind=kind, region=whole)
                 tensors[f"{name}/{kind}"] = tensor
     return tensors

@@ -62,7 +62,9 @@ def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int
         checkpoint_saver.write_chunks = write
     saved = tensors_of(directory)
     same = all(
-        torch.equal(saved[f"{part.name}/value"][part.start : part.stop], expected[part.name])
+        torch.equal(
+            saved[f"{part.name}/value"][part.region.start : part.region.stop], expected[part.name]
+        )
         for part in zero_state.local_slices(engine)
     )
     engine.close()

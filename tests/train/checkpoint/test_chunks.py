@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from parallel.region import Range, Region
 from train.checkpoint import chunks as checkpoint_chunks
-from train.checkpoint.boxes import Box
 from train.checkpoint.chunks import Piece, cut, write_chunks
 from train.checkpoint.format import (
     INDEX_NAME,
@@ -35,7 +36,7 @@ def _whole() -> dict[tuple[str, TensorKind], Tensor]:
     return {(name, kind): torch.randn(shape) for name, shape in SHAPES.items() for kind in KINDS}
 
 
-def _boxes(name: str, tensor_size: int) -> list[Box]:
+def _boxes(name: str, tensor_size: int) -> list[Sequence[Range]]:
     """As tensor parallelism cuts: by rows, or by columns for `row`; vectors by elements."""
     shape = SHAPES[name]
     if not shape:
@@ -63,9 +64,9 @@ def _pieces(
                         Piece(
                             name=name,
                             kind=kind,
-                            shape=SHAPES[name],
-                            box=box,
-                            start=start,
+                            region=Region(
+                                shape=SHAPES[name], box=tuple(box), start=start, stop=stop
+                            ),
                             tensor=flat[start:stop],
                             trainable=True,
                         )
@@ -115,12 +116,11 @@ def test_any_boxes_are_read_from_any_others(
                 assert not list(reader.faults())
                 for pieces in _pieces(whole, tensor_size=other[0], data_size=other[1]):
                     for piece in pieces:
-                        name, kind, box, start = piece.name, piece.kind, piece.box, piece.start
-                        stop = start + piece.tensor.numel()
-                        reader.check(name=name, kind=kind, box=box, start=start, stop=stop)
+                        name, kind, region = piece.name, piece.kind, piece.region
+                        reader.check(name=name, kind=kind, region=region)
                         for dtype in (torch.float32, torch.bfloat16):
                             target = torch.zeros_like(piece.tensor, dtype=dtype)
-                            reader.fill(target, name=name, kind=kind, box=box, start=start)
+                            reader.fill(target, name=name, kind=kind, region=region)
                             assert torch.equal(target, piece.tensor.to(dtype)), (piece, other)
 
 
@@ -139,8 +139,8 @@ def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with ChunkReader(tmp_path / "step", index) as reader:
         for (name, kind), tensor in whole.items():
             target = torch.empty(tensor.numel())
-            box = [(0, size) for size in tensor.shape]
-            reader.fill(target, name=name, kind=kind, box=box, start=0)
+            whole_region = Region.whole(tuple(tensor.shape))
+            reader.fill(target, name=name, kind=kind, region=whole_region)
             assert torch.equal(target, tensor.flatten())
     assert sum(num_bytes) == sum(
         record.bytes for name, record in index.files.items() if name != STATE_NAME
@@ -154,9 +154,7 @@ def test_the_safetensors_library_reads_our_files(tmp_path: Path) -> None:
         Piece(
             name=f"part.{number}",
             kind="value",
-            shape=(number,),
-            box=[(0, number)],
-            start=0,
+            region=Region.whole((number,)),
             tensor=(torch.randn(number) * 100).to(chance.choice(dtypes)),
             trainable=False,
         )
@@ -209,9 +207,7 @@ def test_checkpoints_without_checksums_of_pieces_stay_readable(tmp_path: Path) -
         for pieces in _pieces(whole, tensor_size=3, data_size=2):
             for piece in pieces:
                 target = torch.zeros_like(piece.tensor)
-                reader.fill(
-                    target, name=piece.name, kind=piece.kind, box=piece.box, start=piece.start
-                )
+                reader.fill(target, name=piece.name, kind=piece.kind, region=piece.region)
                 assert torch.equal(target, piece.tensor)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1

@@ -26,7 +26,7 @@ def test_checkpoints_in_s3_continue_a_run(
     place = Place.parse(url)
     assert checkpoint_directory.complete(place) == [f"step_{step:08d}" for step in (2, 4, 5)]
     again = start(corpus, tmp_path / "run", "steps=5", *options, environment=environment).wait()
-    assert "is complete: step_00000005" in again.output
+    assert f"is complete: {url}/step_00000005" in again.output
     checkpoint_directory.retire(place, ["step_00000005"])
     (place / "latest").write(b"step_00000004\n")
     resumed = run(corpus, tmp_path / "run", "steps=5", *options, environment=environment)

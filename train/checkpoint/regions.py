@@ -1,40 +1,25 @@
-"""Boxes: the rectangular part of a parameter that a rank holds, and flat ranges within it.
+"""Comparing and copying regions of a tensor, however each of them was cut."""
 
-Tensor parallelism cuts a parameter into boxes along its first or second dim; ZeRO cuts a box,
-flattened, into ranges. Here both kinds of cut are compared and copied, as pure arithmetic.
-"""
-
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
-Box = Sequence[tuple[int, int]]
-"""First index and one past the last, for each dim."""
+from parallel.region import Range, Region
 
-Range = tuple[int, int]
-"""First element and one past the last."""
+Box = Sequence[Range]
 
 
-def num_elements(box: Box) -> int:
-    """Elements in a box."""
-    return torch.Size([stop - start for start, stop in box]).numel()
-
-
-def tiling_fault(shape: Sequence[int], pieces: Sequence[tuple[Box, Range]]) -> str | None:
-    """What is wrong if the pieces do not hold each element of a tensor exactly once.
-
-    Args:
-        shape: of the whole tensor.
-        pieces: a box, and a range of that box flattened, each.
+def tiling_fault(shape: tuple[int, ...], regions: Sequence[Region]) -> str | None:
+    """What is wrong if the regions do not hold each element of a tensor exactly once.
 
     Returns:
         The fault, to be followed by "are not there exactly once"; None if there is none.
     """
     ranges: dict[tuple[Range, ...], list[Range]] = {}
-    for box, flat_range in pieces:
-        ranges.setdefault(tuple((start, stop) for start, stop in box), []).append(flat_range)
+    for region in regions:
+        ranges.setdefault(region.box, []).append((region.start, region.stop))
     boxes = sorted(ranges)
     for number, box in enumerate(boxes):
         if len(box) != len(shape) or any(
@@ -44,11 +29,11 @@ def tiling_fault(shape: Sequence[int], pieces: Sequence[tuple[Box, Range]]) -> s
         for other in boxes[:number]:
             if _overlap(box, other):
                 return f"elements of the boxes {_shown(other)} and {_shown(box)}"
-    whole = torch.Size(shape).numel()
-    if sum(map(num_elements, boxes)) != whole:
+    whole = math.prod(shape)
+    if sum(map(_size, boxes)) != whole:
         return f"elements outside the boxes {', '.join(map(_shown, boxes)) or '(none)'}"
     for box in boxes:
-        end = num_elements(box)
+        end = _size(box)
         bounds = [(0, 0), *sorted(ranges[box]), (end, end)]
         for (_, last), (first, _) in pairwise(bounds):
             if last != first:
@@ -57,39 +42,27 @@ def tiling_fault(shape: Sequence[int], pieces: Sequence[tuple[Box, Range]]) -> s
     return None
 
 
-def copy_overlap(
-    target: Tensor,
-    *,
-    target_box: Box,
-    target_start: int,
-    source: Tensor,
-    source_box: Box,
-    source_start: int,
-) -> int:
-    """Copies what two ranges of two boxes of the same tensor have in common.
+def copy_overlap(target: Tensor, at: Region, source: Tensor, source_at: Region) -> int:
+    """Copies what two regions of the same tensor have in common.
 
     Args:
-        target: [N] elements [target_start, target_start + N) of `target_box`, flattened.
-        target_box: where the target lies in the tensor.
-        target_start: first element of the target.
-        source: [M] elements [source_start, source_start + M) of `source_box`, flattened.
-        source_box: where the source lies.
-        source_start: first element of the source.
+        target: [N] elements of `at`.
+        at: region of N elements.
+        source: [M] elements of `source_at`.
+        source_at: region of M elements.
 
     Returns:
         How many elements were copied.
     """
-    if tuple(target_box) == tuple(source_box):
-        first = max(target_start, source_start)
-        last = min(target_start + target.numel(), source_start + source.numel())
+    if at.box == source_at.box:
+        first, last = max(at.start, source_at.start), min(at.stop, source_at.stop)
         if first >= last:
             return 0
-        part = source[first - source_start : last - source_start]
-        target[first - target_start : last - target_start].copy_(part)
+        part = source[first - source_at.start : last - source_at.start]
+        target[first - at.start : last - at.start].copy_(part)
         return last - first
-    assert tuple(target_box[2:]) == tuple(source_box[2:]), "only the first two dims are cut"
-    here = _Rows(target_box, target_start, target.numel())
-    there = _Rows(source_box, source_start, source.numel())
+    assert at.box[2:] == source_at.box[2:], "only the first two dims are cut"
+    here, there = _Rows(at), _Rows(source_at)
     columns = max(here.columns[0], there.columns[0]), min(here.columns[1], there.columns[1])
     width = columns[1] - columns[0]
     if width <= 0:
@@ -126,21 +99,14 @@ def copy_overlap(
     return num_copied
 
 
-def have_common(
-    *,
-    target_box: Box,
-    target_range: Range,
-    source_box: Box,
-    source_range: Range,
-) -> bool:
-    """Whether two ranges of two boxes may have elements in common; False if they have none.
+def may_overlap(one: Region, other: Region) -> bool:
+    """Whether two regions of a tensor may have elements in common; False if they have none.
 
     Rows that only their ends share are not told apart, so True is no promise.
     """
-    if tuple(target_box) == tuple(source_box):
-        return max(target_range[0], source_range[0]) < min(target_range[1], source_range[1])
-    here = _Rows(target_box, target_range[0], target_range[1] - target_range[0])
-    there = _Rows(source_box, source_range[0], source_range[1] - source_range[0])
+    if one.box == other.box:
+        return max(one.start, other.start) < min(one.stop, other.stop)
+    here, there = _Rows(one), _Rows(other)
     columns = max(here.columns[0], there.columns[0]), min(here.columns[1], there.columns[1])
     if columns[0] >= columns[1]:
         return False
@@ -148,18 +114,18 @@ def have_common(
 
 
 class _Rows:
-    """A flat range of a box, seen as rows: everything after the second dim is part of a column."""
+    """A region seen as rows: everything after the second dim is part of a column."""
 
-    def __init__(self, box: Box, start: int, length: int) -> None:
+    def __init__(self, region: Region) -> None:
+        box = region.box
         if len(box) < 2:
             # A vector is one row, so that all but its ends is copied at once.
             box = ((0, 1), *box) if box else ((0, 1), (0, 1))
-        inner = num_elements(box[2:])
+        inner = _size(box[2:])
         self.first_row, self.last_row = box[0]
         self.columns = box[1][0] * inner, box[1][1] * inner
         self.width = self.columns[1] - self.columns[0]
-        self._start = start
-        self._stop = start + length
+        self._start, self._stop = region.start, region.stop
 
     def position(self, row: int, column: int) -> int:
         """Index of an element in the flat range."""
@@ -199,10 +165,14 @@ def _common(rows: range, others: range) -> range:
 
 
 def _overlap(box: Box, other: Box) -> bool:
-    return num_elements(box) > 0 and all(
+    return _size(box) > 0 and all(
         max(start, other_start) < min(stop, other_stop)
         for (start, stop), (other_start, other_stop) in zip(box, other, strict=True)
     )
+
+
+def _size(box: Box) -> int:
+    return math.prod(stop - start for start, stop in box)
 
 
 def _shown(box: Box) -> str:

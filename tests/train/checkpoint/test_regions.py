@@ -2,6 +2,7 @@
 
 import random
 from itertools import pairwise
+from math import prod
 
 import pytest
 import torch
@@ -9,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from train.checkpoint.boxes import Box, copy_overlap, have_common, num_elements, tiling_fault
-
-Piece = tuple[tuple[tuple[int, int], ...], tuple[int, int]]
+from parallel.region import Range, Region
+from train.checkpoint.regions import copy_overlap, may_overlap, tiling_fault
 
 
 def _cut(bounds: tuple[int, int], chance: random.Random) -> list[tuple[int, int]]:
@@ -23,21 +23,25 @@ def _cut(bounds: tuple[int, int], chance: random.Random) -> list[tuple[int, int]
     return list(pairwise(ends))
 
 
-def _pieces(shape: tuple[int, ...], chance: random.Random) -> list[Piece]:
+def _regions(shape: tuple[int, ...], chance: random.Random) -> list[Region]:
     """A random tiling: boxes along the first two dims, each cut into flat ranges."""
     boxes: list[tuple[tuple[int, int], ...]] = [()]
     for dim, size in enumerate(shape):
         cuts = _cut((0, size), chance) if dim < 2 else [(0, size)]
         boxes = [(*box, cut) for box in boxes for cut in cuts]
-    pieces = [(box, part) for box in boxes for part in _cut((0, num_elements(box)), chance)]
-    chance.shuffle(pieces)
-    return pieces
+    regions = [
+        Region(shape=shape, box=box, start=start, stop=stop)
+        for box in boxes
+        for start, stop in _cut((0, prod(stop - start for start, stop in box)), chance)
+    ]
+    chance.shuffle(regions)
+    return regions
 
 
-def _plain(tensor: Tensor, piece: Piece) -> Tensor:
+def _plain(tensor: Tensor, region: Region) -> Tensor:
     """A flat range of a box, the obvious way."""
-    box, (start, stop) = piece
-    return tensor[tuple(slice(*bounds) for bounds in box)].flatten()[start:stop]
+    box = tensor[tuple(slice(*bounds) for bounds in region.box)]
+    return box.flatten()[region.start : region.stop]
 
 
 @settings(max_examples=250, deadline=None)
@@ -45,33 +49,19 @@ def _plain(tensor: Tensor, piece: Piece) -> Tensor:
 def test_any_pieces_fill_any_others(sizes: list[int], chance: random.Random) -> None:
     shape = tuple(sizes)
     whole = torch.arange(torch.Size(shape).numel()).view(shape)
-    sources = _pieces(shape, chance)
+    sources = _regions(shape, chance)
     assert tiling_fault(shape, sources) is None
-    for box, (start, stop) in _pieces(shape, chance):
+    for region in _regions(shape, chance):
         # Views with an offset, as slices of flat groups are.
-        target = torch.full((stop - start + 2,), -1)
+        target = torch.full((region.num_elements + 2,), -1)
         num_copied = 0
-        for source_box, (begin, end) in sources:
+        for source_at in sources:
             before = num_copied
-            num_copied += copy_overlap(
-                target[1:-1],
-                target_box=box,
-                target_start=start,
-                source=torch.cat((torch.tensor([-7]), _plain(whole, (source_box, (begin, end)))))[
-                    1:
-                ],
-                source_box=source_box,
-                source_start=begin,
-            )
-            may = have_common(
-                target_box=box,
-                target_range=(start, stop),
-                source_box=source_box,
-                source_range=(begin, end),
-            )
-            assert may or num_copied == before
-        assert num_copied == stop - start
-        assert torch.equal(target[1:-1], _plain(whole, (box, (start, stop))))
+            source = torch.cat((torch.tensor([-7]), _plain(whole, source_at)))[1:]
+            num_copied += copy_overlap(target[1:-1], region, source, source_at)
+            assert may_overlap(region, source_at) or num_copied == before
+        assert num_copied == region.num_elements
+        assert torch.equal(target[1:-1], _plain(whole, region))
         assert target[0] == target[-1] == -1
 
 
@@ -79,7 +69,7 @@ def test_any_pieces_fill_any_others(sizes: list[int], chance: random.Random) -> 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=2), st.randoms(use_true_random=False))
 def test_what_is_missing_or_twice_is_found(sizes: list[int], chance: random.Random) -> None:
     shape = tuple(sizes)
-    pieces = _pieces(shape, chance)
+    pieces = _regions(shape, chance)
     number = chance.randrange(len(pieces))
     assert tiling_fault(shape, pieces[:number] + pieces[number + 1 :]) is not None
     assert tiling_fault(shape, [*pieces, pieces[number]]) is not None
@@ -104,8 +94,11 @@ def test_what_is_missing_or_twice_is_found(sizes: list[int], chance: random.Rand
         ([], "elements outside the boxes (none)"),
     ],
 )
-def test_faults_are_told(pieces: list[tuple[Box, tuple[int, int]]], fault: str) -> None:
-    assert tiling_fault([4, 6], pieces) == fault
+def test_faults_are_told(pieces: list[tuple[tuple[Range, ...], Range]], fault: str) -> None:
+    regions = [
+        Region(shape=(4, 6), box=box, start=start, stop=stop) for box, (start, stop) in pieces
+    ]
+    assert tiling_fault((4, 6), regions) == fault
 
 
 def test_large_boxes_are_copied_by_rows() -> None:
@@ -114,12 +107,8 @@ def test_large_boxes_are_copied_by_rows() -> None:
     target = torch.empty(3000 * 400 - 10, dtype=whole.dtype)
     for columns in ((0, 150), (150, 400)):
         source = whole[:, slice(*columns)].flatten()
-        copy_overlap(
-            target,
-            target_box=((0, 3000), (0, 400)),
-            target_start=5,
-            source=source,
-            source_box=((0, 3000), columns),
-            source_start=0,
-        )
+        box = ((0, 3000), columns)
+        source_at = Region(shape=(3000, 400), box=box, start=0, stop=source.numel())
+        at = Region.whole((3000, 400)).cut(5, 5 + target.numel())
+        copy_overlap(target, at, source, source_at)
     assert torch.equal(target, whole.flatten()[5:-5])
