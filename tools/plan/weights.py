@@ -7,9 +7,9 @@ from functools import cached_property
 from model.decoder import TIED_NAME, Piece
 from model.layers import DenseEmbedding, DenseLayers, DenseLinear, Initializer, logical_name
 from model.semicausal import ModelConfig, SemiCausal
+from parallel.engine import decays
 from parallel.mesh import LayoutConfig
 from parallel.tensor import padded_vocabulary
-from train.optim import decays
 
 LAYER = "decoder.blocks."
 """What the names of decoder layers' parameters begin with."""
