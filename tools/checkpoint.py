@@ -12,11 +12,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from train.checkpoint import directory as checkpoint_directory
-from train.checkpoint import format as checkpoint_format
-from train.checkpoint import restore as checkpoint
-from train.checkpoint.directory import CHECKPOINTS_NAME, Retention
-from train.checkpoint.format import Index
+from train.checkpoint.directory import (
+    CHECKPOINTS_NAME,
+    Retention,
+    complete,
+    latest,
+    resolve,
+    retire,
+)
+from train.checkpoint.format import Index, stored_state
 from train.checkpoint.reader import ChunkReader
 from train.errors import CheckpointError, UserError
 from train.storage.place import Place
@@ -66,9 +70,9 @@ def inspect(place: Place, console: Console) -> None:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    path = checkpoint.resolve(place)
+    path = resolve(place)
     index = Index.read(path)
-    state = checkpoint_format.read_state(path, index)
+    state = stored_state(path, index)
     parameters = Table()
     # Two names must never look alike, however narrow the terminal.
     parameters.add_column("parameter", overflow="fold")
@@ -111,7 +115,7 @@ def verify(place: Place, console: Console) -> int:
     Raises:
         CheckpointError: there is no checkpoint.
     """
-    path = checkpoint.resolve(place)
+    path = resolve(place)
     num_faults = 0
     for fault in faults(path):
         num_faults += 1
@@ -129,7 +133,7 @@ def faults(path: Place | Path) -> Iterator[str]:
         yield str(error)
         return
     try:
-        checkpoint_format.read_state(path, index)
+        stored_state(path, index)
     except CheckpointError as error:
         yield str(error)
     with ChunkReader(path, index) as reader:
@@ -143,7 +147,7 @@ def prune(place: Place, retention: Retention, console: Console, *, dry_run: bool
         CheckpointError: `place` is no directory of checkpoints, or cannot be written.
     """
     for directory in (place / CHECKPOINTS_NAME, place):
-        newest = checkpoint_directory.latest(directory)
+        newest = latest(directory)
         if newest is not None:
             break
     else:
@@ -151,13 +155,13 @@ def prune(place: Place, retention: Retention, console: Console, *, dry_run: bool
             f"{place} holds no checkpoints: name a run directory or its {CHECKPOINTS_NAME}/"
         )
     try:
-        names = checkpoint_directory.complete(directory)
+        names = complete(directory)
         # One behind the newest is about to become it, or was abandoned by a run gone back: a
         # writer's business.
         names = names[: names.index(newest.name) + 1]
         retired = retention.retired(names, newest=newest.name)
         if not dry_run:
-            checkpoint_directory.retire(directory, retired)
+            retire(directory, retired)
         done = "would go:" if dry_run else "removed"
         for name in names:
             console.print(f"{done if name in retired else 'kept'} {name}", markup=False)

@@ -15,7 +15,8 @@ from model.batch import Batch
 from model.loss import Loss
 from model.semicausal import SemiCausal
 from train.build import build_collator, open_sources
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import resolve
+from train.checkpoint.restore import read_state
 from train.config import RunConfig
 from train.data.collate import Collator, scored_tokens
 from train.data.sample import Sample
@@ -126,12 +127,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.sequences is not None and options.sequences < 1:
         parser.error("--sequences must be at least 1")
     try:
-        path = checkpoint.resolve(Place.parse(options.checkpoint))
+        path = resolve(Place.parse(options.checkpoint))
         config = load_config(path)
         if options.corpus is not None:
             data = config.data.model_copy(update={"corpus": options.corpus, "sources": {}})
             config = config.model_copy(update={"data": data})
-            refuse_other_corpus(open_sources(config), checkpoint.read_state(path), path)
+            refuse_other_corpus(open_sources(config), read_state(path), path)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(path, device=device)
         results = evaluate_checkpoint(config, model, sequences=options.sequences, device=device)

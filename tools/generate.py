@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import resolve
 from train.errors import UserError
 from train.loading import find_tokenizer, load_model
 from train.storage.place import Place
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not 0 < options.temperature < math.inf:
         parser.error("--temperature must be above 0; --top-p 0 is greedy")
     try:
-        path = checkpoint.resolve(Place.parse(options.checkpoint))
+        path = resolve(Place.parse(options.checkpoint))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         speaker = Speaker.load(
             load_model(path, device=device), options.tokenizer or find_tokenizer(path)

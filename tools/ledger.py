@@ -14,7 +14,8 @@ from rich.progress import track
 from rich.table import Table
 
 from train.build import build_plan, open_sources
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import latest
+from train.checkpoint.restore import read_state
 from train.config import RunConfig
 from train.config_files import from_stored
 from train.data.ledger import Record, read_ledger
@@ -64,8 +65,8 @@ def check_run(run: Path, *, corpus: str | None = None, progress: bool = False) -
     ledger = read_ledger(directory.ledger)
     config = _config(run)
     plan = _plan(config, corpus)
-    saved = checkpoint.latest(checkpoints_of(config, directory))
-    saved_step = 0 if saved is None else int(checkpoint.read_state(saved)["step"])
+    saved = latest(checkpoints_of(config, directory))
+    saved_step = 0 if saved is None else int(read_state(saved)["step"])
     return check(
         ledger,
         plan,

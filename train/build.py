@@ -12,7 +12,7 @@ from parallel import engine
 from parallel.engine import build_part, with_split
 from parallel.mesh import Mesh
 from parallel.zero.engine import ZeroEngine
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.restore import load_weights
 from train.config import RunConfig
 from train.config_files import differences
 from train.data.collate import Collator
@@ -151,7 +151,7 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
     if config.init_from is not None:
         path = Place.parse(config.init_from, config.storage)
         refuse_other_architecture(path, architecture(config.built_model))
-        checkpoint.load_weights(path, model)
+        load_weights(path, model)
     if config.lora is not None:
         try:
             add_adapters(model, config.lora, seed=config.seed)
@@ -213,7 +213,7 @@ def load_encoder(path: Place, model: SemiCausal, modality: str) -> None:
     part = f"encoders.{modality}.encoder"
     refuse_other_architecture(path, {part: architecture(model.config)[part]})
     if modality in model.encoders:
-        checkpoint.load_weights(path, model.encoders[modality], prefix=f"encoders.{modality}.")
+        load_weights(path, model.encoders[modality], prefix=f"encoders.{modality}.")
 
 
 def count_parameters(config: RunConfig, model: torch.nn.Module) -> int:

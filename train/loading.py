@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from model.semicausal import SemiCausal
 from train import adapter
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.restore import load_module, read_state
 from train.config import RunConfig
 from train.config_files import from_stored
 from train.errors import CheckpointError
@@ -22,7 +22,7 @@ def load_config(path: Place | Path) -> RunConfig:
         CheckpointError: it is missing, damaged, or of another version.
     """
     try:
-        return from_stored(RunConfig, checkpoint.read_state(path)["config"])
+        return from_stored(RunConfig, read_state(path)["config"])
     except ValidationError:
         raise CheckpointError(
             f"{path} was written by a version whose configuration this one does not understand: "
@@ -39,7 +39,7 @@ def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:
     config = load_config(path)
     model = SemiCausal(config.built_model)
     if config.lora is None:
-        checkpoint.load_module(path, model)
+        load_module(path, model)
     else:
         weights = adapter.merged_weights(path, config.lora)
         # The tied head is one parameter under two names; a checkpoint stores the first.

@@ -25,7 +25,8 @@ from train.build import (
     count_parameters,
     open_sources,
 )
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import latest, resolve
+from train.checkpoint.restore import read_state, restore
 from train.config import RunConfig
 from train.config_files import differences, dump, from_stored
 from train.data.collate import Collator
@@ -98,7 +99,7 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
     num_parameters, num_trainable = count_parameters(config, model), _num_trainable(model)
     engine = build_engine(config, model, mesh)
     if saved is not None:
-        checkpoint.restore(saved.path, engine)
+        restore(saved.path, engine)
         if "data" in saved.state:
             plan.start_at(saved.state["data"], step=saved.step)
     return Run(
@@ -136,12 +137,12 @@ def find_saved(config: RunConfig, directory: RunDirectory) -> Saved | None:
     Raises:
         UserError: it cannot be read, or is of another run.
     """
-    latest = checkpoint.latest(checkpoints_of(config, directory))
-    if latest is None:
+    path = latest(checkpoints_of(config, directory))
+    if path is None:
         return None
-    saved = Saved(path=latest, state=checkpoint.read_state(latest))
+    saved = Saved(path=path, state=read_state(path))
     # A directory of checkpoints may be shared, a run's own may have been copied into.
-    refuse_other_run(config, saved.state["config"], str(latest))
+    refuse_other_run(config, saved.state["config"], str(path))
     return saved
 
 
@@ -240,8 +241,8 @@ def refuse_other_corpus(
 
 def _refuse_other_data(config: RunConfig, sources: Sources, saved: Saved | None) -> None:
     if config.init_from is not None:
-        path = checkpoint.resolve(Place.parse(config.init_from, config.storage))
-        refuse_other_corpus(sources, checkpoint.read_state(path), path)
+        path = resolve(Place.parse(config.init_from, config.storage))
+        refuse_other_corpus(sources, read_state(path), path)
     if saved is not None:
         refuse_other_corpus(sources, saved.state, saved.path, resuming=True)
 

@@ -18,7 +18,9 @@ from parallel.zero.config import Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from tests.distributed.toy import ADAMW, Toy, engine_of, train_step
 from tools.ranks import RankPool
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import Retention
+from train.checkpoint.restore import restore
+from train.checkpoint.saver import Saver
 
 NUM_STEPS = 4
 Curve = list[tuple[float, float]]
@@ -52,13 +54,11 @@ def _train(case: Case, steps: range, *, source: Path | None = None, target: Path
     """Some steps, from a checkpoint and to another if named: the curve, and state at the end."""
     engine = _engine(**case)
     if source is not None:
-        checkpoint.restore(source, engine)
+        restore(source, engine)
     curve = [train_step(engine, step, accumulation=2) for step in steps]
     state = _state(engine)
     if target is not None:
-        with checkpoint.Saver(
-            target, retention=checkpoint.Retention(keep=1), asynchronous=False
-        ) as saver:
+        with Saver(target, retention=Retention(keep=1), asynchronous=False) as saver:
             saver.save(engine, {"config": {}}, step=steps.stop)
     engine.close()
     return curve, state

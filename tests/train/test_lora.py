@@ -13,7 +13,7 @@ from tests.corpora import write_corpus
 from tests.train.runs import kill_at, run, start
 from tools.merge import main as merge
 from train.build import build_collator, open_sources
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import resolve
 from train.checkpoint.weights import read_values
 from train.config import RunConfig
 from train.loading import load_config, load_model
@@ -61,7 +61,7 @@ def test_loss_falls_and_the_base_stays(base: Path, finetuned: tuple[Path, Metric
     directory, metrics = finetuned
     assert metrics.validation[-1].loss < metrics.validation[0].loss - 0.5
     before = dict(load_model(base, device=CPU).named_parameters())
-    state = checkpoint.resolve(directory)
+    state = resolve(directory)
     after = read_values(state)
     for name, value in before.items():
         adapted = name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias")

@@ -40,8 +40,9 @@ from tools.bench.report import MEANINGS
 from tools.bench.rounds import Findings, ratio
 from tools.bench.shapes import Plan
 from tools.ranks import run_ranks
-from train.checkpoint import restore as checkpoint
-from train.checkpoint.saver import state_tensors
+from train.checkpoint.directory import Retention
+from train.checkpoint.restore import restore
+from train.checkpoint.saver import Saver, state_tensors
 from train.storage.place import Place
 
 BLOCK_BYTES = 1 << 26
@@ -141,7 +142,7 @@ def _state(engine: ZeroEngine) -> dict[str, Tensor]:
 def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
     state = _state(engine)
     room = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    saver = checkpoint.Saver(place / "ours", retention=checkpoint.Retention(keep=2))
+    saver = Saver(place / "ours", retention=Retention(keep=2))
     rank, steps, flips = dist.get_rank(), itertools.count(1), itertools.count()
     on_first = rank == 0
     num_bytes = dist.get_world_size() * sum(tensor.nbytes for tensor in state.values())
@@ -166,7 +167,7 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
         swapped = next(flips) % 4
         restored, plain = (one, twin) if swapped < 2 else (twin, one)
         readers = {
-            "read": lambda: checkpoint.restore(restored, engine),
+            "read": lambda: restore(restored, engine),
             "dd_read": lambda: on_first and _read_with_dd(plain),
         }
         taken = {"blocked": blocked, "write": written}

@@ -136,7 +136,7 @@ def json_bytes(document: Any, *, indent: int | None = None) -> bytes:
     return (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
 
 
-def read_state(path: Place, index: Index) -> dict[str, Any]:
+def stored_state(path: Place, index: Index) -> dict[str, Any]:
     """What lies beside the tensors of a checkpoint, such as `step` and `config`.
 
     Raises:

@@ -1,7 +1,7 @@
 """Restoring training: any number of ranks, in any layout, reads what any other wrote.
 
-`saver` writes, `format` says what lies on the disk, `directory`
-how a checkpoint becomes the latest. Paths of this host are welcome wherever a place is asked for.
+`saver` writes, `format` says what lies on the disk, `directory` how a checkpoint becomes the latest
+one. Paths of this host are welcome wherever a place is asked for.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,24 +18,12 @@ from parallel.zero import state as zero_state
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.pages import release_files
 from parallel.zero.state import StateSlice
-from train.checkpoint import format as checkpoint_format
-from train.checkpoint.directory import Retention, latest, resolve
-from train.checkpoint.format import STATE_NAME, Index
+from train.checkpoint.directory import resolve
+from train.checkpoint.format import STATE_NAME, Index, stored_state
 from train.checkpoint.reader import ChunkReader, check_file
-from train.checkpoint.saver import Saver, state_tensors
+from train.checkpoint.saver import state_tensors
 from train.errors import CheckpointError
 from train.storage.place import Place
-
-__all__ = [
-    "Retention",
-    "Saver",
-    "latest",
-    "load_module",
-    "load_weights",
-    "read_state",
-    "resolve",
-    "restore",
-]
 
 Result = TypeVar("Result")
 
@@ -144,7 +132,7 @@ def read_state(path: Place | Path) -> dict[str, Any]:
 def _read_index(path: Place | Path) -> tuple[Place, Index, dict[str, Any]]:
     path = resolve(path)
     index = Index.read(path)
-    return path, index, checkpoint_format.read_state(path, index)
+    return path, index, stored_state(path, index)
 
 
 def _agreed(work: Callable[[], Result]) -> Result:

@@ -19,9 +19,8 @@ import torch.distributed as dist
 from parallel.agreement import gathered, on_all_ranks
 from parallel.zero import state as zero_state
 from parallel.zero.engine import ZeroEngine
-from train.checkpoint import directory as checkpoint_directory
 from train.checkpoint.chunks import Piece, cut, write_chunks
-from train.checkpoint.directory import Retention
+from train.checkpoint.directory import Retention, clean, commit, stage
 from train.checkpoint.format import (
     STATE_NAME,
     FileRecord,
@@ -191,9 +190,7 @@ class Saver:
 
     def _write(self, pieces: list[Piece], document: bytes, step: int) -> None:
         staged = self._on_first_rank(
-            lambda: _writing(
-                self._directory, lambda: checkpoint_directory.stage(self._directory, step)
-            )
+            lambda: _writing(self._directory, lambda: stage(self._directory, step))
         )
         try:
             written = self._agreed(lambda: _write_share(staged, pieces))
@@ -205,7 +202,7 @@ class Saver:
             # A full disk should not stay full; a store that does not answer is not asked again.
             if dist.get_rank() == 0 and not self._directory.is_remote:
                 with contextlib.suppress(OSError):
-                    checkpoint_directory.clean(self._directory)
+                    clean(self._directory)
             raise
         self._path = staged
 
@@ -215,7 +212,7 @@ class Saver:
         files[STATE_NAME] = record_of(document)
         index = Index(parameters=merge(part.records for part in parts), files=files)
         content = json_bytes(index.model_dump(exclude_none=True))
-        checkpoint_directory.commit(staged, content, retention=self._retention)
+        commit(staged, content, retention=self._retention)
 
     def _on_first_rank(self, work: Callable[[], Result]) -> Result:
         result = self._agreed(lambda: work() if dist.get_rank() == 0 else None)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from parallel.region import Region
-from train.checkpoint import directory as checkpoint_directory
 from train.checkpoint.chunks import Piece, cut, write_chunks
+from train.checkpoint.directory import resolve
 from train.checkpoint.format import (
     INDEX_NAME,
     STATE_NAME,
@@ -30,7 +30,7 @@ def read_values(path: Place | Path, *, prefix: str = "") -> dict[str, Tensor]:
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
-    path = checkpoint_directory.resolve(path)
+    path = resolve(path)
     index = Index.read(path)
     for file in index.chunks_by_file():
         check_file(path, index, file)

@@ -11,9 +11,10 @@ from parallel.region import Region
 from parallel.zero.config import Precision
 from parallel.zero.engine import ZeroEngine
 from tests.distributed.toy import Toy, engine_of, evaluate, train_step
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import Retention, resolve
 from train.checkpoint.format import Index
 from train.checkpoint.reader import ChunkReader
+from train.checkpoint.saver import Saver
 from train.storage.place import Place
 
 Steps = list[tuple[float, float]]
@@ -24,8 +25,8 @@ def state_of(step: int) -> dict[str, Any]:
     return {"config": CONFIG, "samples": 8 * step, "rate": 0.1 * step, "run_id": "ab12"}
 
 
-def saver_of(directory: Place | Path, *, keep: int = 2, **options: Any) -> checkpoint.Saver:
-    return checkpoint.Saver(directory, retention=checkpoint.Retention(keep=keep), **options)
+def saver_of(directory: Place | Path, *, keep: int = 2, **options: Any) -> Saver:
+    return Saver(directory, retention=Retention(keep=keep), **options)
 
 
 def save_now(directory: Path, engine: ZeroEngine, *, step: int, keep: int = 2) -> Path:
@@ -59,7 +60,7 @@ def save_steps(directory: Path, steps: list[int], options: dict[str, Any]) -> li
     """Saves an untrained toy at steps; what lies in the directory after each."""
     engine = engine_of(Toy(), stage=0)
     names: list[list[str]] = []
-    with checkpoint.Saver(directory, retention=checkpoint.Retention(**options)) as saver:
+    with Saver(directory, retention=Retention(**options)) as saver:
         for step in steps:
             saver.save(engine, state_of(step), step=step)
             saver.finish()
@@ -70,7 +71,7 @@ def save_steps(directory: Path, steps: list[int], options: dict[str, Any]) -> li
 
 def tensors_of(place: Place | Path) -> dict[str, Tensor]:
     """Everything in a checkpoint, put together and flat."""
-    path = checkpoint.resolve(place)
+    path = resolve(place)
     index = Index.read(path)
     tensors: dict[str, Tensor] = {}
     with ChunkReader(path, index) as reader:

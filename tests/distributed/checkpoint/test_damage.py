@@ -15,8 +15,8 @@ from tests.distributed.checkpoint.runs import train_and_save
 from tests.distributed.toy import Toy, engine_of
 from tools.checkpoint import faults
 from tools.ranks import RankPool
-from train.checkpoint import restore as checkpoint
 from train.checkpoint.format import Index, TensorKind, record_of
+from train.checkpoint.restore import load_module, restore
 from train.errors import CheckpointError
 
 CHUNKS = "chunks-00001.safetensors"
@@ -26,7 +26,7 @@ def _refused(stage: int, path: Path) -> tuple[str, bool]:
     engine = engine_of(Toy(frozen=True), stage=stage)
     before = [part.value.clone() for part in zero_state.local_slices(engine)]
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.restore(path, engine)
+        restore(path, engine)
     after = [part.value for part in zero_state.local_slices(engine)]
     engine.close()
     return str(caught.value), all(map(torch.equal, before, after))
@@ -82,7 +82,7 @@ def test_a_flipped_byte_is_named_with_its_parameter(
     assert [fault in found for found in faults(saved)] == [True]
     if kind == "value":
         with pytest.raises(CheckpointError, match=r"of norm\.weight differs"):
-            checkpoint.load_module(saved, Toy())
+            load_module(saved, Toy())
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_nothing_is_unpickled(rank_pools: dict[int, RankPool], saved: Path, tmp_
     # Among the files, under names that others unpickle.
     for name in ("model.pt", "chunks-00002.safetensors", "data.pkl", ".metadata"):
         (saved / name).write_bytes(trap)
-    checkpoint.load_module(saved, Toy())
+    load_module(saved, Toy())
     assert not list(faults(saved))
     # Instead of the files, with sizes and checksums to match.
     for name in ("chunks-00000.safetensors", "state.json", "index.json"):

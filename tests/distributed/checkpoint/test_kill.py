@@ -16,7 +16,8 @@ import torch.distributed as dist
 from tests.distributed.checkpoint.runs import saver_of, state_of
 from tests.distributed.toy import Toy, engine_of, train_step
 from tools.checkpoint import faults
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import latest
+from train.checkpoint.restore import load_module, restore
 
 NUM_RANKS = 2
 WINDOW_SECONDS = 0.2
@@ -35,8 +36,8 @@ def _train_and_save_for_ever(directory: Path, attempt: int, rank: int, announce:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=NUM_RANKS)
     engine = engine_of(Toy(), stage=3 if attempt % 2 else 1)
     step = 0
-    if (found := checkpoint.latest(directory)) is not None:
-        step = checkpoint.restore(found, engine)["step"]
+    if (found := latest(directory)) is not None:
+        step = restore(found, engine)["step"]
     first = step + 1
     with saver_of(directory, keep=1) as saver:
         while True:
@@ -73,10 +74,10 @@ def kill_again_and_again(directory: Path, num_kills: int) -> None:
                 os.waitpid(child, 0)
             for line in announced:
                 last = int(line)
-        found = checkpoint.latest(directory)
+        found = latest(directory)
         assert found is not None
         assert not list(faults(found))
-        state = checkpoint.load_module(found, Toy())
+        state = load_module(found, Toy())
         # What was announced is there; what was being written, or not announced yet, may be.
         assert last <= state["step"] <= last + 2, (attempt, state["step"], last)
         sys.stdout.write(f"attempt {attempt}: step {last}, {sorted(os.listdir(directory))}\n")

@@ -6,7 +6,9 @@ import pytest
 
 from tests.distributed.semicausal_runs import Cell, History, engine_of, run_steps
 from tools.ranks import RankPool
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import Retention
+from train.checkpoint.restore import restore
+from train.checkpoint.saver import Saver
 
 NUM_STEPS = 3
 TOLERANCE = 1e-5
@@ -27,8 +29,8 @@ def _write(cell: Cell, directory: Path) -> History:
     """Trains, saves, and trains one step more; that step's loss and norm."""
     engine = engine_of(cell)
     run_steps(engine, cell, range(NUM_STEPS))
-    retention = checkpoint.Retention(keep=1)
-    with checkpoint.Saver(directory, retention=retention) as saver:
+    retention = Retention(keep=1)
+    with Saver(directory, retention=retention) as saver:
         saver.save(engine, {"config": {}}, step=NUM_STEPS)
         saver.finish()
     next_step = run_steps(engine, cell, [NUM_STEPS])
@@ -41,7 +43,7 @@ def _continue(cell: Cell, directories: list[Path]) -> list[History]:
     engine = engine_of(cell)
     histories: list[History] = []
     for directory in directories:
-        state = checkpoint.restore(directory, engine)
+        state = restore(directory, engine)
         assert (state["step"], state["optimizer_steps"]) == (NUM_STEPS, NUM_STEPS)
         histories.append(run_steps(engine, cell, [NUM_STEPS]))
     engine.close()

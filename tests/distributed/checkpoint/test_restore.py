@@ -19,7 +19,7 @@ from tests.distributed.checkpoint.runs import (
 )
 from tests.distributed.toy import Toy, engine_of, evaluate, train_step
 from tools.ranks import RankPool
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.restore import load_module, restore
 from train.errors import CheckpointError
 
 Layout = tuple[int, int]
@@ -36,7 +36,7 @@ def _resume_twice(
     path = source
     for resumption in range(2):
         engine = engine_of(Toy(frozen=True), stage=stage, precision=precision)
-        state = checkpoint.restore(path, engine)
+        state = restore(path, engine)
         begin = state["step"]
         assert state == {**state_of(begin), "step": begin, "optimizer_steps": begin}
         evaluations.append(evaluate(engine))
@@ -101,19 +101,19 @@ def test_weights_alone_go_into_plain_modules(
     rank_pools[2].run(train_and_save, 3, "fp32", tmp_path, 2, 2)
     # Whether a parameter trains does not matter to weights.
     model = Toy()
-    state = checkpoint.load_module(tmp_path, model)
+    state = load_module(tmp_path, model)
     assert state["samples"] == 16
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.flatten(), tensors_of(tmp_path)[f"{name}/value"])
     with pytest.raises(CheckpointError, match=r"embedding.weight has shape \[31, 13\] there"):
-        checkpoint.load_module(tmp_path, Toy(width=12))
+        load_module(tmp_path, Toy(width=12))
 
 
 def _refused(stage: int, path: Path, width: int, frozen: bool) -> tuple[str, bool]:
     engine = engine_of(Toy(width=width, frozen=frozen), stage=stage)
     before = [part.value.clone() for part in zero_state.local_slices(engine)]
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.restore(path, engine)
+        restore(path, engine)
     after = [part.value for part in zero_state.local_slices(engine)]
     engine.close()
     return str(caught.value), all(map(torch.equal, before, after))

@@ -19,7 +19,8 @@ from tools.checkpoint import main
 from tools.lab.s3 import client
 from tools.ranks import RankPool
 from train.checkpoint import directory as checkpoint_directory
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.directory import latest, resolve
+from train.checkpoint.restore import read_state, restore
 from train.errors import CheckpointError
 from train.storage.place import Place
 
@@ -33,7 +34,7 @@ def _train_and_save(environment: dict[str, str], directory: Place) -> Steps:
 def _resume_and_save(environment: dict[str, str], directory: Place) -> Steps:
     os.environ.update(environment)
     engine = engine_of(Toy(frozen=True), stage=1)
-    begin = checkpoint.restore(directory, engine)["step"]
+    begin = restore(directory, engine)["step"]
     curve = [train_step(engine, begin)]
     with saver_of(directory, keep=2) as saver:
         for step in (begin + 1, begin + 2, begin + 2):
@@ -75,13 +76,13 @@ def test_a_url_is_saved_to_restored_from_and_pruned(
     here, there = tensors_of(tmp_path), tensors_of(place)
     assert here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in here)
-    assert checkpoint.resolve(Place.parse(f"s3://{s3_lab.bucket}/saved")) == place / "step_00000002"
-    assert checkpoint.read_state(place)["samples"] == 16
+    assert resolve(Place.parse(f"s3://{s3_lab.bucket}/saved")) == place / "step_00000002"
+    assert read_state(place)["samples"] == 16
 
     resumed = rank_pools[1].run(_resume_and_save, environment, place)[0]
     assert resumed == [pytest.approx(curve[2], rel=1e-6)]
     assert checkpoint_directory.complete(place) == ["step_00000004", "step_00000004.2"]
-    assert checkpoint.latest(place) == place / "step_00000004.2"
+    assert latest(place) == place / "step_00000004.2"
     assert main(["verify", url]) == 0
     assert f"{url}/step_00000004.2: whole" in capsys.readouterr().out
     assert main(["prune", url, "--keep", "1"]) == 0

@@ -18,8 +18,9 @@ from parallel.zero import state as zero_state
 from tests.distributed.checkpoint.runs import save_steps, saver_of, state_of, tensors_of
 from tests.distributed.toy import Toy, engine_of, train_step
 from tools.ranks import RankPool
-from train.checkpoint import restore as checkpoint
 from train.checkpoint import saver as checkpoint_saver
+from train.checkpoint.directory import latest
+from train.checkpoint.restore import read_state
 from train.errors import CheckpointError
 from train.storage.local import Local
 from train.storage.place import Place
@@ -46,7 +47,7 @@ def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int
             expected = {part.name: part.value.clone() for part in zero_state.local_slices(engine)}
             saver.save(engine, state_of(1), step=1)
             if asynchronous:
-                assert checkpoint.latest(directory) is None
+                assert latest(directory) is None
             train_step(engine, 1)
             changed = [
                 not torch.equal(expected[part.name], part.value)
@@ -121,7 +122,7 @@ def test_a_rank_that_cannot_write_fails_all(
     for message in rank_pools[2].run(_save_with_little_room, tmp_path, asynchronous):
         assert "cannot be written (File too large); the checkpoints before it are whole" in message
         assert "rank 1 of 2" in message
-    assert checkpoint.latest(tmp_path) == Place.of(tmp_path / "step_00000003")
+    assert latest(tmp_path) == Place.of(tmp_path / "step_00000003")
 
 
 def test_retention_and_steps_written_again(rank_pools: dict[int, RankPool], tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_retention_and_steps_written_again(rank_pools: dict[int, RankPool], tmp_
         ["latest", "notes.txt", "step_00000020", "step_00000020.2"],
         ["latest", "notes.txt", "step_00000020.2", "step_00000020.3"],
     ]
-    assert checkpoint.latest(tmp_path) == Place.of(tmp_path / "step_00000020.3")
+    assert latest(tmp_path) == Place.of(tmp_path / "step_00000020.3")
 
 
 def test_milestones_stay(rank_pools: dict[int, RankPool], tmp_path: Path) -> None:
@@ -203,9 +204,9 @@ def test_failing_training_ends_and_keeps_what_was_being_written(tmp_path: Path, 
     assert "training failed" in errors[0], errors[0]
     assert all(process.returncode for process in processes)
     # The threads of all ranks lived on for long enough to commit.
-    path = checkpoint.latest(tmp_path / "checkpoints")
+    path = latest(tmp_path / "checkpoints")
     assert path is not None
-    assert checkpoint.read_state(path)["step"] == 1
+    assert read_state(path)["step"] == 1
     assert time.monotonic() - started < 90
 
 

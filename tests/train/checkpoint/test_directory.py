@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from train.checkpoint import directory as checkpoint_directory
-from train.checkpoint import restore as checkpoint
-from train.checkpoint.directory import Retention
+from train.checkpoint.directory import Retention, latest, resolve
+from train.checkpoint.restore import read_state
 from train.checkpoint.weights import read_values, write_values
 from train.errors import CheckpointError
 from train.storage.place import Place
@@ -24,20 +24,20 @@ def test_paths_are_resolved(tmp_path: Path) -> None:
         _checkpoint(directory / f"step_{step:08d}", step)
     (directory / "latest").write_text("step_00000020\n")
     for path in (run, directory, directory / "step_00000020"):
-        assert checkpoint.resolve(path) == Place.of(directory / "step_00000020")
-    assert checkpoint.read_state(directory / "step_00000010")["step"] == 10
+        assert resolve(path) == Place.of(directory / "step_00000020")
+    assert read_state(directory / "step_00000010")["step"] == 10
     (directory / "latest").unlink()
-    assert checkpoint.latest(directory) == Place.of(directory / "step_00000020")
+    assert latest(directory) == Place.of(directory / "step_00000020")
     (directory / "step_00000030").mkdir()  # without an index it is none
-    assert checkpoint.latest(directory) == Place.of(directory / "step_00000020")
+    assert latest(directory) == Place.of(directory / "step_00000020")
     (directory / "latest").write_text("step_00000030\n")
     with pytest.raises(CheckpointError, match="latest names 'step_00000030', which is no"):
-        checkpoint.resolve(run)
-    assert checkpoint.latest(tmp_path / "nowhere") is None
+        resolve(run)
+    assert latest(tmp_path / "nowhere") is None
     with pytest.raises(CheckpointError, match="holds no checkpoint: name a run directory"):
-        checkpoint.resolve(tmp_path)
+        resolve(tmp_path)
     with pytest.raises(CheckpointError, match="is not there: name a run directory"):
-        checkpoint.resolve(tmp_path / "nowhere")
+        resolve(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from tests.corpora import write_corpus
 from tests.lab_fixtures import S3Lab
 from tests.train.runs import run, start
 from train.checkpoint import directory as checkpoint_directory
-from train.checkpoint import restore as checkpoint
+from train.checkpoint.restore import read_state
 from train.storage.place import Place
 
 
@@ -32,4 +32,4 @@ def test_checkpoints_in_s3_continue_a_run(
     resumed = run(corpus, tmp_path / "run", "steps=5", *options, environment=environment)
     assert resumed.runs[-1].step == 4
     assert resumed.train[-1].loss == whole.train[-1].loss
-    assert checkpoint.read_state(place)["step"] == 5
+    assert read_state(place)["step"] == 5
