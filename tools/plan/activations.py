@@ -8,9 +8,11 @@ position bias of an encoder trains on a CPU there is no fused kernel, and scores
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from model.encoders.protocol import EncoderKind, SpanLoad
+from model.encoders.protocol import Stack
 from parallel.costs import Load
+from parallel.mesh import LayoutConfig
 from tools.plan.task import Candidate, Task
 from tools.plan.weights import Share
 
@@ -45,119 +47,77 @@ def kept(task: Task, candidate: Candidate, share: Share, *, fused: bool) -> Kept
         share: what the rank holds.
         fused: whether span attention has a fused kernel even where its bias trains, as on CUDA.
     """
-    decoder, layout = task.model.decoder, candidate.layout
+    decoder, layout, e = task.model.decoder, candidate.layout, task.element_bytes
     load = task.load(candidate.micro_sequences)
-    tensor = layout.tensor
-    rows_split = tensor if layout.sequence_parallel else 1
-    block = _Block(
-        rows=load.slots,
-        width=decoder.width,
-        hidden=decoder.feed_forward,
-        heads=decoder.heads,
-        tensor=tensor,
-        rows_split=rows_split,
-        element_bytes=task.element_bytes,
-        dropout=decoder.dropout > 0,
-    )
-    # Between its projections attention keeps what is computed again: no scores either way.
-    layer = block.input_bytes if layout.recompute == "full" else block.kept_bytes
-    entry = load.slots * decoder.width * task.element_bytes / rows_split
-    written = 0.0
-    encoder = encoder_transient = 0.0
+    rows_split = layout.tensor if layout.sequence_parallel else 1
+    stack = task.decoder_layer(candidate.micro_sequences)
+    # Fused kernels keep one logarithm a row and head.
+    logarithms = stack.rows * stack.heads * FP32 / layout.tensor
+    layer = _block(stack, layout, e, rows_split=rows_split, attention=logarithms)
+    entry = load.slots * decoder.width * e / rows_split
+    entry += task.mask_elements(candidate.micro_sequences) * e
+    written = encoder = encoder_transient = 0.0
     if share.is_first:
         for modality, part in task.model.encoders.items():
             spans = load.spans[modality]
-            written += spans.vectors * decoder.width * task.element_bytes
-            blocks, transient = _encoder(task, candidate, part.encoder, spans, fused=fused)
+            written += spans.vectors * decoder.width * e
+            for stack in part.encoder.stacks(spans):
+                if stack.trains:
+                    blocks, transient = _encoder(stack, layout, e, fused=fused)
+                    encoder += blocks
+                    encoder_transient = max(encoder_transient, transient)
             connector_layers = 1 if part.connector.kind == "linear" else part.connector.num_layers
             hidden = 2 * (connector_layers - 1) * decoder.width
-            vectors = spans.vectors * (part.encoder.width + hidden) * task.element_bytes
-            encoder += blocks + vectors
-            encoder_transient = max(encoder_transient, transient)
-    pieces = [layers * layer + entry for layers in share.piece_layers]
+            encoder += spans.vectors * (part.encoder.width + hidden) * e
+    pieces = [layers * layer.kept + entry for layers in share.piece_layers]
     pieces[0] += written
     return Kept(
         pieces=tuple(pieces),
         encoder=encoder,
-        block_transient=block.transient_bytes(recomputed=layout.recompute == "full"),
+        block_transient=layer.transient,
         encoder_transient=encoder_transient,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Block:
-    """One block's rows and widths on a rank."""
-
-    rows: float
-    width: int
-    hidden: int
-    heads: int
-    tensor: int
-    rows_split: int
-    element_bytes: int
-    dropout: bool
-
-    @property
-    def input_bytes(self) -> float:
-        """What full recomputation keeps."""
-        return self.rows * self.width * self.element_bytes / self.rows_split
-
-    @property
-    def kept_bytes(self) -> float:
-        """All that is kept, attention's scores aside."""
-        width, hidden, e = self.width, self.hidden, self.element_bytes
-        whole = (4 + 2 * self.dropout) * width * e + NORM_STATISTICS * FP32
-        split = (4 * width + 2 * hidden) * e + self.heads * FP32
-        return self.rows * (whole / self.rows_split + split / self.tensor)
-
-    def transient_bytes(self, *, recomputed: bool) -> float:
-        """Gradients of the hidden layer before and after GELU, and of the block's output."""
-        e = self.element_bytes
-        own = self.rows * (2 * self.hidden / self.tensor + self.width) * e
-        return own + (self.kept_bytes - self.input_bytes if recomputed else 0.0)
+class _Block(NamedTuple):
+    kept: float
+    transient: float
 
 
-def _encoder(
-    task: Task, candidate: Candidate, config: EncoderKind, spans: SpanLoad, *, fused: bool
-) -> tuple[float, float]:
-    """Bytes that an encoder's trained blocks keep, and the transient of one."""
-    tensor, e = candidate.layout.tensor, task.element_bytes
-    recompute = candidate.layout.recompute
-    kept = largest = 0.0
-    for stack in config.stacks(spans):
-        if not stack.trains:
-            continue
-        block = _Block(
-            rows=stack.rows,
-            width=stack.width,
-            hidden=stack.hidden,
-            heads=0,
-            tensor=tensor,
-            rows_split=1,
-            element_bytes=e,
-            dropout=stack.dropout,
-        )
-        pairs = stack.pairs * stack.heads / tensor
-        if stack.bias_trains and not fused:
-            # Copies of queries, keys and values, and the scores, whatever the precision.
-            grid = (3 * stack.cells * stack.width / tensor + pairs) * FP32
-            # Gradients of the scores come and go in three copies.
-            grid_transient = 3 * pairs * FP32
-        else:
-            grid = stack.cells * (4 * stack.width * e + stack.heads * FP32) / tensor
-            grid_transient = 0.0
-        each = {
-            "none": block.kept_bytes + grid,
-            "selective": block.kept_bytes,
-            "full": block.input_bytes,
-        }[recompute]
-        again = grid if recompute != "none" else 0.0
-        transient = block.transient_bytes(recomputed=recompute == "full")
-        largest = max(largest, max(transient, grid_transient) + again)
-        # The bias itself, once for all layers; and the embeddings' norm, where it trains.
-        norm = (2 + stack.dropout) * stack.rows * stack.width * e * stack.bias_trains
-        kept += stack.num_blocks * each + pairs * e + norm
-    return kept, largest
+def _block(
+    stack: Stack, layout: LayoutConfig, e: int, *, rows_split: int, attention: float
+) -> _Block:
+    """Bytes that one block keeps, attention's own included, and what its backward needs besides."""
+    width, hidden, tensor = stack.width, stack.hidden, layout.tensor
+    inputs = stack.rows * width * e / rows_split
+    whole = (4 + 2 * stack.dropout) * width * e + NORM_STATISTICS * FP32
+    everything = stack.rows * (whole / rows_split + (4 * width + 2 * hidden) * e / tensor)
+    # Gradients of the hidden layer before and after GELU, and of the block's output.
+    transient = stack.rows * (2 * hidden / tensor + width) * e
+    match layout.recompute:
+        case "none" | "selective":
+            return _Block(everything + attention, transient)
+        case "full":
+            return _Block(inputs, transient + everything + attention - inputs)
+
+
+def _encoder(stack: Stack, layout: LayoutConfig, e: int, *, fused: bool) -> tuple[float, float]:
+    """Bytes that the blocks of an encoder keep, and the transient of one."""
+    pairs = stack.pairs * stack.heads / layout.tensor
+    if stack.bias_trains and not fused:
+        # Copies of queries, keys and values, and the scores, whatever the precision.
+        grid = (3 * stack.cells * stack.width / layout.tensor + pairs) * FP32
+        # Gradients of the scores come and go in three copies.
+        grid_transient = 3 * pairs * FP32
+    else:
+        grid = stack.cells * (4 * stack.width * e + stack.heads * FP32) / layout.tensor
+        grid_transient = 0.0
+    block = _block(stack, layout, e, rows_split=1, attention=0.0)
+    again = grid if layout.recompute != "none" else 0.0
+    # The bias itself, once for all layers; and the embeddings' norm, where it trains.
+    norm = (2 + stack.dropout) * stack.rows * stack.width * e * stack.bias_trains
+    kept = stack.num_blocks * (block.kept + grid - again) + pairs * e + norm
+    return kept, max(block.transient, grid_transient) + again
 
 
 def head_bytes(task: Task, *, load: Load, vocabulary_rows: int) -> "Head":

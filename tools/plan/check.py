@@ -198,7 +198,7 @@ def row_of(name: str, trial: Trial, machine: Machine, seen: Observation) -> dict
     task, candidate = trial
     tensor = candidate.layout.tensor
     memories = [
-        rank_memory(task, candidate, pipeline_rank=stage, fused=machine.has_fused_span_attention)
+        rank_memory(task, candidate, machine, pipeline_rank=stage)
         for stage in range(candidate.layout.pipeline)
     ]
     # Ranks are numbered with tensor fastest, then pipeline; data ranks are alike.

@@ -48,6 +48,7 @@ def task_of(config: RunConfig, *, kind: MachineKind) -> Task:
         states=config.optim.precision,
         sequences=config.batch.sequences,
         sequence_tokens=config.data.sequence_tokens,
+        attend=config.data.attend,
         spans={modality: _spans(config, modality) for modality in config.built_model.encoders},
         zero=config.zero,
         steps=config.steps,

@@ -1,7 +1,8 @@
 """What a rank holds at its fullest moment, by kind.
 
-The moments looked at are those that can be the fullest: the end of the last forward, the backward
-of the head, the end of a backward, the reduction of gradients, the update. ZeRO's terms are those
+The moments looked at are those that can be the fullest: the start, the end of the last forward, the
+backward of the head, the end of a backward, the reduction of gradients, the update. At the start a
+rank's part is whole, whatever ZeRO makes of it then. ZeRO's terms are those
 of DeepSpeed 0.19 as `parallel.zero` drives it, read off its allocations. With P trained elements on
 a rank, D data ranks and b elements in a bucket they are, in bytes:
 
@@ -14,9 +15,10 @@ a rank, D data ranks and b elements in a bucket they are, in bytes:
 """
 
 import operator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from tools.plan.activations import Head, head_bytes, kept
+from tools.plan.activations import FP32, Head, head_bytes, kept
+from tools.plan.machines import Machine
 from tools.plan.task import Candidate, Task
 from tools.plan.weights import Share
 
@@ -51,33 +53,34 @@ class Memory:
     @property
     def total(self) -> float:
         """All kinds."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(vars(self).values())
 
     def plus(self, **more: float) -> "Memory":
         """With more of some kinds."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Memory(**{name: value + more.get(name, 0.0) for name, value in values.items()})
+        return Memory(**{name: value + more.get(name, 0.0) for name, value in vars(self).items()})
 
 
-def fullest_rank(task: Task, candidate: Candidate, *, fused: bool) -> Memory:
+def fullest_rank(task: Task, candidate: Candidate, machine: Machine) -> Memory:
     """Memory of the rank that needs most."""
     stages = range(candidate.layout.pipeline)
-    memories = [rank_memory(task, candidate, pipeline_rank=s, fused=fused) for s in stages]
+    memories = [rank_memory(task, candidate, machine, pipeline_rank=s) for s in stages]
     return max(memories, key=lambda memory: memory.total)
 
 
-def rank_memory(task: Task, candidate: Candidate, *, pipeline_rank: int, fused: bool) -> Memory:
+def rank_memory(
+    task: Task, candidate: Candidate, machine: Machine, *, pipeline_rank: int
+) -> Memory:
     """Memory of one rank at its fullest moment.
 
     Args:
         task: the run.
         candidate: how it is spread.
+        machine: what it is to run on.
         pipeline_rank: its stage.
-        fused: whether span attention has a fused kernel even where its bias trains, as on CUDA.
     """
     share = task.share(candidate, pipeline_rank)
     state = _state(task, candidate, share)
-    acts = kept(task, candidate, share, fused=fused)
+    acts = kept(task, candidate, share, fused=machine.has_fused_span_attention)
     first_bytes = acts.encoder if share.is_first else 0.0
 
     def held(counts: tuple[int, ...]) -> float:
@@ -110,6 +113,7 @@ def rank_memory(task: Task, candidate: Candidate, *, pipeline_rank: int, fused: 
     between = state.between if candidate.num_microbatches > 1 else 0.0
     nothing = (0,) * len(fullest)
     moments = [
+        _start(task, candidate, share, on_cpu=machine.kind == "cpu"),
         moment(
             fullest,
             gradients=summed,
@@ -132,6 +136,25 @@ def rank_memory(task: Task, candidate: Candidate, *, pipeline_rank: int, fused: 
         moment(nothing, gradients=state.left, workspace=state.update),
     ]
     return max(moments, key=lambda memory: memory.total)
+
+
+def _start(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> Memory:
+    """Before anything is cut or used: the whole part, and one parameter being cast or cut.
+
+    It is built in fp32 in the host's memory and handed on in the run's precision. There stages 1
+    and 2 lay what trains out flat besides; on GPUs they do so in the host's memory too.
+    """
+    e = task.element_bytes
+    parameters = (FP32 if on_cpu else e) * share.elements
+    if on_cpu and candidate.stage in (1, 2):
+        parameters = max(parameters, e * (share.elements + share.trained))
+    return Memory(parameters=parameters + _tables(task, share), workspace=e * share.largest)
+
+
+def _tables(task: Task, share: Share) -> int:
+    """Bytes of the table of positions, which is no parameter and stays in fp32."""
+    decoder = task.model.decoder
+    return share.is_first * decoder.max_tokens * decoder.width * FP32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +191,7 @@ def _state(task: Task, candidate: Candidate, share: Share) -> _State:
     trained, all_elements, data = share.trained, share.elements, candidate.data
     bucket = min(task.zero.bucket_elements, all_elements) * s
     norm = FP64 * share.largest
-    tables = task.model.decoder.max_tokens * task.model.decoder.width * 4 * share.is_first
+    tables = _tables(task, share)
     part = trained / data
     whole = e * all_elements + tables
     # Where parameters and states have one type, parameters are their own masters; but stages 1 and

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention
 from model.block import Block
+from model.encoders.protocol import Stack
 from model.layers import DenseLayers, initialize
 from model.loss import LinearCrossEntropy
+from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
 from tools.plan.machines import ZERO_RATES, Link, Links, Rates
 from tools.plan.step_time import (
-    HIDDEN_MOVES,
-    SPLIT_MOVES,
     UPDATE_BYTES,
-    WHOLE_MOVES,
+    block_moves,
+    block_seconds,
     head_moves,
 )
 
@@ -261,15 +262,28 @@ def _fit_blocks(known: Rates, dtype: torch.dtype, sizes: Sizes) -> tuple[float, 
             block.zero_grad(set_to_none=True)
 
         taken = seconds_of(both, at_least=sizes.seconds)
-        products = sum(
-            known.product_seconds(sizes.rows, inner, outer)
-            for inner, outer in ((width, 3 * width), (width, width), (width, hidden))
-        ) + known.product_seconds(sizes.rows, hidden, width)
-        slots = sizes.rows // num_sequences
-        attention = 3 * 4 * sizes.rows * (slots + 1) / 2 * width / known.attention
-        moves = (WHOLE_MOVES + SPLIT_MOVES) * width + HIDDEN_MOVES * hidden
-        num_bytes = sizes.rows * moves * x.element_size()
-        rest.append((num_bytes, max(taken - 3 * products - attention, 0.02 * taken), taken))
+        stack = Stack(
+            num_blocks=1,
+            width=width,
+            hidden=hidden,
+            heads=width // HEAD_WIDTH,
+            rows=sizes.rows,
+            cells=sizes.rows,
+            pairs=sizes.rows * (sizes.rows // num_sequences + 1) / 2,
+            dropout=False,
+            trains=True,
+            bias_trains=False,
+        )
+        num_bytes = block_moves(stack, tensor=1, rows_split=1) * x.element_size()
+        rest_seconds = taken - block_seconds(
+            known,
+            stack,
+            LayoutConfig(),
+            rows_split=1,
+            attention_rate=known.attention,
+            element_bytes=0,
+        )
+        rest.append((num_bytes, max(rest_seconds, 0.02 * taken), taken))
     return _fitted(rest)
 
 

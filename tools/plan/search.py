@@ -78,7 +78,7 @@ def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
     for skeleton in _skeletons(task.model, machine, ranks=ranks, refusals=refusals):
         for choices in _choices(task, machine, skeleton, ranks, refusals):
             for candidate, pieces in choices:
-                memory = fullest_rank(task, candidate, fused=machine.has_fused_span_attention)
+                memory = fullest_rank(task, candidate, machine)
                 if memory.total <= machine.usable_bytes:
                     # What computes more again is slower, and there is room.
                     ranked.append(_plan(task, candidate, machine, memory, pieces))
@@ -98,7 +98,7 @@ def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
 
 def one_plan(task: Task, candidate: Candidate, machine: Machine) -> Plan:
     """What one given layout takes, whether it fits or not."""
-    memory = fullest_rank(task, candidate, fused=machine.has_fused_span_attention)
+    memory = fullest_rank(task, candidate, machine)
     return _plan(task, candidate, machine, memory, None)
 
 

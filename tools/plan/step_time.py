@@ -9,9 +9,11 @@ safe side.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+from model.encoders.protocol import Stack
 from parallel.costs import Load
+from parallel.mesh import LayoutConfig
 from tools.plan.machines import Machine, Rates
 from tools.plan.task import Candidate, Task
 from tools.plan.weights import Share
@@ -53,7 +55,7 @@ class Seconds:
     @property
     def total(self) -> float:
         """The whole step."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(vars(self).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ class Pieces:
 
     Attributes:
         layer: a decoder layer.
+        piece: what each piece does whatever its layers.
         first: what the first stage does besides.
         last: what the last stage does besides.
         layer_traffic: of the tensor group, in a decoder layer.
@@ -70,6 +73,7 @@ class Pieces:
     """
 
     layer: float
+    piece: float
     first: float
     last: float
     layer_traffic: float
@@ -84,21 +88,18 @@ def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces
     tensor = layout.tensor
     links = machine.links(span=tensor)
     load = task.load(candidate.micro_sequences)
-    rows, width = load.slots, decoder.width
-    layer = _block_seconds(
+    stack = task.decoder_layer(candidate.micro_sequences)
+    layer = block_seconds(
         rates,
-        rows=rows,
-        width=width,
-        hidden=decoder.feed_forward,
-        pairs=rows * (task.sequence_tokens + 1) / 2,
-        attention_rate=rates.attention,
-        tensor=tensor,
+        stack,
+        layout,
         rows_split=tensor if layout.sequence_parallel else 1,
+        attention_rate=rates.attention,
         element_bytes=e,
-        recompute=layout.recompute,
-        trains=True,
     )
-    activation = rows * width * e
+    # Which slots are apart, which later, their union; the mask made, and filled.
+    mask = task.mask_elements(candidate.micro_sequences) * (4 + 2 * e) / rates.elementwise
+    activation = load.slots * decoder.width * e
     sums = 4 + 2 * (layout.recompute == "full")
     layer_traffic = links.all_reduce(activation, ranks=tensor, times=sums)
     if layout.sequence_parallel:
@@ -108,6 +109,7 @@ def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces
     last, last_traffic = _last(task, candidate, machine, rates, load)
     return Pieces(
         layer=layer,
+        piece=mask,
         first=first,
         last=last,
         layer_traffic=layer_traffic,
@@ -142,6 +144,7 @@ def step_seconds(
     blocks = [share.layers + share.is_first * encoder_blocks for share in shares]
     computes = [
         share.layers * pieces.layer
+        + layout.chunks * pieces.piece
         + share.is_first * pieces.first
         + share.is_last * pieces.last
         + share.trained * rates.microbatch_element_seconds[stage]
@@ -174,21 +177,17 @@ def step_seconds(
     )
 
 
-def _block_seconds(
+def block_seconds(
     rates: Rates,
+    stack: Stack,
+    layout: LayoutConfig,
     *,
-    rows: float,
-    width: int,
-    hidden: int,
-    pairs: float,
-    attention_rate: float,
-    tensor: int,
     rows_split: int,
+    attention_rate: float,
     element_bytes: int,
-    recompute: str,
-    trains: bool,
 ) -> float:
     """Forward and backward of one block on a rank."""
+    tensor, rows, width, hidden = layout.tensor, stack.rows, stack.width, stack.hidden
     products = sum(
         rates.product_seconds(rows, inner, outer)
         for inner, outer in (
@@ -199,18 +198,23 @@ def _block_seconds(
         )
     )
     # Rates count a backward as two forwards: one of three parts each.
-    attention = 4 * pairs * width / tensor / attention_rate
-    moves = WHOLE_MOVES * width / rows_split
-    moves += (SPLIT_MOVES * width + HIDDEN_MOVES * hidden) / tensor
-    elementwise = rows * moves * element_bytes / rates.elementwise / 3
-    times = 3.0 if trains else 1.0
+    attention = 4 * stack.pairs * width / tensor / attention_rate
+    moved = block_moves(stack, tensor=tensor, rows_split=rows_split) * element_bytes
+    elementwise = moved / rates.elementwise / 3
+    times = 3.0 if stack.trains else 1.0
     whole = times * (products + attention + elementwise)
-    if trains and recompute == "full":
+    if stack.trains and layout.recompute == "full":
         whole += products + attention + elementwise
         times += 1
-    if trains and recompute == "selective":
+    if stack.trains and layout.recompute == "selective":
         whole += attention
     return whole + rates.block_seconds * times / 3
+
+
+def block_moves(stack: Stack, *, tensor: int, rows_split: int) -> float:
+    """Elements that a block moves, forward and backward, besides its products and attention."""
+    split = SPLIT_MOVES * stack.width + HIDDEN_MOVES * stack.hidden
+    return stack.rows * (WHOLE_MOVES * stack.width / rows_split + split / tensor)
 
 
 def _first(
@@ -229,18 +233,13 @@ def _first(
         spans = load.spans[modality]
         stacks = part.encoder.stacks(spans)
         for stack in stacks:
-            compute += stack.num_blocks * _block_seconds(
+            compute += stack.num_blocks * block_seconds(
                 rates,
-                rows=stack.rows,
-                width=stack.width,
-                hidden=stack.hidden,
-                pairs=stack.pairs,
-                attention_rate=rates.span_attention,
-                tensor=tensor,
+                stack,
+                layout,
                 rows_split=1,
+                attention_rate=rates.span_attention,
                 element_bytes=e,
-                recompute=layout.recompute,
-                trains=stack.trains,
             )
             sums = (4 + 2 * (layout.recompute == "full")) if stack.trains else 2
             traffic += links.all_reduce(

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.encoders.protocol import SpanLoad
+from model.encoders.protocol import SpanLoad, Stack
 from model.semicausal import ModelConfig
 from parallel.costs import Load
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision, ZeroConfig
 from tools.plan.weights import Share, Weights
+from train.data.collate import Attend
 
 PRECISION_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 
@@ -25,6 +26,7 @@ class Task:
         states: of master weights, moments and gradient sums.
         sequences: sequences of a global batch.
         sequence_tokens: S.
+        attend: whether documents of a sequence are kept apart, by a dense mask.
         spans: spans in one sequence on average, by modality.
         zero: buckets and the like; its stage is the planner's to choose.
         steps: optimiser steps of the run.
@@ -35,6 +37,7 @@ class Task:
     states: Precision = "fp32"
     sequences: int
     sequence_tokens: int
+    attend: Attend = "across"
     spans: Mapping[str, SpanLoad]
     zero: ZeroConfig
     steps: int
@@ -53,6 +56,27 @@ class Task:
     def step_tokens(self) -> int:
         """Decoder slots of a global batch."""
         return self.sequences * self.sequence_tokens
+
+    def decoder_layer(self, sequences: int) -> Stack:
+        """One decoder layer of a microbatch; with a mask no pair of slots is skipped."""
+        decoder, S = self.model.decoder, self.sequence_tokens
+        rows = sequences * S
+        return Stack(
+            num_blocks=1,
+            width=decoder.width,
+            hidden=decoder.feed_forward,
+            heads=decoder.heads,
+            rows=rows,
+            cells=rows,
+            pairs=rows * (S if self.attend == "within" else (S + 1) / 2),
+            dropout=decoder.dropout > 0,
+            trains=True,
+            bias_trains=False,
+        )
+
+    def mask_elements(self, sequences: int) -> int:
+        """Of the mask of a microbatch, which each piece makes for itself."""
+        return sequences * self.sequence_tokens**2 if self.attend == "within" else 0
 
     def load(self, sequences: int) -> Load:
         """A microbatch of so many sequences."""

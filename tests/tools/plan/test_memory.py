@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention
+from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention, document_mask
 from model.block import Block, run_block
 from model.encoders.protocol import SpanLoad
 from model.layers import DenseLayers
@@ -16,11 +16,13 @@ from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision, ZeroConfig
 from tools.plan.activations import kept
 from tools.plan.live import metered
+from tools.plan.machines import nominal
 from tools.plan.memory import Memory, fullest_rank, rank_memory
 from tools.plan.task import Candidate, Task
 
 WIDTH, HEADS, HIDDEN = 128, 4, 512
 SEQUENCES, SLOTS = 2, 64
+CPU = nominal("cpu")
 SPAN_LENGTHS = [32, 20, 30, 27]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -105,6 +107,31 @@ def test_a_decoder_block_keeps_what_is_predicted(
     assert kept_by_torch(block, x, SEQUENCES) == pytest.approx(one, rel=0.01, abs=extra)
 
 
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_a_mask_is_kept_once_whatever_the_layers(recompute: Recompute) -> None:
+    block = _block(CausalSelfAttention, "fp32", recompute)
+    x = torch.randn(SEQUENCES * SLOTS, WIDTH, requires_grad=True)
+    mask = document_mask(torch.arange(SEQUENCES * SLOTS).view(SEQUENCES, SLOTS) // 20, x.dtype)
+    assert kept_by_torch(block, x, SEQUENCES, mask) == kept_by_torch(block, x, SEQUENCES)
+    this = candidate(recompute=recompute)
+    within, across = (
+        kept(job, this, job.share(this, 0), fused=False).pieces[0]
+        for job in (task(attend="within"), task())
+    )
+    assert within - across == mask.nbytes
+
+
+def test_a_part_is_whole_at_the_start() -> None:
+    # So many ranks that a share is next to nothing, and nothing is gathered for long.
+    few = ZeroConfig(stage=3, bucket_elements=1000, live_elements=1000, persist_parameters_below=0)
+    job, spread = task("bf16", zero=few), candidate(stage=3, data=1024, micro_sequences=1)
+    share = job.share(spread, 0)
+    tables = SLOTS * WIDTH * 4
+    on_cpu, on_gpu = (fullest_rank(job, spread, m) for m in (CPU, nominal("h100")))
+    assert on_cpu == Memory(parameters=4 * share.elements + tables, workspace=2 * share.largest)
+    assert on_gpu == Memory(parameters=2 * share.elements + tables, workspace=2 * share.largest)
+
+
 def _difference_of_a_layer(precision: Precision, recompute: Recompute) -> float:
     eight = candidate(recompute=recompute)
     seven = candidate(pipeline=2, split=[7, 1], recompute=recompute)
@@ -170,13 +197,13 @@ def test_training_state_of_each_stage() -> None:
     elements = job.share(candidate(), 0).trained
 
     def memory(stage: int, data: int) -> Memory:
-        return fullest_rank(job, candidate(stage=stage, data=data), fused=False)
+        return fullest_rank(job, candidate(stage=stage, data=data), CPU)
 
     assert memory(0, 4).optimizer == 8 * elements
     assert memory(1, 4).optimizer == 12 * elements / 4  # masters beside the parameters
     assert memory(3, 4).optimizer == 8 * elements / 4
     assert memory(3, 4).parameters < memory(2, 4).parameters / 2
-    bf16 = fullest_rank(task("bf16"), candidate(stage=1, data=4), fused=False)
+    bf16 = fullest_rank(task("bf16"), candidate(stage=1, data=4), CPU)
     assert bf16.optimizer == 12 * elements / 4
     assert bf16.gradients >= 4 * elements
 
@@ -187,7 +214,7 @@ def test_each_way_to_spare_memory_spares_some() -> None:
     def activations(**keys: Any) -> float:
         # So many that the fullest moment is a backward.
         this = candidate(micro_sequences=64, **keys)
-        memory = rank_memory(job, this, pipeline_rank=0, fused=False)
+        memory = rank_memory(job, this, CPU, pipeline_rank=0)
         return memory.activations + memory.encoder
 
     whole = activations()
@@ -213,5 +240,5 @@ def test_microbatches_in_flight_of_the_interleaved_schedule() -> None:
 def test_earlier_stages_hold_more() -> None:
     this = candidate(pipeline=4, split=[2, 2, 2, 2], microbatches=8, micro_sequences=64)
     job = task()
-    held = [rank_memory(job, this, pipeline_rank=s, fused=False).activations for s in range(4)]
+    held = [rank_memory(job, this, CPU, pipeline_rank=s).activations for s in range(4)]
     assert held == sorted(held, reverse=True)

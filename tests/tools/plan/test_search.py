@@ -164,13 +164,26 @@ def test_recomputation_costs_a_forward(job: Task, h100: Machine) -> None:
     assert full.last == none.last
 
 
+def test_documents_kept_apart_take_time_and_memory(job: Task, h100: Machine) -> None:
+    apart = replace(job, attend="within")
+    this = candidate(pipeline=2, split=[12, 12])
+    slower, plain = (one_plan(which, this, h100) for which in (apart, job))
+    # All S pairs of a slot, not (S + 1) / 2, in 24 layers of attention, three passes each.
+    rates = h100.rates_for("bf16", ranks=2)
+    more = 12 * 3 * 4 * 2048 * (2047 / 2) * 2048 / rates.attention
+    mask = 2048**2 * 8 / rates.elementwise
+    assert slower.seconds.compute - plain.seconds.compute == pytest.approx(8 * (more + mask))
+    # The fullest moment is the end of a backward: one of the two microbatches is gone.
+    assert slower.memory.activations - plain.memory.activations == 2048**2 * 2
+
+
 def test_recomputation_is_chosen_where_it_is_needed_only(job: Task, h100: Machine) -> None:
     plans = all_plans(job, h100, ranks=8)
     recomputing = [p for p in plans.ranked if p.candidate.layout.recompute != "none"]
     assert recomputing
     for plan in recomputing:
         plain = plan.candidate.layout.model_copy(update={"recompute": "none"})
-        memory = fullest_rank(job, replace(plan.candidate, layout=plain), fused=True)
+        memory = fullest_rank(job, replace(plan.candidate, layout=plain), h100)
         assert memory.total > h100.usable_bytes
 
 
