@@ -5,7 +5,7 @@ import math
 import os
 from bisect import bisect_left
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -184,55 +184,8 @@ class Machine(Config):
         return 0.92 * self.memory_bytes
 
 
-def nominal(kind: MachineKind, *, cores: int = 1, memory_bytes: float = 8 * GIB) -> Machine:
-    """A machine by its data sheet, with shares of the peak that large runs commonly attain.
-
-    Args:
-        kind: which.
-        cores: of a node without GPUs; each is a rank.
-        memory_bytes: of a node without GPUs.
-    """
-    if kind == "cpu":
-        return Machine(
-            kind="cpu",
-            device="a core with AVX-512",
-            measured=False,
-            memory_bytes=memory_bytes / cores,
-            ranks_per_node=cores,
-            peak_flops={"fp32": 95e9, "bf16": 215e9},
-            rates=[
-                _nominal_rates("fp32", peak=95e9, memory_rate=8e9, call_seconds=5e-4),
-                _nominal_rates("bf16", peak=215e9, memory_rate=8e9, call_seconds=5e-4),
-            ],
-            within_node=_links(latency_seconds=2e-4, bytes_per_second=1e9),
-            between_nodes=_links(latency_seconds=5e-4, bytes_per_second=1e9),
-            has_fused_span_attention=False,
-        )
-    sheet = _SHEETS[kind]
-    return Machine(
-        kind=kind,
-        device=sheet.device,
-        measured=False,
-        memory_bytes=sheet.memory_gib * GIB,
-        ranks_per_node=8,
-        peak_flops={"fp32": sheet.fp32, "bf16": sheet.bf16},
-        rates=[
-            _nominal_rates(
-                "fp32", peak=sheet.fp32, memory_rate=sheet.memory_rate, call_seconds=2e-4
-            ),
-            _nominal_rates(
-                "bf16", peak=sheet.bf16, memory_rate=sheet.memory_rate, call_seconds=2e-4
-            ),
-        ],
-        # Of the links' nominal rates, 80 %.
-        within_node=_links(latency_seconds=1e-5, bytes_per_second=0.8 * sheet.node_link),
-        between_nodes=_links(latency_seconds=3e-5, bytes_per_second=0.8 * sheet.network),
-        has_fused_span_attention=True,
-    )
-
-
-class _Sheet(Config):
-    """Figures of the makers: dense operations and bytes a second, each direction, of one GPU."""
+class _Sheet(NamedTuple):
+    """Figures of the makers, for one rank: dense operations and bytes a second, each direction."""
 
     device: str
     fp32: float
@@ -243,63 +196,68 @@ class _Sheet(Config):
     network: float
 
 
-_SHEETS: dict[str, _Sheet] = {
-    "h100": _Sheet(
-        device="H100 SXM 80 GB",
-        fp32=67e12,
-        bf16=989e12,
-        memory_gib=79.1,
-        memory_rate=3.35e12,
-        node_link=450e9,
-        network=50e9,
-    ),
-    "h200": _Sheet(
-        device="H200 SXM 141 GB",
-        fp32=67e12,
-        bf16=989e12,
-        memory_gib=139.8,
-        memory_rate=4.8e12,
-        node_link=450e9,
-        network=50e9,
-    ),
-    "a100": _Sheet(
-        device="A100 SXM 80 GB",
-        fp32=19.5e12,
-        bf16=312e12,
-        memory_gib=79.1,
-        memory_rate=2.04e12,
-        node_link=300e9,
-        network=25e9,
-    ),
+_SHEETS: dict[MachineKind, _Sheet] = {
+    "h100": _Sheet("H100 SXM 80 GB", 67e12, 989e12, 79.1, 3.35e12, 450e9, 50e9),
+    "h200": _Sheet("H200 SXM 141 GB", 67e12, 989e12, 139.8, 4.8e12, 450e9, 50e9),
+    "a100": _Sheet("A100 SXM 80 GB", 19.5e12, 312e12, 79.1, 2.04e12, 300e9, 25e9),
+    "cpu": _Sheet("a core with AVX-512", 95e9, 215e9, 0.0, 8e9, 1.25e9, 1.25e9),
 }
 
 _NOMINAL_PRODUCTS = ((256, 0.15), (512, 0.35), (1024, 0.60), (2048, 0.72), (4096, 0.78))
 """Share of the peak that products of a size attain."""
 
 
-def _nominal_rates(
-    precision: Precision, *, peak: float, memory_rate: float, call_seconds: float
-) -> RatesAt:
+def nominal(kind: MachineKind, *, cores: int = 1, memory_bytes: float = 8 * GIB) -> Machine:
+    """A machine by its data sheet, with shares of the peak that large runs commonly attain.
+
+    Args:
+        kind: which.
+        cores: of a node without GPUs; each is a rank.
+        memory_bytes: of a node without GPUs.
+    """
+    sheet, on_cpu = _SHEETS[kind], kind == "cpu"
+    peaks: dict[Precision, float] = {"fp32": sheet.fp32, "bf16": sheet.bf16}
+    call_seconds = 5e-4 if on_cpu else 2e-4
+    near, far = (2e-4, 5e-4) if on_cpu else (1e-5, 3e-5)
+    return Machine(
+        kind=kind,
+        device=sheet.device,
+        measured=False,
+        memory_bytes=memory_bytes / cores if on_cpu else sheet.memory_gib * GIB,
+        ranks_per_node=cores if on_cpu else 8,
+        peak_flops=peaks,
+        rates=[
+            RatesAt(
+                precision=precision,
+                busy_ranks=1,
+                rates=_nominal_rates(peak, sheet.memory_rate, call_seconds),
+            )
+            for precision, peak in peaks.items()
+        ],
+        # Of the links' nominal rates, 80 %.
+        within_node=_links(latency_seconds=near, bytes_per_second=0.8 * sheet.node_link),
+        between_nodes=_links(latency_seconds=far, bytes_per_second=0.8 * sheet.network),
+        has_fused_span_attention=not on_cpu,
+    )
+
+
+def _nominal_rates(peak: float, memory_rate: float, call_seconds: float) -> Rates:
     # Bytes an element that DeepSpeed moves: gradients copied, summed, their norm, scaled.
     per_step = [44.0, 52.0, 52.0, 60.0]
     per_microbatch = [12.0, 12.0, 12.0, 24.0]
-    return RatesAt(
-        precision=precision,
-        busy_ranks=1,
-        rates=Rates(
-            products=[(size, share * peak) for size, share in _NOMINAL_PRODUCTS],
-            attention=0.40 * peak,
-            span_attention=0.10 * peak,
-            elementwise=0.70 * memory_rate,
-            logits=0.70 * memory_rate,
-            update=0.80 * memory_rate,
-            block_seconds=call_seconds,
-            microbatch_seconds=5 * call_seconds,
-            step_element_seconds=[b / (0.7 * memory_rate) for b in per_step],
-            step_block_seconds=[call_seconds] * 4,
-            microbatch_element_seconds=[b / (0.7 * memory_rate) for b in per_microbatch],
-            microbatch_block_seconds=[0.0, call_seconds, call_seconds, 5 * call_seconds],
-        ),
+    return Rates(
+        products=[(size, share * peak) for size, share in _NOMINAL_PRODUCTS],
+        attention=0.40 * peak,
+        span_attention=0.10 * peak,
+        elementwise=0.70 * memory_rate,
+        logits=0.70 * memory_rate,
+        update=0.80 * memory_rate,
+        block_seconds=call_seconds,
+        microbatch_seconds=5 * call_seconds,
+        step_element_seconds=[b / (0.7 * memory_rate) for b in per_step],
+        step_block_seconds=[call_seconds] * 4,
+        microbatch_element_seconds=[b / (0.7 * memory_rate) for b in per_microbatch],
+        microbatch_block_seconds=[0.0, call_seconds, call_seconds, 5 * call_seconds],
     )
 
 

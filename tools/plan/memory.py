@@ -97,10 +97,14 @@ def rank_memory(
         batch += load.slots * task.model.decoder.width * task.element_bytes
     always = state.always.plus(workspace=batch)
 
-    def moment(counts: tuple[int, ...], **more: float) -> Memory:
+    def moment(counts: tuple[int, ...], gradients: float, workspace: float) -> Memory:
         activations = sum(map(operator.mul, counts, acts.pieces))
-        encoder = counts[0] * first_bytes
-        return always.plus(activations=activations, encoder=encoder).plus(**more)
+        return always.plus(
+            activations=activations,
+            encoder=counts[0] * first_bytes,
+            gradients=gradients,
+            workspace=workspace,
+        )
 
     head = Head(forward=0.0, backward=0.0, left=0.0)
     waiting = 0.0
@@ -109,31 +113,18 @@ def rank_memory(
         waiting = head.left if share.is_first and task.model.decoder.tied_head else 0.0
     tables = share.is_first * share.vocabulary_rows * task.model.decoder.width * task.element_bytes
     # Of microbatches done, gradients stay; of the first, there are none before its backward.
-    summed = state.summed if candidate.num_microbatches > 1 else 0.0
-    between = state.between if candidate.num_microbatches > 1 else 0.0
+    several = candidate.num_microbatches > 1
+    summed, between = several * state.summed, several * state.between + state.gathered
+    head_backward = state.begun + max(head.backward, head.left + transient)
+    last_backward = state.gathered + waiting + max(tables, acts.block_transient)
     nothing = (0,) * len(fullest)
     moments = [
         _start(task, candidate, share, on_cpu=machine.kind == "cpu"),
-        moment(
-            fullest,
-            gradients=summed,
-            workspace=between + state.gathered + head.forward,
-        ),
-        moment(
-            fullest,
-            gradients=summed,
-            workspace=between
-            + state.begun
-            + state.gathered
-            + max(head.backward, head.left + transient),
-        ),
-        moment(
-            after,
-            gradients=state.growing,
-            workspace=state.backward + state.gathered + waiting + max(tables, acts.block_transient),
-        ),
-        moment(nothing, gradients=state.growing, workspace=state.reduction),
-        moment(nothing, gradients=state.left, workspace=state.update),
+        moment(fullest, summed, between + head.forward),
+        moment(fullest, summed, between + head_backward),
+        moment(after, state.growing, state.backward + last_backward),
+        moment(nothing, state.growing, state.reduction),
+        moment(nothing, state.left, state.update),
     ]
     return max(moments, key=lambda memory: memory.total)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -295,22 +296,12 @@ def _fitted(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]
     Args:
         points: bytes, seconds, seconds of the whole block.
     """
-    ones, b, bb, y, by = (
-        sum(f(n, s) / t**2 for n, s, t in points)
-        for f in (
-            lambda n, s: 1.0,
-            lambda n, s: n,
-            lambda n, s: n * n,
-            lambda n, s: s,
-            lambda n, s: n * s,
-        )
-    )
-    constant = (y * bb - b * by) / (ones * bb - b * b)
-    if constant > 0:
-        slope = (by - b * constant) / bb
-        if slope > 0:
-            return 1 / slope, constant
-    return bb / by, 0.0
+    moved, seconds, whole = np.array(points).T
+    columns = np.stack([moved, np.ones_like(moved)], axis=1) / whole[:, None]
+    slope, constant = np.linalg.lstsq(columns, seconds / whole, rcond=None)[0]
+    if slope > 0 and constant > 0:
+        return float(1 / slope), float(constant)
+    return float((columns[:, 0] ** 2).sum() / (columns[:, 0] * seconds / whole).sum()), 0.0
 
 
 def _small(weight: Tensor, generator: torch.Generator) -> None:

@@ -102,16 +102,12 @@ def one_plan(task: Task, candidate: Candidate, machine: Machine) -> Plan:
     return _plan(task, candidate, machine, memory, None)
 
 
-def flops_per_token(model: ModelConfig, *, sequence_tokens: int) -> float:
+def flops_per_token(task: Task) -> float:
     """6 N + 12 L d T, see `FORMULA`."""
-    decoder = model.decoder
-    width, hidden = decoder.width, decoder.feed_forward
-    # Four matrices with their biases, two norms of two vectors.
-    block = 4 * width**2 + 2 * width * hidden + 4 * width + hidden + width + 4 * width
-    tables = 1 if decoder.tied_head else 2
-    parameters = tables * decoder.vocabulary * width + decoder.num_layers * block
-    parameters += 2 * width if decoder.norm == "pre" else 0
-    return 6 * parameters + 12 * decoder.num_layers * width * sequence_tokens
+    decoder = task.model.decoder
+    return (
+        6 * task.decoder_elements + 12 * decoder.num_layers * decoder.width * task.sequence_tokens
+    )
 
 
 def _plan(
@@ -119,7 +115,7 @@ def _plan(
 ) -> Plan:
     seconds = step_seconds(task, candidate, machine, pieces)
     speed = task.step_tokens / seconds.total
-    operations = speed * flops_per_token(task.model, sequence_tokens=task.sequence_tokens)
+    operations = speed * flops_per_token(task)
     return Plan(
         candidate=candidate,
         memory=memory,
@@ -195,9 +191,9 @@ def with_best_split(task: Task, candidate: Candidate, machine: Machine) -> tuple
         task.model.decoder.num_layers,
         pipeline=layout.pipeline,
         chunks=layout.chunks,
-        layer=pieces.layer + pieces.layer_traffic,
-        first=pieces.first + pieces.first_traffic,
-        last=pieces.last + pieces.last_traffic,
+        layer=pieces.layer.total,
+        first=pieces.first.total,
+        last=pieces.last.total,
     )
     return replace(candidate, layout=layout.model_copy(update={"split": list(split)})), pieces
 

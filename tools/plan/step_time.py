@@ -10,6 +10,7 @@ safe side.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from model.encoders.protocol import Stack
 from parallel.costs import Load
@@ -58,27 +59,34 @@ class Seconds:
         return sum(vars(self).values())
 
 
+class Cost(NamedTuple):
+    """Seconds of one microbatch, forward and backward, on one rank of a tensor group."""
+
+    compute: float
+    traffic: float
+    """Of the tensor group."""
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.compute + self.traffic
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """Seconds of one microbatch, forward and backward, on one rank of a tensor group.
+    """What a microbatch takes.
 
     Attributes:
         layer: a decoder layer.
         piece: what each piece does whatever its layers.
         first: what the first stage does besides.
         last: what the last stage does besides.
-        layer_traffic: of the tensor group, in a decoder layer.
-        first_traffic: the same on the first stage besides.
-        last_traffic: the same on the last stage besides.
     """
 
-    layer: float
+    layer: Cost
     piece: float
-    first: float
-    last: float
-    layer_traffic: float
-    first_traffic: float
-    last_traffic: float
+    first: Cost
+    last: Cost
 
 
 def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces:
@@ -105,16 +113,11 @@ def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces
     if layout.sequence_parallel:
         # An all-reduce becomes two halves, and inputs are gathered again for weights' gradients.
         layer_traffic = links.all_gather(activation, ranks=tensor, times=2 * sums + 2)
-    first, first_traffic = _first(task, candidate, machine, rates, load)
-    last, last_traffic = _last(task, candidate, machine, rates, load)
     return Pieces(
-        layer=layer,
+        layer=Cost(layer, layer_traffic),
         piece=mask,
-        first=first,
-        last=last,
-        layer_traffic=layer_traffic,
-        first_traffic=first_traffic,
-        last_traffic=last_traffic,
+        first=_first(task, candidate, machine, rates, load),
+        last=_last(task, candidate, machine, rates, load),
     )
 
 
@@ -143,19 +146,19 @@ def step_seconds(
     )
     blocks = [share.layers + share.is_first * encoder_blocks for share in shares]
     computes = [
-        share.layers * pieces.layer
+        share.layers * pieces.layer.compute
         + layout.chunks * pieces.piece
-        + share.is_first * pieces.first
-        + share.is_last * pieces.last
+        + share.is_first * pieces.first.compute
+        + share.is_last * pieces.last.compute
         + share.trained * rates.microbatch_element_seconds[stage]
         + num_blocks * rates.microbatch_block_seconds[stage]
         + rates.microbatch_seconds
         for share, num_blocks in zip(shares, blocks, strict=True)
     ]
     traffic = [
-        share.layers * pieces.layer_traffic
-        + share.is_first * pieces.first_traffic
-        + share.is_last * pieces.last_traffic
+        share.layers * pieces.layer.traffic
+        + share.is_first * pieces.first.traffic
+        + share.is_last * pieces.last.traffic
         for share in shares
     ]
     times = [compute + sent for compute, sent in zip(computes, traffic, strict=True)]
@@ -217,9 +220,7 @@ def block_moves(stack: Stack, *, tensor: int, rows_split: int) -> float:
     return stack.rows * (WHOLE_MOVES * stack.width / rows_split + split / tensor)
 
 
-def _first(
-    task: Task, candidate: Candidate, machine: Machine, rates: Rates, load: Load
-) -> tuple[float, float]:
+def _first(task: Task, candidate: Candidate, machine: Machine, rates: Rates, load: Load) -> Cost:
     """Embedding, encoders and connectors: compute and tensor traffic of a microbatch."""
     decoder, layout, e = task.model.decoder, candidate.layout, task.element_bytes
     tensor = layout.tensor
@@ -254,12 +255,10 @@ def _first(
         for index in range(num_linear):
             inner = part.encoder.width if index == 0 else decoder.width
             compute += 3 * rates.product_seconds(spans.vectors, inner, decoder.width)
-    return compute, traffic
+    return Cost(compute, traffic)
 
 
-def _last(
-    task: Task, candidate: Candidate, machine: Machine, rates: Rates, load: Load
-) -> tuple[float, float]:
+def _last(task: Task, candidate: Candidate, machine: Machine, rates: Rates, load: Load) -> Cost:
     """The head and its loss: compute and tensor traffic of a microbatch."""
     decoder, tensor = task.model.decoder, candidate.layout.tensor
     links = machine.links(span=tensor)
@@ -274,7 +273,7 @@ def _last(
     traffic += math.ceil(num_chunks) * links.all_reduce(chunk * FP32, ranks=tensor, times=2)
     if candidate.layout.sequence_parallel:
         traffic += links.all_gather(activation, ranks=tensor)
-    return products + moved / rates.logits, traffic
+    return Cost(products + moved / rates.logits, traffic)
 
 
 def head_moves(scored: float, width: int, vocabulary: float, *, num_chunks: float) -> float:

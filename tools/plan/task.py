@@ -57,6 +57,13 @@ class Task:
         """Decoder slots of a global batch."""
         return self.sequences * self.sequence_tokens
 
+    @cached_property
+    def decoder_elements(self) -> int:
+        """All parameters of the decoder."""
+        whole = LayoutConfig(split=[self.model.decoder.num_layers])
+        held = self._weights.share(whole, 0).weights
+        return sum(w.count * w.elements for w in held if w.name.startswith("decoder."))
+
     def decoder_layer(self, sequences: int) -> Stack:
         """One decoder layer of a microbatch; with a mask no pair of slots is skipped."""
         decoder, S = self.model.decoder, self.sequence_tokens
