@@ -1,7 +1,8 @@
 """`python -m tools.plan CONFIG... --gpus 64 --gpu h100`: will it fit, which layout, how long.
 
-Pure arithmetic: nothing is built and no process started. The configuration says what is trained;
-`layout`, `zero.stage` and `batch.micro_sequences` are the planner's to choose, whatever it says.
+Pure arithmetic on shapes: no tensor is allocated and no process started. The configuration says
+what is trained; `layout`, `zero.stage` and `batch.micro_sequences` are the planner's to choose,
+whatever it says.
 `python -m tools.plan calibrate` measures this machine's rates, which later plans for its kind use;
 `python -m tools.plan check` holds predictions to real runs.
 """

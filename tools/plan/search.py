@@ -81,7 +81,8 @@ def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
                 memory = fullest_rank(task, candidate, machine)
                 if memory.total <= machine.usable_bytes:
                     # What computes more again is slower, and there is room.
-                    ranked.append(_plan(task, candidate, machine, memory, pieces))
+                    plan = one_plan(task, candidate, machine, memory=memory, pieces=pieces)
+                    ranked.append(plan)
                     break
                 too_large.append(memory.total)
     ranked.sort(key=lambda plan: (-plan.tokens_per_second, plan.candidate.key))
@@ -96,10 +97,34 @@ def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
     return Plans(ranked=ranked, refusals=dict(refusals))
 
 
-def one_plan(task: Task, candidate: Candidate, machine: Machine) -> Plan:
-    """What one given layout takes, whether it fits or not."""
-    memory = fullest_rank(task, candidate, machine)
-    return _plan(task, candidate, machine, memory, None)
+def one_plan(
+    task: Task,
+    candidate: Candidate,
+    machine: Machine,
+    *,
+    memory: Memory | None = None,
+    pieces: Pieces | None = None,
+) -> Plan:
+    """What one given layout takes, whether it fits or not.
+
+    Args:
+        task: the run.
+        candidate: how it is spread.
+        machine: what it is to run on.
+        memory: of its fullest rank, where that is known.
+        pieces: as `pieces_seconds` has them, where they are known.
+    """
+    seconds = step_seconds(task, candidate, machine, pieces)
+    speed = task.step_tokens / seconds.total
+    peak_flops = candidate.ranks * machine.peak_flops[task.precision]
+    return Plan(
+        candidate=candidate,
+        memory=memory or fullest_rank(task, candidate, machine),
+        seconds=seconds,
+        tokens_per_second=speed,
+        mfu=speed * flops_per_token(task) / peak_flops,
+        days=task.steps * seconds.total / DAY_SECONDS,
+    )
 
 
 def flops_per_token(task: Task) -> float:
@@ -107,22 +132,6 @@ def flops_per_token(task: Task) -> float:
     decoder = task.model.decoder
     return (
         6 * task.decoder_elements + 12 * decoder.num_layers * decoder.width * task.sequence_tokens
-    )
-
-
-def _plan(
-    task: Task, candidate: Candidate, machine: Machine, memory: Memory, pieces: Pieces | None
-) -> Plan:
-    seconds = step_seconds(task, candidate, machine, pieces)
-    speed = task.step_tokens / seconds.total
-    operations = speed * flops_per_token(task)
-    return Plan(
-        candidate=candidate,
-        memory=memory,
-        seconds=seconds,
-        tokens_per_second=speed,
-        mfu=operations / (candidate.ranks * machine.peak_flops[task.precision]),
-        days=task.steps * seconds.total / DAY_SECONDS,
     )
 
 

@@ -139,6 +139,7 @@ def test_a_run_becomes_a_task() -> None:
         [
             EXPERIMENT,
             "spans.text={kind: stored}",
+            "data.pack=fit",
             "data.span_capacity={text: {tokens: 100, spans: 4}}",
         ],
     )
