@@ -208,7 +208,7 @@ def store_throttled_while_saving(lab: Lab, place: Path) -> Played:
     """Every other connection is told to come back later, and the others are slow."""
 
     def plan(number: int) -> Fault:
-        slow = Fault(taken_per_second=200_000, cut_after_bytes=1500)
+        slow = Fault(taken_per_second=200_000, cut_after_bytes=6000)
         return Fault(answer=SLOW_DOWN) if number % 2 else slow
 
     with relay(lab.shared.environment["S3_ENDPOINT_URL"], plan) as wire:

@@ -109,7 +109,7 @@ CASES: Sequence[Case] = (
         name="server frozen for 60 s",
         play=plays.frozen,
         expected=GOES_ON,
-        says=r"waiting for http://127.0.0.1:\d+: s3://faults/.*no answer within 5 s",
+        says=r"waiting for http://127.0.0.1:\d+: could not read s3://faults/.*no answer within 5 s",
         within_seconds=FREEZE_SECONDS + 45,
     ),
     Case(
