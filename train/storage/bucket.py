@@ -5,11 +5,13 @@ import io
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
+
+from typing_extensions import override
 
 from train.errors import StorageError
 from train.storage import client as clients
-from train.storage.config import StorageConfig
 from train.storage.diagnosis import (
     BEYOND_END,
     REPLACED,
@@ -21,7 +23,7 @@ from train.storage.diagnosis import (
     lasting_fault,
 )
 from train.storage.patience import Patience, Tell, Verdict
-from train.storage.place import Found, Sink, Source
+from train.storage.place import Found, Place, Sink, Source
 
 Result = TypeVar("Result")
 
@@ -51,68 +53,70 @@ class Landing(Protocol):
         ...
 
 
-class Bucket:
-    """A bucket, and how its store is reached.
+@dataclass(frozen=True)
+class StorePlace(Place):
+    """A name in S3; credentials come from the usual AWS variables, profile or services.
 
-    Credentials come from the usual AWS variables, profile or services. Everything here raises
-    `MissingError` where the store says that there is no such file, and else `StorageError`.
+    Attributes:
+        bucket: in which it lies.
     """
 
-    def __init__(self, name: str, storage: StorageConfig) -> None:
-        self._name = name
-        self._storage = storage
-        self._endpoint = clients.endpoint_of(storage.endpoint_url)
-        self._store = clients.without_secrets(self._endpoint or "Amazon S3")
+    is_remote = True
 
-    def names(self, path: str) -> list[str]:
-        """What lies below a name, up to the next slash, in order."""
-        prefix = f"{path}/" if path else ""
+    bucket: str = ""
+
+    @override
+    def names(self) -> list[str]:
         found: set[str] = set()
-        for page in self._pages(prefix, Delimiter="/"):
+        for page in self._pages(Delimiter="/"):
             found |= {entry["Prefix"] for entry in page.get("CommonPrefixes", [])}
             found |= {entry["Key"] for entry in page.get("Contents", [])}
         # A store may list the directory itself.
-        return sorted(name.removeprefix(prefix).rstrip("/") for name in found if name != prefix)
+        below = {name.removeprefix(self._prefix).rstrip("/") for name in found}
+        return sorted(below - {""})
 
-    def files(self, path: str) -> Iterator[Found]:
-        """All files below a name."""
-        prefix = f"{path}/" if path else ""
-        for page in self._pages(prefix):
+    @override
+    def files(self) -> Iterator[Found]:
+        for page in self._pages():
             for entry in page.get("Contents", []):
                 if not entry["Key"].endswith("/"):
                     yield Found(
-                        name=entry["Key"].removeprefix(prefix),
+                        name=entry["Key"].removeprefix(self._prefix),
                         num_bytes=entry["Size"],
                         version=entry["ETag"],
                     )
 
-    def find(self, path: str) -> Found | None:
-        """A file; None if there is none."""
-        if not path:
+    @override
+    def find(self) -> Found | None:
+        if not self.path:
             return None
         try:
-            head = self._ask("read", path, lambda client, key: client.head_object(**key))
+            head = self._ask("read", lambda client, key: client.head_object(**key))
         except MissingError:
             return None
         return Found(name="", num_bytes=int(head["ContentLength"]), version=head["ETag"])
 
-    def read(self, path: str) -> bytes:
-        """A whole file."""
+    @override
+    def exists(self) -> bool:
+        return self.find() is not None or next(self.files(), None) is not None
+
+    @override
+    def read(self) -> bytes:
         landing = _InMemory()
-        self.fetch(path, landing)
+        self.fetch(landing)
         return bytes(landing.content)
 
-    def open(self, path: str) -> Source:
-        """A file to read from."""
-        found = self.find(path)
+    @override
+    def open(self) -> Source:
+        found = self.find()
         if found is None:
-            raise MissingError(f"{self._url(path)} does not exist")
-        return _OpenObject(self, path, found)
+            raise MissingError(f"{self} does not exist")
+        return _OpenObject(self, found)
 
+    @override
     @contextlib.contextmanager
-    def create(self, path: str) -> Generator[Sink]:
-        """A file to write, which appears when the context ends, and not if it raises."""
-        upload = _Upload(self, path)
+    def create(self) -> Generator[Sink]:
+        upload = _Upload(self)
         try:
             yield upload
             upload.complete()
@@ -120,31 +124,29 @@ class Bucket:
             upload.abandon()
             raise
 
-    def write(self, path: str, data: bytes) -> None:
-        """A whole file at once."""
-        self.send("put_object", path, data)
+    @override
+    def write(self, data: bytes) -> None:
+        self.send("put_object", data)
 
-    def remove(self, path: str) -> None:
-        """Remove a file, and all below its name."""
-        keys = [path, *(f"{path}/{found.name}" for found in self.files(path))]
+    @override
+    def remove(self) -> None:
+        keys = [self.path, *((self / found.name).path for found in self.files())]
         for begin in range(0, len(keys), _DELETED_AT_ONCE):
             some = [{"Key": key} for key in keys[begin : begin + _DELETED_AT_ONCE]]
             answer = self._ask(
                 "write",
-                path,
                 lambda client, _, some=some: client.delete_objects(
-                    Bucket=self._name, Delete={"Objects": some, "Quiet": True}
+                    Bucket=self.bucket, Delete={"Objects": some, "Quiet": True}
                 ),
             )
             for fault in answer.get("Errors", []):
                 raise StorageError(
-                    f"{self._url(fault['Key'])} could not be removed ({fault['Code']}); grant the "
-                    "credentials DeleteObject there"
+                    f"s3://{self.bucket}/{fault['Key']} could not be removed ({fault['Code']}); "
+                    "grant the credentials DeleteObject there"
                 )
 
     def fetch(
         self,
-        path: str,
         landing: Landing,
         *,
         begin: int = 0,
@@ -156,7 +158,6 @@ class Bucket:
         """Download a file, or a part of it; a failed attempt is continued where it stopped.
 
         Args:
-            path: of the file.
             landing: takes the bytes; empty.
             begin: first byte.
             end: one past the last byte; None is the end of the file.
@@ -173,7 +174,7 @@ class Bucket:
 
         def attempt(patience: Patience) -> None:
             nonlocal seen
-            request: dict[str, Any] = {"Bucket": self._name, "Key": path}
+            request: dict[str, Any] = {"Bucket": self.bucket, "Key": self.path}
             first = begin + landing.num_bytes
             if first or end is not None:
                 request["Range"] = f"bytes={first}-{'' if end is None else end - 1}"
@@ -210,21 +211,20 @@ class Bucket:
                     raise
                 if version is not None:
                     raise StorageError(
-                        f"{self._url(path)} was replaced while it was read; read it again"
+                        f"{self} was replaced while it was read; read it again"
                     ) from error
                 # What is there of the old one is of no use.
                 landing.restart()
                 seen = None
                 raise ConnectionError("another file has taken its place") from error
 
-        self._patience("read", path, stalled_seconds=stalled_seconds, stopped=stopped).run(attempt)
+        self._patience("read", stalled_seconds=stalled_seconds, stopped=stopped).run(attempt)
 
-    def send(self, method: str, path: str, data: Any, **options: Any) -> Any:
+    def send(self, method: str, data: Any, **options: Any) -> Any:
         """Upload one body; the deadline is for the progress of its bytes.
 
         Args:
             method: of the client, that takes it.
-            path: of the file.
             data: a buffer.
             options: further arguments.
 
@@ -240,7 +240,7 @@ class Bucket:
                 body = _Watched(data, tell)
                 tell(
                     getattr(self._client(), method)(
-                        Bucket=self._name, Key=path, Body=body, **options
+                        Bucket=self.bucket, Key=self.path, Body=body, **options
                     )
                 )
 
@@ -249,14 +249,14 @@ class Bucket:
                 answer = told
             return answer
 
-        return self._patience("write", path).run(attempt)
+        return self._patience("write").run(attempt)
 
-    def begin_parts(self, path: str) -> str:
+    def begin_parts(self) -> str:
         """Begin an upload in parts; its name in the store."""
-        answer = self._ask("write", path, lambda client, key: client.create_multipart_upload(**key))
+        answer = self._ask("write", lambda client, key: client.create_multipart_upload(**key))
         return answer["UploadId"]
 
-    def end_parts(self, path: str, upload: str, parts: list[dict[str, Any]], size: int) -> None:
+    def end_parts(self, upload: str, parts: list[dict[str, Any]], size: int) -> None:
         """Make the parts a file."""
 
         def complete(client: Any, key: dict[str, str]) -> None:
@@ -271,22 +271,33 @@ class Bucket:
                 if int(client.head_object(**key)["ContentLength"]) != size:
                     raise
 
-        self._ask("write", path, complete)
+        self._ask("write", complete)
 
-    def abandon_parts(self, path: str, upload: str) -> None:
+    def abandon_parts(self, upload: str) -> None:
         """Remove what was sent of a file."""
-        self._ask("write", path, lambda client, key: client.abort_multipart_upload(
+        self._ask("write", lambda client, key: client.abort_multipart_upload(
             **key, UploadId=upload
         ))  # fmt: skip
 
-    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+    @property
+    def _prefix(self) -> str:
+        return f"{self.path}/" if self.path else ""
+
+    @property
+    def _endpoint(self) -> str | None:
+        return clients.endpoint_of(self.storage.endpoint_url)
+
+    @property
+    def _store(self) -> str:
+        return clients.without_secrets(self._endpoint or "Amazon S3")
+
+    def _pages(self, **options: str) -> Iterator[dict[str, Any]]:
         more: dict[str, str] = {}
         while True:
             page = self._ask(
                 "read",
-                prefix,
                 lambda client, _, more=more: client.list_objects_v2(
-                    Bucket=self._name, Prefix=prefix, **options, **more
+                    Bucket=self.bucket, Prefix=self._prefix, **options, **more
                 ),
             )
             yield page
@@ -294,42 +305,39 @@ class Bucket:
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def _ask(
-        self, verb: str, path: str, request: Callable[[Any, dict[str, str]], Result]
-    ) -> Result:
-        key = {"Bucket": self._name, "Key": path}
-        return self._patience(verb, path).run(
+    def _ask(self, verb: str, request: Callable[[Any, dict[str, str]], Result]) -> Result:
+        key = {"Bucket": self.bucket, "Key": self.path}
+        return self._patience(verb).run(
             lambda patience: patience.ask(lambda: request(self._client(), key))
         )
 
     def _patience(
         self,
         verb: str,
-        path: str,
         *,
         stalled_seconds: float = 0.0,
         stopped: threading.Event | None = None,
     ) -> Patience:
         patience = Patience(
-            doing=f"{verb} {self._url(path)} {'to' if verb == 'write' else 'from'} {self._store}",
+            doing=f"{verb} {self._url} {'to' if verb == 'write' else 'from'} {self._store}",
             store=self._store,
-            storage=self._storage,
-            judge=lambda error: self._judge(error, verb, path),
+            storage=self.storage,
+            judge=lambda error: self._judge(error, verb),
             stalled_seconds=stalled_seconds,
         )
         if stopped is not None:
             patience.stopped = stopped
         return patience
 
-    def _judge(self, error: Exception, verb: str, path: str) -> Verdict:
+    def _judge(self, error: Exception, verb: str) -> Verdict:
         if not isinstance(error, TRANSFER_ERRORS) or isinstance(error, StorageError):
             raise error
         if is_timeout(error):
             # Its thread may hang in the client for ever, and hold locks of it.
-            clients.discard(self._endpoint, timeout_seconds=self._storage.timeout_seconds)
+            clients.discard(self._endpoint, timeout_seconds=self.storage.timeout_seconds)
         lasting = lasting_fault(
             error,
-            url=self._url(path),
+            url=self._url,
             verb=verb,
             store=self._store,
             ask_bucket=self._ask_bucket,
@@ -337,27 +345,28 @@ class Bucket:
         text = cause_of(error)
         if is_timeout(error):
             told = str(error) if type(error) is TimeoutError else ""
-            text = told or f"no answer within {self._storage.timeout_seconds:g} s"
+            text = told or f"no answer within {self.storage.timeout_seconds:g} s"
         return Verdict(text=text, lasting=lasting)
 
     def _ask_bucket(self) -> str | None:
         """The error code for listing the bucket; None if the listing works or tells nothing."""
-        storage = self._storage.model_copy(
-            update={"timeout_seconds": min(self._storage.timeout_seconds, _ASK_SECONDS)}
+        storage = self.storage.model_copy(
+            update={"timeout_seconds": min(self.storage.timeout_seconds, _ASK_SECONDS)}
         )
         once = Patience(doing="", store="", storage=storage, judge=lambda _: Verdict(text=""))
         once.set_deadline(None)
         try:
-            once.ask(lambda: self._client().list_objects_v2(Bucket=self._name, MaxKeys=1))
+            once.ask(lambda: self._client().list_objects_v2(Bucket=self.bucket, MaxKeys=1))
         except TRANSFER_ERRORS as error:
             return error_code(error)
         return None
 
     def _client(self) -> Any:
-        return clients.client(self._endpoint, timeout_seconds=self._storage.timeout_seconds)
+        return clients.client(self._endpoint, timeout_seconds=self.storage.timeout_seconds)
 
-    def _url(self, path: str) -> str:
-        return f"s3://{self._name}/{path}"
+    @property
+    def _url(self) -> str:
+        return f"s3://{self.bucket}/{self.path}"
 
 
 class _InMemory:
@@ -395,9 +404,8 @@ class _Into:
 class _OpenObject:
     """A file of which parts are asked for; small ones that lie close together come at once."""
 
-    def __init__(self, bucket: Bucket, path: str, found: Found) -> None:
-        self._bucket = bucket
-        self._path = path
+    def __init__(self, place: StorePlace, found: Found) -> None:
+        self._place = place
         self._version = found.version
         self.num_bytes = found.num_bytes
         self._held = memoryview(b"")
@@ -406,7 +414,7 @@ class _OpenObject:
     def read_into(self, target: memoryview, *, offset: int) -> None:
         end = offset + len(target)
         if end > self.num_bytes:
-            raise StorageError(f"{self._bucket._url(self._path)} ends too early")
+            raise StorageError(f"{self._place} ends too early")
         if len(target) >= NEAR_BYTES:
             self._fetch(target, offset)
             return
@@ -421,8 +429,7 @@ class _OpenObject:
 
     def _fetch(self, target: memoryview, offset: int) -> None:
         if len(target):
-            self._bucket.fetch(
-                self._path,
+            self._place.fetch(
                 _Into(target),
                 begin=offset,
                 end=offset + len(target),
@@ -433,9 +440,8 @@ class _OpenObject:
 class _Upload:
     """A file that is sent in parts of one size, or at once if it is small."""
 
-    def __init__(self, bucket: Bucket, path: str) -> None:
-        self._bucket = bucket
-        self._path = path
+    def __init__(self, place: StorePlace) -> None:
+        self._place = place
         self._held = bytearray()
         self._upload: str | None = None
         self._parts: list[dict[str, Any]] = []
@@ -449,24 +455,22 @@ class _Upload:
 
     def complete(self) -> None:
         if self._upload is None:
-            self._bucket.write(self._path, bytes(self._held))
+            self._place.write(bytes(self._held))
             return
         if self._held:
             self._send(self._held)
-        self._bucket.end_parts(self._path, self._upload, self._parts, self._num_bytes)
+        self._place.end_parts(self._upload, self._parts, self._num_bytes)
 
     def abandon(self) -> None:
         if self._upload is not None:
             with contextlib.suppress(StorageError):
-                self._bucket.abandon_parts(self._path, self._upload)
+                self._place.abandon_parts(self._upload)
 
     def _send(self, part: bytearray) -> None:
         if self._upload is None:
-            self._upload = self._bucket.begin_parts(self._path)
+            self._upload = self._place.begin_parts()
         number = len(self._parts) + 1
-        answer = self._bucket.send(
-            "upload_part", self._path, part, UploadId=self._upload, PartNumber=number
-        )
+        answer = self._place.send("upload_part", part, UploadId=self._upload, PartNumber=number)
         self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
         self._num_bytes += len(part)
 

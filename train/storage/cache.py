@@ -8,12 +8,11 @@ from threading import Event, Lock, Thread
 from typing import Final
 
 from train.errors import ConfigError
-from train.storage.bucket import Bucket
+from train.storage.bucket import StorePlace
 from train.storage.cache_directory import CacheDirectory
 from train.storage.config import StorageConfig
 from train.storage.diagnosis import MissingError
 from train.storage.patience import StoppedError
-from train.storage.place import Place
 from train.storage.stored_file import FaultyFileError, StoredFile
 
 _GIB: Final = 1 << 30
@@ -28,7 +27,9 @@ class Cache:
     when it first opens it, or on the way where it fetches the file itself.
     """
 
-    def __init__(self, root: Place, directory: Path, note_unchecked: Callable[[StoredFile], None]):
+    def __init__(
+        self, root: StorePlace, directory: Path, note_unchecked: Callable[[StoredFile], None]
+    ):
         """Make the directory.
 
         Args:
@@ -39,9 +40,7 @@ class Cache:
         Raises:
             StorageError: it cannot be made.
         """
-        assert root.bucket is not None, "files of this host are read where they lie"
         self._root = root
-        self._bucket = Bucket(root.bucket, root.storage)
         self.directory = CacheDirectory(directory, root.storage)
         self._note_unchecked = note_unchecked
         self._checked: set[str] = set()
@@ -117,8 +116,7 @@ class Cache:
                 return found
             landing = self.directory.land(file, stopped=stopped)
             try:
-                self._bucket.fetch(
-                    (self._root / file.name).path,
+                (self._root / file.name).fetch(
                     landing,
                     stalled_seconds=stalled_seconds,
                     stopped=stopped,

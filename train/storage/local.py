@@ -8,26 +8,30 @@ import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from train.storage.place import Found, Sink, Source
+from typing_extensions import override
+
+from train.storage.place import Found, Place, Sink, Source
 
 BUFFER_BYTES = 1 << 20
 """Small writes are gathered up to this; larger ones go straight to the system."""
 
 
-class Local:
-    """Reads and writes files of this host; what was written is on the disk, with its name."""
+class LocalPlace(Place):
+    """A path of this host; what was written is on the disk, with its name."""
 
-    def names(self, path: str) -> list[str]:
-        """What lies in a directory, in order; nothing if it is not there."""
+    is_remote = False
+
+    @override
+    def names(self) -> list[str]:
         try:
-            return sorted(os.listdir(path))
+            return sorted(os.listdir(self.path))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def files(self, path: str) -> Iterator[Found]:
-        """All files below a directory; links are followed, into each directory once."""
+    @override
+    def files(self) -> Iterator[Found]:
         seen: set[str] = set()
-        for directory, within, names in os.walk(path, followlinks=True):
+        for directory, within, names in os.walk(self.path, followlinks=True):
             seen.add(os.path.realpath(directory))
             within[:] = [
                 name
@@ -37,53 +41,57 @@ class Local:
             for name in sorted(names):
                 file = os.path.join(directory, name)
                 if os.path.isfile(file):
-                    yield Found(name=os.path.relpath(file, path), num_bytes=os.stat(file).st_size)
+                    yield Found(
+                        name=os.path.relpath(file, self.path), num_bytes=os.stat(file).st_size
+                    )
 
-    def find(self, path: str) -> Found | None:
-        """A file; None if there is none."""
-        if not os.path.isfile(path):
+    @override
+    def find(self) -> Found | None:
+        if not os.path.isfile(self.path):
             return None
-        return Found(name="", num_bytes=os.stat(path).st_size)
+        return Found(name="", num_bytes=os.stat(self.path).st_size)
 
-    def read(self, path: str) -> bytes:
-        """A whole file."""
-        with open(path, "rb") as file:
-            return file.read()
+    @override
+    def exists(self) -> bool:
+        return os.path.lexists(self.path)
 
-    def open(self, path: str) -> Source:
-        """A file to read from."""
-        return _OpenFile(path)
+    @override
+    def read(self) -> bytes:
+        return Path(self).read_bytes()
 
+    @override
+    def open(self) -> Source:
+        return _OpenFile(self.path)
+
+    @override
     @contextlib.contextmanager
-    def create(self, path: str) -> Generator[Sink]:
-        """A file to write; it is on the disk when the context ends, and no file if it raises."""
-        _make_directory(os.path.dirname(path) or ".")
+    def create(self) -> Generator[Sink]:
+        _make_directory(self.parent.path)
         try:
-            with open(path, "wb", buffering=BUFFER_BYTES) as file:
+            with open(self.path, "wb", buffering=BUFFER_BYTES) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
-            Path(path).unlink(missing_ok=True)
+            Path(self.path).unlink(missing_ok=True)
             raise
-        _settle(os.path.dirname(path) or ".")
+        _settle(self.parent.path)
 
-    def write(self, path: str, data: bytes) -> None:
-        """A whole file at once: at any instant there is the old one or the new one."""
-        directory, name = os.path.split(path)
-        temporary = os.path.join(directory, f".{name}.tmp-{secrets.token_hex(4)}")
-        with self.create(temporary) as file:
+    @override
+    def write(self, data: bytes) -> None:
+        temporary = self.parent / f".{self.name}.tmp-{secrets.token_hex(4)}"
+        with temporary.create() as file:
             file.write(data)
-        os.rename(temporary, path)
-        _settle(directory or ".")
+        os.rename(temporary, self)
+        _settle(self.parent.path)
 
-    def remove(self, path: str) -> None:
-        """Remove a file, or a directory with all in it; for good."""
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
+    @override
+    def remove(self) -> None:
+        if os.path.isdir(self.path) and not os.path.islink(self.path):
+            shutil.rmtree(self.path)
         else:
-            os.unlink(path)
-        _settle(os.path.dirname(path) or ".")
+            os.unlink(self.path)
+        _settle(self.parent.path)
 
 
 class _OpenFile:

@@ -2,11 +2,12 @@
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from train.errors import StorageError
 from train.storage.config import StorageConfig
@@ -56,45 +57,9 @@ class Source(Protocol):
         ...
 
 
-class BackEnd(Protocol):
-    """What reads and writes one kind of place; a name is taken as it stands, never as a pattern."""
-
-    def names(self, path: str) -> list[str]:
-        """What lies in a directory, in order; nothing if it is not there."""
-        ...
-
-    def files(self, path: str) -> Iterator[Found]:
-        """All files below a directory."""
-        ...
-
-    def find(self, path: str) -> Found | None:
-        """A file; None if there is none."""
-        ...
-
-    def read(self, path: str) -> bytes:
-        """A whole file."""
-        ...
-
-    def open(self, path: str) -> Source:
-        """A file to read from."""
-        ...
-
-    def create(self, path: str) -> AbstractContextManager[Sink]:
-        """A file to write, which is there for good when the context ends, and not if it raises."""
-        ...
-
-    def write(self, path: str, data: bytes) -> None:
-        """A whole file at once: at any instant there is the old one or the new one."""
-        ...
-
-    def remove(self, path: str) -> None:
-        """Remove a file, or a directory with all in it; for good."""
-        ...
-
-
 @dataclass(frozen=True)
-class Place:
-    """A file or directory, here or in a store, and how it is reached.
+class Place(ABC):
+    """A file or directory, here or in a store; a name is taken as it stands, never as a pattern.
 
     Everything that it does raises OSError: a missing file is FileNotFoundError, and what a store
     refuses or fails to do is a StorageError, one sentence with its remedy.
@@ -102,19 +67,18 @@ class Place:
     Attributes:
         written: as the user wrote it, with what was joined to it.
         path: of this host, or below the bucket.
-        bucket: in which it lies; None for this host.
         storage: how a store is reached.
     """
 
+    is_remote: ClassVar[bool]
+    """Whether it lies in a store."""
+
     written: str
     path: str = field(compare=False)
-    bucket: str | None = field(default=None, compare=False)
     storage: StorageConfig = field(default_factory=StorageConfig, compare=False, repr=False)
 
-    @classmethod
-    def parse(
-        cls, text: str, storage: StorageConfig | None = None, *, expand: bool = True
-    ) -> "Place":
+    @staticmethod
+    def parse(text: str, storage: StorageConfig | None = None, *, expand: bool = True) -> "Place":
         """The place that a user names: a path, or `s3://bucket/path`.
 
         `$VARIABLE` and, at the beginning of a path, `~` stand for what a shell makes of them,
@@ -128,34 +92,39 @@ class Place:
         Raises:
             StorageError: it is of another kind, or a variable in it is not set.
         """
+        from train.storage.bucket import StorePlace
+        from train.storage.local import LocalPlace
+
         storage = storage or StorageConfig()
         path = _expanded(text) if expand else text
         scheme = _SCHEME.match(path)
         if scheme is None:
-            return cls(text, path if path == "/" else path.rstrip("/"), storage=storage)
+            return LocalPlace(text, path if path == "/" else path.rstrip("/"), storage)
         bucket, _, key = path[scheme.end() :].partition("/")
         if scheme[1] != "s3" or not bucket:
             raise StorageError(
                 f"{text} is not a place that files can be read from or written to; give a path or "
                 "an s3://bucket/path URL"
             )
-        return cls(text.rstrip("/"), key.strip("/"), bucket, storage)
+        return StorePlace(text.rstrip("/"), key.strip("/"), storage, bucket)
 
-    @classmethod
-    def of(cls, place: "Place | Path") -> "Place":
+    @staticmethod
+    def of(place: "Place | Path") -> "Place":
         """A place, where paths of this host are welcome as well."""
-        return place if isinstance(place, Place) else cls(str(place), str(place))
+        from train.storage.local import LocalPlace
+
+        return place if isinstance(place, Place) else LocalPlace(str(place), str(place))
 
     def __str__(self) -> str:
         return self.written
 
     def __fspath__(self) -> str:
-        assert self.bucket is None, f"{self} is in a store"
+        assert not self.is_remote, f"{self} is in a store"
         return self.path
 
-    def __truediv__(self, name: str) -> "Place":
+    def __truediv__(self, name: str) -> Self:
         path = f"{self.path.rstrip('/')}/{name}" if self.path else name
-        return Place(f"{self.written.rstrip('/')}/{name}", path, self.bucket, self.storage)
+        return replace(self, written=f"{self.written.rstrip('/')}/{name}", path=path)
 
     @property
     def name(self) -> str:
@@ -163,69 +132,49 @@ class Place:
         return self.path.rpartition("/")[2]
 
     @property
-    def parent(self) -> "Place":
+    def parent(self) -> Self:
         """The directory that it lies in."""
-        if self.bucket is None:
-            there = os.path.dirname
-            return Place(there(self.written) or ".", there(self.path) or ".", None, self.storage)
-        path = self.path.rpartition("/")[0]
-        return Place(self.written.rpartition("/")[0], path, self.bucket, self.storage)
+        path = os.path.dirname(self.path) or ("" if self.is_remote else ".")
+        return replace(self, written=os.path.dirname(self.written) or ".", path=path)
 
-    @property
-    def is_remote(self) -> bool:
-        """Whether it lies in a store."""
-        return self.bucket is not None
-
+    @abstractmethod
     def names(self) -> list[str]:
         """What lies in the directory, in order; nothing if it is not there."""
-        return self._back_end.names(self.path)
 
+    @abstractmethod
     def files(self) -> Iterator[Found]:
         """All files below the directory."""
-        return self._back_end.files(self.path)
 
+    @abstractmethod
     def find(self) -> Found | None:
         """The file's size and version; None if there is no file."""
-        return self._back_end.find(self.path)
 
+    @abstractmethod
     def exists(self) -> bool:
-        """Whether it is a file, or a directory that holds something or is empty on this host."""
-        if self.bucket is None:
-            return os.path.lexists(self.path)
-        return self.find() is not None or next(self.files(), None) is not None
+        """Whether it is a file, or a directory; in a store, one that holds something."""
 
+    @abstractmethod
     def read(self) -> bytes:
         """The whole file."""
-        return self._back_end.read(self.path)
 
+    @abstractmethod
     def open(self) -> Source:
         """The file, to read parts of."""
-        return self._back_end.open(self.path)
 
+    @abstractmethod
     def create(self) -> AbstractContextManager[Sink]:
         """The file, to write: there for good when the context ends, and not if it raises.
 
         Directories are made as needed.
         """
-        return self._back_end.create(self.path)
 
+    @abstractmethod
     def write(self, data: bytes) -> None:
         """Write the whole file: at any instant there is the old one or the new one."""
-        self._back_end.write(self.path, data)
 
+    @abstractmethod
     def remove(self) -> None:
         """Remove the file, or the directory with all in it; for good."""
-        self._back_end.remove(self.path)
-
-    @property
-    def _back_end(self) -> BackEnd:
-        if self.bucket is None:
-            from train.storage.local import Local
-
-            return Local()
-        from train.storage.bucket import Bucket
-
-        return Bucket(self.bucket, self.storage)
 
 
 def _expanded(text: str) -> str:

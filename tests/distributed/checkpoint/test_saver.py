@@ -22,7 +22,7 @@ from train.checkpoint import saver as checkpoint_saver
 from train.checkpoint.directory import latest
 from train.checkpoint.restore import read_state
 from train.errors import CheckpointError
-from train.storage.local import Local
+from train.storage.local import LocalPlace
 from train.storage.place import Place
 
 REPOSITORY = Path(__file__).parents[3]
@@ -213,23 +213,23 @@ def test_failing_training_ends_and_keeps_what_was_being_written(tmp_path: Path, 
 def _storage_without_rename(directory: Path) -> list[str]:
     """Fails between the index and the pointer; the next save must clear up and go on."""
     engine = engine_of(Toy(), stage=1)
-    write = Local.write
+    write = LocalPlace.write
 
-    def failing(self: Local, path: str, data: bytes) -> None:
-        if path.endswith("/index.json"):
-            raise OSError(5, "Input/output error", path)
-        write(self, path, data)
+    def failing(self: LocalPlace, data: bytes) -> None:
+        if self.name == "index.json":
+            raise OSError(5, "Input/output error", self.path)
+        write(self, data)
 
     saver = saver_of(directory)
     saver.save(engine, state_of(1), step=1)
     saver.finish()
-    Local.write = failing
+    LocalPlace.write = failing
     try:
         saver.save(engine, state_of(2), step=2)
         with pytest.raises(CheckpointError, match="Input/output error"):
             saver.finish()
     finally:
-        Local.write = write
+        LocalPlace.write = write
     dist.barrier()
     names = sorted(path.name for path in directory.iterdir())
     engine.close()

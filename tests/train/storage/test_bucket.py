@@ -17,7 +17,7 @@ from tools.lab import s3
 from train.errors import StorageError
 from train.storage import client as clients
 from train.storage import notices
-from train.storage.bucket import Bucket, _InMemory
+from train.storage.bucket import StorePlace, _InMemory
 from train.storage.config import StorageConfig
 from train.storage.patience import StoppedError
 from train.storage.place import Place
@@ -41,11 +41,13 @@ def put(lab: S3Lab, content: bytes) -> None:
     s3.client(lab.environment).put_object(Bucket=lab.bucket, Key="wire/file", Body=content)
 
 
-def store(url: str, *, timeout_seconds: float = 2.0, budget_seconds: float = 20.0) -> Bucket:
+def store(
+    url: str, name: str = "file", *, timeout_seconds: float = 2.0, budget_seconds: float = 20.0
+) -> StorePlace:
     storage = StorageConfig.model_construct(
         endpoint_url=url, timeout_seconds=timeout_seconds, retry_budget_seconds=budget_seconds
     )
-    return Bucket("lab", storage)
+    return StorePlace(f"s3://lab/wire/{name}", f"wire/{name}", storage, "lab")
 
 
 def first(*faults: Fault) -> Callable[[int], Fault]:
@@ -60,7 +62,7 @@ def heads(requests: list[bytes]) -> list[str]:
 def test_a_cut_transfer_goes_on_where_it_was(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
     cut = Fault(cut_after_bytes=1 << 20)
     with relay(lab.environment["S3_ENDPOINT_URL"], first(cut, cut)) as wire:
-        assert store(wire.url).read("wire/file") == CONTENT
+        assert store(wire.url).read() == CONTENT
         assert wire.answered_bytes < SIZE + (1 << 16), "nothing came twice"
     one, two, three = heads(wire.requests)
     assert "range:" not in one
@@ -79,7 +81,7 @@ def test_an_object_that_is_replaced_is_not_spliced(lab: S3Lab) -> None:
         return Fault(cut_after_bytes=1 << 20) if number == 0 else Fault()
 
     with relay(lab.environment["S3_ENDPOINT_URL"], plan) as wire:
-        assert store(wire.url).read("wire/file") == OTHER
+        assert store(wire.url).read() == OTHER
     # The same connection, because the refusal is an answer like any other.
     refused, begun_anew = heads(wire.requests[1].split(b"GET ")[1:])
     assert "if-match:" in refused
@@ -89,21 +91,21 @@ def test_an_object_that_is_replaced_is_not_spliced(lab: S3Lab) -> None:
 def test_silence_in_the_middle_is_noticed(lab: S3Lab) -> None:
     with relay(lab.environment["S3_ENDPOINT_URL"], first(Fault(stall_after_bytes=1 << 20))) as wire:
         started = time.monotonic()
-        assert store(wire.url, timeout_seconds=1.0).read("wire/file") == CONTENT
+        assert store(wire.url, timeout_seconds=1.0).read() == CONTENT
         assert 1 <= time.monotonic() - started < 4
     assert "range: bytes=10" in heads(wire.requests)[1]
 
 
 def test_silence_from_the_start_is_noticed(lab: S3Lab) -> None:
     with relay(lab.environment["S3_ENDPOINT_URL"], first(Fault(stall_after_bytes=0))) as wire:
-        assert store(wire.url, timeout_seconds=1.0).read("wire/file") == CONTENT
+        assert store(wire.url, timeout_seconds=1.0).read() == CONTENT
 
 
 def test_slow_is_no_fault(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
     slow = Fault(bytes_per_second=1e6)
     with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: slow) as wire:
         started = time.monotonic()
-        assert store(wire.url, timeout_seconds=0.5, budget_seconds=0.0).read("wire/file") == CONTENT
+        assert store(wire.url, timeout_seconds=0.5, budget_seconds=0.0).read() == CONTENT
         assert time.monotonic() - started > 2
     assert len(wire.requests) == 1
     assert not caplog.records
@@ -112,7 +114,7 @@ def test_slow_is_no_fault(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
 def test_a_store_that_asks_for_patience_gets_it(lab: S3Lab) -> None:
     busy = Fault(answer=SLOW_DOWN)
     with relay(lab.environment["S3_ENDPOINT_URL"], first(busy, busy, busy)) as wire:
-        assert store(wire.url).read("wire/file") == CONTENT
+        assert store(wire.url).read() == CONTENT
     assert len(wire.requests) == 4
 
 
@@ -121,7 +123,7 @@ def test_a_store_that_stays_busy_is_given_up(lab: S3Lab) -> None:
         message = rf"read s3://lab/wire/file from {wire.url}: \d+ attempts.*SlowDown.*budget_sec"
         started = time.monotonic()
         with pytest.raises(StorageError, match=message):
-            store(wire.url, budget_seconds=2.0).read("wire/file")
+            store(wire.url, budget_seconds=2.0).read()
         assert time.monotonic() - started < 4
     assert len(wire.requests) > 2
 
@@ -131,7 +133,7 @@ def test_progress_renews_the_budget(lab: S3Lab) -> None:
     cut = Fault(cut_after_bytes=400_000, bytes_per_second=800_000)
     with relay(lab.environment["S3_ENDPOINT_URL"], first(*[cut] * 6)) as wire:
         started = time.monotonic()
-        assert store(wire.url, budget_seconds=1.0).read("wire/file") == CONTENT
+        assert store(wire.url, budget_seconds=1.0).read() == CONTENT
         assert time.monotonic() - started > 3
 
 
@@ -140,7 +142,7 @@ def test_what_was_spent_waiting_counts(lab: S3Lab) -> None:
         reader = store(wire.url, timeout_seconds=0.5, budget_seconds=60.0)
         started = time.monotonic()
         with pytest.raises(StorageError, match=r"1 attempt after those of .*for 60 s since"):
-            reader.fetch("wire/file", _InMemory(), stalled_seconds=60.0)
+            reader.fetch(_InMemory(), stalled_seconds=60.0)
         assert time.monotonic() - started < 3
 
 
@@ -150,7 +152,7 @@ def test_a_fetch_can_be_stopped(lab: S3Lab) -> None:
         threading.Timer(0.3, stopped.set).start()
         started = time.monotonic()
         with pytest.raises(StoppedError):
-            store(wire.url, timeout_seconds=60.0).fetch("wire/file", _InMemory(), stopped=stopped)
+            store(wire.url, timeout_seconds=60.0).fetch(_InMemory(), stopped=stopped)
         assert time.monotonic() - started < 3
 
 
@@ -161,7 +163,7 @@ def test_threads_that_were_left_behind_end(lab: S3Lab) -> None:
     with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(stall_after_bytes=9)) as wire:
         before = transfers()
         with pytest.raises(StorageError):
-            store(wire.url, timeout_seconds=0.5, budget_seconds=1.0).read("wire/file")
+            store(wire.url, timeout_seconds=0.5, budget_seconds=1.0).read()
         deadline = time.monotonic() + 5
         while transfers() > before and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -172,22 +174,22 @@ def test_threads_share_a_client(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> 
     made: dict[object, object] = {}
     monkeypatch.setattr(clients, "_clients", made)
     reader = store(lab.environment["S3_ENDPOINT_URL"])
-    reader.read("wire/file")
+    reader.read()
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(reader.read, ["wire/file"] * 24)) == {CONTENT}
+        assert set(pool.map(lambda _: reader.read(), range(24))) == {CONTENT}
     assert len(made) == 1
 
 
 def test_a_forked_process_has_a_client_of_its_own(lab: S3Lab) -> None:
     reader = store(lab.environment["S3_ENDPOINT_URL"])
-    assert reader.read("wire/file") == CONTENT
+    assert reader.read() == CONTENT
     child = os.fork()
     if child == 0:
         try:
-            os._exit(0 if reader.read("wire/file") == CONTENT else 1)
+            os._exit(0 if reader.read() == CONTENT else 1)
         finally:
             os._exit(2)
-    assert reader.read("wire/file") == CONTENT
+    assert reader.read() == CONTENT
     deadline = time.monotonic() + 20
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -221,7 +223,7 @@ def test_credentials_that_hang_do_not_hold_up_the_next_attempt(
         monkeypatch.delenv(name)
     started = time.monotonic()
     endpoint = lab.environment["S3_ENDPOINT_URL"]
-    assert store(endpoint, timeout_seconds=2.0, budget_seconds=9.0).read("wire/file") == CONTENT
+    assert store(endpoint, timeout_seconds=2.0, budget_seconds=9.0).read() == CONTENT
     assert time.monotonic() - started < 12
     assert calls.stat().st_size > 2
 
@@ -241,17 +243,17 @@ def test_the_endpoint_comes_from_the_configuration_or_the_environment(
 
 def test_an_endpoint_that_is_no_url() -> None:
     with pytest.raises(StorageError, match=r"S3 endpoint nowhere cannot be used .*endpoint_url"):
-        store("nowhere").read("wire/file")
+        store("nowhere").read()
 
 
 def test_no_secret_is_told(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     with pytest.raises(StorageError) as caught:
-        store("http://user:pass-word@127.0.0.1:9", budget_seconds=0.0).read("wire/file")
+        store("http://user:pass-word@127.0.0.1:9", budget_seconds=0.0).read()
     told.append(str(caught.value))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     with pytest.raises(StorageError) as caught:
-        store(lab.environment["S3_ENDPOINT_URL"]).read("wire/file")
+        store(lab.environment["S3_ENDPOINT_URL"]).read()
     told.append(str(caught.value))
     for secret in ("pass-word", "not-the-secret", lab.environment["AWS_SECRET_ACCESS_KEY"]):
         assert not any(secret in text for text in told), told
@@ -271,10 +273,10 @@ def test_a_write_goes_on_after_what_can_happen_to_it(lab: S3Lab) -> None:
     """Silence, a busy store and a broken connection."""
     faults = [Fault(stall_after_bytes=0), Fault(answer=SLOW_DOWN), Fault(cut_after_bytes=9)]
     with relay(lab.environment["S3_ENDPOINT_URL"], first(*faults)) as wire:
-        writer = store(wire.url, timeout_seconds=1.0)
-        writer.write("wire/written", OTHER)
+        writer = store(wire.url, "written", timeout_seconds=1.0)
+        writer.write(OTHER)
         assert len(wire.requests) == 4
-        assert writer.read("wire/written") == OTHER
+        assert writer.read() == OTHER
 
 
 def test_a_slow_write_is_no_fault(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
@@ -282,7 +284,7 @@ def test_a_slow_write_is_no_fault(lab: S3Lab, caplog: pytest.LogCaptureFixture) 
     content = bytes(24 << 20)
     with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: slow) as wire:
         started = time.monotonic()
-        store(wire.url, timeout_seconds=2.0, budget_seconds=0.0).write("wire/written", content)
+        store(wire.url, "written", timeout_seconds=2.0, budget_seconds=0.0).write(content)
         assert time.monotonic() - started > 2.5
     assert len(wire.requests) == 1
     assert not caplog.records
@@ -292,7 +294,7 @@ def test_a_write_that_never_ends_is_given_up(lab: S3Lab) -> None:
     with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(stall_after_bytes=0)) as wire:
         message = rf"not write s3://lab/wire/written to {wire.url}: \d+ attempts.*no answer within"
         with pytest.raises(StorageError, match=message):
-            store(wire.url, timeout_seconds=0.5, budget_seconds=1.0).write("wire/written", b"x")
+            store(wire.url, "written", timeout_seconds=0.5, budget_seconds=1.0).write(b"x")
 
 
 def test_parts_are_sent_again_one_by_one(
@@ -303,35 +305,35 @@ def test_parts_are_sent_again_one_by_one(
 
     cut = Fault(cut_after_bytes=700)
     with relay(lab.environment["S3_ENDPOINT_URL"], first(*[cut] * 4)) as wire:
-        writer = store(wire.url)
-        with writer.create("wire/parts") as sink:
+        writer = store(wire.url, "parts")
+        with writer.create() as sink:
             for begin in range(0, len(content), 1 << 20):
                 sink.write(memoryview(content)[begin : begin + (1 << 20)])
-            assert writer.find("wire/parts") is None
+            assert writer.find() is None
         assert len(wire.requests) >= 3
         assert "trying again" in caplog.text
-        assert writer.read("wire/parts") == content
+        assert writer.read() == content
         assert wire.taken_bytes < 2.5 * len(content)
 
 
 def test_what_is_not_whole_never_appears(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.storage.bucket.PART_BYTES", 5 << 20)
-    writer = store(lab.environment["S3_ENDPOINT_URL"])
+    writer = store(lab.environment["S3_ENDPOINT_URL"], "half")
 
     def fail() -> None:
-        with writer.create("wire/half") as sink:
+        with writer.create() as sink:
             sink.write(bytes(6 << 20))
             raise ValueError("no more")
 
     with pytest.raises(ValueError, match="no more"):
         fail()
-    assert writer.find("wire/half") is None
+    assert writer.find() is None
     open_uploads = s3.client(lab.environment).list_multipart_uploads(Bucket=lab.bucket)
     assert not open_uploads.get("Uploads")
 
 
 def test_parts_of_a_file_that_is_replaced_are_refused(lab: S3Lab) -> None:
-    opened = store(lab.environment["S3_ENDPOINT_URL"]).open("wire/file")
+    opened = store(lab.environment["S3_ENDPOINT_URL"]).open()
     target = bytearray(1000)
     opened.read_into(memoryview(target), offset=5000)
     assert target == CONTENT[5000:6000]

@@ -132,16 +132,16 @@ import sys
 from pathlib import Path
 import numpy as np
 from train.storage.config import StorageConfig
-from train.storage.bucket import Bucket
+from train.storage.bucket import StorePlace
 from train.data.store.shards import ShardStore
 
 url, cache, limit, seed, shards = sys.argv[1:]
 fetched = []
-fetch = Bucket.fetch
-def counted(self, name, *arguments, **keywords):
-    fetch(self, name, *arguments, **keywords)
-    fetched.append(name)
-Bucket.fetch = counted
+fetch = StorePlace.fetch
+def counted(self, *arguments, **keywords):
+    fetch(self, *arguments, **keywords)
+    fetched.append(self.name)
+StorePlace.fetch = counted
 store = ShardStore(url, cache=Path(cache), storage=StorageConfig(cache_gib=int(limit) / 2**30))
 random = np.random.default_rng(int(seed))
 for number in random.integers(0, int(shards), 150).tolist():

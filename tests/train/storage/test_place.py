@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 
 from train.errors import StorageError
+from train.storage.bucket import StorePlace
 from train.storage.config import StorageConfig
 from train.storage.place import Place
 
 
 def test_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place.parse("s3://bucket/a/b/")
+    assert isinstance(place, StorePlace)
     assert (place.bucket, place.path, place.is_remote) == ("bucket", "a/b", True)
     assert str(place / "c") == "s3://bucket/a/b/c"
     assert (place / "c").path == "a/b/c"

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from train.errors import DataError, StorageError
+from train.storage.bucket import StorePlace
 from train.storage.cache import Cache, default_cache
 from train.storage.place import Place
 from train.storage.stored_file import FaultyFileError, StoredFile
@@ -29,7 +30,7 @@ class CorpusFiles:
         self.root = root
         self._checked: set[str] = set()
         self.cache: Cache | None = None
-        if not root.is_remote:
+        if not isinstance(root, StorePlace):
             _require_directory(root)
             return
         try:
@@ -112,7 +113,7 @@ class CorpusFiles:
 
 
 def _require_directory(root: Place) -> None:
-    directory = Path(root)
+    directory = Path(root.path)
     if not directory.exists():
         hint = ""
         if directory.name == "validation" and directory.parent.is_dir():
