@@ -6,7 +6,6 @@ shared, and whatever is wrong with a shard is an error that names it, in the thr
 """
 
 import bisect
-import contextlib
 import hashlib
 import io
 import os
@@ -237,29 +236,27 @@ class ShardStore:
         return shard, sample_id - (self._ends[shard - 1] if shard else 0)
 
     def _read(self, shard: int, place: int) -> bytes:
-        while True:
-            with contextlib.suppress(EvictedError):
-                return self._read_open(shard, place)
+        try:
+            with self._lock:
+                opened = self._opened.get(shard)
+                if opened is not None:
+                    self._opened.move_to_end(shard)
+                    return opened.read(place)
+            # Not under the lock: other threads go on while this one waits for the store.
+            opened = self._open(shard)
+            with self._lock:
+                other = self._opened.pop(shard, None)
+                if other is not None:
+                    other.close()
+                self._opened[shard] = opened
+                self._close_some()
+                return opened.read(place)
+        except EvictedError:
             with self._lock:
                 evicted = self._opened.pop(shard, None)
                 if evicted is not None:
                     evicted.close()
-
-    def _read_open(self, shard: int, place: int) -> bytes:
-        with self._lock:
-            opened = self._opened.get(shard)
-            if opened is not None:
-                self._opened.move_to_end(shard)
-                return opened.read(place)
-        # Not under the lock: other threads go on while this one waits for the store.
-        opened = self._open(shard)
-        with self._lock:
-            other = self._opened.pop(shard, None)
-            if other is not None:
-                other.close()
-            self._opened[shard] = opened
-            self._close_some()
-            return opened.read(place)
+        return self._read(shard, place)
 
     def _close_some(self) -> None:
         while len(self._opened) > _MAX_OPEN_SHARDS:
