@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from tools.corpus import prose
+from tools.corpus.entries import RowError
 from tools.corpus.made import Made, write_records
 from tools.corpus.packages import files, licences, obtain
 from tools.corpus.part import split_of
+from tools.corpus.reading import decoded
 from train.errors import DataError
 
 PREFIX: Final = "prose:"
@@ -181,7 +183,7 @@ def _from_package(name: str, cache: Path, report: Callable[[str], None]) -> _Fou
             copyright_text = content.decode(errors="replace")
             continue
         inner = path.removeprefix(tree.root).removesuffix(".gz")
-        documents.append((f"{name}/{inner}", _decode(content, path)))
+        documents.append((f"{name}/{inner}", _unpacked(content, path).decode(errors="replace")))
     found = licences(copyright_text or "")
     if package.warning:
         report(f"warning: {package.warning}")
@@ -200,9 +202,13 @@ def _from_package(name: str, cache: Path, report: Callable[[str], None]) -> _Fou
 def _from_directory(source: str, cache: Path, report: Callable[[str], None]) -> _Found:
     del cache, report
     name = _directory(source).name
-    documents = [
-        (f"{name}/{path}", _decode(content, path)) for path, content in _text_files(source)
-    ]
+    try:
+        documents = [
+            (f"{name}/{path}", decoded(_unpacked(content, path), path))
+            for path, content in _text_files(source)
+        ]
+    except RowError as error:
+        raise DataError(f"{error}; mend it, or take it out of {source}") from error
     return documents, {"name": name, "licences": []}, None
 
 
@@ -223,10 +229,10 @@ def _text_files(source: str) -> Iterator[tuple[str, bytes]]:
             yield path.relative_to(directory).as_posix(), path.read_bytes()
 
 
-def _decode(content: bytes, path: str) -> str:
-    if path.endswith(".gz"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} is not sound gzip ({error}); get its source again.") from error
-    return content.decode(errors="replace")
+def _unpacked(content: bytes, path: str) -> bytes:
+    if not path.endswith(".gz"):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is not sound gzip ({error}); get its source again.") from error

@@ -38,11 +38,9 @@ class Encoder:
         """Take a tokenizer.
 
         Args:
-            tokenizer: cutting or padding that its file asks for is switched off.
+            tokenizer: of the corpus.
             has_media: whether documents are stored with a payload.
         """
-        tokenizer.tokenizer.no_truncation()
-        tokenizer.tokenizer.no_padding()
         self._encode = tokenizer.tokenizer.encode_batch_fast
         self._special = tokenizer.special
         self._dtype = tokenizer.dtype

@@ -133,20 +133,25 @@ def _row_has_media(row: dict[str, Any]) -> bool:
 
 def _pieces_of_file(piece: Slice) -> tuple[Piece, ...]:
     if piece.form == "text":
-        text = TextPiece(text=_decoded(inputs.content(piece.path), piece.path))
+        text = TextPiece(text=decoded(inputs.content(piece.path), piece.path))
         return require_content([text])
     if piece.caption is None:
         stem = PurePosixPath(piece.name).stem
         raise RowError(f"there is no text for it, neither {stem}.txt nor a table")
     kind = SUFFIXES[PurePosixPath(piece.name).suffix.lower()]
     payload = media_piece(kind, inputs.content(piece.path), fetch=inputs.content)
-    caption = _decoded(inputs.content(piece.caption), piece.caption)
+    caption = decoded(inputs.content(piece.caption), piece.caption)
     if not caption.strip():
         raise RowError(f"its text {piece.caption} is empty")
     return (payload, TextPiece(text=caption))
 
 
-def _decoded(data: bytes, path: str) -> str:
+def decoded(data: bytes, path: str) -> str:
+    """The text of a file, without a byte-order mark.
+
+    Raises:
+        RowError: it is not UTF-8; the message names the line.
+    """
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -62,7 +62,7 @@ class CorpusTokenizer:
 
     @classmethod
     def from_content(cls, content: bytes, *, name: str) -> Self:
-        """Read a tokenizer.json.
+        """Read a tokenizer.json; what it says of cutting and padding is switched off.
 
         Args:
             content: of the file.
@@ -77,12 +77,17 @@ class CorpusTokenizer:
             raise DataError(
                 f"{name} is not a tokenizer.json of the tokenizers library ({error})."
             ) from error
-        tokenizer.encode_special_tokens = True
         ids = tokenizer.get_vocab()
+        special = SpecialTokens.from_vocabulary(ids)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        # Special whatever the file says of them: only such are kept apart from text.
+        tokenizer.add_special_tokens(list(SPECIAL_TEXT.values()))
+        tokenizer.encode_special_tokens = True
         return cls(
             content=content,
             tokenizer=tokenizer,
-            special=SpecialTokens.from_vocabulary(ids),
+            special=special,
             vocabulary=max(ids.values()) + 1,
         )
 

@@ -139,8 +139,9 @@ class Source:
         within = self.laying.attend == "within"
         total = (not within) + sum(end - begin + within for _, begin, end in parts)
         tokens = np.full(total, start, dtype=np.int64)
-        scored = np.ones(total, dtype=np.bool_)
-        scored[0] = False
+        scored: npt.NDArray[np.bool_] | None = None
+        if within:
+            scored = np.ones(total, dtype=np.bool_)
         spans: list[Ints] = []
         documents: list[tuple[int, int]] = []
         at = int(not within)
@@ -156,11 +157,15 @@ class Source:
                     f"fewer than the recorded lengths say ({end} or more): build the corpus again"
                 )
             documents.append((at, at + end - begin + within))
-            scored[at] &= not within
-            at += within
+            if within:
+                assert scored is not None
+                scored[at] = False
+                at += 1
             stop = at + end - begin
             tokens[at:stop] = stored[begin:end]
             if document is not None:
+                if scored is None:
+                    scored = np.ones(total, dtype=np.bool_)
                 scored[at:stop] = document.scored[begin:end]
                 inside = (document.spans[:, 0] >= begin) & (document.spans[:, 1] <= end)
                 spans.append(document.spans[inside] + (at - begin))

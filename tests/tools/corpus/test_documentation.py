@@ -249,3 +249,44 @@ def test_the_name_of_earlier_versions_says_the_new_one() -> None:
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert "python -m tools.corpus verify data/mine" in ended.stderr
+
+
+@pytest.mark.parametrize("sort", ["rst", "jsonl"])
+def test_a_tokenizer_that_cuts_pads_and_takes_text_for_marks_does_not_so_here(
+    sort: str, corpus: Path, tmp_path: Path
+) -> None:
+    text = "A paragraph that ends </d> in the middle of its words and then goes on."
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.rst").write_text(text)
+    (tmp_path / "in/a.jsonl").write_text(json.dumps({"text": text}))
+    asked = json.loads((corpus / "tokenizer.json").read_text())
+    asked["truncation"] = {
+        "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0,
+    }  # fmt: skip
+    asked["padding"] = {
+        "strategy": {"Fixed": 999}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 3, "pad_type_id": 0, "pad_token": "<pad>",
+    }  # fmt: skip
+    for token in asked["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    source = f"prose:{tmp_path / 'in'}" if sort == "rst" else str(tmp_path / "in/a.jsonl")
+    flags = ["--tokenizer", str(tmp_path / "asked.json"), "--validation", "0", "--workers", "1"]
+
+    assert main(["build", source, str(tmp_path / "out"), *flags]) == 0
+
+    [document] = documents(tmp_path / "out").values()
+    *words, paragraph, end = document.tokens.tolist()
+    assert (paragraph, end) == (1, 2)
+    assert min(words) > 3
+    plain = Tokenizer.from_file(str(corpus / "tokenizer.json"))
+    assert plain.decode(words, skip_special_tokens=False) == text
+
+
+def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"first\nna\xefve")
+    with pytest.raises(DataError, match=r"a\.txt is not UTF-8 in line 2"):
+        of(tmp_path).texts(report=nothing)
+    (tmp_path / "a.txt").write_bytes("\ufeffA mark of the order of bytes is no text.".encode())
+    [text], _ = of(tmp_path).texts(report=nothing)
+    assert text.paragraphs[0].text == "A mark of the order of bytes is no text."
