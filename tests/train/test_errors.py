@@ -57,6 +57,7 @@ MISTAKES = [
         "model.encoders.text.encoder.heads?",
     ),
     (["steps=many"], "steps: input should be a valid integer (got 'many')"),
+    (["run_directory=s3://lab/runs/a"], "run_directory: s3://lab/runs/a is no directory of this"),
     (["data.cache_gib=1"], "data.cache_gib: is called storage.cache_gib now"),
     (["zero.stage=4"], "zero.stage: input should be 0, 1, 2 or 3 (got 4)"),
     (
