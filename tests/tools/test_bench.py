@@ -22,7 +22,8 @@ from tools.bench.loading.corpora import write_sequences
 from tools.bench.loading.readers import BATCH, SHARED_MEMORY, Reading, Streaming
 from tools.bench.rounds import Contestant, Effort, alternate, ratio
 from tools.bench.shapes import FULL, TINY, Shape
-from tools.bench.training import batches, build, num_parameters, random_samples
+from tools.bench.training import batches, build, num_parameters
+from tools.random_batches import random_samples
 from train.data.collate import Collator, SpanCapacity
 from train.data.spans.kinds import FixedSpans
 
@@ -47,7 +48,12 @@ def batch_with_spans(shape: Shape, ranges: list[list[int]]) -> Batch:
         start_tokens={"text": 0},
         padding=0,
     )
-    return collate([(0, sample) for sample in random_samples(shape, count=shape.sequences)])
+    samples = random_samples(
+        vocabulary=shape.vocabulary,
+        sequence_tokens=shape.sequence_tokens,
+        count=shape.sequences,
+    )
+    return collate([(0, sample) for sample in samples])
 
 
 @pytest.mark.parametrize("semi_causal", [False, True])

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,49 +16,22 @@ from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from tools.bench.rounds import Step
 from tools.bench.shapes import Shape
-from train.data.collate import Collator, SpanCapacity
-from train.data.sample import Sample
-from train.data.spans.kinds import RandomSpans, RandomSpansConfig
-from train.data.tokens import SpecialTokens
+from tools.random_batches import SEED, random_batches
+from train.data.spans.kinds import RandomSpansConfig
 from train.step import train_step
 
-SEED = 1
 ADAMW = AdamW(learning_rate=3e-4)
-
-FIRST_WORD = 5
-
-
-def random_samples(shape: Shape, *, count: int) -> list[Sample]:
-    """Random tokens in one document each; what they say does not matter to the clock."""
-    random = np.random.default_rng(SEED)
-    return [
-        Sample(
-            id=i, tokens=random.integers(FIRST_WORD, shape.vocabulary, shape.sequence_tokens + 1)
-        )
-        for i in range(count)
-    ]
 
 
 def batches(shape: Shape, *, ratio: float, count: int) -> list[Batch]:
     """Fixed batches of the same tokens whatever the ratio of slots in random spans."""
-    samples = random_samples(shape, count=count * shape.sequences)
-    config = RandomSpansConfig(ratio=ratio)
-    policies = {"text": RandomSpans(config, seed=SEED, special=SpecialTokens())} if ratio else {}
-    room_tokens, room_spans = config.room(shape.sequence_tokens)
-    capacity = SpanCapacity(
-        tokens=room_tokens, spans=room_spans, longest_tokens=config.longest(shape.sequence_tokens)
-    )
-    collate = Collator(
+    return random_batches(
+        vocabulary=shape.vocabulary,
         sequence_tokens=shape.sequence_tokens,
-        policies=dict(policies),
-        capacities={"text": capacity},
-        start_tokens={"text": 0},
-        padding=0,
+        sequences=shape.sequences,
+        ratio=ratio,
+        count=count,
     )
-    return [
-        collate([(0, sample) for sample in samples[i : i + shape.sequences]])
-        for i in range(0, len(samples), shape.sequences)
-    ]
 
 
 def longest_rows(shape: Shape) -> int:

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from model.decoder import DecoderConfig
 from model.semicausal import ModelConfig
+from parallel.engine import build_part
 from parallel.launch import join, multiplies_bf16
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
-from tools.bench.training import build
 from tools.plan.machines import (
     KINDS,
     ZERO_RATES,
@@ -44,6 +44,7 @@ from tools.plan.rates import (
 from tools.plan.step_time import UPDATE_BYTES
 from tools.plan.table import console
 from tools.plan.task import Candidate, Task
+from tools.random_batches import SEED
 from tools.ranks import run_ranks
 from train.step import train_step
 
@@ -228,7 +229,8 @@ def _plain_seconds(precision: Precision, sizes: Sizes, *, width: int) -> float:
     """Forward and backward without an engine."""
     trial = _trial(precision, width=width, stage=0)
     mesh = mesh_of(trial[1])
-    model = build(trial[0].model).to(device=mesh.world.device, dtype=DTYPES[precision])
+    model = build_part(trial[0].model, trial[1].layout, mesh, seed=SEED)
+    model = model.to(device=mesh.world.device, dtype=DTYPES[precision])
     batch = batches_of(*trial, mesh)[0].to(mesh.world.device)
 
     def both() -> None:

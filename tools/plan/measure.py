@@ -16,16 +16,14 @@ from parallel.launch import World
 from parallel.mesh import Mesh, build_mesh, forget_groups
 from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
-from tools.bench.shapes import Shape
-from tools.bench.training import batches
 from tools.plan.from_config import random_spans
 from tools.plan.live import Meter, metered
 from tools.plan.task import Candidate, Task
+from tools.random_batches import SEED, random_batches
 from tools.ranks import run_ranks
 from train.data.spans.kinds import RandomSpansConfig
 from train.step import train_step
 
-SEED = 1
 METERED_STEPS = 2
 """The second one starts with all the state that AdamW creates in the first."""
 
@@ -148,18 +146,13 @@ def engine_of(task: Task, candidate: Candidate, mesh: Mesh) -> ZeroEngine:
 
 def batches_of(task: Task, candidate: Candidate, mesh: Mesh) -> list[Batch]:
     """Two steps' microbatches, different on each data rank."""
-    decoder = task.model.decoder
-    shape = Shape(
-        width=decoder.width,
-        num_layers=decoder.num_layers,
-        heads=decoder.heads,
-        vocabulary=decoder.vocabulary,
-        sequence_tokens=task.sequence_tokens,
-        sequences=candidate.micro_sequences,
-        encoder_width=0,
-        encoder_heads=0,
-    )
     per_copy = 2 * candidate.num_microbatches
     ratio = sum(part.vectors for part in task.spans.values()) / task.sequence_tokens
-    everyones = batches(shape, ratio=ratio, count=per_copy * mesh.data_size)
+    everyones = random_batches(
+        vocabulary=task.model.decoder.vocabulary,
+        sequence_tokens=task.sequence_tokens,
+        sequences=candidate.micro_sequences,
+        ratio=ratio,
+        count=per_copy * mesh.data_size,
+    )
     return everyones[per_copy * mesh.data_rank : per_copy * (mesh.data_rank + 1)]
