@@ -138,7 +138,8 @@ class Source:
         start = self.corpus.special.start
         within = self.laying.attend == "within"
         total = (not within) + sum(end - begin + within for _, begin, end in parts)
-        tokens = np.full(total, start, dtype=np.int64)
+        tokens = np.empty(total, dtype=np.int64)
+        tokens[0] = start
         scored: npt.NDArray[np.bool_] | None = None
         if within:
             scored = np.ones(total, dtype=np.bool_)
@@ -159,7 +160,7 @@ class Source:
             documents.append((at, at + end - begin + within))
             if within:
                 assert scored is not None
-                scored[at] = False
+                tokens[at], scored[at] = start, False
                 at += 1
             stop = at + end - begin
             tokens[at:stop] = stored[begin:end]
