@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from tests.corpora import write_corpus
 from tests.lab_fixtures import SlurmLab
 from tests.train.runs import TINY_RUN, run
 from train.run_directory import RunDirectory
-from train.watch.metrics import read_metrics
+from train.watch.metrics import Metrics, read_metrics
 
 REPOSITORY = Path(__file__).parent.parent.parent
-LAYOUT = ("zero.stage=3", "steps=30", "checkpoint.every_steps=10")
+LAYOUT = ("zero.stage=3", "steps=10", "checkpoint.every_steps=5", "validation.every_steps=5")
 
 
 @pytest.fixture
@@ -28,6 +29,19 @@ def submitted_from(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def plain(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without Slurm: what one under it must equal, and what one finetunes."""
+    directory = tmp_path_factory.mktemp("plain") / "run"
+    run(corpus, directory, *LAYOUT, ranks=2)
+    return directory
+
+
 def losses(directory: Path) -> list[tuple[int, float, float]]:
     return [
         (r.step, r.loss, r.gradient_norm)
@@ -36,25 +50,25 @@ def losses(directory: Path) -> list[tuple[int, float, float]]:
 
 
 def test_pretraining_under_slurm_equals_without(
-    slurm_lab: SlurmLab, submitted_from: Path, tmp_path: Path
+    slurm_lab: SlurmLab, submitted_from: Path, corpus: Path, plain: Path
 ) -> None:
-    corpus = write_corpus(tmp_path / "corpus")
     arguments = ("tiny.yaml", f"data.corpus={corpus}", *LAYOUT)
     job = slurm_lab.submit(
         "slurm/pretrain.sh", *arguments, "run_directory=run", directory=submitted_from
     )
-    run(corpus, tmp_path / "plain", *LAYOUT, ranks=2)
     ended = slurm_lab.wait(job, timeout_seconds=120)
     assert ended["JobState"] == "COMPLETED", output(submitted_from)
     assert ended["NumNodes"] == "2"
-    assert losses(submitted_from / "run") == losses(tmp_path / "plain")
+    assert losses(submitted_from / "run") == losses(plain)
 
 
 def test_preempted_run_requeues_and_continues(
-    slurm_lab: SlurmLab, submitted_from: Path, tmp_path: Path
+    slurm_lab: SlurmLab, submitted_from: Path, corpus: Path
 ) -> None:
-    corpus = write_corpus(tmp_path / "corpus")
-    long = ("zero.stage=1", "steps=400", "checkpoint.every_steps=1000")
+    # Longer than any preemption takes; cancelled when it has gone on. Jobs that go on to their end:
+    # test_lab_slurm.
+    rarely = ("checkpoint.every_steps=20000", "validation.every_steps=20000")
+    long = ("zero.stage=1", "steps=20000", *rarely)
     job = slurm_lab.submit(
         "slurm/pretrain.sh",
         *("tiny.yaml", f"data.corpus={corpus}", *long, "run_directory=run"),
@@ -67,28 +81,33 @@ def test_preempted_run_requeues_and_continues(
         "--partition=high", "--exclusive", "--nodes=2", "--wrap=sleep 1", directory=submitted_from
     )
     assert slurm_lab.wait(urgent, timeout_seconds=90)["JobState"] == "COMPLETED"
-    ended = slurm_lab.wait(job, timeout_seconds=150)
-    assert ended["JobState"] == "COMPLETED", output(submitted_from)
-    assert int(ended["Restarts"]) >= 1
+    deadline = time.monotonic() + 150
+    while not went_on(read_metrics(metrics)):
+        assert time.monotonic() < deadline, output(submitted_from)
+        time.sleep(0.2)
+    slurm_lab.call("scancel", str(job))
+    assert int(slurm_lab.wait(job, timeout_seconds=60)["Restarts"]) >= 1
     recorded = read_metrics(metrics)
-    assert [record.step for record in recorded.train] == list(range(1, 401))
-    assert recorded.runs[-1].step > 0, "it began again instead of continuing"
+    assert went_on(recorded), "it began again instead of continuing"
+    steps = [record.step for record in recorded.train]
+    assert steps == list(range(1, len(steps) + 1))
 
 
-def test_finetuning_under_slurm(slurm_lab: SlurmLab, submitted_from: Path, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus")
+def went_on(metrics: Metrics) -> bool:
+    """Whether a later start has taken steps after those that were there."""
+    before = metrics.runs[-1].step
+    return before > 0 and metrics.train[-1].step >= before + 10
+
+
+def test_finetuning_under_slurm(
+    slurm_lab: SlurmLab, submitted_from: Path, corpus: Path, plain: Path, tmp_path: Path
+) -> None:
     task = write_corpus(tmp_path / "task", with_spans=True)
-    run(corpus, tmp_path / "base", "steps=4")
     job = slurm_lab.submit(
         "slurm/finetune.sh",
-        *("tiny.yaml", f"data.corpus={task}", "run_directory=lora", f"init_from={tmp_path}/base"),
-        *(
-            "lora={rank: 4}",
-            "spans={text: {kind: stored}}",
-            "data.pack=fit",
-            "zero.stage=3",
-            "steps=6",
-        ),
+        *("tiny.yaml", f"data.corpus={task}", "run_directory=lora", f"init_from={plain}"),
+        *("lora={rank: 4}", "spans={text: {kind: stored}}", "data.pack=fit", "zero.stage=3"),
+        "steps=6",
         directory=submitted_from,
     )
     assert slurm_lab.wait(job, timeout_seconds=120)["JobState"] == "COMPLETED", output(
