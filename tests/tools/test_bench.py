@@ -148,6 +148,7 @@ def test_gpu_peak_is_that_of_the_named_card() -> None:
     assert gpu.peak_flops("something new") is None
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_tiny_bench_writes_every_key(tmp_path: Path) -> None:
     out = tmp_path / "out" / "bench.json"

@@ -22,7 +22,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     metrics = run(
         corpus,
         directory,
-        "steps=30",
+        *("steps=30", "checkpoint.every_steps=10", "validation.every_steps=10"),
         "samples={prompts: ['the kernel [[maps a]] page'], max_new_tokens: 5}",
         "watch.wandb=offline",
     )
