@@ -8,9 +8,15 @@ import pytest
 from tests.train.faults import CASES, Case, Lab, Result, fault_of, play
 
 SLOW, *_ = CASES
+LONG = ("saving", "throttled", "stale shared memory")
+"""In make test-all: checkpoints go the way that data go, the tests of storage read slowly too, and
+shared memory takes three runs."""
 QUICK = [
-    # Checkpoints go the way that data go, which the other cases try.
-    pytest.param(case, id=case.name, marks=[pytest.mark.long] if "saving" in case.name else [])
+    pytest.param(
+        case,
+        id=case.name,
+        marks=[pytest.mark.long] if any(word in case.name for word in LONG) else [],
+    )
     for case in CASES[1:]
 ]
 
