@@ -112,7 +112,8 @@ def with_stored_spans(config: RunConfig) -> RunConfig:
     """The configuration, but reading the spans that samples bring, with room for any."""
     tree = config.model_dump(mode="json")
     tree["spans"] = {modality: {"kind": "stored"} for modality in config.spans}
-    tree["data"]["span_capacity"] = {}
+    # The samples are there already: how they were packed is past.
+    tree["data"] |= {"span_capacity": {}, "pack": "fit"}
     return RunConfig.model_validate(tree)
 
 
