@@ -132,7 +132,7 @@ def _write(
         ) as writer:
             for document in documents:
                 writer.write(document)
-        _write_lengths(root / split, documents, lie=lie)
+        write_lengths(root / split, documents, lie=lie)
         shutil.copyfile(root / "tokenizer.json", root / split / "tokenizer.json")
         (root / split / "manifest.json").write_text(json.dumps(manifest))
     return root
@@ -155,7 +155,8 @@ def _document(
     return document | {"segments": np.array(segments, dtype=np.int32)}
 
 
-def _write_lengths(directory: Path, documents: list[dict[str, Any]], *, lie: int) -> None:
+def write_lengths(directory: Path, documents: list[dict[str, Any]], *, lie: int = 0) -> None:
+    """List how long the documents of a split are."""
     index = json.loads((directory / "index.json").read_text())
     shards: list[dict[str, Any]] = []
     at = 0

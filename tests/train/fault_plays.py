@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from streaming import MDSWriter
 
+from tests.corpora import write_lengths
 from tests.train.fault_lab import (
     RANKS,
     SAMPLES,
@@ -53,12 +53,15 @@ def flip(path: Path) -> None:
 def add_ballast(source: Path, directory: Path) -> None:
     """Write a split again, in large shards, with a column that is nothing but heavy."""
     shutil.rmtree(directory)
-    columns = {"tokens": "ndarray:uint16", "ballast": "bytes"}
+    store = ShardStore(str(source))
+    documents = [store.columns(number) for number in range(len(store))]
+    columns = {"id": "str", "tokens": "ndarray:uint16", "segments": "ndarray:int32"}
+    columns["ballast"] = "bytes"
     out = str(directory)
     with MDSWriter(out=out, columns=columns, hashes=["xxh64"], size_limit=2_500_000) as writer:
-        for sample in ShardStore(str(source)):
-            tokens = sample.tokens.astype(np.uint16)
-            writer.write({"tokens": tokens, "ballast": bytes(BALLAST_BYTES)})
+        for document in documents:
+            writer.write(document | {"ballast": bytes(BALLAST_BYTES)})
+    write_lengths(directory, documents)
     for name in ("manifest.json", "tokenizer.json", "token_counts.npy"):
         shutil.copyfile(source / name, directory / name)
 
