@@ -20,6 +20,8 @@ from train.loading import load_config, load_model
 from train.watch.metrics import Metrics
 
 CPU = torch.device("cpu")
+CALM = ("checkpoint.every_steps=1000", "validation.every_steps=1000")
+"""Saved and looked at in the end alone: tiny runs otherwise do so every few steps."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("base")
     corpus = write_corpus(directory / "corpus")
     # Long enough for the embedding to grow: adapters cannot, and it bounds their logits.
-    run(corpus, directory / "run", "steps=150", "zero.stage=3")
+    run(corpus, directory / "run", "steps=150", "zero.stage=1", *CALM)
     return directory / "run"
 
 
@@ -52,6 +54,7 @@ def finetuned(
         "data.pack=fit",
         "zero.stage=3",
         "zero.persist_parameters_below=0",
+        *CALM,
         ranks=2,
     )
     return directory, metrics
