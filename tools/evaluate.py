@@ -18,9 +18,11 @@ from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
 from train.config import RunConfig
-from train.data.collate import Collator, scored_tokens
+from train.data.collate import Collator
 from train.data.sample import Sample
-from train.data.spans.kinds import RandomSpans, RandomSpansConfig
+from train.data.spans.at_random import RandomSpansConfig
+from train.data.spans.scoring import scored_tokens
+from train.data.tokens import SpecialTokens
 from train.errors import UserError
 from train.evaluate import (
     VALIDATION_EPOCH,
@@ -47,12 +49,12 @@ class ReferenceScored:
 
     Args:
         samples: the stored samples.
-        policy: the reference layout.
+        special: of its corpus.
     """
 
-    def __init__(self, samples: Samples, policy: RandomSpans):
+    def __init__(self, samples: Samples, special: SpecialTokens):
         self.samples = samples
-        self.policy = policy
+        self.special = special
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -60,7 +62,9 @@ class ReferenceScored:
     def __getitem__(self, sample_id: int, /) -> Sample:
         """The sample with its reference spans and targets."""
         sample = self.samples[sample_id]
-        spans = self.policy.choose(sample, epoch=VALIDATION_EPOCH)
+        spans = RandomSpansConfig().choose(
+            sample, seed=REFERENCE_SEED, epoch=VALIDATION_EPOCH, choice=0, special=self.special
+        )
         return replace(sample, spans=spans, scored=scored_tokens(sample, spans))
 
 
@@ -70,11 +74,12 @@ def evaluate_checkpoint(
     """Losses with the model's own spans (`overall`) and on the fixed set (`fixed`)."""
     sources = open_sources(config)
 
-    def losses(collate: Collator, reference: RandomSpans | None = None) -> Tally:
+    def losses(collate: Collator, *, of_reference: bool = False) -> Tally:
         return Tally.of_all(
             evaluate(forward, batches(samples, collate), device=device)
             for source in sources.all
-            for samples in [of_reference(source.validation, reference)]
+            for own in [source.validation]
+            for samples in [ReferenceScored(own, sources.special) if of_reference else own]
         )
 
     def batches(samples: Samples, collate: Collator) -> Iterator[Batch]:
@@ -91,21 +96,15 @@ def evaluate_checkpoint(
         with torch.no_grad():
             return [model(batch) for batch in run]
 
-    own = build_collator(config, sources.special)
-    reference = RandomSpans(RandomSpansConfig(), seed=REFERENCE_SEED, special=sources.special)
-    found = {"overall": losses(own).over_ranks()}
-    longest = RandomSpansConfig().lengths(config.data.sequence_tokens)[1]
+    collate = build_collator(config, sources.special)
+    found = {"overall": losses(collate).over_ranks()}
+    longest = RandomSpansConfig().longest(config.data.sequence_tokens)
     if config.built_model.encoders:
-        if longest >= config.model.encoders["text"].encoder.max_tokens:
+        if longest > config.model.encoders["text"].encoder.longest_span:
             return found  # its encoder cannot read the reference spans
-        own = build_collator(with_stored_spans(config), sources.special)
-    found["fixed"] = losses(own, reference).over_ranks()
+        collate = build_collator(with_stored_spans(config), sources.special)
+    found["fixed"] = losses(collate, of_reference=True).over_ranks()
     return found
-
-
-def of_reference(samples: Samples, reference: RandomSpans | None) -> Samples:
-    """The samples, with the spans and targets of the reference layout if one is given."""
-    return samples if reference is None else ReferenceScored(samples, reference)
 
 
 def with_stored_spans(config: RunConfig) -> RunConfig:

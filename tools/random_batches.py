@@ -3,10 +3,11 @@
 import numpy as np
 
 from model.batch import Batch
-from train.data.collate import Collator, SpanCapacity
+from train.data.collate import Collator
 from train.data.sample import Sample
-from train.data.spans.kinds import RandomSpans, RandomSpansConfig
-from train.data.tokens import SpecialTokens
+from train.data.spans.at_random import RandomSpansConfig
+from train.data.spans.protocol import SpanCapacity
+from train.data.spans.text import TextReader
 
 SEED = 1
 FIRST_WORD = 5
@@ -29,16 +30,13 @@ def random_batches(
         vocabulary=vocabulary, sequence_tokens=sequence_tokens, count=count * sequences
     )
     config = RandomSpansConfig(ratio=ratio)
-    policies = {"text": RandomSpans(config, seed=SEED, special=SpecialTokens())} if ratio else {}
     room_tokens, room_spans = config.room(sequence_tokens)
     capacity = SpanCapacity(
         tokens=room_tokens, spans=room_spans, longest_tokens=config.longest(sequence_tokens)
     )
     collate = Collator(
         sequence_tokens=sequence_tokens,
-        policies=dict(policies),
-        capacities={"text": capacity},
-        start_tokens={"text": 0},
+        readers={"text": TextReader(kind=config, seed=SEED, capacity=capacity)} if ratio else {},
         padding=0,
     )
     return [

@@ -21,7 +21,6 @@ from train.data.feed import Feed
 from train.data.mixture import Mixture, MixtureError, shares
 from train.data.plan import StepPlan
 from train.data.sources import Laying, Source, Sources
-from train.data.spans.kinds import StoredSpansConfig, build_policy
 from train.data.tokens import SpecialTokens
 from train.errors import CheckpointError, ConfigError
 from train.loading import load_config
@@ -37,9 +36,7 @@ def open_sources(config: RunConfig) -> Sources:
     """
     data, storage = config.data, config.storage
     room: dict[str, int] = {}
-    if "text" in config.built_model.encoders and isinstance(
-        config.spans["text"], StoredSpansConfig
-    ):
+    if "text" in config.built_model.encoders and config.spans["text"].is_stored:
         capacity = config.span_capacity("text")
         room = {"span_tokens": capacity.tokens, "spans": capacity.spans}
     laying = Laying(
@@ -68,15 +65,17 @@ def open_sources(config: RunConfig) -> Sources:
 
 def build_collator(config: RunConfig, special: SpecialTokens) -> Collator:
     """The collator for the encoders that the run builds."""
-    encoders = config.built_model.encoders
     return Collator(
         sequence_tokens=config.data.sequence_tokens,
-        policies={
-            modality: build_policy(config.spans[modality], seed=config.seed, special=special)
-            for modality in encoders
+        readers={
+            modality: config.spans[modality].reader(
+                part.encoder,
+                capacity=config.span_capacity(modality),
+                seed=config.seed,
+                special=special,
+            )
+            for modality, part in config.built_model.encoders.items()
         },
-        capacities={modality: config.span_capacity(modality) for modality in encoders},
-        start_tokens={modality: part.encoder.start_token for modality, part in encoders.items()},
         padding=special.padding,
         attend=config.data.attend,
     )

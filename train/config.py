@@ -5,20 +5,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from model.config import Config
+from model.encoders.protocol import SpanLoad
 from model.lora import LoraConfig
 from model.semicausal import ModelConfig
+from parallel.costs import usual_load
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
 from parallel.zero.config import ZeroConfig
-from train.data.collate import Attend, SpanCapacity
+from train.data.collate import Attend
 from train.data.mixture import SourceConfig
 from train.data.pack import Pack
-from train.data.spans.kinds import (
-    FixedSpansConfig,
-    RandomSpansConfig,
-    SpansConfig,
-    StoredSpansConfig,
-)
-from train.data.spans.rules import RuleSpansConfig
+from train.data.spans.kinds import SpansConfig
+from train.data.spans.protocol import SpanCapacity
 from train.optim import OptimConfig
 from train.storage.config import StorageConfig
 from train.watch.config import WatchConfig
@@ -165,31 +162,40 @@ class RunConfig(Config):
         encoders = {
             modality: part
             for modality, part in self.model.encoders.items()
-            if not _is_idle(self.spans[modality])
+            if not self.spans[modality].is_idle
         }
         return self.model.model_copy(update={"encoders": encoders})
 
     def span_capacity(self, modality: str) -> SpanCapacity:
         """Static room for spans of a modality in one sequence."""
-        given = self.data.span_capacity.get(modality)
-        longest = self.model.encoders[modality].encoder.longest_span
-        if given is not None:
-            return SpanCapacity(tokens=given.tokens, spans=given.spans, longest_tokens=longest)
         S = self.data.sequence_tokens
-        spans = self.spans[modality]
-        if isinstance(spans, RandomSpansConfig | RuleSpansConfig):
-            tokens, number = spans.room(S)
-            return SpanCapacity(tokens=tokens, spans=number, longest_tokens=longest)
-        return SpanCapacity(tokens=S, spans=max(1, S // 8), longest_tokens=longest)
+        given = self.data.span_capacity.get(modality)
+        tokens, spans = (
+            self.spans[modality].room(S) if given is None else (given.tokens, given.spans)
+        )
+        longest = self.model.encoders[modality].encoder.longest_span
+        return SpanCapacity(tokens=tokens, spans=spans, longest_tokens=longest)
+
+    def span_load(self, modality: str) -> SpanLoad:
+        """Spans of one sequence on average, as far as the configuration tells."""
+        S = self.data.sequence_tokens
+        load = self.spans[modality].load(S)
+        given = self.data.span_capacity.get(modality)
+        if load is None and given is not None:  # samples bring their own spans, at most these
+            load = SpanLoad(
+                vectors=given.tokens, spans=given.spans, longest=given.tokens / given.spans
+            )
+        if load is None:
+            model = self.built_model
+            usual = usual_load(model, sequences=1, sequence_tokens=S, span_share=USUAL_SPAN_SHARE)
+            load = usual.spans[modality]
+        return load
 
     @property
     def span_share(self) -> float:
         """Share of the slots in spans, as far as the configuration tells."""
-        shares = [
-            spans.largest_ratio if isinstance(spans, RandomSpansConfig) else USUAL_SPAN_SHARE
-            for spans in self.spans.values()
-        ]
-        return min(1.0, sum(shares))
+        vectors = sum(self.span_load(modality).vectors for modality in self.spans)
+        return min(1.0, vectors / self.data.sequence_tokens)
 
     def identity(self) -> dict[str, Any]:
         """What decides a run's numbers; the rest (layout, paths, watching) may change on resume."""
@@ -212,7 +218,7 @@ class RunConfig(Config):
             "span_capacity": {
                 modality: [capacity.tokens, capacity.spans]
                 for modality in self.built_model.encoders
-                if isinstance(self.spans[modality], StoredSpansConfig)
+                if self.spans[modality].is_stored
                 for capacity in [self.span_capacity(modality)]
             },
             "attend": self.data.attend,
@@ -240,10 +246,6 @@ def accumulation(config: RunConfig, *, ranks: int) -> int:
             f"{near}"
         )
     return config.batch.sequences // share
-
-
-def _is_idle(spans: SpansConfig) -> bool:
-    return isinstance(spans, RandomSpansConfig) and spans.largest_ratio == 0
 
 
 def _faults(config: RunConfig) -> list[str]:
@@ -283,7 +285,7 @@ def _faults(config: RunConfig) -> list[str]:
         whole = [
             f"spans.{modality}.kind: stored"
             for modality, spans in config.spans.items()
-            if isinstance(spans, StoredSpansConfig)
+            if spans.is_stored
         ]
         whole += ["data.attend: within"] * (config.data.attend == "within")
         faults += [
@@ -353,20 +355,12 @@ def _faults(config: RunConfig) -> list[str]:
 def _encoder_faults(config: RunConfig, modality: str) -> list[str]:
     encoder, spans = config.model.encoders[modality].encoder, config.spans[modality]
     S = config.data.sequence_tokens
-    known = isinstance(spans, RandomSpansConfig | RuleSpansConfig)
-    faults = [
+    return [
         *encoder.faults(
             f"model.encoders.{modality}.encoder",
             vocabulary=config.model.decoder.vocabulary,
-            longest=spans.longest(S) if known else 0,
+            longest=spans.longest(S),
             is_supplied=config.init_from is not None,
-        )
+        ),
+        *spans.faults(f"spans.{modality}", encoder, sequence_tokens=S),
     ]
-    if isinstance(spans, FixedSpansConfig):
-        for start, stop in spans.ranges:
-            if stop > S:
-                faults.append(
-                    f"spans.{modality}.ranges: [{start}, {stop}] ends beyond the sequence of "
-                    f"{S} slots"
-                )
-    return faults

@@ -9,7 +9,9 @@ from tokenizers import Tokenizer
 
 from model.generate import generate
 from model.semicausal import SemiCausal
-from train.data.collate import SpanCapacity, pack_spans
+from train.data.spans.flat import FlatSpans
+from train.data.spans.protocol import SpanCapacity
+from train.data.spans.text import pack_text
 from train.data.tokens import SpecialTokens
 from train.errors import UserError
 
@@ -87,17 +89,17 @@ class Speaker:
             encoder = self.model.config.encoders.get("text")
             if encoder is None:
                 raise UserError("the model has no text encoder: remove the [[ ]] from the prompt")
-            longest = encoder.encoder.max_tokens - 1
+            longest = encoder.encoder.longest_span
             if max(stop - start for start, stop in spans) > longest:
                 raise UserError(f"a span of the prompt exceeds the encoder's {longest} tokens")
-            ranges = np.array(spans, dtype=np.int64)
             capacity = SpanCapacity(tokens=len(tokens), spans=len(spans), longest_tokens=longest)
-            row = np.array([tokens], dtype=np.int64)
-            packed = {
-                "text": pack_spans(
-                    row, [ranges], capacity=capacity, start_token=encoder.encoder.start_token
-                ).to(device)
-            }
+            read = pack_text(
+                np.array([tokens], dtype=np.int64),
+                FlatSpans.of([np.array(spans, dtype=np.int64)]),
+                capacity=capacity,
+                start_token=encoder.encoder.start_token,
+            )
+            packed = {"text": read.to(device)}
         new = generate(
             self.model,
             torch.tensor([tokens], device=device),

@@ -22,9 +22,12 @@ from parallel.region import Region
 from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import local_slices
-from train.data.collate import Attend, Collator, SpanCapacity
+from train.data.collate import Attend, Collator
 from train.data.sample import Sample
-from train.data.spans.kinds import NO_SPANS, Spans
+from train.data.spans.places import NO_SPANS, Spans
+from train.data.spans.protocol import SpanCapacity
+from train.data.spans.text import TextReader, TextSpansConfig
+from train.data.tokens import SpecialTokens
 from train.step import reseed, train_step
 
 NUM_STEPS = 5
@@ -129,17 +132,20 @@ ALONE: dict[str, Any] = {
 }  # fmt: skip
 
 
-class UnevenSpans:
+class UnevenSpans(TextSpansConfig):
     """Spans in some samples only: the last four of eight have none, so rank 1 of 2 has none."""
 
-    def __init__(self, where: str):
-        self.where = where
+    where: str
 
-    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
+    def choose(
+        self, sample: Sample, *, seed: int, epoch: int, choice: int, special: SpecialTokens
+    ) -> Spans:
         if self.where == "nowhere" or (self.where == "first rank" and sample.id % 8 >= 4):
             return NO_SPANS
         start = 2 + sample.id % 5
-        return np.array([[start, start + 9], [start + 9, start + 14], [SLOTS - 6, SLOTS]])
+        spans = np.array([[start, start + 9], [start + 9, start + 14], [SLOTS - 6, SLOTS]])
+        # They must end inside the short samples too.
+        return spans[spans[:, 1] < len(sample.tokens)]
 
 
 def model_config(cell: Cell) -> ModelConfig:
@@ -170,13 +176,13 @@ def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
         )
         for i in range(SEQUENCES)
     ]
-    # Spans must end inside the short samples too.
-    policy = UnevenSpans(cell.spans)
+    reader = TextReader(
+        kind=UnevenSpans(where=cell.spans),
+        capacity=SpanCapacity(tokens=24, spans=3, longest_tokens=23),
+    )
     collate = Collator(
         sequence_tokens=SLOTS,
-        policies={"text": _Inside(policy)},
-        capacities={"text": SpanCapacity(tokens=24, spans=3, longest_tokens=23)},
-        start_tokens={"text": 0},
+        readers={"text": reader},
         padding=3,
         attend=cell.attend,
     )
@@ -184,15 +190,6 @@ def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
     mine = [(0, sample) for sample in samples[rank * share : (rank + 1) * share]]
     micro = share // cell.microbatches
     return [collate(mine[i : i + micro]) for i in range(0, share, micro)]
-
-
-class _Inside:
-    def __init__(self, policy: UnevenSpans):
-        self.policy = policy
-
-    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
-        spans = self.policy.choose(sample, epoch=epoch, choice=choice)
-        return spans[spans[:, 1] < len(sample.tokens)]
 
 
 def oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:

@@ -8,9 +8,11 @@ import torch
 from model.batch import Batch
 from model.encoders.text import TextSpans
 from model.semicausal import ModelConfig, SemiCausal
-from train.data.collate import Collator, SpanCapacity
+from train.data.collate import Collator
 from train.data.sample import Sample
-from train.data.spans.kinds import StoredSpans
+from train.data.spans.given import StoredSpansConfig
+from train.data.spans.protocol import SpanCapacity
+from train.data.spans.text import TextReader
 
 Range = tuple[int, int]
 
@@ -107,15 +109,14 @@ def collate(
         )
         for row, tokens in enumerate(sequences)
     ]
-    modalities = [] if spans is None else ["text"]
+    reader = TextReader(
+        kind=StoredSpansConfig(kind="stored"),
+        capacity=SpanCapacity(tokens=room, spans=room, longest_tokens=15),
+        start_token=START_TOKEN,
+    )
     collator = Collator(
         sequence_tokens=slots,
-        policies={modality: StoredSpans() for modality in modalities},
-        capacities={
-            modality: SpanCapacity(tokens=room, spans=room, longest_tokens=15)
-            for modality in modalities
-        },
-        start_tokens=dict.fromkeys(modalities, START_TOKEN),
+        readers={} if spans is None else {"text": reader},
         padding=3,
         attend="across" if documents is None else "within",
     )

@@ -23,8 +23,8 @@ from tests.model.examples import (
     tiny_config,
     tiny_model,
 )
-from train.data.collate import scored_tokens
 from train.data.sample import Sample
+from train.data.spans.scoring import scored_tokens
 
 Norm = Literal["deepnorm", "pre"]
 

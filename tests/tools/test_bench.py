@@ -24,8 +24,10 @@ from tools.bench.rounds import Contestant, Effort, alternate, ratio
 from tools.bench.shapes import FULL, TINY, Shape
 from tools.bench.training import batches, build, num_parameters
 from tools.random_batches import random_samples
-from train.data.collate import Collator, SpanCapacity
-from train.data.spans.kinds import FixedSpans
+from train.data.collate import Collator
+from train.data.spans.given import FixedSpansConfig
+from train.data.spans.protocol import SpanCapacity
+from train.data.spans.text import TextReader
 
 KEYS = {
     "causal_vs_llama_same_precision",
@@ -43,9 +45,12 @@ KEYS = {
 def batch_with_spans(shape: Shape, ranges: list[list[int]]) -> Batch:
     collate = Collator(
         sequence_tokens=shape.sequence_tokens,
-        policies={"text": FixedSpans(ranges)},
-        capacities={"text": SpanCapacity(tokens=16, spans=4, longest_tokens=8)},
-        start_tokens={"text": 0},
+        readers={
+            "text": TextReader(
+                kind=FixedSpansConfig(kind="fixed", ranges=ranges),
+                capacity=SpanCapacity(tokens=16, spans=4, longest_tokens=8),
+            )
+        },
         padding=0,
     )
     samples = random_samples(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +14,9 @@ from tools.bench.rounds import Contestant, Findings, Step, alternate, ratio, rec
 from tools.bench.semicausal import RATIO
 from tools.bench.shapes import Plan, Shape
 from tools.bench.training import SEED, batches, longest_rows, num_parameters
-from train.data.collate import SpanCapacity, pack_spans
-from train.data.spans.kinds import FixedSpans
+from train.data.spans.flat import FlatSpans
+from train.data.spans.protocol import SpanCapacity
+from train.data.spans.text import pack_text
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -126,8 +128,8 @@ def whole_sequence(tokens: Tensor, spans: TextSpans) -> TextSpans:
     """
     B, S = tokens.shape
     capacity = SpanCapacity(tokens=S, spans=1, longest_tokens=S)
-    everything = FixedSpans([[0, S]])._spans
-    whole = pack_spans(tokens.numpy(), [everything] * B, capacity=capacity, start_token=0)
+    everything = FlatSpans.of([np.array([[0, S]])] * B)
+    whole = pack_text(tokens.numpy(), everything, capacity=capacity, start_token=0)
     slots = spans.slots[: spans.num_vectors]
     vectors = whole.vectors.index_select(0, slots)
     return replace(whole, vectors=vectors, slots=slots, num_vectors=len(slots))

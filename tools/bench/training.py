@@ -17,7 +17,7 @@ from parallel.zero.engine import ZeroEngine
 from tools.bench.rounds import Step
 from tools.bench.shapes import Shape
 from tools.random_batches import SEED, random_batches
-from train.data.spans.kinds import RandomSpansConfig
+from train.data.spans.at_random import RandomSpansConfig
 from train.step import train_step
 
 ADAMW = AdamW(learning_rate=3e-4)

@@ -6,15 +6,12 @@ from typing import Any
 
 import yaml
 
-from model.encoders.protocol import SpanLoad
-from parallel.costs import usual_load
 from parallel.launch import multiplies_bf16
 from parallel.zero.config import Precision
 from tools.plan.machines import MachineKind
 from tools.plan.search import Plan
 from tools.plan.task import Candidate, Task
 from train.config import RunConfig
-from train.data.spans.kinds import FixedSpansConfig, RandomSpansConfig
 from train.errors import ConfigError
 
 
@@ -49,34 +46,10 @@ def task_of(config: RunConfig, *, kind: MachineKind) -> Task:
         sequences=config.batch.sequences,
         sequence_tokens=config.data.sequence_tokens,
         attend=config.data.attend,
-        spans={modality: _spans(config, modality) for modality in config.built_model.encoders},
+        spans={modality: config.span_load(modality) for modality in config.built_model.encoders},
         zero=config.zero,
         steps=config.steps,
     )
-
-
-def _spans(config: RunConfig, modality: str) -> SpanLoad:
-    """Spans of one sequence on average, as far as the configuration tells."""
-    spans, S = config.spans[modality], config.data.sequence_tokens
-    if isinstance(spans, RandomSpansConfig):
-        return random_spans(spans, sequence_tokens=S)
-    if isinstance(spans, FixedSpansConfig):
-        lengths = [stop - start for start, stop in spans.ranges]
-        return SpanLoad(vectors=sum(lengths), spans=len(lengths), longest=max(lengths, default=0))
-    given = config.data.span_capacity.get(modality)
-    if given is not None:  # samples bring their own spans, at most these
-        return SpanLoad(vectors=given.tokens, spans=given.spans, longest=given.tokens / given.spans)
-    usual = usual_load(
-        config.built_model, sequences=1, sequence_tokens=S, span_share=config.span_share
-    )
-    return usual.spans[modality]
-
-
-def random_spans(config: RandomSpansConfig, *, sequence_tokens: int) -> SpanLoad:
-    """Random spans of one sequence on average."""
-    shortest, longest = config.lengths(sequence_tokens)
-    vectors = config.largest_ratio * sequence_tokens
-    return SpanLoad(vectors=vectors, spans=vectors / ((shortest + longest) / 2), longest=longest)
 
 
 def overlay(candidate: Candidate) -> dict[str, Any]:

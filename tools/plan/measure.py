@@ -16,12 +16,11 @@ from parallel.launch import World
 from parallel.mesh import Mesh, build_mesh, forget_groups
 from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
-from tools.plan.from_config import random_spans
 from tools.plan.live import Meter, metered
 from tools.plan.task import Candidate, Task
 from tools.random_batches import SEED, random_batches
 from tools.ranks import run_ranks
-from train.data.spans.kinds import RandomSpansConfig
+from train.data.spans.at_random import RandomSpansConfig
 from train.step import train_step
 
 METERED_STEPS = 2
@@ -55,7 +54,7 @@ def measured_task(
     span_share: float,
 ) -> Task:
     """What `batches_of` makes batches for: random spans as in the paper."""
-    spans = random_spans(RandomSpansConfig(ratio=span_share), sequence_tokens=sequence_tokens)
+    spans = RandomSpansConfig(ratio=span_share).load(sequence_tokens)
     return Task(
         model=model,
         precision=precision,

@@ -16,7 +16,9 @@ from tests.model.examples import (
     tiny_config,
     tiny_model,
 )
-from train.data.collate import SpanCapacity, pack_spans
+from train.data.spans.flat import FlatSpans
+from train.data.spans.protocol import SpanCapacity
+from train.data.spans.text import pack_text
 
 CAPACITY = SpanCapacity(tokens=SLOTS, spans=SLOTS, longest_tokens=15)
 
@@ -29,7 +31,8 @@ def text_encoder(model: SemiCausal) -> TextEncoder:
 
 def packed(tokens: np.ndarray, chosen: list[list[Range]]):
     ranges = [np.array(spans, dtype=np.int64).reshape(-1, 2) for spans in chosen]
-    return pack_spans(tokens, ranges, capacity=CAPACITY, start_token=START_TOKEN)
+    flat = FlatSpans.of(ranges)
+    return pack_text(tokens, flat, capacity=CAPACITY, start_token=START_TOKEN)
 
 
 CASES: dict[str, list[list[Range]]] = {

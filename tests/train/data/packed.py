@@ -2,17 +2,35 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
 
 from train.data.sample import Sample
 from train.data.spans.places import Spans
+from train.data.spans.text import TextSpansConfig
 from train.data.tokens import SpecialTokens
+
+Kind = TypeVar("Kind", bound=TextSpansConfig)
 
 SPECIAL = SpecialTokens()
 WORD = 9
+
+
+@dataclass(frozen=True)
+class Seeded(Generic[Kind]):
+    """A kind of spans under a seed."""
+
+    config: Kind
+    seed: int = 0
+
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
+        return self.config.choose(
+            sample, seed=self.seed, epoch=epoch, choice=choice, special=SPECIAL
+        )
 
 
 def document(*paragraphs: int, start: bool = True) -> list[int]:

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from model.batch import UNSCORED, Batch
 from tests.model.examples import text_spans
-from train.data.collate import Collator, SpanCapacity, scored_tokens
+from train.data.collate import Collator
 from train.data.sample import Sample
-from train.data.spans.kinds import RandomSpans, RandomSpansConfig, SpanPolicy, StoredSpans
-from train.data.tokens import SpecialTokens
+from train.data.spans.at_random import RandomSpansConfig
+from train.data.spans.given import StoredSpansConfig
+from train.data.spans.protocol import SpanCapacity
+from train.data.spans.scoring import scored_tokens
+from train.data.spans.text import TextReader, TextSpansConfig
 from train.errors import DataError
 
 S = 20
@@ -40,12 +43,20 @@ def sample_of(
     )
 
 
+STORED = StoredSpansConfig(kind="stored")
+
+
+def reader(
+    kind: TextSpansConfig = STORED, *, tokens: int = 16, spans: int = 8, longest: int = 12
+) -> TextReader:
+    capacity = SpanCapacity(tokens=tokens, spans=spans, longest_tokens=longest)
+    return TextReader(kind=kind, capacity=capacity, start_token=START)
+
+
 def collator(*, tokens: int = 16, spans: int = 8, longest: int = 12) -> Collator:
     return Collator(
         sequence_tokens=S,
-        policies={"text": StoredSpans()},
-        capacities={"text": SpanCapacity(tokens=tokens, spans=spans, longest_tokens=longest)},
-        start_tokens={"text": START},
+        readers={"text": reader(tokens=tokens, spans=spans, longest=longest)},
         padding=PADDING,
     )
 
@@ -247,14 +258,10 @@ def test_short_samples_are_padded_and_the_padding_is_never_scored():
 
 
 def test_epochs_reach_the_policy():
-    policy = RandomSpans(
-        RandomSpansConfig(full_sequence_tokens=512, min_tokens=64), seed=0, special=SpecialTokens()
-    )
+    policy = reader(RandomSpansConfig(full_sequence_tokens=512, min_tokens=64))
     collate = Collator(
         sequence_tokens=S,
-        policies={"text": policy},
-        capacities={"text": SpanCapacity(tokens=16, spans=8, longest_tokens=12)},
-        start_tokens={"text": START},
+        readers={"text": policy},
         padding=PADDING,
     )
     sample = sample_of(None, id=4)
@@ -266,21 +273,17 @@ def test_epochs_reach_the_policy():
 
 
 def test_a_gpt_has_no_spans():
-    collate = Collator(
-        sequence_tokens=S, policies={}, capacities={}, start_tokens={}, padding=PADDING
-    )
+    collate = Collator(sequence_tokens=S, readers={}, padding=PADDING)
     batch = collate([(0, sample_of([(2, 6)]))])
     assert dict(batch.spans) == {}
     assert batch.num_scored == S
     assert not batch.first_of_span.any()
 
 
-def within(policy: SpanPolicy | None = None) -> Collator:
+def within(kind: TextSpansConfig = STORED) -> Collator:
     return Collator(
         sequence_tokens=S,
-        policies={"text": policy or StoredSpans()},
-        capacities={"text": SpanCapacity(tokens=S, spans=S, longest_tokens=S)},
-        start_tokens={"text": START},
+        readers={"text": reader(kind, tokens=S, spans=S, longest=S)},
         padding=PADDING,
         attend="within",
     )
@@ -360,9 +363,9 @@ def test_spans_in_two_documents_are_refused_within_them():
 
 
 def test_layouts_reach_the_policy():
-    policy = RandomSpans(RandomSpansConfig(), seed=0, special=SpecialTokens())
+    policy = reader(RandomSpansConfig())
     sample = sample_of(None, id=4)
-    batch = within(policy)([(1, sample), (1, sample), (2, sample)], choices=[0, 3, 1])
+    batch = within(RandomSpansConfig())([(1, sample), (1, sample), (2, sample)], choices=[0, 3, 1])
     wanted = [
         row * S + t
         for row, (epoch, choice) in enumerate([(1, 0), (1, 3), (2, 1)])

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from model.batch import Batch
 from tests.corpora import write_corpus, write_documents
-from train.data.collate import Collator, SpanCapacity
+from train.data.collate import Collator
 from train.data.corpus import Corpus
 from train.data.feed import Feed
 from train.data.mixture import Mixture, SourceConfig, shares
 from train.data.plan import StepPlan, identities
 from train.data.sources import Laying, Source, Sources
-from train.data.spans.kinds import RandomSpansConfig, build_policy
-from train.data.tokens import SpecialTokens
+from train.data.spans.at_random import RandomSpansConfig
+from train.data.spans.protocol import SpanCapacity
+from train.data.spans.text import TextReader
 from train.errors import DataError
 
 S = 64
@@ -60,12 +61,15 @@ def plan_of(
 
 
 def collator(seed: int = 5) -> Collator:
-    spans = RandomSpansConfig(ratio=0.25)
     return Collator(
         sequence_tokens=S,
-        policies={"text": build_policy(spans, seed=seed, special=SpecialTokens())},
-        capacities={"text": SpanCapacity(tokens=40, spans=12, longest_tokens=S)},
-        start_tokens={"text": 0},
+        readers={
+            "text": TextReader(
+                kind=RandomSpansConfig(ratio=0.25),
+                seed=seed,
+                capacity=SpanCapacity(tokens=40, spans=12, longest_tokens=S),
+            )
+        },
         padding=3,
     )
 

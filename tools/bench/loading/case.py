@@ -242,8 +242,8 @@ def _breakdown(place: Path, *, steps: int = 12) -> str:
     )
     pairs = [(0, sample) for sample in samples]
     batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
-    policy = reading.collator().policies["text"]
-    timed("spans", lambda: [policy.choose(s, epoch=0) for s in samples])
+    reader = reading.collator().readers["text"]
+    timed("spans", lambda: [reader.choose(s, epoch=0) for s in samples])
     plain = replace(reading, has_spans=False).collator()
     timed("collate", lambda: [plain(batch) for batch in batches])
     whole = reading.collator()

@@ -18,14 +18,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from model import torchvision_free
-from train.data.collate import Collator, SpanCapacity
+from train.data.collate import Collator
 from train.data.corpus import Corpus
 from train.data.feed import Feed, StepData
 from train.data.mixture import Mixture
 from train.data.pack import Pack
 from train.data.plan import StepPlan
 from train.data.sources import Laying, Source, Sources
-from train.data.spans.kinds import RandomSpans, RandomSpansConfig
+from train.data.spans.at_random import RandomSpansConfig
+from train.data.spans.protocol import SpanCapacity
+from train.data.spans.text import TextReader
 from train.data.tokens import SpecialTokens
 
 BATCH: Final = 64
@@ -80,13 +82,10 @@ class Reading:
         tokens, spans = config.room(self.sequence_tokens)
         longest = config.longest(self.sequence_tokens)
         capacity = SpanCapacity(tokens=tokens, spans=spans, longest_tokens=longest)
-        modalities = ["text"] if self.has_spans else []
-        policy = RandomSpans(config, seed=0, special=special)
+        reader = TextReader(kind=config, capacity=capacity, start_token=special.start)
         return Collator(
             sequence_tokens=self.sequence_tokens,
-            policies=dict.fromkeys(modalities, policy),
-            capacities=dict.fromkeys(modalities, capacity),
-            start_tokens=dict.fromkeys(modalities, special.start),
+            readers={"text": reader} if self.has_spans else {},
             padding=special.padding,
         )
 

@@ -5,14 +5,20 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from model.config import Config
+from model.encoders.protocol import SpanLoad
 from train.data.sample import Sample
 from train.data.spans.places import NO_SPANS, Range, Spans, generator, places
+from train.data.spans.text import TextSpansConfig
 from train.data.tokens import SpecialTokens
 
 
-class RuleSpansConfig(Config):
-    """Segments of each document, chosen by a rule."""
+class RuleSpansConfig(TextSpansConfig):
+    """Segments of each document, chosen by a rule.
+
+    A rule puts a document's segments into an order and takes from its beginning. Choice 0 starts
+    with the first of them, choice 1 with the second, and so on around, so that a document with one
+    segment that will do has one choice only.
+    """
 
     kind: Literal["rules"]
     unit: Literal["paragraph", "block"] = "paragraph"
@@ -35,11 +41,6 @@ class RuleSpansConfig(Config):
             raise ValueError("min_tokens must not exceed max_tokens")
         return self
 
-    @property
-    def largest_ratio(self) -> float:
-        """Share of a sequence in spans at most."""
-        return self.ratio
-
     def longest(self, sequence_tokens: int) -> int:
         """Tokens of the longest span in a sequence of this many slots."""
         return max(1, min(self.max_tokens, int(self.ratio * sequence_tokens)))
@@ -49,50 +50,49 @@ class RuleSpansConfig(Config):
         tokens = max(1, int(self.ratio * sequence_tokens))
         return tokens, max(1, tokens // self.min_tokens)
 
+    def load(self, sequence_tokens: int) -> SpanLoad:
+        """As much as the ratio has room for, which documents need not fill, in mean lengths."""
+        longest = self.longest(sequence_tokens)
+        vectors = self.ratio * sequence_tokens
+        shortest = longest if self.unit == "block" else min(self.min_tokens, longest)
+        return SpanLoad(
+            vectors=vectors, spans=vectors / ((shortest + longest) / 2), longest=longest
+        )
 
-class RuleSpans:
-    """The segments that a rule names, document by document.
-
-    A rule puts a document's segments into an order and takes from its beginning. Layout 0 starts
-    with the first of them, choice 1 with the second, and so on around, so that a document with one
-    segment that will do has one choice only.
-    """
-
-    def __init__(self, config: RuleSpansConfig, *, seed: int, special: SpecialTokens):
-        self.config = config
-        self.seed = seed
-        self.special = special
-
-    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
+    def choose(
+        self, sample: Sample, *, seed: int, epoch: int, choice: int, special: SpecialTokens
+    ) -> Spans:
         """Spans of one sample; documents whose segments are all too short have none."""
-        random = generator(self.seed, epoch, sample, choice)
+        random = generator(seed, epoch, sample, choice)
         spans: list[Range] = []
-        for start, stop in places(sample, self.special):
-            if int(sample.tokens[start]) == self.special.padding:
+        for start, stop in places(sample, special):
+            if int(sample.tokens[start]) == special.padding:
                 continue
-            segments = self._ordered(self._segments(sample, start, stop), random, choice)
-            chosen = self._cut(segments, room=int(self.config.ratio * (stop - start)))
+            segments = self._segments(sample, start, stop, special.paragraph)
+            chosen = self._cut(
+                self._wanted(segments, random, choice), room=int(self.ratio * (stop - start))
+            )
             spans += _leaving_targets(sample, start, stop + 1, chosen)
         return np.array(sorted(spans), dtype=np.int64).reshape(-1, 2) if spans else NO_SPANS
 
-    def _segments(self, sample: Sample, start: int, stop: int) -> list[Range]:
+    def _segments(self, sample: Sample, start: int, stop: int, paragraph: int) -> list[Range]:
         """A document's segments in the order of reading, those too short included."""
-        if self.config.unit == "block":
-            size = self.config.max_tokens
+        if self.unit == "block":
+            size = self.max_tokens
             return [(a, min(a + size, stop)) for a in range(start, stop, size)]
-        ends = start + np.flatnonzero(sample.tokens[start:stop] == self.special.paragraph)
+        ends = start + np.flatnonzero(sample.tokens[start:stop] == paragraph)
         starts = [start, *(ends + 1).tolist()]
         segments = zip(starts, [*ends.tolist(), stop], strict=True)
         return [(a, b) for a, b in segments if a < b]
 
-    def _ordered(
+    def _wanted(
         self, segments: list[Range], random: np.random.Generator, choice: int
     ) -> list[Range]:
         """Those that the rule wants, the most wanted first."""
-        which = self.config.which
+        which = self.which
         if which == "alternate":
             segments = segments[(1 + choice) % 2 :: 2]
-        fit = [(a, b) for a, b in segments if b - a >= self.config.min_tokens]
+        fit = [(a, b) for a, b in segments if b - a >= self.min_tokens]
         if which == "alternate" or not fit:
             return fit
         if which == "random":
@@ -108,8 +108,8 @@ class RuleSpans:
         """As many as there is room for, each cut to what an encoder reads at a time."""
         chosen: list[Range] = []
         for start, stop in segments:
-            stop = min(stop, start + min(self.config.max_tokens, room))
-            if stop - start < self.config.min_tokens:
+            stop = min(stop, start + min(self.max_tokens, room))
+            if stop - start < self.min_tokens:
                 break
             chosen.append((start, stop))
             room -= stop - start

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tests.train.data.packed import (
     SPECIAL,
+    Seeded,
     check_places,
     document,
     in_another_process,
@@ -20,17 +21,10 @@ from tests.train.data.packed import (
     packed_samples,
 )
 from train.data.sample import Sample
-from train.data.spans.kinds import (
-    FixedSpans,
-    FixedSpansConfig,
-    RandomSpans,
-    RandomSpansConfig,
-    StoredSpans,
-    StoredSpansConfig,
-    build_policy,
-)
+from train.data.spans.at_random import RandomSpansConfig
+from train.data.spans.given import FixedSpansConfig, StoredSpansConfig
+from train.data.spans.kinds import SpansConfig
 from train.data.spans.places import NO_SPANS, Spans
-from train.data.spans.rules import RuleSpans, RuleSpansConfig
 
 DOCUMENT_END = SPECIAL.document
 
@@ -49,16 +43,15 @@ def long_document(slots: int, *, id: int = 0) -> Sample:
     return sample_of([], id=id, slots=slots)
 
 
-def sampler(*, seed: int = 0, **options: Any) -> RandomSpans:
-    config = RandomSpansConfig.model_validate({"kind": "random"} | options)
-    return RandomSpans(config, seed=seed, special=SPECIAL)
+def sampler(*, seed: int = 0, **options: Any) -> Seeded[RandomSpansConfig]:
+    return Seeded(RandomSpansConfig.model_validate({"kind": "random"} | options), seed)
 
 
 def lengths_of(spans: Spans) -> list[int]:
     return [int(stop - start) for start, stop in spans]
 
 
-def check_rules(policy: RandomSpans, sample: Sample, spans: Spans) -> None:
+def check_rules(policy: Seeded[RandomSpansConfig], sample: Sample, spans: Spans) -> None:
     """What the paper demands of every choice of spans."""
     slots = len(sample.tokens) - 1
     shortest, longest = policy.config.lengths(slots)
@@ -349,28 +342,52 @@ def test_room_follows_the_largest_ratio():
 
 
 def test_fixed_spans_are_those_inside_the_sample():
-    policy = FixedSpans([[1, 3], [3, 6], [8, 10]])
+    policy = Seeded(FixedSpansConfig(kind="fixed", ranges=[[1, 3], [3, 6], [8, 10]]))
     assert policy.choose(long_document(10), epoch=0).tolist() == [[1, 3], [3, 6], [8, 10]]
     assert policy.choose(long_document(9), epoch=4).tolist() == [[1, 3], [3, 6]]
-    assert FixedSpans([]).choose(long_document(9), epoch=0).shape == (0, 2)
+    nothing = Seeded(FixedSpansConfig(kind="fixed", ranges=[]))
+    assert nothing.choose(long_document(9), epoch=0).shape == (0, 2)
 
 
 def test_stored_spans_are_the_samples_own():
     stored = np.array([[2, 4], [5, 9]])
     sample = Sample(id=0, tokens=np.arange(12), spans=stored)
-    assert StoredSpans().choose(sample, epoch=0).tolist() == stored.tolist()
+    policy = Seeded(StoredSpansConfig(kind="stored"))
+    assert policy.choose(sample, epoch=0).tolist() == stored.tolist()
     without = Sample(id=0, tokens=np.arange(12))
-    assert StoredSpans().choose(without, epoch=0).tolist() == NO_SPANS.tolist()
+    assert policy.choose(without, epoch=0).tolist() == NO_SPANS.tolist()
 
 
-def test_configuration_names_its_policy():
-    assert isinstance(build_policy(RandomSpansConfig(), seed=0, special=SPECIAL), RandomSpans)
-    rules = RuleSpansConfig(kind="rules", which="first")
-    assert isinstance(build_policy(rules, seed=0, special=SPECIAL), RuleSpans)
-    fixed = FixedSpansConfig(kind="fixed", ranges=[[1, 2]])
-    assert isinstance(build_policy(fixed, seed=0, special=SPECIAL), FixedSpans)
-    stored = StoredSpansConfig(kind="stored")
-    assert isinstance(build_policy(stored, seed=0, special=SPECIAL), StoredSpans)
+KINDS: TypeAdapter[SpansConfig] = TypeAdapter(SpansConfig)
+
+
+@pytest.mark.parametrize(
+    ("options", "longest", "room", "vectors"),
+    [
+        ({"kind": "random"}, 128, (640, 10), 512),
+        ({"kind": "random", "ratio": 0.5}, 128, (1280, 20), 1024),
+        ({"kind": "rules", "which": "first", "ratio": 0.5}, 128, (1024, 128), 1024),
+        ({"kind": "rules", "which": "first", "ratio": 0.05}, 102, (102, 12), 102.4),
+        ({"kind": "fixed", "ranges": [[4, 12], [20, 24]]}, 8, (12, 2), 12),
+        ({"kind": "stored"}, 0, (2048, 256), None),
+    ],
+)
+def test_each_kind_answers_for_itself(
+    options: dict[str, Any], longest: int, room: tuple[int, int], vectors: float | None
+):
+    kind = KINDS.validate_python(options)
+    assert kind.longest(2048) == longest
+    assert kind.room(2048) == room
+    load = kind.load(2048)
+    assert (load and load.vectors) == (vectors and pytest.approx(vectors))
+    assert load is None or load.longest == longest
+    assert not kind.is_idle
+    assert kind.is_stored == (options["kind"] == "stored")
+
+
+def test_spans_that_never_are_leave_a_gpt():
+    assert RandomSpansConfig(ratio=0).is_idle
+    assert RandomSpansConfig(ratio=0.25, ratio_by_tokens=[[10, 0.0]]).is_idle
 
 
 @pytest.mark.parametrize(

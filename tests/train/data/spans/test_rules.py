@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests.train.data.packed import SPECIAL, check_places, document, pack, packed_samples
+from tests.train.data.packed import SPECIAL, Seeded, check_places, document, pack, packed_samples
 from train.data.sample import Sample
-from train.data.spans.rules import RuleSpans, RuleSpansConfig
+from train.data.spans.rules import RuleSpansConfig
 
 WHICH = ("first", "last", "alternate", "longest", "random")
 
 
-def rule(which: str, *, seed: int = 0, **options: Any) -> RuleSpans:
+def rule(which: str, *, seed: int = 0, **options: Any) -> Seeded[RuleSpansConfig]:
     config = RuleSpansConfig.model_validate({"kind": "rules", "which": which} | options)
-    return RuleSpans(config, seed=seed, special=SPECIAL)
+    return Seeded(config, seed)
 
 
-def chosen(policy: RuleSpans, sample: Sample, *, choice: int = 0) -> list[list[int]]:
+def chosen(policy: Seeded[RuleSpansConfig], sample: Sample, *, choice: int = 0) -> list[list[int]]:
     return policy.choose(sample, epoch=0, choice=choice).tolist()
 
 

@@ -1,0 +1,51 @@
+"""What the collator asks of a modality."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.batch import PackedSpans
+from train.data.sample import Sample
+from train.data.spans.flat import FlatSpans, Ints
+from train.data.spans.places import Spans
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanCapacity:
+    """Room for spans in one sequence; a microbatch of B sequences has B times as much.
+
+    Attributes:
+        tokens: span tokens (vectors) a sequence.
+        spans: spans a sequence.
+        longest_tokens: tokens of the longest span an encoder can read.
+    """
+
+    tokens: int
+    spans: int
+    longest_tokens: int
+
+
+class SpanReader(Protocol):
+    """Chooses the spans of one modality, and packs what its encoder reads."""
+
+    @property
+    def capacity(self) -> SpanCapacity:
+        """Static room in one sequence."""
+        ...
+
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
+        """Spans of `sample` in `epoch`: the same on every rank and after every restart.
+
+        Several choices of a sample may train in one step; each is another choice if there is one.
+        """
+        ...
+
+    def pack(self, samples: Sequence[Sample], tokens: Ints, spans: FlatSpans) -> PackedSpans:
+        """What the encoder reads of a batch, one padding span where there is none.
+
+        Args:
+            samples: B samples.
+            tokens: [B, S] their tokens.
+            spans: those chosen, which fit the capacity.
+        """
+        ...
