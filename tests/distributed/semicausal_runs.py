@@ -200,13 +200,18 @@ def oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:
 @functools.cache
 def _oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:
     model = build(cell, build_mesh(LayoutConfig(), World.here(torch.device("cpu"))))
+    history = plain_steps(model, (microbatches(cell, step)[0] for step in range(cell.steps)))
+    return history, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def plain_steps(model: SemiCausal, batches: Iterable[Batch]) -> History:
+    """Loss and gradient norm of a step on each batch, in one process and by torch alone."""
     groups = parameter_groups(model, weight_decay=ADAMW.weight_decay)
     optimizer = torch.optim.AdamW(
         groups, lr=ADAMW.learning_rate, betas=ADAMW.betas, eps=ADAMW.epsilon
     )
     history: History = []
-    for step in range(cell.steps):
-        (batch,) = microbatches(cell, step)
+    for batch in batches:
         result = model(batch)
         assert isinstance(result, Loss)
         loss = result.total / batch.num_scored
@@ -218,7 +223,7 @@ def _oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:
             grad.copy_((grad.double() * min(1.0, CLIP_NORM / (norm + 1e-6))).float())
         optimizer.step()
         history.append((loss.item(), norm))
-    return history, {name: p.detach() for name, p in model.named_parameters()}
+    return history
 
 
 _MESHES: dict[tuple[int, int], Mesh] = {}
