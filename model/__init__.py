@@ -1,4 +1,4 @@
-"""What is trained: decoder, encoders, connectors and the loss. Knows no process group.
+"""The model: decoder, encoders, connectors and the loss. It knows no process group.
 
 Letters used in shapes and in the suffixes of local names:
 

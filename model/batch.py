@@ -1,4 +1,4 @@
-"""What the model reads: one microbatch of static shape, and the spans in it."""
+"""A microbatch of static shape, and the spans in it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

@@ -102,8 +102,8 @@ class SemiCausal(nn.Module):
     ) -> Float[Tensor, "B S H"]:
         """Decoder inputs: token embeddings, with span vectors written over their slots.
 
-        One slot more than B*S is embedded: the bin that padding vectors fall into, so that every
-        encoder takes part in every microbatch without touching it.
+        There is one slot more, B*S, which receives the vectors of padding spans and is cut off. So
+        every rank runs every encoder in every microbatch, with or without spans.
         """
         B, S = tokens.shape
         if not spans:

@@ -1,1 +1,1 @@
-"""How it is spread: process groups, DeepSpeed ZeRO."""
+"""Parallelism: process groups, tensor and pipeline parallelism, DeepSpeed ZeRO."""

@@ -1,4 +1,4 @@
-"""What the parts of a model cost: floating-point operations, as arithmetic on its shapes.
+"""Floating-point operations of a model's parts, as arithmetic on its shapes.
 
 Letters are those of `model`: B sequences of S slots and H channels, L layers, F feed-forward width,
 V tokens; E channels and R rows in an encoder. A product of [m, k] and [k, n] costs 2 m k n. What is

@@ -1,4 +1,4 @@
-"""How many decoder layers each pipeline stage gets: the stages differ in what else they do."""
+"""Splits the decoder's layers over pipeline stages, which differ in what else they do."""
 
 from model.recompute import Recompute
 from model.semicausal import ModelConfig

@@ -1,1 +1,1 @@
-"""How it is trained: configuration, data, loop, checkpoints and watching."""
+"""Training: configuration, data, loop, checkpoints and watching."""

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: model, stores, feeds."""
+"""Builds the parts of a run from its configuration: model, sources, plan, feed."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""From a configuration to a run that can take its first step, agreed on by all ranks.
+"""Prepares a run until it can take its first step, agreed on by all ranks.
 
 What fails on one rank fails on all, with the reason of the first: none is left waiting for another.
 """

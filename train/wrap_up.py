@@ -1,4 +1,4 @@
-"""What rank 0 does around the loop: baseline, samples, summary, report, adapter."""
+"""The first rank's work around the loop: baseline, samples, summary, report, adapter."""
 
 import json
 import statistics

@@ -1,4 +1,4 @@
-"""What an encoder is to the rest: its configuration says all that is asked before it is built."""
+"""The encoder protocol: its configuration answers all that is asked before it is built."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

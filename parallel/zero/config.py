@@ -1,4 +1,4 @@
-"""How training state is spread and stored; nothing here needs DeepSpeed."""
+"""Configuration of ZeRO: how training state is spread and stored. Imports no DeepSpeed."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -5,15 +5,15 @@ A training step reads::
     losses = pipeline.forward_backward(engine, microbatches, scale=...)
     grad_norm = engine.step()                  # raises, having changed nothing, if not finite
 
-DeepSpeed refuses ZeRO-2 and ZeRO-3 in pipelines of its own, but its stages train under another's
-schedule once four things are seen to, in this module and its neighbours:
+DeepSpeed's own pipeline engine refuses ZeRO-2 and ZeRO-3. They work under megatron-core's pipeline
+schedule if this module and its neighbours do four things:
 
-1. It is told the groups, and compares ZeRO-3's trace within the data group (`deepspeed_access`).
-2. Before each backward of the schedule it hears that a backward begins, and whether it is the
-   step's last.
-3. What the stages of a pipeline or the ranks of a tensor group each have a part of is summed
-   (`gradients`).
-4. The gradient norm is ours: over every element of the model once, in fp64.
+1. Pass the process groups to DeepSpeed, and compare ZeRO-3's trace within the data group
+   (`deepspeed_access`).
+2. Tell DeepSpeed before each backward that it begins, and whether it is the last of the step.
+3. Sum partial gradients (`gradients`): those of a tied embedding over the first and last pipeline
+   stage, and those of sequence-parallel parameters over the tensor group.
+4. Take the gradient norm over every element of the model once, in fp64.
 """
 
 import math

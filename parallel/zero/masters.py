@@ -1,4 +1,4 @@
-"""Where ZeRO-3 keeps the weights that the optimiser updates: in the parameters, memory or files."""
+"""Master weights of ZeRO-3: kept in the parameters themselves, in memory or in files."""
 
 import importlib
 from collections.abc import Generator

@@ -1,4 +1,4 @@
-"""Where training state lives under each ZeRO stage."""
+"""The place of training state under each ZeRO stage."""
 
 import enum
 

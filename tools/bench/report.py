@@ -1,4 +1,4 @@
-"""What was found, for people (a table) and for programs (JSON)."""
+"""Writes what was measured, for people (a table) and for programs (JSON)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What spans cost: semi-causal training steps over causal ones, against the FLOPs."""
+"""Cost of spans: semi-causal training steps over causal ones, against the FLOPs."""
 
 from model.semicausal import ModelConfig
 from parallel.zero.config import Precision

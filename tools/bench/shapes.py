@@ -1,4 +1,4 @@
-"""What is measured: shapes and effort, the same for everyone in a case."""
+"""Shapes and effort of each case, the same for all its contestants."""
 
 from dataclasses import asdict, dataclass, replace
 

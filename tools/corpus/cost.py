@@ -1,4 +1,4 @@
-"""What training on a corpus takes: epochs, steps, bytes, hours, money."""
+"""Cost of training on a corpus: epochs, steps, bytes, hours, money."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a document is before it has tokens: pieces of text and payloads, as a row gives them."""
+"""Documents before they have tokens: texts and payloads, as a record gives them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is to be built: sources, and the parts that they are cut into.
+"""The plan of a build: sources, and the parts that they are cut into.
 
 A part is handled by one process and committed at once. How sources are cut depends on them and on
 the size asked for alone, so that any number of processes builds the same corpus.

@@ -1,4 +1,4 @@
-"""How far the work is: a bar on a terminal, a line now and then elsewhere."""
+"""Shows how far the work is: a bar on a terminal, a line now and then elsewhere."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""Reads the documents of a part, one after the other, and what cannot be made one."""
+"""Reads the documents of a part in order, and reports each record or file that is none."""
 
 import contextlib
 import csv

@@ -1,1 +1,1 @@
-"""Which layouts fit, and how long a run takes, before anything is started."""
+"""The planner: which layouts fit, and how long a run takes, before anything is started."""

@@ -1,4 +1,4 @@
-"""What machines do in a second: nominal presets, and constants measured by a calibration."""
+"""Rates of machines: nominal presets, and constants measured by a calibration."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a rank holds at its fullest moment, by kind.
+"""Memory of a rank at its fullest moment, by kind.
 
 The moments looked at are those that can be the fullest: the start, the end of the last forward, the
 backward of the head, the end of a backward, the reduction of gradients, the update. At the start a

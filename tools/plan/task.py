@@ -1,4 +1,4 @@
-"""What a planner is given and what it chooses among."""
+"""The planner's task, and the candidates it chooses among."""
 
 import functools
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Which parameters each rank holds under a layout, read off real models on the meta device."""
+"""Parameters of each rank under a layout, read off real models on the meta device."""
 
 from collections import Counter
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What a checkpoint looks like, independent of how many ranks wrote it or will read it.
+"""Format of a checkpoint, independent of how many ranks wrote it or will read it.
 
     step_00000100/
       chunks-00000.safetensors   what rank 0 owned: flat pieces of parameters and moments

@@ -1,4 +1,4 @@
-"""From stored documents to packed batches of static shape.
+"""Turns stored documents into packed batches of static shape.
 
 The way of the data, each step with the type that it gives:
 

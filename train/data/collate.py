@@ -24,9 +24,9 @@ class Collator:
         sequence_tokens: S.
         readers: what chooses spans and packs them, by modality; empty for a GPT.
         padding: token of slots beyond the end of a short sample; never scored.
-        attend: `within` keeps the documents that a sample was packed from apart: each trains as
-            it would in a sequence of its own. Each must then begin with its own `<s>`, which is
-            no target; a sample that names no documents is one.
+        attend: `within` trains each document of a sample as if it were alone in a sequence. Each
+            document must then begin with `<s>`, which is never scored. A sample whose `documents`
+            is None is one document.
     """
 
     def __init__(

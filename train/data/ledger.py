@@ -1,4 +1,4 @@
-"""What each rank has read, step by step, so that it can be proved afterwards.
+"""Ledger of what each rank has read, step by step, so that it can be checked afterwards.
 
 One file for each rank and start, `ledger/START-RANK.bin`: a line of JSON about the start, then a
 record a step. A record says which entries of the global batch the rank read, with a digest of the

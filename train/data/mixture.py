@@ -1,9 +1,9 @@
-"""Which source each sequence of a global batch comes from.
+"""Shares the sequences of each global batch among the sources.
 
-Weights are shares of sequences, and so of tokens, for sequences are full. After every step each
-source has given what its weights so far add up to, to within two sequences (one, but for rare
-weights that change from step to step): not on average, but always. Nothing is drawn, so nothing
-depends on ranks or restarts.
+Weights are shares of sequences, and so of tokens, for sequences are full. A source's target is its
+share of all sequences so far. After every step the sequences read from it differ from the target by
+at most two, and by at most one unless weights jump from step to step. No random numbers decide how
+many sequences a source gives, so nothing depends on ranks or restarts.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Which sequences make each step: a pure function of the configuration and the sources."""
+"""Sequences of each step: a pure function of the configuration and the sources."""
 
 from dataclasses import dataclass
 from typing import Any

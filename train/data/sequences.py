@@ -64,11 +64,11 @@ class Sequences(Protocol):
         ...
 
     def anchor(self, number: int) -> list[int] | None:
-        """What finds the sequence quickly after a restart; None if nothing has to be known."""
+        """Position of the sequence, for a checkpoint; None if it can be found without."""
         ...
 
     def start_at(self, anchor: list[int]) -> None:
-        """Make sequences from an anchor on quick to find."""
+        """Restore the position that `anchor` gave: later sequences need no packing before it."""
         ...
 
 

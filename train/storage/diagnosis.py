@@ -1,4 +1,4 @@
-"""What an error of S3 means, and whether trying again may help."""
+"""Diagnosis of S3 errors: what one means, and whether trying again may help."""
 
 import socket
 from collections.abc import Callable

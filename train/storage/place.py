@@ -1,4 +1,4 @@
-"""Where bytes lie: a path of this host or a name in a store, read and written alike."""
+"""Places of bytes: a path of this host or a name in a store, read and written alike."""
 
 import os
 import re

@@ -1,1 +1,1 @@
-"""What a person sees of a run: records, progress, report, W&B."""
+"""Watching a run: records, progress, report, W&B."""

@@ -1,4 +1,4 @@
-"""How a run is watched, as configured."""
+"""Configuration of how a run is watched."""
 
 from typing import Literal
 

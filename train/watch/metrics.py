@@ -1,4 +1,4 @@
-"""What a run records, and the file it records it in: `metrics.jsonl`, one JSON object a line."""
+"""Records of a run, and the file that holds them: `metrics.jsonl`, one JSON object a line."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Where in a sequence spans may lie, and what they are drawn with."""
+"""Places in a sequence where spans may lie, and the generator that draws them."""
 
 import numpy as np
 import numpy.typing as npt

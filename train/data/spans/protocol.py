@@ -1,4 +1,4 @@
-"""What the collator asks of a modality."""
+"""The protocol between the collator and a modality."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which slots are scored: the rule, stated once.
+"""The rule of scoring, stated once: which slots predict their next token.
 
 Slot t reads token t and predicts token t + 1. Every token is predicted but the interior of a span:
 a span's first token is predicted from the slot before it, and the token after a span from the
