@@ -11,8 +11,10 @@ from train.watch.metrics import Metrics
 STEPS = "steps=20"
 
 # Training amplifies what layouts round differently; at a calm rate not beyond the tolerance.
-CALM = ("optim.lr=1e-3", "model.decoder.num_layers=4", "batch.micro_sequences=1")
-CALM += ("checkpoint.every_steps=4", "validation.every_steps=10")
+CALM = (
+    *("optim.lr=1e-3", "model.decoder.num_layers=4", "batch.micro_sequences=1"),
+    *("checkpoint.every_steps=4", "validation.every_steps=10"),
+)
 
 TENSOR = ("layout.tensor=2", "layout.sequence_parallel=true", "zero.stage=3")
 STAGES = ("layout.pipeline=2", "zero.stage=1")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from tools.corpus.writing import ShardRecord, ShardWriter
 from train.data.document import DOCUMENTS_KIND, LENGTH_COLUMNS, LENGTHS_NAME, Kind
@@ -26,13 +27,11 @@ COLUMNS: Final = {"id": "str", "segments": "ndarray:int32", "tokens": "ndarray:u
 
 
 def write_sequences(root: Path, *, num_sequences: int, sequence_tokens: int) -> None:
-    """A corpus of documents that are a sequence each, and as many rows in `tokens.npy`."""
-    for split, number in (("train", num_sequences), ("validation", 8)):
-        _commit(root / split, _shards(root / split, [sequence_tokens] * number))
-    rows = np.random.default_rng(0).integers(
-        FIRST_WORD, VOCABULARY, (num_sequences, sequence_tokens + 1), dtype=np.uint16
-    )
-    np.save(root / "tokens.npy", rows)
+    """A corpus of documents that are a sequence each; [n, S + 1] in `tokens.npy`, with `<s>`."""
+    documents = _documents([sequence_tokens] * num_sequences)
+    for split, part in (("train", documents), ("validation", documents[:8])):
+        _commit(root / split, _shards(root / split, part))
+    np.save(root / "tokens.npy", np.insert(np.stack(documents), 0, SpecialTokens().start, axis=1))
 
 
 def write_documents(root: Path, *, num_tokens: int) -> None:
@@ -42,13 +41,15 @@ def write_documents(root: Path, *, num_tokens: int) -> None:
     while sum(lengths) < num_tokens:
         lengths += random.lognormal(np.log(MEDIAN_TOKENS), 1.0, 1000).astype(int).tolist()
     for split, sizes in (("train", lengths), ("validation", lengths[:8])):
-        _commit(root / split, _shards(root / split, [max(8, size) for size in sizes]))
+        documents = _documents([max(8, size) for size in sizes])
+        _commit(root / split, _shards(root / split, documents))
 
 
 def write_vast(root: Path, *, num_shards: int, documents_a_shard: int) -> None:
     """A corpus whose index lists very many equal shards; those of the first window are there."""
     lengths = [int(size) for size in np.random.default_rng(2).integers(8, 1200, documents_a_shard)]
-    (record,) = _shards(root / "train", lengths, shard_bytes=1 << 30)
+    documents = _documents(lengths)
+    (record,) = _shards(root / "train", documents, shard_bytes=1 << 30)
     names = [(f"shard.{number:06}.mds", f"shard.{number:06}.npy") for number in range(num_shards)]
     for name, of_record in zip(names[0], (record.index["raw_data"], record.lengths), strict=True):
         (root / "train" / of_record["basename"]).rename(root / "train" / name)
@@ -69,7 +70,7 @@ def write_vast(root: Path, *, num_shards: int, documents_a_shard: int) -> None:
         for first, name in zip(names[0], names[number], strict=True):
             if number:
                 os.link(root / "train" / first, root / "train" / name)
-    _commit(root / "validation", _shards(root / "validation", lengths[:8]))
+    _commit(root / "validation", _shards(root / "validation", documents[:8]))
 
 
 def _first_shards(num_shards: int, documents_a_shard: int) -> list[int]:
@@ -78,13 +79,26 @@ def _first_shards(num_shards: int, documents_a_shard: int) -> list[int]:
     return np.unique(order.locate(order.window_ids(0, 0))[0]).tolist()
 
 
-def _shards(
-    directory: Path, lengths: Sequence[int], *, shard_bytes: int = SHARD_BYTES
-) -> list[ShardRecord]:
+def _documents(lengths: Sequence[int]) -> list[npt.NDArray[np.uint16]]:
     """Documents of these many tokens, in paragraphs of about a hundred."""
-    directory.mkdir(parents=True)
     special = SpecialTokens()
     random = np.random.default_rng(3)
+    documents: list[npt.NDArray[np.uint16]] = []
+    for size in lengths:
+        tokens = random.integers(FIRST_WORD, VOCABULARY, size, dtype=np.uint16)
+        tokens[99::100] = special.paragraph
+        tokens[-1] = special.document
+        documents.append(tokens)
+    return documents
+
+
+def _shards(
+    directory: Path,
+    documents: Sequence[npt.NDArray[np.uint16]],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> list[ShardRecord]:
+    directory.mkdir(parents=True)
 
     def deliver(name: str, content: Path | bytes) -> None:
         if isinstance(content, bytes):
@@ -94,16 +108,13 @@ def _shards(
 
     scratch = directory / "scratch"
     with ShardWriter(scratch, COLUMNS, stem="part", size=shard_bytes, deliver=deliver) as writer:
-        for number, size in enumerate(lengths):
-            tokens = random.integers(FIRST_WORD, VOCABULARY, size, dtype=np.uint16)
-            tokens[99::100] = special.paragraph
-            tokens[-1] = special.document
+        for number, tokens in enumerate(documents):
             columns: dict[str, Any] = {
                 "id": f"{number:08}",
-                "segments": np.array([[Kind.TEXT, size, 1]], dtype=np.int32),
+                "segments": np.array([[Kind.TEXT, len(tokens), 1]], dtype=np.int32),
                 "tokens": tokens,
             }
-            writer.add(columns, (size, 0, 0, 0, 0, 0))
+            writer.add(columns, (len(tokens), 0, 0, 0, 0, 0))
     return writer.records
 
 
