@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import socket
 import statistics
 import subprocess
@@ -35,7 +34,7 @@ from train.run_directory import RunDirectory
 from train.watch.metrics import read_metrics
 
 EXPERIMENT = "configs/experiment/first_light.yaml"
-PINNED = re.compile(r"steps=(\d+)")
+PINNED = "steps="
 
 LEAST_TOKENS = 900_000
 """With a schedule of 819,200 tokens the loss ends 0.71 nats below the unigram entropy."""
@@ -78,9 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     overrides: list[str] = options.overrides
     console = Console(highlight=False)
-    pinned = [int(match[1]) for match in map(PINNED.fullmatch, overrides) if match]
+    pinned = pinned_steps(overrides)
     try:
-        config = load(RunConfig, scheduled(overrides, *pinned[-1:]))
+        config = load(RunConfig, scheduled(overrides, pinned))
         if not config.data.sources and not is_built(config):
             console.rule("corpus")
             if code := build_corpus(config):
@@ -90,9 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
         choice = recall(directory, steps=config.steps)
         if choice is None:
             check(config)
-            choice = settle(config, overrides, options.minutes, console, pinned=bool(pinned))
+            choice = settle(config, overrides, options.minutes, console, pinned=pinned is not None)
             keep(choice, directory)
-        command = scheduled(overrides, *(pinned[-1:] or [choice.steps]))
+        command = scheduled(overrides, pinned or choice.steps)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -112,6 +111,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def pinned_steps(overrides: Sequence[str]) -> int | None:
+    """The steps that the user set; None if they were left to the machine."""
+    texts = [text.removeprefix(PINNED) for text in overrides if text.startswith(PINNED)]
+    with contextlib.suppress(ValueError):  # told with the other faults of the configuration
+        return int(texts[-1]) if texts else None
+    return None
+
+
 def scheduled(overrides: Sequence[str], steps: int | None = None) -> list[str]:
     """Arguments of a run of so many steps, whose warm-up keeps its share unless it was set.
 
@@ -120,7 +127,7 @@ def scheduled(overrides: Sequence[str], steps: int | None = None) -> list[str]:
     """
     if steps is None:
         return [EXPERIMENT, *overrides]
-    rest = [override for override in overrides if not PINNED.fullmatch(override)]
+    rest = [override for override in overrides if not override.startswith(PINNED)]
     if not any(override.startswith("optim.warmup_steps=") for override in rest):
         whole = load(RunConfig, [EXPERIMENT, *rest])
         rest.append(f"optim.warmup_steps={round(whole.optim.warmup_steps * steps / whole.steps)}")
@@ -160,8 +167,9 @@ def choose(
     (ranks, threads), *fewer = spreads
     rate = measure(ranks, threads)
     for other in fewer if steps * step_tokens > rate * seconds else ():
-        if rate < SLOWER * (other_rate := measure(*other)):
-            (ranks, threads), rate = other, other_rate
+        with contextlib.suppress(UserError):  # a layout may want the usual number of ranks
+            if rate < SLOWER * (other_rate := measure(*other)):
+                (ranks, threads), rate = other, other_rate
     least = math.ceil(LEAST_TOKENS / step_tokens / STEPS_APART) * STEPS_APART
     fitting = int(rate * seconds / step_tokens / STEPS_APART) * STEPS_APART
     chosen = min(steps, max(least, fitting))
@@ -184,7 +192,8 @@ def settle(
         UserError: the machine is too slow, or the run that measures it failed.
     """
     usual, *_ = possible = spreads()
-    if pinned:
+    # Epochs and tokens of a source are what the whole run reads: fewer steps cannot hold them.
+    if pinned or any(source.is_budgeted for source in config.data.mixed.values()):
         return Choice(config.steps, *usual)
 
     def measure(ranks: int, threads: int) -> float:
@@ -210,11 +219,14 @@ def settle(
 
 
 def recall(directory: Path, *, steps: int) -> Choice | None:
-    """What was chosen for the run in a directory; None if there is no run yet."""
-    if RunDirectory(directory).choice.exists():
-        return Choice(**json.loads(RunDirectory(directory).choice.read_text()))
-    # A run without a choice was begun by `python -m train`, or before there was one.
-    return Choice(steps, *spreads()[0]) if RunDirectory(directory).config.exists() else None
+    """What was chosen for the run in a directory; None if no run has begun there."""
+    run = RunDirectory(directory)
+    if not run.config.exists():
+        return None
+    if run.choice.exists():
+        return Choice(**json.loads(run.choice.read_text()))
+    # It was begun by `python -m train`, or before there was a choice.
+    return Choice(steps, *spreads()[0])
 
 
 def keep(choice: Choice, directory: Path) -> None:

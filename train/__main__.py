@@ -79,6 +79,13 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
         ConfigError: the batch does not divide, or the machine cannot do what is asked.
     """
     faults: list[str] = []
+    # Not a check of the configuration: what earlier versions stored must stay readable.
+    if "://" in config.run_directory:
+        faults.append(
+            f"run_directory: {config.run_directory} is no directory of this host, where metrics "
+            "and the report have to lie: name one, and put checkpoints into a store with "
+            "checkpoint.directory"
+        )
     if config.precision == "auto":
         config = config.model_copy(update={"precision": "bf16" if multiplies_bf16() else "fp32"})
     try:

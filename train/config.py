@@ -262,12 +262,6 @@ def _faults(config: RunConfig) -> list[str]:
             "to mix the sources, or data.sources.NAME=null for each of "
             f"{', '.join(config.data.sources)}"
         )
-    if "://" in config.run_directory:
-        faults.append(
-            f"run_directory: {config.run_directory} is no directory of this host, where metrics "
-            "and the report have to lie: name one, and put checkpoints into a store with "
-            "checkpoint.directory"
-        )
     patience = config.storage.timeout_seconds + config.storage.retry_budget_seconds
     if patience >= config.collective_timeout_seconds:
         faults.append(

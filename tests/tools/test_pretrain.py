@@ -92,6 +92,8 @@ class Launcher:
         config = load(RunConfig, arguments)
         directory = Path(config.run_directory)
         directory.mkdir(parents=True, exist_ok=True)
+        if (ranks, threads) not in self.rates:
+            return subprocess.CompletedProcess([], 2, stdout="layout.tensor: 1 rank is too few")
         seconds = 4096 / self.rates[ranks, threads]
         records = [
             {"kind": "train", "step": step, "loss": 7.0, "first_of_span_loss": None}
@@ -111,6 +113,7 @@ class Launcher:
             summary = {"steps": config.steps, "checkpoint": "c", "report": "r"}
             summary |= dict.fromkeys(numbers.split(), 1.0)
             (directory / "summary.json").write_text(json.dumps(summary))
+            (directory / "config.yaml").write_text(f"steps: {config.steps}\n")
         return subprocess.CompletedProcess([], 0, stdout="")
 
 
@@ -144,8 +147,27 @@ def test_a_choice_is_made_once_and_told(slow: Launcher, tmp_path: Path, capfd) -
     assert (config.steps, config.optim.warmup_steps) == (260, 26)
 
 
-def test_pinned_steps_are_not_measured(slow: Launcher, tmp_path: Path) -> None:
-    assert pretrained(tmp_path, "steps=30") == 0
+def test_a_choice_for_a_run_that_never_began_is_made_again(slow: Launcher, tmp_path: Path) -> None:
+    pretrain.keep(Choice(steps=400, ranks=2, threads=1), tmp_path / "run")
+    assert pretrained(tmp_path) == 0
+    assert slow.trained[0][0].steps == 260
+
+
+def test_ranks_that_a_layout_needs_are_kept(slow: Launcher, tmp_path: Path) -> None:
+    del slow.rates[ONE]
+    assert pretrained(tmp_path) == 0
+    assert slow.trained[0][1:] == TWO
+
+
+def test_a_budget_of_epochs_is_read_whole(slow: Launcher, tmp_path: Path) -> None:
+    source = "data.sources={a: {corpus: c, epochs: 1}}"
+    assert pretrained(tmp_path, "data.corpus=null", source) == 0
+    assert (slow.trained[0][0].steps, slow.measured) == (400, [])
+
+
+@pytest.mark.parametrize("pin", ["steps=30", "steps=+30", "steps=3_0"])
+def test_pinned_steps_are_not_measured(slow: Launcher, tmp_path: Path, pin: str) -> None:
+    assert pretrained(tmp_path, pin) == 0
     assert slow.measured == []
     told = json.loads((tmp_path / "out.json").read_text())
     assert (told["steps"], told["ranks"], told["tokens_per_second_measured"]) == (30, 2, None)

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.train.runs import run, start
 from tools import evaluate, generate, merge
 from tools.checkpoint import main as checkpoint
+from train.config import RunConfig
+from train.config_files import from_stored
 from train.watch.metrics import Metrics, read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
@@ -49,6 +52,13 @@ def recorded(name: str) -> list[tuple[int, Any, int]]:
     assert [step for step, _, _ in expected] == [1, 2, 3, 4, 5, 6]
     # Processors round sums differently.
     return [(step, pytest.approx(loss, rel=1e-5), scored) for step, loss, scored in expected]
+
+
+def test_a_directory_that_was_given_as_a_url_is_read() -> None:
+    """Checkpoints of such a run went to the store; no new run may begin so."""
+    stored = yaml.safe_load((OLD / "pretrained" / "config.yaml").read_text())
+    read = from_stored(RunConfig, stored | {"run_directory": "s3://bucket/run"})
+    assert read.run_directory == "s3://bucket/run"
 
 
 @pytest.mark.parametrize("name", ["pretrained", "finetuned"])

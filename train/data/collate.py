@@ -65,7 +65,7 @@ class Collator:
             if length > S + 1:
                 raise DataError(
                     f"sample {sample.id} has {length} tokens but sequences have {S} slots: "
-                    "rebuild the corpus with this sequence length"
+                    "set data.sequence_tokens to what this sample was made for"
                 )
             tokens[row, :length] = sample.tokens[:S]
             labels[row, : max(0, length - 1)] = sample.tokens[1:]

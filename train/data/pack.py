@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from train.data.spans.flat import runs
+
 Ints = npt.NDArray[np.int64]
 
 Pack = Literal["fit", "stream"]
@@ -75,12 +77,6 @@ class PackedSequences:
         return PackedSequences(
             parts=self.parts[runs(self.starts[:-1][order], sizes)], starts=starts
         )
-
-
-def runs(starts: Ints, lengths: Ints) -> Ints:
-    """All numbers of the runs that begin at `starts`, one run after the other."""
-    before = lengths.cumsum() - lengths
-    return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
 
 
 @dataclass(slots=True, eq=False)

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from train.data.document import LENGTH_COLUMNS
 from train.data.order import GlobalOrder
-from train.data.pack import PackedSequences, SequenceShape, TooLongError, pack, runs
+from train.data.pack import PackedSequences, SequenceShape, TooLongError, pack
+from train.data.spans.flat import runs
 from train.errors import DataError
 
 Ints = npt.NDArray[np.int64]

@@ -5,9 +5,10 @@ import io
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
+from botocore.exceptions import ClientError
 from typing_extensions import override
 
 from train.errors import StorageError
@@ -133,17 +134,16 @@ class StorePlace(Place):
         keys = [self.path, *((self / found.name).path for found in self.files())]
         for begin in range(0, len(keys), _DELETED_AT_ONCE):
             some = [{"Key": key} for key in keys[begin : begin + _DELETED_AT_ONCE]]
-            answer = self._ask(
-                "write",
-                lambda client, _, some=some: client.delete_objects(
+
+            def delete(client: Any, _: dict[str, str], some: list[dict[str, str]] = some) -> None:
+                answer = client.delete_objects(
                     Bucket=self.bucket, Delete={"Objects": some, "Quiet": True}
-                ),
-            )
-            for fault in answer.get("Errors", []):
-                raise StorageError(
-                    f"s3://{self.bucket}/{fault['Key']} could not be removed ({fault['Code']}); "
-                    "grant the credentials DeleteObject there"
                 )
+                for fault in answer.get("Errors", []):
+                    # Raised inside, so that it is tried again where that may help.
+                    raise ClientError({"Error": fault}, "DeleteObjects")
+
+            self._ask("write", delete)
 
     def fetch(
         self,
@@ -274,10 +274,16 @@ class StorePlace(Place):
         self._ask("write", complete)
 
     def abandon_parts(self, upload: str) -> None:
-        """Remove what was sent of a file."""
-        self._ask("write", lambda client, key: client.abort_multipart_upload(
-            **key, UploadId=upload
-        ))  # fmt: skip
+        """Remove what was sent of a file; asked once, for the store may have failed before."""
+        storage = self.storage.model_copy(
+            update={
+                "timeout_seconds": min(self.storage.timeout_seconds, _ASK_SECONDS),
+                "retry_budget_seconds": 0.0,
+            }
+        )
+        replace(self, storage=storage)._ask(
+            "write", lambda client, key: client.abort_multipart_upload(**key, UploadId=upload)
+        )
 
     @property
     def _prefix(self) -> str:

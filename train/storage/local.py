@@ -5,8 +5,10 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from typing_extensions import override
 
@@ -31,7 +33,7 @@ class LocalPlace(Place):
     @override
     def files(self) -> Iterator[Found]:
         seen: set[str] = set()
-        for directory, within, names in os.walk(self.path, followlinks=True):
+        for directory, within, names in os.walk(self.path, onerror=_raise, followlinks=True):
             seen.add(os.path.realpath(directory))
             within[:] = [
                 name
@@ -40,16 +42,12 @@ class LocalPlace(Place):
             ]
             for name in sorted(names):
                 file = os.path.join(directory, name)
-                if os.path.isfile(file):
-                    yield Found(
-                        name=os.path.relpath(file, self.path), num_bytes=os.stat(file).st_size
-                    )
+                if (found := _found(file, os.path.relpath(file, self.path))) is not None:
+                    yield found
 
     @override
     def find(self) -> Found | None:
-        if not os.path.isfile(self.path):
-            return None
-        return Found(name="", num_bytes=os.stat(self.path).st_size)
+        return _found(self.path, "")
 
     @override
     def exists(self) -> bool:
@@ -113,6 +111,19 @@ class _OpenFile:
 
     def close(self) -> None:
         os.close(self._handle)
+
+
+def _found(path: str, name: str) -> Found | None:
+    # Not `os.path.isfile`: to it a file is absent that the disk failed to say anything about.
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Found(name=name, num_bytes=status.st_size) if stat.S_ISREG(status.st_mode) else None
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _make_directory(path: str) -> None:

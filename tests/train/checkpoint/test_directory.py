@@ -1,6 +1,9 @@
 """Which checkpoint is meant, which stay, and what a writer that died leaves behind."""
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +41,26 @@ def test_paths_are_resolved(tmp_path: Path) -> None:
         resolve(tmp_path)
     with pytest.raises(CheckpointError, match="is not there: name a run directory"):
         resolve(tmp_path / "nowhere")
+
+
+def test_a_disk_that_says_nothing_is_no_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what cleans up behind dead writers would remove a whole checkpoint."""
+    for step in (10, 20):
+        _checkpoint(tmp_path / f"step_{step:08d}", step)
+    asked = os.stat
+
+    def stale(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("step_00000020/index.json"):
+            raise OSError(errno.ESTALE, "stale file handle", str(path))
+        return asked(path, **options)
+
+    monkeypatch.setattr(os, "stat", stale)
+    with pytest.raises(OSError, match="stale file handle"):
+        checkpoint_directory.clean(Place.of(tmp_path))
+    monkeypatch.undo()
+    assert latest(tmp_path) == Place.of(tmp_path / "step_00000020")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -359,3 +360,30 @@ def test_names_are_literal(lab: S3Lab, name: str) -> None:
     place.remove()
     assert not place.exists()
     assert (other / "step/file").read() == b"other"
+
+
+class Refusing:
+    """A client whose store refuses to remove one object, as often as it has faults."""
+
+    def __init__(self, *codes: str) -> None:
+        self.codes = list(codes)
+
+    def list_objects_v2(self, **_: Any) -> dict[str, Any]:
+        return {}
+
+    def delete_objects(self, **_: Any) -> dict[str, Any]:
+        return {
+            "Errors": [{"Code": code, "Key": "x"} for code in self.codes[:1] if self.codes.pop(0)]
+        }
+
+
+def test_an_object_that_is_not_removed_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = StorageConfig(retry_budget_seconds=20)
+    client = Refusing("InternalError", "SlowDown")
+    monkeypatch.setattr(StorePlace, "_client", lambda _: client)
+    Place.parse("s3://bucket/x", storage).remove()
+    assert client.codes == []
+    client.codes = ["AccessDenied"] * 9
+    with pytest.raises(StorageError, match="DeleteObject"):
+        Place.parse("s3://bucket/x", storage).remove()
+    assert len(client.codes) == 8, "asked again"
