@@ -90,8 +90,12 @@ class Documentation:
         moved on. A directory is the content of its text files.
 
         Raises:
-            DataError: a directory is missing.
+            DataError: a directory is missing, or has the name of another, and documents would share
+                their ids.
         """
+        names = [_directory(source).name for source in self.sources if source not in PACKAGES]
+        for name in {name for name in names if names.count(name) > 1}:
+            raise DataError(f"Two sources are called {name}; rename one of the directories.")
         found = hashlib.sha256(f"{prose.VERSION} {self.limit_megabytes}".encode())
         for source in self.sources:
             found.update(f"\0{source}\0".encode() if source in PACKAGES else b"\0\0")

@@ -218,6 +218,15 @@ def test_a_directory_is_identified_by_its_text(tmp_path: Path) -> None:
     assert of(first).identity != of(second).identity
 
 
+def test_two_directories_of_one_name_are_refused(tmp_path: Path) -> None:
+    sources = [write_text(tmp_path / name / "docs", num_documents=4) for name in "ab"]
+    documentation = Documentation(
+        sources=tuple(f"prose:{source}" for source in sources), cache=tmp_path / "cache"
+    )
+    with pytest.raises(DataError, match="Two sources are called docs"):
+        _ = documentation.identity
+
+
 def test_an_unknown_source_is_refused() -> None:
     with pytest.raises(DataError, match=r"no source prose:nowhere: .* linux-doc-6\.1"):
         _ = of("nowhere").identity
