@@ -1,5 +1,7 @@
 """Fixtures that many tests share, and the flag that rewrites golden files."""
 
+import signal
+
 import hypothesis
 import pytest
 from jaxtyping import install_import_hook
@@ -15,6 +17,9 @@ from model import torchvision_free  # noqa: E402  # after the hook
 torchvision_free.install()
 
 pytest_plugins = ["tests.lab_fixtures"]
+
+# A shell that starts the tests in the background has them, and all that they start, ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long a machine takes to draw or to run an example says nothing about the code.
 hypothesis.settings.register_profile(

@@ -22,6 +22,8 @@ RANKS = 2
 STEPS = 40
 SAMPLES = 8 * STEPS
 """One epoch is the run."""
+DOCUMENTS = 484
+"""What so many sequences are packed from."""
 OVERRIDES = (
     f"steps={STEPS}",
     "zero.stage=1",

@@ -21,7 +21,7 @@ from model import torchvision_free
 torchvision_free.install()
 
 from tests.train import fault_plays as plays  # noqa: E402  # after install()
-from tests.train.fault_lab import SAMPLES, Lab, Played, losses_of  # noqa: E402
+from tests.train.fault_lab import DOCUMENTS, Lab, Played, losses_of  # noqa: E402
 from tests.train.fault_plays import FREEZE_SECONDS, flip, victim  # noqa: E402
 from tools.ledger import check_run  # noqa: E402
 from train.errors import DataError  # noqa: E402
@@ -217,7 +217,7 @@ CASES: Sequence[Case] = (
         play=plays.full_disk,
         expected=GOES_ON,
         says=r"the disk of the data cache .* is full: files that were not used lately make room",
-        within_seconds=60,
+        within_seconds=40,
     ),
     Case(
         name="a rank killed",
@@ -246,27 +246,27 @@ CASES: Sequence[Case] = (
         name="index with a pickled column",
         play=plays.hostile(lambda index: _shard(index).update(column_encodings=["pkl"])),
         expected=STOPS,
-        says=r"column tokens is pickled, and reading it could run any code",
+        says=r"column id is pickled, and reading it could run any code",
         within_seconds=30,
     ),
     Case(
         name="fewer samples than promised",
         play=plays.hostile(
-            lambda manifest: manifest.update(splits={"train": {"samples": SAMPLES + 1}}),
+            lambda manifest: manifest.update(splits={"train": {"samples": DOCUMENTS + 1}}),
             name="manifest.json",
         ),
         expected=STOPS,
-        says=rf"train lists {SAMPLES} samples where its manifest.json promises {SAMPLES + 1};",
+        says=rf"train lists {DOCUMENTS} samples where its manifest.json promises {DOCUMENTS + 1};",
         within_seconds=30,
     ),
     Case(
         name="more samples than promised",
         play=plays.hostile(
-            lambda manifest: manifest.update(splits={"train": {"samples": SAMPLES - 1}}),
+            lambda manifest: manifest.update(splits={"train": {"samples": DOCUMENTS - 1}}),
             name="manifest.json",
         ),
         expected=STOPS,
-        says=rf"train lists {SAMPLES} samples where its manifest.json promises {SAMPLES - 1};",
+        says=rf"train lists {DOCUMENTS} samples where its manifest.json promises {DOCUMENTS - 1};",
         within_seconds=30,
     ),
 )

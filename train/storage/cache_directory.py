@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 _PARTIAL: Final = ".partial"
 _LOCK_SUFFIX: Final = ".lock"
 _MARGIN_SECONDS: Final = 30.0
-_POLL_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.1
 _IN_USE_SECONDS: Final = 1.0
 """For so long a file that came in or was read is not evicted from a full disk."""
 _ABANDONED_SECONDS: Final = 86_400.0
