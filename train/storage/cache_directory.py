@@ -191,10 +191,11 @@ class CacheDirectory:
                 )
                 stopped.wait(0.01 if waited == 0 else _POLL_SECONDS)
             else:
-                notice(
-                    f"waiting for room: the disk of the data cache {self._directory} is full "
-                    f"(giving up {self._budget_seconds - waited:.0f} s from now)"
-                )
+                if waited > 2 * _IN_USE_SECONDS:  # until then what was just read becomes idle
+                    notice(
+                        f"waiting for room: the disk of the data cache {self._directory} is full "
+                        f"(giving up {self._budget_seconds - waited:.0f} s from now)"
+                    )
                 stopped.wait(_POLL_SECONDS)
             if stopped.is_set():
                 raise StoppedError

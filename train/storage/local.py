@@ -8,7 +8,6 @@ import shutil
 import stat
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from typing_extensions import override
 
@@ -33,7 +32,9 @@ class LocalPlace(Place):
     @override
     def files(self) -> Iterator[Found]:
         seen: set[str] = set()
-        for directory, within, names in os.walk(self.path, onerror=_raise, followlinks=True):
+        for directory, within, names in os.walk(
+            self.path, onerror=_unless_missing, followlinks=True
+        ):
             seen.add(os.path.realpath(directory))
             within[:] = [
                 name
@@ -122,8 +123,9 @@ def _found(path: str, name: str) -> Found | None:
     return Found(name=name, num_bytes=status.st_size) if stat.S_ISREG(status.st_mode) else None
 
 
-def _raise(error: OSError) -> NoReturn:
-    raise error
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _make_directory(path: str) -> None:
