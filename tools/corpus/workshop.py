@@ -16,8 +16,8 @@ from typing import Any, Final
 import filelock
 
 from train.data.store.manifest import MANIFEST_NAME
-from train.data.store.shards import default_cache
 from train.errors import DataError, StorageError
+from train.storage.cache import default_cache
 from train.storage.place import Place
 
 SPLITS: Final = ("train", "validation")

@@ -37,7 +37,7 @@ def show(
     if plans.refusals:
         out.print(_refusals(plans.refusals))
     if plans.ranked:
-        out.print(_details(plans.ranked[0], task))
+        out.print(_details(plans.ranked[0]))
 
 
 def layout_words(candidate: Candidate) -> str:
@@ -90,7 +90,7 @@ def _refusals(refusals: Mapping[str, int]) -> Table:
     return table
 
 
-def _details(plan: Plan, task: Task) -> Table:
+def _details(plan: Plan) -> Table:
     title = f"the first: {layout_words(plan.candidate)}"
     table = Table(title=title, title_justify="left")
     for name in ("memory of the fullest rank", "GiB", "time of a step", "seconds"):

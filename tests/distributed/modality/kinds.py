@@ -19,7 +19,7 @@ class EncoderConfig(semicausal.EncoderConfig):
 
 
 class ModelConfig(semicausal.ModelConfig):
-    encoders: dict[str, EncoderConfig]  # pyright: ignore[reportIncompatibleVariableOverride]
+    encoders: dict[str, EncoderConfig]  # pyright: ignore[reportIncompatibleVariableOverride]  # as above
 
 
 class RunConfig(config.RunConfig):

@@ -26,12 +26,9 @@ from train.data.store.index import INDEX_NAME, LengthsIndex, parse_index, parse_
 from train.data.store.manifest import MANIFEST_NAME, parse_manifest, require_fit, require_promised
 from train.data.store.open_shard import EvictedError, OpenShard
 from train.errors import DataError, StorageError
-from train.storage.cache import default_cache
 from train.storage.config import StorageConfig
 from train.storage.place import Place
 from train.storage.stored_file import StoredFile
-
-__all__ = ["ShardStore", "default_cache"]
 
 _MAX_OPEN_SHARDS: Final = 64
 _MAX_UNLINKED_SHARDS: Final = 8

@@ -12,8 +12,9 @@ import pytest
 from tests.lab_fixtures import S3Lab
 from tests.train.data.store.mds import write_mds
 from tools.lab import s3
-from train.data.store.shards import ShardStore, default_cache
+from train.data.store.shards import ShardStore
 from train.errors import DataError
+from train.storage.cache import default_cache
 from train.storage.config import StorageConfig
 
 
