@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tools.command import command_line
 from train.checkpoint.directory import (
     CHECKPOINTS_NAME,
     Retention,
@@ -22,11 +23,12 @@ from train.checkpoint.directory import (
 )
 from train.checkpoint.format import Index, stored_state
 from train.checkpoint.reader import ChunkReader
-from train.errors import CheckpointError, UserError
+from train.errors import CheckpointError
 from train.storage.place import Place
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command_line
+def main(arguments: list[str] | None = None) -> int | None:
     """Do as asked; 1 if `verify` found a fault, 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m tools.checkpoint", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -48,20 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--dry-run", action="store_true", help="only say what would go")
     options = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
-    try:
-        place = Place.parse(options.directory)
-        match options.command:
-            case "inspect":
-                inspect(place, console)
-            case "verify":
-                return verify(place, console)
-            case _:
-                retention = Retention(keep=options.keep, keep_every_steps=options.keep_every_steps)
-                prune(place, retention, console, dry_run=options.dry_run)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    place = Place.parse(options.directory)
+    match options.command:
+        case "inspect":
+            inspect(place, console)
+        case "verify":
+            return verify(place, console)
+        case _:
+            retention = Retention(keep=options.keep, keep_every_steps=options.keep_every_steps)
+            prune(place, retention, console, dry_run=options.dry_run)
 
 
 def inspect(place: Place, console: Console) -> None:

@@ -1,7 +1,6 @@
 """`python -m tools.evaluate CHECKPOINT`: loss and perplexity on the validation split."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ from rich.table import Table
 from model.batch import Batch
 from model.loss import Loss
 from model.semicausal import SemiCausal
+from tools.command import command_line, write_json
 from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
@@ -23,7 +23,6 @@ from train.data.sample import Sample
 from train.data.spans.at_random import RandomSpansConfig
 from train.data.spans.scoring import scored_tokens
 from train.data.tokens import SpecialTokens
-from train.errors import UserError
 from train.evaluate import (
     VALIDATION_EPOCH,
     Samples,
@@ -116,7 +115,8 @@ def with_stored_spans(config: RunConfig) -> RunConfig:
     return RunConfig.model_validate(tree)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command_line
+def main(arguments: list[str] | None = None) -> None:
     """Print losses and write them to `out/evaluate.json`."""
     parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
@@ -126,19 +126,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.sequences is not None and options.sequences < 1:
         parser.error("--sequences must be at least 1")
-    try:
-        path = resolve(Place.parse(options.checkpoint))
-        config = load_config(path)
-        if options.corpus is not None:
-            data = config.data.model_copy(update={"corpus": options.corpus, "sources": {}})
-            config = config.model_copy(update={"data": data})
-            refuse_other_corpus(open_sources(config), read_state(path), path)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(path, device=device)
-        results = evaluate_checkpoint(config, model, sequences=options.sequences, device=device)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    path = resolve(Place.parse(options.checkpoint))
+    config = load_config(path)
+    if options.corpus is not None:
+        data = config.data.model_copy(update={"corpus": options.corpus, "sources": {}})
+        config = config.model_copy(update={"data": data})
+        refuse_other_corpus(open_sources(config), read_state(path), path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(path, device=device)
+    results = evaluate_checkpoint(config, model, sequences=options.sequences, device=device)
     table = Table("scored tokens", "count", "loss (nats)", "perplexity", "first of span", "other")
     document: dict[str, object] = {"checkpoint": str(path)}
     for name, averages in results.items():
@@ -156,9 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
             "scored_tokens": averages.scored_tokens,
         }
     Console().print(table)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(document, indent=2) + "\n")
-    return 0
+    write_json(options.out, document)
 
 
 def _number(value: float | None) -> str:

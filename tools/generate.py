@@ -9,14 +9,15 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+from tools.command import command_line
 from train.checkpoint.directory import resolve
-from train.errors import UserError
 from train.loading import find_tokenizer, load_model
 from train.storage.place import Place
 from train.text import Speaker
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command_line
+def main(arguments: list[str] | None = None) -> None:
     """Print the prompt's continuation."""
     parser = argparse.ArgumentParser(prog="python -m tools.generate", description=__doc__)
     parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
@@ -37,25 +38,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--max-new-tokens must be at least 1")
     if not 0 < options.temperature < math.inf:
         parser.error("--temperature must be above 0; --top-p 0 is greedy")
-    try:
-        path = resolve(Place.parse(options.checkpoint))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        speaker = Speaker.load(
-            load_model(path, device=device), options.tokenizer or find_tokenizer(path)
-        )
-        text = speaker.speak(
-            options.prompt,
-            max_new_tokens=options.max_new_tokens,
-            top_p=options.top_p,
-            temperature=options.temperature,
-            seed=options.seed,
-        )
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    path = resolve(Place.parse(options.checkpoint))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    speaker = Speaker.load(
+        load_model(path, device=device), options.tokenizer or find_tokenizer(path)
+    )
+    text = speaker.speak(
+        options.prompt,
+        max_new_tokens=options.max_new_tokens,
+        top_p=options.top_p,
+        temperature=options.temperature,
+        seed=options.seed,
+    )
     written = Text(options.prompt, style="dim").append(text, style="not dim")
     Console(highlight=False, soft_wrap=True).print(written)
-    return 0
 
 
 if __name__ == "__main__":

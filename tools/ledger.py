@@ -1,7 +1,6 @@
 """`python -m tools.ledger check RUN`, `show RUN --step N`: what a run has read, and the proof."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from tools.command import command_line, write_json
 from train.build import build_plan, open_sources
 from train.checkpoint.directory import latest
 from train.checkpoint.restore import read_state
@@ -21,11 +21,12 @@ from train.config_files import from_stored
 from train.data.ledger import Record, read_ledger
 from train.data.ledger_check import SHOWN, Findings, check
 from train.data.plan import StepPlan, identities
-from train.errors import DataError, UserError
+from train.errors import DataError
 from train.prepare import checkpoints_of
 from train.run_directory import RunDirectory
 
 
+@command_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -48,11 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--corpus", help="where the data lie now, if they were moved (one source only)"
         )
     options = parser.parse_args(arguments)
-    try:
-        return options.action(options, Console())
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    return options.action(options, Console())
 
 
 def check_run(run: Path, *, corpus: str | None = None, progress: bool = False) -> Findings:
@@ -78,8 +75,7 @@ def check_run(run: Path, *, corpus: str | None = None, progress: bool = False) -
 def _check(options: argparse.Namespace, console: Console) -> int:
     findings = check_run(options.run, corpus=options.corpus, progress=console.is_terminal)
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(asdict(findings), indent=2) + "\n")
+        write_json(options.out, asdict(findings))
     table = Table("what", "value", title=f"ledger of {options.run}", title_justify="left")
     table.add_row("global batches read", f"{findings.steps:,}")
     table.add_row("sequences", f"{findings.entries:,}")

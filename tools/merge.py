@@ -3,24 +3,20 @@
 import argparse
 import sys
 
+from tools.command import command_line
 from train.adapter import merge
-from train.errors import UserError
 from train.storage.place import Place
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command_line
+def main(arguments: list[str] | None = None) -> None:
     """Write OUT; print what reads it."""
     parser = argparse.ArgumentParser(prog="python -m tools.merge", description=__doc__)
     parser.add_argument("checkpoint", help="LoRA run directory or a checkpoint of it")
     parser.add_argument("out", help="directory to create")
     options = parser.parse_args(arguments)
-    try:
-        out = merge(Place.parse(options.checkpoint), Place.parse(options.out))
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    out = merge(Place.parse(options.checkpoint), Place.parse(options.out))
     sys.stdout.write(f"{out}: for tools.generate, tools.evaluate and init_from\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tools.command import command_line, write_json
 from train.config import RunConfig
 from train.config_files import load
 from train.data.store.shards import ShardStore
@@ -67,7 +68,8 @@ class Choice:
     """Before the first step; None where nothing was measured."""
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command_line
+def main(arguments: list[str] | None = None) -> int | None:
     """Build, measure, train, report; the exit status of the first command that fails."""
     parser = argparse.ArgumentParser(prog="python -m tools.pretrain", description=__doc__)
     parser.add_argument("--started", type=float, default=time.time(), help="Unix seconds")
@@ -78,23 +80,19 @@ def main(arguments: list[str] | None = None) -> int:
     overrides: list[str] = options.overrides
     console = Console(highlight=False)
     pinned = pinned_steps(overrides)
-    try:
-        config = load(RunConfig, scheduled(overrides, pinned))
-        if not config.data.sources and not is_built(config):
-            console.rule("corpus")
-            if code := build_corpus(config):
-                return code
-        console.rule("training")
-        directory = Path(config.run_directory)
-        choice = recall(directory, steps=config.steps)
-        if choice is None:
-            check(config)
-            choice = settle(config, overrides, options.minutes, console, pinned=pinned is not None)
-            keep(choice, directory)
-        command = scheduled(overrides, pinned or choice.steps)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    config = load(RunConfig, scheduled(overrides, pinned))
+    if not config.data.sources and not is_built(config):
+        console.rule("corpus")
+        if code := build_corpus(config):
+            return code
+    console.rule("training")
+    directory = Path(config.run_directory)
+    choice = recall(directory, steps=config.steps)
+    if choice is None:
+        check(config)
+        choice = settle(config, overrides, options.minutes, console, pinned=pinned is not None)
+        keep(choice, directory)
+    command = scheduled(overrides, pinned or choice.steps)
     if code := launch(command, choice.ranks, choice.threads).returncode:
         return code
     console.rule("result")
@@ -105,10 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
         summary = json.loads(options.out.read_text())
     else:
         summary = {**asdict(choice), **summary, "seconds_total": time.time() - options.started}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(options.out, summary)
     show(console, summary, directory)
-    return 0
 
 
 def pinned_steps(overrides: Sequence[str]) -> int | None:

@@ -5,24 +5,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.errors import UserError
+from tools.command import command_line
 from train.run_directory import RunDirectory
 from train.watch.report import write_report
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the report and prints its path; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__)
     parser.add_argument("run", type=Path, help="directory of the run")
     parser.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
     options = parser.parse_args(arguments)
-    try:
-        report = write_report(RunDirectory(options.run), out=options.out)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    report = write_report(RunDirectory(options.run), out=options.out)
     sys.stdout.write(f"{report}\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""The door of every command line: one exit status and one way to tell for each kind of end."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+from train.errors import UserError
+from train.preemption import INTERRUPTED_CODE
+
+MISTAKE_CODE = 2
+
+P = ParamSpec("P")
+
+
+def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
+    """A main function that ends as every tool of this project does.
+
+    Args:
+        main: parses and works; what it returns is the exit status, None is 0.
+
+    Returns:
+        The same, but what the user can mend (`UserError`) is told alone and gives 2, as a wrong
+        argument does, and Ctrl-C gives 130.
+    """
+
+    @functools.wraps(main)
+    def guarded(*arguments: P.args, **options: P.kwargs) -> int:
+        try:
+            return main(*arguments, **options) or 0
+        except UserError as error:
+            sys.stderr.write(f"{error}\n")
+            return MISTAKE_CODE
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            return INTERRUPTED_CODE
+
+    return guarded
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write what a tool found, for programs to read; makes the directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
