@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.document import DOCUMENTS_KIND
+from train.data.store.manifest import require_vocabulary
 from train.data.store.shards import ShardStore
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
@@ -92,7 +93,7 @@ class Corpus:
             DataError: they do not; the message says what to change.
         """
         for split in (self.train, self.validation):
-            split.require(vocabulary=vocabulary)
+            require_vocabulary(split.manifest, place=split.root, wanted=vocabulary)
 
     def copy_tokenizer(self, destination: Path) -> None:
         """Bring the tokenizer to where a run keeps it, unless it is there.

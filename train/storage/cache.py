@@ -1,48 +1,50 @@
-"""Files of a store, brought into a cache on this host and read there."""
+"""Files of a place, read where they lie or from a cache on this host, and checked."""
 
 import hashlib
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Final
 
-from train.errors import ConfigError
+from train.errors import ConfigError, StorageError
 from train.storage.bucket import StorePlace
 from train.storage.cache_directory import CacheDirectory
 from train.storage.config import StorageConfig
 from train.storage.diagnosis import MissingError
 from train.storage.patience import StoppedError
+from train.storage.place import Place
 from train.storage.stored_file import FaultyFileError, StoredFile
+
+logger = logging.getLogger(__name__)
 
 _GIB: Final = 1 << 30
 _CLOSE_SECONDS: Final = 1.0
 _LONG_UNUSED_SECONDS: Final = 60.0
 
 
-class Cache:
-    """Brings files of a place in a store into a directory of this host, and reads them there.
+class CheckedFiles:
+    """Opens the files of a corpus, each checked by a process when it first opens it.
 
-    One process of the host fetches a file and the others wait for it. Each process checks a file
-    when it first opens it, or on the way where it fetches the file itself.
+    Those of a store are brought into a directory of this host: one process fetches a file, checks
+    it on the way, and the others wait for it.
     """
 
-    def __init__(
-        self, root: StorePlace, directory: Path, note_unchecked: Callable[[StoredFile], None]
-    ):
+    def __init__(self, root: Place, directory: Path | None):
         """Make the directory.
 
         Args:
             root: where the files lie.
-            directory: for those of this root.
-            note_unchecked: called, once a file, with those that have no hash to check.
+            directory: for those of this root in a store; None is one named after the URL.
 
         Raises:
             StorageError: it cannot be made.
         """
         self._root = root
-        self.directory = CacheDirectory(directory, root.storage)
-        self._note_unchecked = note_unchecked
+        self.directory: CacheDirectory | None = None
+        if root.is_remote:
+            self.directory = CacheDirectory(directory or default_cache(str(root)), root.storage)
         self._checked: set[str] = set()
         self._ahead: dict[str, _Ahead] = {}
         self._failed: set[str] = set()
@@ -53,20 +55,29 @@ class Cache:
         """A descriptor of a file that is as the index says.
 
         Raises:
-            FaultyFileError: it is missing or damaged in the store.
-            StorageError: it could not be fetched in time.
+            StorageError: it is missing or damaged, or could not be fetched in time.
         """
-        with self._lock:
-            ahead = self._ahead.get(file.name)
-        if ahead is not None:
-            ahead.done.wait()
-            if ahead.error is not None:
-                raise ahead.error
-        descriptor = self._find(file)
-        return self._bring(file, stopped=None) if descriptor is None else descriptor
+        try:
+            with self._lock:
+                ahead = self._ahead.get(file.name)
+            if ahead is not None:
+                ahead.done.wait()
+                if ahead.error is not None:
+                    raise ahead.error
+            descriptor = self._find(file)
+            return self._bring(file, stopped=None) if descriptor is None else descriptor
+        except FaultyFileError as error:
+            again = "upload it again"
+            if not self._root.is_remote:
+                again = "copy it again from where the corpus came from"
+            raise StorageError(
+                f"Shard {self._root / file.name} {error}; {again}, or build the corpus again."
+            ) from error
 
     def prefetch(self, files: Iterable[StoredFile]) -> None:
         """Begin to bring files into the cache, as many at once as there may be."""
+        if self.directory is None:
+            return
         for file in files:
             with self._lock:
                 if len(self._ahead) >= self._root.storage.read_ahead_files:
@@ -103,12 +114,17 @@ class Cache:
 
     def _find(self, file: StoredFile, *, remove: bool = False) -> int | None:
         check = file.name not in self._checked
-        descriptor = self.directory.open(file, check=check, remove=remove)
+        if self.directory is None:
+            descriptor = file.open(Path(self._root / file.name), check=check)
+        else:
+            descriptor = self.directory.open(file, check=check, remove=remove)
         if descriptor is not None:
             self._note_checked(file)
         return descriptor
 
     def _bring(self, file: StoredFile, *, stopped: Event | None) -> int:
+        assert isinstance(self._root, StorePlace), "files of this host are found"
+        assert self.directory is not None
         with self.directory.lock(file.name, stopped=stopped) as stalled_seconds:
             # Another process may have brought it while this one waited.
             found = self._find(file, remove=True)
@@ -147,7 +163,9 @@ class Cache:
 
     def _note_checked(self, file: StoredFile) -> None:
         if file.digest is None and file.name not in self._checked:
-            self._note_unchecked(file)
+            logger.warning(
+                "%s is used unchecked: the index records no hash of it", self._root / file.name
+            )
         self._checked.add(file.name)
 
 

@@ -23,7 +23,7 @@ from train.storage.config import StorageConfig
 from train.storage.host_lock import FULL, host_lock
 from train.storage.notices import notice
 from train.storage.patience import StoppedError
-from train.storage.stored_file import StoredFile
+from train.storage.stored_file import FaultyFileError, StoredFile
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -92,25 +92,15 @@ class CacheDirectory:
         """
         path = self._directory / file.name
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            descriptor = file.open(path, check=check)
+        except FaultyFileError as fault:
+            if remove and path.exists():
+                # The corpus was rebuilt under the same URL, or the cache's disk went bad.
+                logger.warning("%s in the data cache %s and is fetched again", path, fault)
+                path.unlink(missing_ok=True)
             return None
-        try:
-            if check:
-                fault = file.fault(descriptor)
-            else:
-                fault = file.size_fault(os.fstat(descriptor).st_size)
-            if fault is None:
-                touch(descriptor)
-                return descriptor
-        except OSError as error:
-            fault = f"cannot be read ({error.strerror})"
-        os.close(descriptor)
-        if remove:
-            # The corpus was rebuilt under the same URL, or the cache's disk went bad.
-            logger.warning("%s in the data cache %s and is fetched again", path, fault)
-            path.unlink(missing_ok=True)
-        return None
+        touch(descriptor)
+        return descriptor
 
     def land(self, file: StoredFile, *, stopped: Event | None) -> "Landing":
         """A place for a file that is on its way; `stopped` says that it is no longer wanted.
@@ -365,7 +355,8 @@ class Landing:
 
 def touch(descriptor: int) -> None:
     """Note that a file was used now: in its access time, which the system itself may not keep."""
-    os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
+    with contextlib.suppress(OSError):  # another user's
+        os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
 
 
 def _flat(name: str) -> str:

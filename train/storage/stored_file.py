@@ -2,16 +2,28 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol, cast
 
 import xxhash
 
 from train.errors import StorageError
 
-_FASTEST_HASHES: Final = ("xxh3_64", "xxh3_128", "xxh128", "xxh64", "xxh32")
+HASHERS: Final[Mapping[str, Callable[[], "Hasher"]]] = {
+    "xxh3_64": xxhash.xxh3_64,
+    "xxh3_128": xxhash.xxh3_128,
+    "xxh128": xxhash.xxh128,
+    "xxh64": xxhash.xxh64,
+    "xxh32": xxhash.xxh32,
+} | {
+    name: partial(hashlib.new, name)
+    for name in sorted(hashlib.algorithms_guaranteed)
+    if not name.startswith("shake_")
+}
+"""The hashes that mosaicml-streaming may have written, the fastest first."""
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -60,11 +72,38 @@ class StoredFile:
             raise LeavesDirectoryError(name)
         if size < 0:
             raise ValueError(f"negative size of {name}")
-        return cls(name, size, _choose(cast("dict[str, Any]", hashes)))
+        known = next((name for name in HASHERS if name in hashes), None)
+        digests = cast("dict[str, Any]", hashes)
+        return cls(name, size, None if known is None else (known, str(digests[known])))
+
+    def open(self, path: Path, *, check: bool) -> int:
+        """A descriptor of the file as it lies on this host.
+
+        Args:
+            path: where.
+            check: look at its hash too, which reads all of it.
+
+        Raises:
+            FaultyFileError: it is not there, or not as the index says.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise FaultyFileError("is missing") from None
+        except OSError as error:
+            raise FaultyFileError(f"cannot be read ({error.strerror})") from error
+        try:
+            fault = self._fault(descriptor, check=check)
+        except OSError as error:
+            fault = f"cannot be read ({error.strerror})"
+        if fault is not None:
+            os.close(descriptor)
+            raise FaultyFileError(fault)
+        return descriptor
 
     def hasher(self) -> Hasher | None:
         """An empty hasher for `digest`."""
-        return None if self.digest is None else new_hasher(self.digest[0])
+        return None if self.digest is None else HASHERS[self.digest[0]]()
 
     def size_fault(self, num_bytes: int) -> str | None:
         """What is wrong with a size, as the end of a sentence; None if nothing is."""
@@ -78,14 +117,9 @@ class StoredFile:
             return None
         return f"is damaged: its {self.digest[0]} hash is not the one in the index"
 
-    def fault(self, descriptor: int) -> str | None:
-        """What is wrong with an open file, as the end of a sentence; None if nothing is.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+    def _fault(self, descriptor: int, *, check: bool) -> str | None:
         size_fault = self.size_fault(os.fstat(descriptor).st_size)
-        hasher = self.hasher()
+        hasher = self.hasher() if check else None
         if size_fault is not None or hasher is None:
             return size_fault
         buffer = memoryview(bytearray(min(_CHUNK_BYTES, self.num_bytes)))
@@ -105,26 +139,3 @@ class FaultyFileError(StorageError):
 
 class LeavesDirectoryError(ValueError):
     """A path in an index points outside the corpus; its text is the path."""
-
-
-def is_known_hash(name: str) -> bool:
-    """Whether this is a hash that mosaicml-streaming may have written."""
-    if name in xxhash.algorithms_available:
-        return True
-    is_fixed = name in hashlib.algorithms_available and not name.startswith("shake_")
-    return is_fixed and hasattr(hashlib, name)
-
-
-def new_hasher(name: str) -> Hasher:
-    """An empty hasher for a known algorithm."""
-    assert is_known_hash(name), "only known hashes are chosen"
-    module = xxhash if name in xxhash.algorithms_available else hashlib
-    return getattr(module, name)()
-
-
-def _choose(hashes: Mapping[str, Any]) -> tuple[str, str] | None:
-    known = sorted(name for name in hashes if is_known_hash(name))
-    if not known:
-        return None
-    algorithm = next((name for name in _FASTEST_HASHES if name in known), known[0])
-    return algorithm, str(hashes[algorithm])

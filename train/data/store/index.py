@@ -1,16 +1,21 @@
 """The index of an MDS directory and the listing of its documents' lengths, read with suspicion."""
 
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
-from train.data.store.listing import read_listing
-from train.data.store.mds import SampleDecoder
+from train.data.store.mds import DocumentDecoder
 from train.errors import DataError
 from train.storage.stored_file import LeavesDirectoryError, StoredFile
+
+Entry = TypeVar("Entry")
 
 INDEX_NAME: Final = "index.json"
 
@@ -27,11 +32,13 @@ class ShardIndex:
         files: each shard's file.
         samples: [shards] samples in each.
         decoders: what decodes the samples of each; shards with the same columns share one.
+        sha256: of the index: equal on two ranks or two runs if and only if the data are.
     """
 
     files: list[StoredFile]
     samples: npt.NDArray[np.int64]
-    decoders: list[SampleDecoder]
+    decoders: list[DocumentDecoder]
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,10 +48,12 @@ class LengthsIndex:
     Attributes:
         files: a file of lengths for each shard.
         totals: [shards, 6] sums of `LENGTH_COLUMNS` over each shard.
+        sha256: of the listing.
     """
 
     files: list[StoredFile]
     totals: npt.NDArray[np.int64]
+    sha256: str
 
 
 def parse_index(data: bytes, *, place: str) -> ShardIndex:
@@ -59,30 +68,24 @@ def parse_index(data: bytes, *, place: str) -> ShardIndex:
             would have to be unpickled, or an entry points outside the directory.
     """
     where = f"{place}/{INDEX_NAME}"
-    files: list[StoredFile] = []
-    samples: list[int] = []
-    decoders: list[SampleDecoder] = []
-    known: dict[str, SampleDecoder] = {}
+    known: dict[str, DocumentDecoder] = {}
 
-    def take(entry: dict[str, Any]) -> None:
+    def take(entry: dict[str, Any]) -> tuple[StoredFile, int, DocumentDecoder]:
         _require_plain_mds(entry, where=where)
         columns = [entry["column_names"], entry["column_encodings"], entry["column_sizes"]]
         decoder = known.get(repr(columns))
         if decoder is None:
             decoder = known[repr(columns)] = _decoder(*columns, where=where)
-        if not isinstance(entry["samples"], int) or entry["samples"] < 0:
-            raise ValueError(f"a shard has {entry['samples']!r} samples")
-        file = _file(entry["raw_data"], where=where)
-        if 4 * (entry["samples"] + 2) > file.num_bytes:
-            raise ValueError(f"{file.name} is too small for {entry['samples']:,} samples")
-        files.append(file)
-        samples.append(entry["samples"])
-        decoders.append(decoder)
+        samples, file = entry["samples"], _file(entry["raw_data"], where=where)
+        if not isinstance(samples, int) or samples < 0:
+            raise ValueError(f"a shard has {samples!r} samples")
+        if 4 * (samples + 2) > file.num_bytes:
+            raise ValueError(f"{file.name} is too small for {samples:,} samples")
+        return file, samples, decoder
 
     try:
-        if "shards" not in read_listing(data, key="shards", take=take):
-            raise KeyError("shards")
-        counts = np.array(samples, dtype=np.int64)
+        _, entries = _parse(data, "raw_data", take)
+        counts = np.array([samples for _, samples, _ in entries], dtype=np.int64)
     except _MALFORMED as error:
         raise DataError(
             f"{where} is damaged or is no MDS index ({type(error).__name__}: {error}); copy or "
@@ -90,8 +93,12 @@ def parse_index(data: bytes, *, place: str) -> ShardIndex:
         ) from error
     if not counts.any():
         raise DataError(f"{where} lists no samples; build the corpus again with more text.")
-    _require_distinct(files, where=where)
-    return ShardIndex(files=files, samples=counts, decoders=decoders)
+    return ShardIndex(
+        files=_distinct([file for file, _, _ in entries], where=where),
+        samples=counts,
+        decoders=[decoder for _, _, decoder in entries],
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
 
 
 def parse_lengths_index(data: bytes, *, place: str, samples: npt.NDArray[np.int64]) -> LengthsIndex:
@@ -106,37 +113,51 @@ def parse_lengths_index(data: bytes, *, place: str, samples: npt.NDArray[np.int6
         DataError: it is no listing of lengths, or does not belong to this index.
     """
     where = f"{place}/{LENGTHS_NAME}"
-    files: list[StoredFile] = []
-    documents: list[int] = []
-    totals: list[list[int]] = []
 
-    def take(entry: dict[str, Any]) -> None:
-        files.append(_file(entry, where=where))
-        documents.append(entry["documents"])
+    def take(entry: dict[str, Any]) -> tuple[StoredFile, int, list[int]]:
         if not all(isinstance(total, int) and total >= 0 for total in entry["totals"]):
             raise ValueError(f"totals are {entry['totals']!r}")
-        totals.append(entry["totals"])
+        return _file(entry, where=where), entry["documents"], entry["totals"]
 
     try:
-        rest = read_listing(data, key="shards", take=take)
-        if rest["format_version"] != _LENGTHS_VERSION or "shards" not in rest:
+        rest, entries = _parse(data, "documents", take)
+        if rest["format_version"] != _LENGTHS_VERSION:
             raise ValueError(f"format_version is {rest['format_version']!r}")
         if tuple(rest["columns"]) != LENGTH_COLUMNS:
             raise ValueError(f"columns are {rest['columns']!r}")
-        sums = np.array(totals, dtype=np.int64).reshape(len(files), len(LENGTH_COLUMNS))
-        agrees = np.array_equal(np.array(documents, dtype=np.int64), samples)
+        totals = np.array([totals for _, _, totals in entries], dtype=np.int64)
+        totals = totals.reshape(len(entries), len(LENGTH_COLUMNS))
+        documents = np.array([documents for _, documents, _ in entries], dtype=np.int64)
     except _MALFORMED as error:
         raise DataError(
             f"{where} is damaged or of another version ({type(error).__name__}: {error}); build "
             "the corpus again with `python -m tools.corpus`."
         ) from error
-    if not agrees:
+    if not np.array_equal(documents, samples):
         raise DataError(
             f"{where} does not belong to the {INDEX_NAME} beside it: it lists other numbers of "
             "documents; build the corpus again with `python -m tools.corpus`."
         )
-    _require_distinct(files, where=where)
-    return LengthsIndex(files=files, totals=sums)
+    return LengthsIndex(
+        files=_distinct([file for file, _, _ in entries], where=where),
+        totals=totals,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _parse(
+    data: bytes, key: str, take: Callable[[dict[str, Any]], Entry]
+) -> tuple[dict[str, Any], list[Entry]]:
+    """A JSON object, and what becomes of the entries of its `shards`, which have this key.
+
+    Each is taken as soon as it is parsed: those of a hundred thousand shards are 60 MB of JSON,
+    and as objects ten times as much, in every rank.
+    """
+    document = json.loads(data, object_hook=lambda found: take(found) if key in found else found)
+    entries = document["shards"]
+    if not isinstance(entries, list) or not all(isinstance(entry, tuple) for entry in entries):
+        raise ValueError(f"not all shards have {key}")
+    return document, entries
 
 
 def _require_plain_mds(entry: dict[str, Any], *, where: str) -> None:
@@ -153,7 +174,7 @@ def _require_plain_mds(entry: dict[str, Any], *, where: str) -> None:
 
 def _decoder(
     names: list[str], encodings: list[str], sizes: list[int | None], *, where: str
-) -> SampleDecoder:
+) -> DocumentDecoder:
     for name, encoding in zip(names, encodings, strict=True):
         if encoding.partition(":")[0] == "pkl":
             raise DataError(
@@ -165,7 +186,7 @@ def _decoder(
             f"{where} has the columns {', '.join(names)} but no `tokens`; build the corpus with "
             "`python -m tools.corpus build`."
         )
-    return SampleDecoder.of(names, encodings, sizes)
+    return DocumentDecoder.of(names, encodings, sizes)
 
 
 def _file(entry: dict[str, Any], *, where: str) -> StoredFile:
@@ -177,9 +198,8 @@ def _file(entry: dict[str, Any], *, where: str) -> StoredFile:
         ) from error
 
 
-def _require_distinct(files: list[StoredFile], *, where: str) -> None:
-    seen: set[str] = set()
-    for file in files:
-        if file.name in seen:
-            raise DataError(f"{where} lists {file.name} twice; build the corpus again.")
-        seen.add(file.name)
+def _distinct(files: list[StoredFile], *, where: str) -> list[StoredFile]:
+    twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
+    if twice:
+        raise DataError(f"{where} lists {twice[0]} twice; build the corpus again.")
+    return files

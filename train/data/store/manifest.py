@@ -7,18 +7,6 @@ from train.errors import DataError
 
 MANIFEST_NAME: Final = "manifest.json"
 
-_MISMATCH: Final = {
-    "tokenizer_sha256": (
-        "it was built with another tokenizer (SHA-256 {found:.12}…, expected {wanted:.12}…): use "
-        "the corpus that the model was trained on, or build one with `--tokenizer` and the "
-        "model's tokenizer.json"
-    ),
-    "vocabulary": (
-        "its vocabulary has {found} entries and the model's {wanted}: set the model's vocabulary "
-        "to {found}, or build the corpus with `--vocabulary {wanted}`"
-    ),
-}
-
 
 def parse_manifest(data: bytes, *, place: str) -> dict[str, Any]:
     """The manifest beside an index.
@@ -35,41 +23,29 @@ def parse_manifest(data: bytes, *, place: str) -> dict[str, Any]:
     return manifest
 
 
-def require_fit(
-    manifest: dict[str, Any],
-    *,
-    place: str,
-    tokenizer_sha256: str | None = None,
-    vocabulary: int | None = None,
-) -> None:
-    """Check that a corpus is the one that a model or another corpus expects.
+def require_vocabulary(manifest: dict[str, Any], *, place: str, wanted: int) -> None:
+    """Check that a corpus has the vocabulary of a model.
 
     Args:
         manifest: of the corpus.
         place: what to call the corpus in messages.
-        tokenizer_sha256: hash of the tokenizer file that the model was made for.
-        vocabulary: ids that the model knows.
+        wanted: ids that the model knows.
 
     Raises:
-        DataError: it is not, or has no manifest to tell.
+        DataError: it has not, or no manifest to tell.
     """
-    wanted = {
-        "tokenizer_sha256": tokenizer_sha256,
-        "vocabulary": vocabulary,
-    }
-    faults: list[str] = []
-    for key, value in wanted.items():
-        if value is None:
-            continue
-        if key not in manifest:
-            raise DataError(
-                f"{place} has no {MANIFEST_NAME} that states its {key}, so it cannot be "
-                "checked; build it with `python -m tools.corpus build`."
-            )
-        if manifest[key] != value:
-            faults.append(_MISMATCH[key].format(found=manifest[key], wanted=value))
-    if faults:
-        raise DataError(f"{place} does not fit: " + "; ".join(faults) + ".")
+    found = manifest.get("vocabulary")
+    if found is None:
+        raise DataError(
+            f"{place} has no {MANIFEST_NAME} that states its vocabulary, so it cannot be checked; "
+            "build it with `python -m tools.corpus build`."
+        )
+    if found != wanted:
+        raise DataError(
+            f"{place} does not fit: its vocabulary has {found} entries and the model's {wanted}: "
+            f"set the model's vocabulary to {found}, or build the corpus with `--vocabulary "
+            f"{wanted}`."
+        )
 
 
 def require_promised(manifest: dict[str, Any], *, place: str, samples: int) -> None:
@@ -80,9 +56,8 @@ def require_promised(manifest: dict[str, Any], *, place: str, samples: int) -> N
     Raises:
         DataError: it lists more or fewer, so an epoch would not be what was built.
     """
-    split = place.rstrip("/").rpartition("/")[2]
     splits = manifest.get("splits")
-    summary = splits.get(split) if isinstance(splits, dict) else None
+    summary = splits.get(place.rpartition("/")[2]) if isinstance(splits, dict) else None
     promised = summary.get("samples") if isinstance(summary, dict) else None
     if promised is not None and promised != samples:
         raise DataError(

@@ -6,13 +6,14 @@ shared, and whatever is wrong with a shard is an error that names it, in the thr
 """
 
 import bisect
-import hashlib
+import contextlib
 import io
 import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,12 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
-from train.data.sample import Sample
-from train.data.store.files import CorpusFiles
 from train.data.store.index import INDEX_NAME, LengthsIndex, parse_index, parse_lengths_index
-from train.data.store.manifest import MANIFEST_NAME, parse_manifest, require_fit, require_promised
+from train.data.store.manifest import MANIFEST_NAME, parse_manifest, require_promised
 from train.data.store.open_shard import EvictedError, OpenShard
 from train.errors import DataError, StorageError
+from train.storage.cache import CheckedFiles
 from train.storage.config import StorageConfig
 from train.storage.place import Place
 from train.storage.stored_file import StoredFile
@@ -61,17 +61,13 @@ class ShardStore:
         Raises:
             DataError: there is no usable MDS directory at `root`.
         """
-        try:
+        with _data_errors():
             self.place = Place.parse(root, storage)
-        except StorageError as error:
-            raise DataError(str(error)) from error
+            if not self.place.is_remote:
+                _require_directory(self.place)
+            self._files = CheckedFiles(self.place, cache)
         self.root = str(self.place)
-        self._files = CorpusFiles(self.place, cache)
-        data = self._read_index()
-        self.fingerprint: str = hashlib.sha256(data).hexdigest()
-        """SHA-256 of the index: equal on two ranks or two runs if and only if the data are."""
-        self._index = parse_index(data, place=self.root)
-        del data
+        self._index = parse_index(self._read_index(), place=self.root)
         self._ends: list[int] = np.cumsum(self._index.samples).tolist()
         manifest = self.read_beside(MANIFEST_NAME)
         self.manifest: dict[str, Any] = (
@@ -79,11 +75,14 @@ class ShardStore:
         )
         """What the corpus builder noted beside the index; empty if it noted nothing."""
         require_promised(self.manifest, place=self.root, samples=len(self))
-        self._lengths: LengthsIndex | None = None
-        self._lengths_sha256 = ""
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
         _stores.add(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal on two ranks or two runs if and only if the data are."""
+        return self._index.sha256
 
     @property
     def shard_sizes(self) -> list[int]:
@@ -109,23 +108,10 @@ class ShardStore:
         try:
             return self._index.decoders[shard](self._read(shard, place))
         except _UNDECODABLE as error:
-            raise self._undecodable(sample_id, error) from error
-
-    def __getitem__(self, sample_id: int) -> Sample:
-        """The sample with this number, in a corpus of sequences that are as long as the run's.
-
-        Raises:
-            DataError: its shard is missing, cut short or damaged, or could not be fetched in time.
-            IndexError: there is no such number.
-        """
-        columns = self.columns(sample_id)
-        try:
-            return _sample(sample_id, columns)
-        except _UNDECODABLE as error:
-            raise self._undecodable(sample_id, error) from error
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[sample_id] for sample_id in range(len(self)))
+            raise DataError(
+                f"Sample {place} of {self.root}/{self._index.files[shard].name} cannot be decoded "
+                f"({error}); build the corpus again."
+            ) from error
 
     @property
     def totals(self) -> npt.NDArray[np.int64]:
@@ -134,7 +120,7 @@ class ShardStore:
         Raises:
             DataError: the corpus has no lengths.
         """
-        return self._lengths_index().totals
+        return self._lengths.totals
 
     @property
     def lengths_fingerprint(self) -> str:
@@ -143,8 +129,7 @@ class ShardStore:
         Raises:
             DataError: the corpus has no lengths.
         """
-        self._lengths_index()
-        return self._lengths_sha256
+        return self._lengths.sha256
 
     def lengths(self, shard: int) -> npt.NDArray[np.uint32]:
         """[n, 6] `LENGTH_COLUMNS` of each document in a shard, without reading the shard.
@@ -153,8 +138,7 @@ class ShardStore:
             DataError: the corpus has no lengths, or those of the shard are missing or damaged, or
                 could not be fetched in time.
         """
-        index = self._lengths_index()
-        file = index.files[shard]
+        file = self._lengths.files[shard]
         content = self._content(file)
         while self.place.is_remote and len(content) < file.num_bytes:  # evicted just now
             content = self._content(file)
@@ -166,7 +150,7 @@ class ShardStore:
         shape = (int(self._index.samples[shard]), len(LENGTH_COLUMNS))
         if not isinstance(lengths, np.ndarray) or lengths.dtype != np.uint32:
             raise DataError(f"{name} holds no uint32 array; build the corpus again.")
-        sums = index.totals[shard]
+        sums = self._lengths.totals[shard]
         if lengths.shape != shape or (lengths.sum(axis=0, dtype=np.int64) != sums).any():
             raise DataError(
                 f"{name} does not hold the lengths that {LENGTHS_NAME} promises; build the corpus "
@@ -192,28 +176,6 @@ class ShardStore:
             while self._opened:
                 self._opened.popitem()[1].close()
 
-    def require(
-        self,
-        *,
-        tokenizer_sha256: str | None = None,
-        vocabulary: int | None = None,
-    ) -> None:
-        """Check that the corpus is the one that a model or another corpus expects.
-
-        Args:
-            tokenizer_sha256: hash of the tokenizer file that the model was made for.
-            vocabulary: ids that the model knows.
-
-        Raises:
-            DataError: it is not, or has no manifest to tell.
-        """
-        require_fit(
-            self.manifest,
-            place=self.root,
-            tokenizer_sha256=tokenizer_sha256,
-            vocabulary=vocabulary,
-        )
-
     def read_beside(self, name: str) -> bytes | None:
         """A small file that lies beside the index, always fresh; None if there is none.
 
@@ -223,7 +185,13 @@ class ShardStore:
         Raises:
             DataError: it could not be read in time.
         """
-        return self._files.read(name)
+        try:
+            with _data_errors():
+                return (self.place / name).read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DataError(f"Cannot read {self.place / name}: {error.strerror}.") from error
 
     def _locate(self, sample_id: int) -> tuple[int, int]:
         """The shard of a sample, and its place there."""
@@ -265,15 +233,18 @@ class ShardStore:
 
     def _open(self, shard: int) -> OpenShard:
         file = self._index.files[shard]
+        with _data_errors():
+            descriptor = self._files.open(file)
         return OpenShard(
-            self._files.open(file),
+            descriptor,
             name=f"{self.root}/{file.name}",
             samples=int(self._index.samples[shard]),
             is_cached=self.place.is_remote,
         )
 
     def _content(self, file: StoredFile) -> bytes:
-        descriptor = self._files.open(file)
+        with _data_errors():
+            descriptor = self._files.open(file)
         try:
             return os.pread(descriptor, file.num_bytes, 0)
         finally:
@@ -281,7 +252,7 @@ class ShardStore:
 
     def _with_lengths(self, shards: Iterable[int]) -> Iterator[StoredFile]:
         for shard in shards:
-            if self._lengths is not None:
+            if "_lengths" in self.__dict__:
                 yield self._lengths.files[shard]
             yield self._index.files[shard]
 
@@ -289,24 +260,15 @@ class ShardStore:
         self._lock = threading.Lock()
         self._files.after_fork()
 
-    def _lengths_index(self) -> LengthsIndex:
-        if self._lengths is None:
-            data = self.read_beside(LENGTHS_NAME)
-            if data is None:
-                raise DataError(
-                    f"{self.root} has no {LENGTHS_NAME}, which lists how long its documents are; "
-                    "build it with `python -m tools.corpus`."
-                )
-            self._lengths_sha256 = hashlib.sha256(data).hexdigest()
-            self._lengths = parse_lengths_index(data, place=self.root, samples=self._index.samples)
-        return self._lengths
-
-    def _undecodable(self, sample_id: int, error: Exception) -> DataError:
-        shard, place = self._locate(sample_id)
-        return DataError(
-            f"Sample {place} of {self.root}/{self._index.files[shard].name} cannot be decoded "
-            f"({error}); build the corpus again."
-        )
+    @cached_property
+    def _lengths(self) -> LengthsIndex:
+        data = self.read_beside(LENGTHS_NAME)
+        if data is None:
+            raise DataError(
+                f"{self.root} has no {LENGTHS_NAME}, which lists how long its documents are; "
+                "build it with `python -m tools.corpus`."
+            )
+        return parse_lengths_index(data, place=self.root, samples=self._index.samples)
 
     def _read_index(self) -> bytes:
         index = self.read_beside(INDEX_NAME)
@@ -321,6 +283,36 @@ class ShardStore:
         return index
 
 
+@contextlib.contextmanager
+def _data_errors() -> Generator[None]:
+    """What storage says about the files of a corpus is an error of the data."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except StorageError as error:
+        raise DataError(str(error)) from error
+
+
+def _require_directory(root: Place) -> None:
+    directory = Path(root)
+    if not directory.exists():
+        hint = ""
+        if directory.name == "validation" and directory.parent.is_dir():
+            hint = " with a share of documents for validation (--validation)"
+        raise DataError(
+            f"There is no data directory {root}; build one{hint} with `python -m "
+            "tools.corpus build`, or correct the path."
+        )
+    if not directory.is_dir():
+        raise DataError(f"{root} is a file; give the directory that holds the shards.")
+    if not any(directory.iterdir()):
+        raise DataError(
+            f"The data directory {root} is empty; build a corpus with `python -m "
+            "tools.corpus build`."
+        )
+
+
 _stores: Final[weakref.WeakSet[ShardStore]] = weakref.WeakSet()
 
 
@@ -331,21 +323,3 @@ def _after_fork() -> None:
 
 # A lock that another thread held at the moment of the fork would stay locked in the child.
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _sample(sample_id: int, columns: dict[str, Any]) -> Sample:
-    tokens = columns["tokens"]
-    if tokens.ndim != 1 or tokens.dtype.kind not in "ui":
-        raise ValueError(f"tokens are {tokens.dtype} of shape {tokens.shape}")
-    spans = columns.get("spans")
-    scored = columns.get("scored")
-    if spans is not None and (spans.ndim != 2 or spans.shape[1] != 2):
-        raise ValueError(f"spans have shape {spans.shape}, not [k, 2]")
-    if scored is not None and scored.shape != tokens.shape:
-        raise ValueError(f"scored has shape {scored.shape}, tokens {tokens.shape}")
-    return Sample(
-        id=sample_id,
-        tokens=tokens.astype(np.int64),
-        spans=None if spans is None else spans.astype(np.int64),
-        scored=None if scored is None else scored.astype(np.bool_),
-    )
