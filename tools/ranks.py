@@ -112,7 +112,7 @@ class RankPool:
             pipe.send_bytes(request)
         deadline = time.monotonic() + timeout_seconds
         answers: dict[int, Result] = {}
-        failures: dict[int, str] = {}
+        failure = ""
         silent = list(range(self._num_ranks))
         while silent and (left := deadline - time.monotonic()) > 0:
             for ready in wait([self._pipes[rank] for rank in silent], timeout=left):
@@ -124,10 +124,11 @@ class RankPool:
                 else:
                     # The others may now wait for ever; what failed first is what matters.
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-                    failures[rank] = value
+                    failure = failure or f"rank {rank} failed:\n{value}"
         if len(answers) == self._num_ranks:
             return [answers[rank] for rank in range(self._num_ranks)]
-        raise RanksFailed(self._report(silent, failures, timeout_seconds))
+        failure = failure or f"ranks {silent} did not answer within {timeout_seconds} seconds"
+        raise RanksFailed("\n".join([failure, *self._end(silent)]))
 
     def close(self) -> None:
         """Ends the ranks; those that do not leave by themselves are killed."""
@@ -151,10 +152,10 @@ class RankPool:
         for rank in range(self._num_ranks):
             ours, theirs = self._context.Pipe()
             # Some of them are read when torch is first imported, perhaps before `_serve` runs.
-            with _environment(self._variables(rank)) as environment:
+            with changed_environment(self._variables(rank)) as variables:
                 process = self._context.Process(
                     target=_serve,
-                    args=(self._directory.name, theirs, self._threads, self._cuda, environment),
+                    args=(self._directory.name, theirs, self._threads, self._cuda, variables),
                 )
                 process.start()
             theirs.close()
@@ -164,10 +165,8 @@ class RankPool:
     def _variables(self, rank: int) -> dict[str, str | None]:
         variables: dict[str, str | None] = {
             "OMP_NUM_THREADS": str(self._threads),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(self._num_ranks),
-            "LOCAL_WORLD_SIZE": str(self._num_ranks),
+            **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+            **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(self._num_ranks)),
         }
         if self._cuda:
             # An address left over from a launcher would make a lone rank wait for others.
@@ -183,21 +182,16 @@ class RankPool:
             self._processes[rank].join(timeout=5)
             return False, f"the process ended with exit code {self._processes[rank].exitcode}\n"
 
-    def _report(
-        self, silent: list[int], failures: Mapping[int, str], timeout_seconds: float
-    ) -> str:
-        """What failed first and where the silent ranks are, which are ended."""
+    def _end(self, silent: list[int]) -> list[str]:
+        """Ends all ranks; says where the silent ones were."""
         for rank in silent:
             with contextlib.suppress(OSError, TypeError):
                 os.kill(self._processes[rank].pid or 0, signal.SIGUSR1)
-        parts = [f"rank {rank} failed:\n{message}" for rank, message in failures.items()][:1]
-        if not failures:
-            parts.append(f"ranks {silent} did not answer within {timeout_seconds} seconds")
+        found = [f"rank {rank} was here:\n{self._stacks(rank)}" for rank in silent]
         for rank in silent:
-            parts.append(f"rank {rank} was here:\n{self._stacks(rank)}")
             self._processes[rank].kill()
         self.close()
-        return "\n".join(parts)
+        return found
 
     def _stacks(self, rank: int) -> str:
         assert self._directory is not None
@@ -216,14 +210,13 @@ def replace_environment(variables: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _environment(changed: Mapping[str, str | None]) -> Generator[dict[str, str]]:
+def changed_environment(changes: Mapping[str, str | None]) -> Generator[dict[str, str]]:
     """Within the context, this process's environment has these values, or lacks those of None."""
     before = dict(os.environ)
-    changes = {**before, **changed}
-    environment = {name: value for name, value in changes.items() if value is not None}
-    replace_environment(environment)
+    changed = {n: value for n, value in {**before, **changes}.items() if value is not None}
+    replace_environment(changed)
     try:
-        yield environment
+        yield changed
     finally:
         replace_environment(before)
 
@@ -233,10 +226,10 @@ def _stacks_file(directory: str, rank: int) -> Path:
 
 
 def _serve(
-    directory: str, pipe: Connection, threads: int, cuda: bool, environment: dict[str, str]
+    directory: str, pipe: Connection, threads: int, cuda: bool, variables: dict[str, str]
 ) -> None:
-    replace_environment(environment)
-    rank, num_ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    replace_environment(variables)
+    rank, num_ranks = int(variables["RANK"]), int(variables["WORLD_SIZE"])
     stacks = open(_stacks_file(directory, rank), "w")  # noqa: SIM115  # open until the end
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     import torch
