@@ -8,6 +8,7 @@ from train.data.sample import Sample
 from train.data.spans.at_random import RandomSpansConfig
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import TextReader
+from train.data.tokens import SpecialTokens
 
 SEED = 1
 FIRST_WORD = 5
@@ -22,6 +23,19 @@ def random_samples(*, vocabulary: int, sequence_tokens: int, count: int) -> list
     ]
 
 
+def random_spans(sequence_tokens: int, *, ratio: float) -> Collator:
+    """Collates with this ratio of slots in the paper's random spans."""
+    kind = RandomSpansConfig(ratio=ratio)
+    tokens, spans = kind.room(sequence_tokens)
+    longest = kind.longest(sequence_tokens)
+    capacity = SpanCapacity(tokens=tokens, spans=spans, longest_tokens=longest)
+    return Collator(
+        sequence_tokens=sequence_tokens,
+        readers={"text": TextReader(kind=kind, seed=SEED, capacity=capacity)} if ratio else {},
+        padding=SpecialTokens().padding,
+    )
+
+
 def random_batches(
     *, vocabulary: int, sequence_tokens: int, sequences: int, ratio: float, count: int
 ) -> list[Batch]:
@@ -29,16 +43,7 @@ def random_batches(
     samples = random_samples(
         vocabulary=vocabulary, sequence_tokens=sequence_tokens, count=count * sequences
     )
-    config = RandomSpansConfig(ratio=ratio)
-    room_tokens, room_spans = config.room(sequence_tokens)
-    capacity = SpanCapacity(
-        tokens=room_tokens, spans=room_spans, longest_tokens=config.longest(sequence_tokens)
-    )
-    collate = Collator(
-        sequence_tokens=sequence_tokens,
-        readers={"text": TextReader(kind=config, seed=SEED, capacity=capacity)} if ratio else {},
-        padding=0,
-    )
+    collate = random_spans(sequence_tokens, ratio=ratio)
     return [
         collate([(0, sample) for sample in samples[i : i + sequences]])
         for i in range(0, len(samples), sequences)

@@ -1,7 +1,7 @@
 """The bench counts right, compares like with like, and writes every key."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +21,7 @@ from tools.bench.loading.corpora import write_sequences
 from tools.bench.loading.readers import BATCH, SHARED_MEMORY, Reading, Streaming
 from tools.bench.rounds import Contestant, Effort, alternate, ratio
 from tools.bench.shapes import FULL, TINY, Shape
-from tools.bench.training import batches, build, num_parameters
+from tools.bench.training import build, num_parameters
 from tools.random_batches import random_samples
 from train.data.collate import Collator
 from train.data.spans.given import FixedSpansConfig
@@ -68,7 +67,7 @@ def test_flops_equal_what_torch_counts(semi_causal: bool) -> None:
         # Equally long spans: the grid of attention then holds no padding, which we do not count.
         config, batch = shape.semi_causal(max_tokens=9), batch_with_spans(shape, [[3, 7], [9, 13]])
     else:
-        [batch], config = batches(shape, ratio=0, count=1), shape.causal()
+        [batch], config = shape.batches(ratio=0, count=1), shape.causal()
     model = build(config)
 
     def loss() -> torch.Tensor:
@@ -78,15 +77,14 @@ def test_flops_equal_what_torch_counts(semi_causal: bool) -> None:
         logits = model.decoder.head.logits(states.flatten(0, 1)[scored])
         return F.cross_entropy(logits, batch.labels.flatten()[scored])
 
-    counted = flops.count(config, batch)
     # Torch counts products one by one in this backend alone.
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward, torch.no_grad():
             loss()
         with FlopCounterMode(display=False) as training:
             loss().backward()
-    assert counted.forward == forward.get_total_flops()
-    assert counted.training == training.get_total_flops()
+    assert flops.forward(config, batch) == forward.get_total_flops()
+    assert flops.training(config, batch) == training.get_total_flops()
 
 
 def test_rows_of_each_span() -> None:
@@ -115,16 +113,14 @@ def test_ratio_is_taken_within_each_round() -> None:
     assert found.upper_quartile == pytest.approx(2.1)
 
 
-@pytest.mark.parametrize(("peer", "hidden"), [(peers.llama, 680), (peers.gpt2, 1024)])
-def test_peers_have_as_many_parameters(
-    peer: Callable[[Shape, int], nn.Module], hidden: int
-) -> None:
+@pytest.mark.parametrize(
+    ("peer", "width", "hidden"), [("llama", "intermediate_size", 680), ("gpt2", "n_inner", 1024)]
+)
+def test_peers_have_as_many_parameters(peer: str, width: str, hidden: int) -> None:
     ours = num_parameters(build(FULL.peers.causal()))
-    theirs, width = peers.matched(
-        lambda width: peer(FULL.peers, width), hidden=hidden, parameters=ours
-    )
+    theirs = peers.matched(peers.PEERS[peer], FULL.peers, parameters=ours)
     assert num_parameters(theirs) == pytest.approx(ours, rel=0.01)
-    assert abs(width - hidden) <= 16
+    assert abs(getattr(theirs.config, width) - hidden) <= 16
 
 
 def test_padded_encoding_equals_packed() -> None:
@@ -208,6 +204,7 @@ def test_all_read_the_same_sequences(tmp_path: Path) -> None:
     """Each of them once in an epoch; and nothing stays in shared memory."""
     S, batches = 32, 4
     write_sequences(tmp_path, num_sequences=batches * BATCH, sequence_tokens=S)
+    assert all(path.is_file() for path in tmp_path.glob("*/*")), "the bench uploads each of them"
     rows = np.load(tmp_path / "tokens.npy")
     wanted = {row[:S].tobytes() for row in rows}
     assert len(wanted) == batches * BATCH

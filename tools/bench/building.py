@@ -3,12 +3,13 @@
 import json
 import os
 import tempfile
+from itertools import count, cycle
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
-from tools.bench.rounds import Contestant, Findings, Step, alternate, ratio, record
+from tools.bench.rounds import Contestant, Findings
 from tools.bench.shapes import Plan
 from tools.corpus import build
 from tools.corpus.documentation import Documentation
@@ -28,81 +29,55 @@ def against_tokenizer(plan: Plan) -> Findings:
     The text is the same few thousand documents again and again: enough that starting the processes
     is little of it.
     """
-    text_bytes = plan.building_bytes
-    texts = _texts(text_bytes)
+    texts = _texts(plan.building_bytes)
     tokenizer = CorpusTokenizer.train(
-        texts[: len(texts) // max(1, text_bytes >> 23)], vocabulary=VOCABULARY
+        texts[: len(texts) // max(1, plan.building_bytes >> 23)], vocabulary=VOCABULARY
     )
     pieces = [paragraph for text in texts for paragraph in paragraphs(text)]
     tokens = sum(len(ids) + 1 for ids in tokenizer.encode(pieces)) + len(texts)
-    with tempfile.TemporaryDirectory(prefix="semicausal-bench-") as directory:
-        source = Path(directory) / "text.jsonl"
-        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        (Path(directory) / "tokenizer.json").write_bytes(tokenizer.content)
-        contestants = [
-            _contestant("encode_batch_fast", _encode_all(tokenizer, pieces), tokens),
-            _contestant("corpus build", _builds(Path(directory), plan.threads), tokens),
-        ]
-        seconds = alternate(contestants, plan.heavy)
-    alone, built = (seconds[contestant.name] for contestant in contestants)
-    return Findings(
-        case="building",
+    found = Findings(
         settings={
             "text": PACKAGE,
-            "bytes": source_bytes(texts),
+            "bytes": sum(len(text.encode()) for text in texts),
             "documents": len(texts),
             "vocabulary": VOCABULARY,
             "workers": plan.threads,
-        },
-        contestants=record(contestants, seconds),
-        ratios={"build_vs_tokenizer": ratio(alone, built)},
+        }
     )
+    with tempfile.TemporaryDirectory(prefix="semicausal-bench-") as name:
+        directory = Path(name)
+        source, given = directory / "text.jsonl", directory / "tokenizer.json"
+        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        given.write_bytes(tokenizer.content)
+        request = build.Request(sources=[str(source)], tokenizer=given, workers=plan.threads)
+        numbers = count()
 
+        def build_corpus() -> None:
+            root = directory / f"built-{next(numbers)}"
+            build.build(str(root), request, console=Console(quiet=True))
 
-def source_bytes(texts: list[str]) -> int:
-    """What the texts take as UTF-8."""
-    return sum(len(text.encode()) for text in texts)
+        def encode() -> None:
+            os.environ["TOKENIZERS_PARALLELISM"] = "true"
+            for begin in range(0, len(pieces), TEXTS_AT_ONCE):
+                tokenizer.tokenizer.encode_batch_fast(
+                    pieces[begin : begin + TEXTS_AT_ONCE], add_special_tokens=False
+                )
+
+        steps = {"encode_batch_fast": encode, "corpus build": build_corpus}
+        found.compare(
+            [Contestant(name=name, step=step, tokens=tokens) for name, step in steps.items()],
+            plan.heavy,
+            {"build_vs_tokenizer": ("encode_batch_fast", "corpus build")},
+        )
+    return found
 
 
 def _texts(text_bytes: int) -> list[str]:
     documentation = Documentation(sources=(PACKAGE,), cache=package_cache())
     read, _ = documentation.texts(report=lambda _: None)
-    found = ["\n\n".join(paragraph.text for paragraph in text.paragraphs) for text in read]
+    found = cycle(["\n\n".join(paragraph.text for paragraph in text.paragraphs) for text in read])
     texts: list[str] = []
-    total = 0
-    while total < text_bytes:
-        text = found[len(texts) % len(found)]
-        texts.append(text)
-        total += len(text)
+    while text_bytes > 0:
+        texts.append(next(found))
+        text_bytes -= len(texts[-1])
     return texts
-
-
-def _contestant(name: str, step: Step, tokens: int) -> Contestant:
-    return Contestant(name=name, step=step, tokens=tokens, parameters=0, precision="")
-
-
-def _encode_all(tokenizer: CorpusTokenizer, pieces: list[str]) -> Step:
-    def step() -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"
-        for begin in range(0, len(pieces), TEXTS_AT_ONCE):
-            tokenizer.tokenizer.encode_batch_fast(
-                pieces[begin : begin + TEXTS_AT_ONCE], add_special_tokens=False
-            )
-
-    return step
-
-
-def _builds(directory: Path, workers: int) -> Step:
-    request = build.Request(
-        sources=[str(directory / "text.jsonl")],
-        tokenizer=directory / "tokenizer.json",
-        workers=workers,
-    )
-    number = 0
-
-    def step() -> None:
-        nonlocal number
-        number += 1
-        build.build(str(directory / f"built-{number}"), request, console=Console(quiet=True))
-
-    return step

@@ -1,7 +1,8 @@
-"""`python -m tools.bench.checkpointing`: saving and restoring beside a copy, `dd`, torch and DCP.
+"""Saving and restoring a checkpoint beside a copy, `dd`, torch and DCP.
 
 The same training state each time: masters and moments of an engine under ZeRO-1. In every round
-all take their turn in the same directory, and each removes its file before the next begins:
+all take their turn in the same directory (of temporary files: `TMPDIR` names another disk), and
+each removes its files before the next begins:
 
 - a copy of the state in memory, against how long `Saver.save` holds training up
 - `dd bs=64M conv=fsync`, `torch.save` with fsync and `dcp.save`, against the background write
@@ -9,24 +10,19 @@ all take their turn in the same directory, and each removes its file before the 
   read once and dropped from the page cache before
 """
 
-import argparse
 import itertools
 import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 
@@ -36,10 +32,8 @@ from parallel.mesh import LayoutConfig, build_mesh
 from parallel.zero import state as zero_state
 from parallel.zero.config import AdamW, ZeroConfig
 from parallel.zero.engine import ZeroEngine
-from tools.bench.report import MEANINGS
-from tools.bench.rounds import Findings, ratio
+from tools.bench.rounds import Findings, ratio, turns
 from tools.bench.shapes import Plan
-from tools.ranks import run_ranks
 from train.checkpoint.directory import Retention
 from train.checkpoint.restore import restore
 from train.checkpoint.saver import Saver, state_tensors
@@ -47,67 +41,55 @@ from train.storage.place import Place
 
 BLOCK_BYTES = 1 << 26
 WIDTH = 1024
-TIMEOUT_SECONDS = 900.0
+MOST_ROUNDS = 5
+
+OVER_AND_UNDER = {
+    "blocked_vs_copy": ("blocked", "copy"),
+    "write_vs_dd": ("dd_write", "write"),
+    "write_vs_torch": ("torch_save", "write"),
+    "write_vs_dcp": ("dcp_save", "write"),
+    "blocked_vs_dcp": ("blocked", "dcp_blocked"),
+    "read_vs_dd": ("dd_read", "read"),
+    "read_vs_torch": ("torch_load", "read"),
+    "read_vs_dcp": ("dcp_load", "read"),
+}
+"""Whose seconds each ratio compares."""
 
 Turn = Callable[[], dict[str, float]]
 """Does its work once; seconds by name."""
 
 
 def against_others(plan: Plan) -> Findings:
-    """The case of `python -m tools.bench`: one rank."""
-    rounds = min(plan.heavy.rounds, 5)
-    return measure(plan.state_bytes, rounds=rounds, directory=None)
-
-
-def measure(state_bytes: int, *, rounds: int, directory: Path | None) -> Findings:
-    """Takes turns for some rounds after one that does not count; every rank must call it.
-
-    Args:
-        state_bytes: of masters and moments, over all ranks.
-        rounds: that count.
-        directory: on the disk to measure, which all ranks share; the system's own for temporary
-            files if None.
-    """
-    made = [tempfile.mkdtemp(prefix="checkpointing-", dir=directory)]
+    """Takes turns for some rounds after one that does not count; every rank must call it."""
+    rounds = min(plan.heavy.rounds, MOST_ROUNDS)
+    made = [tempfile.mkdtemp(prefix="checkpointing-")]
     dist.broadcast_object_list(made)
     place = Path(made[0])
     seconds: dict[str, list[float]] = {}
     try:
-        engine = _engine(state_bytes)
-        turns = _turns(engine, place)
-        for number in range(rounds + 1):
-            first = number % len(turns)
-            for turn in [*turns[first:], *turns[:first]]:
-                dist.barrier()
-                for name, taken in turn().items():
-                    seconds.setdefault(name, []).append(taken)
+        engine = _engine(plan.state_bytes)
+        for turn in turns(_turns(engine, place), rounds + 1):
+            dist.barrier()
+            for name, taken in turn().items():
+                seconds.setdefault(name, []).append(taken)
         engine.close()
     finally:
-        dist.barrier()
-        if dist.get_rank() == 0:
-            shutil.rmtree(place, ignore_errors=True)
+        _remove(place)
     # The first save has to find its memory, and the disk its blocks.
-    first = {name: taken[0] for name, taken in seconds.items()}
     slowest = {name: _slowest(taken[1:]) for name, taken in seconds.items()}
+    ranks = dist.get_world_size()
+    prefix = "checkpoint" if ranks == 1 else "two_ranks_checkpoint"
     return Findings(
-        case="checkpoint",
         settings={
-            "state_bytes": state_bytes,
-            "ranks": dist.get_world_size(),
+            "state_bytes": plan.state_bytes,
+            "ranks": ranks,
             "rounds": rounds,
-            "load": os.getloadavg()[0],
-            "seconds": {name: statistics.median(taken) for name, taken in slowest.items()},
-            "seconds_first_round": first,
+            "seconds": {name: round(statistics.median(s), 4) for name, s in slowest.items()},
+            "seconds_first_round": {name: round(taken[0], 4) for name, taken in seconds.items()},
         },
         ratios={
-            "checkpoint_blocked_vs_copy": ratio(slowest["blocked"], slowest["copy"]),
-            "checkpoint_write_vs_dd": ratio(slowest["dd_write"], slowest["write"]),
-            "checkpoint_write_vs_torch": ratio(slowest["torch_save"], slowest["write"]),
-            "checkpoint_write_vs_dcp": ratio(slowest["dcp_save"], slowest["write"]),
-            "checkpoint_blocked_vs_dcp": ratio(slowest["blocked"], slowest["dcp_blocked"]),
-            "checkpoint_read_vs_dd": ratio(slowest["dd_read"], slowest["read"]),
-            "checkpoint_read_vs_torch": ratio(slowest["torch_load"], slowest["read"]),
-            "checkpoint_read_vs_dcp": ratio(slowest["dcp_load"], slowest["read"]),
+            f"{prefix}_{key}": ratio(slowest[over], slowest[under])
+            for key, (over, under) in OVER_AND_UNDER.items()
         },
     )
 
@@ -175,9 +157,7 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
         for name in sorted(readers, reverse=swapped % 2 == 0):
             taken[name] = _timed(readers[name])
             dist.barrier()
-        if on_first:
-            shutil.rmtree(place / "ours")
-        dist.barrier()
+        _remove(place / "ours")
         return taken
 
     def dd() -> dict[str, float]:
@@ -214,18 +194,12 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
         write = _timed(lambda: state_dict_saver.save(state, checkpoint_id=path))
         _settle(path)
         read = _timed(lambda: state_dict_loader.load(state, checkpoint_id=path))
-        dist.barrier()
-        if on_first:
-            shutil.rmtree(path)
-        dist.barrier()
+        _remove(path)
         started = time.perf_counter()
         future: Any = state_dict_saver.async_save(state, checkpoint_id=path)
         blocked = time.perf_counter() - started
         future.result()
-        dist.barrier()
-        if on_first:
-            shutil.rmtree(path)
-        dist.barrier()
+        _remove(path)
         return {"dcp_save": write, "dcp_load": read, "dcp_blocked": blocked}
 
     return [copy, ours, dd, torchs, dcps]
@@ -237,6 +211,14 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def _remove(path: Path) -> None:
+    """Removes what all ranks have done with."""
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(path, ignore_errors=True)
+    dist.barrier()
+
+
 def _slowest(seconds: list[float]) -> list[float]:
     """Of each round, what the slowest rank took."""
     taken = torch.tensor(seconds, dtype=torch.float64)
@@ -244,7 +226,7 @@ def _slowest(seconds: list[float]) -> list[float]:
     return taken.tolist()
 
 
-def _settle(path: Place | Path) -> None:
+def _settle(path: Path) -> None:
     """Reads everything once and drops it: who reads first after so much writing, waits for it."""
     _drop_cache(path)
     if dist.get_rank() == 0:
@@ -252,72 +234,24 @@ def _settle(path: Place | Path) -> None:
     _drop_cache(path)
 
 
-def _drop_cache(path: Place | Path) -> None:
+def _drop_cache(path: Path) -> None:
     """Makes the next reader go to the disk; what was written must have reached it."""
     dist.barrier()
     for file in _files(path):
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     dist.barrier()
 
 
-def _files(place: Place | Path) -> list[Path]:
-    path = Path(place)
+def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
-def _read_with_dd(path: Place | Path) -> None:
-    for file in _files(path):
+def _read_with_dd(path: Path | Place) -> None:
+    for file in _files(Path(path)):
         _run("dd", f"if={file}", "of=/dev/null", f"bs={BLOCK_BYTES}")
 
 
 def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure on one rank and on two; show seconds and ratios."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench.checkpointing")
-    parser.add_argument("--mebibytes", type=int, default=1200, help="training state, all ranks")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--directory", type=Path, help="on the disk to measure")
-    options = parser.parse_args(arguments)
-    console = Console()
-    for ranks in (1, 2):
-        found = run_ranks(
-            partial(measure, rounds=options.rounds, directory=options.directory),
-            options.mebibytes << 20,
-            ranks=ranks,
-            timeout_seconds=TIMEOUT_SECONDS,
-        )
-        show(console, found)
-    return 0
-
-
-def show(console: Console, found: Findings) -> None:
-    """Seconds and ratios of one measurement."""
-    settings = found.settings
-    table = Table(
-        "ratio",
-        "median",
-        "quartiles",
-        title=f"{settings['ranks']} rank(s), {settings['state_bytes']} bytes of state, "
-        f"load {settings['load']:.1f}",
-        title_justify="left",
-    )
-    for key, value in found.ratios.items():
-        quartiles = f"{value.lower_quartile:.2f}-{value.upper_quartile:.2f}"
-        table.add_row(f"{key}\n[dim]{MEANINGS[key]}[/]", f"{value.median:.2f}", quartiles)
-    console.print(table)
-    for about in ("seconds", "seconds_first_round"):
-        taken: Any = settings[about]
-        told = ", ".join(f"{name} {value:.3f}" for name, value in taken.items())
-        console.print(f"{about}: {told}", highlight=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 from model.attention import SpanGrid
 from model.encoders.text import TextEncoder, TextSpans
 from model.layers import DenseLayers, initialize
-from tools.bench.rounds import Contestant, Findings, Step, alternate, ratio, record
-from tools.bench.semicausal import RATIO
-from tools.bench.shapes import Plan, Shape
-from tools.bench.training import SEED, batches, longest_rows, num_parameters
+from tools.bench.rounds import Contestant, Findings, Step
+from tools.bench.shapes import RATIO, Plan, Shape
+from tools.bench.training import num_parameters
+from tools.random_batches import SEED
 from train.data.spans.flat import FlatSpans
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import pack_text
@@ -24,45 +25,38 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def ways_to_encode(plan: Plan) -> Findings:
     """Forward and backward of the encoder alone; a ratio above 1 means that packing is faster."""
     shape = plan.proportions
+    longest = shape.longest_rows
     found = Findings(
-        case="encoding",
-        settings=shape.settings(encoder=True)
-        | {"ratio": RATIO, "padded_rows": longest_rows(shape), "parts": "encoder alone"},
+        settings=shape.settings | {"ratio": RATIO, "padded_rows": longest, "parts": "encoder alone"}
     )
-    for precision, dtype in DTYPES.items():
-        contestants = _contestants(shape, precision=precision, dtype=dtype)
-        seconds = alternate(contestants, plan.heavy)
-        found.contestants |= record(contestants, seconds)
-        packed, padded, whole = (seconds[contestant.name] for contestant in contestants)
-        suffix = "" if precision == "fp32" else f"_{precision}"
-        found.ratios[f"packed_vs_padded{suffix}"] = ratio(padded, packed)
-        found.ratios[f"packed_vs_whole_sequence{suffix}"] = ratio(whole, packed)
-    return found
-
-
-def _contestants(shape: Shape, *, precision: str, dtype: torch.dtype) -> list[Contestant]:
-    [batch] = batches(shape, ratio=RATIO, count=1)
+    [batch] = shape.batches(ratio=RATIO, count=1)
     spans = batch.spans["text"]
     assert isinstance(spans, TextSpans)
-    # Positions for the whole sequence, so that all three ways use the same weights.
-    encoder = text_encoder(shape, dtype=dtype)
     whole = whole_sequence(batch.tokens, spans)
-    longest = longest_rows(shape)
-    ways: dict[str, Callable[[], Tensor]] = {
-        "packed": lambda: encoder(spans),
-        "padded": lambda: encode_padded(encoder, spans, longest=longest),
-        "whole sequence": lambda: encoder(whole),
-    }
-    return [
-        Contestant(
-            name=f"{name} {precision}",
-            step=_forward_and_backward(encoder, encode),
-            tokens=shape.tokens,
-            parameters=num_parameters(encoder),
-            precision=precision,
-        )
-        for name, encode in ways.items()
-    ]
+    for precision, dtype in DTYPES.items():
+        # Positions for the whole sequence, so that all three ways use the same weights.
+        encoder = text_encoder(shape, dtype=dtype)
+        ways: dict[str, Callable[[], Tensor]] = {
+            "packed": partial(encoder, spans),
+            "padded": partial(encode_padded, encoder, spans, longest=longest),
+            "whole sequence": partial(encoder, whole),
+        }
+        contestants = [
+            Contestant(
+                name=f"{name} {precision}",
+                step=_forward_and_backward(encoder, encode),
+                tokens=shape.tokens,
+                parameters=num_parameters(encoder),
+                precision=precision,
+            )
+            for name, encode in ways.items()
+        ]
+        packed, *others = (contestant.name for contestant in contestants)
+        suffix = "" if precision == "fp32" else f"_{precision}"
+        keys = [f"packed_vs_padded{suffix}", f"packed_vs_whole_sequence{suffix}"]
+        ratios = {key: (other, packed) for key, other in zip(keys, others, strict=True)}
+        found.compare(contestants, plan.heavy, ratios)
+    return found
 
 
 def text_encoder(shape: Shape, *, dtype: torch.dtype) -> TextEncoder:

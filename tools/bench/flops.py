@@ -1,7 +1,5 @@
 """Floating-point operations of a training step, counted from the shapes: matrix products alone."""
 
-from dataclasses import dataclass
-
 from model.batch import Batch
 from model.decoder import DecoderConfig
 from model.encoders.text import TextEncoderConfig, TextSpans
@@ -15,60 +13,33 @@ from parallel.costs import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flops:
-    """Forward operations by part; `training` adds the backward.
-
-    Attributes:
-        decoder: its blocks, over all slots.
-        head: logits of the scored slots.
-        encoder: its blocks, over the real rows of the spans.
-        connector: over the span vectors.
-    """
-
-    decoder: int
-    head: int
-    encoder: int = 0
-    connector: int = 0
-
-    @property
-    def forward(self) -> int:
-        """All parts."""
-        return self.decoder + self.head + self.encoder + self.connector
-
-    @property
-    def training(self) -> int:
-        """Forward and backward of all parts, each of which trains."""
-        return (1 + BACKWARD) * self.forward
+def training(config: ModelConfig, batch: Batch) -> int:
+    """Operations of a batch's forward and backward, in all parts, each of which trains."""
+    return (1 + BACKWARD) * forward(config, batch)
 
 
-def count(config: ModelConfig, batch: Batch) -> Flops:
-    """Operations of one batch; padding costs nothing, for none should be computed.
+def forward(config: ModelConfig, batch: Batch) -> int:
+    """Operations of a batch's forward; padding costs nothing, for none should be computed.
 
     A causal slot counts as attending to all S slots, as the usual 12 L d T and torch's own counter
     have it. Embedding lookups, norms, activations and the optimiser are not counted.
     """
     B, S = batch.tokens.shape
     decoder = config.decoder
-    total = Flops(
-        decoder=_blocks(decoder, rows=B * S, pairs=B * S * S),
-        head=int(head_products(decoder.width, decoder.vocabulary, scored=batch.num_scored)),
-    )
+    total = _blocks(decoder, rows=B * S, pairs=B * S * S)
+    total += int(head_products(decoder.width, decoder.vocabulary, scored=batch.num_scored))
     for modality, spans in batch.spans.items():
         assert isinstance(spans, TextSpans), "what the bench knows to count"
         part = config.encoders[modality]
         pairs = sum(rows**2 for rows in span_rows(spans))
-        connector = connector_products(
-            part.connector,
-            width=part.encoder.width,
-            to=decoder.width,
-            vectors=spans.num_vectors,
-        )
-        total = Flops(
-            decoder=total.decoder,
-            head=total.head,
-            encoder=total.encoder + _blocks(part.encoder, rows=spans.num_rows, pairs=pairs),
-            connector=total.connector + int(connector),
+        total += _blocks(part.encoder, rows=spans.num_rows, pairs=pairs)
+        total += int(
+            connector_products(
+                part.connector,
+                width=part.encoder.width,
+                to=decoder.width,
+                vectors=spans.num_vectors,
+            )
         )
     return total
 

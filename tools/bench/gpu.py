@@ -1,7 +1,6 @@
 """The 1.3B on a GPU: tokens/s and MFU of full training steps in bf16."""
 
 import gc
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,8 +9,8 @@ from model.semicausal import ModelConfig, SemiCausal
 from parallel.launch import join
 from tools.bench import flops
 from tools.bench.rounds import Findings, Step
-from tools.bench.shapes import Plan, Shape
-from tools.bench.training import batches, engine_of, engine_step, num_parameters
+from tools.bench.shapes import RATIO, Plan, Shape
+from tools.bench.training import engine_of, engine_step, num_parameters
 
 METALM = Shape(
     width=2048,
@@ -26,7 +25,6 @@ METALM = Shape(
 """configs/model/metalm_1p3b.yaml."""
 
 ENCODER_TOKENS = 512
-RATIO = 0.25
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 WORTHWHILE = 1.02
 """A larger microbatch that gains less than this ends the search."""
@@ -63,8 +61,7 @@ def metalm_1p3b(_: Plan) -> Findings:
     measured = matmul_flops(device)
     peak = peak_flops(name) or measured
     found = Findings(
-        case="metalm_1p3b",
-        settings=METALM.settings(encoder=True)
+        settings=METALM.settings
         | {
             "device": name,
             "peak_flops": peak,
@@ -100,17 +97,18 @@ def _measure(
     fastest = 0.0
     for sequences in MICRO_BATCHES:
         shape = replace(METALM, sequences=sequences)
-        given = [batch.to(device) for batch in batches(shape, ratio=ratio, count=2)]
+        given = [batch.to(device) for batch in shape.batches(ratio=ratio, count=2)]
         torch.cuda.reset_peak_memory_stats(device)
         try:
-            seconds = _step_seconds(engine_step(engine, given))
+            step = engine_step(engine, given)
+            seconds = _device_seconds(step, warmup=WARMUP_STEPS, repeats=TIMED_STEPS)
         except torch.OutOfMemoryError:
             break
         speed = shape.tokens / seconds
         if speed < fastest * WORTHWHILE:
             break
         fastest = speed
-        counted = sum(flops.count(config, batch).training for batch in given) / len(given)
+        counted = sum(flops.training(config, batch) for batch in given) / len(given)
         best = {
             "step_seconds": seconds,
             "tokens_per_second": speed,
@@ -141,18 +139,14 @@ def _fill(model: SemiCausal) -> None:
             module.bias.zero_()
 
 
-def _step_seconds(step: Step) -> float:
-    """Mean seconds of a step by the device's own clock, after warm-up."""
-    return _device_seconds(step, warmup=WARMUP_STEPS, repeats=TIMED_STEPS)
-
-
 def matmul_flops(device: torch.device, *, size: int = 8192) -> float:
     """Operations a second of a large bf16 matrix product: what this card reaches at best."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / _device_seconds(lambda: torch.mm(a, b), warmup=5, repeats=20)
 
 
-def _device_seconds(work: Callable[[], object], *, warmup: int, repeats: int) -> float:
+def _device_seconds(work: Step, *, warmup: int, repeats: int) -> float:
+    """Mean seconds by the device's own clock, after warm-up."""
     for _ in range(warmup):
         work()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -2,13 +2,16 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model import torchvision_free
+from model.batch import Batch
 from tools.bench.shapes import Shape
+from tools.bench.training import num_parameters
 
 TOLERANCE = 0.01
 """How far a peer's parameter count may be from ours."""
@@ -22,27 +25,35 @@ def has_litgpt() -> bool:
     return importlib.util.find_spec("litgpt") is not None
 
 
-def matched(
-    build: Callable[[int], nn.Module], *, hidden: int, parameters: int
-) -> tuple[nn.Module, int]:
-    """The peer whose parameter count is within tolerance of ours, and its feed-forward width.
+@dataclass(frozen=True)
+class Peer:
+    """Another implementation.
 
-    Of the widths that do, the one nearest to `hidden` is taken: a peer changes no more than it
-    must. Counted on the meta device, so trying is free.
-
-    Args:
-        build: makes the peer for a feed-forward width.
-        hidden: the width it would have by its own convention.
-        parameters: our count.
+    Attributes:
+        build: makes it for a feed-forward width.
+        loss: its own loss of a batch without spans.
+        hidden: feed-forward width over the model's by its convention; a gated one has three
+            matrices instead of two, and so 8/3 instead of 4.
     """
+
+    build: Callable[[Shape, int], nn.Module]
+    loss: Callable[[Any, Batch], Tensor]
+    hidden: float
+
+
+def matched(peer: Peer, shape: Shape, *, parameters: int) -> nn.Module:
+    """The peer whose parameter count is within tolerance of ours.
+
+    Of the feed-forward widths that do, the one nearest to its convention is taken: a peer changes
+    no more than it must. Counted on the meta device, so trying is free.
+    """
+    hidden = round(peer.hidden * shape.width / MULTIPLE) * MULTIPLE
     for offset in range(0, hidden, MULTIPLE):
         for candidate in (hidden + offset, hidden - offset):
-            if candidate < MULTIPLE:
-                continue
             with torch.device("meta"):
-                count = sum(parameter.numel() for parameter in build(candidate).parameters())
+                count = num_parameters(peer.build(shape, candidate))
             if abs(count / parameters - 1) < TOLERANCE:
-                return build(candidate), candidate
+                return peer.build(shape, candidate)
     raise AssertionError(f"no feed-forward width near {hidden} gives {parameters} parameters")
 
 
@@ -122,13 +133,20 @@ def litgpt(shape: Shape, hidden: int) -> nn.Module:
     return model
 
 
-def transformers_losses(model: Any, tokens: Tensor) -> Callable[[], Tensor]:
+def transformers_loss(model: Any, batch: Batch) -> Tensor:
     """Hugging Face's own loss; the class shifts the labels itself."""
-    return lambda: model(input_ids=tokens, labels=tokens).loss
+    return model(input_ids=batch.tokens, labels=batch.tokens).loss
 
 
-def litgpt_losses(model: Any, tokens: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+def litgpt_loss(model: Any, batch: Batch) -> Tensor:
     """The loss of litgpt's pretraining loop, in its own chunks."""
     from litgpt.utils import chunked_cross_entropy  # pyright: ignore[reportMissingImports]  # an extra
 
-    return lambda: chunked_cross_entropy(model(tokens), labels)
+    return chunked_cross_entropy(model(batch.tokens), batch.labels)
+
+
+PEERS = {
+    "llama": Peer(llama, transformers_loss, hidden=8 / 3),
+    "gpt2": Peer(gpt2, transformers_loss, hidden=4),
+    "litgpt": Peer(litgpt, litgpt_loss, hidden=8 / 3),
+}

@@ -3,51 +3,25 @@
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tools.bench.rounds import Contestant, Findings, Step, alternate, ratio, record
-from tools.bench.semicausal import RATIO
-from tools.bench.shapes import Plan
-from tools.bench.training import (
-    batches,
-    build,
-    engine_of,
-    engine_step,
-    longest_rows,
-    num_parameters,
-    our_losses,
-    plain_step,
-)
-
-NUM_RANKS = 2
+from tools.bench.rounds import Findings
+from tools.bench.shapes import RATIO, Plan
+from tools.bench.training import build, our_loss, plain, under_zero
 
 
 def zero3_vs_ddp(plan: Plan) -> Findings:
     """Both in the same processes, in turn; every rank must call it."""
     shape = plan.ranks
-    config = shape.semi_causal(max_tokens=longest_rows(shape))
+    config = shape.semi_causal()
     # Equal batches: what is compared is the spreading, not the luck of the spans.
-    given = batches(shape, ratio=RATIO, count=2)
-    replicated, sharded = build(config), build(config)
-    parameters = num_parameters(replicated)
-    ddp = DistributedDataParallel(replicated, gradient_as_bucket_view=True)
-    steps: dict[str, Step] = {
-        "zero3": engine_step(engine_of(sharded, stage=3, precision="fp32"), given),
-        "ddp": plain_step(ddp, our_losses(ddp, given)),
-    }
+    given = shape.batches(ratio=RATIO, count=2)
+    ddp = DistributedDataParallel(build(config), gradient_as_bucket_view=True)
     contestants = [
-        Contestant(
-            name=name,
-            step=step,
-            tokens=shape.tokens * dist.get_world_size(),
-            parameters=parameters,
-            precision="fp32",
-        )
-        for name, step in steps.items()
+        under_zero("zero3", config, given, stage=3, precision="fp32"),
+        plain("ddp", ddp, our_loss, given),
     ]
-    seconds = alternate(contestants, plan.heavy)
-    return Findings(
-        case="zero3",
-        settings=shape.settings(encoder=True)
-        | {"ranks": dist.get_world_size(), "threads_per_rank": 1, "tokens_per_rank": shape.tokens},
-        contestants=record(contestants, seconds),
-        ratios={"zero3_vs_ddp": ratio(seconds["zero3"], seconds["ddp"])},
+    found = Findings(
+        settings=shape.settings
+        | {"ranks": dist.get_world_size(), "threads_per_rank": 1, "tokens_per_rank": shape.tokens}
     )
+    found.compare(contestants, plan.heavy, {"zero3_vs_ddp": ("zero3", "ddp")})
+    return found

@@ -1,51 +1,49 @@
 """Writes what was measured, for people (a table) and for programs (JSON)."""
 
-import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from parallel.launch import multiplies_bf16
-from tools.bench.rounds import Findings, Spread
+from tools.bench.rounds import Findings
+from tools.bench.shapes import Plan
+from tools.command import write_json
 
-AT_LEAST = {
-    "causal_vs_llama_same_precision": 1.15,
-    "causal_vs_gpt2_same_precision": 1.05,
-    "causal_vs_litgpt_same_precision": 1.1,
-    "causal_vs_llama_default": 1.5,
-    "checkpoint_write_vs_dd": 0.7,
-    "checkpoint_read_vs_dd": 0.7,
-    "build_vs_tokenizer": 0.7,
-    "loading_vs_streaming": 1.5,
-    "loading_two_vs_streaming_two": 1.5,
-    "loading_s3_vs_streaming": 1.0,
-    "loading_vs_node": 1.0,
+BARS = {
+    # Tokens/s over the peer's.
+    "causal_vs_llama_same_precision": ("≥", 1.15),
+    "causal_vs_gpt2_same_precision": ("≥", 1.05),
+    "causal_vs_litgpt_same_precision": ("≥", 1.1),
+    "causal_vs_llama_default": ("≥", 1.5),
+    "build_vs_tokenizer": ("≥", 0.7),
+    "loading_vs_streaming": ("≥", 1.5),
+    "loading_two_vs_streaming_two": ("≥", 1.5),
+    "loading_s3_vs_streaming": ("≥", 1.0),
+    "loading_vs_node": ("≥", 1.0),
+    "loading_first_batch_gib": ("≤", 1.0),  # memory of a process that reads
+    # Bandwidth over the disk's, and what a save costs training: one copy; a tenth is noise.
+    "checkpoint_write_vs_dd": ("≥", 0.7),
+    "checkpoint_read_vs_dd": ("≥", 0.7),
+    "checkpoint_blocked_vs_copy": ("≤", 1.1),
+    # Step time over plain DDP's, and over what two stages with their bubble could reach.
+    "zero3_vs_ddp": ("≤", 1.15),
+    "two_stages_vs_ideal": ("≤", 1.15),
+    # Step time over what FLOPs predict.
+    "semi_causal_over_causal_fp32": ("≤", 1.10),
+    "semi_causal_over_causal_bf16": ("≤", 1.15),
 }
-"""What we ask of ourselves: tokens/s over the peer's, bandwidth over the disk's."""
-
-AT_MOST = {
-    "zero3_vs_ddp": 1.15,
-    "two_stages_vs_ideal": 1.15,
-    "checkpoint_blocked_vs_copy": 1.1,  # no more than a copy; a tenth is noise
-    "loading_first_batch_gib": 1.0,
-}
-"""Step time over that of plain DDP, and over what two stages with their bubble could reach; what a
-save costs training over one copy of the same bytes; memory of a process that reads."""
-
-ABOVE_FLOPS_AT_MOST = {
-    "semi_causal_over_causal_fp32": 1.10,
-    "semi_causal_over_causal_bf16": 1.15,
-}
-"""And step time over what FLOPs predict."""
+"""What we ask of ourselves."""
 
 PREDICTED = "semi_causal_over_causal_flops"
+
+ABOVE_PREDICTED = ("semi_causal_over_causal_fp32", "semi_causal_over_causal_bf16")
 
 MEANINGS = {
     "causal_vs_llama_same_precision": "tokens/s, ours / transformers' Llama, fp32",
@@ -83,45 +81,41 @@ MEANINGS = {
     "two_halves_vs_two_stages": "step time, layers halved / stages balanced, fp32",
     "two_halves_vs_two_stages_predicted": "the same, as the cost model predicts it",
 }
-
-
-def machine(*, threads: int) -> dict[str, object]:
-    """What the numbers were measured on, and with."""
-    cuda = torch.cuda.is_available()
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": threads,
-        "bf16_in_hardware": multiplies_bf16(),
-        "gpu": torch.cuda.get_device_name() if cuda else None,
-        "python": platform.python_version(),
-        "versions": {
-            name: _version(name) for name in ("torch", "deepspeed", "transformers", "litgpt")
-        },
+MEANINGS.update(
+    {
+        f"two_ranks_{key}": f"{meaning}, two ranks"
+        for key, meaning in MEANINGS.items()
+        if key.startswith("checkpoint_")
     }
+)
+
+SAID = ("formula", "counted", "where_time_goes", "first_batch", "seconds", "seconds_first_round")
+"""Settings that are shown."""
 
 
-def requirement(key: str, ratios: dict[str, float]) -> tuple[str, bool] | None:
-    """What is asked of a ratio and whether it is met; None where nothing is asked."""
-    if key in AT_LEAST:
-        return f"≥ {AT_LEAST[key]:.2f}", ratios[key] >= AT_LEAST[key]
-    if key in AT_MOST:
-        return f"≤ {AT_MOST[key]:.2f}", ratios[key] <= AT_MOST[key]
-    if key in ABOVE_FLOPS_AT_MOST and PREDICTED in ratios:
-        limit = ABOVE_FLOPS_AT_MOST[key] * ratios[PREDICTED]
-        return f"≤ {limit:.2f}", ratios[key] <= limit
-    return None
+def asked(key: str, ratios: Mapping[str, float]) -> str:
+    """What is asked of a ratio: green if it is met, red if not; nothing where nothing is asked."""
+    if key not in BARS:
+        return ""
+    sign, bar = BARS[key]
+    if key in ABOVE_PREDICTED:
+        bar *= ratios[PREDICTED]
+    met = ratios[key] >= bar if sign == "≥" else ratios[key] <= bar
+    return f"[{'green' if met else 'red'}]{sign} {bar:.2f}[/]"
 
 
-def show(console: Console, findings: Sequence[Findings]) -> None:
+def show(console: Console, findings: Mapping[str, Findings]) -> None:
     """Two tables: each contestant, then the ratios with what is asked of them."""
-    contestants = Table("case", "contestant", "precision", title="Medians", title_justify="left")
-    for heading in ("parameters", "step, s", "tokens/s"):
-        contestants.add_column(heading, justify="right")
-    for found in findings:
+    contestants = Table(
+        *("case", "contestant", "precision"),
+        *(Column(heading, justify="right") for heading in ("parameters", "step, s", "tokens/s")),
+        title="Medians",
+        title_justify="left",
+    )
+    for case, found in findings.items():
         for index, (name, values) in enumerate(found.contestants.items()):
             contestants.add_row(
-                "" if index else found.case,
+                "" if index else case,
                 name,
                 str(values["precision"]),
                 f"{values['parameters']:,}",
@@ -129,68 +123,72 @@ def show(console: Console, findings: Sequence[Findings]) -> None:
                 f"{values['tokens_per_second']:,.0f}",
             )
     console.print(contestants)
-    table = Table("ratio", title="Ratios", title_justify="left")
-    for heading in ("median", "quartiles", "asked"):
-        table.add_column(heading, justify="right")
-    ratios = medians(findings)
-    for found in findings:
+    table = Table(
+        "ratio",
+        *(Column(heading, justify="right") for heading in ("median", "quartiles", "asked")),
+        title="Ratios",
+        title_justify="left",
+    )
+    ratios = medians(findings.values())
+    for found in findings.values():
         for key, value in found.ratios.items():
-            asked = requirement(key, ratios)
-            text = "" if asked is None else f"[{'green' if asked[1] else 'red'}]{asked[0]}[/]"
-            name = f"{key}\n[dim]{MEANINGS[key]}[/]"
-            table.add_row(name, f"{value.median:.3f}", _quartiles(value), text)
+            low, high = value.lower_quartile, value.upper_quartile
+            table.add_row(
+                f"{key}\n[dim]{MEANINGS[key]}[/]",
+                f"{value.median:.3f}",
+                "" if low == high else f"{low:.3f}-{high:.3f}",
+                asked(key, ratios),
+            )
     console.print(table)
-    for found in findings:
-        for key in ("formula", "counted", "where_time_goes", "first_batch"):
+    for case, found in findings.items():
+        for key in SAID:
             if key in found.settings:
-                console.print(str(found.settings[key]), markup=False)
+                console.print(f"{case} {key}: {found.settings[key]}", markup=False)
         for name, values in found.contestants.items():
             if "mfu" in values:
                 console.print(
-                    f"{found.case} {name}: MFU {values['mfu']:.1%}, counted "
+                    f"{case} {name}: MFU {values['mfu']:.1%}, counted "
                     f"{values['mfu_counted']:.1%}, {values['sequences']} sequences at a time"
                 )
 
 
-def medians(findings: Sequence[Findings]) -> dict[str, float]:
+def medians(findings: Iterable[Findings]) -> dict[str, float]:
     """All ratios by key."""
     return {key: value.median for found in findings for key, value in found.ratios.items()}
 
 
 def write(
-    path: Path,
-    findings: Sequence[Findings],
-    *,
-    threads: int,
-    plan: str,
-    load: float,
-    seconds: float,
+    path: Path, findings: Mapping[str, Findings], *, plan: Plan, load: float, seconds: float
 ) -> None:
     """Write `ratios`, `machine`, and what each case rests on.
 
     Args:
         path: of the JSON file.
         findings: of each case.
-        threads: of each case.
-        plan: name of the plan.
+        plan: of all cases.
         load: mean load of the machine before the bench, in cores.
         seconds: that the bench took.
     """
-    document = {
-        "ratios": medians(findings),
-        "machine": machine(threads=threads) | {"load_before": load},
-        "plan": plan,
-        "seconds_total": seconds,
-        "cases": {found.case: asdict(found) for found in findings},
+    machine = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": plan.threads,
+        "bf16_in_hardware": multiplies_bf16(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {
+            name: _version(name) for name in ("torch", "deepspeed", "transformers", "litgpt")
+        },
+        "load_before": load,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
-
-
-def _quartiles(value: Spread) -> str:
-    if value.lower_quartile == value.upper_quartile:
-        return ""
-    return f"{value.lower_quartile:.3f}-{value.upper_quartile:.3f}"
+    document = {
+        "ratios": medians(findings.values()),
+        "machine": machine,
+        "plan": plan.name,
+        "seconds_total": seconds,
+        "cases": {case: {"case": case} | asdict(found) for case, found in findings.items()},
+    }
+    write_json(path, document)
 
 
 def _processor() -> str:

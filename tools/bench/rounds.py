@@ -2,11 +2,14 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 """One whole unit of work, say a training step."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +23,8 @@ class Effort:
     """
 
     rounds: int
-    steps: int
-    warmup_steps: int
+    steps: int = 1
+    warmup_steps: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,8 @@ class Contestant:
     name: str
     step: Step
     tokens: int
-    parameters: int
-    precision: str
+    parameters: int = 0
+    precision: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,65 +60,79 @@ class Findings:
     """What one case found; travels between processes, so it holds plain values alone.
 
     Attributes:
-        case: name of the case.
         settings: shape and conditions, for the record.
         contestants: by name, what each took.
         ratios: by key of `out/bench.json`; a value computed rather than timed has no spread.
     """
 
-    case: str
     settings: dict[str, object]
     contestants: dict[str, dict[str, object]] = field(default_factory=dict)
     ratios: dict[str, Spread] = field(default_factory=dict)
 
+    def compare(
+        self,
+        contestants: Sequence[Contestant],
+        effort: Effort,
+        ratios: Mapping[str, tuple[str, str]],
+    ) -> dict[str, list[float]]:
+        """Time contestants in turn; note what each took, and the ratios.
+
+        Args:
+            contestants: those compared.
+            effort: how long to look.
+            ratios: names of the contestants whose seconds are over and under the line, by key.
+
+        Returns:
+            Seconds a step of each contestant in each round.
+        """
+        seconds = alternate(contestants, effort)
+        for contestant in contestants:
+            taken = spread(seconds[contestant.name])
+            self.contestants[contestant.name] = {
+                "step_seconds": taken.median,
+                "step_seconds_lower_quartile": taken.lower_quartile,
+                "step_seconds_upper_quartile": taken.upper_quartile,
+                "tokens_per_second": contestant.tokens / taken.median,
+                "tokens_per_step": contestant.tokens,
+                "parameters": contestant.parameters,
+                "precision": contestant.precision,
+            }
+        for key, (over, under) in ratios.items():
+            self.ratios[key] = ratio(seconds[over], seconds[under])
+        return seconds
+
+
+def turns(contestants: Sequence[T], rounds: int) -> Iterator[T]:
+    """Each once a round, which starts with another every time: none always follows the same one."""
+    for number in range(rounds):
+        first = number % len(contestants)
+        yield from (*contestants[first:], *contestants[:first])
+
 
 def alternate(contestants: Sequence[Contestant], effort: Effort) -> dict[str, list[float]]:
-    """Seconds a step of each contestant in each round.
-
-    Each round starts with another contestant: none always follows the same one.
-    """
+    """Seconds a step of each contestant in each round."""
     for contestant in contestants:
         for _ in range(effort.warmup_steps):
             contestant.step()
     seconds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
-    for number in range(effort.rounds):
-        first = number % len(contestants)
-        for contestant in [*contestants[first:], *contestants[:first]]:
-            started = time.perf_counter()
-            for _ in range(effort.steps):
-                contestant.step()
-            taken = (time.perf_counter() - started) / effort.steps
-            seconds[contestant.name].append(taken)
+    for contestant in turns(contestants, effort.rounds):
+        started = time.perf_counter()
+        for _ in range(effort.steps):
+            contestant.step()
+        seconds[contestant.name].append((time.perf_counter() - started) / effort.steps)
     return seconds
 
 
 def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles."""
-    if len(values) < 2:
-        return Spread(median=values[0], lower_quartile=values[0], upper_quartile=values[0])
-    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    lower, median, upper = (
+        statistics.quantiles(values, n=4, method="inclusive")
+        if len(values) > 1
+        else 3 * [values[0]]
+    )
     return Spread(median=median, lower_quartile=lower, upper_quartile=upper)
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Spread:
     """Median over the rounds of over / under; a ratio of medians would mix different moments."""
     return spread([a / b for a, b in zip(over, under, strict=True)])
-
-
-def record(
-    contestants: Sequence[Contestant], seconds: dict[str, list[float]]
-) -> dict[str, dict[str, object]]:
-    """What the JSON keeps of each contestant."""
-    records: dict[str, dict[str, object]] = {}
-    for contestant in contestants:
-        taken = spread(seconds[contestant.name])
-        records[contestant.name] = {
-            "step_seconds": taken.median,
-            "step_seconds_lower_quartile": taken.lower_quartile,
-            "step_seconds_upper_quartile": taken.upper_quartile,
-            "tokens_per_second": contestant.tokens / taken.median,
-            "tokens_per_step": contestant.tokens,
-            "parameters": contestant.parameters,
-            "precision": contestant.precision,
-        }
-    return records

@@ -2,10 +2,16 @@
 
 from dataclasses import asdict, dataclass, replace
 
+from model.batch import Batch
 from model.decoder import DecoderConfig
 from model.encoders.text import TextEncoderConfig
 from model.semicausal import EncoderConfig, ModelConfig
 from tools.bench.rounds import Effort
+from tools.random_batches import random_batches
+from train.data.spans.at_random import RandomSpansConfig
+
+RATIO = 0.25
+"""Share of the slots in spans, where there are any; the paper's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +25,7 @@ class Shape:
         vocabulary: V.
         sequence_tokens: S.
         sequences: B, on each rank.
-        encoder_width: E.
+        encoder_width: E; 0 where there is no encoder.
         encoder_heads: heads of the encoder.
     """
 
@@ -29,29 +35,23 @@ class Shape:
     vocabulary: int
     sequence_tokens: int
     sequences: int
-    encoder_width: int
-    encoder_heads: int
+    encoder_width: int = 0
+    encoder_heads: int = 0
 
     @property
     def tokens(self) -> int:
         """Decoder slots of a batch."""
         return self.sequences * self.sequence_tokens
 
-    def settings(self, *, encoder: bool) -> dict[str, object]:
+    @property
+    def settings(self) -> dict[str, object]:
         """For the record; the encoder's keys only where there is one."""
-        keys = ("encoder_width", "encoder_heads")
-        return {name: v for name, v in asdict(self).items() if encoder or name not in keys}
+        return {name: value for name, value in asdict(self).items() if value}
 
-    def decoder(self) -> DecoderConfig:
-        """The decoder, without dropout."""
-        return DecoderConfig(
-            vocabulary=self.vocabulary,
-            width=self.width,
-            num_layers=self.num_layers,
-            heads=self.heads,
-            feed_forward=4 * self.width,
-            max_tokens=self.sequence_tokens,
-        )
+    @property
+    def longest_rows(self) -> int:
+        """Rows of the longest random span, its start token included."""
+        return RandomSpansConfig().longest(self.sequence_tokens) + 1
 
     def encoder(self, *, max_tokens: int) -> TextEncoderConfig:
         """The text encoder, without dropout."""
@@ -65,13 +65,32 @@ class Shape:
         )
 
     def causal(self) -> ModelConfig:
-        """The decoder alone: exactly a GPT."""
-        return ModelConfig(decoder=self.decoder(), encoders={})
+        """The decoder alone, without dropout: exactly a GPT."""
+        decoder = DecoderConfig(
+            vocabulary=self.vocabulary,
+            width=self.width,
+            num_layers=self.num_layers,
+            heads=self.heads,
+            feed_forward=4 * self.width,
+            max_tokens=self.sequence_tokens,
+        )
+        return ModelConfig(decoder=decoder, encoders={})
 
-    def semi_causal(self, *, max_tokens: int) -> ModelConfig:
-        """The decoder with its encoder, whose longest span has `max_tokens` rows."""
-        encoder = EncoderConfig(encoder=self.encoder(max_tokens=max_tokens))
-        return ModelConfig(decoder=self.decoder(), encoders={"text": encoder})
+    def semi_causal(self, *, max_tokens: int | None = None) -> ModelConfig:
+        """The decoder with its encoder, which reads `max_tokens`: else, the longest span."""
+        encoder = self.encoder(max_tokens=max_tokens or self.longest_rows)
+        encoders = {"text": EncoderConfig(encoder=encoder)}
+        return ModelConfig(decoder=self.causal().decoder, encoders=encoders)
+
+    def batches(self, *, ratio: float, count: int) -> list[Batch]:
+        """Fixed batches of the same tokens whatever the ratio of slots in random spans."""
+        return random_batches(
+            vocabulary=self.vocabulary,
+            sequence_tokens=self.sequence_tokens,
+            sequences=self.sequences,
+            ratio=ratio,
+            count=count,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +98,7 @@ class Plan:
     """Shapes and effort of a whole bench.
 
     Attributes:
+        name: what the report calls it.
         peers: causal mode against other implementations.
         proportions: semi-causal against causal, and the ways to encode.
         ranks: ZeRO-3 against DDP.
@@ -94,6 +114,7 @@ class Plan:
         rate_seconds: how long each of the planner's rates is measured.
     """
 
+    name: str
     peers: Shape
     proportions: Shape
     ranks: Shape
@@ -109,16 +130,7 @@ class Plan:
     rate_seconds: float = 0.35
 
 
-PEERS = Shape(
-    width=256,
-    num_layers=4,
-    heads=8,
-    vocabulary=8192,
-    sequence_tokens=256,
-    sequences=8,
-    encoder_width=192,
-    encoder_heads=6,
-)
+PEERS = Shape(width=256, num_layers=4, heads=8, vocabulary=8192, sequence_tokens=256, sequences=8)
 """The decoder that `make pretrain` trains (configs/model/tiny.yaml)."""
 
 PROPORTIONS = Shape(
@@ -134,37 +146,18 @@ PROPORTIONS = Shape(
 """configs/model/metalm_1p3b.yaml at a quarter of its widths and depths: heads of 64, an encoder as
 deep and half as wide, a head of 0.11 of the blocks' parameters; spans of full length (64-128)."""
 
-RANKS = Shape(
-    width=256,
-    num_layers=4,
-    heads=8,
-    vocabulary=8192,
-    sequence_tokens=512,
-    sequences=8,
-    encoder_width=192,
-    encoder_heads=6,
-)
-"""configs/model/tiny.yaml with 4,096 tokens a rank."""
-
-STAGES = Shape(
-    width=256,
-    num_layers=8,
-    heads=8,
-    vocabulary=16384,
-    sequence_tokens=256,
-    sequences=1,
-    encoder_width=128,
-    encoder_heads=4,
-)
-"""A head that weighs as much as four layers, as one of 64,000 tokens does at H = 1,024."""
-
 FULL = Plan(
+    name="full",
     peers=PEERS,
     proportions=PROPORTIONS,
-    ranks=RANKS,
-    stages=STAGES,
+    # configs/model/tiny.yaml with 4,096 tokens a rank.
+    ranks=replace(PEERS, sequence_tokens=512, encoder_width=192, encoder_heads=6),
+    # A head that weighs as much as four layers, as one of 64,000 tokens does at H = 1,024.
+    stages=replace(
+        PEERS, num_layers=8, vocabulary=16384, sequences=1, encoder_width=128, encoder_heads=4
+    ),
     light=Effort(rounds=12, steps=2, warmup_steps=3),
-    heavy=Effort(rounds=12, steps=1, warmup_steps=2),
+    heavy=Effort(rounds=12, warmup_steps=2),
     state_bytes=1200 << 20,
     building_bytes=44 << 20,
     loading_sequences=32_768,
@@ -172,17 +165,14 @@ FULL = Plan(
     timeout_seconds=300,
 )
 
-QUICK = Plan(
-    peers=PEERS,
+QUICK = replace(
+    FULL,
+    name="quick",
     proportions=replace(PROPORTIONS, sequences=1),
-    ranks=RANKS,
-    stages=STAGES,
-    light=Effort(rounds=4, steps=1, warmup_steps=1),
-    heavy=Effort(rounds=3, steps=1, warmup_steps=1),
-    state_bytes=1200 << 20,
+    light=Effort(rounds=4),
+    heavy=Effort(rounds=3),
     building_bytes=22 << 20,
     loading_sequences=16_384,
-    loading_shards=156_000,
     timeout_seconds=120,
 )
 
@@ -198,12 +188,13 @@ _TINY = Shape(
 )
 
 TINY = Plan(
+    name="tiny",
     peers=_TINY,
     proportions=_TINY,
     ranks=_TINY,
     stages=replace(_TINY, num_layers=4),
-    light=Effort(rounds=2, steps=1, warmup_steps=1),
-    heavy=Effort(rounds=2, steps=1, warmup_steps=1),
+    light=Effort(rounds=2),
+    heavy=Effort(rounds=2),
     state_bytes=12 << 20,
     building_bytes=1 << 19,
     loading_sequences=1_280,

@@ -2,30 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch.distributed as dist
 
 from model.batch import Batch
-from model.semicausal import ModelConfig
+from model.semicausal import SemiCausal
 from parallel.agreement import gathered
-from parallel.mesh import LayoutConfig, Mesh
-from tools.bench.rounds import Contestant, Findings, Spread, Step, alternate, ratio, record, spread
-from tools.bench.semicausal import RATIO
-from tools.bench.shapes import Plan
-from tools.bench.training import (
-    batches,
-    build,
-    engine_step,
-    longest_rows,
-    num_parameters,
-    plain_update,
-)
+from parallel.mesh import LayoutConfig
+from tools.bench.rounds import Contestant, Findings, Step, ratio, spread
+from tools.bench.shapes import RATIO, Plan
+from tools.bench.training import build, engine_step, num_parameters, plain_update
 from tools.plan.machines import Machine, RatesAt, nominal
 from tools.plan.measure import engine_of, measured_task, mesh_of
 from tools.plan.rates import HEAD_WIDTH, Sizes, compute_rates, group_links
 from tools.plan.search import one_plan, with_best_split
-from tools.plan.task import Candidate, Task
+from tools.plan.task import Candidate
 
 NUM_STAGES = 2
 NUM_MICROBATCHES = 8
@@ -38,67 +29,8 @@ def two_stages(plan: Plan) -> Findings:
     both cores are as busy as under the pipeline.
     """
     shape = plan.stages
-    config = shape.semi_causal(max_tokens=longest_rows(shape))
-    given = batches(shape, ratio=RATIO, count=NUM_MICROBATCHES)
-    machine, task, balanced = _planned(plan, config)
-    half = config.decoder.num_layers // NUM_STAGES
-    in_halves = balanced.layout.model_copy(update={"split": [half] * NUM_STAGES})
-    halves = replace(balanced, layout=in_halves)
-    mesh = mesh_of(balanced)
-    whole = build(config)
-    parameters = num_parameters(whole)
-    steps: dict[str, Step] = {
-        "whole": _alone(whole, given),
-        "two_stages": _piped(task, balanced, mesh, given),
-        "two_halves": _piped(task, halves, mesh, given),
-    }
-    contestants = [
-        Contestant(
-            name=name,
-            step=step,
-            tokens=shape.tokens * NUM_MICROBATCHES,
-            parameters=parameters,
-            precision="fp32",
-        )
-        for name, step in steps.items()
-    ]
-    seconds = alternate(contestants, plan.heavy)
-    bubble = (NUM_MICROBATCHES + NUM_STAGES - 1) / NUM_MICROBATCHES
-    ideal = [taken / NUM_STAGES * bubble for taken in seconds["whole"]]
-    return Findings(
-        case="stages",
-        settings=shape.settings(encoder=True)
-        | {
-            "ranks": NUM_STAGES,
-            "threads_per_rank": 1,
-            "microbatches": NUM_MICROBATCHES,
-            "split": list(balanced.split),
-        },
-        contestants=record(contestants, seconds),
-        ratios={
-            "two_stages_vs_ideal": ratio(seconds["two_stages"], ideal),
-            "two_halves_vs_two_stages": ratio(seconds["two_halves"], seconds["two_stages"]),
-            "two_halves_vs_two_stages_predicted": _predicted(task, halves, balanced, machine),
-        },
-    )
-
-
-def _alone(model: Any, given: Sequence[Batch]) -> Step:
-    update = plain_update(model)
-    count = sum(batch.num_scored for batch in given)
-
-    def step() -> None:
-        for batch in given:
-            (model(batch).total / count).backward()
-        update()
-        dist.barrier()  # as the pipeline's two ranks end together
-
-    return step
-
-
-def _planned(plan: Plan, config: ModelConfig) -> tuple[Machine, Task, Candidate]:
-    """What ranks of this machine compute in a second, and the stages that the planner makes."""
-    shape = plan.stages
+    config = shape.semi_causal()
+    given = shape.batches(ratio=RATIO, count=NUM_MICROBATCHES)
     task = measured_task(
         config,
         sequences=shape.sequences * NUM_MICROBATCHES,
@@ -114,25 +46,73 @@ def _planned(plan: Plan, config: ModelConfig) -> tuple[Machine, Task, Candidate]
     )
     # Every rank has its own measurements, and all must choose the same.
     machine = gathered(_calibrated(plan))[0]
-    best, _ = with_best_split(task, draft, machine)
-    return machine, task, best
+    balanced, _ = with_best_split(task, draft, machine)
+    half = config.decoder.num_layers // NUM_STAGES
+    in_halves = balanced.layout.model_copy(update={"split": [half] * NUM_STAGES})
+    stages = {"two_stages": balanced, "two_halves": replace(balanced, layout=in_halves)}
+    mesh = mesh_of(balanced)
+    whole = build(config)
+    steps = {"whole": _alone(whole, given)} | {
+        name: engine_step(engine_of(task, split, mesh), given, at_once=NUM_MICROBATCHES)
+        for name, split in stages.items()
+    }
+    contestants = [
+        Contestant(
+            name=name,
+            step=step,
+            tokens=shape.tokens * NUM_MICROBATCHES,
+            parameters=num_parameters(whole),
+            precision="fp32",
+        )
+        for name, step in steps.items()
+    ]
+    found = Findings(
+        settings=shape.settings
+        | {
+            "ranks": NUM_STAGES,
+            "threads_per_rank": 1,
+            "microbatches": NUM_MICROBATCHES,
+            "split": list(balanced.split),
+        }
+    )
+    halves = {"two_halves_vs_two_stages": ("two_halves", "two_stages")}
+    seconds = found.compare(contestants, plan.heavy, halves)
+    bubble = (NUM_MICROBATCHES + NUM_STAGES - 1) / NUM_MICROBATCHES
+    ideal = [taken / NUM_STAGES * bubble for taken in seconds["whole"]]
+    quick, slow = (one_plan(task, split, machine).seconds.total for split in stages.values())
+    found.ratios |= {
+        "two_stages_vs_ideal": ratio(seconds["two_stages"], ideal),
+        "two_halves_vs_two_stages_predicted": spread([slow / quick]),
+    }
+    return found
+
+
+def _alone(model: SemiCausal, given: Sequence[Batch]) -> Step:
+    update = plain_update(model)
+    count = sum(batch.num_scored for batch in given)
+
+    def step() -> None:
+        for batch in given:
+            (model(batch).total / count).backward()
+        update()
+        dist.barrier()  # as the pipeline's two ranks end together
+
+    return step
 
 
 def _calibrated(plan: Plan) -> Machine:
     """As `tools.plan calibrate` would have it, at this shape's sizes alone."""
     shape = plan.stages
-    width, encoder_width = shape.width, shape.encoder_width
+    width, encoder_width, vocabulary = shape.width, shape.encoder_width, shape.vocabulary
     block_width = max(width, HEAD_WIDTH)
     sizes = Sizes(
         rows=shape.tokens,
         products=(
-            (encoder_width, encoder_width),
-            (width, width),
-            (width, 4 * width),
-            (width, shape.vocabulary),
+            *((encoder_width, encoder_width), (width, width)),
+            *((width, 4 * width), (width, vocabulary)),
         ),
         widths=(block_width, 2 * block_width),
-        head=(width, shape.vocabulary),
+        head=(width, vocabulary),
         seconds=plan.rate_seconds,
     )
     # Without ZeRO's own work, which is the same whatever the split.
@@ -143,13 +123,3 @@ def _calibrated(plan: Plan) -> Machine:
             "within_node": group_links(),
         }
     )
-
-
-def _piped(task: Task, candidate: Candidate, mesh: Mesh, given: list[Batch]) -> Step:
-    return engine_step(engine_of(task, candidate, mesh), given, at_once=len(given))
-
-
-def _predicted(task: Task, over: Candidate, under: Candidate, machine: Machine) -> Spread:
-    """Ratio of step times by the planner."""
-    slow, quick = (one_plan(task, which, machine).seconds.total for which in (over, under))
-    return spread([slow / quick])

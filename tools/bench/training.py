@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from itertools import cycle
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.batch import Batch
@@ -14,29 +15,11 @@ from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh, build_mesh
 from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
-from tools.bench.rounds import Step
-from tools.bench.shapes import Shape
-from tools.random_batches import SEED, random_batches
-from train.data.spans.at_random import RandomSpansConfig
+from tools.bench.rounds import Contestant, Step
+from tools.random_batches import SEED
 from train.step import train_step
 
 ADAMW = AdamW(learning_rate=3e-4)
-
-
-def batches(shape: Shape, *, ratio: float, count: int) -> list[Batch]:
-    """Fixed batches of the same tokens whatever the ratio of slots in random spans."""
-    return random_batches(
-        vocabulary=shape.vocabulary,
-        sequence_tokens=shape.sequence_tokens,
-        sequences=shape.sequences,
-        ratio=ratio,
-        count=count,
-    )
-
-
-def longest_rows(shape: Shape) -> int:
-    """Rows of the longest random span, its start token included."""
-    return RandomSpansConfig().longest(shape.sequence_tokens) + 1
 
 
 def build(config: ModelConfig) -> SemiCausal:
@@ -44,20 +27,39 @@ def build(config: ModelConfig) -> SemiCausal:
     return build_part(config, LayoutConfig(), _mesh(), seed=SEED)
 
 
-def plain_step(model: nn.Module, losses: Callable[[], Tensor]) -> Step:
+def plain(
+    name: str,
+    model: nn.Module,
+    loss: Callable[[Any, Batch], Tensor],
+    given: Sequence[Batch],
+    *,
+    autocast: bool = False,
+) -> Contestant:
     """Forward, loss, backward, clipping, fused AdamW: the same code for every contestant.
 
     Args:
-        model: what is trained.
-        losses: computes the mean loss of the next batch.
+        name: of the contestant.
+        model: what is trained, in fp32.
+        loss: mean loss of the model on a batch.
+        given: batches, round and round.
+        autocast: whether the forward is in bf16.
     """
     update = plain_update(model)
+    upcoming = cycle(given)
 
     def step() -> None:
-        losses().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            mean = loss(model, next(upcoming))
+        mean.backward()
         update()
 
-    return step
+    return Contestant(
+        name=name,
+        step=step,
+        tokens=given[0].tokens.numel() * dist.get_world_size(),
+        parameters=num_parameters(model),
+        precision="bf16" if autocast else "fp32",
+    )
 
 
 def plain_update(model: nn.Module) -> Step:
@@ -80,18 +82,40 @@ def plain_update(model: nn.Module) -> Step:
     return update
 
 
-def our_losses(model: nn.Module, given: Sequence[Batch]) -> Callable[[], Tensor]:
-    """Mean loss of batch after batch, round and round."""
-    upcoming = cycle(given)
-
-    def losses() -> Tensor:
-        batch = next(upcoming)
-        return model(batch).total / batch.num_scored
-
-    return losses
+def our_loss(model: Any, batch: Batch) -> Tensor:
+    """Mean loss of our model on a batch."""
+    return model(batch).total / batch.num_scored
 
 
-def engine_of(model: SemiCausal, *, stage: Literal[0, 1, 2, 3], precision: Precision) -> ZeroEngine:
+def under_zero(
+    name: str,
+    config: ModelConfig,
+    given: Sequence[Batch],
+    *,
+    stage: Literal[1, 3],
+    precision: Precision,
+) -> Contestant:
+    """Our whole model under ZeRO, trained as by `python -m train`.
+
+    Args:
+        name: of the contestant.
+        config: of the model.
+        given: batches, round and round.
+        stage: of ZeRO.
+        precision: of the matrix products.
+    """
+    model = build(config)
+    parameters = num_parameters(model)
+    return Contestant(
+        name=name,
+        step=engine_step(engine_of(model, stage=stage, precision=precision), given),
+        tokens=given[0].tokens.numel() * dist.get_world_size(),
+        parameters=parameters,
+        precision=precision,
+    )
+
+
+def engine_of(model: SemiCausal, *, stage: Literal[1, 3], precision: Precision) -> ZeroEngine:
     """The model under ZeRO, as `python -m train` builds it; needs a process group."""
     return build_engine(
         model, _mesh(), adamw=ADAMW, zero=ZeroConfig(stage=stage), precision=precision
@@ -107,12 +131,7 @@ def engine_step(engine: ZeroEngine, given: Sequence[Batch], *, at_once: int = 1)
         at_once: microbatches of a step.
     """
     upcoming = cycle(given)
-
-    def step() -> None:
-        microbatches = [next(upcoming) for _ in range(at_once)]
-        train_step(engine, microbatches)
-
-    return step
+    return lambda: train_step(engine, [next(upcoming) for _ in range(at_once)])
 
 
 def _mesh() -> Mesh:

@@ -4,7 +4,8 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from tempfile import TemporaryDirectory
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,6 @@ from train.data.tokens import SpecialTokens
 VOCABULARY: Final = 60_000
 FIRST_WORD: Final = 4
 SHARD_BYTES: Final = 1 << 24
-SPLITS: Final = ("train", "validation")
 MEDIAN_TOKENS: Final = 400
 """Of a document; logarithms spread normally by 1, as those of web pages roughly do."""
 COLUMNS: Final = {"id": "str", "segments": "ndarray:int32", "tokens": "ndarray:uint16"}
@@ -28,9 +28,7 @@ COLUMNS: Final = {"id": "str", "segments": "ndarray:int32", "tokens": "ndarray:u
 
 def write_sequences(root: Path, *, num_sequences: int, sequence_tokens: int) -> None:
     """A corpus of documents that are a sequence each; [n, S + 1] in `tokens.npy`, with `<s>`."""
-    documents = _documents([sequence_tokens] * num_sequences)
-    for split, part in (("train", documents), ("validation", documents[:8])):
-        _commit(root / split, _shards(root / split, part))
+    documents = _write(root, [sequence_tokens] * num_sequences)
     np.save(root / "tokens.npy", np.insert(np.stack(documents), 0, SpecialTokens().start, axis=1))
 
 
@@ -40,36 +38,33 @@ def write_documents(root: Path, *, num_tokens: int) -> None:
     lengths: list[int] = []
     while sum(lengths) < num_tokens:
         lengths += random.lognormal(np.log(MEDIAN_TOKENS), 1.0, 1000).astype(int).tolist()
-    for split, sizes in (("train", lengths), ("validation", lengths[:8])):
-        documents = _documents([max(8, size) for size in sizes])
-        _commit(root / split, _shards(root / split, documents))
+    _write(root, [max(8, size) for size in lengths])
+
+
+def _write(root: Path, lengths: Sequence[int]) -> list[npt.NDArray[np.uint16]]:
+    documents = _documents(lengths)
+    for split, part in (("train", documents), ("validation", documents[:8])):
+        _commit(root / split, _shards(root / split, part))
+    return documents
 
 
 def write_vast(root: Path, *, num_shards: int, documents_a_shard: int) -> None:
     """A corpus whose index lists very many equal shards; those of the first window are there."""
     lengths = [int(size) for size in np.random.default_rng(2).integers(8, 1200, documents_a_shard)]
     documents = _documents(lengths)
-    (record,) = _shards(root / "train", documents, shard_bytes=1 << 30)
-    names = [(f"shard.{number:06}.mds", f"shard.{number:06}.npy") for number in range(num_shards)]
-    for name, of_record in zip(names[0], (record.index["raw_data"], record.lengths), strict=True):
-        (root / "train" / of_record["basename"]).rename(root / "train" / name)
-        of_record["basename"] = "@"
-    for file, head, entry, place in (
-        (INDEX_NAME, '{"version": 2, "shards": [', record.index, 0),
-        (LENGTHS_NAME, _lengths_head() + '"shards": [', record.lengths, 1),
-    ):
-        text = json.dumps(entry)
-        assert text.count('"@"') == 1, "one name to fill in"
-        before, after = text.split("@")
-        with (root / "train" / file).open("w") as out:
-            out.write(head)
-            out.write(", ".join(f"{before}{name[place]}{after}" for name in names))
-            out.write("]}")
-    _write_manifest(root / "train")
+    train = root / "train"
+    (record,) = _shards(train, documents, shard_bytes=1 << 30)
+    shard, lengths_file = record.index["raw_data"], record.lengths
+
+    def named(number: int) -> ShardRecord:
+        name = f"shard.{number:06}"
+        index = {**record.index, "raw_data": {**shard, "basename": f"{name}.mds"}}
+        return ShardRecord(index=index, lengths={**lengths_file, "basename": f"{name}.npy"})
+
+    _commit(train, [named(number) for number in range(num_shards)])
     for number in _first_shards(num_shards, documents_a_shard):
-        for first, name in zip(names[0], names[number], strict=True):
-            if number:
-                os.link(root / "train" / first, root / "train" / name)
+        os.link(train / shard["basename"], train / f"shard.{number:06}.mds")
+        os.link(train / lengths_file["basename"], train / f"shard.{number:06}.npy")
     _commit(root / "validation", _shards(root / "validation", documents[:8]))
 
 
@@ -106,31 +101,27 @@ def _shards(
         else:
             content.rename(directory / name)
 
-    scratch = directory / "scratch"
-    with ShardWriter(scratch, COLUMNS, stem="part", size=shard_bytes, deliver=deliver) as writer:
+    with (
+        TemporaryDirectory(dir=directory.parent) as scratch,
+        ShardWriter(
+            Path(scratch) / "shards", COLUMNS, stem="part", size=shard_bytes, deliver=deliver
+        ) as writer,
+    ):
         for number, tokens in enumerate(documents):
-            columns: dict[str, Any] = {
-                "id": f"{number:08}",
-                "segments": np.array([[Kind.TEXT, len(tokens), 1]], dtype=np.int32),
-                "tokens": tokens,
-            }
+            segments = np.array([[Kind.TEXT, len(tokens), 1]], dtype=np.int32)
+            columns = {"id": f"{number:08}", "segments": segments, "tokens": tokens}
             writer.add(columns, (len(tokens), 0, 0, 0, 0, 0))
     return writer.records
 
 
 def _commit(directory: Path, records: Sequence[ShardRecord]) -> None:
-    shards = [record.lengths for record in records]
-    text = _lengths_head() + f'"shards": {json.dumps(shards)}}}'
-    (directory / LENGTHS_NAME).write_text(text)
-    index = {"version": 2, "shards": [record.index for record in records]}
-    (directory / INDEX_NAME).write_text(json.dumps(index))
-    _write_manifest(directory)
-
-
-def _lengths_head() -> str:
-    return f'{{"format_version": 1, "columns": {json.dumps(LENGTH_COLUMNS)}, '
-
-
-def _write_manifest(directory: Path) -> None:
-    manifest = {"kind": DOCUMENTS_KIND, "special_tokens": SpecialTokens().to_manifest()}
-    (directory / MANIFEST_NAME).write_text(json.dumps(manifest))
+    for name, content in {
+        LENGTHS_NAME: {
+            "format_version": 1,
+            "columns": LENGTH_COLUMNS,
+            "shards": [record.lengths for record in records],
+        },
+        INDEX_NAME: {"version": 2, "shards": [record.index for record in records]},
+        MANIFEST_NAME: {"kind": DOCUMENTS_KIND, "special_tokens": SpecialTokens().to_manifest()},
+    }.items():
+        (directory / name).write_text(json.dumps(content))

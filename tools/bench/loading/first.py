@@ -13,7 +13,7 @@ from tools.bench.loading.readers import Reading
 SEQUENCE_TOKENS = 2048
 
 
-def main(root: str) -> int:
+def main(root: str) -> None:
     """Print what was found."""
     reading = Reading(root=root, sequence_tokens=SEQUENCE_TOKENS, has_spans=True, steps=100_000)
     before = _peak_bytes()
@@ -32,18 +32,13 @@ def main(root: str) -> int:
         "peak_bytes_before": before,
     }
     sys.stdout.write(json.dumps(found) + "\n")
-    return 0
 
 
 def _peak_bytes() -> int:
     # Not `getrusage`, which begins with what the parent had at the moment of the fork.
-    (line,) = (
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM:")
-    )
-    return int(line.split()[1]) * 1024
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main(sys.argv[1])

@@ -3,9 +3,9 @@
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, repeat
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,17 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from model import torchvision_free
+from tools.bench.shapes import RATIO
+from tools.random_batches import random_spans
 from train.data.collate import Collator
 from train.data.corpus import Corpus
-from train.data.feed import Feed, StepData
+from train.data.feed import Feed
 from train.data.mixture import Mixture
 from train.data.pack import Pack
 from train.data.plan import StepPlan
 from train.data.sources import Laying, Source, Sources
-from train.data.spans.at_random import RandomSpansConfig
-from train.data.spans.protocol import SpanCapacity
-from train.data.spans.text import TextReader
-from train.data.tokens import SpecialTokens
 
 BATCH: Final = 64
 """Sequences that a rank takes for each step."""
@@ -77,17 +75,7 @@ class Reading:
 
     def collator(self) -> Collator:
         """As a run builds it."""
-        special = SpecialTokens()
-        config = RandomSpansConfig()
-        tokens, spans = config.room(self.sequence_tokens)
-        longest = config.longest(self.sequence_tokens)
-        capacity = SpanCapacity(tokens=tokens, spans=spans, longest_tokens=longest)
-        reader = TextReader(kind=config, capacity=capacity, start_token=special.start)
-        return Collator(
-            sequence_tokens=self.sequence_tokens,
-            readers={"text": reader} if self.has_spans else {},
-            padding=special.padding,
-        )
+        return random_spans(self.sequence_tokens, ratio=RATIO if self.has_spans else 0)
 
     def feed(self) -> Feed:
         """This rank's microbatches."""
@@ -146,14 +134,10 @@ def shared(feeds: Sequence[Feeds], name: str) -> Read:
 
 def _serve(readings: dict[str, Reading], pipe: Connection) -> None:
     torch.set_num_threads(1)
-    reads = {name: _from(_stepped(reading.feed())) for name, reading in readings.items()}
+    reads = {name: _from(map(reading.feed().step, count(1))) for name, reading in readings.items()}
     while (order := pipe.recv()) is not None:
         name, batches = order
         pipe.send(reads[name](batches))
-
-
-def _stepped(feed: Feed) -> Iterator[StepData]:
-    return (feed.step(step) for step in count(1))
 
 
 class Streaming:
@@ -168,10 +152,9 @@ class Streaming:
         torchvision_free.install()
         from streaming import StreamingDataset
 
-        remote = f"{root}/train" if local is not None else None
         self.dataset: Any = StreamingDataset(
-            remote=remote,
-            local=str(local / "train" if local is not None else Path(root) / "train"),
+            remote=f"{root}/train" if local else None,
+            local=f"{local or root}/train",
             shuffle=True,
             batch_size=BATCH,
         )
@@ -180,17 +163,14 @@ class Streaming:
             # parts of the other's shards as its own.
             stream._downloader.clean_up()
 
-    def loader(self, *, workers: int) -> Iterator[Tensor]:
-        """Batches [B, S + 1] of one epoch."""
-        return iter(self._loader(workers))
-
     def endless(self, *, workers: int) -> Read:
         """Epoch after epoch; workers start at once."""
-        loader = self._loader(workers)
+        loader = self.loader(workers=workers)
         first = iter(loader)
-        return _from(chain(first, chain.from_iterable(loader for _ in count())))
+        return _from(chain(first, chain.from_iterable(repeat(loader))))
 
-    def _loader(self, workers: int) -> Any:
+    def loader(self, *, workers: int) -> Iterable[Tensor]:
+        """Batches [B, S + 1] of one epoch."""
         return DataLoader(
             self.dataset,
             batch_size=BATCH,
@@ -208,12 +188,10 @@ class Streaming:
         size = BATCH * (sequence_tokens + 1)
         waiting: list[npt.NDArray[Any]] = []
         length = 0
-        for _ in count():
-            for document in self.dataset:
-                waiting.append(document["tokens"])
-                length += len(waiting[-1])
-                if length < size:
-                    continue
+        for document in chain.from_iterable(repeat(self.dataset)):
+            waiting.append(document["tokens"])
+            length += len(waiting[-1])
+            if length >= size:
                 line = np.concatenate(waiting).astype(np.int64)
                 yield torch.from_numpy(line[:size].reshape(BATCH, -1))
                 waiting, length = [line[size:]], length - size
