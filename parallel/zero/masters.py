@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallel.agreement import on_all_ranks
 from parallel.zero import pages
 
 
@@ -17,11 +18,15 @@ def placed(optimizer: torch.optim.Optimizer, directory: Path | None) -> Generato
     """Within the context, a ZeRO-3 that is built puts its masters where they belong.
 
     It happens before DeepSpeed makes room for gradients: both at once would be the most memory
-    that a run takes.
+    that a run takes. Where the files of one rank fail, all ranks end: the others would wait for it
+    in the middle of DeepSpeed.
 
     Args:
         optimizer: torch's AdamW, which DeepSpeed drives.
         directory: holds masters and moments in files; None for memory.
+
+    Raises:
+        OSError: some rank cannot write its files; raised on every rank, with the reason alone.
     """
     module = importlib.import_module("deepspeed.runtime.zero.stage3")
     kind: Any = module.DeepSpeedZeroOptimizer_Stage3
@@ -30,7 +35,7 @@ def placed(optimizer: torch.optim.Optimizer, directory: Path | None) -> Generato
     def place_and_initialize(zero_optimizer: Any) -> None:
         masters = _share_equal(zero_optimizer)
         if directory is not None:
-            pages.move_to_files(optimizer, masters, directory)
+            on_all_ranks(lambda: _move_to_files(optimizer, masters, directory), OSError)
         original(zero_optimizer)
 
     kind.initialize_optimizer_states = place_and_initialize
@@ -38,6 +43,15 @@ def placed(optimizer: torch.optim.Optimizer, directory: Path | None) -> Generato
         yield
     finally:
         kind.initialize_optimizer_states = original
+
+
+def _move_to_files(
+    optimizer: torch.optim.Optimizer, masters: list[Tensor], directory: Path
+) -> None:
+    try:
+        pages.move_to_files(optimizer, masters, directory)
+    except OSError as error:
+        raise OSError(error.strerror) from error
 
 
 def _share_equal(zero_optimizer: Any) -> list[Tensor]:

@@ -1,12 +1,15 @@
 """Training in little memory: bf16 optimiser state, and masters and moments in files."""
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from parallel.launch import World
@@ -181,6 +184,22 @@ def test_a_full_disk_is_an_error_at_once(tmp_path: Path) -> None:
             tmp_path, num_elements=2 * free.f_bavail * free.f_frsize, dtype=torch.float32
         )
     assert not list(tmp_path.iterdir())
+
+
+def _engine_on_a_full_disk(directory: Path) -> str:
+    """What is said on this rank where the second rank's disk alone is full."""
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() == 1:
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            patch.setattr(os, "posix_fallocate", Mock(side_effect=full))
+        with pytest.raises(OSError, match="No space left") as raised:
+            _engine(stage=3, precision="bf16", states="fp32", directory=directory)
+    return str(raised.value)
+
+
+def test_a_disk_full_on_one_rank_ends_all(rank_pools: dict[int, RankPool], tmp_path: Path) -> None:
+    said = rank_pools[2].run(_engine_on_a_full_disk, tmp_path, timeout_seconds=60)
+    assert said == ["No space left on device (rank 1 of 2)"] * 2
 
 
 def test_the_norm_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
