@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
 from model.layers import Initializer, Layers
-from model.recompute import Recompute, checkpointed, plain
+from model.recompute import Recompute, run
 
 
 def query_key_value(*, heads: int, query_key: Initializer, value: Initializer) -> Initializer:
@@ -84,7 +84,7 @@ class SelfAttention(nn.Module):
         self.head_width = width // heads
         self.qkv = layers.column(width, 3 * width, init=qkv_init)
         self.out = layers.row(width, width, init=out_init)
-        self.recomputed = checkpointed if recompute == "selective" else plain
+        self.again = recompute == "selective"
 
 
 class CausalSelfAttention(SelfAttention):
@@ -113,7 +113,8 @@ class CausalSelfAttention(SelfAttention):
             mask: see `document_mask`; None where slots attend across documents.
             cache: past slots, when generating.
         """
-        return self.out(self.recomputed(self._mix, self.qkv(x), num_sequences, mask, cache))
+        mixed = run(self._mix, self.qkv(x), num_sequences, mask, cache, again=self.again)
+        return self.out(mixed)
 
     def _mix(
         self, qkv: Tensor, num_sequences: int, mask: Tensor | None, cache: KeyValueCache | None
@@ -179,7 +180,7 @@ class SpanSelfAttention(SelfAttention):
         bias: Float[Tensor, "N A L L"],
     ) -> Float[Tensor, "R E"]:
         """Attend within spans; `bias` is added to the scores (position bias, -inf on padding)."""
-        return self.out(self.recomputed(self._mix, self.qkv(x), grid, bias))
+        return self.out(run(self._mix, self.qkv(x), grid, bias, again=self.again))
 
     def _mix(self, qkv: Tensor, grid: SpanGrid, bias: Tensor) -> Tensor:
         R = qkv.shape[0]

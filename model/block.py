@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.attention import SelfAttention, query_key_value
 from model.layers import Layers, normal, xavier
-from model.recompute import Recompute, checkpointed, plain
+from model.recompute import Recompute, run
 
 NormKind = Literal["deepnorm", "pre"]
 
@@ -112,5 +112,4 @@ def run_block(block: nn.Module, x: Tensor, *context: Any) -> Tensor:
     Outside of the block, so that whatever hooks its call (ZeRO-3 gathers weights there) runs again
     when it is computed again.
     """
-    call = checkpointed if block.recompute == "full" else plain
-    return call(block, x, *context)
+    return run(block, x, *context, again=block.recompute == "full")

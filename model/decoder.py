@@ -113,13 +113,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.layers = layers
+        initializer = normal(EMBEDDING_STD)
         self.embedding: Any = None
         if any(piece.is_first for piece in pieces):
-            self.embedding = layers.vocabulary(
-                config.vocabulary, config.width, init=normal(EMBEDDING_STD)
-            )
-            table = sinusoids(config.max_tokens, config.width)
-            self.register_buffer("positions", table, persistent=False)
+            self.embedding = layers.vocabulary(config.vocabulary, config.width, init=initializer)
+            positions = sinusoids(config.max_tokens, config.width)
+            self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.ModuleDict(
             {
                 str(index): Block(
@@ -140,23 +139,18 @@ class Decoder(nn.Module):
         if any(piece.is_last for piece in pieces):
             # DeepNorm normalises after every branch, so its last block already ends in a norm.
             self.final_norm = layers.norm(config.width) if config.norm == "pre" else nn.Identity()
-            self.head = self._build_head()
-
-    def _build_head(self) -> LinearCrossEntropy:
-        config, layers = self.config, self.layers
-        if self.embedding is not None and config.tied_head:
-            weight: Any = self.embedding.weight
-        else:
-            table = layers.vocabulary(config.vocabulary, config.width, init=normal(EMBEDDING_STD))
-            weight = table.weight
-            if config.tied_head:
-                weight.logical_name = TIED_NAME
-        return LinearCrossEntropy(
-            weight,
-            chunk_tokens=config.loss_chunk_tokens,
-            shard=layers.shard(config.vocabulary),
-            init=None if self.embedding is not None and config.tied_head else normal(EMBEDDING_STD),
-        )
+            is_copy = config.tied_head and self.embedding is None
+            table: Any = self.embedding
+            if is_copy or not config.tied_head:
+                table = layers.vocabulary(config.vocabulary, config.width, init=initializer)
+            if is_copy:
+                table.weight.logical_name = TIED_NAME
+            self.head = LinearCrossEntropy(
+                table.weight,
+                chunk_tokens=config.loss_chunk_tokens,
+                shard=layers.shard(config.vocabulary),
+                init=None if table is self.embedding else initializer,
+            )
 
     def embed(self, tokens: Int64[Tensor, "..."]) -> Float[Tensor, "... H"]:
         """Token embeddings, not yet scaled or positioned."""

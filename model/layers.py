@@ -1,14 +1,13 @@
-"""The layers a model is built of, behind one protocol so that they can be sharded when built.
+"""The layers a model is built of, in one class so that they can be sharded when built.
 
-`DenseLayers` keeps every weight whole. A tensor-parallel implementation offers the same protocol
-with weights split over ranks; nothing else in `model` has to know.
+A tensor-parallel kind of `Layers` splits weights over ranks; nothing else in `model` has to know.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -99,140 +98,70 @@ class VocabularyShard(Protocol):
         ...
 
 
-class Layers(Protocol):
-    """What a model asks for when it is built.
+class Layers:
+    """The layers that a model asks for when it is built: every weight whole, every row on one rank.
+
+    A tensor-parallel kind overrides those that it splits.
 
     Attributes:
         sequence_parallel: whether blocks work on a part of the rows.
     """
 
-    sequence_parallel: bool
+    sequence_parallel = False
 
     def column(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
         """Linear layer [.., in] -> [.., out] whose outputs may be split over ranks."""
-        ...
+        return self.linear(in_features, out_features, init=init)
 
     def row(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
         """Linear layer [.., in] -> [.., out] whose inputs may be split over ranks."""
-        ...
+        return self.linear(in_features, out_features, init=init)
 
     def linear(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
         """Linear layer [.., in] -> [.., out], whole on every rank."""
-        ...
+        return _unfilled(nn.Linear, in_features, out_features, init)
 
     def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> nn.Module:
         """Lookup table [num, width] whose rows may be split over ranks; `weight` is its part."""
-        ...
+        return self.table(num_tokens, width, init=init)
 
     def table(self, num_rows: int, width: int, *, init: Initializer) -> nn.Module:
         """Small lookup table [num, width], whole on every rank."""
-        ...
+        return _unfilled(nn.Embedding, num_rows, width, init)
 
     def norm(self, width: int) -> nn.Module:
         """Layer norm over the last dim."""
-        ...
+        return nn.LayerNorm(width)
 
     def dropout(self, share: float) -> nn.Module:
         """Zeroes a share of what blocks pass on, in training."""
-        ...
+        return nn.Dropout(share) if share else nn.Identity()
 
     def shard(self, num_tokens: int) -> VocabularyShard | None:
         """This rank's part of a vocabulary, None if it holds all of it."""
-        ...
+        return None
 
     def share(self, values: Tensor) -> Tensor:
         """This rank's part of the last dim, as `column` splits it."""
-        ...
-
-    def enter(self, rows: Tensor) -> Tensor:
-        """Whole rows [R, H], the same on every rank, to what the blocks work on."""
-        ...
-
-    def leave(self, rows: Tensor) -> Tensor:
-        """Back to whole rows, for a head that is split over the vocabulary."""
-        ...
-
-
-class DenseLinear(nn.Linear):
-    """A whole linear layer."""
-
-    def __init__(
-        self, in_features: int, out_features: int, init: Initializer, device: str | None = None
-    ):
-        self.init = init
-        super().__init__(in_features, out_features, device=device)
-
-    def reset_parameters(self) -> None:
-        """Leave the weights to `initialize`."""
-
-
-class DenseEmbedding(nn.Embedding):
-    """A whole lookup table."""
-
-    def __init__(
-        self, num_embeddings: int, width: int, init: Initializer, device: str | None = None
-    ):
-        self.init = init
-        super().__init__(num_embeddings, width, device=device)
-
-    def reset_parameters(self) -> None:
-        """Leave the weights to `initialize`."""
-
-
-class DenseLayers:
-    """Layers that keep every weight whole on every rank, and every row on one.
-
-    Args:
-        device: where weights are made; default: torch's.
-    """
-
-    sequence_parallel = False
-
-    def __init__(self, device: str | None = None):
-        self.device = device
-
-    def column(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
-        """A whole linear layer."""
-        return DenseLinear(in_features, out_features, init, self.device)
-
-    def row(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
-        """A whole linear layer."""
-        return DenseLinear(in_features, out_features, init, self.device)
-
-    def linear(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
-        """A whole linear layer."""
-        return DenseLinear(in_features, out_features, init, self.device)
-
-    def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> DenseEmbedding:
-        """A whole lookup table."""
-        return DenseEmbedding(num_tokens, width, init, self.device)
-
-    def table(self, num_rows: int, width: int, *, init: Initializer) -> DenseEmbedding:
-        """A whole lookup table."""
-        return DenseEmbedding(num_rows, width, init, self.device)
-
-    def norm(self, width: int) -> nn.LayerNorm:
-        """A layer norm."""
-        return nn.LayerNorm(width, device=self.device)
-
-    def dropout(self, share: float) -> nn.Module:
-        """Ordinary dropout, nothing at all at 0."""
-        return nn.Dropout(share) if share else nn.Identity()
-
-    def shard(self, num_tokens: int) -> None:
-        """The vocabulary is whole."""
-
-    def share(self, values: Tensor) -> Tensor:
-        """All of it."""
         return values
 
     def enter(self, rows: Tensor) -> Tensor:
-        """The rows as they are."""
+        """Whole rows [R, H], the same on every rank, to what the blocks work on."""
         return rows
 
     def leave(self, rows: Tensor) -> Tensor:
-        """The rows as they are."""
+        """Back to whole rows, for a head that is split over the vocabulary."""
         return rows
+
+
+def _unfilled(
+    kind: type[nn.Linear | nn.Embedding], first: int, second: int, init: Initializer
+) -> nn.Module:
+    """A layer whose values are left to `initialize`."""
+    device = torch.get_default_device()
+    layer: Any = nn.utils.skip_init(kind, first, second, device=device)
+    layer.init = init
+    return layer
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from model import torchvision_free
 from model.config import Config
 
 ADAPTER = "default"
-PEFT_PREFIX = "base_model.model."
 
 
 class LoraConfig(Config):
@@ -46,7 +45,9 @@ def add_adapters(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
     Raises:
         ValueError: no layer has one of the target names.
     """
-    names = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if _is_linear(m)}
+    names = {
+        name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)
+    }
     absent = sorted(set(config.targets) - names)
     if absent:
         raise ValueError(
@@ -61,11 +62,6 @@ def add_adapters(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
         inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
 
 
-def base_name(name: str) -> str:
-    """Logical name, in the plain model, of a parameter of a model with adapters."""
-    return name.replace(".base_layer.", ".")
-
-
 def is_adapter(name: str) -> bool:
     """Whether a parameter belongs to an adapter."""
     return ".lora_A." in name or ".lora_B." in name
@@ -73,7 +69,7 @@ def is_adapter(name: str) -> bool:
 
 def peft_name(name: str) -> str:
     """Name of an adapter's parameter in peft's file format."""
-    return PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".")
+    return "base_model.model." + name.replace(f".{ADAPTER}.", ".")
 
 
 def merge_adapters(values: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
@@ -92,9 +88,5 @@ def merge_adapters(values: dict[str, Tensor], config: LoraConfig) -> dict[str, T
         if down_name != name and down_name in values:
             up = values[down_name.replace(".lora_A.", ".lora_B.")]
             value = value.float() + scale * (up.float() @ values[down_name].float())
-        merged[base_name(name)] = value
+        merged[name.replace(".base_layer.", ".")] = value
     return merged
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)

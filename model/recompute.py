@@ -11,13 +11,11 @@ Recompute = Literal["none", "selective", "full"]
 of a block but its input."""
 
 
-def plain(function: Callable[..., Any], *inputs: Any) -> Any:
-    """Call the function; everything it needs for the backward is kept."""
+def run(function: Callable[..., Any], *inputs: Any, again: bool) -> Any:
+    """Call the function, whose inputs alone are kept if it is to be computed again.
+
+    Its random numbers then come back the same.
+    """
+    if again and torch.is_grad_enabled():
+        return checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)
-
-
-def checkpointed(function: Callable[..., Any], *inputs: Any) -> Any:
-    """Call the function and keep its inputs alone; its random numbers come back the same."""
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False)

@@ -1,7 +1,7 @@
 """The whole model: spans become vectors, vectors take slots, the decoder reads the slots."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, cast
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -14,8 +14,7 @@ from model.config import Config
 from model.connector import Connector, ConnectorConfig, LinearConnectorConfig
 from model.decoder import Decoder, DecoderConfig, Piece, whole_piece
 from model.encoders.kinds import AnyEncoderConfig
-from model.encoders.protocol import Encoder
-from model.layers import DenseLayers, Layers
+from model.layers import Layers
 from model.loss import Loss
 from model.recompute import Recompute
 
@@ -58,7 +57,7 @@ class SemiCausal(nn.Module):
         recompute: Recompute = "none",
     ):
         super().__init__()
-        layers = layers or DenseLayers()
+        layers = layers or Layers()
         encoder_layers = encoder_layers or layers
         self.config = config
         self.sequence_parallel = layers.sequence_parallel
@@ -84,18 +83,11 @@ class SemiCausal(nn.Module):
                 for modality, part in encoders.items()
             }
         )
-        for parameter in self.frozen_parameters():
-            parameter.requires_grad_(False)
 
     @property
     def has_tied_ends(self) -> bool:
         """Whether the token embedding and the head are one weight, wherever they lie."""
         return self.config.decoder.tied_head
-
-    def frozen_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of encoders that the configuration keeps fixed."""
-        for encoder in self.encoders.values():
-            yield from cast(Encoder, encoder).frozen_parameters()
 
     def inputs(
         self, tokens: Tensor, spans: Mapping[str, PackedSpans] | None = None

@@ -6,55 +6,29 @@ registers an operator whose compiled code is missing. We use no operator of it, 
 enough.
 """
 
-import contextlib
-import importlib.machinery
-import importlib.util
+import importlib
 from functools import cache
 
 import torch
 
-_OPERATORS = ("nms", "qnms")
-_LIBRARIES = ("_C_stable", "_C")  # since torchvision 0.29, and before
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 @cache
-def install() -> bool:
+def install() -> torch.library.Library | None:
     """Make `import torchvision` work; call it before `streaming` or a transformers class.
 
-    Does nothing where torchvision is absent or its library loads, and nothing the second time.
-
     Returns:
-        Whether the operators had to be named.
+        What names the operators, kept for as long as the process lives: they vanish with it. None
+        where torchvision is absent or works.
     """
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or not spec.submodule_search_locations:
-        return False
-    if hasattr(torch.ops.torchvision, _OPERATORS[0]):
-        return False
-    if _library_loads(spec.submodule_search_locations[0]):
-        return False
-    # FRAGMENT: another package may have opened the namespace for the same reason. The library must
-    # outlive this call, or its operators vanish with it.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in _OPERATORS:
-        library.define(operator + _SCHEMA)
-    _kept.append(library)
-    return True
-
-
-_kept: list[torch.library.Library] = []
-
-
-def _library_loads(directory: str) -> bool:
-    finder = importlib.machinery.FileFinder(
-        directory,
-        (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
-    )
-    for library in map(finder.find_spec, _LIBRARIES):
-        if library is not None and library.origin is not None:
-            # What torchvision itself does; loading it twice costs nothing.
-            with contextlib.suppress(OSError):
-                torch.ops.load_library(library.origin)
-                return True
-    return False
+    try:
+        importlib.import_module("torchvision")
+    except ImportError:
+        return None
+    except RuntimeError:  # operator torchvision::nms does not exist
+        # FRAGMENT: another package may have opened the namespace for the same reason.
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(operator + _SCHEMA)
+        return library

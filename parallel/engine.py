@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.layers import DenseLayers, Layers, initialize
+from model.layers import Layers, initialize
 from model.semicausal import ModelConfig, SemiCausal
 from parallel.mesh import LayoutConfig, Mesh, held_pieces
 from parallel.split import default_split
@@ -60,8 +60,7 @@ def build_part(
         mesh: this rank's place.
         seed: of the first values; None leaves them out.
     """
-    layers: Layers = DenseLayers()
-    encoder_layers: Layers = layers
+    layers = encoder_layers = Layers()
     if mesh.tensor_group is not None:
         layers = TensorLayers(mesh.tensor_group, sequence_parallel=layout.sequence_parallel)
         # The rows of spans are too few and too uneven to be shared.

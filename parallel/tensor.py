@@ -9,13 +9,14 @@ Source: Megatron-LM (1909.08053) §3; sequence parallelism: Korthikanti et al. (
 """
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.layers import DenseEmbedding, DenseLinear, Initializer, Placement
+from model.layers import Initializer, Layers, Placement
 from parallel.megatron import core
 
 VOCABULARY_MULTIPLE = 128
@@ -28,8 +29,8 @@ def padded_vocabulary(num_tokens: int, *, tensor: int) -> int:
     return math.ceil(num_tokens / multiple) * multiple
 
 
-class TensorLayers:
-    """The `Layers` protocol over a tensor group.
+class TensorLayers(Layers):
+    """Layers that are split over a tensor group.
 
     Args:
         group: the ranks that share each layer.
@@ -84,10 +85,6 @@ class TensorLayers:
         layer.init = init
         return layer
 
-    def linear(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
-        """A whole linear layer."""
-        return DenseLinear(in_features, out_features, init)
-
     def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> nn.Module:
         """A lookup table with rows split over the ranks, padded; its outputs are summed."""
         rows = padded_vocabulary(num_tokens, tensor=self.size)
@@ -101,22 +98,18 @@ class TensorLayers:
         layer.init = init
         return layer
 
-    def table(self, num_rows: int, width: int, *, init: Initializer) -> DenseEmbedding:
-        """A whole lookup table."""
-        return DenseEmbedding(num_rows, width, init)
-
-    def norm(self, width: int) -> nn.LayerNorm:
+    def norm(self, width: int) -> nn.Module:
         """A layer norm of whole width, over whatever rows this rank has."""
-        norm = nn.LayerNorm(width)
-        for parameter in norm.parameters():
-            _mark_sequence_parallel(parameter, self.sequence_parallel)
+        norm: Any = super().norm(width)
+        for parameter in (norm.weight, norm.bias):
+            parameter.sequence_parallel = self.sequence_parallel
         return norm
 
     def dropout(self, share: float) -> nn.Module:
         """Dropout: one mask where all ranks hold the same rows, one a rank where they do not."""
-        if not share:
-            return nn.Identity()
-        return SplitDropout(share, self.rank) if self.sequence_parallel else nn.Dropout(share)
+        if share and self.sequence_parallel:
+            return SplitDropout(share, self.rank)
+        return super().dropout(share)
 
     def shard(self, num_tokens: int) -> "GroupShard":
         """This rank's part of a vocabulary."""
@@ -188,13 +181,7 @@ class SplitDropout(nn.Module):
         return x * kept.div_(1 - self.share)
 
 
-class _Classes:
-    column: Any
-    row: Any
-    vocabulary: Any
-
-
-def _layer_classes() -> _Classes:
+def _layer_classes() -> SimpleNamespace:
     """Megatron's layers, returning one tensor as other layers do."""
     layers = core("tensor_parallel.layers")
 
@@ -210,10 +197,4 @@ def _layer_classes() -> _Classes:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x)[0]
 
-    classes = _Classes()
-    classes.column, classes.row, classes.vocabulary = Column, Row, layers.VocabParallelEmbedding
-    return classes
-
-
-def _mark_sequence_parallel(parameter: Any, value: bool) -> None:
-    parameter.sequence_parallel = value
+    return SimpleNamespace(column=Column, row=Row, vocabulary=layers.VocabParallelEmbedding)

@@ -1,12 +1,16 @@
-"""The encoder protocol: its configuration answers all that is asked before it is built."""
+"""What every encoder is: its configuration answers all that is asked before it is built."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from pydantic import Field
+from torch import nn
 
+from model.attention import SpanSelfAttention
+from model.block import Block
+from model.config import Config
 from model.layers import Layers
 from model.recompute import Recompute
 
@@ -55,64 +59,48 @@ class Stack:
     bias_trains: bool
 
 
-class Encoder(Protocol):
-    """A module that reads the spans of its modality, each alone."""
+class EncoderKind(Config):
+    """The configuration of a kind of encoder: what it is before it is built, and its blocks.
 
-    def __call__(self, spans: Any) -> Float[Tensor, "M E"]:
-        """Vectors of all spans of a microbatch, one for each of their slots."""
-        ...
+    A kind also has a key `init_from`: the checkpoint, if any, whose encoder of this modality
+    supplies the first weights.
+    """
 
-    def frozen_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that the configuration keeps fixed."""
-        ...
-
-
-class EncoderKind(Protocol):
-    """The configuration of a kind of encoder."""
-
-    @property
-    def kind(self) -> str:
-        """Its name, which no other has."""
-        ...
+    kind: Any
+    """Its name, which no other has."""
+    width: Annotated[int, Field(ge=8)]
+    """E, channels of its vectors."""
+    num_layers: Annotated[int, Field(ge=1)]
+    heads: Annotated[int, Field(ge=1)]
+    feed_forward: Annotated[int, Field(ge=8)]
 
     @property
-    def width(self) -> int:
-        """E, channels of its vectors."""
-        ...
-
-    @property
-    def init_from(self) -> str | None:
-        """Checkpoint whose encoder of this modality supplies the first weights."""
-        ...
-
-    @property
+    @abstractmethod
     def longest_span(self) -> int:
         """Vectors of the longest span that it can read."""
-        ...
 
     @property
+    @abstractmethod
     def architecture(self) -> dict[str, Any]:
         """Keys that another encoder must share for its weights to mean the same."""
-        ...
 
+    @abstractmethod
     def build(self, *, vocabulary: int, layers: Layers, recompute: Recompute) -> nn.Module:
-        """The `Encoder`, without first values.
+        """A module that reads `PackedSpans` of its modality into vectors [M, E], each span alone.
+
+        It has no first values yet; parameters that stay fixed ask for no gradient.
 
         Args:
             vocabulary: tokens that the decoder knows.
             layers: where weights come from.
             recompute: activations that are computed again in the backward.
         """
-        ...
 
-    def tensor_sizes(self) -> dict[str, int]:
-        """Sizes that a tensor degree must divide, by key."""
-        ...
-
+    @abstractmethod
     def stacks(self, load: SpanLoad) -> tuple[Stack, ...]:
         """Its work on these spans, in the order of the forward."""
-        ...
 
+    @abstractmethod
     def faults(
         self, path: str, *, vocabulary: int, longest: int, is_supplied: bool
     ) -> Iterator[str]:
@@ -124,4 +112,26 @@ class EncoderKind(Protocol):
             longest: vectors of the longest span it will be given, as far as that is known.
             is_supplied: whether a checkpoint supplies the first weights of the whole model.
         """
-        ...
+
+    def tensor_sizes(self) -> dict[str, int]:
+        """Sizes that a tensor degree must divide, by key."""
+        return {"heads": self.heads, "feed_forward": self.feed_forward}
+
+    def blocks(
+        self, layers: Layers, recompute: Recompute, *, dropout: float = 0.0
+    ) -> nn.ModuleList:
+        """All its bidirectional blocks."""
+        return nn.ModuleList(
+            Block(
+                width=self.width,
+                heads=self.heads,
+                hidden=self.feed_forward,
+                attention=SpanSelfAttention,
+                layers=layers,
+                norm="deepnorm",
+                depth=self.num_layers,
+                dropout=dropout,
+                recompute=recompute,
+            )
+            for _ in range(self.num_layers)
+        )

@@ -10,11 +10,10 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from model.attention import SpanGrid, SpanSelfAttention
+from model.attention import SpanGrid
 from model.batch import PackedSpans
-from model.block import Block, run_block
-from model.config import Config
-from model.encoders.protocol import SpanLoad, Stack
+from model.block import run_block
+from model.encoders.protocol import EncoderKind, SpanLoad, Stack
 from model.layers import Layers, normal
 from model.recompute import Recompute
 
@@ -22,15 +21,10 @@ NUM_BUCKETS = 32
 MAX_DISTANCE = 128
 
 
-class TextEncoderConfig(Config):
+class TextEncoderConfig(EncoderKind):
     """Shape of the text encoder, and what of it trains."""
 
     kind: Literal["text"] = "text"
-    width: Annotated[int, Field(ge=8)]
-    """E."""
-    num_layers: Annotated[int, Field(ge=1)]
-    heads: Annotated[int, Field(ge=1)]
-    feed_forward: Annotated[int, Field(ge=8)]
     max_tokens: Annotated[int, Field(ge=2)]
     """Longest span, its start token included."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -63,10 +57,6 @@ class TextEncoderConfig(Config):
     def build(self, *, vocabulary: int, layers: Layers, recompute: Recompute) -> "TextEncoder":
         """The encoder, with a token embedding of its own."""
         return TextEncoder(self, vocabulary, layers, recompute)
-
-    def tensor_sizes(self) -> dict[str, int]:
-        """Those of its blocks."""
-        return {"heads": self.heads, "feed_forward": self.feed_forward}
 
     def stacks(self, load: SpanLoad) -> tuple[Stack, ...]:
         """The blocks that are fixed, and those that train; each span has a start row besides."""
@@ -176,20 +166,12 @@ class TextEncoder(nn.Module):
         self.embedding_norm = layers.norm(config.width)
         self.dropout = layers.dropout(config.dropout)
         self.relative_bias = layers.table(NUM_BUCKETS, config.heads, init=normal(0.02))
-        self.blocks = nn.ModuleList(
-            Block(
-                width=config.width,
-                heads=config.heads,
-                hidden=config.feed_forward,
-                attention=SpanSelfAttention,
-                layers=layers,
-                norm="deepnorm",
-                depth=config.num_layers,
-                dropout=config.dropout,
-                recompute=recompute,
-            )
-            for _ in range(config.num_layers)
-        )
+        self.blocks = config.blocks(layers, recompute, dropout=config.dropout)
+        num_frozen = config.num_layers - config.layers_in_training
+        if num_frozen:
+            before = (self.embedding, self.positions, self.embedding_norm, self.relative_bias)
+            for module in (*before, *list(self.blocks)[:num_frozen]):
+                module.requires_grad_(False)
 
     def forward(self, spans: TextSpans) -> Float[Tensor, "M E"]:
         """Vectors of all span tokens, each span having seen itself alone.
@@ -204,15 +186,6 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = run_block(block, x, grid, bias)
         return x.index_select(0, spans.vectors[: spans.num_vectors])
-
-    def frozen_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of the first layers, and of all that lies before them."""
-        num_frozen = self.config.num_layers - self.config.layers_in_training
-        if num_frozen == 0:
-            return
-        before = (self.embedding, self.positions, self.embedding_norm, self.relative_bias)
-        for module in (*before, *list(self.blocks)[:num_frozen]):
-            yield from module.parameters()
 
     def _bias(self, grid: SpanGrid) -> Float[Tensor, "N A L L"]:
         buckets = relative_buckets(grid.longest_rows).to(grid.cells.device)

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def placed(optimizer: torch.optim.Optimizer, directory: Path | None) -> Generato
     def place_and_initialize(zero_optimizer: Any) -> None:
         masters = _share_equal(zero_optimizer)
         if directory is not None:
-            on_all_ranks(lambda: _move_to_files(optimizer, masters, directory), OSError)
+            on_all_ranks(partial(_move_to_files, optimizer, masters, directory), OSError)
         original(zero_optimizer)
 
     kind.initialize_optimizer_states = place_and_initialize

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.layers import DenseLayers, Layers, initialize, is_split, normal, placement, xavier
+from model.layers import Layers, initialize, is_split, normal, placement, xavier
 from model.loss import LinearCrossEntropy
 from parallel.tensor import GroupShard, SplitDropout, TensorLayers, padded_vocabulary
 from tests.distributed.semicausal_runs import Cell, mesh_of
@@ -46,7 +46,7 @@ def vocabulary(layers: Layers) -> nn.Module:
 
 def both(build: Build, layers: TensorLayers) -> tuple[nn.Module, nn.Module]:
     """A whole layer and this rank's part of it, with random biases too."""
-    whole, part = nn.ModuleDict({"it": build(DenseLayers())}), nn.ModuleDict({"it": build(layers)})
+    whole, part = nn.ModuleDict({"it": build(Layers())}), nn.ModuleDict({"it": build(layers)})
     for module in (whole, part):
         initialize(module, seed=5)
     with torch.no_grad():
@@ -147,7 +147,7 @@ def _cross_entropy(num_tokens: int, chunk_tokens: int) -> None:
     targets = torch.randint(num_tokens, (slots,), generator=torch.Generator().manual_seed(4))
     targets[:2] = torch.tensor([0, num_tokens - 1])
     results: list[tuple[Tensor, Tensor, Tensor]] = []
-    for kind in (DenseLayers(), layers):
+    for kind in (Layers(), layers):
         table = nn.ModuleDict({"it": kind.vocabulary(num_tokens, IN, init=normal(0.3))})
         initialize(table, seed=5)
         weight: Any = table["it"].weight
@@ -177,7 +177,7 @@ def _cross_entropy(num_tokens: int, chunk_tokens: int) -> None:
 
 
 def _whole_table(num_tokens: int) -> Tensor:
-    table = nn.ModuleDict({"it": DenseLayers().vocabulary(num_tokens, IN, init=normal(0.3))})
+    table = nn.ModuleDict({"it": Layers().vocabulary(num_tokens, IN, init=normal(0.3))})
     initialize(table, seed=5)
     weight: Any = table["it"].weight
     return weight

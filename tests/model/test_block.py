@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model.attention import CausalSelfAttention, SpanSelfAttention
 from model.block import Block, NormKind, deepnorm_constants
 from model.decoder import sinusoids
-from model.layers import DenseLayers, initialize
+from model.layers import Layers, initialize
 from tests.model import reference
 
 WIDTH, HEADS, HIDDEN = 24, 3, 40
@@ -27,7 +27,7 @@ def causal_block(norm: NormKind, *, width: int = WIDTH, depth: int = 2, **sizes:
         heads=sizes.get("heads", HEADS),
         hidden=sizes.get("hidden", HIDDEN),
         attention=CausalSelfAttention,
-        layers=DenseLayers(),
+        layers=Layers(),
         norm=norm,
         depth=depth,
     )
@@ -99,7 +99,7 @@ def test_first_weights_of_deepnorm(
         heads=heads,
         hidden=hidden,
         attention=attention,
-        layers=DenseLayers(),
+        layers=Layers(),
         norm="deepnorm",
         depth=depth,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.attention import SpanGrid
 from model.encoders.text import TextEncoder, TextSpans
-from model.layers import DenseLayers, initialize
+from model.layers import Layers, initialize
 from tools.bench.rounds import Contestant, Findings, Step
 from tools.bench.shapes import RATIO, Plan, Shape
 from tools.bench.training import num_parameters
@@ -62,7 +62,7 @@ def ways_to_encode(plan: Plan) -> Findings:
 def text_encoder(shape: Shape, *, dtype: torch.dtype) -> TextEncoder:
     """The encoder of the shape, with positions for a whole sequence and its start token."""
     config = shape.encoder(max_tokens=shape.sequence_tokens + 1)
-    encoder = TextEncoder(config, shape.vocabulary, DenseLayers())
+    encoder = TextEncoder(config, shape.vocabulary, Layers())
     initialize(encoder, seed=SEED)
     return encoder.to(dtype)
 

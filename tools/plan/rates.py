@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention
 from model.block import Block
 from model.encoders.protocol import Stack
-from model.layers import DenseLayers, initialize
+from model.layers import Layers, initialize
 from model.loss import LinearCrossEntropy
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
@@ -192,9 +192,7 @@ def _span_attention_rate(dtype: torch.dtype, sizes: Sizes) -> float:
     width = heads * HEAD_WIDTH
     cells = torch.arange(NUM_SPANS * SPAN_ROWS, device=_device())
     grid = SpanGrid(cells, NUM_SPANS, SPAN_ROWS)
-    attention = SpanSelfAttention(
-        width, heads, layers=DenseLayers(), qkv_init=_small, out_init=_small
-    )
+    attention = SpanSelfAttention(width, heads, layers=Layers(), qkv_init=_small, out_init=_small)
     shapes = ((len(cells), 3 * width), (NUM_SPANS, heads, SPAN_ROWS, SPAN_ROWS))
     qkv, bias = (
         torch.randn(shape, device=_device(), dtype=dtype, requires_grad=True) for shape in shapes
@@ -246,7 +244,7 @@ def _fit_blocks(known: Rates, dtype: torch.dtype, sizes: Sizes) -> tuple[float, 
             heads=width // HEAD_WIDTH,
             hidden=hidden,
             attention=CausalSelfAttention,
-            layers=DenseLayers(),
+            layers=Layers(),
             norm="deepnorm",
             depth=12,
         )

@@ -4,8 +4,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+from torch import nn
+
 from model.decoder import TIED_NAME, Piece
-from model.layers import DenseEmbedding, DenseLayers, DenseLinear, Initializer, logical_name
+from model.layers import Initializer, Layers, logical_name
 from model.semicausal import ModelConfig, SemiCausal
 from parallel.engine import decays
 from parallel.mesh import LayoutConfig
@@ -20,26 +23,25 @@ def held_rows(num_tokens: int, *, tensor: int) -> int:
     return num_tokens if tensor == 1 else padded_vocabulary(num_tokens, tensor=tensor) // tensor
 
 
-class ShapeLayers(DenseLayers):
-    """Layers without values, of the shapes that a rank of a tensor group holds.
+class ShapeLayers(Layers):
+    """Layers of the shapes that a rank of a tensor group holds.
 
     Args:
         tensor: ranks that share each layer.
     """
 
     def __init__(self, tensor: int):
-        super().__init__(device="meta")
         self.tensor = tensor
 
-    def column(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
+    def column(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
         """A rank's outputs."""
         return super().column(in_features, out_features // self.tensor, init=init)
 
-    def row(self, in_features: int, out_features: int, *, init: Initializer) -> DenseLinear:
+    def row(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
         """A rank's inputs; the bias is whole."""
         return super().row(in_features // self.tensor, out_features, init=init)
 
-    def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> DenseEmbedding:
+    def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> nn.Module:
         """A rank's rows."""
         rows = held_rows(num_tokens, tensor=self.tensor)
         return super().vocabulary(rows, width, init=init)
@@ -160,14 +162,9 @@ class Weights:
         """Parameters of a stage of one decoder layer."""
         key = (tensor, is_first, is_last)
         if key not in self._built:
-            # Positions are no parameters, and a table of them takes longer than all the rest.
-            decoder = self.model.decoder.model_copy(update={"max_tokens": 2})
             piece = Piece(first_layer=0, last_layer=1, is_first=is_first, is_last=is_last)
-            part = SemiCausal(
-                self.model.model_copy(update={"decoder": decoder}),
-                ShapeLayers(tensor),
-                pieces=[piece],
-            )
+            with torch.device("meta"):
+                part = SemiCausal(self.model, ShapeLayers(tensor), pieces=[piece])
             tied = TIED_NAME if part.has_tied_ends and is_first != is_last else None
             self._built[key] = [
                 Weight(

@@ -8,23 +8,18 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from model.attention import SpanGrid, SpanSelfAttention
+from model.attention import SpanGrid
 from model.batch import PackedSpans
-from model.block import Block, run_block
-from model.config import Config
-from model.encoders.protocol import SpanLoad, Stack
+from model.block import run_block
+from model.encoders.protocol import EncoderKind, SpanLoad, Stack
 from model.layers import Layers, normal, xavier
 from model.recompute import Recompute
 
 
-class PatchEncoderConfig(Config):
+class PatchEncoderConfig(EncoderKind):
     """Shape of the encoder, and what of it trains."""
 
     kind: Literal["patch"]
-    width: int
-    num_layers: int
-    heads: int
-    feed_forward: int
     patch_bytes: int
     max_patches: int
     projection_trains: bool = True
@@ -40,9 +35,6 @@ class PatchEncoderConfig(Config):
 
     def build(self, *, vocabulary: int, layers: Layers, recompute: Recompute) -> nn.Module:
         return PatchEncoder(self, layers, recompute)
-
-    def tensor_sizes(self) -> dict[str, int]:
-        return {"heads": self.heads, "feed_forward": self.feed_forward}
 
     def stacks(self, load: SpanLoad) -> tuple[Stack, ...]:
         stack = Stack(
@@ -88,24 +80,11 @@ class PatchEncoder(nn.Module):
 
     def __init__(self, config: PatchEncoderConfig, layers: Layers, recompute: Recompute):
         super().__init__()
-        self.config = config
         self.projection = layers.linear(config.patch_bytes, config.width, init=xavier())
         self.share = layers.share
         self.bias = layers.table(2, config.heads, init=normal(0.5))
-        self.blocks = nn.ModuleList(
-            Block(
-                width=config.width,
-                heads=config.heads,
-                hidden=config.feed_forward,
-                attention=SpanSelfAttention,
-                layers=layers,
-                norm="deepnorm",
-                depth=config.num_layers,
-                dropout=0.0,
-                recompute=recompute,
-            )
-            for _ in range(config.num_layers)
-        )
+        self.blocks = config.blocks(layers, recompute)
+        self.projection.requires_grad_(config.projection_trains)
 
     def forward(self, spans: PatchSpans) -> Float[Tensor, "M E"]:
         M = spans.num_vectors
@@ -117,7 +96,3 @@ class PatchEncoder(nn.Module):
         for block in self.blocks:
             x = run_block(block, x, grid, bias)
         return x
-
-    def frozen_parameters(self) -> Iterator[nn.Parameter]:
-        if not self.config.projection_trains:
-            yield from self.projection.parameters()

@@ -9,7 +9,7 @@ from torch import nn
 from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention, document_mask
 from model.block import Block, run_block
 from model.encoders.protocol import SpanLoad
-from model.layers import DenseLayers
+from model.layers import Layers
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig
@@ -172,7 +172,7 @@ def _block(attention: Any, precision: Precision, recompute: Recompute) -> Block:
         heads=HEADS,
         hidden=HIDDEN,
         attention=attention,
-        layers=DenseLayers(),
+        layers=Layers(),
         norm="deepnorm",
         depth=8,
         recompute=recompute,
