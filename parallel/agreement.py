@@ -35,6 +35,15 @@ def on_all_ranks(
     return result  # pyright: ignore[reportReturnType]  # no failure: work() has returned
 
 
+def on_first_rank(
+    work: Callable[[], Result], error_type: type[Exception], *, group: Any = None
+) -> Result:
+    """What `work` gives on the first rank, on every rank; otherwise as `on_all_ranks`."""
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    found = on_all_ranks(lambda: [work()] if is_first else [], error_type, group=group)
+    return gathered(found, group=group)[0][0]
+
+
 def raise_first(error: Exception | None, error_type: type[Exception], *, group: Any = None) -> None:
     """Raises on every rank what the first failing rank has caught; every rank must call this.
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -77,17 +78,18 @@ def inspect(place: Place, console: Console) -> None:
         parameters.add_column(heading)
     for heading in ("pieces", "bytes"):
         parameters.add_column(heading, justify="right")
-    with ChunkReader(path, index) as reader:
-        for name, record in index.parameters.items():
-            boxes = len({chunk.box for chunk in record.tensors["value"]})
-            parameters.add_row(
-                name,
-                f"{record.shape} {record.dtype}",
-                "whole" if boxes <= 1 else str(boxes),
-                "yes" if record.trainable else "no",
-                str(sum(map(len, record.tensors.values()))),
-                f"{reader.num_bytes(name):,}",
-            )
+    for name, record in index.parameters.items():
+        boxes = len({chunk.box for chunk in record.tensors["value"]})
+        # Moments have the type of the value.
+        element_bytes = getattr(torch, record.dtype).itemsize
+        parameters.add_row(
+            name,
+            f"{record.shape} {record.dtype}",
+            "whole" if boxes <= 1 else str(boxes),
+            "yes" if record.trainable else "no",
+            str(sum(map(len, record.tensors.values()))),
+            f"{record.num_elements * len(record.tensors) * element_bytes:,}",
+        )
     console.print(parameters)
     config = state.get("config", {})
     about = {

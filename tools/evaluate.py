@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,98 +18,81 @@ from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
 from train.config import RunConfig
-from train.data.collate import Collator
 from train.data.sample import Sample
+from train.data.sources import Sources
 from train.data.spans.at_random import RandomSpansConfig
 from train.data.spans.scoring import scored_tokens
-from train.data.tokens import SpecialTokens
-from train.evaluate import (
-    VALIDATION_EPOCH,
-    Samples,
-    evaluate,
-    first_samples,
-    validation_batches,
-)
+from train.data.spans.text import TextSpansConfig
+from train.evaluate import VALIDATION_EPOCH, evaluate, validation_batches
 from train.loading import load_config, load_model
 from train.prepare import refuse_other_corpus
-from train.step import Averages, Tally
+from train.step import Averages
 from train.storage.place import Place
 from train.watch.metrics import perplexity
 
 REFERENCE_SEED = 0
 
 
-class ReferenceScored:
-    """Samples in which only what a reference layout of spans leaves scored is scored.
+def evaluate_checkpoint(
+    config: RunConfig,
+    model: SemiCausal,
+    sources: Sources,
+    *,
+    sequences: int | None,
+    device: torch.device,
+) -> dict[str, Averages]:
+    """Losses with the model's own spans (`overall`) and on the fixed set (`fixed`).
 
     Which tokens a model scores depends on its spans: losses of models of different ratio are not
-    of the same tokens. Here the layout is the paper's 25 % with a seed of its own. A model with
-    an encoder reads those very spans; a GPT reads plain text; both are scored on the same tokens.
-
-    Args:
-        samples: the stored samples.
-        special: of its corpus.
+    of the same tokens. The fixed set is what the paper's 25 % with a seed of its own leaves scored.
+    A model with an encoder reads those very spans; a GPT reads plain text.
     """
+    special = sources.special
 
-    def __init__(self, samples: Samples, special: SpecialTokens):
-        self.samples = samples
-        self.special = special
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, sample_id: int, /) -> Sample:
-        """The sample with its reference spans and targets."""
-        sample = self.samples[sample_id]
+    def of_reference(sample: Sample) -> Sample:
         spans = RandomSpansConfig().choose(
-            sample, seed=REFERENCE_SEED, epoch=VALIDATION_EPOCH, choice=0, special=self.special
+            sample, seed=REFERENCE_SEED, epoch=VALIDATION_EPOCH, choice=0, special=special
         )
         return replace(sample, spans=spans, scored=scored_tokens(sample, spans))
-
-
-def evaluate_checkpoint(
-    config: RunConfig, model: SemiCausal, *, sequences: int | None, device: torch.device
-) -> dict[str, Averages]:
-    """Losses with the model's own spans (`overall`) and on the fixed set (`fixed`)."""
-    sources = open_sources(config)
-
-    def losses(collate: Collator, *, of_reference: bool = False) -> Tally:
-        return Tally.of_all(
-            evaluate(forward, batches(samples, collate), device=device)
-            for source in sources.all
-            for own in [source.validation]
-            for samples in [ReferenceScored(own, sources.special) if of_reference else own]
-        )
-
-    def batches(samples: Samples, collate: Collator) -> Iterator[Batch]:
-        return validation_batches(
-            samples,
-            collate,
-            ids=first_samples(samples, sequences),
-            micro_sequences=config.batch.micro_sequences,
-            rank=0,
-            ranks=1,
-        )
 
     def forward(run: list[Batch]) -> list[Loss]:
         with torch.no_grad():
             return [model(batch) for batch in run]
 
-    collate = build_collator(config, sources.special)
-    found = {"overall": losses(collate).over_ranks()}
+    def averages(config: RunConfig, change: Callable[[Sample], Sample]) -> Averages:
+        collate = build_collator(config, special)
+        batches = (
+            batch
+            for source in sources.all
+            for batch in validation_batches(
+                source,
+                collate,
+                sequences=sequences,
+                micro_sequences=config.batch.micro_sequences,
+                change=change,
+            )
+        )
+        return evaluate(forward, batches, device=device).over_ranks()
+
+    found = {"overall": averages(config, lambda sample: sample)}
     longest = RandomSpansConfig().longest(config.data.sequence_tokens)
-    if config.built_model.encoders:
-        if longest > config.model.encoders["text"].encoder.longest_span:
-            return found  # its encoder cannot read the reference spans
-        collate = build_collator(with_stored_spans(config), sources.special)
-    found["fixed"] = losses(collate, of_reference=True).over_ranks()
+    encoders = config.built_model.encoders
+    # Else an encoder cannot read the reference spans.
+    if all(longest <= encoders[name].encoder.longest_span for name in text_of(config)):
+        found["fixed"] = averages(with_stored_spans(config), of_reference)
     return found
+
+
+def text_of(config: RunConfig) -> list[str]:
+    """Modalities whose spans are tokens of the sequence, of those that have an encoder."""
+    encoders = config.built_model.encoders
+    return [name for name in encoders if isinstance(config.spans[name], TextSpansConfig)]
 
 
 def with_stored_spans(config: RunConfig) -> RunConfig:
     """The configuration, but reading the spans that samples bring, with room for any."""
     tree = config.model_dump(mode="json")
-    tree["spans"] = {modality: {"kind": "stored"} for modality in config.spans}
+    tree["spans"] |= {modality: {"kind": "stored"} for modality in text_of(config)}
     # The samples are there already: how they were packed is past.
     tree["data"] |= {"span_capacity": {}, "pack": "fit"}
     return RunConfig.model_validate(tree)
@@ -127,14 +110,15 @@ def main(arguments: list[str] | None = None) -> None:
     if options.sequences is not None and options.sequences < 1:
         parser.error("--sequences must be at least 1")
     path = resolve(Place.parse(options.checkpoint))
-    config = load_config(path)
+    config = load_config(path).on_corpus(options.corpus)
+    sources = open_sources(config)
     if options.corpus is not None:
-        data = config.data.model_copy(update={"corpus": options.corpus, "sources": {}})
-        config = config.model_copy(update={"data": data})
-        refuse_other_corpus(open_sources(config), read_state(path), path)
+        refuse_other_corpus(sources, read_state(path), path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(path, device=device)
-    results = evaluate_checkpoint(config, model, sequences=options.sequences, device=device)
+    results = evaluate_checkpoint(
+        config, model, sources, sequences=options.sequences, device=device
+    )
     table = Table("scored tokens", "count", "loss (nats)", "perplexity", "first of span", "other")
     document: dict[str, object] = {"checkpoint": str(path)}
     for name, averages in results.items():

@@ -40,9 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--temperature must be above 0; --top-p 0 is greedy")
     path = resolve(Place.parse(options.checkpoint))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    speaker = Speaker.load(
-        load_model(path, device=device), options.tokenizer or find_tokenizer(path)
-    )
+    speaker = Speaker(load_model(path, device=device), options.tokenizer or find_tokenizer(path))
     text = speaker.speak(
         options.prompt,
         max_new_tokens=options.max_new_tokens,

@@ -6,23 +6,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from tools.command import command_line, write_json
-from train.build import build_plan, open_sources
+from train.build import build_plan
 from train.checkpoint.directory import latest
 from train.checkpoint.restore import read_state
 from train.config import RunConfig
-from train.config_files import from_stored
 from train.data.ledger import Record, read_ledger
 from train.data.ledger_check import SHOWN, Findings, check
 from train.data.plan import StepPlan, identities
 from train.errors import DataError
-from train.prepare import checkpoints_of
+from train.prepare import checkpoints_of, stored_config
 from train.run_directory import RunDirectory
 
 
@@ -60,7 +57,7 @@ def check_run(run: Path, *, corpus: str | None = None, progress: bool = False) -
     """
     directory = RunDirectory(run)
     ledger = read_ledger(directory.ledger)
-    config = _config(run)
+    config = stored_config(directory)
     plan = _plan(config, corpus)
     saved = latest(checkpoints_of(config, directory))
     saved_step = 0 if saved is None else int(read_state(saved)["step"])
@@ -98,8 +95,9 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 
 
 def _show(options: argparse.Namespace, console: Console) -> int:
-    ledger = read_ledger(RunDirectory(options.run).ledger)
-    plan = _plan(_config(options.run), options.corpus)
+    directory = RunDirectory(options.run)
+    ledger = read_ledger(directory.ledger)
+    plan = _plan(stored_config(directory), options.corpus)
     found: dict[int, list[Record]] = {}
     for start, ranks in ledger.items():
         mine = [r for _, records in ranks.values() for r in records if r.step == options.step]
@@ -123,23 +121,10 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _config(run: Path) -> RunConfig:
-    try:
-        return from_stored(RunConfig, yaml.safe_load(RunDirectory(run).config.read_text()))
-    except (OSError, ValidationError, yaml.YAMLError) as error:
-        raise DataError(
-            f"{run} is no run directory of this version: name one that holds "
-            f"{RunDirectory(run).config.name}"
-        ) from error
-
-
 def _plan(config: RunConfig, corpus: str | None) -> StepPlan:
-    if corpus is not None:
-        if len(config.data.mixed) > 1:
-            raise DataError("--corpus is for runs of one source: this one mixes several")
-        data = config.data.model_copy(update={"corpus": corpus, "sources": {}})
-        config = config.model_copy(update={"data": data})
-    return build_plan(config, open_sources(config))
+    if corpus is not None and len(config.data.mixed) > 1:
+        raise DataError("--corpus is for runs of one source: this one mixes several")
+    return build_plan(config.on_corpus(corpus))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from train.data.store.shards import ShardStore
 from train.errors import DataError, UserError
 from train.prepare import check
 from train.run_directory import RunDirectory
+from train.storage.place import Place
 from train.watch.metrics import read_metrics
 
 EXPERIMENT = "configs/experiment/first_light.yaml"
@@ -228,10 +229,8 @@ def recall(directory: Path, *, steps: int) -> Choice | None:
 def keep(choice: Choice, directory: Path) -> None:
     """Store a choice in the directory of the run that is about to begin."""
     with contextlib.suppress(OSError):  # the run itself says what is wrong
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary = RunDirectory(directory).draft(RunDirectory(directory).choice)
-        temporary.write_text(json.dumps(asdict(choice), indent=2) + "\n")
-        temporary.replace(RunDirectory(directory).choice)
+        document = json.dumps(asdict(choice), indent=2) + "\n"
+        Place.of(RunDirectory(directory).choice).write(document.encode())
 
 
 def is_built(config: RunConfig) -> bool:

@@ -9,11 +9,10 @@ from typing import NoReturn
 
 import torch
 
-from parallel.launch import World, announced_ranks, join, leave, multiplies_bf16
+from parallel.launch import announced_ranks, join, leave, multiplies_bf16
 from parallel.mesh import forget_groups
-from parallel.pipeline import microbatch_fault
 from parallel.zero.config import why_unsupported
-from train.config import RunConfig, accumulation
+from train.config import RunConfig, batch_fault
 from train.config_files import dump, load
 from train.dry_run import dry_run
 from train.errors import ConfigError, UserError
@@ -43,7 +42,10 @@ def main() -> int:
         return complain(error)
     world = join(timeout_seconds=config.collective_timeout_seconds)
     try:
-        code = run(config, world, dry=options.dry_run)
+        if options.dry_run:
+            code = dry_run(config, world)
+        else:
+            code = train(config, world, imported=IMPORTED)
     except UserError as error:
         complain(error)
         abandon(2)
@@ -65,13 +67,6 @@ def abandon(code: int) -> NoReturn:
     os._exit(code)
 
 
-def run(config: RunConfig, world: World, *, dry: bool) -> int:
-    """Train, or only try."""
-    if dry:
-        return dry_run(config, world)
-    return train(config, world, imported=IMPORTED)
-
-
 def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     """Settle what depends on the machine and on the number of ranks.
 
@@ -88,17 +83,10 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
         )
     if config.precision == "auto":
         config = config.model_copy(update={"precision": "bf16" if multiplies_bf16() else "fp32"})
-    try:
-        num_microbatches = accumulation(config, ranks=ranks)
-    except ValueError as error:
-        faults.append(str(error))
-    else:
-        layout = config.layout
-        fault = microbatch_fault(num_microbatches, pipeline=layout.pipeline, chunks=layout.chunks)
-        faults += [] if fault is None else [fault]
+    if (fault := batch_fault(config, ranks=ranks)) is not None:
+        faults.append(fault)
     assert config.precision != "auto"
-    reason = why_unsupported(config.zero.stage, config.precision)
-    if reason is not None:
+    if (reason := why_unsupported(config.zero.stage, config.precision)) is not None:
         faults.append(f"precision: {reason}")
     if config.optim.precision == "bf16" and config.precision == "fp32":
         faults.append(

@@ -4,19 +4,14 @@ import json
 from pathlib import Path
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from model.lora import LoraConfig, is_adapter, merge_adapters, peft_config, peft_name
 from train.checkpoint.restore import read_state, resolve
 from train.checkpoint.weights import read_values, write_values
 from train.errors import CheckpointError
+from train.loading import load_config
 from train.run_directory import kept_tokenizer
 from train.storage.place import Place
-
-
-def merged_weights(path: Place | Path, config: LoraConfig) -> dict[str, Tensor]:
-    """Plain weights of a checkpoint with its adapters added in."""
-    return merge_adapters(read_values(path), config)
 
 
 def export(path: Place | Path, config: LoraConfig, out: Path) -> Path:
@@ -51,13 +46,13 @@ def merge(path: Place | Path, out: Place | Path) -> Place:
         CheckpointError: the checkpoint has no adapters, or `out` exists.
     """
     path = resolve(path)
-    state = read_state(path)
-    if state["config"].get("lora") is None:
+    config = load_config(path).lora
+    if config is None:
         raise CheckpointError(f"{path} has no adapters to merge: name a LoRA run's checkpoint")
-    config = LoraConfig.model_validate(state["config"]["lora"])
+    state = read_state(path)
     # The weights are whole now: what they started from says nothing about the merged model.
     state["config"] |= {"lora": None, "init_from": None}
-    out = write_values(out, merged_weights(path, config), state)
+    out = write_values(out, merge_adapters(read_values(path), config), state)
     if (tokenizer := kept_tokenizer(path)) is not None:
         (out / tokenizer.name).write(tokenizer.read())
     return out

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from model.lora import add_adapters
@@ -36,9 +34,10 @@ def open_sources(config: RunConfig) -> Sources:
     """
     data, storage = config.data, config.storage
     room: dict[str, int] = {}
-    if "text" in config.built_model.encoders and config.spans["text"].is_stored:
-        capacity = config.span_capacity("text")
-        room = {"span_tokens": capacity.tokens, "spans": capacity.spans}
+    for modality in config.built_model.encoders:
+        if config.spans[modality].is_stored:
+            capacity = config.span_capacity(modality)
+            room = {"span_tokens": capacity.tokens, "spans": capacity.spans}
     laying = Laying(
         sequence_tokens=data.sequence_tokens,
         pack=data.pack,
@@ -81,13 +80,15 @@ def build_collator(config: RunConfig, special: SpecialTokens) -> Collator:
     )
 
 
-def source_shares(config: RunConfig, sources: Sources) -> npt.NDArray[np.float64]:
-    """[steps, sources] share of each step's sequences that each source gives.
+def build_plan(config: RunConfig) -> StepPlan:
+    """The global batches of the run, of sources that it opens.
 
     Raises:
+        DataError: as `open_sources`.
         ConfigError: epochs or tokens of the sources do not make up the run.
     """
-    mixed = config.data.mixed
+    sources = open_sources(config)
+    mixed, choices = config.data.mixed, config.data.span_choices
     amounts = {
         source.name: source.sequences_for(
             epochs=mixed[source.name].epochs, tokens=mixed[source.name].tokens
@@ -95,22 +96,12 @@ def source_shares(config: RunConfig, sources: Sources) -> npt.NDArray[np.float64
         for source in sources.all
         if mixed[source.name].is_budgeted
     }
-    sequences = config.batch.sequences // config.data.span_choices
+    sequences = config.batch.sequences // choices
     try:
-        return shares(mixed, amounts, steps=config.steps, sequences=sequences)
+        table = shares(mixed, amounts, steps=config.steps, sequences=sequences)
     except MixtureError as error:
         raise ConfigError(str(error)) from None
-
-
-def build_plan(config: RunConfig, sources: Sources) -> StepPlan:
-    """The global batches of the run.
-
-    Raises:
-        ConfigError: epochs or tokens of the sources do not make up the run.
-    """
-    choices = config.data.span_choices
-    table = source_shares(config, sources)
-    mixture = Mixture(table, sequences=config.batch.sequences // choices, seed=config.seed)
+    mixture = Mixture(table, sequences=sequences, seed=config.seed)
     return StepPlan(sources, mixture, entries=config.batch.sequences, choices=choices)
 
 

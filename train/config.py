@@ -1,6 +1,7 @@
 """The configuration of a run: composes the parts' classes and cross-checks them."""
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,13 +11,16 @@ from model.lora import LoraConfig
 from model.semicausal import ModelConfig
 from parallel.costs import usual_load
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
+from parallel.pipeline import microbatch_fault
 from parallel.zero.config import ZeroConfig
+from train.checkpoint.directory import Retention
 from train.data.collate import Attend
 from train.data.mixture import SourceConfig
 from train.data.pack import Pack
 from train.data.spans.kinds import SpansConfig
 from train.data.spans.protocol import SpanCapacity
 from train.optim import OptimConfig
+from train.run_directory import RunDirectory
 from train.storage.config import StorageConfig
 from train.watch.config import WatchConfig
 
@@ -98,6 +102,11 @@ class CheckpointConfig(Config):
     directory: str | None = None
     """Directory or `s3://bucket/path`; default checkpoints/ in the run directory."""
 
+    @property
+    def retention(self) -> Retention:
+        """Which checkpoints stay."""
+        return Retention(keep=self.keep, keep_every_steps=self.keep_every_steps)
+
 
 class ValidationConfig(Config):
     """When to look at the validation split."""
@@ -155,6 +164,18 @@ class RunConfig(Config):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    @property
+    def directory(self) -> RunDirectory:
+        """What the run leaves, by name."""
+        return RunDirectory(Path(self.run_directory))
+
+    def on_corpus(self, corpus: str | None) -> Self:
+        """The same, but reading one corpus in place of its sources; unchanged for None."""
+        if corpus is None:
+            return self
+        data = self.data.model_copy(update={"corpus": corpus, "sources": {}})
+        return self.model_copy(update={"data": data})
 
     @property
     def built_model(self) -> ModelConfig:
@@ -227,25 +248,21 @@ class RunConfig(Config):
         return identity
 
 
-def accumulation(config: RunConfig, *, ranks: int) -> int:
-    """Microbatches that a copy of the model computes in a step.
-
-    Raises:
-        ValueError: the ranks do not make whole copies, or the global batch does not divide.
-    """
-    fault = rank_fault(config.layout, ranks=ranks)
-    if fault is not None:
-        raise ValueError(fault)
-    ranks //= config.layout.model_ranks
-    share = ranks * config.batch.micro_sequences
-    if config.batch.sequences % share:
-        near = max(1, round(config.batch.sequences / share)) * share
-        raise ValueError(
-            f"batch.sequences: {config.batch.sequences} does not divide into {ranks} data rank(s) "
-            f"x batch.micro_sequences {config.batch.micro_sequences}; the nearest that does is "
-            f"{near}"
+def batch_fault(config: RunConfig, *, ranks: int) -> str | None:
+    """Why so many ranks cannot share the global batch evenly, if they cannot."""
+    layout, batch = config.layout, config.batch
+    if (fault := rank_fault(layout, ranks=ranks)) is not None:
+        return fault
+    ranks //= layout.model_ranks
+    share = ranks * batch.micro_sequences
+    if batch.sequences % share:
+        near = max(1, round(batch.sequences / share)) * share
+        return (
+            f"batch.sequences: {batch.sequences} does not divide into {ranks} data rank(s) x "
+            f"batch.micro_sequences {batch.micro_sequences}; the nearest that does is {near}"
         )
-    return config.batch.sequences // share
+    num_microbatches = batch.sequences // share
+    return microbatch_fault(num_microbatches, pipeline=layout.pipeline, chunks=layout.chunks)
 
 
 def _faults(config: RunConfig) -> list[str]:

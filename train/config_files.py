@@ -94,7 +94,7 @@ def load(model: type[Model], arguments: Sequence[str]) -> Model:
     raise ConfigError("\n".join(faults))
 
 
-def from_stored(model: type[Model], stored: Any) -> Model:
+def from_stored(model: type[Model], stored: Any, *, place: str) -> Model:
     """A configuration that a run or a checkpoint has stored, of this version or of one before.
 
     Every stored configuration comes in through this door.
@@ -102,9 +102,10 @@ def from_stored(model: type[Model], stored: Any) -> Model:
     Args:
         model: configuration class to fill.
         stored: the document, as YAML or JSON has it.
+        place: what to call the place where it is stored.
 
     Raises:
-        ValidationError: this version does not understand it.
+        ConfigError: this version does not understand it.
     """
     if isinstance(stored, dict):
         stored = copy.deepcopy(cast(Tree, stored))
@@ -114,7 +115,13 @@ def from_stored(model: type[Model], stored: Any) -> Model:
             if holder is not None and key in holder:
                 value = holder.pop(key)
                 stored = merge(_nested(new.split("."), value), stored)
-    return model.model_validate(stored)
+    try:
+        return model.model_validate(stored)
+    except ValidationError:
+        raise ConfigError(
+            f"{place} has a configuration that this version does not understand: choose another "
+            "place, or use the version that wrote it"
+        ) from None
 
 
 def read(path: Path, *, above: tuple[Path, ...] = ()) -> Tree:

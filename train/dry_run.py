@@ -22,8 +22,8 @@ def dry_run(config: RunConfig, world: World) -> int:
     run = prepare(config, world)
     built_seconds = time.perf_counter() - started
     run.engine.set_learning_rate(config.optim.lr)
-    with build_feed(config, run.plan, run.collate, run.mesh) as feed:
-        reseed(config.seed, step=1, mesh=run.mesh)
+    with build_feed(config, run.plan, run.collate, run.engine.mesh) as feed:
+        reseed(config.seed, step=1, mesh=run.engine.mesh)
         started = time.perf_counter()
         data = feed.try_step(1)
         result = train_step(run.engine, data if isinstance(data, Exception) else data.batches)
@@ -34,7 +34,7 @@ def dry_run(config: RunConfig, world: World) -> int:
         for part, count in parameter_counts(config.built_model).items():
             table.add_row(f"parameters, {part}", f"{count:,}")
         table.add_row("parameters that train, rank 0", f"{run.num_trainable:,}")
-        table.add_row("tensor x pipeline x data", _layout(config, run.mesh))
+        table.add_row("tensor x pipeline x data", _layout(config, run.engine.mesh))
         table.add_row("precision, ZeRO stage", f"{config.precision}, {config.zero.stage}")
         table.add_row("first loss", f"{result.averages.loss:.4f}")
         table.add_row("seconds to build, for the step", f"{built_seconds:.1f}, {step_seconds:.1f}")

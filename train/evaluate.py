@@ -1,10 +1,9 @@
 """Loss over fixed samples, spread over the ranks."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,9 +13,10 @@ from model.loss import Loss
 from parallel.agreement import on_all_ranks
 from parallel.pipeline import forward
 from parallel.zero.engine import ZeroEngine
+from train.config import RunConfig
 from train.data.collate import Collator
 from train.data.sample import Sample
-from train.data.sources import Sources, ValidationSequences
+from train.data.sources import Source, Sources
 from train.errors import DataError
 from train.step import Tally
 from train.watch.metrics import ValidationRecord
@@ -28,51 +28,43 @@ VALIDATION_EPOCH = 0
 """Spans of validation samples are those of this epoch, always: the same tokens are scored."""
 
 
-class Samples(Protocol):
-    """Random access to samples."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int, /) -> Sample:
-        """One sample; raises DataError where its shard is missing or damaged."""
-        ...
-
-
 def validation_batches(
-    samples: Samples,
+    source: Source,
     collate: Collator,
     *,
-    ids: Sequence[int],
+    sequences: int | None,
     micro_sequences: int,
-    rank: int,
-    ranks: int,
+    rank: int = 0,
+    ranks: int = 1,
+    change: Callable[[Sample], Sample] = lambda sample: sample,
 ) -> Iterator[Batch]:
-    """This rank's microbatches of the samples, as many on every rank and all of one shape.
+    """This rank's microbatches of a validation split, as many on every rank and all of one shape.
 
     Where the samples do not divide, samples with nothing scored fill up: every rank must run every
     forward, and a pipeline wants equal shapes.
+
+    Args:
+        source: what to read the split of.
+        collate: makes batches of samples.
+        sequences: the first this many; None for all.
+        micro_sequences: sequences in a microbatch.
+        rank: this one among those that share the work.
+        ranks: how many they are.
+        change: made to each sample before.
+
+    Raises:
+        DataError: a shard is missing or damaged.
     """
-    per_round = ranks * micro_sequences
-    for first in range(0, len(ids), per_round):
-        mine = ids[first + rank * micro_sequences :][:micro_sequences]
-        chosen = [samples[index] for index in mine]
+    samples = source.validation
+    count = len(samples) if sequences is None else samples.up_to(sequences)
+    for begin in range(0, count, ranks * micro_sequences):
+        mine = range(count)[begin + rank * micro_sequences :][:micro_sequences]
+        chosen = [samples[number] for number in mine]
         if len(chosen) < micro_sequences:
-            chosen += [unscored(samples[ids[0]])] * (micro_sequences - len(chosen))
-        yield collate([(VALIDATION_EPOCH, sample) for sample in chosen])
-
-
-def unscored(sample: Sample) -> Sample:
-    """The sample with no targets."""
-    nothing = np.zeros(len(sample.tokens), dtype=np.bool_)
-    return replace(sample, scored=nothing)
-
-
-def first_samples(samples: Samples, count: int | None) -> Sequence[int]:
-    """Numbers of the first samples of a split, or of all."""
-    if count is not None and isinstance(samples, ValidationSequences):
-        return range(samples.up_to(count))
-    length = len(samples)
-    return range(length if count is None else min(count, length))
+            nothing = np.zeros(len(samples[0].tokens), dtype=np.bool_)
+            filling = replace(samples[0], scored=nothing)
+            chosen += [filling] * (micro_sequences - len(chosen))
+        yield collate([(VALIDATION_EPOCH, change(sample)) for sample in chosen])
 
 
 def evaluate(
@@ -102,13 +94,7 @@ def evaluate(
 
 
 def validate(
-    sources: Sources,
-    collate: Collator,
-    engine: ZeroEngine,
-    *,
-    sequences: int,
-    micro_sequences: int,
-    step: int,
+    config: RunConfig, sources: Sources, collate: Collator, engine: ZeroEngine, *, step: int
 ) -> ValidationRecord:
     """Losses over the first sequences of each source's validation split; every rank must call it.
 
@@ -118,13 +104,13 @@ def validate(
     started = time.perf_counter()
     mesh = engine.mesh
 
-    def read(samples: Samples) -> list[Batch]:
+    def read(source: Source) -> list[Batch]:
         return list(
             validation_batches(
-                samples,
+                source,
                 collate,
-                ids=first_samples(samples, sequences),
-                micro_sequences=micro_sequences,
+                sequences=config.validation.sequences,
+                micro_sequences=config.batch.micro_sequences,
                 rank=mesh.data_rank,
                 ranks=mesh.data_size,
             )
@@ -134,7 +120,7 @@ def validate(
     for source in sources.all:
         # All is read before anything is computed: a rank that fails must not leave the others
         # inside a collective.
-        batches = on_all_ranks(lambda source=source: read(source.validation), DataError)
+        batches = on_all_ranks(lambda source=source: read(source), DataError)
         with engine.evaluating():
             tallies[source.name] = evaluate(
                 lambda run: forward(engine, run),

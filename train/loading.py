@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
+from model.lora import merge_adapters
 from model.semicausal import SemiCausal
-from train import adapter
 from train.checkpoint.restore import load_module, read_state
+from train.checkpoint.weights import read_values
 from train.config import RunConfig
 from train.config_files import from_stored
 from train.errors import CheckpointError
@@ -19,15 +19,10 @@ def load_config(path: Place | Path) -> RunConfig:
     """The configuration that a checkpoint was trained with.
 
     Raises:
-        CheckpointError: it is missing, damaged, or of another version.
+        CheckpointError: it is missing or damaged.
+        ConfigError: it is of another version.
     """
-    try:
-        return from_stored(RunConfig, read_state(path)["config"])
-    except ValidationError:
-        raise CheckpointError(
-            f"{path} was written by a version whose configuration this one does not understand: "
-            "use that version"
-        ) from None
+    return from_stored(RunConfig, read_state(path)["config"], place=str(path))
 
 
 def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:
@@ -41,19 +36,10 @@ def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:
     if config.lora is None:
         load_module(path, model)
     else:
-        weights = adapter.merged_weights(path, config.lora)
-        # The tied head is one parameter under two names; a checkpoint stores the first.
-        model.load_state_dict(weights | tied(model, weights))
+        weights = merge_adapters(read_values(path), config.lora)
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(weights[name])
     return model.to(device).eval()
-
-
-def tied(model: SemiCausal, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Second names of parameters that two modules share, with their values."""
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        name: weights[first[id(parameter)]]
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-    }
 
 
 def find_tokenizer(path: Place) -> Path:

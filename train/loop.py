@@ -3,26 +3,23 @@
 import time
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from parallel.agreement import gathered
+from parallel.agreement import gathered, on_first_rank
 from parallel.launch import World, peak_memory_bytes
 from parallel.mesh import Mesh, straddling_warning
 from train.build import build_feed
-from train.checkpoint.directory import Retention
 from train.checkpoint.saver import Saver
 from train.config import RunConfig
 from train.data.ledger import LedgerWriter, Start, next_start
 from train.data.plan import StepPlan
-from train.data.sources import Sources
+from train.errors import UserError
 from train.evaluate import validate
 from train.optim import learning_rate
 from train.preemption import EXIT_CODE, Preemption
-from train.prepare import agreed, agreed_on_main, checkpoints_of, claim, find_saved, prepare
-from train.run_directory import RunDirectory
+from train.prepare import agreed, checkpoints_of, claim, find_saved, prepare
 from train.step import StepResult, reseed, train_step
-from train.watch.metrics import TrainRecord
+from train.watch.metrics import BaselineRecord, TrainRecord
 from train.watch.monitor import Monitor
 from train.wrap_up import look_at_data, say_complete, wrap_up, write_samples
 
@@ -39,60 +36,42 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
         0 when the run is complete, `preemption.EXIT_CODE` when it stopped early and saved.
     """
     preemption = Preemption()
-    directory = RunDirectory(Path(config.run_directory))
-    lock = agreed(lambda: directory.hold() if world.is_main else None)
-    saved = agreed_on_main(world, lambda: find_saved(config, directory))
+    lock = agreed(lambda: config.directory.hold() if world.is_main else None)
+    checkpoints = agreed(lambda: checkpoints_of(config, config.directory))
+    saved = on_first_rank(lambda: find_saved(config, checkpoints), UserError)
     if saved is not None and saved.step >= config.steps:
         if world.is_main:
-            say_complete(config, directory, saved.path)
+            say_complete(config, saved.path)
         return 0
     run = prepare(config, world, saved=saved)
-    engine, sources, plan, mesh = run.engine, run.sources, run.plan, run.mesh
+    plan, collate, engine, mesh = run.plan, run.collate, run.engine, run.engine.mesh
     # Only now is the directory this run's: what failed so far can be mended and tried again.
     agreed(lambda: claim(config, lock) if lock is not None else None)
-    first_step = 0 if saved is None else saved.step
+    step = first_step = 0 if saved is None else saved.step
+    validated = partial(validate, config, plan.sources, collate, engine)
+    ledger = open_ledger(config, plan, mesh, first_step=first_step)
     monitor = Monitor(
-        directory,
-        run_name=config.name,
-        config=config.model_dump(mode="json"),
-        watch=config.watch,
+        config,
+        world,
         first_step=first_step,
-        total_steps=config.steps,
-        rank=world.rank,
-        num_ranks=world.size,
-        precision=config.precision,
         num_parameters=run.num_parameters,
         wandb_run_id=None if saved is None else saved.state["wandb_run_id"],
     )
-    validated = partial(
-        validate,
-        sources,
-        run.collate,
-        engine,
-        sequences=config.validation.sequences,
-        micro_sequences=config.batch.micro_sequences,
-    )
-    state = partial(state_of, config, sources, monitor.wandb_run_id)
-    ledger = open_ledger(config, directory, plan, mesh, first_step=first_step)
     saver = Saver(
-        checkpoints_of(config, directory),
-        retention=Retention(
-            keep=config.checkpoint.keep, keep_every_steps=config.checkpoint.keep_every_steps
-        ),
+        checkpoints,
+        retention=config.checkpoint.retention,
         asynchronous=config.checkpoint.asynchronous,
     )
     warning = next(filter(None, gathered(straddling_warning(mesh))), None)
     seconds_to_first_step: float | None = None
-    stopped = False
-    with monitor, saver, build_feed(config, plan, run.collate, mesh) as feed:
-        entropy = agreed_on_main(world, lambda: look_at_data(config, directory, run))
-        for note in (warning, None if saved is None else f"continuing from {saved.path}"):
-            if note is not None:
-                monitor.note(note)
-        monitor.baseline(entropy)
+    with monitor, saver, build_feed(config, plan, collate, mesh) as feed:
+        entropy = on_first_rank(lambda: look_at_data(config, plan, collate), UserError)
+        for note in filter(None, (warning, saved and f"continuing from {saved.path}")):
+            monitor.note(note)
+        monitor.write(BaselineRecord(step=first_step, unigram_entropy=entropy))
         if first_step % config.validation.every_steps == 0:
             # Before any step, or where a stop may have cut it short.
-            monitor.validation(validated(step=first_step))
+            monitor.write(validated(step=first_step))
         for step in range(first_step + 1, config.steps + 1):
             started = time.perf_counter()
             reseed(config.seed, step=step, mesh=mesh)
@@ -101,61 +80,51 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             data = feed.try_step(step)
             if ledger is not None and ledger.fault is not None:
                 data = ledger.fault
-            result = train_step(
-                engine,
-                data if isinstance(data, Exception) else data.batches,
-                stop=preemption.requested,
-            )
+            batches = data if isinstance(data, Exception) else data.batches
+            result = train_step(engine, batches, stop=preemption.requested)
             finished = time.perf_counter()
             assert not isinstance(data, Exception)
             if ledger is not None:
                 ledger.add(step, data)
-            if seconds_to_first_step is None:
-                seconds_to_first_step = finished - imported
-            waited = feed.wait_seconds
-            monitor.train(
-                record_of(config, step, result, lr=lr, seconds=finished - started, waited=waited)
-            )
+            seconds_to_first_step = seconds_to_first_step or finished - imported
+            times = {"seconds": finished - started, "waited": feed.wait_seconds}
+            monitor.write(record_of(config, step, result, lr=lr, **times))
             is_last = step == config.steps
             if is_last or (step % config.validation.every_steps == 0 and not result.stop):
-                monitor.validation(validated(step=step))
+                monitor.write(validated(step=step))
             if is_last or result.stop or step % config.checkpoint.every_steps == 0:
                 agreed(lambda: ledger.settle() if ledger is not None else None)
-                lost = saver.save(engine, state(step, data.position), step=step)
+                state = state_of(config, plan, monitor.wandb_run_id, step, data.position)
+                lost = saver.save(engine, state, step=step)
                 if lost is not None:
                     monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
                 if config.samples.prompts and not result.stop:
-                    latest = saver.finish()  # samples are the words of what was saved
-                    if world.is_main:
-                        assert latest is not None
-                        write_samples(config, latest, monitor, step=step, device=world.device)
+                    # Samples are the words of what was saved.
+                    write_samples(config, saver.finish(), monitor, world, step=step)
             if result.stop and not is_last:
                 saver.finish()
                 monitor.note(f"stopped after step {step} on a signal; run again to continue")
-                stopped = True
                 break
     latest = saver.finish()
     preemption.ignore()
     engine.close()
-    if stopped:
+    if step < config.steps:
         return EXIT_CODE
     if world.is_main:
-        assert latest is not None
-        wrap_up(config, directory, latest, seconds_to_first_step=seconds_to_first_step)
-    if lock is not None:
-        lock.release()
+        wrap_up(config, latest, seconds_to_first_step=seconds_to_first_step)
     return 0
 
 
 def open_ledger(
-    config: RunConfig, directory: RunDirectory, plan: StepPlan, mesh: Mesh, *, first_step: int
+    config: RunConfig, plan: StepPlan, mesh: Mesh, *, first_step: int
 ) -> LedgerWriter | None:
     """This rank's ledger of what it reads; None where another rank reads the same.
 
     Raises:
         UserError: some rank's cannot be written; every rank must call it.
     """
-    start = agreed_on_main(mesh.world, lambda: next_start(directory.ledger))
+    directory = config.directory.ledger
+    start = on_first_rank(lambda: next_start(directory), UserError)
 
     def begin() -> LedgerWriter | None:
         if not mesh.speaks_for_sample:
@@ -167,18 +136,13 @@ def open_ledger(
             ranks=mesh.data_size,
             entries=plan.entries,
         )
-        limit_bytes = int(config.data.ledger_mib * 2**20)
-        return LedgerWriter(directory.ledger, about, limit_bytes=limit_bytes)
+        return LedgerWriter(directory, about, limit_bytes=int(config.data.ledger_mib * 2**20))
 
     return agreed(begin)
 
 
 def state_of(
-    config: RunConfig,
-    sources: Sources,
-    wandb_run_id: str,
-    step: int,
-    position: dict[str, Any],
+    config: RunConfig, plan: StepPlan, wandb_run_id: str, step: int, position: dict[str, Any]
 ) -> dict[str, Any]:
     """What a checkpoint keeps beside the tensors."""
     return {
@@ -187,8 +151,8 @@ def state_of(
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
         "wandb_run_id": wandb_run_id,
-        "tokenizer_sha256": sources.tokenizer_sha256,
-        "corpus_fingerprint": sources.fingerprint,
+        "tokenizer_sha256": plan.sources.tokenizer_sha256,
+        "corpus_fingerprint": plan.sources.fingerprint,
         "data": position,
         "code_version": version("semicausal"),
     }

@@ -5,17 +5,14 @@ What fails on one rank fails on all, with the reason of the first: none is left 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import yaml
 from filelock import FileLock
-from pydantic import ValidationError
 
-from parallel.agreement import gathered, on_all_ranks
+from parallel.agreement import on_all_ranks
 from parallel.launch import World
-from parallel.mesh import Mesh, build_mesh
+from parallel.mesh import build_mesh
 from parallel.zero.engine import ZeroEngine
 from train.build import (
     build_collator,
@@ -23,7 +20,6 @@ from train.build import (
     build_model,
     build_plan,
     count_parameters,
-    open_sources,
 )
 from train.checkpoint.directory import latest, resolve
 from train.checkpoint.restore import read_state, restore
@@ -62,19 +58,15 @@ class Run:
     """The parts of a run, before its first step.
 
     Attributes:
-        sources: the data.
         plan: what each step reads, from the first one that is still to be made.
         collate: makes batches of it.
-        mesh: this rank's place.
         engine: the model under ZeRO, restored if the run goes on.
         num_parameters: of the whole model.
         num_trainable: parameters that train, of this rank's part.
     """
 
-    sources: Sources
     plan: StepPlan
     collate: Collator
-    mesh: Mesh
     engine: ZeroEngine
     num_parameters: int
     num_trainable: int
@@ -91,22 +83,20 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
     Raises:
         UserError: some rank cannot have its part; raised on every rank.
     """
-    sources = agreed(lambda: open_sources(config))
-    plan = agreed(lambda: build_plan(config, sources))
-    agreed(lambda: _refuse_other_data(config, sources, saved))
+    plan = agreed(lambda: build_plan(config))
+    agreed(lambda: _refuse_other_data(config, plan.sources, saved))
     mesh = build_mesh(config.layout, world)
     model = agreed(lambda: build_model(config, mesh))
-    num_parameters, num_trainable = count_parameters(config, model), _num_trainable(model)
+    num_parameters = count_parameters(config, model)
+    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     engine = build_engine(config, model, mesh)
     if saved is not None:
         restore(saved.path, engine)
         if "data" in saved.state:
             plan.start_at(saved.state["data"], step=saved.step)
     return Run(
-        sources=sources,
         plan=plan,
-        collate=build_collator(config, sources.special),
-        mesh=mesh,
+        collate=build_collator(config, plan.sources.special),
         engine=engine,
         num_parameters=num_parameters,
         num_trainable=num_trainable,
@@ -118,12 +108,6 @@ def agreed(work: Callable[[], Result]) -> Result:
     return on_all_ranks(work, UserError)
 
 
-def agreed_on_main(world: World, work: Callable[[], Result]) -> Result:
-    """What `work` gives on the first rank, on all of them: another answer would part them."""
-    found = agreed(lambda: [work()] if world.is_main else [])
-    return gathered(found)[0][0]
-
-
 def checkpoints_of(config: RunConfig, directory: RunDirectory) -> Place:
     """Where a run's checkpoints are."""
     if config.checkpoint.directory is not None:
@@ -131,22 +115,35 @@ def checkpoints_of(config: RunConfig, directory: RunDirectory) -> Place:
     return Place.of(directory.checkpoints)
 
 
-def find_saved(config: RunConfig, directory: RunDirectory) -> Saved | None:
+def find_saved(config: RunConfig, checkpoints: Place) -> Saved | None:
     """The checkpoint that the run goes on from, None for a new run.
 
     Raises:
         UserError: it cannot be read, or is of another run.
     """
-    path = latest(checkpoints_of(config, directory))
+    path = latest(checkpoints)
     if path is None:
         return None
     saved = Saved(path=path, state=read_state(path))
     # A directory of checkpoints may be shared, a run's own may have been copied into.
-    refuse_other_run(config, saved.state["config"], str(path))
+    refuse_other_run(config, from_stored(RunConfig, saved.state["config"], place=str(path)), path)
     return saved
 
 
-def check(config: RunConfig) -> RunDirectory:
+def stored_config(directory: RunDirectory) -> RunConfig:
+    """The configuration of the run in a directory.
+
+    Raises:
+        ConfigError: this version does not understand it, or it is missing.
+    """
+    try:
+        document = yaml.safe_load(directory.config.read_text())
+    except (OSError, yaml.YAMLError):
+        document = None
+    return from_stored(RunConfig, document, place=str(directory))
+
+
+def check(config: RunConfig) -> None:
     """Checks that the run directory is new or holds this very run; nothing is touched.
 
     Args:
@@ -155,20 +152,15 @@ def check(config: RunConfig) -> RunDirectory:
     Raises:
         RunDirectoryError: another run or other files are there.
     """
-    directory = RunDirectory(Path(config.run_directory))
+    directory = config.directory
     if directory.path.exists() and not directory.path.is_dir():
         raise RunDirectoryError(f"{directory} is a file: choose another run_directory")
     if directory.config.exists():
-        try:
-            document = yaml.safe_load(directory.config.read_text())
-        except yaml.YAMLError:
-            document = None
-        refuse_other_run(config, document, str(directory))
+        refuse_other_run(config, stored_config(directory), directory)
     elif directory.holds_other_files:
         raise RunDirectoryError(
             f"{directory} holds files but no run: choose another run_directory, or empty it"
         )
-    return directory
 
 
 def claim(config: RunConfig, lock: FileLock) -> None:
@@ -181,37 +173,29 @@ def claim(config: RunConfig, lock: FileLock) -> None:
     Raises:
         RunDirectoryError: as `check`; or the directory cannot be written, or is in use.
     """
-    directory = check(config)
+    check(config)
+    directory = config.directory
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
         directory.take(lock)
-        draft = directory.draft(directory.config)
-        draft.write_text(dump(config))
-        draft.replace(directory.config)
+        Place.of(directory.config).write(dump(config).encode())
     except OSError as error:
         raise RunDirectoryError(
             f"{directory} cannot be written ({error.strerror}): choose another run_directory"
         ) from None
 
 
-def refuse_other_run(config: RunConfig, stored: Any, place: str) -> None:
+def refuse_other_run(config: RunConfig, owner: RunConfig, place: Place | RunDirectory) -> None:
     """Refuses to go on where another run has been.
 
     Args:
         config: of this run.
-        stored: the configuration found there, as a document.
-        place: what to call the place.
+        owner: the configuration found there.
+        place: where it was found.
 
     Raises:
-        RunDirectoryError: it is of another run, or of a version that this one does not understand.
+        RunDirectoryError: it is of another run.
     """
-    try:
-        owner = from_stored(RunConfig, stored)
-    except ValidationError:
-        raise RunDirectoryError(
-            f"{place} has a configuration that this version does not understand: choose another "
-            "place, or continue the run with the version that began it"
-        ) from None
     changed = differences(owner.identity(), config.identity())
     if changed:
         raise RunDirectoryError(
@@ -245,7 +229,3 @@ def _refuse_other_data(config: RunConfig, sources: Sources, saved: Saved | None)
         refuse_other_corpus(sources, read_state(path), path)
     if saved is not None:
         refuse_other_corpus(sources, saved.state, saved.path, resuming=True)
-
-
-def _num_trainable(model: torch.nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,7 +1,6 @@
 """The directory of a run: the one place that names what lies in it, and its lock."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,84 +12,47 @@ from train.storage.place import Place
 TOKENIZER = "tokenizer.json"
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """What a run leaves, by name.
 
     Attributes:
         path: the directory.
+        config: the resolved configuration; with it the directory is this run's.
+        choice: what `tools.pretrain` chose, before the run begins.
+        checkpoints: where the configuration names no other place.
+        metrics: every record of the run.
+        samples: the model's own words, as text.
+        ledger: what each rank has read, a file for each start and rank.
+        tokenizer: a copy of the corpus's.
+        report: for a browser.
+        summary: the numbers of a complete run, for programs.
+        adapter: a LoRA run's adapters in peft's file format.
     """
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.choice = path / "pretrain.json"
+        self.checkpoints = path / CHECKPOINTS_NAME
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.txt"
+        self.ledger = path / "ledger"
+        self.tokenizer = path / TOKENIZER
+        self.report = path / "report.html"
+        self.summary = path / "summary.json"
+        self.adapter = path / "adapter"
+        self._lock = path / ".lock"
 
     def __str__(self) -> str:
         return str(self.path)
 
     @property
-    def config(self) -> Path:
-        """The resolved configuration; with it the directory is this run's."""
-        return self.path / "config.yaml"
-
-    @property
-    def choice(self) -> Path:
-        """What `tools.pretrain` chose, before the run begins."""
-        return self.path / "pretrain.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Checkpoints, where the configuration names no other place."""
-        return self.path / CHECKPOINTS_NAME
-
-    @property
-    def metrics(self) -> Path:
-        """Every record of the run."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        """The model's own words, as text."""
-        return self.path / "samples.txt"
-
-    @property
-    def ledger(self) -> Path:
-        """What each rank has read, a file for each start and rank."""
-        return self.path / "ledger"
-
-    @property
-    def tokenizer(self) -> Path:
-        """A copy of the corpus's tokenizer."""
-        return self.path / TOKENIZER
-
-    @property
-    def report(self) -> Path:
-        """The report, for a browser."""
-        return self.path / "report.html"
-
-    @property
-    def summary(self) -> Path:
-        """The numbers of a complete run, for programs."""
-        return self.path / "summary.json"
-
-    @property
-    def adapter(self) -> Path:
-        """A LoRA run's adapters in peft's file format."""
-        return self.path / "adapter"
-
-    @property
-    def _lock(self) -> Path:
-        return self.path / ".lock"
-
-    def draft(self, file: Path) -> Path:
-        """Where one of the files is written before it takes its name."""
-        return file.with_name(f".{file.name}.tmp")
-
-    @property
     def holds_other_files(self) -> bool:
         """Whether there is anything that neither a run nor what starts it has left."""
-        ours = ("slurm-", f".{self.config.name}", self._lock.name)
-        choice = (self.choice.name, f".{self.choice.name}")
+        choice, draft = self.choice.name, f".{self.config.name}"
+        ours = ("slurm-", self._lock.name, draft, choice, f".{choice}")
         return self.path.is_dir() and any(
-            not entry.name.startswith((*ours, *choice)) for entry in self.path.iterdir()
+            not entry.name.startswith(ours) for entry in self.path.iterdir()
         )
 
     def hold(self) -> FileLock:

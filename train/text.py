@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from model.encoders.text import TextEncoderConfig
 from model.generate import generate
 from model.semicausal import SemiCausal
 from train.data.spans.flat import FlatSpans
@@ -28,26 +29,19 @@ class Speaker:
 
     Args:
         model: in eval mode, whole on this process.
-        tokenizer: the one it was trained with.
+        tokenizer_file: of the one it was trained with.
+
+    Raises:
+        UserError: the file is missing or is no tokenizer.
     """
 
-    def __init__(self, model: SemiCausal, tokenizer: Tokenizer):
-        self.model = model
-        self.tokenizer = tokenizer
-        self.special = SpecialTokens.from_vocabulary(tokenizer.get_vocab())
-
-    @classmethod
-    def load(cls, model: SemiCausal, tokenizer_file: Path) -> "Speaker":
-        """Read the tokenizer beside a model.
-
-        Raises:
-            UserError: the file is missing or is no tokenizer.
-        """
+    def __init__(self, model: SemiCausal, tokenizer_file: Path):
         try:
-            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+            self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
         except Exception as error:  # the library raises nothing more precise
             raise UserError(f"{tokenizer_file} cannot be read as a tokenizer: {error}") from None
-        return cls(model, tokenizer)
+        self.model = model
+        self.special = SpecialTokens.from_vocabulary(self.tokenizer.get_vocab())
 
     def encode(self, prompt: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokens of the prompt behind `<s>`, and the ranges of its spans."""
@@ -86,10 +80,8 @@ class Speaker:
         device = next(self.model.parameters()).device
         packed = None
         if spans:
-            encoder = self.model.config.encoders.get("text")
-            if encoder is None:
-                raise UserError("the model has no text encoder: remove the [[ ]] from the prompt")
-            longest = encoder.encoder.longest_span
+            modality, encoder = self._reader()
+            longest = encoder.longest_span
             if max(stop - start for start, stop in spans) > longest:
                 raise UserError(f"a span of the prompt exceeds the encoder's {longest} tokens")
             capacity = SpanCapacity(tokens=len(tokens), spans=len(spans), longest_tokens=longest)
@@ -97,9 +89,9 @@ class Speaker:
                 np.array([tokens], dtype=np.int64),
                 FlatSpans.of([np.array(spans, dtype=np.int64)]),
                 capacity=capacity,
-                start_token=encoder.encoder.start_token,
+                start_token=encoder.start_token,
             )
-            packed = {"text": read.to(device)}
+            packed = {modality: read.to(device)}
         new = generate(
             self.model,
             torch.tensor([tokens], device=device),
@@ -110,9 +102,16 @@ class Speaker:
             stop_token=self.special.document,
             generator=torch.Generator(device).manual_seed(seed),
         )
-        return self.decode(list(new))
+        return self._decode(list(new))
 
-    def decode(self, tokens: list[int]) -> str:
+    def _reader(self) -> tuple[str, TextEncoderConfig]:
+        """The encoder that reads tokens, with the name of its modality."""
+        for modality, part in self.model.config.encoders.items():
+            if isinstance(part.encoder, TextEncoderConfig):
+                return modality, part.encoder
+        raise UserError("the model has no text encoder: remove the [[ ]] from the prompt")
+
+    def _decode(self, tokens: list[int]) -> str:
         """Text of tokens; the end of a paragraph begins a new line."""
         lines: list[list[int]] = [[]]
         for token in tokens:

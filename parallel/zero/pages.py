@@ -15,11 +15,12 @@ import tempfile
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 """AdamW's running means of the gradient and of its square, under torch's names."""
 
 MMAP_THRESHOLD = -3

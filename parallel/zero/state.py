@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from parallel.zero.engine import ZeroEngine
 from parallel.zero.pages import MOMENTS
 from parallel.zero.sharding import Sharding
 
+TensorKind = Literal["value", "exp_avg", "exp_avg_sq"]
+"""The weights (of trainable parameters the masters, in `optim.precision`), and AdamW's moments."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StateSlice:
@@ -24,16 +27,14 @@ class StateSlice:
     Attributes:
         name: logical name of the parameter, the same in every layout; of a tied one, the first.
         region: which part of the parameter it is.
-        value: [n] view of the weights that the optimiser updates; of a frozen parameter, of the
-            parameter itself.
-        moments: [n] views by name (see `MOMENTS`); None if the parameter is frozen.
+        tensors: [n] views by kind: the weights that the optimiser updates and their moments, or
+            of a frozen parameter its value alone.
         owned: whether this rank is the one to save this part; others hold a copy.
     """
 
     name: str
     region: Region
-    value: Tensor
-    moments: dict[str, Tensor] | None
+    tensors: dict[TensorKind, Tensor]
     owned: bool
 
 
@@ -86,19 +87,15 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
         logical = logical_name(name, parameter)
         # The head's copy of the embedding is saved by the first stage.
         owned &= logical == name
-        moments = None
+        whole: dict[TensorKind, Tensor] = {"value": master}
         if parameter.requires_grad:
             state = _optimizer_state(engine, master)
-            moments = {key: _part(state[key], offset, region.num_elements) for key in MOMENTS}
-        slices.append(
-            StateSlice(
-                name=logical,
-                region=region,
-                value=_part(master, offset, region.num_elements),
-                moments=moments,
-                owned=owned,
-            )
-        )
+            whole |= {kind: state[kind] for kind in MOMENTS}
+        tensors: dict[TensorKind, Tensor] = {
+            kind: tensor.detach().view(-1).narrow(0, offset, region.num_elements)
+            for kind, tensor in whole.items()
+        }
+        slices.append(StateSlice(name=logical, region=region, tensors=tensors, owned=owned))
     return slices
 
 
@@ -165,7 +162,3 @@ def _optimizer_state(engine: ZeroEngine, master: Tensor) -> dict[str, Tensor]:
         for key in MOMENTS:
             state[key] = torch.zeros_like(master, memory_format=torch.preserve_format)
     return state
-
-
-def _part(tensor: Tensor, start: int, num_elements: int) -> Tensor:
-    return tensor.detach().view(-1).narrow(0, start, num_elements)

@@ -162,7 +162,7 @@ def _train_with_dropout(cell: Cell) -> tuple[list[Part], list[Part]]:
     owned: list[Part] = []
     copies: list[Part] = []
     for part in local_slices(engine):
-        entry = (part.name, part.region, part.value.clone())
+        entry = (part.name, part.region, part.tensors["value"].clone())
         (owned if part.owned else copies).append(entry)
     engine.close()
     return owned, copies

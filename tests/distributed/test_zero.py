@@ -120,7 +120,7 @@ def test_bf16_stages_agree(rank_pools: dict[int, RankPool], num_ranks: int) -> N
 def _snapshot(engine: Any) -> list[torch.Tensor]:
     tensors: list[torch.Tensor] = []
     for part in zero_state.local_slices(engine):
-        tensors += [part.value.clone(), *(t.clone() for t in (part.moments or {}).values())]
+        tensors += [t.clone() for t in part.tensors.values()]
     return tensors
 
 

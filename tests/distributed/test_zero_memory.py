@@ -48,7 +48,7 @@ def _engine(
 def _state(engine: ZeroEngine) -> State:
     state: State = {}
     for part in zero_state.local_slices(engine):
-        for kind, tensor in {"value": part.value, **(part.moments or {})}.items():
+        for kind, tensor in part.tensors.items():
             state[f"{part.name}/{kind}"] = tensor.clone()
     return state
 

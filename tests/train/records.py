@@ -1,7 +1,11 @@
 """Records for tests of what is written and shown about a run."""
 
+from pathlib import Path
 from typing import Any
 
+from tests.train.runs import TINY_RUN
+from train.config import RunConfig
+from train.config_files import load
 from train.watch.metrics import RunRecord, TrainRecord, ValidationRecord
 
 
@@ -48,3 +52,8 @@ def run_record(step: int = 0, total_steps: int = 20) -> RunRecord:
         machine="a machine",
         started=1.7e9,
     )
+
+
+def run_config(directory: Path, *overrides: str) -> RunConfig:
+    """The tiny run in a directory; without W&B, in plain lines, unless overrides say so."""
+    return load(RunConfig, [str(TINY_RUN), f"run_directory={directory}", *overrides])

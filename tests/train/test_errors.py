@@ -291,7 +291,7 @@ def test_stored_configurations_of_earlier_versions_are_understood(
             new.rpartition(".")[2]
         )
     before = copy.deepcopy(stored)
-    assert from_stored(RunConfig, stored) == now
+    assert from_stored(RunConfig, stored, place="here") == now
     assert stored == before, "what was given is left as it was"
 
 

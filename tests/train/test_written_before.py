@@ -57,7 +57,7 @@ def recorded(name: str) -> list[tuple[int, Any, int]]:
 def test_a_directory_that_was_given_as_a_url_is_read() -> None:
     """Checkpoints of such a run went to the store; no new run may begin so."""
     stored = yaml.safe_load((OLD / "pretrained" / "config.yaml").read_text())
-    read = from_stored(RunConfig, stored | {"run_directory": "s3://bucket/run"})
+    read = from_stored(RunConfig, stored | {"run_directory": "s3://bucket/run"}, place="here")
     assert read.run_directory == "s3://bucket/run"
 
 

@@ -36,7 +36,7 @@ from tools.bench.rounds import Findings, ratio, turns
 from tools.bench.shapes import Plan
 from train.checkpoint.directory import Retention
 from train.checkpoint.restore import restore
-from train.checkpoint.saver import Saver, state_tensors
+from train.checkpoint.saver import Saver
 from train.storage.place import Place
 
 BLOCK_BYTES = 1 << 26
@@ -117,7 +117,7 @@ def _state(engine: ZeroEngine) -> dict[str, Tensor]:
         f"{part.name}/{kind}/{part.region.start}/{rank}": tensor
         for part in zero_state.local_slices(engine)
         if part.owned
-        for kind, tensor in state_tensors(part).items()
+        for kind, tensor in part.tensors.items()
     }
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from parallel.region import Region
 from parallel.zero.pages import release_files
-from train.checkpoint.format import Chunk, FileRecord, ParameterRecord, TensorKind
+from parallel.zero.state import TensorKind
+from train.checkpoint.format import Chunk, FileRecord, Index, ParameterRecord
 from train.storage.place import Place
 
 PIECE_BYTES = 1 << 26
@@ -47,14 +48,12 @@ class Piece:
         kind: its value or a moment.
         region: which part of the parameter.
         tensor: [N] its elements, on any device.
-        trainable: whether the parameter has moments.
     """
 
     name: str
     kind: TensorKind
     region: Region
     tensor: Tensor
-    trainable: bool
 
 
 def cut(pieces: Iterable[Piece]) -> list[Piece]:
@@ -70,34 +69,29 @@ def cut(pieces: Iterable[Piece]) -> list[Piece]:
     return sorted(parts, key=lambda piece: -piece.tensor.element_size())
 
 
-def write_chunks(
-    file: Place | Path, pieces: Sequence[Piece]
-) -> tuple[dict[str, ParameterRecord], FileRecord]:
+def write_chunks(file: Place | Path, pieces: Sequence[Piece]) -> Index:
     """Writes pieces to a file and brings them to the disk.
 
     Args:
         file: to create, locally or in a store.
-        pieces: from `cut`.
+        pieces: from `cut`; of each parameter all kinds.
 
     Returns:
-        What the index has to say of the pieces, by parameter, and of the file.
+        What the index has to say of them.
 
     Raises:
         OSError: it could not be written; no file is left.
     """
-    keys = [_key(piece) for piece in pieces]
-    assert len(set(keys)) == len(keys), "a piece is there twice"
-    header = _header(dict(zip(keys, (piece.tensor for piece in pieces), strict=True)))
-    chunks: dict[str, dict[TensorKind, list[Chunk]]] = defaultdict(lambda: defaultdict(list))
-    records: dict[str, ParameterRecord] = {}
-    num_bytes = len(header)
     file = Place.of(file)
+    keyed = {_key(piece): piece for piece in pieces}
+    assert len(keyed) == len(pieces), "a piece is there twice"
+    header = _header({key: piece.tensor for key, piece in keyed.items()})
+    chunks: dict[str, dict[TensorKind, list[Chunk]]] = defaultdict(lambda: defaultdict(list))
     with file.create() as sink:
         sink.write(header)
-        for key, piece in zip(keys, pieces, strict=True):
+        for key, piece in keyed.items():
             data = bytes_of(piece.tensor)
             sink.write(data)
-            num_bytes += len(data)
             chunks[piece.name][piece.kind].append(
                 Chunk(
                     file=file.name,
@@ -108,22 +102,25 @@ def write_chunks(
                 )
             )
             release_files()  # state that lives in files does not fit into memory
-    for piece in pieces:
-        if piece.kind == "value" or piece.name not in records:
-            records[piece.name] = ParameterRecord(
-                shape=list(piece.region.shape),
-                dtype=str(piece.tensor.dtype).removeprefix("torch."),
-                trainable=piece.trainable,
-                tensors=dict(chunks[piece.name]),
-            )
-    return records, FileRecord(bytes=num_bytes)
+    parameters = {
+        piece.name: ParameterRecord(
+            shape=list(piece.region.shape),
+            dtype=str(piece.tensor.dtype).removeprefix("torch."),
+            trainable=len(chunks[piece.name]) > 1,
+            tensors=dict(chunks[piece.name]),
+        )
+        for piece in pieces
+        if piece.kind == "value"
+    }
+    num_bytes = len(header) + sum(piece.tensor.nbytes for piece in pieces)
+    return Index(parameters=parameters, files={file.name: FileRecord(bytes=num_bytes)})
 
 
 def _header(tensors: dict[str, Tensor]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for key, tensor in tensors.items():
-        end = offset + tensor.numel() * tensor.element_size()
+        end = offset + tensor.nbytes
         entries[key] = {
             "dtype": NAMES[tensor.dtype],
             "shape": [tensor.numel()],

@@ -134,17 +134,14 @@ def stage(directory: Place | Path, step: int) -> Place:
     return directory / name
 
 
-def commit(staged: Place, index: bytes, *, retention: Retention) -> None:
-    """Makes a staged checkpoint, already on the disk, the latest; drops those that may go.
+def commit(staged: Place, *, retention: Retention) -> None:
+    """Makes a checkpoint the latest; drops those that may go.
 
     Args:
-        staged: what `stage` gave.
-        index: content of its index.
+        staged: what `stage` gave, complete by now.
         retention: which others stay.
     """
     directory = staged.parent
-    # With this it is complete.
-    (staged / INDEX_NAME).write(index)
     (directory / LATEST_NAME).write(f"{staged.name}\n".encode())
     try:
         retire(directory, retention.retired(complete(directory), newest=staged.name))

@@ -11,7 +11,7 @@ The index is written last: a directory without it is no checkpoint. Nothing here
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,6 +21,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from parallel.region import Region
+from parallel.zero.state import TensorKind
 from train.checkpoint.regions import tiling_fault
 from train.errors import CheckpointError
 from train.storage.place import Place
@@ -28,9 +29,6 @@ from train.storage.place import Place
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 STATE_NAME = "state.json"
-
-TensorKind = Literal["value", "exp_avg", "exp_avg_sq"]
-"""The weights (of trainable parameters the masters, in `optim.precision`), and AdamW's moments."""
 
 Range = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 """First element and one past the last."""
@@ -80,7 +78,7 @@ class FileRecord(_Record):
 
 
 class Index(_Record):
-    """Everything about a checkpoint but the numbers."""
+    """Everything about a checkpoint, or about a part of one, but the numbers."""
 
     format_version: Literal[1] = FORMAT_VERSION
     parameters: dict[str, ParameterRecord]
@@ -117,6 +115,20 @@ class Index(_Record):
                 raise CheckpointError(f"{file} is damaged: it has no checksum of {name}")
         return index
 
+    @classmethod
+    def merged(cls, parts: Iterable["Index"]) -> Self:
+        """One of what each rank wrote, chunks in the order of their elements."""
+        whole = cls(parameters={}, files={})
+        for part in parts:
+            whole.files.update(part.files)
+            for name, record in part.parameters.items():
+                tensors = whole.parameters.setdefault(
+                    name, record.model_copy(update={"tensors": {}})
+                ).tensors
+                for kind, chunks in record.tensors.items():
+                    tensors[kind] = sorted([*tensors.get(kind, []), *chunks], key=_place)
+        return whole
+
     def chunks_by_file(self) -> dict[str, list[tuple[str, Chunk]]]:
         """The pieces that each file must hold, with the name of their parameter."""
         chunks: dict[str, list[tuple[str, Chunk]]] = defaultdict(list)
@@ -134,6 +146,22 @@ def record_of(data: bytes) -> FileRecord:
 def json_bytes(document: Any, *, indent: int | None = None) -> bytes:
     """A document as it is stored."""
     return (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
+
+
+def seal(path: Place, parts: Iterable[Index], state: bytes) -> None:
+    """Completes a checkpoint whose chunks are on the disk.
+
+    Args:
+        path: its directory.
+        parts: what the index has to say of the chunks.
+        state: what lies beside the tensors, as `json_bytes` gives it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    (path / STATE_NAME).write(state)
+    index = Index.merged([*parts, Index(parameters={}, files={STATE_NAME: record_of(state)})])
+    (path / INDEX_NAME).write(json_bytes(index.model_dump(exclude_none=True)))
 
 
 def stored_state(path: Place, index: Index) -> dict[str, Any]:
@@ -164,25 +192,6 @@ def unreadable(file: Place, error: OSError, *, holding: str = "") -> CheckpointE
     return CheckpointError(
         f"{file}{holding} cannot be read ({error.strerror or error}); use another checkpoint"
     )
-
-
-def merge(
-    written: Iterable[Mapping[str, ParameterRecord]],
-) -> dict[str, ParameterRecord]:
-    """One record a parameter from what each rank wrote, chunks in the order of their elements."""
-    merged: dict[str, ParameterRecord] = {}
-    for records in written:
-        for name, record in records.items():
-            chunks = dict(merged[name].tensors) if name in merged else {}
-            for kind, more in record.tensors.items():
-                chunks[kind] = [*chunks.get(kind, []), *more]
-            merged[name] = record.model_copy(update={"tensors": chunks})
-    return {
-        name: record.model_copy(
-            update={"tensors": {k: sorted(c, key=_place) for k, c in record.tensors.items()}}
-        )
-        for name, record in merged.items()
-    }
 
 
 def _place(chunk: Chunk) -> tuple[tuple[Range, ...], Range]:

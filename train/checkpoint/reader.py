@@ -7,7 +7,6 @@ copied. Nothing is read twice, and nothing is unpickled.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +15,16 @@ import xxhash
 from torch import Tensor
 
 from parallel.region import Region
+from parallel.zero.state import TensorKind
 from train.checkpoint.chunks import NAMES, PIECE_BYTES, bytes_of
-from train.checkpoint.format import (
-    Chunk,
-    FileRecord,
-    Index,
-    TensorKind,
-    damaged,
-    unreadable,
-)
-from train.checkpoint.regions import copy_overlap, may_overlap
+from train.checkpoint.format import Chunk, FileRecord, Index, damaged, unreadable
+from train.checkpoint.regions import copy_overlap, overlap
 from train.errors import CheckpointError
 from train.storage.place import Place, Source
 
 _TYPES = {name: dtype for dtype, name in NAMES.items()}
 _HEADER_BYTES_AT_MOST = 100_000_000
 """What the safetensors library accepts."""
-
-
-def check_file(path: Place, index: Index, name: str) -> None:
-    """Compares a whole file with its checksum, where the index has one.
-
-    Raises:
-        CheckpointError: it differs, or cannot be read.
-    """
-    expected = index.files[name].xxh3_128
-    if expected is None:
-        return
-    digest = xxhash.xxh3_128()
-    try:
-        source = (path / name).open()
-        try:
-            for begin in range(0, source.num_bytes, PIECE_BYTES):
-                block = memoryview(bytearray(min(PIECE_BYTES, source.num_bytes - begin)))
-                source.read_into(block, offset=begin)
-                digest.update(block)
-        finally:
-            source.close()
-    except OSError as error:
-        raise unreadable(path / name, error) from error
-    if digest.hexdigest() != expected:
-        raise damaged(path / name, "its checksum differs from the index")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,60 +84,43 @@ class ChunkReader:
             opened = self._opened(name, chunk)
             dtype = _TYPES[opened.header[chunk.key]["dtype"]]
             whole = _whole_part(target, region, chunk, dtype)
-            if whole is not None:
-                self._read(whole, name, chunk, opened)
+            piece = self._buffer(chunk, dtype) if whole is None else whole
+            self._read(piece, name, chunk, opened)
+            if whole is None:
+                num_filled += copy_overlap(target, region, piece, chunk.region(record))
+            else:
                 num_filled += whole.numel()
-                continue
-            for part in _blocks(chunk, dtype.itemsize):
-                piece = self._buffer(part, opened)
-                self._read(piece, name, part, opened, within=chunk)
-                num_filled += copy_overlap(target, region, piece, part.region(record))
         # The index tiles every tensor exactly once, so the count proves every element.
         assert num_filled == target.numel() == region.num_elements, (name, kind, region, num_filled)
-
-    def num_bytes(self, name: str) -> int:
-        """Bytes of a parameter and its moments.
-
-        Raises:
-            CheckpointError: a file is missing or damaged.
-        """
-        total = 0
-        for chunk in chain.from_iterable(self._index.parameters[name].tensors.values()):
-            begin, end = self._opened(name, chunk).header[chunk.key]["data_offsets"]
-            total += end - begin
-        return total
 
     def faults(self) -> Iterator[str]:
         """Everything wrong with the chunks of the checkpoint; reads all of it."""
         for file, chunks in sorted(self._index.chunks_by_file().items()):
             try:
                 self._file(chunks[0][0], file)
-                check_file(self._path, self._index, file)
             except CheckpointError as error:
                 yield str(error)
                 continue
             for name, chunk in chunks:
                 try:
                     opened = self._opened(name, chunk)
-                    if chunk.xxh3_128 is not None:
-                        self._read(self._buffer(chunk, opened), name, chunk, opened)
+                    dtype = _TYPES[opened.header[chunk.key]["dtype"]]
+                    self._read(self._buffer(chunk, dtype), name, chunk, opened)
                 except CheckpointError as error:
                     yield str(error)
 
     def _needed(self, name: str, kind: TensorKind, region: Region) -> Iterator[Chunk]:
         record = self._index.parameters[name]
-        return (c for c in record.tensors[kind] if may_overlap(region, c.region(record)))
+        return (c for c in record.tensors[kind] if overlap(region, c.region(record)))
 
     def _opened(self, name: str, chunk: Chunk) -> _File:
         file = self._path / chunk.file
         opened = self._file(name, chunk.file)
-        entry = opened.header.get(chunk.key)
-        fault = _entry_fault(entry, chunk.flat_range[1] - chunk.flat_range[0])
+        num_elements = chunk.flat_range[1] - chunk.flat_range[0]
+        num_bytes = opened.source.num_bytes - opened.data_start
+        fault = _entry_fault(opened.header.get(chunk.key), num_elements, num_bytes)
         if fault is not None:
             raise damaged(file, f"its piece {chunk.key} of {name} {fault}")
-        begin, end = entry["data_offsets"]  # pyright: ignore[reportOptionalSubscript]  # no fault
-        if not 0 <= begin <= end <= opened.source.num_bytes - opened.data_start:
-            raise damaged(file, f"its piece {chunk.key} of {name} lies outside the file")
         return opened
 
     def _file(self, name: str, file_name: str) -> _File:
@@ -183,12 +134,8 @@ class ChunkReader:
                 raise CheckpointError(f"{error} (it holds {name})") from error
         return self._files[file_name]
 
-    def _read(
-        self, into: Tensor, name: str, chunk: Chunk, opened: _File, *, within: Chunk | None = None
-    ) -> None:
+    def _read(self, into: Tensor, name: str, chunk: Chunk, opened: _File) -> None:
         begin, _ = opened.header[chunk.key]["data_offsets"]
-        if within is not None:
-            begin += (chunk.flat_range[0] - within.flat_range[0]) * into.element_size()
         data = bytes_of(into)
         try:
             opened.source.read_into(data, offset=opened.data_start + begin)
@@ -202,8 +149,7 @@ class ChunkReader:
                 f"the checksum of its piece {chunk.key} of {name} differs from the index",
             )
 
-    def _buffer(self, chunk: Chunk, opened: _File) -> Tensor:
-        dtype = _TYPES[opened.header[chunk.key]["dtype"]]
+    def _buffer(self, chunk: Chunk, dtype: torch.dtype) -> Tensor:
         num_bytes = (chunk.flat_range[1] - chunk.flat_range[0]) * dtype.itemsize
         if self._room.numel() < num_bytes:
             self._room = torch.empty(num_bytes, dtype=torch.uint8)
@@ -220,53 +166,49 @@ def _whole_part(target: Tensor, region: Region, chunk: Chunk, dtype: torch.dtype
     return target[first - region.start : last - region.start]
 
 
-def _blocks(chunk: Chunk, element_bytes: int) -> Iterator[Chunk]:
-    """A chunk in parts of bounded size; one with a checksum of its own only as a whole."""
-    if chunk.xxh3_128 is not None:
-        yield chunk
-        return
-    start, stop = chunk.flat_range
-    length = PIECE_BYTES // element_bytes
-    for begin in range(start, stop, length):
-        yield chunk.model_copy(update={"flat_range": (begin, min(stop, begin + length))})
-
-
 def _open(file: Place, expected: FileRecord) -> _File:
     source = file.open()
     try:
         if source.num_bytes != expected.bytes:
             raise damaged(file, f"it has {source.num_bytes} bytes and should have {expected.bytes}")
-        if source.num_bytes < 8:
-            raise damaged(file, "it has no header")
         length = int.from_bytes(_read_bytes(source, 0, 8), "little")
         if length > min(_HEADER_BYTES_AT_MOST, source.num_bytes - 8):
-            raise damaged(file, "its header is no safetensors header")
-        try:
-            header = json.loads(_read_bytes(source, 8, length))
-        except ValueError:
-            raise damaged(file, "its header is no safetensors header") from None
+            raise ValueError("the header exceeds the file")
+        header = json.loads(_read_bytes(source, 8, length))
         if not isinstance(header, dict):
-            raise damaged(file, "its header is no safetensors header")
+            raise ValueError("the header is no object")
+        if expected.xxh3_128 is not None:
+            # As the first writer left it: no piece has a checksum of its own.
+            digest = xxhash.xxh3_128()
+            for begin in range(0, source.num_bytes, PIECE_BYTES):
+                digest.update(_read_bytes(source, begin, PIECE_BYTES))
+            if digest.hexdigest() != expected.xxh3_128:
+                raise damaged(file, "its checksum differs from the index")
+    except ValueError:
+        source.close()
+        raise damaged(file, "its header is no safetensors header") from None
     except BaseException:
         source.close()
         raise
     return _File(source=source, header=header, data_start=8 + length)
 
 
-def _entry_fault(entry: Any, num_elements: int) -> str | None:
+def _entry_fault(entry: Any, num_elements: int, num_bytes: int) -> str | None:
+    """What is wrong with a header's entry of a piece, in a file with so many bytes of data."""
     if entry is None:
         return "is not there"
     try:
         size = _TYPES[entry["dtype"]].itemsize
         begin, end = entry["data_offsets"]
         if entry["shape"] == [num_elements] and end - begin == num_elements * size:
-            return None
+            return None if 0 <= begin <= end <= num_bytes else "lies outside the file"
     except (KeyError, TypeError, ValueError):
         pass
     return "is not as the index says"
 
 
-def _read_bytes(source: Source, offset: int, length: int) -> bytes:
-    data = bytearray(length)
+def _read_bytes(source: Source, offset: int, length: int) -> bytearray:
+    """Bytes from an offset on, as many as there are."""
+    data = bytearray(max(0, min(length, source.num_bytes - offset)))
     source.read_into(memoryview(data), offset=offset)
-    return bytes(data)
+    return data

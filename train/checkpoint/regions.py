@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -54,114 +55,69 @@ def copy_overlap(target: Tensor, at: Region, source: Tensor, source_at: Region) 
     Returns:
         How many elements were copied.
     """
-    if at.box == source_at.box:
-        first, last = max(at.start, source_at.start), min(at.stop, source_at.stop)
-        if first >= last:
-            return 0
-        part = source[first - source_at.start : last - source_at.start]
-        target[first - at.start : last - at.start].copy_(part)
-        return last - first
-    assert at.box[2:] == source_at.box[2:], "only the first two dims are cut"
-    here, there = _Rows(at), _Rows(source_at)
-    columns = max(here.columns[0], there.columns[0]), min(here.columns[1], there.columns[1])
-    width = columns[1] - columns[0]
-    if width <= 0:
-        return 0
-    touched = _common(here.touched(columns), there.touched(columns))
-    full = _common(here.full(columns), there.full(columns))
     num_copied = 0
-    # Only rows in which one of the four ends of the two ranges lies are partial.
-    edges = touched
-    if len(full) > 0:
-        edges = (*range(touched.start, full.start), *range(full.stop, touched.stop))
-        size = (len(full), width)
-        views = (
-            tensor.as_strided(
-                size,
-                (rows.width, 1),
-                tensor.storage_offset() + rows.position(full[0], columns[0]),
-            )
-            for tensor, rows in ((target, here), (source, there))
-        )
-        next(views).copy_(next(views))
-        num_copied += len(full) * width
-    for row in edges:
-        first, last = columns
-        for rows in (here, there):
-            first = max(first, rows.columns_from(row))
-            last = min(last, rows.columns_until(row))
-        if first >= last:
-            continue
-        begin, source_begin = here.position(row, first), there.position(row, first)
-        part = source[source_begin : source_begin + last - first]
-        target[begin : begin + last - first].copy_(part)
-        num_copied += last - first
+    for here, there in product(_rectangles(at), _rectangles(source_at)):
+        rows, columns = _common(here.rows, there.rows), _common(here.columns, there.columns)
+        if rows and columns:
+            here.part(target, rows, columns).copy_(there.part(source, rows, columns))
+            num_copied += len(rows) * len(columns)
     return num_copied
 
 
-def may_overlap(one: Region, other: Region) -> bool:
-    """Whether two regions of a tensor may have elements in common; False if they have none.
+def overlap(one: Region, other: Region) -> bool:
+    """Whether two regions of a tensor have elements in common."""
+    return any(
+        _common(here.rows, there.rows) and _common(here.columns, there.columns)
+        for here, there in product(_rectangles(one), _rectangles(other))
+    )
 
-    Rows that only their ends share are not told apart, so True is no promise.
+
+class _Rectangle(NamedTuple):
+    """Part of a region seen as a matrix: whatever lies after the second dim is part of a column.
+
+    Attributes:
+        rows: of the parameter.
+        columns: of the parameter.
+        begin: where its first element lies in the region.
+        width: elements from one row to the next in the region.
     """
-    if one.box == other.box:
-        return max(one.start, other.start) < min(one.stop, other.stop)
-    here, there = _Rows(one), _Rows(other)
-    columns = max(here.columns[0], there.columns[0]), min(here.columns[1], there.columns[1])
-    if columns[0] >= columns[1]:
-        return False
-    return len(_common(here.touched(columns), there.touched(columns))) > 0
+
+    rows: range
+    columns: range
+    begin: int
+    width: int
+
+    def part(self, flat: Tensor, rows: range, columns: range) -> Tensor:
+        """Some rows and columns of it, as a view of the flat region."""
+        down, right = rows.start - self.rows.start, columns.start - self.columns.start
+        begin = flat.storage_offset() + self.begin + down * self.width + right
+        return flat.as_strided((len(rows), len(columns)), (self.width, 1), begin)
 
 
-class _Rows:
-    """A region seen as rows: everything after the second dim is part of a column."""
-
-    def __init__(self, region: Region) -> None:
-        box = region.box
-        if len(box) < 2:
-            # A vector is one row, so that all but its ends is copied at once.
-            box = ((0, 1), *box) if box else ((0, 1), (0, 1))
-        inner = _size(box[2:])
-        self.first_row, self.last_row = box[0]
-        self.columns = box[1][0] * inner, box[1][1] * inner
-        self.width = self.columns[1] - self.columns[0]
-        self._start, self._stop = region.start, region.stop
-
-    def position(self, row: int, column: int) -> int:
-        """Index of an element in the flat range."""
-        return (row - self.first_row) * self.width + column - self.columns[0] - self._start
-
-    def columns_from(self, row: int) -> int:
-        """First column of a row that the range may hold."""
-        return self.columns[0] + self._start - (row - self.first_row) * self.width
-
-    def columns_until(self, row: int) -> int:
-        """One past the last column of a row that the range may hold."""
-        return self.columns[0] + self._stop - (row - self.first_row) * self.width
-
-    def touched(self, columns: Range) -> range:
-        """Rows in which the range may hold some of the columns."""
-        left, right = columns[0] - self.columns[0], columns[1] - self.columns[0]
-        # Some element of the row lies after the start, and some before the stop.
-        first = (self._start - right) // self.width + 1
-        last = -((left - self._stop) // self.width)
-        return self._within(first, last)
-
-    def full(self, columns: Range) -> range:
-        """Rows in which the range holds all of the columns."""
-        left, right = columns[0] - self.columns[0], columns[1] - self.columns[0]
-        first = -((left - self._start) // self.width)
-        last = (self._stop - right) // self.width + 1
-        return self._within(first, last)
-
-    def _within(self, first: int, last: int) -> range:
-        begin = max(self.first_row, self.first_row + first)
-        return range(begin, max(begin, min(self.last_row, self.first_row + last)))
+def _rectangles(region: Region) -> list[_Rectangle]:
+    """A flat range of a box: the rest of a row, whole rows, the beginning of a row."""
+    box = region.box
+    if len(box) < 2:
+        # A vector is one row.
+        box = ((0, 1), *box) if box else ((0, 1), (0, 1))
+    inner = _size(box[2:])
+    first_row, first_column = box[0][0], box[1][0] * inner
+    width = box[1][1] * inner - first_column
+    # Rows end at multiples of the width; the whole ones among them stay together.
+    ends = -(-region.start // width) * width, region.stop // width * width
+    cuts = {cut for cut in ends if region.start < cut < region.stop}
+    found: list[_Rectangle] = []
+    for start, stop in pairwise(sorted({region.start, region.stop} | cuts)):
+        row, column = divmod(start, width)
+        num_rows = max(1, (stop - start) // width)
+        columns = range(first_column + column, first_column + column + (stop - start) // num_rows)
+        rows = range(first_row + row, first_row + row + num_rows)
+        found.append(_Rectangle(rows, columns, start - region.start, width))
+    return found
 
 
-def _common(rows: range, others: range) -> range:
-    first = max(rows.start, others.start)
-    return range(first, max(first, min(rows.stop, others.stop)))
+def _common(some: range, others: range) -> range:
+    return range(max(some.start, others.start), min(some.stop, others.stop))
 
 
 def _overlap(box: Box, other: Box) -> bool:

@@ -4,15 +4,14 @@
 one. Paths of this host are welcome wherever a place is asked for.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
 from model.layers import logical_name
-from parallel.agreement import gathered, on_all_ranks
+from parallel.agreement import gathered, on_all_ranks, on_first_rank
 from parallel.region import Region
 from parallel.zero import state as zero_state
 from parallel.zero.engine import ZeroEngine
@@ -20,12 +19,9 @@ from parallel.zero.pages import release_files
 from parallel.zero.state import StateSlice
 from train.checkpoint.directory import resolve
 from train.checkpoint.format import STATE_NAME, Index, stored_state
-from train.checkpoint.reader import ChunkReader, check_file
-from train.checkpoint.saver import state_tensors
+from train.checkpoint.reader import ChunkReader
 from train.errors import CheckpointError
 from train.storage.place import Place
-
-Result = TypeVar("Result")
 
 
 def restore(path: Place | Path, engine: ZeroEngine) -> dict[str, Any]:
@@ -47,31 +43,25 @@ def restore(path: Place | Path, engine: ZeroEngine) -> dict[str, Any]:
             midway: the engine is then partly filled and must not be used.
     """
     # One rank reads what all need to know, so that all know the same.
-    found = _agreed(lambda: _read_index(path) if dist.get_rank() == 0 else None)
-    described = gathered(found)[0]
-    assert described is not None
-    path, index, state = described
+    path, index, state = on_first_rank(lambda: _read_index(path), CheckpointError)
     slices = zero_state.local_slices(engine)
     here = {name for names in gathered({part.name for part in slices}) for name in names}
-    _agreed(lambda: _check_same_parameters(path, index, slices, here))
+    on_all_ranks(lambda: _check_same_parameters(path, index, slices, here), CheckpointError)
     with ChunkReader(path, index) as reader:
 
         def check() -> None:
-            # Files without checksums of their pieces are checked whole, each by one rank.
-            for name in sorted(index.chunks_by_file())[dist.get_rank() :: dist.get_world_size()]:
-                check_file(path, index, name)
             for part in slices:
-                for kind in state_tensors(part):
+                for kind in part.tensors:
                     reader.check(name=part.name, kind=kind, region=part.region)
 
         def fill() -> None:
             for part in slices:
-                for kind, view in state_tensors(part).items():
+                for kind, view in part.tensors.items():
                     reader.fill(view, name=part.name, kind=kind, region=part.region)
                     release_files()  # state that lives in files does not fit into memory
 
-        _agreed(check)
-        _agreed(fill)
+        on_all_ranks(check, CheckpointError)
+        on_all_ranks(fill, CheckpointError)
     zero_state.set_optimizer_steps(engine, state["optimizer_steps"])
     zero_state.publish(engine)
     return state
@@ -106,17 +96,17 @@ def load_weights(path: Place | Path, module: nn.Module, *, prefix: str = "") -> 
         logical_name(prefix + name, parameter): parameter
         for name, parameter in module.named_parameters()
     }
-    for name, parameter in parameters.items():
+    regions = {name: Region.held(parameter) for name, parameter in parameters.items()}
+    for name, held in regions.items():
         if name not in index.parameters:
             raise _another_model(path, f"it has no parameter {name}", _SAME_MODEL)
-        _check_shape(path, index, name, Region.held(parameter).shape)
-    for file in index.chunks_by_file():
-        check_file(path, index, file)
+        _check_shape(path, index, name, held.shape)
     with ChunkReader(path, index) as reader:
-        for name, parameter in parameters.items():
-            held = Region.held(parameter)
+        for name, held in regions.items():
+            reader.check(name=name, kind="value", region=held)
+        for name, held in regions.items():
             # Padding rows lie behind those of the box.
-            values = parameter.data.view(-1)[: held.stop]
+            values = parameters[name].data.view(-1)[: held.stop]
             reader.fill(values, name=name, kind="value", region=held)
 
 
@@ -135,10 +125,6 @@ def _read_index(path: Place | Path) -> tuple[Place, Index, dict[str, Any]]:
     return path, index, stored_state(path, index)
 
 
-def _agreed(work: Callable[[], Result]) -> Result:
-    return on_all_ranks(work, CheckpointError)
-
-
 _SAME_MODEL = f"set the config's model to that under config.model in its {STATE_NAME}"
 
 
@@ -149,7 +135,7 @@ def _check_same_parameters(
     _check_names(path, here, index)
     for part in slices:
         _check_shape(path, index, part.name, part.region.shape)
-        trains_there, trains_here = index.parameters[part.name].trainable, part.moments is not None
+        trains_there, trains_here = index.parameters[part.name].trainable, len(part.tensors) > 1
         if trains_there != trains_here:
             words = ("is frozen", "trains")
             raise _another_model(

@@ -8,7 +8,7 @@ commits. No tensor is gathered on one rank.
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -16,21 +16,12 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed as dist
 
-from parallel.agreement import gathered, on_all_ranks
+from parallel.agreement import gathered, on_all_ranks, on_first_rank
 from parallel.zero import state as zero_state
 from parallel.zero.engine import ZeroEngine
 from train.checkpoint.chunks import Piece, cut, write_chunks
 from train.checkpoint.directory import Retention, clean, commit, stage
-from train.checkpoint.format import (
-    STATE_NAME,
-    FileRecord,
-    Index,
-    ParameterRecord,
-    TensorKind,
-    json_bytes,
-    merge,
-    record_of,
-)
+from train.checkpoint.format import Index, json_bytes, seal
 from train.errors import CheckpointError
 from train.storage.place import Place
 
@@ -41,14 +32,6 @@ SLOWEST_WRITE = timedelta(hours=6)
 
 LAST_WRITE_SECONDS = 60.0
 """How long a write may still go on when training has failed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Written:
-    """What a rank has written: its part of the index."""
-
-    records: dict[str, ParameterRecord]
-    files: dict[str, FileRecord]
 
 
 class Saver:
@@ -78,7 +61,7 @@ class Saver:
         self._room: torch.Tensor | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._num_failed = 0
+        self._lost_one = False
         self._path: Place | None = None
 
     def __enter__(self) -> Self:
@@ -86,7 +69,7 @@ class Saver:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self.finish()
+            self._wait()
             dist.destroy_process_group(self._group)
         elif self._thread is not None:
             self._thread.join(LAST_WRITE_SECONDS)
@@ -113,7 +96,14 @@ class Saver:
             CheckpointError: some rank could not write the last two (or this one, if not
                 asynchronous). Those before are still there.
         """
-        lost = self._earlier_failure()
+        lost: CheckpointError | None = None
+        try:
+            self._wait()
+        except CheckpointError as error:
+            if self._lost_one:
+                raise
+            lost = error
+        self._lost_one = lost is not None
         everything = {
             **state,
             "step": step,
@@ -136,44 +126,39 @@ class Saver:
         self._thread.start()
         return lost
 
-    def _earlier_failure(self) -> CheckpointError | None:
-        try:
-            self.finish()
-        except CheckpointError as error:
-            self._num_failed += 1
-            if self._num_failed > 1:
-                raise
-            return error
-        self._num_failed = 0
-        return None
-
-    def finish(self) -> Place | None:
+    def finish(self) -> Place:
         """Waits until everything is written; every rank must call it.
 
         Returns:
-            The last checkpoint, None if none was saved.
+            The last checkpoint.
 
         Raises:
             CheckpointError: some rank could not write it. Those before it are still there.
         """
+        self._wait()
+        assert self._path is not None, "nothing was saved"
+        return self._path
+
+    def _wait(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        return self._path
 
     def _snapshot(self, pieces: list[Piece]) -> list[Piece]:
-        num_bytes = sum(_num_bytes(piece) for piece in pieces)
+        num_bytes = sum(piece.tensor.nbytes for piece in pieces)
         if self._room is None:
-            self._room = _host_memory(num_bytes)
+            # A GPU copies to pinned memory without a detour.
+            pinned = torch.cuda.is_available()
+            self._room = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
         assert self._room.numel() == num_bytes, "the share of a rank never changes"
         copies: list[Piece] = []
         offset = 0
         # Wide types come first, so that each begins at a multiple of its width.
         for piece in pieces:
-            end = offset + _num_bytes(piece)
+            end = offset + piece.tensor.nbytes
             copy = self._room[offset:end].view(piece.tensor.dtype)
             copy.copy_(piece.tensor, non_blocking=True)
             copies.append(replace(piece, tensor=copy))
@@ -189,15 +174,11 @@ class Saver:
             self._error = error
 
     def _write(self, pieces: list[Piece], document: bytes, step: int) -> None:
-        staged = self._on_first_rank(
-            lambda: _writing(self._directory, lambda: stage(self._directory, step))
-        )
+        staged = self._agreed(on_first_rank, lambda: stage(self._directory, step))
         try:
-            written = self._agreed(lambda: _write_share(staged, pieces))
-            parts = gathered(written, group=self._group)
-            self._on_first_rank(
-                lambda: _writing(staged, lambda: self._commit(staged, parts, document))
-            )
+            part = self._agreed(on_all_ranks, lambda: _write_share(staged, pieces))
+            parts = gathered(part, group=self._group)
+            self._agreed(on_first_rank, lambda: self._commit(staged, parts, document))
         except CheckpointError:
             # A full disk should not stay full; a store that does not answer is not asked again.
             if dist.get_rank() == 0 and not self._directory.is_remote:
@@ -206,75 +187,34 @@ class Saver:
             raise
         self._path = staged
 
-    def _commit(self, staged: Place, parts: list[_Written], document: bytes) -> None:
-        (staged / STATE_NAME).write(document)
-        files = {name: record for part in parts for name, record in part.files.items()}
-        files[STATE_NAME] = record_of(document)
-        index = Index(parameters=merge(part.records for part in parts), files=files)
-        content = json_bytes(index.model_dump(exclude_none=True))
-        commit(staged, content, retention=self._retention)
+    def _commit(self, staged: Place, parts: list[Index], document: bytes) -> None:
+        seal(staged, parts, document)
+        commit(staged, retention=self._retention)
 
-    def _on_first_rank(self, work: Callable[[], Result]) -> Result:
-        result = self._agreed(lambda: work() if dist.get_rank() == 0 else None)
-        return gathered(result, group=self._group)[0]  # pyright: ignore[reportReturnType]  # rank 0's
+    def _agreed(self, ranks: Callable[..., Result], work: Callable[[], Result]) -> Result:
+        def told() -> Result:
+            try:
+                return work()
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self._directory} cannot be written ({error.strerror or error}); the "
+                    "checkpoints before it are whole"
+                ) from error
 
-    def _agreed(self, work: Callable[[], Result]) -> Result:
-        return on_all_ranks(work, CheckpointError, group=self._group)
+        return ranks(told, CheckpointError, group=self._group)
 
 
 def owned_pieces(engine: ZeroEngine) -> list[Piece]:
     """What this rank has to save, as views of training state in the order of its file."""
-    pieces: list[Piece] = []
-    for part in zero_state.local_slices(engine):
-        if not part.owned:
-            continue
-        kinds: dict[TensorKind, torch.Tensor] = state_tensors(part)
-        pieces += [
-            Piece(
-                name=part.name,
-                kind=kind,
-                region=part.region,
-                tensor=tensor.detach(),
-                trainable=part.moments is not None,
-            )
-            for kind, tensor in kinds.items()
-        ]
-    return cut(pieces)
+    return cut(
+        Piece(name=part.name, kind=kind, region=part.region, tensor=tensor)
+        for part in zero_state.local_slices(engine)
+        if part.owned
+        for kind, tensor in part.tensors.items()
+    )
 
 
-def state_tensors(part: zero_state.StateSlice) -> dict[TensorKind, torch.Tensor]:
-    """The weights and, if it trains, the moments of a slice."""
-    if part.moments is None:
-        return {"value": part.value}
-    return {
-        "value": part.value,
-        "exp_avg": part.moments["exp_avg"],
-        "exp_avg_sq": part.moments["exp_avg_sq"],
-    }
-
-
-def _write_share(staged: Place, pieces: list[Piece]) -> _Written:
+def _write_share(staged: Place, pieces: list[Piece]) -> Index:
     if not pieces:  # fewer elements than ranks
-        return _Written(records={}, files={})
-    name = f"chunks-{dist.get_rank():05d}.safetensors"
-    records, file = _writing(staged / name, lambda: write_chunks(staged / name, pieces))
-    return _Written(records=records, files={name: file})
-
-
-def _writing(place: Place, work: Callable[[], Result]) -> Result:
-    try:
-        return work()
-    except OSError as error:
-        raise CheckpointError(
-            f"{place} cannot be written ({error.strerror or error}); the checkpoints "
-            "before it are whole"
-        ) from error
-
-
-def _num_bytes(piece: Piece) -> int:
-    return piece.tensor.numel() * piece.tensor.element_size()
-
-
-def _host_memory(num_bytes: int) -> torch.Tensor:
-    """Memory that a GPU can copy to without a detour, where there is one."""
-    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        return Index(parameters={}, files={})
+    return write_chunks(staged / f"chunks-{dist.get_rank():05d}.safetensors", pieces)

@@ -10,14 +10,8 @@ from torch import Tensor
 from parallel.region import Region
 from train.checkpoint.chunks import Piece, cut, write_chunks
 from train.checkpoint.directory import resolve
-from train.checkpoint.format import (
-    INDEX_NAME,
-    STATE_NAME,
-    Index,
-    json_bytes,
-    record_of,
-)
-from train.checkpoint.reader import ChunkReader, check_file
+from train.checkpoint.format import Index, json_bytes, seal
+from train.checkpoint.reader import ChunkReader
 from train.errors import CheckpointError
 from train.storage.place import Place
 
@@ -32,8 +26,6 @@ def read_values(path: Place | Path, *, prefix: str = "") -> dict[str, Tensor]:
     """
     path = resolve(path)
     index = Index.read(path)
-    for file in index.chunks_by_file():
-        check_file(path, index, file)
     values: dict[str, Tensor] = {}
     with ChunkReader(path, index) as reader:
         for name, record in index.parameters.items():
@@ -64,20 +56,14 @@ def write_values(
             kind="value",
             region=Region.whole(tuple(value.shape)),
             tensor=value.detach().contiguous().view(-1),
-            trainable=False,  # without moments, like a frozen one
         )
         for name, value in values.items()
     ]
-    document = json_bytes(dict(state), indent=1)
     out = Place.of(out)
     try:
         if out.exists():
             raise CheckpointError(f"{out} exists: choose another place for the checkpoint")
-        parameters, file = write_chunks(out / CHUNKS, cut(pieces))
-        (out / STATE_NAME).write(document)
-        index = Index(parameters=parameters, files={CHUNKS: file, STATE_NAME: record_of(document)})
-        # The index comes last: without it, the directory is no checkpoint.
-        (out / INDEX_NAME).write(json_bytes(index.model_dump(exclude_none=True)))
+        seal(out, [write_chunks(out / CHUNKS, cut(pieces))], json_bytes(dict(state), indent=1))
     except OSError as error:
         raise CheckpointError(
             f"{out} cannot be written ({error.strerror or error}): choose another place"

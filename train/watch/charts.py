@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 MAX_POINTS = 800
 """Points drawn of a line; a screen shows no more."""
@@ -13,8 +15,7 @@ SIDE = 1000.0
 Points = Sequence[tuple[float, float]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     """A line of a chart.
 
     Attributes:
@@ -28,8 +29,7 @@ class Line:
     points: Points
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A line ready to draw: SVG path data for the stroke and for its dots, and the hover values."""
 
     name: str
@@ -39,8 +39,7 @@ class Drawn:
     values: list[tuple[float, float]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tick:
+class Tick(NamedTuple):
     """A label at a place of an axis, in percent of its length."""
 
     percent: float
@@ -59,7 +58,7 @@ class Chart:
         y_ticks: from the bottom.
         marks: vertical marks, in percent from the left.
         rule: horizontal reference, if any.
-        x_range: first and last x.
+        last_step: right end of the x axis.
     """
 
     title: str
@@ -67,9 +66,9 @@ class Chart:
     lines: list[Drawn]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
-    marks: list[float] = field(default_factory=list)
-    rule: Tick | None = None
-    x_range: tuple[float, float]
+    marks: list[float]
+    rule: Tick | None
+    last_step: int
 
 
 def draw_chart(
@@ -97,40 +96,44 @@ def draw_chart(
     low, high = _value_range(lines, rule=rule, from_zero=from_zero)
     right = max(last_step, 1)
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        # Extreme raw values lie outside the range; they are drawn at its edge.
-        inside = min(max(y, low), high) if math.isfinite(y) else y
-        return x / right * SIDE, (1 - (inside - low) / (high - low)) * SIDE
+    def across(step: float) -> float:
+        return step / right
 
-    drawn = []
-    for line in lines:
+    def up(value: float) -> float:
+        return (value - low) / (high - low)
+
+    def drawn(line: Line) -> Drawn:
         points = _thin(line.points)
-        placed = [place(x, y) for x, y in points]
-        drawn.append(
-            Drawn(
-                name=line.name,
-                style=line.style,
-                path=_path(placed),
-                dots=_dots(placed, every_point=line.style == "marked"),
-                values=[(x, float(f"{y:.5g}")) for x, y in points if math.isfinite(y)],
-            )
+        runs = [
+            # Extreme raw values lie outside the range; they are drawn at its edge.
+            [
+                f"{across(x) * SIDE:.1f} {(1 - up(min(max(y, low), high))) * SIDE:.1f}"
+                for x, y in run
+            ]
+            for is_finite, run in groupby(points, key=lambda point: math.isfinite(point[1]))
+            if is_finite
+        ]
+        # Zero-length strokes, which round caps turn into dots, for points that no line shows.
+        dotted = (run for run in runs if line.style == "marked" or len(run) == 1)
+        return Drawn(
+            name=line.name,
+            style=line.style,
+            path="".join(f"M{'L'.join(run)}" for run in runs),
+            dots="".join(f"M{place}h0" for run in dotted for place in run),
+            values=[(x, float(f"{y:.5g}")) for x, y in _finite(points)],
         )
+
+    steps = [step for step in nice_ticks(0, right, num_at_most=6) if step == int(step)]
+    values = nice_ticks(low, high, num_at_most=6)
     return Chart(
         title=title,
         summary="; ".join(_in_words(line) for line in lines if line.style != "raw"),
-        lines=drawn,
-        x_ticks=[
-            Tick(percent=100 * x / right, label=f"{x:,.0f}")
-            for x in nice_ticks(0, right, num_at_most=6)
-            if x == int(x)
-        ],
-        y_ticks=[
-            Tick(percent=100 * (y - low) / (high - low), label=f"{y:,.5g}")
-            for y in nice_ticks(low, high, num_at_most=6)
-        ],
-        marks=[100 * step / right for step in mark_steps],
-        rule=Tick(percent=100 * (rule[0] - low) / (high - low), label=rule[1]) if rule else None,
-        x_range=(0, right),
+        lines=[drawn(line) for line in lines],
+        x_ticks=[Tick(100 * across(step), f"{step:,.0f}") for step in steps],
+        y_ticks=[Tick(100 * up(value), f"{value:,.5g}") for value in values],
+        marks=[100 * across(step) for step in mark_steps],
+        rule=Tick(100 * up(rule[0]), rule[1]) if rule else None,
+        last_step=right,
     )
 
 
@@ -157,8 +160,8 @@ def nice_ticks(low: float, high: float, *, num_at_most: int) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
-def _finite(points: Points) -> list[float]:
-    return [y for _, y in points if math.isfinite(y)]
+def _finite(points: Points) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if math.isfinite(y)]
 
 
 def _value_range(
@@ -167,14 +170,13 @@ def _value_range(
     """Range of y: all of what matters, and of faint raw values all but the most extreme."""
     values = [rule[0]] if rule else []
     for line in lines:
-        ordered = sorted(_finite(line.points))
+        ordered = sorted(y for _, y in _finite(line.points))
         outliers = len(ordered) // 100 if line.style == "raw" else 0
         values += [ordered[outliers], ordered[-1 - outliers]]
     low, high = (min(0.0, *values) if from_zero else min(values)), max(values)
+    margin = 0.05 * (high - low)
     if high - low < 1e-9 * max(abs(high), 1e-30):
         margin = abs(high) / 2 or 1.0
-        return (low if from_zero else low - margin), high + margin
-    margin = 0.05 * (high - low)
     return (low if from_zero else low - margin), high + margin
 
 
@@ -186,7 +188,7 @@ def _thin(points: Points) -> Points:
     kept = []
     for start in range(0, len(points), size):
         group = points[start : start + size]
-        finite = [point for point in group if math.isfinite(point[1])]
+        finite = _finite(group)
         if len(finite) < len(group):
             kept.append((group[0][0], math.nan))
         if finite:
@@ -194,30 +196,8 @@ def _thin(points: Points) -> Points:
     return sorted(kept)
 
 
-def _path(placed: Points) -> str:
-    """SVG path data; it is lifted where a value is missing."""
-    parts = []
-    is_down = False
-    for x, y in placed:
-        if math.isfinite(y):
-            parts.append(f"{'L' if is_down else 'M'}{x:.1f} {y:.1f}")
-        is_down = math.isfinite(y)
-    return "".join(parts)
-
-
-def _dots(placed: Points, *, every_point: bool) -> str:
-    """Zero-length strokes, which round caps turn into dots, for points that a line cannot show."""
-    dots = []
-    for index, (x, y) in enumerate(placed):
-        neighbours = [*placed[max(index - 1, 0) : index], *placed[index + 1 : index + 2]]
-        is_alone = not any(math.isfinite(other) for _, other in neighbours)
-        if math.isfinite(y) and (every_point or is_alone):
-            dots.append(f"M{x:.1f} {y:.1f}h0")
-    return "".join(dots)
-
-
 def _in_words(line: Line) -> str:
-    finite = [(x, y) for x, y in line.points if math.isfinite(y)]
+    finite = _finite(line.points)
     (first_x, first_y), (last_x, last_y) = finite[0], finite[-1]
     if len(finite) == 1:
         return f"{line.name} {first_y:.4g} at step {first_x:,.0f}"

@@ -1,21 +1,26 @@
 """Records of a run, and the file that holds them: `metrics.jsonl`, one JSON object a line."""
 
-import dataclasses
-import json
 import math
-import os
-from collections.abc import Mapping
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from train.errors import DataError
 
 GIB_BYTES = 2**30
 
+Real = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""JSON has no NaN and no infinity: they become null, and null reads as NaN."""
 
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)  # fields of a later version are left out
+
+
+class RunRecord(_Record):
     """One start of the run; a resumed run has several.
 
     Attributes:
@@ -30,7 +35,7 @@ class RunRecord:
         started: wall-clock time in Unix seconds.
     """
 
-    kind: ClassVar[str] = "run"
+    kind: Literal["run"] = "run"
     step: int
     total_steps: int
     name: str
@@ -39,11 +44,10 @@ class RunRecord:
     precision: str
     num_parameters: int
     machine: str
-    started: float
+    started: Real
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainRecord:
+class TrainRecord(_Record):
     """One optimiser step, over the global batch.
 
     Attributes:
@@ -60,69 +64,76 @@ class TrainRecord:
         memory_bytes: peak memory of rank 0.
     """
 
-    kind: ClassVar[str] = "train"
+    kind: Literal["train"] = "train"
     step: int
-    loss: float
+    loss: Real
     first_of_span_loss: float | None
     other_loss: float | None
-    learning_rate: float
-    gradient_norm: float
+    learning_rate: Real
+    gradient_norm: Real
     tokens: int
     scored_tokens: int
-    step_seconds: float
-    data_wait_seconds: float
+    step_seconds: Real
+    data_wait_seconds: Real
     memory_bytes: int
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoder slots a second, all ranks together."""
+        return self.tokens / max(self.step_seconds, 1e-9)
 
-@dataclass(frozen=True, kw_only=True)
-class ValidationRecord:
+    @property
+    def data_wait_fraction(self) -> float:
+        """Share of the step that waited for data."""
+        return self.data_wait_seconds / max(self.step_seconds, 1e-9)
+
+
+class ValidationRecord(_Record):
     """One pass over the validation set after `step` steps; losses as in `TrainRecord`.
 
     Attributes:
         by_source: loss of each source's validation split by name; None where there is one source.
     """
 
-    kind: ClassVar[str] = "validation"
+    kind: Literal["validation"] = "validation"
     step: int
-    loss: float
+    loss: Real
     first_of_span_loss: float | None
     other_loss: float | None
     scored_tokens: int
-    seconds: float
-    by_source: dict[str, float] | None = None
+    seconds: Real
+    by_source: dict[str, Real] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class BaselineRecord:
+class BaselineRecord(_Record):
     """Cross-entropy in nats that the corpus's unigram distribution has on the validation tokens."""
 
-    kind: ClassVar[str] = "baseline"
+    kind: Literal["baseline"] = "baseline"
     step: int
-    unigram_entropy: float
+    unigram_entropy: Real
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleRecord:
+class SampleRecord(_Record):
     """A text that the model generated after a prompt."""
 
-    kind: ClassVar[str] = "sample"
+    kind: Literal["sample"] = "sample"
     step: int
     prompt: str
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoteRecord:
+class NoteRecord(_Record):
     """Something a reader of the run should know."""
 
-    kind: ClassVar[str] = "note"
+    kind: Literal["note"] = "note"
     step: int
     text: str
 
 
 Record = RunRecord | TrainRecord | ValidationRecord | BaselineRecord | SampleRecord | NoteRecord
+_RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
-R = TypeVar("R", RunRecord, TrainRecord, ValidationRecord, SampleRecord, NoteRecord, BaselineRecord)
+R = TypeVar("R", bound=_Record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,23 +156,38 @@ class Metrics:
     notes: list[NoteRecord] = field(default_factory=list)
     baseline: BaselineRecord | None = None
 
+    @property
+    def training_seconds(self) -> float:
+        """Duration of all steps."""
+        return sum(record.step_seconds for record in self.train)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Median of the steps."""
+        return statistics.median(record.tokens_per_second for record in self.train)
+
+    @property
+    def data_wait_fraction(self) -> float:
+        """Share of the time in steps that waited for data."""
+        waited = sum(record.data_wait_seconds for record in self.train)
+        return waited / max(self.training_seconds, 1e-9)
+
 
 class MetricsFile:
     """Appends records to `metrics.jsonl`, each whole and flushed, so that a kill loses at most one.
 
     Args:
-        path: the file; created where missing.
+        path: the file; created where missing. A line that a kill cut short is dropped.
     """
 
     def __init__(self, path: Path) -> None:
-        _drop_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab+")
+        self._file.seek(0)
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
     def write(self, record: Record) -> None:
         """Appends one record. Floats keep every bit; NaN and infinities become null."""
-        values = {"kind": record.kind, **dataclasses.asdict(record)}
-        finite = {name: _finite_or_none(value) for name, value in values.items()}
-        self._file.write(json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.write(record.model_dump_json().encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -173,7 +199,7 @@ def read_metrics(path: Path) -> Metrics:
     """Reads `metrics.jsonl`, keeping the last record of each step of each kind.
 
     A resumed run repeats the steps after its checkpoint; what it wrote last is what counts. A last
-    line that was cut short by a kill is left out. A null loss reads as NaN.
+    line that was cut short by a kill is left out.
 
     Args:
         path: the file.
@@ -185,60 +211,34 @@ def read_metrics(path: Path) -> Metrics:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: is this the directory of a run?") from None
-    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    latest: dict[tuple[str, int, str | None], Record] = {}
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            values = json.loads(line)
-            # A step has one record of a kind, but any number of texts.
-            key = (values["kind"], values["step"], values.get("prompt", values.get("text")))
-        except (ValueError, TypeError, KeyError):
+            record = _RECORD.validate_json(line)
+        except ValidationError:
             if number == len(lines):
                 break
             raise DataError(f"{path}:{number} is damaged: delete this line to go on") from None
-        latest[key] = values
-    baselines = _of_kind(BaselineRecord, latest)
+        # A step has one record of a kind, but any number of texts.
+        text = getattr(record, "prompt", getattr(record, "text", None))
+        latest[record.kind, record.step, text] = record
+    records = sorted(latest.values(), key=lambda record: record.step)
+
+    def of(kind: type[R]) -> list[R]:
+        return [record for record in records if isinstance(record, kind)]
+
     return Metrics(
-        runs=_of_kind(RunRecord, latest),
-        train=_of_kind(TrainRecord, latest),
-        validation=_of_kind(ValidationRecord, latest),
-        samples=_of_kind(SampleRecord, latest),
-        notes=_of_kind(NoteRecord, latest),
-        baseline=baselines[-1] if baselines else None,
+        runs=of(RunRecord),
+        train=of(TrainRecord),
+        validation=of(ValidationRecord),
+        samples=of(SampleRecord),
+        notes=of(NoteRecord),
+        baseline=next(iter(of(BaselineRecord)[-1:]), None),
     )
 
 
 def perplexity(loss: float) -> float:
     """Perplexity of a loss in nats; infinite where it does not fit a float."""
     return math.inf if loss > 700 else math.exp(loss)
-
-
-def _of_kind(record_type: type[R], latest: Mapping[tuple[Any, ...], dict[str, Any]]) -> list[R]:
-    """Records of one type by rising step; unknown fields, of a later version, are left out."""
-    nan_fields = {f.name for f in dataclasses.fields(record_type) if f.type is float}
-    names = {f.name for f in dataclasses.fields(record_type)}
-    records = []
-    for values in latest.values():
-        if values["kind"] == record_type.kind:
-            known = {name: value for name, value in values.items() if name in names}
-            known |= {name: math.nan for name in nan_fields if known.get(name) is None}
-            records.append(record_type(**known))
-    return sorted(records, key=lambda record: record.step)
-
-
-def _finite_or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cuts off what follows the last newline, so that the next record starts a line of its own."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            file.truncate(end)
-            file.flush()
-            os.fsync(file.fileno())

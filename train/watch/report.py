@@ -1,17 +1,16 @@
 """The report of a run: one HTML file that needs nothing beside it."""
 
 import math
-import os
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 
 from train.run_directory import RunDirectory
+from train.storage.place import Place
 from train.watch.charts import Chart, Line, draw_chart, smoothed
 from train.watch.metrics import (
     GIB_BYTES,
@@ -27,8 +26,10 @@ TABLE_ROWS = 30
 """Most rows of the validation table; the chart has all."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Number:
+Value = Callable[[TrainRecord], float | None]
+
+
+class Number(NamedTuple):
     """A key number of the run, already formatted."""
 
     name: str
@@ -51,10 +52,8 @@ def write_report(directory: RunDirectory, *, out: Path | None = None) -> Path:
     metrics = read_metrics(directory.metrics)
     config = directory.config.read_text(encoding="utf-8") if directory.config.exists() else ""
     out = out or directory.report
-    # Written beside and renamed: a browser that reloads never sees half a page.
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(render_report(metrics, config=config), encoding="utf-8")
-    os.replace(partial, out)
+    # Whole at once: a browser that reloads never sees half a page.
+    Place.of(out).write(render_report(metrics, config=config).encode())
     return out
 
 
@@ -101,158 +100,110 @@ def _facts(metrics: Metrics) -> list[str]:
 
 
 def _key_numbers(metrics: Metrics) -> list[Number]:
-    numbers = []
-    if metrics.validation:
-        first, last = metrics.validation[0], metrics.validation[-1]
+    numbers: list[Number] = []
+    validation, train, baseline = metrics.validation, metrics.train, metrics.baseline
+    if validation:
+        first, last = validation[0], validation[-1]
         value = f"{first.loss:.3f} → {last.loss:.3f}" if first is not last else f"{last.loss:.3f}"
         numbers += [
-            Number(name="Validation loss", value=value, remark="nats a token"),
-            Number(name="Validation perplexity", value=f"{perplexity(last.loss):,.1f}"),
+            Number("Validation loss", value, "nats a token"),
+            Number("Validation perplexity", f"{perplexity(last.loss):,.1f}"),
         ]
-    elif metrics.train:
-        last_loss = smoothed(_points(metrics.train, lambda r: r.loss))[-1][1]
-        numbers.append(
-            Number(name="Training loss", value=f"{last_loss:.3f}", remark="nats a token, smoothed")
-        )
-    if metrics.baseline:
-        entropy = metrics.baseline.unigram_entropy
+    elif train:
+        _, last_loss = smoothed(_points(train, lambda r: r.loss))[-1]
+        numbers.append(Number("Training loss", f"{last_loss:.3f}", "nats a token, smoothed"))
+    if baseline:
+        entropy = baseline.unigram_entropy
         remark = "what token frequencies alone reach"
-        if metrics.validation:
-            ahead = entropy - metrics.validation[-1].loss
+        if validation:
+            ahead = entropy - validation[-1].loss
             remark = f"the model is {abs(ahead):.2f} nats {'better' if ahead > 0 else 'worse'}"
-        numbers.append(Number(name="Unigram entropy", value=f"{entropy:.3f}", remark=remark))
+        numbers.append(Number("Unigram entropy", f"{entropy:.3f}", remark))
     if metrics.runs:
-        num_parameters = metrics.runs[-1].num_parameters
-        numbers.append(Number(name="Parameters", value=format_count(num_parameters)))
-    if metrics.train:
-        numbers += _speed_numbers(metrics.train)
+        numbers.append(Number("Parameters", format_count(metrics.runs[-1].num_parameters)))
+    if train:
+        seen = format_count(sum(record.tokens for record in train))
+        scored = format_count(sum(record.scored_tokens for record in train))
+        memory = max(record.memory_bytes for record in train) / GIB_BYTES
+        rate = f"{metrics.tokens_per_second:,.0f}"
+        numbers += [
+            Number("Tokens seen", seen, f"{scored} of them scored"),
+            Number("Tokens a second", rate, "median, all ranks together"),
+            Number("Training time", format_seconds(metrics.training_seconds)),
+            Number("Waiting for data", f"{metrics.data_wait_fraction:.2%}", "of the time in steps"),
+            Number("Peak memory", f"{memory:.2f} GiB", "of rank 0"),
+        ]
     return numbers
 
 
-def _speed_numbers(train: Sequence[TrainRecord]) -> list[Number]:
-    seconds = sum(record.step_seconds for record in train)
-    waiting = sum(record.data_wait_seconds for record in train) / max(seconds, 1e-9)
-    rate = statistics.median(map(_tokens_per_second, train))
-    scored = sum(record.scored_tokens for record in train)
-    return [
-        Number(
-            name="Tokens seen",
-            value=format_count(sum(record.tokens for record in train)),
-            remark=f"{format_count(scored)} of them scored",
-        ),
-        Number(name="Tokens a second", value=f"{rate:,.0f}", remark="median, all ranks together"),
-        Number(name="Training time", value=format_seconds(seconds)),
-        Number(name="Waiting for data", value=f"{waiting:.2%}", remark="of the time in steps"),
-        Number(
-            name="Peak memory",
-            value=f"{max(record.memory_bytes for record in train) / GIB_BYTES:.2f} GiB",
-            remark="of rank 0",
-        ),
-    ]
-
-
 def _charts(metrics: Metrics) -> list[Chart]:
-    train, validation = metrics.train, metrics.validation
+    train, validation, baseline = metrics.train, metrics.validation, metrics.baseline
     last_step = max((record.step for record in [*train, *validation]), default=0)
     resumes = [record.step for record in metrics.runs if record.step > 0]
-    baseline = metrics.baseline
+    entropy = (baseline.unigram_entropy, "unigram entropy") if baseline else None
+    charts: list[Chart | None] = []
 
-    def chart(title: str, *lines: Line, rule: bool = False, from_zero: bool = False):
-        entropy = (baseline.unigram_entropy, "unigram entropy") if rule and baseline else None
-        return draw_chart(
-            title,
-            lines,
-            last_step=last_step,
-            mark_steps=resumes,
-            rule=entropy,
-            from_zero=from_zero,
+    def chart(title: str, *lines: Line, rule: bool = False, from_zero: bool = False) -> None:
+        charts.append(
+            draw_chart(
+                title,
+                lines,
+                last_step=last_step,
+                mark_steps=resumes,
+                rule=entropy if rule else None,
+                from_zero=from_zero,
+            )
         )
 
-    def line(name: str, style: str, value: Callable[[TrainRecord], float | None]) -> Line:
-        return Line(name=name, style=style, points=_points(train, value))
+    def each(value: Value, name: str = "each step", style: str = "raw") -> Line:
+        return Line(name, style, _points(train, value))
 
-    def smooth(name: str, style: str, value: Callable[[TrainRecord], float | None]) -> Line:
-        return Line(name=name, style=style, points=smoothed(_points(train, value)))
+    def smooth(value: Value, name: str = "smoothed", style: str = "main") -> Line:
+        return Line(name, style, smoothed(_points(train, value)))
 
-    charts = [
-        chart(
-            "Loss, nats a token",
-            line("training, each step", "raw", lambda r: r.loss),
-            smooth("training, smoothed", "main", lambda r: r.loss),
-            Line(name="validation", style="marked", points=[(r.step, r.loss) for r in validation]),
-            rule=True,
+    chart(
+        "Loss, nats a token",
+        each(lambda r: r.loss, "training, each step"),
+        smooth(lambda r: r.loss, "training, smoothed"),
+        Line("validation", "marked", [(r.step, r.loss) for r in validation]),
+        rule=True,
+    )
+    by_source = [(r.step, r.by_source) for r in validation if r.by_source is not None]
+    names = by_source[-1][1] if by_source else {}
+    chart(
+        "Validation loss by source, nats a token",
+        *(
+            Line(
+                name, style, [(step, losses[name]) for step, losses in by_source if name in losses]
+            )
+            for name, style in zip(names, cycle(("main", "other", "marked")), strict=False)
         ),
-        _by_source(metrics, chart),
-        # Without spans the second line would repeat the chart above.
+    )
+    # Without spans the second line would repeat the first chart.
+    if any(record.first_of_span_loss is not None for record in train):
         chart(
             "Training loss by kind of token, smoothed",
-            smooth("first token of a span", "other", lambda r: r.first_of_span_loss),
-            smooth("other tokens", "main", lambda r: r.other_loss),
+            smooth(lambda r: r.first_of_span_loss, "first token of a span", "other"),
+            smooth(lambda r: r.other_loss, "other tokens"),
         )
-        if any(record.first_of_span_loss is not None for record in train)
-        else None,
-        chart(
-            "Learning rate",
-            line("learning rate", "main", lambda r: r.learning_rate),
-            from_zero=True,
-        ),
-        chart(
-            "Gradient norm, before clipping",
-            line("each step", "raw", lambda r: r.gradient_norm),
-            smooth("smoothed", "main", lambda r: r.gradient_norm),
-            from_zero=True,
-        ),
-        chart(
-            "Tokens a second, all ranks together",
-            line("each step", "raw", _tokens_per_second),
-            smooth("smoothed", "main", _tokens_per_second),
-            from_zero=True,
-        ),
-        chart(
-            "Peak memory of rank 0, GiB",
-            line("memory", "main", lambda r: r.memory_bytes / GIB_BYTES),
-            from_zero=True,
-        ),
-        chart(
-            "Waiting for data, share of the step",
-            line("each step", "raw", _data_wait_fraction),
-            smooth("smoothed", "main", _data_wait_fraction),
-            from_zero=True,
-        ),
-    ]
+    rate = each(lambda r: r.learning_rate, "learning rate", "main")
+    chart("Learning rate", rate, from_zero=True)
+    values: dict[str, Value] = {
+        "Gradient norm, before clipping": lambda r: r.gradient_norm,
+        "Tokens a second, all ranks together": lambda r: r.tokens_per_second,
+        "Waiting for data, share of the step": lambda r: r.data_wait_fraction,
+    }
+    for title, value in values.items():
+        chart(title, each(value), smooth(value), from_zero=True)
+    memory = each(lambda r: r.memory_bytes / GIB_BYTES, "memory", "main")
+    chart("Peak memory of rank 0, GiB", memory, from_zero=True)
     return [drawn for drawn in charts if drawn is not None]
 
 
-def _by_source(metrics: Metrics, chart: Callable[..., Chart | None]) -> Chart | None:
-    """Validation losses of the sources, where a run mixes several."""
-    by_source = [(r.step, r.by_source) for r in metrics.validation if r.by_source is not None]
-    if not by_source:
-        return None
-    lines = [
-        Line(
-            name=name,
-            style=style,
-            points=[(step, losses[name]) for step, losses in by_source if name in losses],
-        )
-        for name, style in zip(by_source[-1][1], cycle(("main", "other", "marked")), strict=False)
-    ]
-    return chart("Validation loss by source, nats a token", *lines)
-
-
-def _points(
-    train: Sequence[TrainRecord], value: Callable[[TrainRecord], float | None]
-) -> list[tuple[float, float]]:
+def _points(train: Sequence[TrainRecord], value: Value) -> list[tuple[float, float]]:
     """One point for each step that has the value; steps without such tokens leave no gap."""
     values = ((record.step, value(record)) for record in train)
     return [(step, number) for step, number in values if number is not None]
-
-
-def _tokens_per_second(record: TrainRecord) -> float:
-    return record.tokens / max(record.step_seconds, 1e-9)
-
-
-def _data_wait_fraction(record: TrainRecord) -> float:
-    return record.data_wait_seconds / max(record.step_seconds, 1e-9)
 
 
 def _table_row(record: ValidationRecord) -> list[str]:

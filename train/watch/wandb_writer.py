@@ -11,12 +11,22 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+
+from train.config import RunConfig
+from train.watch.metrics import (
+    GIB_BYTES,
+    BaselineRecord,
+    NoteRecord,
+    Record,
+    RunRecord,
+    SampleRecord,
+    TrainRecord,
+    ValidationRecord,
+    perplexity,
+)
 
 MAX_WAITING = 10_000
 """Records that may wait for W&B; beyond that they are dropped, so that memory stays bounded."""
@@ -30,24 +40,6 @@ def new_run_id() -> str:
     return secrets.token_hex(4)
 
 
-@dataclass(frozen=True)
-class _Values:
-    step: int
-    values: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Sample:
-    step: int
-    prompt: str
-    text: str
-
-
-@dataclass(frozen=True)
-class _End:
-    exit_code: int
-
-
 class WandbWriter:
     """Writes one W&B run from a thread of its own; no method raises or waits, save `finish`.
 
@@ -55,13 +47,8 @@ class WandbWriter:
     `wandb sync RUN/wandb/offline-*` uploads later.
 
     Args:
-        run_directory: where `wandb/` is created.
-        mode: offline (files only) or online.
-        project: W&B project.
-        entity: W&B user or team; None for the account's default.
-        run_name: name shown in W&B.
+        config: of the run; shown with it.
         run_id: id of the run; the same after every restart, see `new_run_id`.
-        config: resolved configuration, shown with the run.
         init_timeout_seconds: how long an online run waits for the server.
         finish_timeout_seconds: how long `finish` may take. Longer than `init_timeout_seconds`, so
             that a short run without a server still gets its offline files.
@@ -69,42 +56,28 @@ class WandbWriter:
 
     def __init__(
         self,
-        run_directory: Path,
+        config: RunConfig,
         *,
-        mode: Literal["offline", "online"],
-        project: str,
-        entity: str | None,
-        run_name: str,
         run_id: str,
-        config: Mapping[str, Any],
         init_timeout_seconds: float = 12.0,
         finish_timeout_seconds: float = 20.0,
     ) -> None:
-        self._run_directory = run_directory
-        self._mode: Literal["offline", "online"] = mode
-        self._identity: dict[str, Any] = {
-            "project": project,
-            "entity": entity,
-            "name": run_name,
-            "id": run_id,
-            "config": dict(config),
-        }
+        self._config = config
+        self._run_id = run_id
         self._init_timeout_seconds = init_timeout_seconds
         self._finish_timeout_seconds = finish_timeout_seconds
-        self._queue: queue.Queue[_Values | _Sample | _End] = queue.Queue(maxsize=MAX_WAITING)
+        # Records, and at the end the exit code.
+        self._queue: queue.Queue[Record | int] = queue.Queue(maxsize=MAX_WAITING)
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._dropped = False
         self._cut_off = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="wandb-writer", daemon=True)
         self._thread.start()
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Queues named values of one step."""
-        self._put(_Values(step, dict(values)))
-
-    def sample(self, step: int, prompt: str, text: str) -> None:
-        """Queues a generated text."""
-        self._put(_Sample(step, prompt, text))
+    def write(self, record: Record) -> None:
+        """Queues a record, if it is of a kind that W&B shows."""
+        if not isinstance(record, RunRecord | NoteRecord):
+            self._put(record)
 
     def take_notes(self) -> list[str]:
         """What the thread has to say to the user since the last call."""
@@ -119,7 +92,7 @@ class WandbWriter:
         Args:
             exit_code: non-zero marks the run as failed.
         """
-        self._put(_End(exit_code))
+        self._put(exit_code)
         self._thread.join(self._finish_timeout_seconds)
         if self._thread.is_alive():
             self._cut_off.set()
@@ -130,7 +103,7 @@ class WandbWriter:
                 "metrics.jsonl has every record"
             )
 
-    def _put(self, item: _Values | _Sample | _End) -> None:
+    def _put(self, item: Record | int) -> None:
         if not self._thread.is_alive():
             return
         try:
@@ -161,27 +134,27 @@ class WandbWriter:
             # W&B's own step starts again at 0 when a run resumes offline.
             run.define_metric("*", step_metric="step")
             samples: list[list[Any]] = []
-            while not isinstance(item := self._queue.get(), _End):
-                if isinstance(item, _Values):
-                    run.log({"step": item.step, **item.values})
-                else:
+            while not isinstance(item := self._queue.get(), int):
+                if isinstance(item, SampleRecord):
                     samples.append([item.step, item.prompt, item.text])
                     table = wandb.Table(columns=["step", "prompt", "text"], data=samples)
                     run.log({"step": item.step, "samples": table})
-            run.finish(exit_code=item.exit_code)
+                else:
+                    run.log({"step": item.step, **_values(item)})
+            run.finish(exit_code=item)
         finally:
             # Ends the service here, within the bound: wandb's own exit handler waits without one.
             with contextlib.suppress(Exception):
                 wandb.teardown()
 
     def _open_run(self, wandb: Any) -> Any:
-        if self._mode == "online":
+        if self._config.watch.wandb == "online":
             try:
                 return self._init(wandb, "online")
             except Exception as error:
                 self._notes.put(
                     f"W&B is not reachable, logging offline: {_describe(error)}; "
-                    f"later: wandb sync {self._run_directory / 'wandb' / 'offline-*'}"
+                    f"later: wandb sync {self._config.run_directory}/wandb/offline-*"
                 )
                 # The service keeps the run id of the attempt that failed; a new one has none.
                 wandb.teardown()
@@ -202,11 +175,44 @@ class WandbWriter:
         )
         return wandb.init(
             mode=mode,
-            dir=self._run_directory,
+            dir=self._config.run_directory,
             resume="allow",
             settings=settings,
-            **self._identity,
+            project=self._config.watch.wandb_project,
+            entity=self._config.watch.wandb_entity,
+            name=self._config.name,
+            id=self._run_id,
+            config=self._config.model_dump(mode="json"),
         )
+
+
+def _values(record: Record) -> dict[str, float]:
+    """The record under the names that W&B groups its charts by."""
+    values: dict[str, float | None] = {}
+    if isinstance(record, TrainRecord | ValidationRecord):
+        values = {
+            f"{record.kind}/loss": record.loss,
+            f"{record.kind}/loss_first_of_span": record.first_of_span_loss,
+            f"{record.kind}/loss_other": record.other_loss,
+        }
+    match record:
+        case TrainRecord():
+            values |= {
+                "train/learning_rate": record.learning_rate,
+                "train/gradient_norm": record.gradient_norm,
+                "speed/tokens_per_second": record.tokens_per_second,
+                "speed/data_wait_fraction": record.data_wait_fraction,
+                "speed/memory_gib": record.memory_bytes / GIB_BYTES,
+            }
+        case ValidationRecord():
+            values["validation/perplexity"] = perplexity(record.loss)
+            for source, loss in (record.by_source or {}).items():
+                values[f"validation/loss/{source}"] = loss
+        case BaselineRecord():
+            values["validation/unigram_entropy"] = record.unigram_entropy
+        case _:
+            pass
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _describe(error: Exception) -> str:

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from parallel.zero import state as zero_state
+from parallel.zero.state import TensorKind
 from tests.distributed.checkpoint.runs import train_and_save
 from tests.distributed.toy import Toy, engine_of
 from tools.checkpoint import faults
 from tools.ranks import RankPool
-from train.checkpoint.format import Index, TensorKind, record_of
+from train.checkpoint.format import Index, record_of
 from train.checkpoint.restore import load_module, restore
 from train.errors import CheckpointError
 
@@ -24,10 +25,10 @@ CHUNKS = "chunks-00001.safetensors"
 
 def _refused(stage: int, path: Path) -> tuple[str, bool]:
     engine = engine_of(Toy(frozen=True), stage=stage)
-    before = [part.value.clone() for part in zero_state.local_slices(engine)]
+    before = [part.tensors["value"].clone() for part in zero_state.local_slices(engine)]
     with pytest.raises(CheckpointError) as caught:
         restore(path, engine)
-    after = [part.value for part in zero_state.local_slices(engine)]
+    after = [part.tensors["value"] for part in zero_state.local_slices(engine)]
     engine.close()
     return str(caught.value), all(map(torch.equal, before, after))
 

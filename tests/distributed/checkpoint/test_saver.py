@@ -44,13 +44,15 @@ def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int
     checkpoint_saver.write_chunks = slow_write
     try:
         with saver_of(directory, asynchronous=asynchronous) as saver:
-            expected = {part.name: part.value.clone() for part in zero_state.local_slices(engine)}
+            expected = {
+                part.name: part.tensors["value"].clone() for part in zero_state.local_slices(engine)
+            }
             saver.save(engine, state_of(1), step=1)
             if asynchronous:
                 assert latest(directory) is None
             train_step(engine, 1)
             changed = [
-                not torch.equal(expected[part.name], part.value)
+                not torch.equal(expected[part.name], part.tensors["value"])
                 for part in zero_state.local_slices(engine)
             ]
             assert any(changed)

@@ -13,16 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from parallel.region import Range, Region
+from parallel.zero.state import TensorKind
 from train.checkpoint import chunks as checkpoint_chunks
 from train.checkpoint.chunks import Piece, cut, write_chunks
 from train.checkpoint.format import (
     INDEX_NAME,
     STATE_NAME,
     Index,
-    TensorKind,
     json_bytes,
-    merge,
     record_of,
+    seal,
 )
 from train.checkpoint.reader import ChunkReader
 from train.storage.place import Place
@@ -68,7 +68,6 @@ def _pieces(
                                 shape=SHAPES[name], box=tuple(box), start=start, stop=stop
                             ),
                             tensor=flat[start:stop],
-                            trainable=True,
                         )
                     )
     return ranks
@@ -76,20 +75,11 @@ def _pieces(
 
 def _write(path: Path, ranks: list[list[Piece]]) -> Index:
     path.mkdir()
-    written = {
-        f"chunks-{rank:05d}.safetensors": write_chunks(
-            path / f"chunks-{rank:05d}.safetensors", cut(pieces)
-        )
+    parts = [
+        write_chunks(path / f"chunks-{rank:05d}.safetensors", cut(pieces))
         for rank, pieces in enumerate(ranks)
-    }
-    state = json_bytes({"step": 1})
-    (path / STATE_NAME).write_bytes(state)
-    index = Index(
-        parameters=merge(records for records, _ in written.values()),
-        files={name: record for name, (_, record) in written.items()}
-        | {STATE_NAME: record_of(state)},
-    )
-    (path / INDEX_NAME).write_bytes(json_bytes(index.model_dump(exclude_none=True)))
+    ]
+    seal(Place.of(path), parts, json_bytes({"step": 1}))
     return Index.read(path)
 
 
@@ -156,18 +146,17 @@ def test_the_safetensors_library_reads_our_files(tmp_path: Path) -> None:
             kind="value",
             region=Region.whole((number,)),
             tensor=(torch.randn(number) * 100).to(chance.choice(dtypes)),
-            trainable=False,
         )
         for number in range(1, 40)
     ]
     file = tmp_path / "chunks-00000.safetensors"
-    records, record = write_chunks(file, cut(pieces))
-    assert file.stat().st_size == record.bytes
+    index = write_chunks(file, cut(pieces))
+    assert file.stat().st_size == index.files[file.name].bytes
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata() == {"format": "pt"}
         assert len(opened.keys()) == len(pieces)
         for piece in pieces:
-            (chunk,) = records[piece.name].tensors["value"]
+            (chunk,) = index.parameters[piece.name].tensors["value"]
             assert torch.equal(opened.get_tensor(chunk.key), piece.tensor)
 
 

@@ -9,38 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from tests.train.records import train_record, validation_record
-from train.run_directory import RunDirectory
-from train.watch.metrics import read_metrics
-from train.watch.monitor import Monitor, WatchConfig
+from parallel.launch import World
+from tests.train.records import run_config, train_record, validation_record
+from train.watch.config import WatchConfig
+from train.watch.metrics import BaselineRecord, SampleRecord, read_metrics
+from train.watch.monitor import Monitor
 
-LINES = WatchConfig(wandb="disabled", progress=False, log_every_steps=5)
+LINES = ("steps=12", "watch.log_every_steps=5")
 
 
-def open_monitor(run_directory: Path, watch: WatchConfig = LINES, **changes: Any) -> Monitor:
-    values: dict[str, Any] = {
-        "run_name": "tiny",
-        "config": {"model": {"width": 8}},
-        "watch": watch,
-        "first_step": 0,
-        "total_steps": 12,
-        "rank": 0,
-        "num_ranks": 2,
-        "precision": "fp32",
-        "num_parameters": 1234,
-    }
-    return Monitor(RunDirectory(run_directory), **(values | changes))
+def open_monitor(
+    directory: Path, *overrides: str, rank: int = 0, wandb_run_id: str | None = None
+) -> Monitor:
+    return Monitor(
+        run_config(directory, *LINES, *overrides),
+        World(rank=rank, size=2, device=torch.device("cpu")),
+        first_step=0,
+        num_parameters=1234,
+        wandb_run_id=wandb_run_id,
+    )
 
 
 def test_everything_is_recorded(tmp_path: Path) -> None:
     with open_monitor(tmp_path) as monitor:
-        monitor.baseline(7.0625)
-        monitor.validation(validation_record(0, 9.0))
+        monitor.write(BaselineRecord(step=0, unigram_entropy=7.0625))
+        monitor.write(validation_record(0, 9.0))
         for step in range(1, 13):
-            monitor.train(train_record(step))
-        monitor.sample(12, "The kernel", " is")
+            monitor.write(train_record(step))
+        monitor.write(SampleRecord(step=12, prompt="The kernel", text=" is"))
         monitor.note("enough")
 
     metrics = read_metrics(tmp_path / "metrics.jsonl")
@@ -56,11 +55,11 @@ def test_everything_is_recorded(tmp_path: Path) -> None:
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with open_monitor(tmp_path, WatchConfig(), rank=1) as monitor:
-        monitor.baseline(7.0)
-        monitor.train(train_record(1))
-        monitor.validation(validation_record(1, 9.0))
-        monitor.sample(1, "a", "b")
+    with open_monitor(tmp_path, "watch.wandb=offline", rank=1) as monitor:
+        monitor.write(BaselineRecord(step=0, unigram_entropy=7.0))
+        monitor.write(train_record(1))
+        monitor.write(validation_record(1, 9.0))
+        monitor.write(SampleRecord(step=1, prompt="a", text="b"))
         monitor.note("c")
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
@@ -69,8 +68,8 @@ def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_monitor(tmp_path) as monitor:
         for step in range(1, 13):
-            monitor.train(train_record(step))
-        monitor.validation(validation_record(12, 7.25))
+            monitor.write(train_record(step))
+        monitor.write(validation_record(12, 7.25))
         monitor.note("[bold]as it stands[/bold] " + "long " * 40)
 
     lines = capsys.readouterr().out.splitlines()
@@ -87,11 +86,10 @@ import time
 from pathlib import Path
 from tests.train.records import train_record, validation_record
 from tests.train.watch.test_monitor import open_monitor
-from train.watch.monitor import WatchConfig
-with open_monitor(Path({str(tmp_path)!r}), WatchConfig(wandb="disabled")) as monitor:
-    monitor.validation(validation_record(0, 9.125))
+with open_monitor(Path({str(tmp_path)!r}), "watch.progress=null") as monitor:
+    monitor.write(validation_record(0, 9.125))
     for step in range(1, 13):
-        monitor.train(train_record(step))
+        monitor.write(train_record(step))
     time.sleep(0.5)
 """
     leader, follower = pty.openpty()
@@ -133,8 +131,8 @@ def test_the_run_id_travels(tmp_path: Path) -> None:
 
 
 def test_wandb_is_offline_unless_asked(tmp_path: Path) -> None:
-    with open_monitor(tmp_path, WatchConfig(progress=False)) as monitor:
-        monitor.train(train_record(1))
+    with open_monitor(tmp_path, "watch.wandb=offline") as monitor:
+        monitor.write(train_record(1))
     run_id = monitor.wandb_run_id
     assert len(list(tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))) == 1
     assert read_metrics(tmp_path / "metrics.jsonl").notes == []
@@ -143,7 +141,7 @@ def test_wandb_is_offline_unless_asked(tmp_path: Path) -> None:
 def test_the_file_is_whole_when_the_loop_raises(tmp_path: Path) -> None:
     def train() -> None:
         with open_monitor(tmp_path) as monitor:
-            monitor.train(train_record(1))
+            monitor.write(train_record(1))
             raise ArithmeticError
 
     with pytest.raises(ArithmeticError):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from wandb.proto import wandb_internal_pb2
 
+from tests.train.records import run_config, train_record
 from train.watch.wandb_writer import WandbWriter, new_run_id
 
 ROOT = Path(__file__).parents[3]
@@ -28,18 +29,20 @@ PROGRAM = """
 import json, sys, time
 from pathlib import Path
 {before}
+from tests.train.records import run_config, train_record
+from train.watch.metrics import SampleRecord
 from train.watch.wandb_writer import WandbWriter
+config = run_config(Path({directory!r}), "watch.wandb={mode}")
 clock = time.perf_counter
 times = [clock()]
 writer = WandbWriter(
-    Path({directory!r}), mode={mode!r}, project="p", entity=None, run_name="n", run_id="abcd1234",
-    config={{"a": 1}}, init_timeout_seconds=2.0, finish_timeout_seconds={bound},
+    config, run_id="abcd1234", init_timeout_seconds=2.0, finish_timeout_seconds={bound}
 )
 times.append(clock())
 for step in range(1, 101):
-    writer.log(step, {{"train/loss": 1.0 / step}})
+    writer.write(train_record(step, loss=1.0 / step))
     times.append(clock())
-writer.sample(100, "prompt", "text")
+writer.write(SampleRecord(step=100, prompt="prompt", text="text"))
 times.append(clock())
 {during}
 finish = clock()
@@ -154,17 +157,9 @@ def test_offline_keeps_our_steps(tmp_path: Path) -> None:
 def test_a_resumed_run_goes_on_under_the_same_id_and_steps(tmp_path: Path) -> None:
     run_id = new_run_id()
     for first_step in (1, 4):
-        writer = WandbWriter(
-            tmp_path,
-            mode="offline",
-            project="p",
-            entity=None,
-            run_name="n",
-            run_id=run_id,
-            config={"a": 1},
-        )
+        writer = WandbWriter(run_config(tmp_path, "watch.wandb=offline"), run_id=run_id)
         for step in range(first_step, first_step + 3):
-            writer.log(step, {"train/loss": 1.0})
+            writer.write(train_record(step))
         writer.finish()
         assert writer.take_notes() == []
         # The name of the offline directory holds the second in which the run started.
@@ -239,15 +234,8 @@ def test_wandb_that_cannot_even_start_is_a_note(tmp_path: Path) -> None:
 
 
 def test_an_init_that_raises_is_a_note(tmp_path: Path) -> None:
-    writer = WandbWriter(
-        tmp_path,
-        mode="offline",
-        project="a/b",
-        entity=None,
-        run_name="n",
-        run_id="no/such:id",
-        config={},
-    )
+    config = run_config(tmp_path, "watch.wandb=offline", "watch.wandb_project=a/b")
+    writer = WandbWriter(config, run_id="no/such:id")
     writer.finish()
     notes = writer.take_notes()
     assert [note.split(":")[0] for note in notes] == ["W&B stopped"]
