@@ -1,7 +1,6 @@
 """The S3 server of the lab: real signatures, real objects, nothing left behind."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from botocore.exceptions import ClientError
 
 from tests.lab_fixtures import S3Lab
 from tools.lab import s3
-from tools.lab.daemons import Daemon, LabError, Record, is_alive, stop
+from tools.lab.daemons import Daemon, LabError, Record, is_alive, kill
 
 
 def run_lab(*arguments: str, environment: dict[str, str] | None = None):
@@ -46,8 +45,9 @@ def test_an_unknown_key_is_refused(s3_lab: S3Lab) -> None:
 
 def test_up_twice_is_one_server(s3_lab: S3Lab) -> None:
     before = Record.load(s3_lab.directory)
+    assert before is not None
     assert s3.up(s3_lab.directory, bucket="another") == before
-    assert "buckets: another, lab" in s3.status(s3_lab.directory)
+    assert "buckets: another, lab" in s3.status(before)
 
 
 def test_another_port_needs_a_restart(s3_lab: S3Lab) -> None:
@@ -69,9 +69,8 @@ def test_command_line_from_up_to_down(tmp_path: Path) -> None:
     assert run_lab("s3", "env", directory).stdout == up.stdout
     assert "buckets: corpus" in run_lab("s3", "status", directory).stdout
 
-    record = Record.load(tmp_path / "s3")
+    record = Record.running(tmp_path / "s3")
     assert record is not None
-    assert record.is_running
     assert run_lab("s3", "down", directory).returncode == 0
     assert not any(is_alive(daemon) for daemon in record.daemons)
     assert run_lab("s3", "status", directory).stdout.startswith("s3: down")
@@ -105,6 +104,6 @@ def test_a_process_that_took_over_the_id_is_never_signalled(field: str) -> None:
             recorded = Daemon("weed", process_id, start_ticks)
         else:
             recorded = Daemon("sleep", process_id, start_ticks - 1)
-        stop([recorded], with_signal=signal.SIGKILL, patience_seconds=1.0)
+        kill([recorded])
         assert stranger.poll() is None
         stranger.kill()

@@ -8,16 +8,19 @@ been given to another program is never touched.
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from random import Random
+from random import SystemRandom
+from typing import Self
+
+from pydantic import BaseModel, Field
 
 from train.errors import UserError
 
@@ -25,6 +28,8 @@ RECORD_NAME = "lab.json"
 # Debian keeps daemons where an ordinary user's PATH does not look.
 SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 NUM_LOG_LINES = 15
+START_TIMEOUT_SECONDS = 30.0
+KILL_TIMEOUT_SECONDS = 10.0
 
 
 class LabError(UserError):
@@ -41,40 +46,99 @@ class Daemon:
     """Start time of the process in clock ticks since boot, field 22 of `/proc/PID/stat`."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(BaseModel):
     """What runs in a lab directory, and the environment that programs need to use it."""
 
+    directory: Path = Field(exclude=True)
     service: str
     settings: dict[str, int]
     environment: dict[str, str]
-    daemons: list[Daemon] = field(default_factory=list)
+    daemons: list[Daemon] = []
 
-    def save(self, directory: Path) -> None:
-        """Write the record, whole or not at all."""
-        temporary = directory / f"{RECORD_NAME}.new"
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        temporary.replace(directory / RECORD_NAME)
-
-    @staticmethod
-    def load(directory: Path) -> "Record | None":
+    @classmethod
+    def load(cls, directory: Path) -> Self | None:
         """Read the record of `directory`; None where no lab was ever started."""
         path = directory / RECORD_NAME
         if not path.exists():
             return None
-        fields = json.loads(path.read_text())
-        fields["daemons"] = [Daemon(**daemon) for daemon in fields["daemons"]]
-        return Record(**fields)
+        return cls.model_validate({"directory": directory, **json.loads(path.read_text())})
+
+    @classmethod
+    def running(cls, directory: Path) -> Self | None:
+        """The record of what runs in `directory`; None unless every daemon of it is alive."""
+        record = cls.load(directory)
+        if record is None or not record.daemons or not all(map(is_alive, record.daemons)):
+            return None
+        return record
 
     @property
-    def is_running(self) -> bool:
-        """Whether every recorded daemon is alive."""
-        return bool(self.daemons) and all(is_alive(daemon) for daemon in self.daemons)
+    def logs(self) -> Path:
+        """Where the daemons write what they have to say."""
+        return self.directory / "log"
 
+    def begin(self) -> None:
+        """Empty the directory, or create it.
 
-def export_lines(environment: Mapping[str, str]) -> str:
-    """Return shell lines for `eval`, one `export NAME=VALUE` each."""
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
+        Raises:
+            LabError: it holds files but no lab was ever started in it.
+        """
+        if self.directory.exists() and any(self.directory.iterdir()):
+            if not (self.directory / RECORD_NAME).exists():
+                raise LabError(
+                    f"{self.directory} holds files that are no lab's: choose another --directory"
+                )
+            shutil.rmtree(self.directory)
+        self.logs.mkdir(parents=True)
+        self._save()
+
+    def _save(self) -> None:
+        """Write the record, whole or not at all."""
+        temporary = self.directory / f"{RECORD_NAME}.new"
+        temporary.write_text(self.model_dump_json(indent=2) + "\n")
+        temporary.replace(self.directory / RECORD_NAME)
+
+    def start(
+        self, command: Sequence[str], *, log: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start a program in its own session, its output appended to a log, and record it."""
+        # posix_spawn rather than Popen: nothing here waits for a daemon, it outlives this process.
+        write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        process_id = os.posix_spawn(
+            command[0],
+            list(command),
+            {**os.environ, **(environment or self.environment)},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(self.logs / log), write, 0o644),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+            setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+        )
+        _, _, start_ticks = _read_status(process_id) or ("", "", -1)
+        self.daemons.append(Daemon(Path(command[0]).name, process_id, start_ticks))
+        self._save()
+
+    def wait(self, lacking: Callable[[], str | None]) -> None:
+        """Wait for what was started.
+
+        Args:
+            lacking: says what is not as it should be yet, None when all is.
+
+        Raises:
+            LabError: a daemon ended, or not all is well in time; the others are killed.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        try:
+            while (fault := lacking()) is not None:
+                ended = [daemon.name for daemon in self.daemons if not is_alive(daemon)]
+                if ended or time.monotonic() > deadline:
+                    told = f"{ended[0]} ended at once" if ended else fault
+                    raise LabError("\n".join([told, *map(_tail, sorted(self.logs.glob("*.log")))]))
+                time.sleep(0.05)
+        except LabError:
+            kill(self.daemons)
+            raise
 
 
 def find_program(name: str, *, install_hint: str) -> str:
@@ -91,36 +155,17 @@ def find_program(name: str, *, install_hint: str) -> str:
     return found
 
 
-def prepare_directory(directory: Path) -> None:
-    """Empty a lab directory, or create it.
-
-    Raises:
-        LabError: if the directory holds files but no lab was ever started in it.
-    """
-    if directory.exists() and any(directory.iterdir()):
-        if not (directory / RECORD_NAME).exists():
-            raise LabError(f"{directory} holds files that are no lab's: choose another --directory")
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-
-
 def free_ports(count: int, *, also_offset: int = 0) -> list[int]:
     """Return loopback ports that nothing listens on, below those the kernel hands out.
 
     Args:
         count: how many.
-        also_offset: if not 0, `port + also_offset` must be free as well.
+        also_offset: `port + also_offset` is free as well.
     """
-    ports: list[int] = []
     # The kernel's own choices for outgoing connections start at 32768 and would collide at random.
-    candidates = list(range(17000, 32000))
-    Random(os.urandom(8)).shuffle(candidates)
-    for port in candidates:
-        if is_free(port) and (not also_offset or is_free(port + also_offset)):
-            ports.append(port)
-            if len(ports) == count:
-                return ports
-    raise LabError(f"fewer than {count} free ports between 17000 and 32000 on this machine")
+    candidates = SystemRandom().sample(range(17000, 32000), k=15000)
+    free = (port for port in candidates if is_free(port) and is_free(port + also_offset))
+    return list(islice(free, count))
 
 
 def is_free(port: int) -> bool:
@@ -134,39 +179,12 @@ def is_free(port: int) -> bool:
     return True
 
 
-def start(
-    command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
-) -> Daemon:
-    """Start a program in its own session, its output appended to `log`."""
-    # posix_spawn rather than Popen: nothing here waits for a daemon, it outlives this process.
-    write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    process_id = os.posix_spawn(
-        command[0],
-        list(command),
-        {**os.environ, **(environment or {})},
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(log), write, 0o644),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-        setsid=True,
-        setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
-    )
-    status = _read_status(process_id)
-    return Daemon(
-        name=Path(command[0]).name, process_id=process_id, start_ticks=status[2] if status else -1
-    )
-
-
 def is_alive(daemon: Daemon) -> bool:
     """Whether the recorded process still runs: same id, same name, same start."""
     # A daemon started by this very process stays a zombie until its status is read.
     with contextlib.suppress(ChildProcessError):
         os.waitpid(daemon.process_id, os.WNOHANG)
-    status = _read_status(daemon.process_id)
-    if status is None:
-        return False
-    name, state, start_ticks = status
+    name, state, start_ticks = _read_status(daemon.process_id) or ("", "", -1)
     # The kernel cuts names at 15 characters.
     is_same = name == daemon.name[:15] and start_ticks == daemon.start_ticks
     return is_same and state not in "ZX"
@@ -184,34 +202,22 @@ def _read_status(process_id: int) -> tuple[str, str, int] | None:
     return name, rest[0], int(rest[19])
 
 
-def stop(
-    daemons: Sequence[Daemon], *, with_signal: signal.Signals, patience_seconds: float
-) -> None:
-    """Signal every recorded daemon that still runs; kill those that do not leave in time.
+def kill(daemons: Sequence[Daemon]) -> None:
+    """Kill every recorded daemon that still runs: nothing that it would save is wanted again.
 
     Raises:
-        LabError: if one survives SIGKILL.
+        LabError: if one survives.
     """
-    for number, seconds in ((with_signal, patience_seconds), (signal.SIGKILL, 10.0)):
-        remaining = [daemon for daemon in daemons if is_alive(daemon)]
-        for daemon in remaining:
-            os.kill(daemon.process_id, number)
-        deadline = time.monotonic() + seconds
-        while any(is_alive(daemon) for daemon in remaining):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.02)
-        else:
-            return
-    alive = [f"{daemon.name} ({daemon.process_id})" for daemon in daemons if is_alive(daemon)]
-    raise LabError(f"still running after SIGKILL: {', '.join(alive)}")
+    for daemon in daemons:
+        if is_alive(daemon):
+            os.kill(daemon.process_id, signal.SIGKILL)
+    deadline = time.monotonic() + KILL_TIMEOUT_SECONDS
+    while alive := [f"{each.name} ({each.process_id})" for each in daemons if is_alive(each)]:
+        if time.monotonic() > deadline:
+            raise LabError(f"still running after SIGKILL: {', '.join(alive)}")
+        time.sleep(0.02)
 
 
-def log_tails(*logs: Path) -> str:
-    """Return the last lines of each log, for an error message."""
-    parts: list[str] = []
-    for log in logs:
-        if log.exists():
-            lines = log.read_text(errors="replace").splitlines()[-NUM_LOG_LINES:]
-            parts.append(f"--- end of {log}\n" + "\n".join(lines))
-    return "\n".join(parts)
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-NUM_LOG_LINES:]
+    return "\n".join([f"--- end of {log}", *lines])

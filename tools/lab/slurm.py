@@ -8,32 +8,19 @@ node's `NodeAddr` is 127.0.0.1 (programs that need an address ask `scontrol show
 
 import getpass
 import os
-import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from tools.lab.daemons import (
-    LabError,
-    Record,
-    find_program,
-    free_ports,
-    is_alive,
-    log_tails,
-    prepare_directory,
-    start,
-    stop,
-)
+from tools.lab.daemons import LabError, Record, find_program, free_ports, is_alive, kill
 
-DEFAULT_DIRECTORY = Path("out/lab/slurm")
 INSTALL_HINT = (
     "apt-get update && apt-get install -y --no-install-recommends "
     "slurmctld slurmd slurm-client munge"
 )
-START_TIMEOUT_SECONDS = 30.0
 CALL_TIMEOUT_SECONDS = 60.0
+END_TIMEOUT_SECONDS = 30.0
 # Unix socket paths hold 108 bytes with the closing zero, and munged adds ".lock" to its own.
 MAX_SOCKET_PATH_BYTES = 102
 
@@ -91,17 +78,11 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=100 PreemptM
 """
 NODE = (
     "NodeName=node{index} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Boards=1 "
-    "SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory_mib} State=UNKNOWN"
+    "SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=4096 State=UNKNOWN"
 )
 
 
-def up(
-    directory: Path = DEFAULT_DIRECTORY,
-    *,
-    num_nodes: int = 2,
-    num_cpus: int = 2,
-    memory_mib: int = 4096,
-) -> Record:
+def up(directory: Path, *, num_nodes: int = 2, num_cpus: int = 2) -> Record:
     """Start a cluster in `directory`, unless one of the same size runs there already.
 
     Partitions: `main` (the default; its jobs are preempted with 30 s of grace and requeued) and
@@ -111,7 +92,6 @@ def up(
         directory: holds configuration, state and logs; emptied first.
         num_nodes: nodes `node1`, `node2`, …
         num_cpus: CPUs that each node claims, whatever the machine has.
-        memory_mib: memory that each node claims.
 
     Returns:
         The record, whose `environment` makes `sbatch`, `srun` and the rest talk to this cluster.
@@ -119,10 +99,8 @@ def up(
     Raises:
         LabError: if a program is missing, a daemon ends, or the nodes do not become idle.
     """
-    directory = directory.resolve()
-    settings = {"num_nodes": num_nodes, "num_cpus": num_cpus, "memory_mib": memory_mib}
-    record = Record.load(directory)
-    if record is not None and record.is_running:
+    settings = {"num_nodes": num_nodes, "num_cpus": num_cpus}
+    if record := Record.running(directory):
         if record.settings != settings:
             raise LabError(
                 f"a cluster of another size already runs in {directory} ({record.settings}): "
@@ -131,25 +109,46 @@ def up(
         return record
     names = ("munged", "slurmctld", "slurmd", "scontrol", "sinfo")
     programs = {name: find_program(name, install_hint=INSTALL_HINT) for name in names}
-    if len(os.fsencode(directory / "munge.socket")) > MAX_SOCKET_PATH_BYTES:
+    munge = directory / "munge.socket"
+    if len(os.fsencode(munge)) > MAX_SOCKET_PATH_BYTES:
         raise LabError(f"the path {directory} is too long for a socket: choose another --directory")
     down(directory)
-    prepare_directory(directory)
     environment = {"SLURM_CONF": str(directory / "slurm.conf")}
-    record = Record("slurm", settings, environment)
-    record.save(directory)
-    _configure(directory, num_nodes=num_nodes, num_cpus=num_cpus, memory_mib=memory_mib)
-    try:
-        _start(directory, record, programs)
-        _wait_for_nodes(directory, record)
-    except LabError:
-        down(directory)
-        raise
+    record = Record(
+        directory=directory, service="slurm", settings=settings, environment=environment
+    )
+    record.begin()
+    _configure(directory, num_nodes=num_nodes, num_cpus=num_cpus)
+
+    def launch(name: str, *arguments: str) -> None:
+        record.start([programs[name], *arguments], log=f"{name}.out")
+
+    def idle() -> str | None:
+        answer = _call(record, "sinfo", "--noheader", "--Node", "--partition=main", "--states=idle")
+        num_idle = len(answer.stdout.splitlines()) if answer.returncode == 0 else 0
+        return f"{num_idle} of {num_nodes} nodes came up" if num_idle < num_nodes else None
+
+    launch(
+        "munged",
+        "--foreground",
+        "--force",  # the directory may lie below one that others can write to, such as /tmp
+        "--num-threads=2",
+        f"--key-file={directory}/munge.key",
+        f"--socket={munge}",
+        f"--pid-file={directory}/run/munged.pid",
+        f"--seed-file={directory}/run/munged.seed",
+        f"--log-file={record.logs}/munged.log",
+    )
+    record.wait(lambda: None if munge.exists() else "munged opened no socket")
+    launch("slurmctld", "-D")
+    for index in range(1, num_nodes + 1):
+        launch("slurmd", "-D", "-N", f"node{index}")
+    record.wait(idle)
     return record
 
 
-def _configure(directory: Path, *, num_nodes: int, num_cpus: int, memory_mib: int) -> None:
-    for name in ("state", "log", "run"):
+def _configure(directory: Path, *, num_nodes: int, num_cpus: int) -> None:
+    for name in ("state", "run"):
         (directory / name).mkdir()
     key = directory / "munge.key"
     key.touch(mode=0o600)
@@ -159,9 +158,7 @@ def _configure(directory: Path, *, num_nodes: int, num_cpus: int, memory_mib: in
     nodes: list[str] = []
     for index, port in enumerate(node_ports, start=1):
         (directory / "spool" / f"node{index}").mkdir(parents=True)
-        nodes.append(
-            NODE.format(index=index, host=host, port=port, cpus=num_cpus, memory_mib=memory_mib)
-        )
+        nodes.append(NODE.format(index=index, host=host, port=port, cpus=num_cpus))
     text = CONFIGURATION.format(
         host=host,
         user=getpass.getuser(),
@@ -173,59 +170,6 @@ def _configure(directory: Path, *, num_nodes: int, num_cpus: int, memory_mib: in
     (directory / "slurm.conf").write_text(text)
     # Read by slurmd even though nothing uses control groups; the default plug-in asks for systemd.
     (directory / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
-
-
-def _start(directory: Path, record: Record, programs: Mapping[str, str]) -> None:
-    def launch(name: str, *arguments: str) -> None:
-        log = directory / "log" / f"{name}.out"
-        command = [programs[name], *arguments]
-        record.daemons.append(start(command, log=log, environment=record.environment))
-        record.save(directory)
-
-    launch(
-        "munged",
-        "--foreground",
-        "--force",  # the directory may lie below one that others can write to, such as /tmp
-        "--num-threads=2",
-        f"--key-file={directory}/munge.key",
-        f"--socket={directory}/munge.socket",
-        f"--pid-file={directory}/run/munged.pid",
-        f"--seed-file={directory}/run/munged.seed",
-        f"--log-file={directory}/log/munged.log",
-    )
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while not (directory / "munge.socket").exists():
-        _check_alive(directory, record)
-        if time.monotonic() > deadline:
-            raise LabError(f"munged opened no socket\n{_logs(directory)}")
-        time.sleep(0.02)
-    launch("slurmctld", "-D")
-    for index in range(1, record.settings["num_nodes"] + 1):
-        launch("slurmd", "-D", "-N", f"node{index}")
-
-
-def _wait_for_nodes(directory: Path, record: Record) -> None:
-    num_nodes = record.settings["num_nodes"]
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while True:
-        answer = _call(record, "sinfo", "--noheader", "--Node", "--partition=main", "--states=idle")
-        num_idle = len(answer.stdout.splitlines()) if answer.returncode == 0 else 0
-        if num_idle >= num_nodes:
-            return
-        _check_alive(directory, record)
-        if time.monotonic() > deadline:
-            raise LabError(f"{num_idle} of {num_nodes} nodes came up\n{_logs(directory)}")
-        time.sleep(0.1)
-
-
-def _check_alive(directory: Path, record: Record) -> None:
-    for daemon in record.daemons:
-        if not is_alive(daemon):
-            raise LabError(f"{daemon.name} ended at once\n{_logs(directory)}")
-
-
-def _logs(directory: Path) -> str:
-    return log_tails(*sorted((directory / "log").glob("*.log")))
 
 
 def _call(record: Record, *command: str) -> subprocess.CompletedProcess[str]:
@@ -242,17 +186,13 @@ def _call(record: Record, *command: str) -> subprocess.CompletedProcess[str]:
         raise LabError(f"no answer to {' '.join(command)} in {error.timeout:.0f} s") from error
 
 
-def down(directory: Path = DEFAULT_DIRECTORY) -> None:
+def down(directory: Path) -> None:
     """Kill the jobs of the cluster in `directory` and stop its daemons; the logs stay."""
-    directory = directory.resolve()
-    record = Record.load(directory)
-    if record is None:
-        return
-    alive = {daemon.name for daemon in record.daemons if is_alive(daemon)}
-    if {"munged", "slurmctld"} <= alive:
-        _end_jobs(record)
-    # Nothing in the state is wanted again, so no daemon needs time to save it.
-    stop(record.daemons, with_signal=signal.SIGKILL, patience_seconds=10.0)
+    if record := Record.load(directory):
+        alive = {daemon.name for daemon in record.daemons if is_alive(daemon)}
+        if {"munged", "slurmctld"} <= alive:
+            _end_jobs(record)
+        kill(record.daemons)
 
 
 def _end_jobs(record: Record) -> None:
@@ -263,7 +203,7 @@ def _end_jobs(record: Record) -> None:
     # Pending jobs first, or they would take the place of those that end.
     _call(record, "scancel", "--state=PENDING")
     _call(record, "scancel", "--state=RUNNING")
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + END_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         answer = _call(record, "squeue", "--noheader", "--format=%i")
         jobs = answer.stdout.split()
@@ -274,13 +214,8 @@ def _end_jobs(record: Record) -> None:
         time.sleep(0.1)
 
 
-def status(directory: Path = DEFAULT_DIRECTORY) -> str:
-    """Return a few lines: whether the cluster runs, its nodes and its jobs."""
-    directory = directory.resolve()
-    record = Record.load(directory)
-    if record is None or not record.is_running:
-        return f"slurm: down ({directory})"
-    daemons = ", ".join(f"{daemon.name} {daemon.process_id}" for daemon in record.daemons)
+def status(record: Record) -> str:
+    """Return the nodes and jobs of a running cluster."""
     nodes = _call(record, "sinfo", "--Node", "--format=%N %t %P %c").stdout.strip()
     jobs = _call(record, "squeue", "--format=%i %j %P %T %N %r").stdout.strip()
-    return f"slurm: up ({directory})\n{daemons}\n{nodes}\n{jobs}"
+    return f"{nodes}\n{jobs}"
