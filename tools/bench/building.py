@@ -11,10 +11,11 @@ from rich.console import Console
 
 from tools.bench.rounds import Contestant, Findings
 from tools.bench.shapes import Plan
-from tools.corpus import build
+from tools.corpus.build import build
 from tools.corpus.documentation import Documentation
 from tools.corpus.encoding import paragraphs
 from tools.corpus.packages import package_cache
+from tools.corpus.request import Request
 from tools.corpus.tokenizer import CorpusTokenizer
 
 PACKAGE: Final = "linux-doc-6.1"
@@ -49,12 +50,12 @@ def against_tokenizer(plan: Plan) -> Findings:
         source, given = directory / "text.jsonl", directory / "tokenizer.json"
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         given.write_bytes(tokenizer.content)
-        request = build.Request(sources=[str(source)], tokenizer=given, workers=plan.threads)
+        request = Request(sources=[str(source)], tokenizer=given, workers=plan.threads)
         numbers = count()
 
         def build_corpus() -> None:
             root = directory / f"built-{next(numbers)}"
-            build.build(str(root), request, console=Console(quiet=True))
+            build(str(root), request, console=Console(quiet=True))
 
         def encode() -> None:
             os.environ["TOKENIZERS_PARALLELISM"] = "true"

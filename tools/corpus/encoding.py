@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tools.corpus.entries import Bad, Entry, MediaPiece, TextPiece
-from tools.corpus.finished import targets
+from tools.corpus.entries import Entry, MediaPiece, Piece, TextPiece
+from tools.corpus.media import RowError
 from tools.corpus.tokenizer import CorpusTokenizer
 from train.data.document import Document, Kind
 
@@ -32,7 +32,11 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes documents with a corpus's tokenizer."""
+    """Encodes documents with a corpus's tokenizer.
+
+    Attributes:
+        columns: of shards, and how they are encoded.
+    """
 
     def __init__(self, tokenizer: CorpusTokenizer, *, has_media: bool) -> None:
         """Take a tokenizer.
@@ -43,82 +47,68 @@ class Encoder:
         """
         self._encode = tokenizer.tokenizer.encode_batch_fast
         self._special = tokenizer.special
-        self._dtype = tokenizer.dtype
+        self._dtype = np.uint16 if tokenizer.vocabulary <= 2**16 else np.uint32
         self._has_media = has_media
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """The columns of shards and how they are encoded."""
-        columns = {
+        self.columns = {
             "id": "str",
             "segments": "ndarray:int32",
             "tokens": f"ndarray:{np.dtype(self._dtype).name}",
+            **({"payload": "bytes"} if has_media else {}),
         }
-        return {**columns, "payload": "bytes"} if self._has_media else columns
 
-    def __call__(self, entries: Sequence[Entry]) -> list[Encoded | Bad]:
+    def __call__(self, entries: Sequence[Entry]) -> list[Encoded | RowError]:
         """Encode documents, all texts in one call of the tokenizer."""
-        texts: list[str] = []
-        counts: list[int] = []
-        for entry in entries:
-            for piece in entry.pieces:
-                if isinstance(piece, TextPiece):
-                    found = [piece.text] if piece.is_span else paragraphs(piece.text)
-                    texts += found
-                    counts.append(len(found))
-        encodings = iter(self._encode(texts, add_special_tokens=False))
-        sizes = iter(counts)
-        result: list[Encoded | Bad] = []
-        for entry in entries:
-            text_ids = [
-                [next(encodings).ids for _ in range(next(sizes))]
-                for piece in entry.pieces
-                if isinstance(piece, TextPiece)
-            ]
-            result.append(self._document(entry, text_ids))
-        return result
+        texts = [[_texts(piece) for piece in entry.pieces] for entry in entries]
+        flat = [text for of_entry in texts for of_piece in of_entry for text in of_piece]
+        encodings = iter(self._encode(flat, add_special_tokens=False))
+        return [
+            self._document(entry, [[next(encodings).ids for _ in piece] for piece in of_entry])
+            for entry, of_entry in zip(entries, texts, strict=True)
+        ]
 
-    def _document(self, entry: Entry, text_ids: list[list[list[int]]]) -> Encoded | Bad:
+    def _document(self, entry: Entry, ids: list[list[list[int]]]) -> Encoded | RowError:
+        """A document of the ids of each text of each piece."""
         tokens: list[int] = []
         segments: list[tuple[int, int, int]] = []
         payload: list[bytes] = []
-        paragraph = self._special.paragraph
-        texts = iter(text_ids)
-        for piece in entry.pieces:
+        for piece, of_piece in zip(entry.pieces, ids, strict=True):
             if isinstance(piece, MediaPiece):
                 segments.append((piece.kind, len(piece.data), 0))
                 payload.append(piece.data)
                 continue
             begin = len(tokens)
-            for ids in next(texts):
-                tokens += ids
-                if not piece.is_span and ids:
-                    tokens.append(paragraph)
+            for of_text in of_piece:
+                tokens += of_text
+                if not piece.is_span and of_text:
+                    tokens.append(self._special.paragraph)
             if len(tokens) > begin:
                 kind = Kind.TEXT_SPAN if piece.is_span else Kind.TEXT
                 segments.append((kind, len(tokens) - begin, piece.is_scored))
         if not segments:
-            return Bad(where=entry.id, reason="the tokenizer makes no tokens of its text")
+            return RowError("the tokenizer makes no tokens of its text")
         if payload and not self._has_media:
-            return Bad(
-                where=entry.id,
-                reason="it has an image, audio or video, which no source showed in its first "
-                "rows: build again with --media",
+            return RowError(
+                "it has an image, audio or video, which no source showed in its first rows: build "
+                "again with --media"
             )
-        _end(tokens, segments, self._special.document)
-        return self._encoded(entry.id, tokens, segments, b"".join(payload))
-
-    def _encoded(
-        self, name: str, ids: list[int], segments: list[tuple[int, int, int]], payload: bytes
-    ) -> Encoded:
-        tokens = np.array(ids, dtype=self._dtype)
-        stored = np.array(segments, dtype=np.int32)
-        columns: dict[str, Any] = {"id": name, "tokens": tokens, "segments": stored}
+        # `</d>` belongs to the text that ends the document, or is text of its own after a span.
+        tokens.append(self._special.document)
+        kind, size, is_scored = segments[-1]
+        if kind == Kind.TEXT:
+            segments[-1] = (kind, size + 1, is_scored)
+        else:
+            segments.append((Kind.TEXT, 1, 1))
+        columns: dict[str, Any] = {
+            "id": entry.id,
+            "tokens": np.array(tokens, dtype=self._dtype),
+            "segments": np.array(segments, dtype=np.int32),
+        }
         if self._has_media:
-            columns["payload"] = payload
+            columns["payload"] = b"".join(payload)
         if all(kind == Kind.TEXT and scored for kind, _, scored in segments):
             # Most documents are plain text, for which nothing has to be looked at again.
-            return Encoded(columns=columns, lengths=(len(ids), 0, 0, 0, 0, 0), targets=tokens)
+            lengths = (len(tokens), 0, 0, 0, 0, 0)
+            return Encoded(columns=columns, lengths=lengths, targets=columns["tokens"])
         document = Document.from_columns(columns)
         return Encoded(columns=columns, lengths=document.lengths(), targets=targets(document))
 
@@ -130,11 +120,16 @@ def paragraphs(text: str) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
-def _end(tokens: list[int], segments: list[tuple[int, int, int]], document: int) -> None:
-    """Add `</d>`: to the text that ends the document, or as text of its own after a span."""
-    tokens.append(document)
-    kind, size, is_scored = segments[-1]
-    if kind == Kind.TEXT:
-        segments[-1] = (kind, size + 1, is_scored)
-    else:
-        segments.append((Kind.TEXT, 1, 1))
+def targets(document: Document) -> npt.NDArray[np.int64]:
+    """The tokens of a document that may be predicted: of a span its first at most."""
+    may_be = document.scored
+    for begin, end in document.spans:
+        may_be[begin + 1 : end] = False
+    return document.tokens[may_be]
+
+
+def _texts(piece: Piece) -> list[str]:
+    """What is encoded of a piece."""
+    if not isinstance(piece, TextPiece):
+        return []
+    return [piece.text] if piece.is_span else paragraphs(piece.text)

@@ -1,10 +1,11 @@
 """Documents before they have tokens: texts and payloads, as a record gives them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tools.corpus import media
+from tools.corpus.media import RowError
 from train.data.document import Kind
 
 CAPTION_FIELD: Final = "caption"
@@ -38,44 +39,31 @@ class Entry:
 
     Attributes:
         id: unique in the corpus: source, file, and row where there are rows.
-        pieces: in order; some text or payload is among them.
+        pieces: in order.
         split: where it belongs; None where its id says.
+
+    Raises:
+        RowError: there is nothing in it but white space.
     """
 
     id: str
     pieces: tuple[Piece, ...]
     split: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse an empty one."""
+        if not any(isinstance(piece, MediaPiece) or piece.text.strip() for piece in self.pieces):
+            raise RowError("the document is empty")
+
     @property
     def num_bytes(self) -> int:
         """About what it takes in memory."""
-        sizes = (len(p.text if isinstance(p, TextPiece) else p.data) for p in self.pieces)
-        return sum(sizes)
+        return sum(len(p.text if isinstance(p, TextPiece) else p.data) for p in self.pieces)
 
     @property
     def has_media(self) -> bool:
         """Whether it has a payload."""
         return any(isinstance(piece, MediaPiece) for piece in self.pieces)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bad:
-    """Something that cannot be made a document.
-
-    Attributes:
-        where: file, and row where there are rows.
-        reason: what is wrong, as the end of a sentence.
-    """
-
-    where: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
-
-
-class RowError(ValueError):
-    """A row cannot be made a document; the message says why, as the end of a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +102,9 @@ def pieces_of_row(
     if segments is not None:
         if not isinstance(segments, list):
             raise RowError(f"`{SEGMENTS_FIELD}` is no list")
-        pieces = tuple(
+        return tuple(
             _segment(segment, number, fetch=fetch) for number, segment in enumerate(segments)
         )
-        return require_content(pieces)
     kinds = [name for name in media.KINDS if row.get(name) is not None]
     text = row.get(fields.text)
     if text is None and kinds:
@@ -127,7 +114,7 @@ def pieces_of_row(
         there = ", ".join(map(str, row)) or "nothing"
         raise RowError(f"there is no `{fields.text}`{others} (it has {there})")
     payloads = [media_piece(media.KINDS[name], row[name], fetch=fetch) for name in kinds]
-    return require_content((*payloads, TextPiece(text=require_text(text, fields.text))))
+    return (*payloads, TextPiece(text=require_text(text, fields.text)))
 
 
 def media_piece(kind: Kind, value: Any, *, fetch: Callable[[str], bytes]) -> MediaPiece:
@@ -143,10 +130,7 @@ def media_piece(kind: Kind, value: Any, *, fetch: Callable[[str], bytes]) -> Med
         value = fetch(value)
     if not isinstance(value, bytes):
         raise RowError(f"`{name}` is neither a path nor bytes")
-    try:
-        media.check(kind, value)
-    except media.MediaError as error:
-        raise RowError(str(error)) from error
+    media.check(kind, value)
     return MediaPiece(kind=kind, data=value)
 
 
@@ -163,17 +147,6 @@ def require_text(value: Any, name: str) -> str:
     except UnicodeEncodeError as error:
         raise RowError(f"`{name}` holds half a character ({error.reason})") from error
     return value
-
-
-def require_content(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
-    """The pieces, if there is a document in them.
-
-    Raises:
-        RowError: there is nothing but white space.
-    """
-    if not any(isinstance(piece, MediaPiece) or piece.text.strip() for piece in pieces):
-        raise RowError("the document is empty")
-    return tuple(pieces)
 
 
 def _segment(segment: Any, number: int, *, fetch: Callable[[str], bytes]) -> Piece:

@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, cast
 
 import xxhash
 
 from train.errors import DataError, StorageError
+from train.storage.bucket import StorePlace
 from train.storage.place import Found, Place
 
 BLOCK_BYTES: Final = 1 << 20
@@ -27,7 +28,7 @@ class InputFile:
     """A file of a source.
 
     Attributes:
-        path: to open it by.
+        path: to open it by, from anywhere.
         name: its path inside the source.
         num_bytes: its size.
         version: what its store says that changes with it; None for a local file.
@@ -48,12 +49,8 @@ def listing(path: str) -> list[InputFile]:
     Raises:
         DataError: there is none.
     """
-    path = path.removeprefix("file://")
-    if "://" not in path:
-        path = os.path.abspath(os.path.expanduser(path))
-    with readable(path):
-        place = Place.parse(path)
-        base, found = _found(place)
+    with named(path):
+        base, found = _found(placed(path))
     files = [
         InputFile(path=str(base / each.name), name=each.name, num_bytes=each.num_bytes,
                   version=each.version)
@@ -63,6 +60,18 @@ def listing(path: str) -> list[InputFile]:
     if not files:
         raise DataError(f"{path} holds no files; correct the source.")
     return sorted(files, key=lambda file: file.name)
+
+
+def placed(path: str) -> Place:
+    """The place that a user names, of which no variable is left: from anywhere the same.
+
+    Raises:
+        StorageError: it is none, or a variable in it is not set.
+    """
+    place = Place.parse(path.removeprefix("file://"))
+    if isinstance(place, StorePlace):
+        return Place.parse(f"s3://{place.bucket}/{place.path}", expand=False)
+    return Place.of(Path(os.path.abspath(place)))
 
 
 def _found(place: Place) -> tuple[Place, list[Found]]:
@@ -134,7 +143,7 @@ def opened(path: str) -> Generator[BinaryIO]:
     Raises:
         DataError: it cannot be read.
     """
-    with readable(path):
+    with named(path):
         if "://" not in path:
             with open(path, "rb", buffering=BLOCK_BYTES) as file:
                 yield file
@@ -143,47 +152,34 @@ def opened(path: str) -> Generator[BinaryIO]:
                 yield cast(BinaryIO, file)
 
 
-def is_file(path: str) -> bool:
-    """Whether there is such a file.
-
-    Raises:
-        DataError: the storage does not answer, or refuses.
-    """
-    with readable(path):
-        return Place.parse(path, expand=False).find() is not None
-
-
-def exists(path: str) -> bool:
-    """Whether there is such a local file or directory."""
-    return "://" not in path and os.path.exists(os.path.expanduser(path))
-
-
-def content(path: str) -> bytes:
+def content(path: Place | str) -> bytes:
     """A whole small file.
 
     Raises:
         DataError: it cannot be read.
     """
-    with opened(path) as file, readable(path):
-        return file.read()
+    with named(path):
+        return (Place.parse(path, expand=False) if isinstance(path, str) else path).read()
 
 
 @contextlib.contextmanager
-def readable(path: str) -> Generator[None]:
-    """Turns what clients of storage raise into errors that name the file.
+def named(path: Place | str) -> Generator[None]:
+    """Turns what storage raises into errors that name the file.
 
     Raises:
-        DataError: instead of OSError and of whatever else a store's client raises.
+        DataError: instead of OSError.
     """
     try:
         yield
-    except StorageError as error:
-        told = f"There is no file {path}." if isinstance(error, FileNotFoundError) else str(error)
-        raise DataError(told) from error
     except FileNotFoundError as error:
-        raise DataError(f"There is no file {path}.") from error
+        raise DataError(f"There is no file {error.filename or path}.") from error
+    except StorageError as error:
+        raise DataError(str(error)) from error
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+        raise DataError(
+            f"Cannot use {error.filename or path}: {error.strerror or error}. Check the path and "
+            "its permissions."
+        ) from error
 
 
 class _Remote(io.RawIOBase):

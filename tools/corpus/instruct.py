@@ -64,7 +64,7 @@ class Task:
             )
         if not self._sources:
             raise DataError(
-                f"{self.corpus.path} was not built from documentation, as `python -m tools.corpus "
+                f"{self.corpus.place} was not built from documentation, as `python -m tools.corpus "
                 "build OUT` does; build such a corpus and name it with --corpus."
             )
 

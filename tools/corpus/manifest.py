@@ -1,24 +1,23 @@
 """Makes a corpus of finished parts: indexes, lengths, counts, and last the manifest."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from tools.corpus.part import PartRecord, counts_name
+from tools.corpus.part import Job, PartRecord
 from tools.corpus.plan import BuildPlan
+from tools.corpus.request import FORMAT_VERSION
 from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer
 from tools.corpus.words import counted
-from tools.corpus.workshop import PARTS, SPLITS, Workshop
-from tools.corpus.writing import ShardRecord
+from tools.corpus.workshop import COUNTS, SPLITS, as_json
+from tools.corpus.writing import ShardRecord, npy
 from train.data.document import DOCUMENTS_KIND, LENGTH_COLUMNS, LENGTHS_NAME
 from train.data.store.index import INDEX_NAME
 from train.data.store.manifest import MANIFEST_NAME
 from train.errors import DataError
 
-FORMAT_VERSION: Final = 1
 LENGTHS_VERSION: Final = 1
 TOKEN_COUNTS_NAME: Final = "token_counts.npy"
 _SHARES: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenths / 10 for tenths in range(1, 10)))
@@ -26,9 +25,8 @@ _SHARES: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenths / 10 for tenth
 
 
 def finish(
-    workshop: Workshop,
+    job: Job,
     *,
-    plan: BuildPlan,
     records: Sequence[PartRecord],
     tokenizer: CorpusTokenizer,
     recipe: Mapping[str, Any],
@@ -36,8 +34,7 @@ def finish(
     """Write all that lies beside the shards, and commit.
 
     Args:
-        workshop: where the parts are.
-        plan: of the parts.
+        job: where the parts are.
         records: of all parts, in order.
         tokenizer: that they were encoded with.
         recipe: what was asked for.
@@ -49,6 +46,7 @@ def finish(
         DataError: a split holds no document. What was built is removed, because only other
             arguments can help.
     """
+    workshop = job.workshop
     shards = {
         split: [shard for record in records for shard in record.shards[split]] for split in SPLITS
     }
@@ -64,7 +62,7 @@ def finish(
         "vocabulary": tokenizer.vocabulary,
         "special_tokens": tokenizer.special.to_manifest(),
         "splits": splits,
-        "sources": _sources(plan, records),
+        "sources": _sources(job.plan, records),
         "split_rule": (
             "a document is validation if SHA-256('split:' + id), as a fraction, is < "
             f"{recipe['validation']}"
@@ -76,26 +74,33 @@ def finish(
         "skipped": [bad for record in records for bad in record.bad],
         "recipe": recipe,
     }
-    counts = _npy(_token_counts(workshop, len(records), tokenizer.vocabulary))
-    text = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+    counts = np.zeros(tokenizer.vocabulary, dtype=np.int64)
+    for record in records:
+        counts += workshop.read_note(COUNTS, record.part)
+    # In this order: with its manifest at the top the corpus is there.
+    beside = {
+        TOKENIZER_NAME: tokenizer.content,
+        TOKEN_COUNTS_NAME: npy(counts),
+        MANIFEST_NAME: as_json(manifest),
+    }
     for split, found in shards.items():
         if not found:
             continue
-        directory = workshop.root / split
         lengths = {
             "format_version": LENGTHS_VERSION,
             "columns": list(LENGTH_COLUMNS),
             "shards": [shard.lengths for shard in found],
         }
         index = {"version": 2, "shards": [shard.index for shard in found]}
-        workshop.write(directory / TOKENIZER_NAME, tokenizer.content)
-        workshop.write(directory / TOKEN_COUNTS_NAME, counts)
-        workshop.write(directory / MANIFEST_NAME, text)
-        workshop.write_json(directory / LENGTHS_NAME, lengths)
-        workshop.write(directory / INDEX_NAME, json.dumps(index, sort_keys=True).encode())
-    workshop.write(workshop.root / TOKENIZER_NAME, tokenizer.content)
-    workshop.write(workshop.root / TOKEN_COUNTS_NAME, counts)
-    workshop.end(manifest)
+        files = beside | {
+            LENGTHS_NAME: as_json(lengths),
+            INDEX_NAME: json.dumps(index, sort_keys=True).encode(),
+        }
+        for name, content in files.items():
+            workshop.write(workshop.root / split / name, content)
+    for name, content in beside.items():
+        workshop.write(workshop.root / name, content)
+    workshop.clear()
     return manifest
 
 
@@ -142,37 +147,17 @@ def _lacking(
     documents = sum(split["documents"] for split in splits.values())
     if documents == 0:
         return "No document is left; look at what was skipped. What was built is removed."
-    for split, numbers in splits.items():
-        if numbers["documents"] == 0 and not (split == "validation" and recipe["validation"] == 0):
-            share = _working_share(records)
-            proposed = "" if share is None else f"--validation {share:g}, or with "
-            return (
-                f"Of {counted(documents, 'document')} none falls into {split} with --validation "
-                f"{recipe['validation']}. What was built is removed: run again with {proposed}"
-                "--validation 0 for no validation split."
-            )
-    return None
-
-
-def _working_share(records: Sequence[PartRecord]) -> float | None:
-    """A share of validation with which documents fall into both splits."""
-    drawn = [record.drawn for record in records if record.drawn is not None]
-    if not drawn:
+    validation = recipe["validation"]
+    wanted = SPLITS if validation else ("train",)
+    lacking = next((split for split in wanted if not splits[split]["documents"]), None)
+    if lacking is None:
         return None
+    # A share with which documents fall into both splits.
+    drawn = [record.drawn for record in records if record.drawn is not None]
     low, high = min(low for low, _ in drawn), max(high for _, high in drawn)
-    return next((share for share in _SHARES if low < share <= high), None)
-
-
-def _token_counts(workshop: Workshop, parts: int, vocabulary: int) -> Any:
-    counts = np.zeros(vocabulary, dtype=np.int64)
-    for number in range(parts):
-        data = workshop.read(workshop.working / PARTS / counts_name(number))
-        assert data is not None, "written before the part's record"
-        counts += np.load(io.BytesIO(data), allow_pickle=False)
-    return counts
-
-
-def _npy(array: Any) -> bytes:
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    return content.getvalue()
+    shares = [f"--validation {share:g}, or with " for share in _SHARES if low < share <= high]
+    return (
+        f"Of {counted(documents, 'document')} none falls into {lacking} with --validation "
+        f"{validation}. What was built is removed: run again with {''.join(shares[:1])}"
+        "--validation 0 for no validation split."
+    )

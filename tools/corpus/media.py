@@ -22,23 +22,23 @@ KINDS: Final[Mapping[str, Kind]] = {name: kind for kind, name in MEDIA.items()}
 """Kinds by the names that columns and segments have."""
 
 
-class MediaError(ValueError):
-    """A payload is not what it is given as; the message is the end of a sentence."""
+class RowError(ValueError):
+    """A record or a file cannot be made a document; the message is the end of a sentence."""
 
 
 def check(kind: Kind, data: bytes) -> None:
     """Refuse a payload that is not of its kind.
 
     Raises:
-        MediaError: it is not.
+        RowError: it is not.
     """
     if not data:
-        raise MediaError(f"the {MEDIA[kind]} is empty")
+        raise RowError(f"the {MEDIA[kind]} is empty")
     if kind == Kind.IMAGE:
         _image(data)
     elif format_of(kind, data) is None:
         known = {Kind.AUDIO: "wav, flac, mp3 or ogg", Kind.VIDEO: "mp4, webm or mkv"}[kind]
-        raise MediaError(f"the {MEDIA[kind]} is not {known}: it begins with {data[:8]!r}")
+        raise RowError(f"the {MEDIA[kind]} is not {known}: it begins with {data[:8]!r}")
 
 
 def format_of(kind: Kind, data: bytes) -> str | None:
@@ -84,4 +84,4 @@ def _image(data: bytes) -> None:
         reason = str(error).replace(repr(error), "") or type(error).__name__
         if "cannot identify image file" in reason:
             reason = f"no format that is known begins with {data[:8]!r}"
-        raise MediaError(f"the image cannot be read ({reason})") from error
+        raise RowError(f"the image cannot be read ({reason})") from error

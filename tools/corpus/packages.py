@@ -177,7 +177,7 @@ def _download(name: str, scratch: Path) -> Path:
         raise DataError(
             f"Could not download the Debian package {name} ({reason}). Check the network and the "
             f"mirror in /etc/apt, or put its .deb and a .sha256 beside it into "
-            f"{package_cache() / name}, or name a directory of text with --sources."
+            f"{package_cache() / name}, or name a directory of text as prose:DIRECTORY."
         )
     return found[0]
 
@@ -206,7 +206,7 @@ def _program(name: str) -> str:
     if found is None:
         raise DataError(
             f"{name} is missing, so Debian packages cannot be read here; name a directory of text "
-            "with --sources."
+            "as prose:DIRECTORY."
         )
     return found
 

@@ -1,11 +1,10 @@
 """Builds one part: reads, encodes, writes its shards, and commits them with a record."""
 
 import hashlib
-import io
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Final
 
 import numpy as np
@@ -13,19 +12,19 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from tools.corpus.encoding import Encoder
-from tools.corpus.entries import Bad, Entry, Fields
-from tools.corpus.ids import write_ids
+from tools.corpus.entries import Entry
+from tools.corpus.media import RowError
 from tools.corpus.plan import BuildPlan
 from tools.corpus.pool import Report
-from tools.corpus.reading import PartReader
+from tools.corpus.reading import PartReader, ignore
+from tools.corpus.request import Request
 from tools.corpus.tokenizer import CorpusTokenizer
-from tools.corpus.workshop import PARTS, SCRATCH, SPLITS, Workshop
+from tools.corpus.workshop import COUNTS, IDS, KEEP, RECORD, SPLITS, Workshop
 from tools.corpus.writing import ShardRecord, ShardWriter
 from train.errors import DataError
 
 BATCH_BYTES: Final = 1 << 20
 BATCH_DOCUMENTS: Final = 1024
-DUPLICATES: Final = "duplicates"
 
 
 class PartRecord(BaseModel):
@@ -50,42 +49,37 @@ class PartRecord(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartSetup:
-    """What every process needs to build parts.
+class Job:
+    """What every process of a build needs.
 
     Attributes:
-        out: place of the corpus.
+        workshop: where the corpus comes to be.
         plan: all parts.
-        tokenizer: content of tokenizer.json.
-        fields: columns of tables.
-        validation: share of documents.
-        shard_bytes: limit of a shard.
-        skip_bad: how many documents may be bad.
+        request: what is wanted.
     """
 
-    out: str
+    workshop: Workshop
     plan: BuildPlan
-    tokenizer: bytes
-    fields: Fields
-    validation: float
-    shard_bytes: int
-    skip_bad: int
+    request: Request
 
-    def __call__(self) -> "PartBuilder":
-        """Get ready, once in each process."""
-        return PartBuilder(self)
+    def read(
+        self, number: int, note_bad: Callable[[str], None] = ignore, report: Report = ignore
+    ) -> PartReader:
+        """The documents of a part."""
+        part = self.plan.parts[number]
+        fields = self.request.fields
+        return PartReader(self.plan, part, fields=fields, note_bad=note_bad, report=report)
 
 
 class PartBuilder:
     """Builds parts, one after the other."""
 
-    def __init__(self, setup: PartSetup) -> None:
-        """Load the tokenizer."""
-        self._setup = setup
-        self._workshop = Workshop(setup.out)
-        tokenizer = CorpusTokenizer.from_content(setup.tokenizer, name="the tokenizer")
-        self._vocabulary = tokenizer.vocabulary
-        self._encoder = Encoder(tokenizer, has_media=setup.plan.has_media)
+    def __init__(self, job: Job, tokenizer: bytes) -> None:
+        """Load the tokenizer, by the content of its file."""
+        self._job = job
+        loaded = CorpusTokenizer.from_content(tokenizer, name="the tokenizer")
+        self._vocabulary = loaded.vocabulary
+        self._encoder = Encoder(loaded, has_media=job.plan.has_media)
 
     def __call__(self, number: int, report: Report) -> PartRecord:
         """Build a part and commit it.
@@ -93,74 +87,56 @@ class PartBuilder:
         Raises:
             DataError: more is bad than may be, or the part cannot be read or written.
         """
-        setup, workshop = self._setup, self._workshop
-        part = setup.plan.parts[number]
-        source = setup.plan.sources[part.source].name
-        scratch = workshop.scratch / SCRATCH / f"{number:05}"
+        workshop, request = self._job.workshop, self._job.request
+        scratch = workshop.scratch / f"{number:05}"
         shutil.rmtree(scratch, ignore_errors=True)
+        writers = {
+            split: ShardWriter(
+                scratch / split,
+                self._encoder.columns,
+                stem=f"part-{number:05}",
+                size=request.shard_bytes,
+                deliver=workshop.deliver_to(workshop.root / split),
+            )
+            for split in SPLITS
+        }
         counts = np.zeros(self._vocabulary, dtype=np.int64)
-        bad = BadList(setup.skip_bad)
-        reader = PartReader(part, source=source, fields=setup.fields)
-        kept = Kept(workshop, number)
+        bad = BadList(request.skip_bad)
         ids: list[str] = []
-        with ExitStack() as stack:
-            writers = {
-                split: stack.enter_context(
-                    _Writing(
-                        ShardWriter(
-                            scratch / split,
-                            self._encoder.columns,
-                            stem=f"part-{number:05}",
-                            size=setup.shard_bytes,
-                            deliver=workshop.deliver_to(workshop.root / split),
-                        )
-                    )
-                )
-                for split in SPLITS
-            }
-            done = 0
-            for batch in _batches(kept(reader), bad):
-                tokens = 0
-                targets: list[npt.NDArray[Any]] = []
-                for entry, encoded in zip(batch, self._encoder(batch), strict=True):
-                    if isinstance(encoded, Bad):
-                        bad.add(encoded)
-                        continue
-                    split = entry.split or split_of(entry.id, setup.validation)
-                    writers[split].add(encoded.columns, encoded.lengths)
-                    ids.append(entry.id)
-                    tokens += encoded.lengths[0]
-                    if split == "train":
-                        targets.append(encoded.targets)
-                if targets:
-                    counts += np.bincount(np.concatenate(targets), minlength=self._vocabulary)
-                report(reader.done_bytes - done, len(batch), tokens)
-                done = reader.done_bytes
-        report(part.num_bytes - done, 0, 0)
-        numbers = [_drawn(name) / 2**64 for name in ids]
-        drawn = (min(numbers), max(numbers)) if numbers else None
+        keep = workshop.read_note(KEEP, number)
+        entries = self._job.read(number, bad.add, report)
+        for batch in _batches(entries if keep is None else compress(entries, keep)):
+            tokens = 0
+            targets: list[npt.NDArray[Any]] = []
+            for entry, encoded in zip(batch, self._encoder(batch), strict=True):
+                if isinstance(encoded, RowError):
+                    bad.add(f"{entry.id}: {encoded}")
+                    continue
+                split = entry.split or split_of(entry.id, request.validation)
+                writers[split].add(encoded.columns, encoded.lengths)
+                ids.append(entry.id)
+                tokens += encoded.lengths[0]
+                if split == "train":
+                    targets.append(encoded.targets)
+            if targets:
+                counts += np.bincount(np.concatenate(targets), minlength=self._vocabulary)
+            report(0, 0, tokens)
+        for writer in writers.values():
+            writer.finish()
+        drawn = [_drawn(name) / 2**64 for name in ids]
         record = PartRecord(
             part=number,
             shards={split: writer.records for split, writer in writers.items()},
-            duplicates=kept.left_out,
+            duplicates=0 if keep is None else int((~keep).sum()),
             bad=bad.found,
-            drawn=drawn,
+            drawn=(min(drawn), max(drawn)) if drawn else None,
         )
-        if setup.fields.id is not None:
-            write_ids(workshop, number, ids)
-        self._commit(record, counts)
+        if request.fields.id is not None:
+            workshop.note(IDS, number, ids)
+        workshop.note(COUNTS, number, counts)
+        workshop.note(RECORD, number, record.model_dump_json().encode())
         shutil.rmtree(scratch, ignore_errors=True)
         return record
-
-    def _commit(self, record: PartRecord, counts: npt.NDArray[np.int64]) -> None:
-        directory = self._workshop.working / PARTS
-        content = io.BytesIO()
-        np.save(content, counts, allow_pickle=False)
-        self._workshop.write(directory / counts_name(record.part), content.getvalue())
-        # With it the part is done.
-        self._workshop.write(
-            directory / record_name(record.part), record.model_dump_json().encode()
-        )
 
 
 class BadList:
@@ -171,30 +147,23 @@ class BadList:
         self.found: list[str] = []
         self._limit = limit
 
-    def add(self, bad: Bad) -> None:
-        """Note it.
+    def add(self, *bad: str) -> None:
+        """Note where something is bad, and why.
 
         Raises:
-            DataError: it is one too many.
+            DataError: it is more than may be skipped.
         """
-        self.found.append(str(bad))
-        require_few_bad(self.found, self._limit)
-
-
-def require_few_bad(found: list[str], limit: int) -> None:
-    """Refuse more bad documents than may be skipped.
-
-    Raises:
-        DataError: there are.
-    """
-    if len(found) <= limit:
-        return
-    if limit == 0:
-        raise DataError(f"{found[0]}. Mend it, or allow some to be left out with --skip-bad N.")
-    told = "\n  ".join(found[:20])
-    raise DataError(
-        f"More than {limit} documents are bad:\n  {told}\nMend them, or raise --skip-bad."
-    )
+        self.found += bad
+        if len(self.found) <= self._limit:
+            return
+        if self._limit == 0:
+            raise DataError(
+                f"{self.found[0]}. Mend it, or allow some to be left out with --skip-bad N."
+            )
+        told = "\n  ".join(self.found[:20])
+        raise DataError(
+            f"More than {self._limit} documents are bad:\n  {told}\nMend them, or raise --skip-bad."
+        )
 
 
 def split_of(name: str, validation: float) -> str:
@@ -207,67 +176,13 @@ def _drawn(name: str) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def record_name(part: int) -> str:
-    """Of the file that commits a part."""
-    return f"{part:05}.json"
-
-
-def counts_name(part: int) -> str:
-    """Of the file that says how often each token is a target in a part."""
-    return f"{part:05}.counts.npy"
-
-
-def keep_name(part: int) -> str:
-    """Of the file that says which documents of a part stay."""
-    return f"{part:05}.keep.npy"
-
-
-class Kept:
-    """Passes on the documents of a part that are no duplicates, once those are known."""
-
-    def __init__(self, workshop: Workshop, part: int) -> None:
-        """Look whether duplicates were sought."""
-        self.left_out = 0
-        data = workshop.read(workshop.working / DUPLICATES / keep_name(part))
-        self._keep = None if data is None else np.load(io.BytesIO(data), allow_pickle=False)
-
-    def __call__(self, items: PartReader) -> Iterator[Entry | Bad]:
-        """The documents to keep, and all that is bad."""
-        number = 0
-        for item in items:
-            if isinstance(item, Entry):
-                keep = self._keep is None or bool(self._keep[number])
-                number += 1
-                if not keep:
-                    self.left_out += 1
-                    continue
-            yield item
-
-
-class _Writing:
-    """Ends a writer when its block ends well; otherwise nothing more is written."""
-
-    def __init__(self, writer: ShardWriter) -> None:
-        self._writer = writer
-
-    def __enter__(self) -> ShardWriter:
-        return self._writer
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._writer.finish()
-
-
-def _batches(items: Iterator[Entry | Bad], bad: BadList) -> Iterator[list[Entry]]:
+def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
     """Documents in groups worth a call of the tokenizer."""
     waiting: list[Entry] = []
     num_bytes = 0
-    for item in items:
-        if isinstance(item, Bad):
-            bad.add(item)
-            continue
-        waiting.append(item)
-        num_bytes += item.num_bytes
+    for entry in entries:
+        waiting.append(entry)
+        num_bytes += entry.num_bytes
         if num_bytes >= BATCH_BYTES or len(waiting) >= BATCH_DOCUMENTS:
             yield waiting
             waiting, num_bytes = [], 0

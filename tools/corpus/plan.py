@@ -5,7 +5,9 @@ the size asked for alone, so that any number of processes builds the same corpus
 """
 
 import hashlib
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal
@@ -41,7 +43,7 @@ class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Slice(_Stored):
+class Slice(BaseModel):
     """A file, or a range of it.
 
     Attributes:
@@ -55,6 +57,8 @@ class Slice(_Stored):
         caption: the file that holds a payload's text.
         num_bytes: what it weighs, for cutting parts and for progress.
     """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     path: str
     name: str
@@ -194,7 +198,7 @@ def cut(
 def _name_and_path(given: str) -> tuple[str, str]:
     named = _NAMED.match(given)
     # A path that is there may have an equals sign in its name.
-    if named is not None and not inputs.exists(given):
+    if named is not None and not os.path.exists(os.path.expanduser(given)):
         return named[1], named[2]
     bare = given.rstrip("/")
     last = PurePosixPath(bare).name
@@ -224,53 +228,44 @@ def _suffix(name: str) -> str | None:
 def _slices(path: str) -> tuple[list[Slice], list[InputFile], dict[str, int]]:
     """The files of a source as slices, all that are read with captions, and what is left out."""
     files = inputs.listing(path)
-    by_stem: dict[str, list[InputFile]] = {}
     slices: list[Slice] = []
-    left_out: dict[str, int] = {}
-    has_table = False
+    texts: dict[str, str] = {}
+    left_out: Counter[str] = Counter()
     for file in files:
         suffix = _suffix(file.name)
         if suffix is None:
-            ending = PurePosixPath(file.name).suffix.lower() or "none"
-            left_out[ending] = left_out.get(ending, 0) + 1
+            left_out[PurePosixPath(file.name).suffix.lower() or "none"] += 1
             continue
-        form = SUFFIXES[suffix]
-        if form in ("media", "text"):
-            by_stem.setdefault(file.name[: -len(suffix)], []).append(file)
-        has_table |= form in ("jsonl", "csv", "parquet")
-        slices.append(_slice(file, form))
-    payloads = {piece.name: piece for piece in slices if piece.form == "media"}
-    captions: dict[str, str] = {}
-    for siblings in by_stem.values():
-        texts = [file for file in siblings if file.name.lower().endswith(".txt")]
-        for file in siblings:
-            if file.name in payloads and texts:
-                captions[file.name] = texts[0].path
-    used = set(captions.values())
+        if suffix == ".txt":
+            texts.setdefault(os.path.splitext(file.name)[0], file.path)
+        slices.append(
+            Slice(
+                path=file.path,
+                name=file.name,
+                form=SUFFIXES[suffix],
+                file_bytes=file.num_bytes,
+                num_bytes=file.num_bytes + _FILE_BYTES,
+            )
+        )
+    for piece in slices:
+        if piece.form == "media":
+            piece.caption = texts.get(os.path.splitext(piece.name)[0])
+    used = {piece.caption for piece in slices}
+    has_table = any(piece.form in ("jsonl", "csv", "parquet") for piece in slices)
     kept = [
-        piece.model_copy(update={"caption": captions.get(piece.name)})
+        piece
         for piece in slices
         # Payloads without a text of their own belong to a table, where there is one.
-        if piece.path not in used and not (piece.form == "media" and has_table
-                                           and piece.name not in captions)
-    ]  # fmt: skip
+        if piece.path not in used
+        and not (piece.form == "media" and has_table and piece.caption is None)
+    ]
     if not kept:
         raise DataError(
             f"{path} holds nothing that documents can be made of; known are files named "
             f"{', '.join(SUFFIXES)}."
         )
     paths = used | {piece.path for piece in kept}
-    return kept, [file for file in files if file.path in paths], left_out
-
-
-def _slice(file: InputFile, form: Form) -> Slice:
-    return Slice(
-        path=file.path,
-        name=file.name,
-        form=form,
-        file_bytes=file.num_bytes,
-        num_bytes=file.num_bytes + _FILE_BYTES,
-    )
+    return kept, [file for file in files if file.path in paths], dict(left_out)
 
 
 def _cut_file(whole: Slice, part_bytes: int) -> Iterator[Slice]:
@@ -286,39 +281,15 @@ def _cut_file(whole: Slice, part_bytes: int) -> Iterator[Slice]:
 
 def _cut_lines(whole: Slice, part_bytes: int) -> Iterator[Slice]:
     """Ranges of whole lines; each ends with the line that reaches the size."""
-    begin, first_row, row, offset = 0, 1, 1, 0
+    begin, end, first_row = 0, 0, 1
     with inputs.opened(whole.path) as file:
-        while block := file.read(inputs.BLOCK_BYTES):
-            searched = 0
-            while True:
-                # The last byte that belongs to the range is sought from where it is long enough.
-                from_here = max(searched, begin + part_bytes - 1 - offset)
-                newline = block.find(b"\n", from_here) if from_here < len(block) else -1
-                if newline < 0:
-                    row += block.count(b"\n", searched)
-                    break
-                row += block.count(b"\n", searched, newline + 1)
-                searched = newline + 1
-                end = offset + searched
-                yield whole.model_copy(
-                    update={
-                        "begin": begin,
-                        "end": end,
-                        "first_row": first_row,
-                        "num_bytes": end - begin,
-                    }
-                )
-                begin, first_row = end, row
-            offset += len(block)
-    if offset > begin:
-        yield whole.model_copy(
-            update={
-                "begin": begin,
-                "end": offset,
-                "first_row": first_row,
-                "num_bytes": offset - begin,
-            }
-        )
+        for row, line in enumerate(file, 1):
+            end += len(line)
+            if end - begin >= part_bytes:
+                yield _range(whole, begin, end, first_row, end - begin)
+                begin, first_row = end, row + 1
+    if end > begin:
+        yield _range(whole, begin, end, first_row, end - begin)
 
 
 def _cut_row_groups(whole: Slice, part_bytes: int) -> Iterator[Slice]:
@@ -327,10 +298,7 @@ def _cut_row_groups(whole: Slice, part_bytes: int) -> Iterator[Slice]:
             metadata = pq.ParquetFile(file).metadata
             groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
             sizes = [
-                sum(
-                    group.column(column).total_compressed_size
-                    for column in range(group.num_columns)
-                )
+                sum(group.column(n).total_compressed_size for n in range(group.num_columns))
                 for group in groups
             ]
             rows = [group.num_rows for group in groups]
@@ -338,16 +306,14 @@ def _cut_row_groups(whole: Slice, part_bytes: int) -> Iterator[Slice]:
         yield whole  # reading says what is wrong, and whether that is to be skipped
         return
     begin, first_row = 0, 1
-    for number in range(len(sizes)):
-        if number + 1 < len(sizes) and sum(sizes[begin : number + 2]) <= part_bytes:
+    for end in range(1, len(sizes) + 1):
+        if end < len(sizes) and sum(sizes[begin : end + 1]) <= part_bytes:
             continue
-        yield whole.model_copy(
-            update={
-                "begin": begin,
-                "end": number + 1,
-                "first_row": first_row,
-                "num_bytes": sum(sizes[begin : number + 1]),
-            }
-        )
-        first_row += sum(rows[begin : number + 1])
-        begin = number + 1
+        yield _range(whole, begin, end, first_row, sum(sizes[begin:end]))
+        first_row += sum(rows[begin:end])
+        begin = end
+
+
+def _range(whole: Slice, begin: int, end: int, first_row: int, num_bytes: int) -> Slice:
+    known = {"begin": begin, "end": end, "first_row": first_row, "num_bytes": num_bytes}
+    return whole.model_copy(update=known)

@@ -52,10 +52,10 @@ def spread(
         return
     if workers == 1 or len(tasks) == 1:
         # A single task may have all cores; a single worker asked for is a single core.
-        with _tokenizer_threads(workers > 1):
-            worker = make_worker()
-            for task in tasks:
-                yield task, worker(task, report)
+        os.environ[_TOKENIZER_THREADS] = str(workers > 1).lower()
+        worker = make_worker()
+        for task in tasks:
+            yield task, worker(task, report)
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOAD])
@@ -67,31 +67,30 @@ def spread(
         initializer=_begin,
         initargs=(make_worker, dict(os.environ), counts, stop),
     )
-    with executor:
-        try:
-            with _uninterrupted():
-                forkserver.ensure_running()
-                futures: dict[Future[Result], Task] = {
-                    executor.submit(_do, task): task  # pyright: ignore[reportArgumentType]  # by _begin
-                    for task in tasks
-                }
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, _POLL_SECONDS, return_when=FIRST_COMPLETED)
-                while not counts.empty():
-                    report(*counts.get())
-                for future in done:
-                    yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "A worker process was killed, perhaps because memory ran out. Finished parts are "
-                "kept: run the same command again, perhaps with fewer --workers."
-            ) from error
-        finally:
-            # Those at work end at their next report. One that still starts needs the queue and the
-            # event, which end with this function.
-            stop.set()
-            executor.shutdown(wait=True, cancel_futures=True)
+    try:
+        with _uninterrupted():
+            forkserver.ensure_running()
+            futures: dict[Future[Result], Task] = {
+                executor.submit(_do, task): task  # pyright: ignore[reportArgumentType]  # by _begin
+                for task in tasks
+            }
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, _POLL_SECONDS, return_when=FIRST_COMPLETED)
+            while not counts.empty():
+                report(*counts.get())
+            for future in done:
+                yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "A worker process was killed, perhaps because memory ran out. Finished parts are "
+            "kept: run the same command again, perhaps with fewer --workers."
+        ) from error
+    finally:
+        # Those at work end at their next report. One that still starts needs the queue and the
+        # event, which end with this function.
+        stop.set()
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -102,38 +101,23 @@ def _uninterrupted() -> Generator[None]:
     not interrupted while they import either.
     """
     interrupts: list[int] = []
-    is_main = threading.current_thread() is threading.main_thread()
     # Any thread may be told of a signal, so that blocking it in this one is not enough.
-    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(1)) if is_main else None
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        if is_main:
-            signal.signal(signal.SIGINT, handler)
-            if interrupts:
-                signal.raise_signal(signal.SIGINT)
-
-
-@contextlib.contextmanager
-def _tokenizer_threads(allowed: bool) -> Generator[None]:
-    before = os.environ.get(_TOKENIZER_THREADS)
-    os.environ[_TOKENIZER_THREADS] = str(allowed).lower()
-    try:
-        yield
-    finally:
-        del os.environ[_TOKENIZER_THREADS]
-        if before is not None:
-            os.environ[_TOKENIZER_THREADS] = before
+        signal.signal(signal.SIGINT, handler)
+        for number in interrupts:
+            signal.raise_signal(number)
 
 
 class Stopped(Exception):
     """The work is given up; nobody waits for the result."""
 
 
-_worker: Callable[[Any, Report], Any] | None = None
-_report: Report | None = None
+_do_here: Callable[[Any], Any] | None = None
 
 
 def _begin(
@@ -143,7 +127,7 @@ def _begin(
     stop: Any,
 ) -> None:
     """Make this process ready for tasks."""
-    global _worker, _report
+    global _do_here
     # The server that this process was forked from began with the environment of its first user.
     os.environ.clear()
     os.environ.update(environment)
@@ -152,18 +136,22 @@ def _begin(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def report(num_bytes: int, documents: int, tokens: int) -> None:
+    def report(*numbers: int) -> None:
         if stop.is_set():
             raise Stopped
-        counts.put((num_bytes, documents, tokens))
+        counts.put(numbers)
 
-    _worker, _report = make_worker(), report
+    worker = make_worker()
+
+    def work(task: Any) -> Any:
+        return worker(task, report)
+
+    _do_here = work
 
 
 def _do(task: Any) -> Any:
-    assert _worker is not None
-    assert _report is not None
-    return _worker(task, _report)
+    assert _do_here is not None
+    return _do_here(task)
 
 
 def _end_with_parent() -> None:

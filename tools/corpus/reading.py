@@ -1,10 +1,10 @@
-"""Reads the documents of a part in order, and reports each record or file that is none."""
+"""Reads the documents of a part in order, and notes each record or file that is none."""
 
-import contextlib
 import csv
 import io
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Final
@@ -15,19 +15,17 @@ import pyarrow.parquet as pq
 from tools.corpus import inputs
 from tools.corpus.entries import (
     SEGMENTS_FIELD,
-    Bad,
     Entry,
     Fields,
     Piece,
-    RowError,
     TextPiece,
     media_piece,
     pieces_of_row,
-    require_content,
     require_text,
 )
-from tools.corpus.media import KINDS, SUFFIXES
-from tools.corpus.plan import Part, Slice
+from tools.corpus.media import KINDS, SUFFIXES, RowError
+from tools.corpus.plan import BuildPlan, Part, Slice
+from tools.corpus.pool import Report
 from train.errors import DataError
 
 LOOKED_AT_ROWS: Final = 100
@@ -36,10 +34,17 @@ _ROWS_AT_ONCE: Final = 256
 _COMPRESSED_BLOCK_BYTES: Final = 1 << 16
 """Where a file is cut off, what the last block held is lost with it."""
 _LARGEST_FIELD: Final = 1 << 30
+_REPORT_DOCUMENTS: Final = 256
+_REPORT_BYTES: Final = 1 << 20
 
 _COMPRESSIONS: Final = {".zst": "zstd", ".gz": "gzip"}
 
-Row = tuple[int, dict[str, Any] | Bad]
+Row = tuple[int, dict[str, Any] | RowError, float]
+"""A record's number, its fields or what is wrong, and which share of its slice is read then."""
+
+
+def ignore(*_: object) -> None:
+    """Takes what nobody wants to know."""
 
 
 class PartReader:
@@ -49,51 +54,63 @@ class PartReader:
         done_bytes: of the part's `num_bytes`, as far as it has been read.
     """
 
-    def __init__(self, part: Part, *, source: str, fields: Fields) -> None:
+    def __init__(
+        self,
+        plan: BuildPlan,
+        part: Part,
+        *,
+        fields: Fields,
+        note_bad: Callable[[str], None] = ignore,
+        report: Report = ignore,
+    ) -> None:
         """Nothing is opened yet.
 
         Args:
+            plan: of the build.
             part: to read.
-            source: name of its source.
             fields: columns of tables.
+            note_bad: told where something is that cannot be made a document, and why.
+            report: told how many bytes and documents were read.
         """
         self.done_bytes = 0
         self._part = part
-        self._source = source
+        self._source = plan.sources[part.source].name
         self._fields = fields
+        self._note_bad = note_bad
+        self._report = report
 
-    def __iter__(self) -> Iterator[Entry | Bad]:
+    def __iter__(self) -> Iterator[Entry]:
+        told = documents = 0
+        for entry in self._entries():
+            yield entry
+            documents += 1
+            if documents == _REPORT_DOCUMENTS or self.done_bytes - told > _REPORT_BYTES:
+                self._report(self.done_bytes - told, documents, 0)
+                told, documents = self.done_bytes, 0
+        self._report(self.done_bytes - told, documents, 0)
+
+    def _entries(self) -> Iterator[Entry]:
         before = 0
         for piece in self._part.slices:
-            if piece.form in ("text", "media"):
-                yield self._whole_file(piece)
-            else:
-                for item, share in self._rows(piece):
-                    self.done_bytes = before + int(piece.num_bytes * share)
-                    yield item
+            is_file = piece.form in ("text", "media")
+            rows: Iterator[Row] = iter([(0, {}, 1.0)]) if is_file else _rows(piece, self._fields)
+            for number, row, share in rows:
+                self.done_bytes = before + int(piece.num_bytes * share)
+                try:
+                    if isinstance(row, RowError):
+                        raise row
+                    entry = self._of_file(piece) if is_file else self._of_row(piece, number, row)
+                except (RowError, DataError) as error:
+                    self._note_bad(f"{piece.path}{'' if is_file else f':{number}'}: {error}")
+                else:
+                    yield entry
             before += piece.num_bytes
             self.done_bytes = before
 
-    def _whole_file(self, piece: Slice) -> Entry | Bad:
-        name = f"{self._source}/{piece.name}"
-        try:
-            return Entry(id=name, pieces=_pieces_of_file(piece))
-        except (RowError, DataError) as error:
-            return Bad(where=piece.path, reason=str(error))
+    def _of_file(self, piece: Slice) -> Entry:
+        return Entry(id=f"{self._source}/{piece.name}", pieces=_pieces_of_file(piece))
 
-    def _rows(self, piece: Slice) -> Generator[tuple[Entry | Bad, float]]:
-        progress = [0.0]
-        for number, row in _rows(piece, self._fields, progress):
-            where = f"{piece.path}:{number}"
-            if isinstance(row, Bad):
-                yield row, progress[0]
-                continue
-            try:
-                yield self._entry(piece, number, row), progress[0]
-            except (RowError, DataError) as error:
-                yield Bad(where=where, reason=str(error)), progress[0]
-
-    def _entry(self, piece: Slice, number: int, row: dict[str, Any]) -> Entry:
+    def _of_row(self, piece: Slice, number: int, row: dict[str, Any]) -> Entry:
         if piece.form == "made":
             pieces = pieces_of_row(row, fields=Fields(), fetch=inputs.content)
             return Entry(id=row["id"], pieces=pieces, split=row["split"])
@@ -103,9 +120,7 @@ class PartReader:
             if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
                 raise RowError(f"there is no `{self._fields.id}` to call the document by")
             name = require_text(str(given), self._fields.id)
-        pieces = pieces_of_row(
-            row, fields=self._fields, fetch=lambda path: _beside(piece.path, path)
-        )
+        pieces = pieces_of_row(row, fields=self._fields, fetch=partial(_beside, piece.path))
         return Entry(id=f"{self._source}/{name}", pieces=pieces)
 
 
@@ -113,13 +128,12 @@ def has_media(piece: Slice, fields: Fields) -> bool:
     """Whether a file has payloads, by its kind or its first rows."""
     if piece.form in ("media", "text", "made"):
         return piece.form == "media"
-    with contextlib.suppress(DataError):
-        return any(
-            _row_has_media(row)
-            for _, row in islice(_rows(piece, fields, [0.0]), LOOKED_AT_ROWS)
-            if not isinstance(row, Bad)
-        )
-    return False  # reading says what is wrong, and whether that is to be skipped
+    # Where it cannot be read, reading says what is wrong, and whether that is to be skipped.
+    return any(
+        _row_has_media(row)
+        for _, row, _ in islice(_rows(piece, fields), LOOKED_AT_ROWS)
+        if not isinstance(row, RowError)
+    )
 
 
 def _row_has_media(row: dict[str, Any]) -> bool:
@@ -133,8 +147,7 @@ def _row_has_media(row: dict[str, Any]) -> bool:
 
 def _pieces_of_file(piece: Slice) -> tuple[Piece, ...]:
     if piece.form == "text":
-        text = TextPiece(text=decoded(inputs.content(piece.path), piece.path))
-        return require_content([text])
+        return (TextPiece(text=decoded(inputs.content(piece.path), piece.path)),)
     if piece.caption is None:
         stem = PurePosixPath(piece.name).stem
         raise RowError(f"there is no text for it, neither {stem}.txt nor a table")
@@ -167,8 +180,8 @@ def _beside(table: str, name: str) -> bytes:
     return inputs.content(f"{table.rsplit('/', 1)[0]}/{path}")
 
 
-def _rows(piece: Slice, fields: Fields, progress: list[float]) -> Generator[Row]:
-    """The rows of a table with their numbers; how far it is read goes into `progress`."""
+def _rows(piece: Slice, fields: Fields) -> Generator[Row]:
+    """The rows of a table."""
     read = {"csv": _csv_rows, "parquet": _parquet_rows}.get(piece.form, _json_rows)
     last = piece.first_row - 1
     try:
@@ -179,24 +192,20 @@ def _rows(piece: Slice, fields: Fields, progress: list[float]) -> Generator[Row]
                 raise DataError(
                     f"it has {size:,} bytes, but had {piece.file_bytes:,} when the build began"
                 )
-            for last, row in read(piece, file, fields, progress):
-                yield last, row
+            for last, row, share in read(piece, file, fields):
+                yield last, row, share
     except (DataError, OSError, ValueError, csv.Error, pa.ArrowException) as error:
         # What cannot be read on ends here; rows before it have been told.
-        where = f"{piece.path}:{last + 1}"
-        yield last + 1, Bad(where=where, reason=f"the file cannot be read from here on: {error}")
+        yield last + 1, RowError(f"the file cannot be read from here on: {error}"), 1.0
 
 
-def _json_rows(
-    piece: Slice, file: BinaryIO, fields: Fields, progress: list[float]
-) -> Generator[Row]:
+def _json_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:
     method = next((m for end, m in _COMPRESSIONS.items() if piece.path.lower().endswith(end)), None)
     if method is not None:
         stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), method)
         for number, line in enumerate(io.BufferedReader(stream, _COMPRESSED_BLOCK_BYTES), 1):
-            progress[0] = file.tell() / max(1, piece.file_bytes)
             if line.strip():
-                yield number, _json_object(line, f"{piece.path}:{number}")
+                yield number, _json_object(line), file.tell() / max(1, piece.file_bytes)
         return
     file.seek(piece.begin)
     offset = piece.begin
@@ -205,42 +214,33 @@ def _json_rows(
     while offset < end:
         line = file.readline()
         offset += len(line)
-        progress[0] = (offset - piece.begin) / (end - piece.begin)
         if line.strip():
-            yield number, _json_object(line, f"{piece.path}:{number}")
+            yield number, _json_object(line), (offset - piece.begin) / (end - piece.begin)
         number += 1
 
 
-def _json_object(line: bytes, where: str) -> dict[str, Any] | Bad:
+def _json_object(line: bytes) -> dict[str, Any] | RowError:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Bad(where=where, reason=f"not JSON ({error})")
-    if not isinstance(row, dict):
-        return Bad(where=where, reason=f"a JSON {type(row).__name__}, not an object")
-    return row
+        return RowError(f"not JSON ({error})")
+    return row if isinstance(row, dict) else RowError(f"a JSON {type(row).__name__}, not an object")
 
 
-def _csv_rows(
-    piece: Slice, file: BinaryIO, fields: Fields, progress: list[float]
-) -> Generator[Row]:
+def _csv_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:
     csv.field_size_limit(_LARGEST_FIELD)
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         rows = csv.DictReader(text, strict=True)
         for row in rows:
-            progress[0] = file.tell() / max(1, piece.file_bytes)
-            where = f"{piece.path}:{rows.line_num}"
             if None in row or None in row.values():
-                expected = len(rows.fieldnames or ())
-                yield rows.line_num, Bad(where=where, reason=f"not {expected} columns")
-                continue
-            # An empty cell is how CSV says that there is nothing.
-            yield rows.line_num, {key: value for key, value in row.items() if value != ""}
+                found = RowError(f"not {len(rows.fieldnames or ())} columns")
+            else:
+                # An empty cell is how CSV says that there is nothing.
+                found = {key: value for key, value in row.items() if value != ""}
+            yield rows.line_num, found, file.tell() / max(1, piece.file_bytes)
 
 
-def _parquet_rows(
-    piece: Slice, file: BinaryIO, fields: Fields, progress: list[float]
-) -> Generator[Row]:
+def _parquet_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:
     table = pq.ParquetFile(file)
     groups = range(piece.begin, table.num_row_groups if piece.end is None else piece.end)
     columns = [name for name in table.schema_arrow.names if name in fields.wanted]
@@ -248,11 +248,8 @@ def _parquet_rows(
         there = ", ".join(table.schema_arrow.names)
         raise DataError(f"there is no column `{fields.text}` (it has {there})")
     total = sum(table.metadata.row_group(number).num_rows for number in groups)
-    number = piece.first_row
-    for batch in table.iter_batches(
+    batches = table.iter_batches(
         batch_size=_ROWS_AT_ONCE, row_groups=list(groups), columns=columns, use_threads=False
-    ):
-        for row in batch.to_pylist():
-            progress[0] = (number - piece.first_row + 1) / total
-            yield number, row
-            number += 1
+    )
+    for count, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+        yield piece.first_row + count, row, (count + 1) / total

@@ -1,21 +1,18 @@
 """Prints documents as people read them."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
 from tools.corpus import media
 from tools.corpus.finished import Corpus
-from tools.corpus.tokenizer import CorpusTokenizer
 from tools.corpus.words import counted
 from train.data.document import MEDIA, Document, Kind
-from train.data.store.shards import ShardStore
 from train.errors import DataError
 
 SPAN_STYLE: Final = "cyan"
@@ -38,8 +35,8 @@ class Printer:
         self._corpus = corpus
         self._split = split
         self._console = console
-        self._store: ShardStore = corpus.store(split)
-        self._tokenizer: CorpusTokenizer = corpus.tokenizer()
+        self._store = corpus.store(split)
+        self._tokenizer = corpus.tokenizer()
 
     def __len__(self) -> int:
         return len(self._store)
@@ -53,7 +50,7 @@ class Printer:
         for number in range(len(self._store)):
             if self._store.columns(number)["id"] == name:
                 return number
-        raise DataError(f"{self._corpus.path} has no document {name} in {self._split}.")
+        raise DataError(f"{self._corpus.place} has no document {name} in {self._split}.")
 
     def print(self, number: int) -> None:
         """Print one sample.
@@ -71,15 +68,13 @@ class Printer:
             raise DataError(
                 f"Sample {number} of {self._split} is no document ({error}); run verify."
             ) from error
-        self._print_document(document, number)
-
-    def _print_document(self, document: Document, number: int) -> None:
         tokens, spans, inside, *counts = document.lengths()
         facts = [f"{self._split} {number:,}", counted(tokens, "token")]
         if spans:
             facts.append(f"{counted(spans, 'span')} of {counted(inside, 'token')}")
         facts += [f"{n} {name}" for n, name in zip(counts, MEDIA.values(), strict=True) if n]
-        self._head(document.name, facts)
+        head = Text(f"{document.name.translate(_CONTROLS)} · {', '.join(facts)}")
+        self._console.print(Rule(head, align="left"))
         body = Text()
         token = byte = 0
         for kind, size, scored in document.segments.tolist():
@@ -87,29 +82,16 @@ class Printer:
                 data = document.payload[byte : byte + size]
                 byte += size
                 body.append(f"<{media.describe(Kind(kind), data)}>\n", style=MEDIA_STYLE)
-                continue
-            ids = document.tokens[token : token + size]
-            token += size
-            body.append_text(self._text(ids, is_span=kind == Kind.TEXT_SPAN, is_scored=scored != 0))
+            else:
+                ids = document.tokens[token : token + size].tolist()
+                token += size
+                is_span = kind == Kind.TEXT_SPAN
+                body.append_text(self._text(ids, is_span=is_span, is_scored=scored != 0))
         self._console.print(body, soft_wrap=True)
 
-    def _head(self, title: str, facts: Sequence[str]) -> None:
-        told = Text(f"{title.translate(_CONTROLS)} · {', '.join(facts)}")
-        self._console.print(Rule(told, align="left"))
-
-    def _text(self, ids: npt.NDArray[np.int64], *, is_span: bool, is_scored: bool) -> Text:
-        """A stretch of text as it is shown."""
-        styles = [SPAN_STYLE] if is_span else []
-        style = " ".join(styles if is_scored else [*styles, UNSCORED_STYLE])
-        shown = Text()
-        for piece, is_mark in self._pieces(ids.tolist()):
-            shown.append(piece.translate(_CONTROLS), style=MARK_STYLE if is_mark else style)
-        if not is_span:
-            return shown
-        return Text("[[", style=style).append_text(shown).append("]]", style=style)
-
-    def _pieces(self, ids: Sequence[int]) -> Iterator[tuple[str, bool]]:
-        """Text, and marks for the special tokens between."""
+    def _text(self, ids: Sequence[int], *, is_span: bool, is_scored: bool) -> Text:
+        """A stretch of text as it is shown, with marks for the special tokens in it."""
+        style = " ".join([SPAN_STYLE] * is_span + [UNSCORED_STYLE] * (not is_scored))
         special = self._tokenizer.special
         marks = {
             special.start: "<s>",
@@ -117,30 +99,26 @@ class Printer:
             special.document: "</d>\n",
             special.padding: "",
         }
-        begin = 0
-        for place, token in enumerate([*ids, None]):
-            if token is not None and token not in marks:
-                continue
-            if place > begin:
-                yield self._decode(ids[begin:place]), False
-            if token is not None:
-                yield marks[token], True
-            begin = place + 1
+        shown = Text("[[", style=style) if is_span else Text()
+        for mark, some in groupby(ids, marks.get):
+            if mark is None:
+                shown.append(self._decode(list(some)).translate(_CONTROLS), style=style)
+            else:
+                shown.append(mark * len(list(some)), style=MARK_STYLE)
+        return shown.append("]]", style=style) if is_span else shown
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def _decode(self, ids: list[int]) -> str:
         try:
-            return self._tokenizer.tokenizer.decode(list(ids), skip_special_tokens=False)
+            return self._tokenizer.tokenizer.decode(ids, skip_special_tokens=False)
         except OverflowError:  # ids that no tokenizer has
             return f"<{len(ids)} tokens that cannot be decoded>"
 
 
 def chosen_numbers(printer: Printer, options: Any) -> list[int]:
-    """The samples that options ask for: one by number or id, some at random, or the first."""
-    if options.number is not None:
-        return [options.number]
+    """The samples that options ask for: one by its id, some at random, or one by its number."""
     if options.id is not None:
         return [printer.number_of(options.id)]
     if options.random is not None:
         count = min(options.random, len(printer))
         return sorted(random.Random(options.seed).sample(range(len(printer)), count))
-    return [0]
+    return [options.number]

@@ -97,8 +97,8 @@ def render(corpus: Corpus, lengths: Mapping[str, Lengths]) -> str:
     everything = np.concatenate(list(lengths.values()))
     training = lengths.get("train", everything)
     return environment.get_template("stats.html.jinja").render(
-        title=corpus.path.rsplit("/", 1)[-1],
-        path=corpus.path,
+        title=corpus.place.name,
+        path=str(corpus.place),
         facts=_facts(corpus),
         numbers=_numbers(everything),
         charts=[chart for chart in _charts(corpus, everything, training) if chart is not None],

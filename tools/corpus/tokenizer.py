@@ -11,7 +11,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from train.data.tokens import SPECIAL_TEXT, SpecialTokens
-from train.errors import DataError
+from train.errors import DataError, StorageError
+from train.storage.place import Place
 
 TOKENIZER_NAME: Final = "tokenizer.json"
 DEFAULT_VOCABULARY: Final = 8192
@@ -39,9 +40,8 @@ class CorpusTokenizer:
         """Learn a byte-level BPE whose first ids are the special tokens.
 
         Raises:
-            DataError: the text is too little for the vocabulary, or that is too small for bytes.
+            DataError: the text is too little for the vocabulary.
         """
-        check_vocabulary(vocabulary)
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -92,14 +92,16 @@ class CorpusTokenizer:
         )
 
     @classmethod
-    def from_file(cls, path: Path) -> Self:
-        """Read a tokenizer.json.
+    def from_file(cls, path: Place | Path) -> Self:
+        """Read a tokenizer.json, here or in a store.
 
         Raises:
             DataError: there is none at `path`, or it lacks a special token.
         """
         try:
-            content = path.read_bytes()
+            content = Place.of(path).read()
+        except StorageError as error:
+            raise DataError(str(error)) from error
         except OSError as error:
             raise DataError(f"Cannot read the tokenizer {path}: {error.strerror}.") from error
         return cls.from_content(content, name=str(path))
@@ -108,11 +110,6 @@ class CorpusTokenizer:
     def sha256(self) -> str:
         """Of tokenizer.json."""
         return hashlib.sha256(self.content).hexdigest()
-
-    @property
-    def dtype(self) -> type[np.uint16] | type[np.uint32]:
-        """The smallest type that corpora store ids in."""
-        return np.uint16 if self.vocabulary <= 2**16 else np.uint32
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
         """The ids of each text, without special tokens; uses all cores."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from model import torchvision_free
@@ -86,6 +87,8 @@ class ShardWriter(MDSWriter):
     def flush_shard(self) -> None:
         """Write the documents that wait as a shard, and hand it on."""
         count = len(self.new_samples)
+        if not count:  # what comes is larger than a shard may be
+            return
         # The document that did not fit is known by its lengths already.
         lengths, self._lengths = self._lengths[:count], self._lengths[count:]
         super().flush_shard()
@@ -94,9 +97,7 @@ class ShardWriter(MDSWriter):
         name = f"{self._stem}.shard-{len(self.records):05}"
         entry["raw_data"]["basename"] = f"{name}.mds"
         rows = np.array(lengths, dtype=np.uint32)
-        content = io.BytesIO()
-        np.save(content, rows, allow_pickle=False)
-        data = content.getvalue()
+        data = npy(rows)
         self._deliver(f"{name}.mds", written)
         self._deliver(f"{name}.lengths.npy", data)
         totals = [int(total) for total in rows.sum(axis=0, dtype=np.int64)]
@@ -109,3 +110,10 @@ class ShardWriter(MDSWriter):
             "totals": totals,
         }
         self.records.append(ShardRecord(index=entry, lengths=described))
+
+
+def npy(array: npt.NDArray[Any]) -> bytes:
+    """The content of a file that holds an array."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()

@@ -66,7 +66,7 @@ def test_a_bad_line(
 
     told = refusal(capsys, source, out=tmp_path / "out", tokenizer=tokenizer)
 
-    assert told.startswith(f"error: {source}:8: ")
+    assert told.startswith(f"{source}:8: ")
     assert reason in told
     assert "--skip-bad" in told
     assert told.count("\n") == 1
@@ -112,7 +112,7 @@ def test_files_that_cannot_be_read(
         source = put(tmp_path, f"{number}/{name}", content)
         told = refusal(capsys, source, out=tmp_path / f"out{number}", tokenizer=tokenizer)
         assert reason in told
-        assert told.startswith(f"error: {source}:")
+        assert told.startswith(f"{source}:")
         assert told.count("\n") == 1
 
 

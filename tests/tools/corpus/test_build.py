@@ -236,6 +236,21 @@ def test_the_manifest_says_where_everything_comes_from(tmp_path: Path, tokenizer
             assert (out / split / name).read_bytes() == (out / name).read_bytes()
 
 
+def test_a_document_larger_than_a_shard_is_one_of_its_own(tmp_path: Path, tokenizer: Path) -> None:
+    texts = ["the bus " * 1500, *passages(20), "the page " * 1500, "the bus"]
+    source = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    flags = ("--shard-mebibytes=0.002", "--validation=0")
+
+    out = build(source, *flags, out=tmp_path / "out", tokenizer=tokenizer)
+
+    assert len(documents(out)) == 23
+    index = json.loads((out / "train/index.json").read_text())
+    samples = [shard["samples"] for shard in index["shards"]]
+    assert samples[0] == 1
+    assert min(samples) > 0
+    assert verify.verify(str(out), workers=1, console=QUIET) == []
+
+
 def test_another_source_leaves_the_split_as_it_was(tmp_path: Path, tokenizer: Path) -> None:
     write_lines(tmp_path / "a.jsonl", ROWS)
     write_lines(tmp_path / "b.jsonl", [{"text": text} for text in passages(50, seed=1)])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests.tools.corpus.making import build, documents, passages, picture, write_lines
-from tools.corpus import duplicates
-from tools.corpus.duplicates import Dedup
+from tools.corpus import digests, duplicates
 from tools.corpus.entries import Entry, MediaPiece, TextPiece
+from tools.corpus.part import Job
+from tools.corpus.request import SHINGLE_WORDS, Dedup, Request
 from train.data.document import Kind
 
 LONG = ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
@@ -77,17 +78,14 @@ def test_signatures_estimate_the_share_in_common(share: float) -> None:
     words = [f"w{number}" for number in range(4000)]
     cut = round(2000 * share)
     one, two = words[:2000], [*words[:cut], *words[2000 : 4000 - cut]]
-    common = max(0, cut - duplicates.SHINGLE_WORDS + 1)
-    real = common / (2 * (2000 - duplicates.SHINGLE_WORDS + 1) - common)
-    worker = duplicates.Fingerprinter(
-        duplicates.FingerprintSetup(
-            out="unused",
-            plan=None,  # pyright: ignore[reportArgumentType]  # signatures need none
-            fields=None,  # pyright: ignore[reportArgumentType]  # likewise
-            dedup=Dedup(method="minhash", permutations=512),
-            skip_bad=0,
-        )
+    common = max(0, cut - SHINGLE_WORDS + 1)
+    real = common / (2 * (2000 - SHINGLE_WORDS + 1) - common)
+    job = Job(
+        workshop=None,  # pyright: ignore[reportArgumentType]  # signatures need none
+        plan=None,  # pyright: ignore[reportArgumentType]  # likewise
+        request=Request(dedup=Dedup(method="minhash", permutations=512)),
     )
+    worker = duplicates.Fingerprinter(job)
     signatures = [worker._signature(entry(" ".join(each))) for each in (one, two)]
 
     assert (signatures[0] == signatures[1]).mean() == pytest.approx(real, abs=0.08)
@@ -95,22 +93,24 @@ def test_signatures_estimate_the_share_in_common(share: float) -> None:
 
 
 def test_what_makes_no_difference_makes_none() -> None:
-    base = duplicates.digest(entry("Café  au lait"))
-    assert duplicates.digest(entry("cafe\u0301 AU\n\nlait ")) == base
-    assert duplicates.digest(entry("cafe au lait")) != base
-    assert duplicates.digest(entry("Café  au lait", picture())) != base
-    assert duplicates.digest(entry("a", picture(1))) != duplicates.digest(entry("a", picture(2)))
+    base = duplicates.digest_of(entry("Café  au lait"))
+    assert duplicates.digest_of(entry("cafe\u0301 AU\n\nlait ")) == base
+    assert duplicates.digest_of(entry("cafe au lait")) != base
+    assert duplicates.digest_of(entry("Café  au lait", picture())) != base
+    assert duplicates.digest_of(entry("a", picture(1))) != duplicates.digest_of(
+        entry("a", picture(2))
+    )
 
 
-def test_the_first_of_equals() -> None:
-    digests = np.random.default_rng(0).integers(0, 3, (500, 16), dtype=np.uint8)
-    digests[:, :14] = 0
-    seen: set[bytes] = set()
-    expected: list[bool] = []
-    for row in digests:
-        expected.append(row.tobytes() not in seen)
-        seen.add(row.tobytes())
-    assert duplicates._first_of_equals(digests).tolist() == expected
+def test_which_digests_repeat_and_where_they_stood_first() -> None:
+    names = [b"%16d" % number for number in np.random.default_rng(0).integers(0, 99, 500)]
+    repeated, originals = digests.repeats(digests.gathered(names))
+    expected = [number for number, name in enumerate(names) if name in names[:number]]
+    assert repeated.tolist() == expected
+    assert originals.tolist() == [names.index(names[number]) for number in expected]
+    assert [digests.located(n, [2, 0, 3]) for n in range(5)] == [
+        (0, 0), (0, 1), (2, 0), (2, 1), (2, 2),
+    ]  # fmt: skip
 
 
 def entry(text: str, payload: bytes | None = None) -> Entry:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools.corpus.making import documents
 from tools.corpus import packages
+from tools.corpus.__main__ import main
 from tools.corpus.documentation import PACKAGES, Documentation
 from tools.corpus.packages import Package, files, licences, obtain
 from train.errors import DataError
@@ -95,6 +97,25 @@ def test_a_cached_package_needs_no_network_and_a_changed_hash_warns(cache: Path)
     [warning] = told
     assert "linux-doc-6.1 is version 1:2.0-1 with SHA-256" in warning
     assert "not the d1d1b5a602f0… that this repository was measured with" in warning
+
+
+def test_a_directory_that_is_called_like_a_package(
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("linux-doc-6.1").mkdir()
+    Path("linux-doc-6.1/mine.txt").write_text("Not what the package holds.")
+    flags = ["--vocabulary", "260", "--validation", "0", "--workers", "1", "--cache", str(cache)]
+    told = "linux-doc-6.1 is the Debian package; write ./linux-doc-6.1 for what lies here\n"
+
+    main(["build", "linux-doc-6.1", "package", *flags])
+    assert told in capsys.readouterr().err
+    assert main(["build", "./linux-doc-6.1", "directory", *flags]) == 0
+    assert told not in capsys.readouterr().err
+    assert list(documents("directory")) == ["linux-doc-6.1/mine.txt"]
 
 
 def test_the_measured_hash_does_not_warn() -> None:

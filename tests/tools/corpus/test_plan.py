@@ -1,8 +1,10 @@
 """How sources are named, found and cut."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.tools.corpus.making import passages, write_lines
 from tools.corpus import inputs
-from tools.corpus.entries import Bad, Fields
+from tools.corpus.entries import Entry, Fields
 from tools.corpus.plan import BuildPlan, Part, Source, cut, part_size, survey
 from tools.corpus.reading import PartReader
 
@@ -67,10 +69,10 @@ def test_row_groups_are_cut_and_numbered(tmp_path: Path) -> None:
     assert ids == [f"a/a.parquet:{number + 1}" for number in range(60)]
 
 
-def read(plan: BuildPlan, part: Part):
-    for item in PartReader(part, source=plan.sources[part.source].name, fields=FIELDS):
-        assert not isinstance(item, Bad)
-        yield item
+def read(plan: BuildPlan, part: Part) -> Iterator[Entry]:
+    bad: list[str] = []
+    yield from PartReader(plan, part, fields=FIELDS, note_bad=bad.append)
+    assert bad == []
 
 
 def test_what_was_read_is_counted_to_the_end(tmp_path: Path) -> None:
@@ -78,11 +80,17 @@ def test_what_was_read_is_counted_to_the_end(tmp_path: Path) -> None:
     (tmp_path / "s/b.txt").write_text("the bus")
     plan = cut(survey([str(tmp_path / "s")], []), part_bytes=1 << 20, has_media=False)
     [part] = plan.parts
-    reader = PartReader(part, source="s", fields=FIELDS)
+    told = np.zeros(3, int)
+
+    def report(*numbers: int) -> None:
+        nonlocal told
+        told += numbers
+
+    reader = PartReader(plan, part, fields=FIELDS, report=report)
     counted = [reader.done_bytes for _ in reader]
     assert counted == sorted(counted)
     assert 0 < counted[0] < part.num_bytes / 10
-    assert reader.done_bytes == part.num_bytes
+    assert told.tolist() == [part.num_bytes, 51, 0]
 
 
 def test_names_of_sources(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Sources and corpora in a real S3 server."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,9 @@ import pytest
 
 from tests.lab_fixtures import S3Lab
 from tests.tools.corpus.making import build, build_status, files_of, passages, picture, write_lines
+from tests.tools.corpus.text import write_text
 from tools.corpus.__main__ import main
+from tools.corpus.workshop import Workshop
 from tools.lab import s3
 
 
@@ -36,8 +40,12 @@ def download(client: Any, bucket: str, prefix: str, directory: Path) -> Path:
     for name, entry in objects(client, bucket, prefix).items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(client.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read())
+        path.write_bytes(content_of(client, bucket, entry["Key"]))
     return directory
+
+
+def content_of(client: Any, bucket: str, key: str) -> bytes:
+    return client.get_object(Bucket=bucket, Key=key)["Body"].read()
 
 
 def make_sources(directory: Path) -> Path:
@@ -114,6 +122,52 @@ def test_a_build_into_a_bucket_goes_on(
     assert len(kept) >= len(shards) - 2, "all but what the part in hand had written"
     assert "parts are finished already" in capsys.readouterr().err
     assert main(["verify", target, "--workers", "1"]) == 0
+
+
+def test_a_build_into_a_bucket_goes_on_where_another_cache_is(
+    client: Any, s3_lab: S3Lab, tmp_path: Path, tokenizer: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    text = write_text(tmp_path / "notes", num_documents=12)
+    # The largest part comes first and is sound, the second one is not.
+    write_lines(tmp_path / "a.jsonl", [{"text": "the bus " * 1000}])
+    (tmp_path / "b.jsonl").write_text("{" * 6000 + "\n")
+    sources = (f"prose:{text}", tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    target = f"s3://{s3_lab.bucket}/corpora/moved"
+    cut = "--part-mebibytes=0.002"
+    assert build_status(*sources, cut, out=target, tokenizer=tokenizer) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    shutil.rmtree(tmp_path / "cache")
+
+    build(*sources, cut, "--skip-bad=1", out=target, tokenizer=tokenizer)
+
+    assert "going on; 1 of " in capsys.readouterr().err
+    assert main(["verify", target, "--workers", "1"]) == 0
+    # Whatever the bucket is called by, it is the same place.
+    monkeypatch.setenv("PLACE", f"{s3_lab.bucket}/corpora")
+    assert Workshop("s3://$PLACE/moved").scratch == Workshop(target).scratch
+
+
+def test_variables_stand_for_buckets(
+    client: Any, s3_lab: S3Lab, tmp_path: Path, tokenizer: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    upload(client, s3_lab.bucket, "raw-too", make_sources(tmp_path / "in"))
+    sources = ("s3://$BK/raw-too/text/*.jsonl", "s3://$BK/raw-too/table")
+    assert build_status(*sources, out=tmp_path / "o", tokenizer=tokenizer) == 2
+    assert "the variable $BK is not set" in capsys.readouterr().err
+    monkeypatch.setenv("BK", s3_lab.bucket)
+    monkeypatch.setenv("HERE", str(tmp_path))
+
+    build(*sources, out="s3://$BK/corpora/var", tokenizer=tokenizer)
+
+    manifest = json.loads(content_of(client, s3_lab.bucket, "corpora/var/manifest.json"))
+    assert [source["path"] for source in manifest["sources"]] == list(sources)
+    assert main(["verify", "s3://$BK/corpora/var", "--workers", "1"]) == 0
+    assert main(["inspect", "s3://$BK/corpora/var"]) == 0
+    again = ["build", "$HERE/in/text", "$HERE/out", "--tokenizer-of", "s3://$BK/corpora/var"]
+    assert main([*again, "--validation", "0.2", "--workers", "1"]) == 0
+    assert main(["cost", "$HERE/out"]) == 0
 
 
 def test_buckets_that_cannot_be_used(

@@ -1,0 +1,141 @@
+"""What a user wants built."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from tools.corpus.entries import Fields
+from tools.corpus.made import Maker
+from tools.corpus.tokenizer import DEFAULT_VOCABULARY, CorpusTokenizer, check_vocabulary
+from tools.corpus.writing import MOST_SHARD_BYTES
+from train.errors import DataError
+from train.storage.place import Place
+
+FORMAT_VERSION: Final = 1
+DEFAULT_VALIDATION: Final = 0.005
+DEFAULT_SHARD_BYTES: Final = 1 << 26
+SHINGLE_WORDS: Final = 5
+
+Method = Literal["exact", "minhash"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dedup:
+    """Which documents are duplicates.
+
+    Attributes:
+        method: "exact" for equal text, "minhash" for nearly equal text; None to keep all.
+        threshold: Jaccard similarity of the sets of five successive words.
+        permutations: of MinHash: more of them estimate better and take longer.
+    """
+
+    method: Method | None = None
+    threshold: float = 0.8
+    permutations: int = 128
+
+    def to_recipe(self) -> dict[str, Any]:
+        """What the result depends on."""
+        if self.method == "minhash":
+            return {**asdict(self), "shingle_words": SHINGLE_WORDS}
+        return {"method": self.method}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What corpus is wanted.
+
+    Attributes:
+        sources: files, directories, patterns or URLs, each perhaps as `name=path`.
+        made: documents that come before those of the sources; None for none.
+        licences: each `name=SPDX`.
+        tokenizer: a tokenizer.json to use; None to train one.
+        vocabulary: entries of the tokenizer.
+        fields: columns of tables.
+        validation: share of documents.
+        shard_bytes: limit of a shard.
+        part_bytes: input handled at once; None to choose by the size of the sources.
+        has_media: store payloads whatever the first rows show.
+        skip_bad: how many documents may be bad.
+        workers: processes.
+        dedup: which documents are left out because an earlier one is like them.
+
+    Raises:
+        DataError: a number makes no sense.
+    """
+
+    sources: Sequence[str] = ()
+    made: Maker | None = None
+    licences: Sequence[str] = ()
+    tokenizer: Place | Path | None = None
+    vocabulary: int | None = None
+    fields: Fields = field(default_factory=Fields)
+    validation: float = DEFAULT_VALIDATION
+    shard_bytes: int = DEFAULT_SHARD_BYTES
+    part_bytes: int | None = None
+    has_media: bool = False
+    skip_bad: int = 0
+    workers: int = 1
+    dedup: Dedup = field(default_factory=Dedup)
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        threshold, permutations = self.dedup.threshold, self.dedup.permutations
+        for is_sound, told in (
+            (0 <= self.validation < 1, f"--validation {self.validation} is not a share from 0 to "
+             "below 1."),
+            (self.workers >= 1, f"--workers {self.workers}: give 1 or more."),
+            (1 <= self.shard_bytes < MOST_SHARD_BYTES, "--shard-mebibytes must be above 0 and "
+             "below 2048."),
+            (0 < threshold <= 1, f"--dedup-threshold {threshold} is not above 0 and at most 1."),
+            (16 <= permutations <= 1024, f"--dedup-permutations {permutations}: give 16 to 1024."),
+            (self.skip_bad >= 0, f"--skip-bad {self.skip_bad}: give 0 or more."),
+        ):  # fmt: skip
+            if not is_sound:
+                raise DataError(told)
+
+    def given_tokenizer(self) -> CorpusTokenizer | None:
+        """The tokenizer to use; None where one is to be trained.
+
+        Raises:
+            DataError: it cannot be read, or the vocabulary does not fit.
+        """
+        if self.tokenizer is None:
+            check_vocabulary(self.trained_vocabulary)
+            return None
+        given = CorpusTokenizer.from_file(self.tokenizer)
+        if self.vocabulary not in (None, given.vocabulary):
+            raise DataError(
+                f"The tokenizer has {given.vocabulary} entries, not {self.vocabulary}; leave out "
+                "--vocabulary."
+            )
+        return given
+
+    @property
+    def trained_vocabulary(self) -> int:
+        """Entries of a tokenizer that is trained."""
+        return self.vocabulary or DEFAULT_VOCABULARY
+
+    def recipe(
+        self, sources: Sequence[Mapping[str, Any]], given: CorpusTokenizer | None, part_bytes: int
+    ) -> dict[str, Any]:
+        """All that the result depends on.
+
+        Args:
+            sources: what tells whether their files change.
+            given: the tokenizer, unless it is trained.
+            part_bytes: input handled at once.
+        """
+        trained = {"trained_with_vocabulary": self.trained_vocabulary}
+        return {
+            "format_version": FORMAT_VERSION,
+            "sources": list(sources),
+            "tokenizer": trained if given is None else {"sha256": given.sha256},
+            "text_field": self.fields.text,
+            "id_field": self.fields.id,
+            "validation": self.validation,
+            "shard_bytes": self.shard_bytes,
+            "part_bytes": part_bytes,
+            "media": self.has_media,
+            "dedup": self.dedup.to_recipe(),
+        }
