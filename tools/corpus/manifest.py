@@ -153,11 +153,11 @@ def _lacking(
     if lacking is None:
         return None
     # A share with which documents fall into both splits.
-    drawn = [record.drawn for record in records if record.drawn is not None]
-    low, high = min(low for low, _ in drawn), max(high for _, high in drawn)
-    shares = [f"--validation {share:g}, or with " for share in _SHARES if low < share <= high]
+    drawn = [number for record in records for number in record.drawn or ()]
+    shares = [share for share in _SHARES if drawn and min(drawn) < share <= max(drawn)]
+    proposed = f"--validation {shares[0]:g}, or with " if shares else ""
     return (
         f"Of {counted(documents, 'document')} none falls into {lacking} with --validation "
-        f"{validation}. What was built is removed: run again with {''.join(shares[:1])}"
+        f"{validation}. What was built is removed: run again with {proposed}"
         "--validation 0 for no validation split."
     )

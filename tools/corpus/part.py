@@ -35,8 +35,8 @@ class PartRecord(BaseModel):
         shards: by split, in order.
         duplicates: documents left out because an earlier one is like them.
         bad: what could not be made a document.
-        drawn: lowest and highest of the numbers from 0 to 1 by which its documents fall into
-            splits; None if it has no documents.
+        drawn: lowest and highest of the numbers from 0 to 1 by which documents fall into splits;
+            None where it has none that do.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,6 +103,7 @@ class PartBuilder:
         counts = np.zeros(self._vocabulary, dtype=np.int64)
         bad = BadList(request.skip_bad)
         ids: list[str] = []
+        drawn: list[float] = []
         keep = workshop.read_note(KEEP, number)
         entries = self._job.read(number, bad.add, report)
         for batch in _batches(entries if keep is None else compress(entries, keep)):
@@ -112,6 +113,8 @@ class PartBuilder:
                 if isinstance(encoded, RowError):
                     bad.add(f"{entry.id}: {encoded}")
                     continue
+                if entry.split is None:
+                    drawn.append(_drawn(entry.id) / 2**64)
                 split = entry.split or split_of(entry.id, request.validation)
                 writers[split].add(encoded.columns, encoded.lengths)
                 ids.append(entry.id)
@@ -123,7 +126,6 @@ class PartBuilder:
             report(0, 0, tokens)
         for writer in writers.values():
             writer.finish()
-        drawn = [_drawn(name) / 2**64 for name in ids]
         record = PartRecord(
             part=number,
             shards={split: writer.records for split, writer in writers.items()},

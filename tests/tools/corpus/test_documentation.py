@@ -252,6 +252,17 @@ def test_other_sources_come_behind(text: Path, tmp_path: Path) -> None:
     assert len(documents(tmp_path / "out")) == 121
 
 
+def test_no_share_is_proposed_that_cannot_move_documentation(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = write_text(tmp_path / "few", num_documents=4)
+    (tmp_path / "row.jsonl").write_text('{"text": "a row"}\n')
+    sources = [f"prose:{few}", str(tmp_path / "row.jsonl"), str(tmp_path / "out")]
+    flags = ["--vocabulary", "300", "--validation", "1e-9", "--workers", "1"]
+    assert main(["build", *sources, *flags]) == 2
+    assert "run again with --validation 0 for no validation split" in capsys.readouterr().err
+
+
 def test_the_name_of_earlier_versions_says_the_new_one() -> None:
     command = [sys.executable, "-m", "tools.shards", "verify", "data/mine"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=warm.REPOSITORY)
