@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from model.encoders.text import TextEncoderConfig
 from model.generate import generate
 from model.semicausal import SemiCausal
-from train.data.spans.flat import FlatSpans
+from train.data.spans.places import FlatSpans
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import pack_text
 from train.data.tokens import SpecialTokens

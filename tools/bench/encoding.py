@@ -15,7 +15,7 @@ from tools.bench.rounds import Contestant, Findings, Step
 from tools.bench.shapes import RATIO, Plan, Shape
 from tools.bench.training import num_parameters
 from tools.random_batches import SEED
-from train.data.spans.flat import FlatSpans
+from train.data.spans.places import FlatSpans
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import pack_text
 

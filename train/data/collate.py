@@ -8,7 +8,7 @@ import torch
 
 from model.batch import UNSCORED, Batch, PackedSpans
 from train.data.sample import Sample
-from train.data.spans.flat import FlatSpans, Ints, padded
+from train.data.spans.places import FlatSpans, Ints, padded
 from train.data.spans.protocol import SpanCapacity, SpanReader
 from train.data.spans.scoring import Documents, scored_slots
 from train.errors import DataError

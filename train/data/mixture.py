@@ -7,8 +7,7 @@ many sequences a source gives, so nothing depends on ranks or restarts.
 """
 
 import math
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Annotated, Final
 
 import numpy as np
@@ -119,27 +118,6 @@ def shares(
     return table
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StepSources:
-    """The sources of one step's sequences.
-
-    Attributes:
-        before: [sources] sequences that each source has given in earlier steps.
-        of_sequence: [sequences] the source of each sequence.
-    """
-
-    before: Ints
-    of_sequence: Ints
-
-    def numbers(self) -> Ints:
-        """[sequences] number of each sequence within its source."""
-        numbers = np.empty(len(self.of_sequence), dtype=np.int64)
-        for source, before in enumerate(self.before.tolist()):
-            mine = np.flatnonzero(self.of_sequence == source)
-            numbers[mine] = before + np.arange(len(mine))
-        return numbers
-
-
 class Mixture:
     """How each step's sequences are shared among sources.
 
@@ -157,18 +135,13 @@ class Mixture:
         self._known_steps = 0
 
     @property
-    def num_sources(self) -> int:
-        """Sources, whether they have a share or not."""
-        return self._due.shape[1]
-
-    @property
     def mean(self) -> list[float]:
         """[sources] each one's share of the whole run."""
         return (self._due[-1] / self._due[-1].sum()).tolist()
 
     def due(self, step: int) -> npt.NDArray[np.float64]:
         """[sources] sequences that each source should have given by the end of a step."""
-        return self._due[step - 1] if step else np.zeros(self.num_sources)
+        return self._due[step - 1] if step else np.zeros(self._due.shape[1])
 
     def given(self, step: int) -> Ints:
         """[sources] sequences that each source has given by the end of a step."""
@@ -176,16 +149,21 @@ class Mixture:
             self._apportion(min(step + _STEPS_AT_ONCE, len(self._due)))
         return self._given[step]
 
-    def step(self, step: int) -> StepSources:
-        """Sources of the sequences of a step, counted from 1."""
+    def step(self, step: int) -> list[tuple[int, int]]:
+        """The source of each sequence of a step, and its number among those of the source.
+
+        Args:
+            step: counted from 1.
+        """
         before = self.given(step - 1)
         counts = self.given(step) - before
-        of_sequence = np.repeat(np.arange(self.num_sources), counts)
-        if self.num_sources > 1:
+        of_sequence = np.repeat(np.arange(len(counts)), counts)
+        if len(counts) > 1:
             seeds = np.random.SeedSequence((self._seed, _MIX, step))
             draws = np.random.Philox(seeds).random_raw(self._sequences)
             of_sequence = of_sequence[np.argsort(draws, kind="stable")]
-        return StepSources(before=before, of_sequence=of_sequence)
+        numbers = [count(first) for first in before.tolist()]
+        return [(source, next(numbers[source])) for source in of_sequence.tolist()]
 
     def _apportion(self, upto: int) -> None:
         """Give each step's sequences to whom they are due, largest remainder first."""
@@ -199,13 +177,13 @@ class Mixture:
             if missing:
                 # Who is owed most beyond its count comes first; stable where it is the same.
                 order = sorted(range(len(owed)), key=lambda source: counts[source] - owed[source])
-                for source in order[:missing] if missing > 0 else ():
+                for source in order[: max(0, missing)]:
                     counts[source] += 1
                 for source in reversed(order):
                     if missing < 0 and counts[source]:
                         counts[source] -= 1
                         missing += 1
-            given = [g + count for g, count in zip(given, counts, strict=True)]
+            given = [g + more for g, more in zip(given, counts, strict=True)]
             found.append(given)
         self._given[steps.start + 1 : upto + 1] = found
         self._known_steps = upto

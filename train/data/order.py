@@ -4,8 +4,8 @@ Nothing here depends on the number of ranks, so a run resumed on other hardware 
 order, and a data position is one integer.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -14,6 +14,8 @@ import numpy.typing as npt
 _SHARDS: Final = 0
 _WINDOW: Final = 1
 _KEPT_WINDOWS: Final = 4
+
+Ints = npt.NDArray[np.int64]
 
 
 class GlobalOrder:
@@ -40,88 +42,67 @@ class GlobalOrder:
         """Describe the order; nothing is drawn yet.
 
         Args:
-            shard_sizes: samples in each shard; ids count through the shards in this order.
+            shard_sizes: samples in each shard, one at least in all; ids count through the shards
+                in this order.
             seed: of the run; 0 or more.
             source: number of the source among those of the run; each has draws of its own.
             shuffle: False gives ids in rising order, every epoch the same.
             window: samples that are shuffled together.
-
-        Raises:
-            ValueError: there is no sample, or seed or window is out of range.
         """
-        if seed < 0:
-            raise ValueError(f"The seed must be 0 or more, got {seed}.")
-        if window < 1:
-            raise ValueError(f"The shuffle window must hold 1 sample or more, got {window}.")
         self._sizes = np.asarray(shard_sizes, dtype=np.int64)
-        if self._sizes.size == 0 or self._sizes.min() < 0 or self._sizes.sum() == 0:
-            raise ValueError("The data holds no samples, so there is no order to give.")
         self._starts = np.concatenate(([0], np.cumsum(self._sizes)[:-1]))
         self._seed = seed
         self._source = (source,) if source else ()
         self._shuffle = shuffle
         self._window = window
-        self._windows: OrderedDict[tuple[int, int], npt.NDArray[np.int64]] = OrderedDict()
-        self._shards: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+        self._kept_shards = lru_cache(maxsize=1)(self._shard_order)
+        self.window_ids = lru_cache(_KEPT_WINDOWS)(self._window_ids)
+        """Ids of the samples of one window of an epoch, in order."""
 
     def __len__(self) -> int:
         """Samples in one epoch."""
         return int(self._sizes.sum())
 
-    def sample_at(self, position: int) -> tuple[int, int]:
-        """The (epoch, sample id) at a position counted from 0 through all epochs."""
-        if position < 0:
-            raise ValueError(f"Positions count from 0, got {position}.")
-        epoch, place = divmod(position, len(self))
-        window, offset = divmod(place, self._window)
-        return epoch, int(self.window_ids(epoch, window)[offset])
-
     def range(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The (epoch, sample id) at positions start, ..., stop - 1."""
-        return [self.sample_at(position) for position in range(start, stop)]
+        """The (epoch, sample id) at positions start, ..., stop - 1, through all epochs."""
+        found: list[tuple[int, int]] = []
+        while start < stop:
+            epoch, place = divmod(start, len(self))
+            window, offset = divmod(place, self._window)
+            ids = self.window_ids(epoch, window)[offset : offset + stop - start].tolist()
+            found += [(epoch, sample) for sample in ids]
+            start += len(ids)
+        return found
 
     @property
     def num_windows(self) -> int:
         """Windows in one epoch."""
         return -(-len(self) // self._window)
 
-    def window_ids(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
-        """Ids of the samples of one window, in order."""
-        key = (epoch, window)
-        if key in self._windows:
-            self._windows.move_to_end(key)
-            return self._windows[key]
-        shards, ends = self._shard_order(epoch)
+    def locate(self, ids: Ints) -> tuple[Ints, Ints]:
+        """The shard of each sample, and its place in there."""
+        shards = np.searchsorted(self._starts, ids, side="right") - 1
+        return shards, ids - self._starts[shards]
+
+    def permutation(self, length: int, *key: int) -> Ints:
+        """A random order of `length` things, drawn from the seed and a key."""
+        generator = np.random.Philox(np.random.SeedSequence((self._seed, *key, *self._source)))
+        # Stable, so that a tie between two draws does not depend on the sorting algorithm.
+        return np.argsort(generator.random_raw(length), kind="stable")
+
+    def _window_ids(self, epoch: int, window: int) -> Ints:
+        shards, ends = self._kept_shards(epoch)
         first = window * self._window
         line = np.arange(first, min(first + self._window, len(self)))
         if self._shuffle:
             line = line[self.permutation(line.size, _WINDOW, epoch, window)]
         rank = np.searchsorted(ends, line, side="right")
         shard = shards[rank]
-        ids = self._starts[shard] + line - (ends[rank] - self._sizes[shard])
-        self._windows[key] = ids
-        while len(self._windows) > _KEPT_WINDOWS:
-            self._windows.popitem(last=False)
-        return ids
+        return self._starts[shard] + line - (ends[rank] - self._sizes[shard])
 
-    def locate(
-        self, ids: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The shard of each sample, and its place in there."""
-        shards = np.searchsorted(self._starts, ids, side="right") - 1
-        return shards, ids - self._starts[shards]
-
-    def _shard_order(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _shard_order(self, epoch: int) -> tuple[Ints, Ints]:
         """Shards in the order of the epoch, and where each one ends in the line of samples."""
-        if self._shards is None or self._shards[0] != epoch:
-            shards = np.arange(self._sizes.size)
-            if self._shuffle:
-                shards = self.permutation(self._sizes.size, _SHARDS, epoch)
-            self._shards = epoch, shards, np.cumsum(self._sizes[shards])
-        return self._shards[1], self._shards[2]
-
-    def permutation(self, length: int, *key: int) -> npt.NDArray[np.int64]:
-        """A random order of `length` things, drawn from the seed and a key."""
-        generator = np.random.Philox(np.random.SeedSequence((self._seed, *key, *self._source)))
-        # Stable, so that a tie between two draws does not depend on the sorting algorithm.
-        return np.argsort(generator.random_raw(length), kind="stable")
+        shards = np.arange(self._sizes.size)
+        if self._shuffle:
+            shards = self.permutation(self._sizes.size, _SHARDS, epoch)
+        return shards, np.cumsum(self._sizes[shards])

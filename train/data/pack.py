@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from train.data.spans.flat import runs
+from train.data.spans.places import runs
 
 Ints = npt.NDArray[np.int64]
 

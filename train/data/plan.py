@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.mixture import Mixture
-from train.data.sequences import PlannedSequence
+from train.data.sequences import FittedSequences, PlannedSequence
 from train.data.sources import Source, Sources
 from train.errors import DataError
 
@@ -55,12 +55,12 @@ class StepPlan:
             DataError: the lengths of documents cannot be read, or one fits no sequence.
         """
         mixed = self.mixture.step(step)
-        numbers = mixed.numbers()
         entries: list[Entry] = []
         for number in range(first, self.entries if stop is None else stop):
-            entry, choice = divmod(number, self.choices)
-            source = self.sources.all[int(mixed.of_sequence[entry])]
-            sequence = source.sequences.sequence(int(numbers[entry]))
+            place, choice = divmod(number, self.choices)
+            of_source, of_sequence = mixed[place]
+            source = self.sources.all[of_source]
+            sequence = source.sequences.sequence(of_sequence)
             entries.append(Entry(number=number, source=source, sequence=sequence, choice=choice))
         return entries
 
@@ -92,7 +92,7 @@ class StepPlan:
                 "steps back to what they were, or start another run with init_from"
             )
         for source, anchor in zip(self.sources.all, position["anchors"], strict=True):
-            if anchor is not None:
+            if isinstance(source.sequences, FittedSequences):
                 source.sequences.start_at(anchor)
 
 

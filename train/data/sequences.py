@@ -7,10 +7,9 @@ all windows before it, or from an `Anchor` that a checkpoint brings.
 """
 
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from functools import lru_cache
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,8 @@ import numpy.typing as npt
 from train.data.document import LENGTH_COLUMNS
 from train.data.order import GlobalOrder
 from train.data.pack import PackedSequences, SequenceShape, TooLongError, pack
-from train.data.spans.flat import runs
+from train.data.spans.places import runs
+from train.data.store.shards import ShardStore
 from train.errors import DataError
 
 Ints = npt.NDArray[np.int64]
@@ -49,64 +49,31 @@ class PlannedSequence:
     parts: Ints
 
 
-class Sequences(Protocol):
-    """The sequences of a source."""
-
-    def sequence(self, number: int) -> PlannedSequence:
-        """The sequence with a number counted from 0 through all epochs."""
-        ...
-
-    def sequences_an_epoch(self, total_tokens: int) -> float:
-        """How many all documents make, which have so many tokens."""
-        ...
-
-    def count_up_to(self, count: int) -> int:
-        """How many epoch 0 has, or `count` where there are more."""
-        ...
-
-    def anchor(self, number: int) -> list[int] | None:
-        """Position of the sequence, for a checkpoint; None if it can be found without."""
-        ...
-
-    def start_at(self, anchor: list[int]) -> None:
-        """Restore the position that `anchor` gave: later sequences need no packing before it."""
-        ...
-
-
 class FittedSequences:
     """Sequences into which documents are laid so that they fit.
 
     Args:
         order: of the documents.
-        lengths: [n, 6] lengths of the documents of a shard, see `LENGTH_COLUMNS`.
+        store: that holds them.
         shape: of a sequence.
-        place: what to call the corpus in messages.
 
     Raises:
         DataError (from `sequence`): a document with spans does not fit; a shard's lengths cannot
             be read.
     """
 
-    def __init__(
-        self,
-        order: GlobalOrder,
-        lengths: Callable[[int], npt.NDArray[np.uint32]],
-        *,
-        shape: SequenceShape,
-        place: str,
-    ):
-        self._order = order
-        self._lengths = lengths
+    def __init__(self, order: GlobalOrder, store: ShardStore, *, shape: SequenceShape):
+        self.order = order
+        self._store = store
         self._shape = shape
-        self._place = place
         # Of each window from some one on: its first sequence, epoch, number, first of the epoch.
         self._starts: list[list[int]] = [[0, 0, 0, 0]]
-        self._packed: OrderedDict[tuple[int, int], PackedSequences] = OrderedDict()
+        self._packed = lru_cache(_KEPT_WINDOWS)(self._pack)
 
     def sequence(self, number: int) -> PlannedSequence:
         """The sequence with this number."""
         first, epoch, window, first_of_epoch = self._window_of(number)
-        packed = self._pack(epoch, window)
+        packed = self._packed(epoch, window)
         return PlannedSequence(
             epoch=epoch, number=number - first_of_epoch, parts=packed.sequence(number - first)
         )
@@ -117,8 +84,8 @@ class FittedSequences:
         Args:
             total_tokens: of all documents.
         """
-        windows = range(min(self._order.num_windows, _MEASURED_WINDOWS))
-        packed = [self._pack(0, window) for window in windows]
+        windows = range(min(self.order.num_windows, _MEASURED_WINDOWS))
+        packed = [self._packed(0, window) for window in windows]
         tokens = sum(int((each.parts[:, 2] - each.parts[:, 1]).sum()) for each in packed)
         return sum(len(each) for each in packed) * total_tokens / max(1, tokens)
 
@@ -139,8 +106,8 @@ class FittedSequences:
         Raises:
             DataError: it is no anchor.
         """
-        if len(anchor) != 4 or min(anchor) < 0 or anchor[2] >= self._order.num_windows:
-            raise DataError(f"the checkpoint's position in {self._place} is damaged: {anchor}")
+        if len(anchor) != 4 or min(anchor) < 0 or anchor[2] >= self.order.num_windows:
+            raise DataError(f"the checkpoint's position in {self._store.root} is damaged: {anchor}")
         self._starts = [list(anchor)]
 
     def _window_of(self, number: int) -> list[int]:
@@ -152,8 +119,8 @@ class FittedSequences:
 
     def _extend(self) -> None:
         first, epoch, window, first_of_epoch = self._starts[-1]
-        after = first + len(self._pack(epoch, window))
-        if window + 1 < self._order.num_windows:
+        after = first + len(self._packed(epoch, window))
+        if window + 1 < self.order.num_windows:
             self._starts.append([after, epoch, window + 1, first_of_epoch])
         else:
             self._starts.append([after, epoch + 1, 0, after])
@@ -161,45 +128,38 @@ class FittedSequences:
             del self._starts[:-_KEPT_STARTS]
 
     def _pack(self, epoch: int, window: int) -> PackedSequences:
-        key = (epoch, window)
-        if key in self._packed:
-            self._packed.move_to_end(key)
-            return self._packed[key]
-        ids = self._order.window_ids(epoch, window)
+        ids = self.order.window_ids(epoch, window)
         lengths = self._lengths_of(ids)
         try:
             packed = pack(lengths, self._shape)
         except TooLongError as error:
             raise DataError(
-                f"document {ids[error.document]} of {self._place} {error}: raise "
+                f"document {ids[error.document]} of {self._store.root} {error}: raise "
                 "data.sequence_tokens or data.span_capacity, or leave it out when the corpus is "
                 "built"
             ) from None
         packed = self._shuffled(packed, epoch, window)
         packed.parts[:, 0] = ids[packed.parts[:, 0]]
-        self._packed[key] = packed
-        while len(self._packed) > _KEPT_WINDOWS:
-            self._packed.popitem(last=False)
         return packed
 
     def _lengths_of(self, ids: Ints) -> Ints:
-        shards, places = self._order.locate(ids)
+        shards, places = self.order.locate(ids)
         found = np.empty((len(ids), 3), dtype=np.int64)
         for shard in np.unique(shards).tolist():
             mine = shards == shard
-            found[mine] = self._lengths(shard)[places[mine], :3]
+            found[mine] = self._store.lengths(shard)[places[mine], :3]
         return found
 
     def _shuffled(self, packed: PackedSequences, epoch: int, window: int) -> PackedSequences:
         # Best fit leaves the longest documents in the first sequences, and first in each sequence.
         num_parts = len(packed.parts)
         owner = np.repeat(np.arange(len(packed)), np.diff(packed.starts))
-        random = self._order.permutation(num_parts, _PARTS, epoch, window)
+        random = self.order.permutation(num_parts, _PARTS, epoch, window)
         place = np.empty(num_parts, dtype=np.int64)
         place[random] = np.arange(num_parts)
         parts = packed.parts[np.lexsort((place, owner))]
         packed = PackedSequences(parts=parts, starts=packed.starts)
-        return packed.reordered(self._order.permutation(len(packed), _SEQUENCES, epoch, window))
+        return packed.reordered(self.order.permutation(len(packed), _SEQUENCES, epoch, window))
 
 
 class StreamSequences:
@@ -214,57 +174,45 @@ class StreamSequences:
 
     Args:
         order: of the sequences.
-        lengths: [n, 6] lengths of the documents of a shard, see `LENGTH_COLUMNS`.
-        documents: [shards] how many each shard holds.
-        tokens: [shards] and how many tokens they have.
+        store: that holds the documents.
         sequence_tokens: S.
 
     Raises:
         DataError (from `sequence`): a shard's lengths cannot be read.
     """
 
-    def __init__(
-        self,
-        order: GlobalOrder,
-        lengths: Callable[[int], npt.NDArray[np.uint32]],
-        *,
-        documents: Ints,
-        tokens: Ints,
-        sequence_tokens: int,
-    ):
-        self._order = order
-        self._lengths = lengths
-        self._documents = np.concatenate([[0], documents.cumsum()])
-        self._tokens = np.concatenate([[0], tokens.cumsum()])
+    def __init__(self, order: GlobalOrder, store: ShardStore, *, sequence_tokens: int):
+        self.order = order
+        self._store = store
+        self._documents = np.concatenate([[0], np.cumsum(store.shard_sizes)])
+        self._tokens = np.concatenate([[0], store.totals[:, 0].cumsum()])
         self._sequence_tokens = sequence_tokens
-        self._bounds: OrderedDict[int, Ints] = OrderedDict()
-        self._block: tuple[int, list[tuple[int, int]], PackedSequences] | None = None
+        self._bounds = lru_cache(_KEPT_SHARDS)(self._bounds_in)
+        self._planned = lru_cache(maxsize=1)(self._plan)
 
     def sequence(self, number: int) -> PlannedSequence:
         """The sequence with this number."""
         block, offset = divmod(number, _BLOCK)
-        if self._block is None or self._block[0] != block:
-            positions = self._order.range(block * _BLOCK, (block + 1) * _BLOCK)
-            places = np.array([place for _, place in positions])
-            self._block = block, positions, self._cut(places)
-        _, positions, cut = self._block
-        epoch, place = positions[offset]
-        return PlannedSequence(epoch=epoch, number=place, parts=cut.sequence(offset))
+        return self._planned(block)[offset]
 
     def sequences_an_epoch(self, total_tokens: int) -> float:
-        """Sequences that the stream makes."""
-        del total_tokens
-        return len(self._order)
+        """Sequences that the stream makes, which are as many as it has tokens for."""
+        return total_tokens // self._sequence_tokens
 
     def count_up_to(self, count: int) -> int:
         """Sequences of an epoch, or `count` where there are more."""
-        return min(count, len(self._order))
+        return min(count, len(self.order))
 
     def anchor(self, number: int) -> None:
         """Nothing: any sequence is found at once."""
 
-    def start_at(self, anchor: list[int]) -> None:
-        """Do nothing, for the same reason."""
+    def _plan(self, block: int) -> list[PlannedSequence]:
+        positions = self.order.range(block * _BLOCK, (block + 1) * _BLOCK)
+        cut = self._cut(np.array([place for _, place in positions]))
+        return [
+            PlannedSequence(epoch=epoch, number=place, parts=cut.sequence(offset))
+            for offset, (epoch, place) in enumerate(positions)
+        ]
 
     def _cut(self, places: Ints) -> PackedSequences:
         """The sequences at these places of the stream."""
@@ -282,7 +230,7 @@ class StreamSequences:
         found: list[Ints] = []
         for shard in np.unique(shards).tolist():
             mine = np.flatnonzero((shards == shard) & (ends > begins))
-            bounds = self._bounds_in(shard)
+            bounds = self._bounds(shard)
             first, last = (
                 np.searchsorted(bounds, bound, side="right") - 1
                 for bound in (begins[mine], ends[mine] - 1)
@@ -302,13 +250,7 @@ class StreamSequences:
 
     def _bounds_in(self, shard: int) -> Ints:
         """[n + 1] where each document of a shard begins, in tokens from its first, and the end."""
-        if shard not in self._bounds:
-            lengths = self._lengths(shard)[:, 0].astype(np.int64)
-            self._bounds[shard] = np.concatenate([[0], lengths.cumsum()])
-            if len(self._bounds) > _KEPT_SHARDS:
-                self._bounds.popitem(last=False)
-        self._bounds.move_to_end(shard)
-        return self._bounds[shard]
+        return np.concatenate([[0], self._store.lengths(shard)[:, 0].cumsum(dtype=np.int64)])
 
 
 assert LENGTH_COLUMNS[:3] == ("tokens", "spans", "span_tokens"), "what packing reads"

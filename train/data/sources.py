@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -16,12 +15,7 @@ from train.data.document import MEDIA, Document, plain_tokens
 from train.data.order import GlobalOrder
 from train.data.pack import Pack, SequenceShape
 from train.data.sample import Sample
-from train.data.sequences import (
-    FittedSequences,
-    PlannedSequence,
-    Sequences,
-    StreamSequences,
-)
+from train.data.sequences import FittedSequences, PlannedSequence, StreamSequences
 from train.data.spans.places import NO_SPANS
 from train.data.store.shards import ShardStore
 from train.errors import DataError
@@ -90,12 +84,9 @@ class Source:
         for split in (corpus.train, corpus.validation):
             _refuse_media(split)
         self._shard_ends = np.cumsum(corpus.train.shard_sizes)
-        self.sequences = self._sequences_of(corpus.train, shuffle=True)
-
-    @cached_property
-    def validation(self) -> "ValidationSequences":
+        self.sequences = self._sequences_of(corpus.train)
+        self.validation = ValidationSequences(self, self._sequences_of(corpus.validation))
         """The sequences of the validation split, in one order for ever."""
-        return ValidationSequences(self, self._sequences_of(self.corpus.validation, shuffle=False))
 
     def sequences_for(self, *, epochs: float | None, tokens: int | None) -> int:
         """Sequences that hold an amount of the training split, as full as they are."""
@@ -112,7 +103,7 @@ class Source:
         store = self.corpus.train
         if "://" not in store.root:
             return 0
-        share = min(1.0, 2 * self.laying.window / len(self._order))
+        share = min(1.0, 2 * self.laying.window / len(self.sequences.order))
         num_shards = math.ceil(share * len(store.shard_sizes)) + 2
         return sum(sorted(store.shard_bytes, reverse=True)[:num_shards])
 
@@ -185,30 +176,24 @@ class Source:
         numbers = np.concatenate([sequence.parts[:, 0] for sequence in sequences])
         return np.searchsorted(self._shard_ends, numbers, side="right")
 
-    def _sequences_of(self, store: ShardStore, *, shuffle: bool) -> Sequences:
+    def _sequences_of(self, store: ShardStore) -> FittedSequences | StreamSequences:
         if not store.totals[:, 0].any():
             raise DataError(f"{store.root} holds no text to train on: build it with more")
-        is_stream = self.laying.pack == "stream"
+        laying = self.laying
+        sizes = store.shard_sizes
+        if laying.pack == "stream":
+            sizes = stream_runs(store, sequence_tokens=laying.sequence_tokens)
+        is_train = store is self.corpus.train
         order = GlobalOrder(
-            stream_runs(store, sequence_tokens=self.laying.sequence_tokens)
-            if is_stream
-            else store.shard_sizes,
-            seed=self.laying.seed if shuffle else 0,
-            source=self.number if shuffle else 0,
-            shuffle=shuffle,
-            window=self.laying.window,
+            sizes,
+            seed=laying.seed if is_train else 0,
+            source=self.number if is_train else 0,
+            shuffle=is_train,
+            window=laying.window,
         )
-        if shuffle:
-            self._order = order
-        if not is_stream:
-            return FittedSequences(order, store.lengths, shape=self.laying.shape, place=store.root)
-        return StreamSequences(
-            order,
-            store.lengths,
-            documents=np.array(store.shard_sizes),
-            tokens=store.totals[:, 0],
-            sequence_tokens=self.laying.sequence_tokens,
-        )
+        if laying.pack == "stream":
+            return StreamSequences(order, store, sequence_tokens=laying.sequence_tokens)
+        return FittedSequences(order, store, shape=laying.shape)
 
 
 def stream_runs(store: ShardStore, *, sequence_tokens: int) -> list[int]:
@@ -241,7 +226,7 @@ def stream_runs(store: ShardStore, *, sequence_tokens: int) -> list[int]:
 class ValidationSequences:
     """The packed sequences of a validation split."""
 
-    def __init__(self, source: Source, sequences: Sequences):
+    def __init__(self, source: Source, sequences: FittedSequences | StreamSequences):
         self._source = source
         self._sequences = sequences
 

@@ -1,12 +1,11 @@
 """Files in S3, read and written with patience."""
 
 import contextlib
-import io
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from botocore.exceptions import ClientError
 from typing_extensions import override
@@ -23,13 +22,11 @@ from train.storage.diagnosis import (
     is_timeout,
     lasting_fault,
 )
-from train.storage.patience import Patience, Tell, Verdict
+from train.storage.patience import Patience, Tell
 from train.storage.place import Found, Place, Sink, Source
 
 Result = TypeVar("Result")
 
-PART_BYTES: Final = 1 << 26
-"""What is sent at a time."""
 NEAR_BYTES: Final = 1 << 23
 """Smaller reads that lie close together come with one request of this."""
 _CHUNK_BYTES: Final = 1 << 18
@@ -92,7 +89,7 @@ class StorePlace(Place):
         if not self.path:
             return None
         try:
-            head = self._ask("read", lambda client, key: client.head_object(**key))
+            head = self.ask("read", lambda client, key: client.head_object(**key))
         except MissingError:
             return None
         return Found(name="", num_bytes=int(head["ContentLength"]), version=head["ETag"])
@@ -117,7 +114,9 @@ class StorePlace(Place):
     @override
     @contextlib.contextmanager
     def create(self) -> Generator[Sink]:
-        upload = _Upload(self)
+        from train.storage.upload import Upload
+
+        upload = Upload(self)
         try:
             yield upload
             upload.complete()
@@ -127,7 +126,9 @@ class StorePlace(Place):
 
     @override
     def write(self, data: bytes) -> None:
-        self.send("put_object", data)
+        from train.storage.upload import send
+
+        send(self, "put_object", data)
 
     @override
     def remove(self) -> None:
@@ -143,7 +144,7 @@ class StorePlace(Place):
                     # Raised inside, so that it is tried again where that may help.
                     raise ClientError({"Error": fault}, "DeleteObjects")
 
-            self._ask("write", delete)
+            self.ask("write", delete)
 
     def fetch(
         self,
@@ -182,7 +183,7 @@ class StorePlace(Place):
                 request["IfMatch"] = seen
 
             def speak(tell: Tell) -> None:
-                answer = self._client().get_object(**request)
+                answer = self.client().get_object(**request)
                 with answer.pop("Body") as connection:
                     tell(answer)
                     # As much as is there: waiting for a full chunk would look like no progress.
@@ -218,71 +219,55 @@ class StorePlace(Place):
                 seen = None
                 raise ConnectionError("another file has taken its place") from error
 
-        self._patience("read", stalled_seconds=stalled_seconds, stopped=stopped).run(attempt)
+        self.patience("read", stalled_seconds=stalled_seconds, stopped=stopped).run(attempt)
 
-    def send(self, method: str, data: Any, **options: Any) -> Any:
-        """Upload one body; the deadline is for the progress of its bytes.
+    def ask(self, verb: str, request: Callable[[Any, dict[str, str]], Result]) -> Result:
+        """What a store answers to a small request.
 
         Args:
-            method: of the client, that takes it.
-            data: a buffer.
-            options: further arguments.
-
-        Returns:
-            What the store answers.
+            verb: read or write.
+            request: makes it, given a client, and the bucket and the key as its arguments.
 
         Raises:
-            StorageError: it could not be sent within the budget.
+            StorageError: there is no answer within the budget, or it is no.
         """
-
-        def attempt(patience: Patience) -> Any:
-            def speak(tell: Tell) -> None:
-                body = _Watched(data, tell)
-                tell(
-                    getattr(self._client(), method)(
-                        Bucket=self.bucket, Key=self.path, Body=body, **options
-                    )
-                )
-
-            answer: Any = None
-            for told in patience.listen(speak):
-                answer = told
-            return answer
-
-        return self._patience("write").run(attempt)
-
-    def begin_parts(self) -> str:
-        """Begin an upload in parts; its name in the store."""
-        answer = self._ask("write", lambda client, key: client.create_multipart_upload(**key))
-        return answer["UploadId"]
-
-    def end_parts(self, upload: str, parts: list[dict[str, Any]], size: int) -> None:
-        """Make the parts a file."""
-
-        def complete(client: Any, key: dict[str, str]) -> None:
-            try:
-                client.complete_multipart_upload(
-                    **key, UploadId=upload, MultipartUpload={"Parts": parts}
-                )
-            except TRANSFER_ERRORS as error:
-                # An attempt before may have been heard, though its answer was not.
-                if error_code(error) != "NoSuchUpload":
-                    raise
-                if int(client.head_object(**key)["ContentLength"]) != size:
-                    raise
-
-        self._ask("write", complete)
-
-    def abandon_parts(self, upload: str) -> None:
-        """Remove what was sent of a file; asked once, for the store may have failed before."""
-        storage = self.storage.model_copy(
-            update={
-                "timeout_seconds": min(self.storage.timeout_seconds, _ASK_SECONDS),
-                "retry_budget_seconds": 0.0,
-            }
+        key = {"Bucket": self.bucket, "Key": self.path}
+        return self.patience(verb).run(
+            lambda patience: patience.ask(lambda: request(self.client(), key))
         )
-        replace(self, storage=storage)._ask(
-            "write", lambda client, key: client.abort_multipart_upload(**key, UploadId=upload)
+
+    @property
+    def in_haste(self) -> Self:
+        """The same place, for questions that are asked once, and whose answer may stay out."""
+        seconds = min(self.storage.timeout_seconds, _ASK_SECONDS)
+        update = {"timeout_seconds": seconds, "retry_budget_seconds": 0.0}
+        return replace(self, storage=self.storage.model_copy(update=update))
+
+    def client(self) -> Any:
+        """The process's client for the store."""
+        return clients.client(self._endpoint, timeout_seconds=self.storage.timeout_seconds)
+
+    def patience(
+        self,
+        verb: str,
+        *,
+        stalled_seconds: float = 0.0,
+        stopped: threading.Event | None = None,
+    ) -> Patience:
+        """Patience with one request; see `Patience` for what is given.
+
+        Args:
+            verb: read or write.
+            stalled_seconds: how much of the budget was spent before.
+            stopped: when set, the request is no longer wanted.
+        """
+        return Patience(
+            doing=f"{verb} {self._url} {'to' if verb == 'write' else 'from'} {self._store}",
+            store=self._store,
+            storage=self.storage,
+            judge=lambda error: self._judge(error, verb),
+            stalled_seconds=stalled_seconds,
+            stopped=stopped or threading.Event(),
         )
 
     @property
@@ -300,7 +285,7 @@ class StorePlace(Place):
     def _pages(self, **options: str) -> Iterator[dict[str, Any]]:
         more: dict[str, str] = {}
         while True:
-            page = self._ask(
+            page = self.ask(
                 "read",
                 lambda client, _, more=more: client.list_objects_v2(
                     Bucket=self.bucket, Prefix=self._prefix, **options, **more
@@ -311,64 +296,31 @@ class StorePlace(Place):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def _ask(self, verb: str, request: Callable[[Any, dict[str, str]], Result]) -> Result:
-        key = {"Bucket": self.bucket, "Key": self.path}
-        return self._patience(verb).run(
-            lambda patience: patience.ask(lambda: request(self._client(), key))
-        )
-
-    def _patience(
-        self,
-        verb: str,
-        *,
-        stalled_seconds: float = 0.0,
-        stopped: threading.Event | None = None,
-    ) -> Patience:
-        patience = Patience(
-            doing=f"{verb} {self._url} {'to' if verb == 'write' else 'from'} {self._store}",
-            store=self._store,
-            storage=self.storage,
-            judge=lambda error: self._judge(error, verb),
-            stalled_seconds=stalled_seconds,
-        )
-        if stopped is not None:
-            patience.stopped = stopped
-        return patience
-
-    def _judge(self, error: Exception, verb: str) -> Verdict:
+    def _judge(self, error: Exception, verb: str) -> str:
         if not isinstance(error, TRANSFER_ERRORS) or isinstance(error, StorageError):
             raise error
         if is_timeout(error):
             # Its thread may hang in the client for ever, and hold locks of it.
             clients.discard(self._endpoint, timeout_seconds=self.storage.timeout_seconds)
         lasting = lasting_fault(
-            error,
-            url=self._url,
-            verb=verb,
-            store=self._store,
-            ask_bucket=self._ask_bucket,
+            error, url=self._url, verb=verb, store=self._store, ask_bucket=self._ask_bucket
         )
-        text = cause_of(error)
+        if lasting is not None:
+            raise lasting from error
         if is_timeout(error):
             told = str(error) if type(error) is TimeoutError else ""
-            text = told or f"no answer within {self.storage.timeout_seconds:g} s"
-        return Verdict(text=text, lasting=lasting)
+            return told or f"no answer within {self.storage.timeout_seconds:g} s"
+        return cause_of(error)
 
     def _ask_bucket(self) -> str | None:
         """The error code for listing the bucket; None if the listing works or tells nothing."""
-        storage = self.storage.model_copy(
-            update={"timeout_seconds": min(self.storage.timeout_seconds, _ASK_SECONDS)}
-        )
-        once = Patience(doing="", store="", storage=storage, judge=lambda _: Verdict(text=""))
-        once.set_deadline(None)
         try:
-            once.ask(lambda: self._client().list_objects_v2(Bucket=self.bucket, MaxKeys=1))
+            self.in_haste.patience("read").ask(
+                lambda: self.client().list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+            )
         except TRANSFER_ERRORS as error:
             return error_code(error)
         return None
-
-    def _client(self) -> Any:
-        return clients.client(self._endpoint, timeout_seconds=self.storage.timeout_seconds)
 
     @property
     def _url(self) -> str:
@@ -441,76 +393,6 @@ class _OpenObject:
                 end=offset + len(target),
                 version=self._version,
             )
-
-
-class _Upload:
-    """A file that is sent in parts of one size, or at once if it is small."""
-
-    def __init__(self, place: StorePlace) -> None:
-        self._place = place
-        self._held = bytearray()
-        self._upload: str | None = None
-        self._parts: list[dict[str, Any]] = []
-        self._num_bytes = 0
-
-    def write(self, data: Any, /) -> None:
-        self._held += memoryview(data).cast("B")
-        while len(self._held) >= PART_BYTES:
-            self._send(self._held[:PART_BYTES])
-            del self._held[:PART_BYTES]
-
-    def complete(self) -> None:
-        if self._upload is None:
-            self._place.write(bytes(self._held))
-            return
-        if self._held:
-            self._send(self._held)
-        self._place.end_parts(self._upload, self._parts, self._num_bytes)
-
-    def abandon(self) -> None:
-        if self._upload is not None:
-            with contextlib.suppress(StorageError):
-                self._place.abandon_parts(self._upload)
-
-    def _send(self, part: bytearray) -> None:
-        if self._upload is None:
-            self._upload = self._place.begin_parts()
-        number = len(self._parts) + 1
-        answer = self._place.send("upload_part", part, UploadId=self._upload, PartNumber=number)
-        self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-        self._num_bytes += len(part)
-
-
-class _Watched(io.RawIOBase):
-    """A body to send, which tells when some of it is taken."""
-
-    def __init__(self, data: Any, tell: Tell) -> None:
-        self._data = memoryview(data)
-        self._told = tell
-        self._at = 0
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        end = len(self._data) if size is None or size < 0 else self._at + size
-        part = bytes(self._data[self._at : end])
-        self._at += len(part)
-        self._told(None)
-        return part
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        self._at = offset + (0, self._at, len(self._data))[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
 
 
 def _first_byte(head: dict[str, Any]) -> int:

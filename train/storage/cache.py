@@ -106,12 +106,6 @@ class CheckedFiles:
             ahead.done.wait(_CLOSE_SECONDS)
         self._stopped = Event()
 
-    def after_fork(self) -> None:
-        """In a new process: threads of the old one are not here, nor will locks be released."""
-        self._lock = Lock()
-        self._ahead = {}
-        self._stopped = Event()
-
     def _find(self, file: StoredFile, *, remove: bool = False) -> int | None:
         check = file.name not in self._checked
         if self.directory is None:

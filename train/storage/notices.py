@@ -17,14 +17,9 @@ def notice(text: str) -> None:
 
     A store that fails makes every thread that reads from it wait: one line tells it all.
     """
-    # A process forked while another thread held the lock would wait for ever: be silent instead.
-    if not _lock.acquire(timeout=1.0):
-        return
-    try:
+    with _lock:
         now = time.monotonic()
         if _last_seconds and now - _last_seconds[0] < INTERVAL_SECONDS:
             return
         _last_seconds[:] = [now]
-    finally:
-        _lock.release()
     logger.warning("%s", text)

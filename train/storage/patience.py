@@ -32,19 +32,6 @@ class StoppedError(Exception):
     """Whoever asked for a file no longer wants it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What a failed attempt means.
-
-    Attributes:
-        text: the cause in a few words.
-        lasting: the error to raise at once, where trying again cannot help.
-    """
-
-    text: str
-    lasting: StorageError | None = None
-
-
 @dataclass(kw_only=True)
 class Patience:
     """Tries one request until it is done, or nothing has moved for too long.
@@ -53,7 +40,8 @@ class Patience:
         doing: the request as a sentence goes on after "could not".
         store: what to call the store.
         storage: the deadline and the budget.
-        judge: says what an error of an attempt means.
+        judge: tells the cause of a failed attempt in a few words, or raises the error to be raised
+            at once, where trying again cannot help.
         stalled_seconds: how much of the budget was spent before, waiting for another process that
             tried the same.
         stopped: when set, the request is no longer wanted.
@@ -63,10 +51,14 @@ class Patience:
     doing: str
     store: str
     storage: StorageConfig
-    judge: Callable[[Exception], Verdict]
+    judge: Callable[[Exception], str]
     stalled_seconds: float = 0.0
     stopped: threading.Event = field(default_factory=threading.Event)
     moved_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        """Give the first attempt the whole timeout."""
+        self._deadline_seconds = self.storage.timeout_seconds
 
     def run(self, attempt: Callable[["Patience"], Result]) -> Result:
         """The result of the first attempt that succeeds.
@@ -83,16 +75,18 @@ class Patience:
         while True:
             attempts += 1
             before = self.moved_bytes
-            self.set_deadline(failing_since)
+            self._deadline_seconds = self.storage.timeout_seconds
+            if failing_since is not None:
+                left = self.storage.retry_budget_seconds - (time.monotonic() - failing_since)
+                # The last attempt gets what is left, but enough for a store that is back.
+                self._deadline_seconds = min(self._deadline_seconds, max(left, 1.0))
             try:
                 return attempt(self)
             except StoppedError:
                 raise
             except Exception as error:
                 reason = error
-                verdict = self.judge(error)
-            if verdict.lasting is not None:
-                raise verdict.lasting from reason
+                text = self.judge(error)
             now = time.monotonic()
             if self.moved_bytes > before:
                 failing_since, fruitless = now, 0
@@ -102,12 +96,12 @@ class Patience:
             left_seconds = self.storage.retry_budget_seconds - (now - failing_since)
             if left_seconds <= 0:
                 raise StorageError(
-                    self._given_up(attempts, verdict.text, lost_seconds=now - failing_since)
+                    self._given_up(attempts, text, lost_seconds=now - failing_since)
                 ) from reason
             # Jitter over the whole pause, so that a thousand ranks do not come back at once.
             pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(fruitless, 10))
             notice(
-                f"waiting for {self.store}: could not {self.doing}: {verdict.text} (attempt "
+                f"waiting for {self.store}: could not {self.doing}: {text} (attempt "
                 f"{attempts}; giving up {left_seconds:.0f} s from now); trying again"
             )
             if self.stopped.wait(min(_random.uniform(0, pause), left_seconds)):
@@ -164,14 +158,6 @@ class Patience:
         """The answer to a small request, made in a thread of its own, as `listen`."""
         answers: Iterator[Result] = self.listen(lambda tell: tell(work()))
         return next(answers)
-
-    def set_deadline(self, failing_since: float | None) -> None:
-        """Say how long the next attempt may wait for progress, by when attempts began to fail."""
-        self._deadline_seconds = self.storage.timeout_seconds
-        if failing_since is not None:
-            left = self.storage.retry_budget_seconds - (time.monotonic() - failing_since)
-            # The last attempt gets what is left, but enough for a store that is back.
-            self._deadline_seconds = min(self._deadline_seconds, max(left, 1.0))
 
     def _next(self, told: "queue.Queue[Any]") -> Any:
         waiting_since = time.monotonic()

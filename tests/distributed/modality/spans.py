@@ -12,8 +12,7 @@ from model.config import Config
 from model.encoders.protocol import EncoderKind, SpanLoad
 from tests.distributed.modality.encoder import PatchEncoderConfig, PatchSpans
 from train.data.sample import Sample
-from train.data.spans.flat import FlatSpans, Ints, padded, runs
-from train.data.spans.places import NO_SPANS, Spans
+from train.data.spans.places import NO_SPANS, FlatSpans, Ints, Spans, padded, runs
 from train.data.spans.protocol import SpanCapacity
 from train.data.tokens import SpecialTokens
 

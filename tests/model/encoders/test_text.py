@@ -16,7 +16,7 @@ from tests.model.examples import (
     tiny_config,
     tiny_model,
 )
-from train.data.spans.flat import FlatSpans
+from train.data.spans.places import FlatSpans
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import pack_text
 

@@ -106,14 +106,18 @@ def test_the_order_is_that_of_stored_sequences(tmp_path: Path) -> None:
     corpus = Corpus(str(write_corpus(tmp_path / "corpus")))
     source = source_of(corpus, 64)
     order = GlobalOrder([57, 39], seed=3, window=20)
-    for number in range(200):
-        planned = source.sequences.sequence(number)
-        assert (planned.epoch, planned.number) == order.sample_at(number)
+    planned = [source.sequences.sequence(number) for number in range(200)]
+    assert [(each.epoch, each.number) for each in planned] == order.range(0, 200)
 
 
 def test_too_little_text_is_refused(corpus: Corpus) -> None:
     with pytest.raises(DataError, match="too little text for one sequence of 1000000 tokens"):
         source_of(corpus, 1_000_000)
+
+
+def test_too_little_text_for_validation_is_refused_before_a_run_begins(corpus: Corpus) -> None:
+    with pytest.raises(DataError, match="validation holds too little text for one seq"):
+        source_of(corpus, 4_000)
 
 
 def test_a_corpus_of_sequences_is_refused(corpus: Corpus, tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ def test_a_write_that_never_ends_is_given_up(lab: S3Lab) -> None:
 def test_parts_are_sent_again_one_by_one(
     lab: S3Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("train.storage.bucket.PART_BYTES", 5 << 20)
+    monkeypatch.setattr("train.storage.upload.PART_BYTES", 5 << 20)
     content = os.urandom(12 << 20)
 
     cut = Fault(cut_after_bytes=700)
@@ -319,7 +319,7 @@ def test_parts_are_sent_again_one_by_one(
 
 
 def test_what_is_not_whole_never_appears(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.storage.bucket.PART_BYTES", 5 << 20)
+    monkeypatch.setattr("train.storage.upload.PART_BYTES", 5 << 20)
     writer = store(lab.environment["S3_ENDPOINT_URL"], "half")
 
     def fail() -> None:
@@ -381,7 +381,7 @@ class Refusing:
 def test_an_object_that_is_not_removed_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     storage = StorageConfig(retry_budget_seconds=20)
     client = Refusing("InternalError", "SlowDown")
-    monkeypatch.setattr(StorePlace, "_client", lambda _: client)
+    monkeypatch.setattr(StorePlace, "client", lambda _: client)
     Place.parse("s3://bucket/x", storage).remove()
     assert client.codes == []
     client.codes = ["AccessDenied"] * 9

@@ -6,8 +6,7 @@ from typing import Protocol
 
 from model.batch import PackedSpans
 from train.data.sample import Sample
-from train.data.spans.flat import FlatSpans, Ints
-from train.data.spans.places import Spans
+from train.data.spans.places import FlatSpans, Ints, Spans
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.sample import Sample
-from train.data.spans.flat import FlatSpans, Ints, runs
-from train.data.spans.places import Spans
+from train.data.spans.places import FlatSpans, Ints, Spans, runs
 
 Bools = npt.NDArray[np.bool_]
 

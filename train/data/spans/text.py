@@ -10,8 +10,7 @@ from model.config import Config
 from model.encoders.protocol import EncoderKind
 from model.encoders.text import TextEncoderConfig, TextSpans
 from train.data.sample import Sample
-from train.data.spans.flat import FlatSpans, Ints, padded, runs
-from train.data.spans.places import Spans
+from train.data.spans.places import FlatSpans, Ints, Spans, padded, runs
 from train.data.spans.protocol import SpanCapacity
 from train.data.tokens import SpecialTokens
 

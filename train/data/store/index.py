@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
-from train.data.store.mds import DocumentDecoder
+from train.data.store.mds import Decode, document_decoder
 from train.errors import DataError
 from train.storage.stored_file import LeavesDirectoryError, StoredFile
 
@@ -37,7 +37,7 @@ class ShardIndex:
 
     files: list[StoredFile]
     samples: npt.NDArray[np.int64]
-    decoders: list[DocumentDecoder]
+    decoders: list[Decode]
     sha256: str
 
 
@@ -68,9 +68,9 @@ def parse_index(data: bytes, *, place: str) -> ShardIndex:
             would have to be unpickled, or an entry points outside the directory.
     """
     where = f"{place}/{INDEX_NAME}"
-    known: dict[str, DocumentDecoder] = {}
+    known: dict[str, Decode] = {}
 
-    def take(entry: dict[str, Any]) -> tuple[StoredFile, int, DocumentDecoder]:
+    def take(entry: dict[str, Any]) -> tuple[StoredFile, int, Decode]:
         _require_plain_mds(entry, where=where)
         columns = [entry["column_names"], entry["column_encodings"], entry["column_sizes"]]
         decoder = known.get(repr(columns))
@@ -174,7 +174,7 @@ def _require_plain_mds(entry: dict[str, Any], *, where: str) -> None:
 
 def _decoder(
     names: list[str], encodings: list[str], sizes: list[int | None], *, where: str
-) -> DocumentDecoder:
+) -> Decode:
     for name, encoding in zip(names, encodings, strict=True):
         if encoding.partition(":")[0] == "pkl":
             raise DataError(
@@ -186,7 +186,7 @@ def _decoder(
             f"{where} has the columns {', '.join(names)} but no `tokens`; build the corpus with "
             "`python -m tools.corpus build`."
         )
-    return DocumentDecoder.of(names, encodings, sizes)
+    return document_decoder(names, encodings, sizes)
 
 
 def _file(entry: dict[str, Any], *, where: str) -> StoredFile:

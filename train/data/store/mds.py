@@ -5,68 +5,55 @@ document.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 
 _DOCUMENT: Final = ("id", "tokens", "segments", "payload")
 """Columns of a document; others are passed over."""
 _SHAPE_DTYPES: Final = tuple(np.dtype(name) for name in ("u1", "u2", "u4", "u8"))
-_COUNT_BYTES: Final = 4
 
 Decode = Callable[[bytes], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentDecoder:
-    """Takes the bytes of a document apart into its columns.
+def document_decoder(
+    names: Sequence[str], encodings: Sequence[str], sizes: Sequence[int | None]
+) -> Decode:
+    """What takes the bytes of a document in a shard with these columns apart into its columns.
 
-    Attributes:
-        columns: of each column its name, its size in bytes where all documents have the same, else
-            0, and what decodes it.
+    It raises ValueError or IndexError where the bytes are no document.
+
+    Args:
+        names: of the columns.
+        encodings: of the columns.
+        sizes: in bytes, of columns that have the same in all documents.
+
+    Raises:
+        ValueError: a column has no name, no encoding or no size, or a negative one; or one of a
+            document's is encoded otherwise than we do.
     """
+    columns = [
+        (name, size or 0, _decoder_of(encoding) if name in _DOCUMENT else None)
+        for name, encoding, size in zip(names, encodings, sizes, strict=True)
+    ]
+    if any(size < 0 for _, size, _ in columns):
+        raise ValueError("a column has a negative size")
+    num_sizes = sum(not size for _, size, _ in columns)
 
-    columns: tuple[tuple[str, int, Decode | None], ...]
-
-    @classmethod
-    def of(
-        cls, names: Sequence[str], encodings: Sequence[str], sizes: Sequence[int | None]
-    ) -> Self:
-        """The decoder for a shard with these columns.
-
-        Raises:
-            ValueError: a column has no name, no encoding or no size, or a negative one; or one of
-                a document's is encoded otherwise than we do.
-        """
-        columns = [
-            (name, size or 0, _decoder_of(encoding) if name in _DOCUMENT else None)
-            for name, encoding, size in zip(names, encodings, sizes, strict=True)
-        ]
-        if any(size < 0 for _, size, _ in columns):
-            raise ValueError("a column has a negative size")
-        return cls(tuple(columns))
-
-    def __call__(self, data: bytes) -> dict[str, Any]:
-        """The columns of a document.
-
-        Raises:
-            ValueError: the bytes are no document.
-            IndexError: likewise.
-        """
-        begin = _COUNT_BYTES * sum(not size for _, size, _ in self.columns)
-        count = 0
+    def decode_document(data: bytes) -> dict[str, Any]:
+        found = iter(np.frombuffer(data, np.uint32, num_sizes).tolist())
+        begin = 4 * num_sizes
         document: dict[str, Any] = {}
-        for name, size, decode in self.columns:
-            if not size:
-                size = int.from_bytes(data[count : count + _COUNT_BYTES], "little")
-                count += _COUNT_BYTES
+        for name, size, decode in columns:
+            end = begin + (size or next(found))
             if decode is not None:
-                document[name] = decode(data[begin : begin + size])
-            begin += size
+                document[name] = decode(data[begin:end])
+            begin = end
         if begin != len(data):
             raise ValueError(f"its columns take {begin} bytes of {len(data)}")
         return document
+
+    return decode_document
 
 
 def _decoder_of(encoding: str) -> Decode:

@@ -41,9 +41,7 @@ class OpenShard:
         self._descriptor = descriptor
         self._name = name
         self._is_cached = is_cached
-        self.used_seconds = time.monotonic()
-        """When it was read last."""
-        self._touched_seconds = self.used_seconds
+        self._touched_seconds = time.monotonic()
         try:
             # The number of samples, then where each begins, then the end of the last.
             header = np.frombuffer(self._pread(_COUNT_BYTES * (samples + 2), 0), np.uint32)
@@ -69,9 +67,9 @@ class OpenShard:
             EvictedError: it has left the cache.
             DataError: they cannot be read.
         """
-        self.used_seconds = time.monotonic()
-        if self._is_cached and self.used_seconds - self._touched_seconds > _TOUCH_SECONDS:
-            self._touched_seconds = self.used_seconds
+        now = time.monotonic()
+        if self._is_cached and now - self._touched_seconds > _TOUCH_SECONDS:
+            self._touched_seconds = now
             touch(self._descriptor)
         begin, end = int(self._begins[place]), int(self._begins[place + 1])
         return self._pread(end - begin, begin)

@@ -10,7 +10,6 @@ import contextlib
 import io
 import os
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
 from functools import cached_property
@@ -40,7 +39,7 @@ class ShardStore:
 
     A shard is checked against the size and hash in the index the first time that this process
     opens it. At most 64 shards are open at once, each costing a file descriptor and 4 bytes a
-    sample. Threads may share a store; processes on one host may share its cache.
+    sample. Threads may share a store; processes open one each, and those of a host share its cache.
     """
 
     def __init__(
@@ -77,7 +76,6 @@ class ShardStore:
         require_promised(self.manifest, place=self.root, samples=len(self))
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
-        _stores.add(self)
 
     @property
     def fingerprint(self) -> str:
@@ -256,10 +254,6 @@ class ShardStore:
                 yield self._lengths.files[shard]
             yield self._index.files[shard]
 
-    def _after_fork(self) -> None:
-        self._lock = threading.Lock()
-        self._files.after_fork()
-
     @cached_property
     def _lengths(self) -> LengthsIndex:
         data = self.read_beside(LENGTHS_NAME)
@@ -311,15 +305,3 @@ def _require_directory(root: Place) -> None:
             f"The data directory {root} is empty; build a corpus with `python -m "
             "tools.corpus build`."
         )
-
-
-_stores: Final[weakref.WeakSet[ShardStore]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for store in _stores:
-        store._after_fork()
-
-
-# A lock that another thread held at the moment of the fork would stay locked in the child.
-os.register_at_fork(after_in_child=_after_fork)

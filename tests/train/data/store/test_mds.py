@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from train.data.store.mds import DocumentDecoder
+from train.data.store.mds import document_decoder
 from train.storage.stored_file import HASHERS
 
 from streaming.base.format.mds.encodings import (  # isort: skip
@@ -60,26 +60,26 @@ def test_samples_decode_as_by_streaming(parts: list[tuple[str, Any]]) -> None:
         compression=None, hashes=[], raw_data=FileInfo("", 0, {}), samples=1, size_limit=None,
         zip_data=None,
     ).decode_sample(data)  # fmt: skip
-    ours = DocumentDecoder.of(names, encodings, sizes)(data)
+    ours = document_decoder(names, encodings, sizes)(data)
     assert list(ours) == list(theirs)
     for name in names:
         same(ours[name], theirs[name])
 
 
 def test_other_columns_are_passed_over() -> None:
-    decode = DocumentDecoder.of(["size", "id"], ["int", "str"], [8, None])
+    decode = document_decoder(["size", "id"], ["int", "str"], [8, None])
     assert decode(b"\x02\0\0\0" + bytes(8) + b"hi") == {"id": "hi"}
 
 
 @pytest.mark.parametrize("encoding", ["pkl", "json", "ndarray", "ndarray:object", "ndarray:int8:2"])
 def test_other_encodings_of_documents_are_refused(encoding: str) -> None:
     with pytest.raises((ValueError, TypeError)):
-        DocumentDecoder.of(["tokens"], [encoding], [None])
+        document_decoder(["tokens"], [encoding], [None])
 
 
 @given(st.binary(max_size=64))
 def test_garbage_is_an_error_or_a_sample(data: bytes) -> None:
-    decode = DocumentDecoder.of(["id", "tokens"], ["str", "ndarray:uint16"], [None, None])
+    decode = document_decoder(["id", "tokens"], ["str", "ndarray:uint16"], [None, None])
     with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
         assert decode(data)["tokens"].dtype == np.uint16
 
