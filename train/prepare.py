@@ -196,6 +196,12 @@ def refuse_other_run(config: RunConfig, owner: RunConfig, place: Place | RunDire
     Raises:
         RunDirectoryError: it is of another run.
     """
+    if config.data.pack == "stream" and "pack" not in owner.data.model_fields_set:
+        raise RunDirectoryError(
+            f"{place} holds a run from before data.pack: if it read documents, go on with "
+            "data.pack=fit; one on sequences of one length goes on with the version that began it "
+            f"alone, and another run_directory begins with its weights (init_from={place})"
+        )
     changed = differences(owner.identity(), config.identity())
     if changed:
         raise RunDirectoryError(

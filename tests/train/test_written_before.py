@@ -18,6 +18,10 @@ from tools import evaluate, generate, merge
 from tools.checkpoint import main as checkpoint
 from train.config import RunConfig
 from train.config_files import from_stored
+from train.config_files import merge as merge_trees
+from train.errors import RunDirectoryError
+from train.prepare import refuse_other_run
+from train.storage.place import Place
 from train.watch.metrics import Metrics, read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
@@ -102,6 +106,16 @@ def test_goes_on(tmp_path: Path) -> None:
     )
     assert metrics.runs[-1].step == 4
     assert losses(metrics) == recorded("finetuned")
+
+
+def test_a_run_from_before_packing_says_what_to_do() -> None:
+    stored = yaml.safe_load((OLD / "pretrained" / "config.yaml").read_text())
+    owner = from_stored(RunConfig, stored, place=str(OLD))
+    config = from_stored(
+        RunConfig, merge_trees(stored, {"data": {"pack": "stream"}}), place=str(OLD)
+    )
+    with pytest.raises(RunDirectoryError, match=r"before data.pack.*data.pack=fit; .*init_from=s3"):
+        refuse_other_run(config, owner, Place.parse("s3://bucket/run"))
 
 
 def test_serves_init_from(tmp_path: Path) -> None:

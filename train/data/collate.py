@@ -71,7 +71,7 @@ class Collator:
             labels[row, : max(0, length - 1)] = sample.tokens[1:]
         documents = Documents.of(samples, S) if self.attend == "within" else None
         first = np.zeros((B, S), dtype=np.bool_)
-        chosen: list[FlatSpans] = []
+        chosen: dict[str, FlatSpans] = {}
         packed: dict[str, PackedSpans] = {}
         for modality, reader in self.readers.items():
             spans = FlatSpans.of(
@@ -83,9 +83,11 @@ class Collator:
             _refuse_senseless(samples, documents, spans)
             _refuse_oversize(samples, reader.capacity, spans)
             first.reshape(-1)[spans.first_slots(S) - 1] = True
-            chosen.append(spans)
+            chosen[modality] = spans
             packed[modality] = reader.pack(samples, tokens, spans)
-        targets = scored_slots(samples, S, spans=chosen, documents=documents)
+        if len(chosen) > 1:
+            _refuse_overlapping(samples, S, chosen)
+        targets = scored_slots(samples, S, spans=chosen.values(), documents=documents)
         np.copyto(labels, UNSCORED, where=~targets)
         scored = np.flatnonzero(targets)
         first_of_span = np.zeros(B * S, dtype=np.bool_)
@@ -127,6 +129,24 @@ def _refuse_senseless(
             f"sample {samples[row].id} has spans {_listed(row, owners, starts, stops)}, but "
             "with data.attend=within each must lie in one document: rebuild the corpus, or use "
             "data.attend=across"
+        )
+
+
+def _refuse_overlapping(
+    samples: Sequence[Sample], sequence_tokens: int, chosen: Mapping[str, FlatSpans]
+) -> None:
+    starts = np.concatenate([spans.first_slots(sequence_tokens) for spans in chosen.values()])
+    stops = starts + np.concatenate([spans.lengths for spans in chosen.values()])
+    modalities = np.repeat(list(chosen), [len(spans) for spans in chosen.values()])
+    order = np.argsort(starts, kind="stable")
+    overlap = starts[order[1:]] < stops[order[:-1]]
+    if overlap.any():
+        one, other = order[overlap.argmax() :][:2]
+        row, slot = divmod(int(starts[other]), sequence_tokens)
+        raise DataError(
+            f"sample {samples[row].id} has spans of {modalities[one]} and {modalities[other]} that "
+            f"overlap in slot {slot}, where one vector has room: choose spans that do not meet, or "
+            "build the corpus again"
         )
 
 

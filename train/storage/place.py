@@ -99,7 +99,9 @@ class Place(ABC):
         path = _expanded(text) if expand else text
         scheme = _SCHEME.match(path)
         if scheme is None:
-            return LocalPlace(text, path if path == "/" else path.rstrip("/"), storage)
+            # Of a root alone one slash stays.
+            written, path = (name.rstrip("/") or name[:1] for name in (text, path))
+            return LocalPlace(written, path, storage)
         bucket, _, key = path[scheme.end() :].partition("/")
         if scheme[1] != "s3" or not bucket:
             raise StorageError(

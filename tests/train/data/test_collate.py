@@ -15,7 +15,7 @@ from tests.model.examples import text_spans
 from train.data.collate import Collator
 from train.data.sample import Sample
 from train.data.spans.at_random import RandomSpansConfig
-from train.data.spans.given import StoredSpansConfig
+from train.data.spans.given import FixedSpansConfig, StoredSpansConfig
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.scoring import scored_tokens
 from train.data.spans.text import TextReader, TextSpansConfig
@@ -270,6 +270,24 @@ def test_epochs_reach_the_policy():
         text = text_spans(batch)
         wanted = [t for a, b in policy.choose(sample, epoch=epoch) for t in range(a, b)]
         assert text.slots[: text.num_vectors].tolist() == wanted
+
+
+def test_spans_of_two_modalities_must_not_overlap():
+    def collate(other: list[int]) -> Batch:
+        kinds = {"text": [[2, 6]], "image": [other, [15, 17]]}
+        readers = {
+            modality: reader(FixedSpansConfig(kind="fixed", ranges=ranges))
+            for modality, ranges in kinds.items()
+        }
+        collator = Collator(sequence_tokens=S, readers=readers, padding=PADDING)
+        return collator([(0, sample_of(None, num_tokens=2)), (0, sample_of(None, id=41))])
+
+    assert len(collate([6, 8]).spans) == 2
+    for other in ([5, 8], [1, 3], [3, 4]):
+        with pytest.raises(
+            DataError, match=r"sample 41 has spans of (text|image) and (text|image) that"
+        ):
+            collate(other)
 
 
 def test_a_gpt_has_no_spans():

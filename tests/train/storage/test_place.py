@@ -34,6 +34,9 @@ def test_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path(place / "a") == tmp_path / "runs/a"
     assert Path(Place.parse("/") / "a") == Path("/a")
     assert Place.parse("a").parent.path == "."
+    assert str(Place.parse("//")) == Place.parse("//").path == "/"
+    assert Path(Place.parse("//") / "a") == Path("/a")
+    assert str(Place.parse("a/b/").parent) == Place.parse("a/b/").parent.path == "a"
     assert Place.parse("s3:/bucket").path == "s3:/bucket", "no URL"
 
 
