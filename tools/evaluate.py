@@ -75,7 +75,7 @@ def evaluate_checkpoint(
         return evaluate(forward, batches, device=device).over_ranks()
 
     found = {"overall": averages(config, lambda sample: sample)}
-    longest = RandomSpansConfig().longest(config.data.sequence_tokens)
+    longest = RandomSpansConfig().load(config.data.sequence_tokens).longest
     encoders = config.built_model.encoders
     # Else an encoder cannot read the reference spans.
     if all(longest <= encoders[name].encoder.longest_span for name in text_of(config)):

@@ -27,8 +27,7 @@ def random_spans(sequence_tokens: int, *, ratio: float) -> Collator:
     """Collates with this ratio of slots in the paper's random spans."""
     kind = RandomSpansConfig(ratio=ratio)
     tokens, spans = kind.room(sequence_tokens)
-    longest = kind.longest(sequence_tokens)
-    capacity = SpanCapacity(tokens=tokens, spans=spans, longest_tokens=longest)
+    capacity = SpanCapacity(tokens=tokens, spans=spans, longest_tokens=tokens)
     return Collator(
         sequence_tokens=sequence_tokens,
         readers={"text": TextReader(kind=kind, seed=SEED, capacity=capacity)} if ratio else {},

@@ -366,11 +366,12 @@ def _faults(config: RunConfig) -> list[str]:
 def _encoder_faults(config: RunConfig, modality: str) -> list[str]:
     encoder, spans = config.model.encoders[modality].encoder, config.spans[modality]
     S = config.data.sequence_tokens
+    load = spans.load(S)
     return [
         *encoder.faults(
             f"model.encoders.{modality}.encoder",
             vocabulary=config.model.decoder.vocabulary,
-            longest=spans.longest(S),
+            longest=0 if load is None else int(load.longest),
             is_supplied=config.init_from is not None,
         ),
         *spans.faults(f"spans.{modality}", encoder, sequence_tokens=S),

@@ -51,7 +51,7 @@ class Shape:
     @property
     def longest_rows(self) -> int:
         """Rows of the longest random span, its start token included."""
-        return RandomSpansConfig().longest(self.sequence_tokens) + 1
+        return RandomSpansConfig().lengths(self.sequence_tokens)[1] + 1
 
     def encoder(self, *, max_tokens: int) -> TextEncoderConfig:
         """The text encoder, without dropout."""

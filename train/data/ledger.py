@@ -15,7 +15,7 @@ import struct
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import xxhash
 
 from train.data.feed import StepData
 from train.errors import DataError, RunDirectoryError
+from train.storage.local import settle
 
 Ints = npt.NDArray[np.int64]
 
@@ -117,17 +118,9 @@ class LedgerWriter:
             self._file: IO[bytes] = self._path.open("xb", buffering=0)
             self._append(json.dumps(header).encode() + b"\n")
             os.fsync(self._file.fileno())
-            _settle_directory(self._path.parent)
+            settle(self._path.parent)
         except OSError as error:
             raise self._unwritable(error) from error
-
-    def __enter__(self) -> Self:
-        """Begin."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Close the file."""
-        self._file.close()
 
     def add(self, step: int, data: StepData) -> None:
         """Note what a finished step has read."""
@@ -165,14 +158,6 @@ class LedgerWriter:
             f"the ledger {self._path} cannot be written ({error.strerror}): make room there, or "
             "move what is in its place away, and run again to continue"
         )
-
-
-def _settle_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def next_start(directory: Path) -> int:

@@ -41,14 +41,14 @@ class SequenceShape:
     Attributes:
         slots: tokens, those that open each document included.
         opening: slots that each document's part takes besides its tokens.
-        span_tokens: tokens in stored spans; None where spans are chosen later.
-        spans: stored spans; None likewise.
+        span_tokens: tokens in stored spans.
+        spans: stored spans; 0 where spans are chosen later, and stored ones are text like any.
     """
 
     slots: int
     opening: int = 0
-    span_tokens: int | None = None
-    spans: int | None = None
+    span_tokens: int = 0
+    spans: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,14 +69,6 @@ class PackedSequences:
     def sequence(self, number: int) -> Ints:
         """[p, 3] parts of one sequence, in the order in which they are laid out."""
         return self.parts[self.starts[number] : self.starts[number + 1]]
-
-    def reordered(self, order: Ints) -> "PackedSequences":
-        """The same sequences in another order."""
-        sizes = np.diff(self.starts)[order]
-        starts = np.concatenate(([0], sizes.cumsum()))
-        return PackedSequences(
-            parts=self.parts[runs(self.starts[:-1][order], sizes)], starts=starts
-        )
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +101,8 @@ def pack(lengths: Ints, shape: SequenceShape) -> PackedSequences:
     Raises:
         TooLongError: a document with spans does not fit a sequence.
     """
+    if not shape.spans:
+        lengths = lengths * [1, 0, 0]
     parts = _cut(lengths, shape)
     sequences = _fill_gaps(_best_fit(parts, lengths, shape), shape)
     starts = np.cumsum([0, *(len(sequence.parts) for sequence in sequences)])
@@ -120,19 +114,15 @@ def _cut(lengths: Ints, shape: SequenceShape) -> Ints:
     """[P, 3] parts that fit a sequence each: documents, or stretches of long ones."""
     room = shape.slots - shape.opening
     tokens = lengths[:, 0]
-    if shape.spans is not None:
-        assert shape.span_tokens is not None
-        refused = (lengths[:, 1] > 0) & (
-            (tokens > room) | (lengths[:, 2] > shape.span_tokens) | (lengths[:, 1] > shape.spans)
+    refused = (lengths[:, 1] > 0) & (lengths > [room, shape.spans, shape.span_tokens]).any(axis=1)
+    if refused.any():
+        document = int(refused.argmax())
+        have, spans, inside = lengths[document].tolist()
+        raise TooLongError(
+            document,
+            f"has {have} tokens, {inside} of them in {spans} spans, but a sequence holds "
+            f"{room}, {shape.span_tokens} and {shape.spans}",
         )
-        if refused.any():
-            document = int(np.flatnonzero(refused)[0])
-            have, spans, inside = lengths[document].tolist()
-            raise TooLongError(
-                document,
-                f"has {have} tokens, {inside} of them in {spans} spans, but a sequence holds "
-                f"{room}, {shape.span_tokens} and {shape.spans}",
-            )
     counts = np.maximum(1, -(-tokens // room))
     documents = np.repeat(np.arange(len(tokens)), counts)
     begins = runs(np.zeros_like(counts), counts) * room
@@ -148,10 +138,10 @@ def _best_fit(parts: Ints, lengths: Ints, shape: SequenceShape) -> list[_Sequenc
     # Sequences with r slots free are in gaps[r]; bit r of `present` says that there are any.
     gaps: list[list[_Sequence]] = [[] for _ in range(shape.slots + 1)]
     present = 0
-    has_spans = shape.spans is not None
+    in_spans = lengths[:, 1:].tolist()
     for document, begin, end in parts[order].tolist():
         need = end - begin + shape.opening
-        spans, inside = (int(n) for n in lengths[document, 1:3]) if has_spans else (0, 0)
+        spans, inside = in_spans[document]
         sequence, free = _find(gaps, present, need, spans=spans, inside=inside, shape=shape)
         if sequence is None:
             sequence = _Sequence(free=shape.slots)
@@ -185,8 +175,6 @@ def _find(
         sequences = gaps[free]
         if not spans:
             return sequences.pop(), free
-        assert shape.spans is not None
-        assert shape.span_tokens is not None
         for place in range(len(sequences) - 1, max(-1, len(sequences) - 1 - tries), -1):
             sequence = sequences[place]
             if (

@@ -152,14 +152,15 @@ class FittedSequences:
 
     def _shuffled(self, packed: PackedSequences, epoch: int, window: int) -> PackedSequences:
         # Best fit leaves the longest documents in the first sequences, and first in each sequence.
-        num_parts = len(packed.parts)
-        owner = np.repeat(np.arange(len(packed)), np.diff(packed.starts))
-        random = self.order.permutation(num_parts, _PARTS, epoch, window)
-        place = np.empty(num_parts, dtype=np.int64)
-        place[random] = np.arange(num_parts)
-        parts = packed.parts[np.lexsort((place, owner))]
-        packed = PackedSequences(parts=parts, starts=packed.starts)
-        return packed.reordered(self.order.permutation(len(packed), _SEQUENCES, epoch, window))
+        parts = self.order.permutation(len(packed.parts), _PARTS, epoch, window)
+        sequences = self.order.permutation(len(packed), _SEQUENCES, epoch, window)
+        sizes = np.diff(packed.starts)
+        # The inverse of a permutation tells where something goes.
+        owners = np.repeat(np.argsort(sequences), sizes)
+        return PackedSequences(
+            parts=packed.parts[np.lexsort((np.argsort(parts), owners))],
+            starts=np.concatenate(([0], sizes[sequences].cumsum())),
+        )
 
 
 class StreamSequences:
@@ -217,31 +218,15 @@ class StreamSequences:
     def _cut(self, places: Ints) -> PackedSequences:
         """The sequences at these places of the stream."""
         begins = places * self._sequence_tokens
-        ends = begins + self._sequence_tokens
-        first, last = (
-            np.searchsorted(self._tokens, bound, side="right") - 1 for bound in (begins, ends - 1)
+        owners, shards, begins, ends = _touched(
+            self._tokens, begins, begins + self._sequence_tokens
         )
-        # What each shard that a sequence touches gives to it.
-        shards = runs(first, last - first + 1)
-        owners = np.repeat(np.arange(len(places)), last - first + 1)
-        offsets = self._tokens[shards]
-        begins = np.maximum(begins[owners] - offsets, 0)
-        ends = np.minimum(ends[owners], self._tokens[shards + 1]) - offsets
         found: list[Ints] = []
         for shard in np.unique(shards).tolist():
             mine = np.flatnonzero((shards == shard) & (ends > begins))
-            bounds = self._bounds(shard)
-            first, last = (
-                np.searchsorted(bounds, bound, side="right") - 1
-                for bound in (begins[mine], ends[mine] - 1)
-            )
-            documents = runs(first, last - first + 1)
-            of = np.repeat(mine, last - first + 1)
-            starts = bounds[documents]
+            of, documents, begin, end = _touched(self._bounds(shard), begins[mine], ends[mine])
             numbers = documents + self._documents[shard]
-            begin = np.maximum(begins[of] - starts, 0)
-            end = np.minimum(ends[of], bounds[documents + 1]) - starts
-            found.append(np.stack([owners[of], numbers, begin, end], axis=1))
+            found.append(np.stack([owners[mine[of]], numbers, begin, end], axis=1))
         parts = np.concatenate(found)
         parts = parts[parts[:, 3] > parts[:, 2]]
         parts = parts[np.lexsort((parts[:, 1], parts[:, 0]))]
@@ -251,6 +236,26 @@ class StreamSequences:
     def _bounds_in(self, shard: int) -> Ints:
         """[n + 1] where each document of a shard begins, in tokens from its first, and the end."""
         return np.concatenate([[0], self._store.lengths(shard)[:, 0].cumsum(dtype=np.int64)])
+
+
+def _touched(bounds: Ints, begins: Ints, ends: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """What ranges take of things that lie one after the other.
+
+    Args:
+        bounds: where each thing begins, and the end of the last.
+        begins: of the ranges.
+        ends: of the ranges.
+
+    Returns:
+        The range, the thing, and what is taken of it, counted from its beginning; of each pair.
+    """
+    first, last = (np.searchsorted(bounds, at, side="right") - 1 for at in (begins, ends - 1))
+    counts = last - first + 1
+    things = runs(first, counts)
+    owners = np.repeat(np.arange(len(begins)), counts)
+    starts = bounds[things]
+    ends = np.minimum(ends[owners], bounds[things + 1])
+    return owners, things, np.maximum(begins[owners] - starts, 0), ends - starts
 
 
 assert LENGTH_COLUMNS[:3] == ("tokens", "spans", "span_tokens"), "what packing reads"

@@ -35,8 +35,8 @@ class Laying:
         sequence_tokens: S.
         pack: whether documents are laid into sequences so that they fit, or cut as a stream.
         attend: whether each document of a sequence begins with its own `<s>`, or only the first.
-        span_tokens: room for tokens in stored spans; None where spans are chosen later.
-        spans: room for stored spans; None likewise.
+        span_tokens: room for tokens in stored spans.
+        spans: room for stored spans; 0 where spans are chosen later.
         window: samples that are shuffled together, and documents that are packed together.
         seed: of the run.
         vocabulary: ids that the model knows; None asks no one.
@@ -45,8 +45,8 @@ class Laying:
     sequence_tokens: int
     pack: Pack = "fit"
     attend: Attend = "across"
-    span_tokens: int | None = None
-    spans: int | None = None
+    span_tokens: int = 0
+    spans: int = 0
     window: int = 65_536
     seed: int = 0
     vocabulary: int | None = None
@@ -114,33 +114,19 @@ class Source:
             DataError: a shard is missing or damaged, or could not be read in time.
         """
         store = split or self.corpus.train
-        sample = self._read(sequence, store)
-        vocabulary = self.laying.vocabulary
-        if vocabulary is not None and sample.tokens.max(initial=0) >= vocabulary:
-            raise DataError(
-                f"sequence {sequence.number} of {store.root} (stored numbers "
-                f"{sequence.parts[:, 0].tolist()}) has token {sample.tokens.max()}, but the model "
-                f"knows {vocabulary}: build the corpus again with the model's tokenizer"
-            )
-        return sample
-
-    def _read(self, sequence: PlannedSequence, store: ShardStore) -> Sample:
         parts: list[tuple[int, int, int]] = sequence.parts.tolist()
-        start = self.corpus.special.start
         within = self.laying.attend == "within"
         total = (not within) + sum(end - begin + within for _, begin, end in parts)
-        tokens = np.empty(total, dtype=np.int64)
-        tokens[0] = start
-        scored: npt.NDArray[np.bool_] | None = None
-        if within:
-            scored = np.ones(total, dtype=np.bool_)
+        # What no document fills is a `<s>`; where each document has one, it is never scored.
+        tokens = np.full(total, self.corpus.special.start, dtype=np.int64)
+        scored = np.zeros(total, dtype=np.bool_) if within else None
         spans: list[Ints] = []
         documents: list[tuple[int, int]] = []
         at = int(not within)
         for number, begin, end in parts:
             columns = store.columns(number)
             plain = plain_tokens(columns)
-            document = None if plain is not None else _document(store, number, columns)
+            document = _document(store, number, columns) if plain is None else None
             stored = plain if document is None else document.tokens
             assert stored is not None
             if end > len(stored):
@@ -148,20 +134,25 @@ class Source:
                     f"document {columns['id']} of {store.root} has {len(stored)} tokens, "
                     f"fewer than the recorded lengths say ({end} or more): build the corpus again"
                 )
-            documents.append((at, at + end - begin + within))
-            if within:
-                assert scored is not None
-                tokens[at], scored[at] = start, False
-                at += 1
-            stop = at + end - begin
+            stop = at + within + end - begin
+            documents.append((at, stop))
+            at += within
             tokens[at:stop] = stored[begin:end]
+            if document is not None and scored is None:
+                scored = np.ones(total, dtype=np.bool_)
+            if scored is not None:
+                scored[at:stop] = True if document is None else document.scored[begin:end]
             if document is not None:
-                if scored is None:
-                    scored = np.ones(total, dtype=np.bool_)
-                scored[at:stop] = document.scored[begin:end]
                 inside = (document.spans[:, 0] >= begin) & (document.spans[:, 1] <= end)
                 spans.append(document.spans[inside] + (at - begin))
             at = stop
+        vocabulary = self.laying.vocabulary
+        if vocabulary is not None and tokens.max() >= vocabulary:
+            raise DataError(
+                f"sequence {sequence.number} of {store.root} (stored numbers "
+                f"{sequence.parts[:, 0].tolist()}) has token {tokens.max()}, but the model "
+                f"knows {vocabulary}: build the corpus again with the model's tokenizer"
+            )
         return Sample(
             id=sequence.number,
             tokens=tokens,

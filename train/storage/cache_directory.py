@@ -8,6 +8,7 @@ that a store gets.
 
 import contextlib
 import fcntl
+import glob
 import logging
 import os
 import secrets
@@ -220,7 +221,7 @@ class CacheDirectory:
     def _partial_bytes(self, name: str) -> int:
         """How much of a file is on its way: it grows while some process gets on with it."""
         with contextlib.suppress(OSError):
-            partial = (self._directory / _PARTIAL).glob(f"{_escaped(_flat(name))}.*.part")
+            partial = (self._directory / _PARTIAL).glob(f"{glob.escape(_flat(name))}.*.part")
             return sum(path.stat().st_size for path in partial)
         return -1
 
@@ -361,10 +362,6 @@ def touch(descriptor: int) -> None:
 
 def _flat(name: str) -> str:
     return name.replace("/", "_")
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
 
 
 def _remove_unless_locked(path: Path) -> None:

@@ -74,7 +74,7 @@ class LocalPlace(Place):
         except BaseException:
             Path(self.path).unlink(missing_ok=True)
             raise
-        _settle(self.parent.path)
+        settle(self.parent.path)
 
     @override
     def write(self, data: bytes) -> None:
@@ -82,7 +82,7 @@ class LocalPlace(Place):
         with temporary.create() as file:
             file.write(data)
         os.rename(temporary, self)
-        _settle(self.parent.path)
+        settle(self.parent.path)
 
     @override
     def remove(self) -> None:
@@ -90,7 +90,7 @@ class LocalPlace(Place):
             shutil.rmtree(self.path)
         else:
             os.unlink(self.path)
-        _settle(self.parent.path)
+        settle(self.parent.path)
 
 
 class _OpenFile:
@@ -133,10 +133,10 @@ def _make_directory(path: str) -> None:
         above = os.path.dirname(path) or "."
         _make_directory(above)
         os.makedirs(path, exist_ok=True)
-        _settle(above)
+        settle(above)
 
 
-def _settle(path: str) -> None:
+def settle(path: str | Path) -> None:
     """Bring the names in a directory to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

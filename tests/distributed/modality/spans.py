@@ -39,9 +39,6 @@ class PatchSpansConfig(Config):
     is_idle: bool = False
     is_stored: bool = False
 
-    def longest(self, sequence_tokens: int) -> int:
-        return self.patches
-
     def room(self, sequence_tokens: int) -> tuple[int, int]:
         return self.patches, 1
 

@@ -72,10 +72,6 @@ class RandomSpansConfig(TextSpansConfig):
         tokens, ratios = zip(*self.ratio_by_tokens, strict=True)
         return float(np.interp(document_tokens, tokens, ratios))
 
-    def longest(self, sequence_tokens: int) -> int:
-        """Tokens of the longest span in a sequence of this many slots."""
-        return self.lengths(sequence_tokens)[1]
-
     def room(self, sequence_tokens: int) -> tuple[int, int]:
         """Tokens and spans to have room for, a quarter more than asked: 640 and 10 at 2,048, 25 %.
 

@@ -36,10 +36,6 @@ class FixedSpansConfig(TextSpansConfig):
     def _spans(self) -> Spans:
         return np.array(self.ranges, dtype=np.int64).reshape(-1, 2)
 
-    def longest(self, sequence_tokens: int) -> int:
-        """Tokens of the longest range."""
-        return max((stop - start for start, stop in self.ranges), default=0)
-
     def room(self, sequence_tokens: int) -> tuple[int, int]:
         """What the ranges take."""
         return sum(stop - start for start, stop in self.ranges), len(self.ranges)
@@ -47,7 +43,8 @@ class FixedSpansConfig(TextSpansConfig):
     def load(self, sequence_tokens: int) -> SpanLoad:
         """The same."""
         tokens, spans = self.room(sequence_tokens)
-        return SpanLoad(vectors=tokens, spans=spans, longest=self.longest(sequence_tokens))
+        longest = max((stop - start for start, stop in self.ranges), default=0)
+        return SpanLoad(vectors=tokens, spans=spans, longest=longest)
 
     def choose(
         self, sample: Sample, *, seed: int, epoch: int, choice: int, special: SpecialTokens
@@ -75,10 +72,6 @@ class StoredSpansConfig(TextSpansConfig):
     def is_stored(self) -> bool:
         """By meaning."""
         return True
-
-    def longest(self, sequence_tokens: int) -> int:
-        """Not known."""
-        return 0
 
     def room(self, sequence_tokens: int) -> tuple[int, int]:
         """Any tokens, in spans of eight at least."""

@@ -41,10 +41,6 @@ class RuleSpansConfig(TextSpansConfig):
             raise ValueError("min_tokens must not exceed max_tokens")
         return self
 
-    def longest(self, sequence_tokens: int) -> int:
-        """Tokens of the longest span in a sequence of this many slots."""
-        return max(1, min(self.max_tokens, int(self.ratio * sequence_tokens)))
-
     def room(self, sequence_tokens: int) -> tuple[int, int]:
         """Most tokens in spans of such a sequence, and most spans."""
         tokens = max(1, int(self.ratio * sequence_tokens))
@@ -52,7 +48,7 @@ class RuleSpansConfig(TextSpansConfig):
 
     def load(self, sequence_tokens: int) -> SpanLoad:
         """As much as the ratio has room for, which documents need not fill, in mean lengths."""
-        longest = self.longest(sequence_tokens)
+        longest = max(1, min(self.max_tokens, int(self.ratio * sequence_tokens)))
         vectors = self.ratio * sequence_tokens
         shortest = longest if self.unit == "block" else min(self.min_tokens, longest)
         return SpanLoad(

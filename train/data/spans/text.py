@@ -18,8 +18,8 @@ from train.data.tokens import SpecialTokens
 class TextSpansConfig(Config, ABC):
     """A way to choose spans of tokens.
 
-    Each kind also says its `longest` span, the `room` to leave for its spans, and their `load` on
-    average, all in a sequence of so many slots.
+    Each kind also says the `room` to leave for its spans and their `load` on average (None where
+    documents bring them), both in a sequence of so many slots.
     """
 
     @property

@@ -156,7 +156,7 @@ def test_every_choice_keeps_the_rules(
     lengths = spans[:, 1] - spans[:, 0]
     assert lengths.sum() <= tokens
     assert len(lengths) <= number
-    assert lengths.max(initial=0) <= policy.config.longest(len(task.tokens) - 1)
+    assert lengths.max(initial=0) <= policy.config.load(len(task.tokens) - 1).longest
 
 
 def test_random_segments_differ_by_epoch_layout_source_and_seed():
