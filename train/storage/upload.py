@@ -1,6 +1,7 @@
 """Files on their way into a store: at once, or in parts."""
 
 import contextlib
+import hashlib
 import io
 from typing import Any, Final
 
@@ -100,8 +101,18 @@ class Upload:
             # An attempt before may have been heard, though its answer was not.
             if error_code(error) != "NoSuchUpload":
                 raise
-            if int(client.head_object(**key)["ContentLength"]) != self._num_bytes:
+            head = client.head_object(**key)
+            # Where a key of KMS or of the customer encrypts, parts do not tell the ETag.
+            is_told = head.keys().isdisjoint(("SSEKMSKeyId", "SSECustomerAlgorithm"))
+            same_size = int(head["ContentLength"]) == self._num_bytes
+            if not same_size or (is_told and head["ETag"] != self._etag):
                 raise
+
+    @property
+    def _etag(self) -> str:
+        """What a store says of the file when it has joined the parts."""
+        digests = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in self._parts)
+        return f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"'
 
 
 class _Watched(io.BytesIO):

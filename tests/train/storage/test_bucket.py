@@ -22,6 +22,7 @@ from train.storage.bucket import StorePlace, _InMemory
 from train.storage.config import StorageConfig
 from train.storage.patience import StoppedError
 from train.storage.place import Place
+from train.storage.upload import Upload
 
 SIZE = 3 << 20
 CONTENT = bytes(range(256)) * (SIZE // 256)
@@ -316,6 +317,22 @@ def test_parts_are_sent_again_one_by_one(
         assert "trying again" in caplog.text
         assert writer.read() == content
         assert wire.taken_bytes < 2.5 * len(content)
+
+
+def test_a_file_of_the_same_size_is_not_taken_for_what_was_sent(
+    lab: S3Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the end of an upload may get lost: what stands there tells if it was heard."""
+    monkeypatch.setattr("train.storage.upload.PART_BYTES", SIZE)
+    place = store(lab.environment["S3_ENDPOINT_URL"], "lost", budget_seconds=0.0)
+    upload = Upload(place)
+    upload.write(CONTENT)
+    for _ in range(2):
+        upload.complete()
+    client = s3.client(lab.environment)
+    client.put_object(Bucket=lab.bucket, Key="wire/lost", Body=CONTENT[::-1])
+    with pytest.raises(StorageError, match="NoSuchUpload"):
+        upload.complete()
 
 
 def test_what_is_not_whole_never_appears(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
