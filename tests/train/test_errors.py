@@ -317,6 +317,24 @@ def test_a_rank_without_data_leaves_no_other_waiting(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_rank_without_a_place_for_checkpoints_leaves_no_other_waiting(
+    corpus: Path, tmp_path: Path
+) -> None:
+    ended = start(
+        corpus,
+        tmp_path / "run",
+        f"checkpoint.directory={tmp_path}/saved",
+        ranks=2,
+        last_rank=["checkpoint.directory=$NOT_SET_ANYWHERE/saved"],
+    ).wait()
+    assert ended.code == 2
+    told = [line for line in ended.output.splitlines() if "NOT_SET_ANYWHERE is not set" in line]
+    assert len(told) == 2, "every rank says the first cause"
+    assert all("(rank 1 of 2)" in line for line in told)
+    assert "Traceback" not in ended.output
+    assert not (tmp_path / "run").exists()
+
+
 def test_mistake_found_late_does_not_lock_the_directory(corpus: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     ended = start(corpus, directory, "model.decoder.vocabulary=301").wait()
