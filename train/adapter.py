@@ -1,6 +1,5 @@
 """Adapters of a LoRA run: out of a checkpoint into peft's file format, or merged into the base."""
 
-import json
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -14,7 +13,7 @@ from train.run_directory import kept_tokenizer
 from train.storage.place import Place
 
 
-def export(path: Place | Path, config: LoraConfig, out: Path) -> Path:
+def export(path: Place | Path, config: LoraConfig, out: Path) -> None:
     """Write the adapters of a checkpoint so that plain peft reads them.
 
     They are taken from the checkpoint, where they lie whole whatever ZeRO did to them in memory.
@@ -32,11 +31,7 @@ def export(path: Place | Path, config: LoraConfig, out: Path) -> Path:
     assert values, "a LoRA run's checkpoint holds adapters"
     out.mkdir(parents=True, exist_ok=True)
     save_file(values, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = peft_config(config)
-    # to_dict holds sets and enums that JSON does not know.
-    plain = json.loads(json.dumps(settings.to_dict(), default=_plain))
-    (out / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
-    return out
+    peft_config(config).save_pretrained(out)
 
 
 def merge(path: Place | Path, out: Place | Path) -> Place:
@@ -56,7 +51,3 @@ def merge(path: Place | Path, out: Place | Path) -> Place:
     if (tokenizer := kept_tokenizer(path)) is not None:
         (out / tokenizer.name).write(tokenizer.read())
     return out
-
-
-def _plain(value: object) -> object:
-    return sorted(value) if isinstance(value, set) else str(getattr(value, "value", value))

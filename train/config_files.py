@@ -84,7 +84,7 @@ def load(model: type[Model], arguments: Sequence[str]) -> Model:
         # What a file that could not be read would have said is not missing.
         whole = not faults
         faults += [
-            _explain(model, fault)
+            _explain(model, tree, fault)
             for fault in error.errors()
             if whole or fault["type"] != "missing"
         ]
@@ -110,11 +110,10 @@ def from_stored(model: type[Model], stored: Any, *, place: str) -> Model:
     if isinstance(stored, dict):
         stored = copy.deepcopy(cast(Tree, stored))
         for old, new in RENAMED.items():
-            *sections, key = old.split(".")
-            holder = _section(stored, sections)
-            if holder is not None and key in holder:
-                value = holder.pop(key)
-                stored = merge(_nested(new.split("."), value), stored)
+            section, _, key = old.partition(".")
+            holder = stored.get(section)
+            if isinstance(holder, dict) and key in holder:
+                stored = merge(_nested(new.split("."), holder.pop(key)), stored)
     try:
         return model.model_validate(stored)
     except ValidationError:
@@ -131,7 +130,8 @@ def read(path: Path, *, above: tuple[Path, ...] = ()) -> Tree:
     try:
         loaded = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
-        near = get_close_matches(path.name, _names_beside(path), n=1)
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = get_close_matches(path.name, [file.name for file in beside], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"{path}: there is no such file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -191,62 +191,57 @@ def _is_override(argument: str) -> bool:
     return "=" in argument and not Path(argument).is_file()
 
 
-def _names_beside(path: Path) -> list[str]:
-    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-
-
-def _nested(keys: list[str], value: Any) -> Tree:
+def _nested(keys: Sequence[str], value: Any) -> Tree:
     for key in reversed(keys):
         value = {key: value}
     return cast(Tree, value)
 
 
-def _section(tree: Tree, path: Sequence[str]) -> Tree | None:
-    section: Any = tree
-    for key in path:
-        section = section.get(key) if isinstance(section, dict) else None
-    return cast(Tree, section) if isinstance(section, dict) else None
-
-
-def _explain(model: type[BaseModel], fault: Any) -> str:
-    location = [part for part in fault["loc"]]
-    owner: Any = model
+def _explain(model: type[BaseModel], tree: Tree, fault: Any) -> str:
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if not fault["loc"]:  # a check of the whole, which says itself where
+        return message
+    *above, last = fault["loc"]
     path: list[str] = []
-    for part in location[:-1]:
-        owner, is_tag = _descend(owner, part)
-        if not is_tag:
+    section: Any = tree
+    tag: Any = None
+    for part in above:
+        try:
+            section, tag = section[part], None
+        except (LookupError, TypeError):
+            tag = part  # what is not in the document names the kind of a union
+        else:
             path.append(str(part))
-    if not location:  # a check of the whole, which says itself where
-        return str(fault["msg"]).removeprefix("Value error, ")
-    last = str(location[-1])
-    where = ".".join([*path, last])
+    where = ".".join([*path, str(last)])
     if fault["type"] == "extra_forbidden" and where in RENAMED:
         return f"{where}: is called {RENAMED[where]} now"
     if fault["type"] == "extra_forbidden":
-        return f"{where}: no such key{_suggestion(model, _choices(owner), last, path)}"
+        return f"{where}: no such key{_suggestion(model, path, str(last), tag)}"
     if fault["type"] == "missing":
         return f"{where}: is missing"
-    message = str(fault["msg"]).removeprefix("Value error, ")
     got = fault.get("input")
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool | None) else ""
     return f"{where}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _suggestion(
-    model: type[BaseModel], siblings: Sequence[str], key: str, path: Sequence[str]
-) -> str:
-    everywhere = list(_paths(model))
-    elsewhere = [p for p in everywhere if p.rsplit(".", 1)[-1] == key]
+def _suggestion(model: type[BaseModel], path: Sequence[str], key: str, tag: Any) -> str:
+    keys = list(_keys(model))
+    siblings = [
+        found[-1]
+        for found, owner in keys
+        if len(found) == len(path) + 1
+        and all(part in (given, "NAME") for part, given in zip(found, path, strict=False))
+        and (tag is None or tag in get_args(owner.model_fields["kind"].annotation))
+    ]
+    named = {found[-1]: ".".join(found) for found, _ in reversed(keys)}
     near = get_close_matches(key, siblings, n=1, cutoff=0.6)
-    if near:
+    # Near matches of a key as short as `lr` are chance.
+    if key in named and (not near or len(key) <= 3):
+        best = named[key]
+    elif near:
         best = ".".join([*path, near[0]])
-    elif elsewhere:
-        best = elsewhere[0]
     else:
-        names = {p.rsplit(".", 1)[-1]: p for p in everywhere}
-        best = next((names[n] for n in get_close_matches(key, list(names), n=1, cutoff=0.75)), "")
-    if elsewhere and len(key) <= 3:
-        best = elsewhere[0]  # near matches of a key this short are chance
+        best = "".join(named[name] for name in get_close_matches(key, named, n=1, cutoff=0.75))
     if best:
         return f"; did you mean {best}?"
     return f"; valid here: {', '.join(siblings)}" if siblings else ""
@@ -259,44 +254,17 @@ def _members(annotation: Any) -> list[Any]:
         return _members(get_args(annotation)[0])
     if origin in (Union, UnionType):
         return [m for part in get_args(annotation) for m in _members(part)]
-    return [] if annotation is type(None) else [annotation]
+    return [annotation]
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    return [m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
-
-
-def _descend(owner: Any, part: str | int) -> tuple[Any, bool]:
-    """The annotation behind one part of a location, and whether the part was a union's tag."""
-    for member in _members(owner):
-        origin = get_origin(member)
-        if origin in (dict, Mapping):
-            return get_args(member)[1], False
-        if origin is list:
-            return get_args(member)[0], False
-    models = _models(owner)
-    tagged = [m for m in models if part in get_args(_kind_of(m))]
-    if tagged:
-        return tagged[0], True
-    for candidate in models:
-        if part in candidate.model_fields:
-            return candidate.model_fields[str(part)].annotation, False
-    return None, False
-
-
-def _kind_of(model: type[BaseModel]) -> Any:
-    return model.model_fields["kind"].annotation if "kind" in model.model_fields else None
-
-
-def _choices(owner: Any) -> list[str]:
-    return [name for model in _models(owner) for name in model.model_fields]
-
-
-def _paths(annotation: Any, prefix: str = "") -> Iterator[str]:
-    for model in _models(annotation):
-        for name, field in model.model_fields.items():
-            yield prefix + name
-            for member in _members(field.annotation):
-                inner = get_args(member)[1] if get_origin(member) is dict else member
-                label = f"{name}.NAME." if get_origin(member) is dict else f"{name}."
-                yield from _paths(inner, prefix + label)
+def _keys(
+    annotation: Any, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
+    """Every key that there may be, as its path, with its owner; NAME stands for what users name."""
+    for member in _members(annotation):
+        if get_origin(member) is dict:
+            yield from _keys(get_args(member)[1], (*above, "NAME"))
+        elif isinstance(member, type) and issubclass(member, BaseModel):
+            for name, field in member.model_fields.items():
+                yield (*above, name), member
+                yield from _keys(field.annotation, (*above, name))
