@@ -22,26 +22,27 @@ TensorKind = Literal["value", "exp_avg", "exp_avg_sq"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StateSlice:
-    """What this rank holds of one parameter.
+    """What this rank holds of one tensor.
 
     Attributes:
         name: logical name of the parameter, the same in every layout; of a tied one, the first.
+        kind: what it is of the parameter; a frozen one has a value alone.
         region: which part of the parameter it is.
-        tensors: [n] views by kind: the weights that the optimiser updates and their moments, or
-            of a frozen parameter its value alone.
-        owned: whether this rank is the one to save this part; others hold a copy.
+        tensor: [n] view of its elements.
+        owned: whether this rank is the one to save it; others hold a copy.
     """
 
     name: str
+    kind: TensorKind
     region: Region
-    tensors: dict[TensorKind, Tensor]
-    owned: bool
+    tensor: Tensor
+    owned: bool = True
 
 
 def local_slices(engine: ZeroEngine) -> list[StateSlice]:
     """Every part of training state that this rank holds, in the order of the module's parameters.
 
-    The owned slices of all ranks tile every parameter exactly once. Optimiser state that does not
+    The owned slices of all ranks tile every tensor exactly once. Optimiser state that does not
     exist yet is created as AdamW would.
     """
     slices: list[StateSlice] = []
@@ -91,11 +92,11 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
         if parameter.requires_grad:
             state = _optimizer_state(engine, master)
             whole |= {kind: state[kind] for kind in MOMENTS}
-        tensors: dict[TensorKind, Tensor] = {
-            kind: tensor.detach().view(-1).narrow(0, offset, region.num_elements)
-            for kind, tensor in whole.items()
-        }
-        slices.append(StateSlice(name=logical, region=region, tensors=tensors, owned=owned))
+        for kind, tensor in whole.items():
+            view = tensor.detach().view(-1).narrow(0, offset, region.num_elements)
+            slices.append(
+                StateSlice(name=logical, kind=kind, region=region, tensor=view, owned=owned)
+            )
     return slices
 
 

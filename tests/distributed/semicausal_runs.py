@@ -278,9 +278,9 @@ def trained_on_ranks(cell: Cell) -> tuple[History, list[Part]]:
     engine = engine_of(cell)
     history = run_steps(engine, cell, range(cell.steps))
     parts = [
-        (part.name, part.region, part.tensors["value"].clone())
+        (part.name, part.region, part.tensor.clone())
         for part in local_slices(engine)
-        if part.owned
+        if part.owned and part.kind == "value"
     ]
     engine.close()
     return history, parts

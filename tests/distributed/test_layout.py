@@ -162,8 +162,9 @@ def _train_with_dropout(cell: Cell) -> tuple[list[Part], list[Part]]:
     owned: list[Part] = []
     copies: list[Part] = []
     for part in local_slices(engine):
-        entry = (part.name, part.region, part.tensors["value"].clone())
-        (owned if part.owned else copies).append(entry)
+        if part.kind == "value":
+            entry = (part.name, part.region, part.tensor.clone())
+            (owned if part.owned else copies).append(entry)
     engine.close()
     return owned, copies
 

@@ -118,10 +118,7 @@ def test_bf16_stages_agree(rank_pools: dict[int, RankPool], num_ranks: int) -> N
 
 
 def _snapshot(engine: Any) -> list[torch.Tensor]:
-    tensors: list[torch.Tensor] = []
-    for part in zero_state.local_slices(engine):
-        tensors += [t.clone() for t in part.tensors.values()]
-    return tensors
+    return [part.tensor.clone() for part in zero_state.local_slices(engine)]
 
 
 def _survive_bad_gradients(stage: int, precision: Precision) -> list[bool]:

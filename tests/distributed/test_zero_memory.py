@@ -46,11 +46,8 @@ def _engine(
 
 
 def _state(engine: ZeroEngine) -> State:
-    state: State = {}
-    for part in zero_state.local_slices(engine):
-        for kind, tensor in part.tensors.items():
-            state[f"{part.name}/{kind}"] = tensor.clone()
-    return state
+    slices = zero_state.local_slices(engine)
+    return {f"{part.name}/{part.kind}": part.tensor.clone() for part in slices}
 
 
 def _train(case: Case, steps: range, *, source: Path | None = None, target: Path | None = None):

@@ -114,10 +114,9 @@ def _state(engine: ZeroEngine) -> dict[str, Tensor]:
     """This rank's share, under names of its own."""
     rank = dist.get_rank()
     return {
-        f"{part.name}/{kind}/{part.region.start}/{rank}": tensor
+        f"{part.name}/{part.kind}/{part.region.start}/{rank}": part.tensor
         for part in zero_state.local_slices(engine)
         if part.owned
-        for kind, tensor in part.tensors.items()
     }
 
 

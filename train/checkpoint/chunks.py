@@ -1,13 +1,13 @@
-"""Files of tensor pieces, streamed out in the safetensors format.
+"""Files of slices of tensors, streamed out in the safetensors format.
 
-A file is eight bytes of length, a JSON header and the raw bytes of one piece after another. Each
-piece is hashed while it is written, so nothing is read again.
+A file is eight bytes of length, a JSON header and the raw bytes of one slice after another. Each
+slice is hashed while it is written, so nothing is read again.
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from parallel.region import Region
 from parallel.zero.pages import release_files
-from parallel.zero.state import TensorKind
+from parallel.zero.state import StateSlice, TensorKind
 from train.checkpoint.format import Chunk, FileRecord, Index, ParameterRecord
 from train.storage.place import Place
 
-PIECE_BYTES = 1 << 26
-"""Longer pieces are cut: a reader that needs a part of a piece has to hash all of it."""
+SLICE_BYTES = 1 << 26
+"""Longer slices are cut: a reader that needs a part of one has to hash all of it."""
 
 NAMES = {
     torch.float64: "F64",
@@ -39,42 +39,25 @@ NAMES = {
 """What the format calls types."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Piece:
-    """What one rank writes of one tensor.
-
-    Attributes:
-        name: logical name of the parameter.
-        kind: its value or a moment.
-        region: which part of the parameter.
-        tensor: [N] its elements, on any device.
-    """
-
-    name: str
-    kind: TensorKind
-    region: Region
-    tensor: Tensor
-
-
-def cut(pieces: Iterable[Piece]) -> list[Piece]:
-    """The same as pieces of at most `PIECE_BYTES`, in the order in which a file holds them."""
-    parts: list[Piece] = []
-    for piece in pieces:
-        length = max(1, PIECE_BYTES // piece.tensor.element_size())
-        for begin in range(0, piece.tensor.numel(), length):
-            part = piece.tensor[begin : begin + length]
-            region = piece.region.cut(begin, begin + length)
-            parts.append(replace(piece, region=region, tensor=part))
+def cut(slices: Iterable[StateSlice]) -> list[StateSlice]:
+    """The same in slices of at most `SLICE_BYTES`, in the order in which a file holds them."""
+    parts: list[StateSlice] = []
+    for whole in slices:
+        length = max(1, SLICE_BYTES // whole.tensor.element_size())
+        for begin in range(0, whole.tensor.numel(), length):
+            part = whole.tensor[begin : begin + length]
+            region = whole.region.cut(begin, begin + length)
+            parts.append(replace(whole, region=region, tensor=part))
     # Wide types first: readers map the file, and views must be aligned.
-    return sorted(parts, key=lambda piece: -piece.tensor.element_size())
+    return sorted(parts, key=lambda part: -part.tensor.element_size())
 
 
-def write_chunks(file: Place | Path, pieces: Sequence[Piece]) -> Index:
-    """Writes pieces to a file and brings them to the disk.
+def write_chunks(file: Place | Path, slices: Sequence[StateSlice]) -> Index:
+    """Writes slices to a file and brings them to the disk.
 
     Args:
         file: to create, locally or in a store.
-        pieces: from `cut`; of each parameter all kinds.
+        slices: from `cut`; of each parameter all kinds.
 
     Returns:
         What the index has to say of them.
@@ -83,36 +66,36 @@ def write_chunks(file: Place | Path, pieces: Sequence[Piece]) -> Index:
         OSError: it could not be written; no file is left.
     """
     file = Place.of(file)
-    keyed = {_key(piece): piece for piece in pieces}
-    assert len(keyed) == len(pieces), "a piece is there twice"
-    header = _header({key: piece.tensor for key, piece in keyed.items()})
+    keyed = {_key(part): part for part in slices}
+    assert len(keyed) == len(slices), "a slice is there twice"
+    header = _header({key: part.tensor for key, part in keyed.items()})
     chunks: dict[str, dict[TensorKind, list[Chunk]]] = defaultdict(lambda: defaultdict(list))
     with file.create() as sink:
         sink.write(header)
-        for key, piece in keyed.items():
-            data = bytes_of(piece.tensor)
+        for key, part in keyed.items():
+            data = bytes_of(part.tensor)
             sink.write(data)
-            chunks[piece.name][piece.kind].append(
+            chunks[part.name][part.kind].append(
                 Chunk(
                     file=file.name,
                     key=key,
-                    box=piece.region.box,
-                    flat_range=(piece.region.start, piece.region.stop),
+                    box=part.region.box,
+                    flat_range=(part.region.start, part.region.stop),
                     xxh3_128=xxhash.xxh3_128(data).hexdigest(),
                 )
             )
             release_files()  # state that lives in files does not fit into memory
     parameters = {
-        piece.name: ParameterRecord(
-            shape=list(piece.region.shape),
-            dtype=str(piece.tensor.dtype).removeprefix("torch."),
-            trainable=len(chunks[piece.name]) > 1,
-            tensors=dict(chunks[piece.name]),
+        part.name: ParameterRecord(
+            shape=list(part.region.shape),
+            dtype=str(part.tensor.dtype).removeprefix("torch."),
+            trainable=len(chunks[part.name]) > 1,
+            tensors=dict(chunks[part.name]),
         )
-        for piece in pieces
-        if piece.kind == "value"
+        for part in slices
+        if part.kind == "value"
     }
-    num_bytes = len(header) + sum(piece.tensor.nbytes for piece in pieces)
+    num_bytes = len(header) + sum(part.tensor.nbytes for part in slices)
     return Index(parameters=parameters, files={file.name: FileRecord(bytes=num_bytes)})
 
 
@@ -133,11 +116,11 @@ def _header(tensors: dict[str, Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _key(piece: Piece) -> str:
-    region = piece.region
+def _key(part: StateSlice) -> str:
+    region = part.region
     is_whole = region.box == Region.whole(region.shape).box
     box = "" if is_whole else "/" + ",".join(f"{a}:{b}" for a, b in region.box)
-    return f"{piece.name}/{piece.kind}{box}/{region.start}"
+    return f"{part.name}/{part.kind}{box}/{region.start}"
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -1,10 +1,10 @@
 """Format of a checkpoint, independent of how many ranks wrote it or will read it.
 
     step_00000100/
-      chunks-00000.safetensors   what rank 0 owned: flat pieces of parameters and moments
+      chunks-00000.safetensors   what rank 0 owned: flat slices of parameters and moments
       chunks-00001.safetensors   ...
       state.json                 step, samples consumed, resolved config, run id, ...
-      index.json                 which piece of which tensor lies where; sizes and checksums
+      index.json                 which slice of which tensor lies where; sizes and checksums
 
 The index is written last: a directory without it is no checkpoint. Nothing here is ever unpickled.
 """
@@ -39,9 +39,9 @@ class _Record(BaseModel):
 
 
 class Chunk(_Record):
-    """A piece of a tensor: `flat_range` of the flattened `box`, itself a part of the tensor.
+    """A stored slice of a tensor: `flat_range` of the flattened `box`, itself a part of the tensor.
 
-    Pieces that have no checksum of their own are covered by that of their file.
+    Those that have no checksum of their own are covered by that of their file.
     """
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.safetensors$")]
@@ -71,7 +71,7 @@ class ParameterRecord(_Record):
 
 
 class FileRecord(_Record):
-    """Size and checksum of a file; without the latter, every piece in it has its own."""
+    """Size and checksum of a file; without the latter, every chunk in it has its own."""
 
     bytes: int
     xxh3_128: str | None = None
@@ -130,7 +130,7 @@ class Index(_Record):
         return whole
 
     def chunks_by_file(self) -> dict[str, list[tuple[str, Chunk]]]:
-        """The pieces that each file must hold, with the name of their parameter."""
+        """The chunks that each file must hold, with the name of their parameter."""
         chunks: dict[str, list[tuple[str, Chunk]]] = defaultdict(list)
         for name, record in self.parameters.items():
             for chunk in chain.from_iterable(record.tensors.values()):

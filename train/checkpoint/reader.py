@@ -1,6 +1,6 @@
-"""Reads pieces of tensors back, each hashed before it counts, into whatever part is asked for.
+"""Reads chunks of tensors back, each hashed before it counts, into whatever slice is asked for.
 
-A piece that goes whole into memory on the host is read right there; of others, what is needed is
+A chunk that goes whole into memory on the host is read right there; of others, what is needed is
 copied. Nothing is read twice, and nothing is unpickled.
 """
 
@@ -14,9 +14,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from parallel.region import Region
-from parallel.zero.state import TensorKind
-from train.checkpoint.chunks import NAMES, PIECE_BYTES, bytes_of
+from parallel.zero.state import StateSlice
+from train.checkpoint.chunks import NAMES, SLICE_BYTES, bytes_of
 from train.checkpoint.format import Chunk, FileRecord, Index, damaged, unreadable
 from train.checkpoint.regions import copy_overlap, overlap
 from train.errors import CheckpointError
@@ -35,7 +34,7 @@ class _File:
 
 
 class ChunkReader:
-    """Reads parts of tensors from the chunks of a checkpoint, whoever wrote which piece.
+    """Reads parts of tensors from the chunks of a checkpoint, whoever wrote which one.
 
     Use it as a context: it keeps files open.
     """
@@ -54,44 +53,39 @@ class ChunkReader:
             file.source.close()
         self._files.clear()
 
-    def check(self, *, name: str, kind: TensorKind, region: Region) -> None:
-        """Sees that the files needed for a region are there and whole in size.
+    def check(self, wanted: StateSlice) -> None:
+        """Sees that the files needed for a slice are there and whole in size.
 
         The bytes themselves are looked at when they are read.
 
         Raises:
             CheckpointError: names the file, what is wrong with it, and the parameter.
         """
-        for chunk in self._needed(name, kind, region):
-            self._opened(name, chunk)
+        for chunk in self._needed(wanted):
+            self._opened(wanted.name, chunk)
 
-    def fill(self, target: Tensor, *, name: str, kind: TensorKind, region: Region) -> None:
-        """Copies a region into a flat view.
-
-        Args:
-            target: [N] contiguous, on any device, of any type.
-            name: of the parameter.
-            kind: of the tensor.
-            region: of N elements.
+    def fill(self, wanted: StateSlice) -> None:
+        """Copies what is stored into a slice, whose tensor is of any type, on any device.
 
         Raises:
-            CheckpointError: a piece is damaged or cannot be read; the message names file and
-                parameter. The target may be partly filled.
+            CheckpointError: a chunk is damaged or cannot be read; the message names file and
+                parameter. The slice may be partly filled.
         """
         num_filled = 0
-        record = self._index.parameters[name]
-        for chunk in self._needed(name, kind, region):
-            opened = self._opened(name, chunk)
+        record = self._index.parameters[wanted.name]
+        for chunk in self._needed(wanted):
+            opened = self._opened(wanted.name, chunk)
             dtype = _TYPES[opened.header[chunk.key]["dtype"]]
-            whole = _whole_part(target, region, chunk, dtype)
-            piece = self._buffer(chunk, dtype) if whole is None else whole
-            self._read(piece, name, chunk, opened)
+            whole = _whole_part(wanted, chunk, dtype)
+            stored = self._buffer(chunk, dtype) if whole is None else whole
+            self._read(stored, wanted.name, chunk, opened)
             if whole is None:
-                num_filled += copy_overlap(target, region, piece, chunk.region(record))
+                at = chunk.region(record)
+                num_filled += copy_overlap(wanted.tensor, wanted.region, stored, at)
             else:
                 num_filled += whole.numel()
         # The index tiles every tensor exactly once, so the count proves every element.
-        assert num_filled == target.numel() == region.num_elements, (name, kind, region, num_filled)
+        assert num_filled == wanted.tensor.numel() == wanted.region.num_elements, wanted
 
     def faults(self) -> Iterator[str]:
         """Everything wrong with the chunks of the checkpoint; reads all of it."""
@@ -109,9 +103,10 @@ class ChunkReader:
                 except CheckpointError as error:
                     yield str(error)
 
-    def _needed(self, name: str, kind: TensorKind, region: Region) -> Iterator[Chunk]:
-        record = self._index.parameters[name]
-        return (c for c in record.tensors[kind] if overlap(region, c.region(record)))
+    def _needed(self, wanted: StateSlice) -> Iterator[Chunk]:
+        record = self._index.parameters[wanted.name]
+        chunks = record.tensors[wanted.kind]
+        return (chunk for chunk in chunks if overlap(wanted.region, chunk.region(record)))
 
     def _opened(self, name: str, chunk: Chunk) -> _File:
         file = self._path / chunk.file
@@ -120,7 +115,7 @@ class ChunkReader:
         num_bytes = opened.source.num_bytes - opened.data_start
         fault = _entry_fault(opened.header.get(chunk.key), num_elements, num_bytes)
         if fault is not None:
-            raise damaged(file, f"its piece {chunk.key} of {name} {fault}")
+            raise damaged(file, f"its slice {chunk.key} of {name} {fault}")
         return opened
 
     def _file(self, name: str, file_name: str) -> _File:
@@ -146,7 +141,7 @@ class ChunkReader:
         if chunk.xxh3_128 not in (None, xxhash.xxh3_128(data).hexdigest()):
             raise damaged(
                 self._path / chunk.file,
-                f"the checksum of its piece {chunk.key} of {name} differs from the index",
+                f"the checksum of its slice {chunk.key} of {name} differs from the index",
             )
 
     def _buffer(self, chunk: Chunk, dtype: torch.dtype) -> Tensor:
@@ -156,9 +151,9 @@ class ChunkReader:
         return self._room[:num_bytes].view(dtype)
 
 
-def _whole_part(target: Tensor, region: Region, chunk: Chunk, dtype: torch.dtype) -> Tensor | None:
-    """Where in the target a whole chunk goes, if it can be read there without a copy."""
-    first, last = chunk.flat_range
+def _whole_part(wanted: StateSlice, chunk: Chunk, dtype: torch.dtype) -> Tensor | None:
+    """Where in a slice a whole chunk goes, if it can be read there without a copy."""
+    (first, last), region, target = chunk.flat_range, wanted.region, wanted.tensor
     if region.box != chunk.box or target.dtype != dtype or target.device.type != "cpu":
         return None
     if first < region.start or last > region.stop:
@@ -178,10 +173,10 @@ def _open(file: Place, expected: FileRecord) -> _File:
         if not isinstance(header, dict):
             raise ValueError("the header is no object")
         if expected.xxh3_128 is not None:
-            # As the first writer left it: no piece has a checksum of its own.
+            # As the first writer left it: no chunk has a checksum of its own.
             digest = xxhash.xxh3_128()
-            for begin in range(0, source.num_bytes, PIECE_BYTES):
-                digest.update(_read_bytes(source, begin, PIECE_BYTES))
+            for begin in range(0, source.num_bytes, SLICE_BYTES):
+                digest.update(_read_bytes(source, begin, SLICE_BYTES))
             if digest.hexdigest() != expected.xxh3_128:
                 raise damaged(file, "its checksum differs from the index")
     except ValueError:
@@ -194,7 +189,7 @@ def _open(file: Place, expected: FileRecord) -> _File:
 
 
 def _entry_fault(entry: Any, num_elements: int, num_bytes: int) -> str | None:
-    """What is wrong with a header's entry of a piece, in a file with so many bytes of data."""
+    """What is wrong with a header's entry of a chunk, in a file with so many bytes of data."""
     if entry is None:
         return "is not there"
     try:

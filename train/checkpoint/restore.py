@@ -27,7 +27,7 @@ from train.storage.place import Place
 def restore(path: Place | Path, engine: ZeroEngine) -> dict[str, Any]:
     """Brings weights, moments and AdamW's step count back; every rank must call it.
 
-    Each rank reads the pieces that it needs, once, and hashes them on the way.
+    Each rank reads the chunks that it needs, once, and hashes them on the way.
 
     Args:
         path: a checkpoint, or anything that `resolve` understands.
@@ -51,14 +51,12 @@ def restore(path: Place | Path, engine: ZeroEngine) -> dict[str, Any]:
 
         def check() -> None:
             for part in slices:
-                for kind in part.tensors:
-                    reader.check(name=part.name, kind=kind, region=part.region)
+                reader.check(part)
 
         def fill() -> None:
             for part in slices:
-                for kind, view in part.tensors.items():
-                    reader.fill(view, name=part.name, kind=kind, region=part.region)
-                    release_files()  # state that lives in files does not fit into memory
+                reader.fill(part)
+                release_files()  # state that lives in files does not fit into memory
 
         on_all_ranks(check, CheckpointError)
         on_all_ranks(fill, CheckpointError)
@@ -92,22 +90,20 @@ def load_weights(path: Place | Path, module: nn.Module, *, prefix: str = "") -> 
         CheckpointError: as `load_module`.
     """
     path, index, _ = _read_index(path)
-    parameters = {
-        logical_name(prefix + name, parameter): parameter
-        for name, parameter in module.named_parameters()
-    }
-    regions = {name: Region.held(parameter) for name, parameter in parameters.items()}
-    for name, held in regions.items():
+    slices: list[StateSlice] = []
+    for own_name, parameter in module.named_parameters():
+        name, held = logical_name(prefix + own_name, parameter), Region.held(parameter)
         if name not in index.parameters:
             raise _another_model(path, f"it has no parameter {name}", _SAME_MODEL)
         _check_shape(path, index, name, held.shape)
+        # Padding rows lie behind those of the box.
+        values = parameter.data.view(-1)[: held.stop]
+        slices.append(StateSlice(name=name, kind="value", region=held, tensor=values))
     with ChunkReader(path, index) as reader:
-        for name, held in regions.items():
-            reader.check(name=name, kind="value", region=held)
-        for name, held in regions.items():
-            # Padding rows lie behind those of the box.
-            values = parameters[name].data.view(-1)[: held.stop]
-            reader.fill(values, name=name, kind="value", region=held)
+        for part in slices:
+            reader.check(part)
+        for part in slices:
+            reader.fill(part)
 
 
 def read_state(path: Place | Path) -> dict[str, Any]:
@@ -133,9 +129,10 @@ def _check_same_parameters(
 ) -> None:
     """Compares this rank's slices, and the names that all ranks have, with the index."""
     _check_names(path, here, index)
+    training = {part.name for part in slices if part.kind != "value"}
     for part in slices:
         _check_shape(path, index, part.name, part.region.shape)
-        trains_there, trains_here = index.parameters[part.name].trainable, len(part.tensors) > 1
+        trains_there, trains_here = index.parameters[part.name].trainable, part.name in training
         if trains_there != trains_here:
             words = ("is frozen", "trains")
             raise _another_model(

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from parallel.agreement import gathered, on_all_ranks, on_first_rank
 from parallel.zero import state as zero_state
 from parallel.zero.engine import ZeroEngine
-from train.checkpoint.chunks import Piece, cut, write_chunks
+from parallel.zero.state import StateSlice
+from train.checkpoint.chunks import cut, write_chunks
 from train.checkpoint.directory import Retention, clean, commit, stage
 from train.checkpoint.format import Index, json_bytes, seal
 from train.errors import CheckpointError
@@ -111,11 +112,11 @@ class Saver:
         }
         # Fails here, and on every rank alike, if it is not what JSON can hold.
         document = json_bytes(everything, indent=1)
-        pieces = owned_pieces(engine)
+        slices = owned_slices(engine)
         if not self._asynchronous:
-            self._write(pieces, document, step)
+            self._write(slices, document, step)
             return lost
-        copies = self._snapshot(pieces)
+        copies = self._snapshot(slices)
         self._thread = threading.Thread(
             target=self._write_aside,
             args=(copies, document, step),
@@ -147,37 +148,37 @@ class Saver:
             error, self._error = self._error, None
             raise error
 
-    def _snapshot(self, pieces: list[Piece]) -> list[Piece]:
-        num_bytes = sum(piece.tensor.nbytes for piece in pieces)
+    def _snapshot(self, slices: list[StateSlice]) -> list[StateSlice]:
+        num_bytes = sum(part.tensor.nbytes for part in slices)
         if self._room is None:
             # A GPU copies to pinned memory without a detour.
             pinned = torch.cuda.is_available()
             self._room = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
         assert self._room.numel() == num_bytes, "the share of a rank never changes"
-        copies: list[Piece] = []
+        copies: list[StateSlice] = []
         offset = 0
         # Wide types come first, so that each begins at a multiple of its width.
-        for piece in pieces:
-            end = offset + piece.tensor.nbytes
-            copy = self._room[offset:end].view(piece.tensor.dtype)
-            copy.copy_(piece.tensor, non_blocking=True)
-            copies.append(replace(piece, tensor=copy))
+        for part in slices:
+            end = offset + part.tensor.nbytes
+            copy = self._room[offset:end].view(part.tensor.dtype)
+            copy.copy_(part.tensor, non_blocking=True)
+            copies.append(replace(part, tensor=copy))
             offset = end
-        if any(piece.tensor.is_cuda for piece in pieces):
+        if any(part.tensor.is_cuda for part in slices):
             torch.cuda.synchronize()
         return copies
 
-    def _write_aside(self, pieces: list[Piece], document: bytes, step: int) -> None:
+    def _write_aside(self, slices: list[StateSlice], document: bytes, step: int) -> None:
         try:
-            self._write(pieces, document, step)
+            self._write(slices, document, step)
         except BaseException as error:  # raised by whoever waits
             self._error = error
 
-    def _write(self, pieces: list[Piece], document: bytes, step: int) -> None:
+    def _write(self, slices: list[StateSlice], document: bytes, step: int) -> None:
         staged = self._agreed(on_first_rank, lambda: stage(self._directory, step))
         try:
-            part = self._agreed(on_all_ranks, lambda: _write_share(staged, pieces))
-            parts = gathered(part, group=self._group)
+            written = self._agreed(on_all_ranks, lambda: _write_share(staged, slices))
+            parts = gathered(written, group=self._group)
             self._agreed(on_first_rank, lambda: self._commit(staged, parts, document))
         except CheckpointError:
             # A full disk should not stay full; a store that does not answer is not asked again.
@@ -204,17 +205,12 @@ class Saver:
         return ranks(told, CheckpointError, group=self._group)
 
 
-def owned_pieces(engine: ZeroEngine) -> list[Piece]:
+def owned_slices(engine: ZeroEngine) -> list[StateSlice]:
     """What this rank has to save, as views of training state in the order of its file."""
-    return cut(
-        Piece(name=part.name, kind=kind, region=part.region, tensor=tensor)
-        for part in zero_state.local_slices(engine)
-        if part.owned
-        for kind, tensor in part.tensors.items()
-    )
+    return cut(part for part in zero_state.local_slices(engine) if part.owned)
 
 
-def _write_share(staged: Place, pieces: list[Piece]) -> Index:
-    if not pieces:  # fewer elements than ranks
+def _write_share(staged: Place, slices: list[StateSlice]) -> Index:
+    if not slices:  # fewer elements than ranks
         return Index(parameters={}, files={})
-    return write_chunks(staged / f"chunks-{dist.get_rank():05d}.safetensors", pieces)
+    return write_chunks(staged / f"chunks-{dist.get_rank():05d}.safetensors", slices)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from parallel.region import Region
-from train.checkpoint.chunks import Piece, cut, write_chunks
+from parallel.zero.state import StateSlice
+from train.checkpoint.chunks import cut, write_chunks
 from train.checkpoint.directory import resolve
 from train.checkpoint.format import Index, json_bytes, seal
 from train.checkpoint.reader import ChunkReader
@@ -32,7 +33,7 @@ def read_values(path: Place | Path, *, prefix: str = "") -> dict[str, Tensor]:
             if name.startswith(prefix):
                 flat = torch.empty(record.num_elements, dtype=getattr(torch, record.dtype))
                 whole = Region.whole(tuple(record.shape))
-                reader.fill(flat, name=name, kind="value", region=whole)
+                reader.fill(StateSlice(name=name, kind="value", region=whole, tensor=flat))
                 values[name] = flat.view(record.shape)
     return values
 
@@ -50,8 +51,8 @@ def write_values(
     Raises:
         CheckpointError: `out` exists, and nothing is overwritten; or it cannot be written.
     """
-    pieces = [
-        Piece(
+    slices = [
+        StateSlice(
             name=name,
             kind="value",
             region=Region.whole(tuple(value.shape)),
@@ -63,7 +64,7 @@ def write_values(
     try:
         if out.exists():
             raise CheckpointError(f"{out} exists: choose another place for the checkpoint")
-        seal(out, [write_chunks(out / CHUNKS, cut(pieces))], json_bytes(dict(state), indent=1))
+        seal(out, [write_chunks(out / CHUNKS, cut(slices))], json_bytes(dict(state), indent=1))
     except OSError as error:
         raise CheckpointError(
             f"{out} cannot be written ({error.strerror or error}): choose another place"

@@ -10,6 +10,7 @@ from torch import Tensor
 from parallel.region import Region
 from parallel.zero.config import Precision
 from parallel.zero.engine import ZeroEngine
+from parallel.zero.state import StateSlice
 from tests.distributed.toy import Toy, engine_of, evaluate, train_step
 from train.checkpoint.directory import Retention, resolve
 from train.checkpoint.format import Index
@@ -79,6 +80,6 @@ def tensors_of(place: Place | Path) -> dict[str, Tensor]:
             for kind in record.tensors:
                 tensor = torch.full((record.num_elements,), math.nan)
                 whole = Region.whole(tuple(record.shape))
-                reader.fill(tensor, name=name, kind=kind, region=whole)
+                reader.fill(StateSlice(name=name, kind=kind, region=whole, tensor=tensor))
                 tensors[f"{name}/{kind}"] = tensor
     return tensors

@@ -25,10 +25,10 @@ CHUNKS = "chunks-00001.safetensors"
 
 def _refused(stage: int, path: Path) -> tuple[str, bool]:
     engine = engine_of(Toy(frozen=True), stage=stage)
-    before = [part.tensors["value"].clone() for part in zero_state.local_slices(engine)]
+    before = [part.tensor.clone() for part in zero_state.local_slices(engine)]
     with pytest.raises(CheckpointError) as caught:
         restore(path, engine)
-    after = [part.tensors["value"] for part in zero_state.local_slices(engine)]
+    after = [part.tensor for part in zero_state.local_slices(engine)]
     engine.close()
     return str(caught.value), all(map(torch.equal, before, after))
 
@@ -78,7 +78,7 @@ def test_a_flipped_byte_is_named_with_its_parameter(
     (chunk,) = Index.read(saved).parameters["norm.weight"].tensors[kind][-1:]
     _flip(saved / chunk.file, _position(saved / chunk.file, chunk.key))
     message = _refusal(rank_pools[2], saved, stage=stage, untouched=False)
-    fault = f"{chunk.file} is damaged: the checksum of its piece {chunk.key} of norm.weight differs"
+    fault = f"{chunk.file} is damaged: the checksum of its slice {chunk.key} of norm.weight differs"
     assert fault in message
     assert [fault in found for found in faults(saved)] == [True]
     if kind == "value":

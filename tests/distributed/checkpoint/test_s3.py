@@ -95,7 +95,7 @@ def test_a_url_is_saved_to_restored_from_and_pruned(
     body[-1] ^= 1
     store.put_object(Bucket=s3_lab.bucket, Key=victim, Body=bytes(body))
     assert main(["verify", url]) == 1
-    fault = f"{url}/step_00000004.2/chunks-00000.safetensors is damaged: the checksum of its piece"
+    fault = f"{url}/step_00000004.2/chunks-00000.safetensors is damaged: the checksum of its slice"
     assert fault in capsys.readouterr().out
     store.delete_object(Bucket=s3_lab.bucket, Key=victim)
     assert main(["verify", url]) == 1

@@ -45,14 +45,15 @@ def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int
     try:
         with saver_of(directory, asynchronous=asynchronous) as saver:
             expected = {
-                part.name: part.tensors["value"].clone() for part in zero_state.local_slices(engine)
+                f"{part.name}/{part.kind}": part.tensor.clone()
+                for part in zero_state.local_slices(engine)
             }
             saver.save(engine, state_of(1), step=1)
             if asynchronous:
                 assert latest(directory) is None
             train_step(engine, 1)
             changed = [
-                not torch.equal(expected[part.name], part.tensors["value"])
+                not torch.equal(expected[f"{part.name}/{part.kind}"], part.tensor)
                 for part in zero_state.local_slices(engine)
             ]
             assert any(changed)
@@ -65,10 +66,9 @@ def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int
         checkpoint_saver.write_chunks = write
     saved = tensors_of(directory)
     same = all(
-        torch.equal(
-            saved[f"{part.name}/value"][part.region.start : part.region.stop], expected[part.name]
-        )
+        torch.equal(saved[name][part.region.start : part.region.stop], expected[name])
         for part in zero_state.local_slices(engine)
+        for name in [f"{part.name}/{part.kind}"]
     )
     engine.close()
     return same, None if room is None else room.numel()

@@ -1,8 +1,9 @@
-"""Files of pieces: readable by the safetensors library, cut, hashed, read back in any boxes."""
+"""Files of slices: readable by the safetensors library, cut, hashed, read back in any boxes."""
 
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from parallel.region import Range, Region
-from parallel.zero.state import TensorKind
+from parallel.zero.state import StateSlice, TensorKind
 from train.checkpoint import chunks as checkpoint_chunks
-from train.checkpoint.chunks import Piece, cut, write_chunks
+from train.checkpoint.chunks import cut, write_chunks
 from train.checkpoint.format import (
     INDEX_NAME,
     STATE_NAME,
@@ -49,11 +50,11 @@ def _boxes(name: str, tensor_size: int) -> list[Sequence[Range]]:
     ]
 
 
-def _pieces(
+def _slices(
     whole: dict[tuple[str, TensorKind], Tensor], *, tensor_size: int, data_size: int
-) -> list[list[Piece]]:
+) -> list[list[StateSlice]]:
     """What each rank of a layout would write."""
-    ranks: list[list[Piece]] = [[] for _ in range(tensor_size * data_size)]
+    ranks: list[list[StateSlice]] = [[] for _ in range(tensor_size * data_size)]
     for (name, kind), tensor in whole.items():
         for tensor_rank, box in enumerate(_boxes(name, tensor_size)):
             flat = tensor[tuple(slice(*bounds) for bounds in box)].flatten()
@@ -61,7 +62,7 @@ def _pieces(
             for data_rank, (start, stop) in enumerate(pairwise(ends)):
                 if start < stop:
                     ranks[data_rank * tensor_size + tensor_rank].append(
-                        Piece(
+                        StateSlice(
                             name=name,
                             kind=kind,
                             region=Region(
@@ -73,11 +74,11 @@ def _pieces(
     return ranks
 
 
-def _write(path: Path, ranks: list[list[Piece]]) -> Index:
+def _write(path: Path, ranks: list[list[StateSlice]]) -> Index:
     path.mkdir()
     parts = [
-        write_chunks(path / f"chunks-{rank:05d}.safetensors", cut(pieces))
-        for rank, pieces in enumerate(ranks)
+        write_chunks(path / f"chunks-{rank:05d}.safetensors", cut(slices))
+        for rank, slices in enumerate(ranks)
     ]
     seal(Place.of(path), parts, json_bytes({"step": 1}))
     return Index.read(path)
@@ -87,36 +88,35 @@ LAYOUTS = [(1, 1), (2, 1), (1, 3), (3, 2)]
 """Sizes of the tensor group and of the data group."""
 
 
-@pytest.mark.parametrize("piece_bytes", [64, 1 << 26])
+@pytest.mark.parametrize("slice_bytes", [64, 1 << 26])
 def test_any_boxes_are_read_from_any_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slice_bytes: int
 ) -> None:
-    monkeypatch.setattr(checkpoint_chunks, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(checkpoint_chunks, "SLICE_BYTES", slice_bytes)
     whole = _whole()
     for tensor_size, data_size in LAYOUTS:
         path = tmp_path / f"{tensor_size}-{data_size}"
-        index = _write(path, _pieces(whole, tensor_size=tensor_size, data_size=data_size))
+        index = _write(path, _slices(whole, tensor_size=tensor_size, data_size=data_size))
         assert all(
-            4 * (chunk.flat_range[1] - chunk.flat_range[0]) <= piece_bytes
+            4 * (chunk.flat_range[1] - chunk.flat_range[0]) <= slice_bytes
             for chunks in index.chunks_by_file().values()
             for _, chunk in chunks
         )
         for other in LAYOUTS:
             with ChunkReader(path, index) as reader:
                 assert not list(reader.faults())
-                for pieces in _pieces(whole, tensor_size=other[0], data_size=other[1]):
-                    for piece in pieces:
-                        name, kind, region = piece.name, piece.kind, piece.region
-                        reader.check(name=name, kind=kind, region=region)
+                for slices in _slices(whole, tensor_size=other[0], data_size=other[1]):
+                    for part in slices:
+                        reader.check(part)
                         for dtype in (torch.float32, torch.bfloat16):
-                            target = torch.zeros_like(piece.tensor, dtype=dtype)
-                            reader.fill(target, name=name, kind=kind, region=region)
-                            assert torch.equal(target, piece.tensor.to(dtype)), (piece, other)
+                            target = torch.zeros_like(part.tensor, dtype=dtype)
+                            reader.fill(replace(part, tensor=target))
+                            assert torch.equal(target, part.tensor.to(dtype)), (part, other)
 
 
 def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _whole()
-    index = _write(tmp_path / "step", _pieces(whole, tensor_size=2, data_size=2))
+    index = _write(tmp_path / "step", _slices(whole, tensor_size=2, data_size=2))
     num_bytes: list[int] = []
     source = Place.of(tmp_path / "step" / STATE_NAME).open()
     read_into = type(source).read_into
@@ -129,8 +129,8 @@ def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with ChunkReader(tmp_path / "step", index) as reader:
         for (name, kind), tensor in whole.items():
             target = torch.empty(tensor.numel())
-            whole_region = Region.whole(tuple(tensor.shape))
-            reader.fill(target, name=name, kind=kind, region=whole_region)
+            region = Region.whole(tuple(tensor.shape))
+            reader.fill(StateSlice(name=name, kind=kind, region=region, tensor=target))
             assert torch.equal(target, tensor.flatten())
     assert sum(num_bytes) == sum(
         record.bytes for name, record in index.files.items() if name != STATE_NAME
@@ -140,8 +140,8 @@ def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_safetensors_library_reads_our_files(tmp_path: Path) -> None:
     chance = random.Random(5)
     dtypes = [torch.bfloat16, torch.float32, torch.uint8, torch.float64, torch.int64]
-    pieces = [
-        Piece(
+    slices = [
+        StateSlice(
             name=f"part.{number}",
             kind="value",
             region=Region.whole((number,)),
@@ -150,17 +150,17 @@ def test_the_safetensors_library_reads_our_files(tmp_path: Path) -> None:
         for number in range(1, 40)
     ]
     file = tmp_path / "chunks-00000.safetensors"
-    index = write_chunks(file, cut(pieces))
+    index = write_chunks(file, cut(slices))
     assert file.stat().st_size == index.files[file.name].bytes
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata() == {"format": "pt"}
-        assert len(opened.keys()) == len(pieces)
-        for piece in pieces:
-            (chunk,) = index.parameters[piece.name].tensors["value"]
-            assert torch.equal(opened.get_tensor(chunk.key), piece.tensor)
+        assert len(opened.keys()) == len(slices)
+        for part in slices:
+            (chunk,) = index.parameters[part.name].tensors["value"]
+            assert torch.equal(opened.get_tensor(chunk.key), part.tensor)
 
 
-def test_checkpoints_without_checksums_of_pieces_stay_readable(tmp_path: Path) -> None:
+def test_checkpoints_without_checksums_of_slices_stay_readable(tmp_path: Path) -> None:
     """As the first writer left them: whole boxes, one checksum a file."""
     whole = _whole()
     path = tmp_path / "step"
@@ -193,11 +193,11 @@ def test_checkpoints_without_checksums_of_pieces_stay_readable(tmp_path: Path) -
     (path / INDEX_NAME).write_text(json.dumps(document))
     with ChunkReader(path, Index.read(path)) as reader:
         assert not list(reader.faults())
-        for pieces in _pieces(whole, tensor_size=3, data_size=2):
-            for piece in pieces:
-                target = torch.zeros_like(piece.tensor)
-                reader.fill(target, name=piece.name, kind=piece.kind, region=piece.region)
-                assert torch.equal(target, piece.tensor)
+        for slices in _slices(whole, tensor_size=3, data_size=2):
+            for part in slices:
+                target = torch.zeros_like(part.tensor)
+                reader.fill(replace(part, tensor=target))
+                assert torch.equal(target, part.tensor)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
