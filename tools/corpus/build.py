@@ -104,10 +104,14 @@ def _made(
     workshop: Workshop, source: Source, made: Maker, report: Callable[[str], None]
 ) -> tuple[Source, list[Slice]]:
     """A source whose documents are there: whoever goes on with the build finds them beside it."""
+    found = made.make(report)
     records = workshop.scratch / _MADE
     records.parent.mkdir(parents=True, exist_ok=True)
-    found = made.write(records, report=report)
+    with records.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in found.records)
     size = records.stat().st_size
+    if not size:
+        raise DataError("The sources hold no English prose; name others.")
     workshop.deliver_to(workshop.working)(_MADE, records)
     for name, text in found.licence_texts.items():
         workshop.write(workshop.root / LICENCES / f"{name}.txt", text.encode())

@@ -4,14 +4,14 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from tools.corpus import prose
 from tools.corpus.entries import RowError
-from tools.corpus.made import Made, write_records
-from tools.corpus.packages import files, licences, obtain
+from tools.corpus.made import Made
+from tools.corpus.packages import files, licences, obtain, version
 from tools.corpus.part import split_of
 from tools.corpus.reading import decoded
 from train.errors import DataError
@@ -24,11 +24,12 @@ VALIDATION_SHARE: Final = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class _Tree:
-    """Which files of a package are English documents."""
+    """Which files of a package are English documents, and the package that was measured."""
 
     root: str
     suffixes: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    measured_sha256: str
 
 
 PACKAGES: Final = {
@@ -37,8 +38,15 @@ PACKAGES: Final = {
         suffixes=(".rst.gz", ".rst", ".txt.gz", ".txt"),
         # Not English; tables of hardware properties, one for each chip.
         left_out=("translations/", "devicetree/bindings/"),
+        # 6.1.192-2
+        measured_sha256="d1d1b5a602f0d439ecc39e713e044bf2df30d839fb4bf8a7b859ba3273c47993",
     ),
-    "python3.11-doc": _Tree(root="usr/share/doc/python3.11/html/_sources/", suffixes=(".rst.txt",)),
+    "python3.11-doc": _Tree(
+        root="usr/share/doc/python3.11/html/_sources/",
+        suffixes=(".rst.txt",),
+        # 3.11.2-6+deb12u9
+        measured_sha256="5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
+    ),
 }
 """The packages that a corpus is built from unless other sources are named."""
 
@@ -103,28 +111,25 @@ class Documentation:
                 found.update(f"{path}\0{len(content)}\0".encode() + content)
         return found.hexdigest()
 
-    def write(self, path: Path, *, report: Callable[[str], None]) -> Made:
-        """Write a record for each document, those of all sources mixed by the hash of their path.
+    def make(self, report: Callable[[str], None]) -> Made:
+        """Make a record of each document, those of all sources mixed by the hash of their path.
 
         Raises:
             DataError: a source cannot be had, or holds no prose.
         """
-        texts, made = self.texts(report=report)
-        write_records(
-            path,
-            (
-                {
-                    "id": text.path,
-                    "split": text.split,
-                    "text": "\n\n".join(paragraph.text for paragraph in text.paragraphs),
-                }
-                for text in self._limited(texts)
-            ),
+        texts, made = self.texts(report)
+        records = (
+            {
+                "id": text.path,
+                "split": text.split,
+                "text": "\n\n".join(paragraph.text for paragraph in text.paragraphs),
+            }
+            for text in self._limited(texts)
         )
-        return made
+        return replace(made, records=records)
 
-    def texts(self, *, report: Callable[[str], None]) -> tuple[list[Text], Made]:
-        """The documents that hold prose, by the hash of their path, and where they come from.
+    def texts(self, report: Callable[[str], None]) -> tuple[list[Text], Made]:
+        """The documents that hold prose, by the hash of their path, and what they were made of.
 
         Raises:
             DataError: a source cannot be had, or holds no text.
@@ -171,7 +176,8 @@ def is_documentation(source: str) -> bool:
 
 
 def _from_package(name: str, cache: Path, report: Callable[[str], None]) -> _Found:
-    package, tree = obtain(name, cache=cache, report=report), PACKAGES[name]
+    tree = PACKAGES[name]
+    package, sha256 = obtain(name, cache=cache, report=report)
     copyright_path = f"usr/share/doc/{name}/copyright"
 
     def wanted(path: str) -> bool:
@@ -189,15 +195,19 @@ def _from_package(name: str, cache: Path, report: Callable[[str], None]) -> _Fou
         inner = path.removeprefix(tree.root).removesuffix(".gz")
         documents.append((f"{name}/{inner}", _unpacked(content, path).decode(errors="replace")))
     found = licences(copyright_text or "")
-    if package.warning:
-        report(f"warning: {package.warning}")
+    if sha256 != tree.measured_sha256:
+        report(
+            f"warning: {name} is version {version(package)} with SHA-256 {sha256:.12}…, not the "
+            f"{tree.measured_sha256:.12}… that this repository was measured with; its text, and so "
+            "the losses, may differ a little."
+        )
     if not found:
         report(f"warning: no licence was recognised in the copyright file of {name}")
     about = {
         "name": name,
-        "version": package.version,
-        "file": package.path.name,
-        "sha256": package.sha256,
+        "version": version(package),
+        "file": package.name,
+        "sha256": sha256,
         "licences": found,
     }
     return documents, about, copyright_text

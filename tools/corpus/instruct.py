@@ -7,30 +7,22 @@ small model few steps; the titles keep it busy for longer.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from tools.corpus.documentation import Documentation, Text
 from tools.corpus.finished import Corpus
-from tools.corpus.made import Made, write_records
+from tools.corpus.made import Made
+from tools.corpus.prose import Paragraph
 from train.errors import DataError
 
 PROMPT: Final = "Subject:"
 # Few, so that many documents take part; more where there are fewer documents.
 _SECTIONS_PER_DOCUMENT: Final = {"train": 4, "validation": 12}
 _LEAST_PASSAGE_TOKENS: Final = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A passage and what it is to be called."""
-
-    passage: str
-    answer: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,44 +68,44 @@ class Task:
         known = [*asked, self._sources, manifest["tokenizer_sha256"]]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
-    def write(self, path: Path, *, report: Callable[[str], None]) -> Made:
-        """Write the records.
+    def make(self, report: Callable[[str], None]) -> Made:
+        """Make the records.
 
         Raises:
-            DataError: the documents give too few of them, or cannot be had again.
+            DataError: the documents cannot be had again; or, later, give too few records.
         """
-        texts, made = Documentation(sources=self._sources, cache=self.cache).texts(report=report)
-        wanted = {"train": self.num_train, "validation": self.num_validation}
-        counts: Counter[str] = Counter()
-
-        def records() -> Iterator[dict[str, Any]]:
-            for record in self._records(texts):
-                if counts[record["split"]] < wanted[record["split"]]:
-                    counts[record["split"]] += 1
-                    yield record
-                if counts == wanted:
-                    return
-
-        write_records(path, records())
-        for split, number in wanted.items():
-            if counts[split] < number:
-                raise DataError(
-                    f"The documents give only {counts[split]} {split} samples, not {number}: ask "
-                    "for fewer with --samples and --validation-samples, or use a larger corpus."
-                )
-        return made
+        texts, made = Documentation(sources=self._sources, cache=self.cache).texts(report)
+        return replace(made, records=self._wanted(texts))
 
     @property
     def _sources(self) -> tuple[str, ...]:
         described = self.corpus.manifest.get("sources", [])
         return tuple(part["source"] for source in described for part in source.get("made_of", []))
 
+    def _wanted(self, texts: list[Text]) -> Iterator[dict[str, Any]]:
+        """As many records as are asked for."""
+        wanted = {"train": self.num_train, "validation": self.num_validation}
+        left = dict(wanted)
+        for record in self._records(texts):
+            if left[record["split"]]:
+                left[record["split"]] -= 1
+                yield record
+            if not any(left.values()):
+                return
+        for split, number in left.items():
+            if number:
+                raise DataError(
+                    f"The documents give only {wanted[split] - number} {split} samples, not "
+                    f"{wanted[split]}: ask for fewer with --samples and --validation-samples, or "
+                    "use a larger corpus."
+                )
+
     def _records(self, texts: list[Text]) -> Iterator[dict[str, Any]]:
         tokenizer = self.corpus.tokenizer().tokenizer
         for text in texts:
             found = islice(sections(text), _SECTIONS_PER_DOCUMENT[text.split])
-            for number, section in enumerate(found):
-                encoded = tokenizer.encode(section.passage, add_special_tokens=False)
+            for number, (passage, answer) in enumerate(found):
+                encoded = tokenizer.encode(passage, add_special_tokens=False)
                 if len(encoded) < _LEAST_PASSAGE_TOKENS:
                     continue
                 _, end = encoded.offsets[min(self.passage_tokens, len(encoded)) - 1]
@@ -121,21 +113,21 @@ class Task:
                     "id": f"{text.path}#{number}",
                     "split": text.split,
                     "segments": [
-                        {"text": section.passage[:end], "span": True},
+                        {"text": passage[:end], "span": True},
                         {"text": PROMPT, "scored": False},
-                        {"text": section.answer},
+                        {"text": answer},
                     ],
                 }
 
 
-def sections(text: Text) -> Iterator[Section]:
-    """The sections of a document that have both a title and prose."""
+def sections(text: Text) -> Iterator[tuple[str, str]]:
+    """The passages of a document that have both a title and prose, and what each is called."""
     title = ""
     body: list[str] = []
-    for paragraph in [*text.paragraphs, None]:
-        if paragraph is None or paragraph.is_title:
-            if title and body:
-                yield Section(passage=" ".join(body), answer=f"{text.subject}. Title: {title}")
-            title, body = ("" if paragraph is None else paragraph.text), []
-        else:
+    for paragraph in [*text.paragraphs, Paragraph("", is_title=True)]:
+        if not paragraph.is_title:
             body.append(paragraph.text)
+            continue
+        if title and body:
+            yield " ".join(body), f"{text.subject}. Title: {title}"
+        title, body = paragraph.text, []

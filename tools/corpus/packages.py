@@ -8,48 +8,12 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from train.errors import DataError
 
 DOWNLOAD_TIMEOUT_SECONDS: Final = 300.0
-
-MEASURED_SHA256: Final = {
-    "linux-doc-6.1": "d1d1b5a602f0d439ecc39e713e044bf2df30d839fb4bf8a7b859ba3273c47993",
-    "python3.11-doc": "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
-}
-"""The packages that this repository's losses were measured with: 6.1.192-2, 3.11.2-6+deb12u9."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Package:
-    """A downloaded package file.
-
-    Attributes:
-        name: of the package.
-        version: of the package.
-        path: the file.
-        sha256: of the file.
-    """
-
-    name: str
-    version: str
-    path: Path
-    sha256: str
-
-    @property
-    def warning(self) -> str | None:
-        """What to tell the user if this is not the file that was measured."""
-        measured = MEASURED_SHA256.get(self.name)
-        if measured is None or measured == self.sha256:
-            return None
-        return (
-            f"{self.name} is version {self.version} with SHA-256 {self.sha256:.12}…, not the "
-            f"{measured:.12}… that this repository was measured with; its text, and so the losses, "
-            "may differ a little."
-        )
 
 
 def package_cache() -> Path:
@@ -58,13 +22,16 @@ def package_cache() -> Path:
     return base / "semicausal" / "packages"
 
 
-def obtain(name: str, *, cache: Path, report: Callable[[str], None]) -> Package:
-    """A package from the cache, or else from the machine's own Debian mirror.
+def obtain(name: str, *, cache: Path, report: Callable[[str], None]) -> tuple[Path, str]:
+    """The file of a package, from the cache or else from the machine's own Debian mirror.
 
     Args:
         name: of the package, such as `linux-doc-6.1`.
         cache: directory that keeps package files.
         report: told what is being done.
+
+    Returns:
+        Its path and its SHA-256.
 
     Raises:
         DataError: it is not cached and cannot be downloaded.
@@ -75,7 +42,7 @@ def obtain(name: str, *, cache: Path, report: Callable[[str], None]) -> Package:
         digest = _sha256(path)
         # A file without its note was left by a download that was cut off.
         if note.is_file() and note.read_text().strip() == digest:
-            return Package(name=name, version=_version(path), path=path, sha256=digest)
+            return path, digest
     report(f"downloading {name}")
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -90,20 +57,20 @@ def obtain(name: str, *, cache: Path, report: Callable[[str], None]) -> Package:
         digest = _sha256(downloaded)
         path.with_suffix(".sha256").write_text(digest + "\n")
         os.replace(downloaded, path)
-    return Package(name=name, version=_version(path), path=path, sha256=digest)
+    return path, digest
 
 
-def files(package: Package, *, wanted: Callable[[str], bool]) -> Generator[tuple[str, bytes]]:
+def files(package: Path, *, wanted: Callable[[str], bool]) -> Generator[tuple[str, bytes]]:
     """The wanted regular files of a package with their contents; nothing is unpacked to disk.
 
     Args:
-        package: to read.
+        package: file to read.
         wanted: told a path such as `usr/share/doc/x/copyright`.
 
     Raises:
         DataError: the file is no sound package, or `dpkg-deb` is missing.
     """
-    command = [_program("dpkg-deb"), "--fsys-tarfile", str(package.path)]
+    command = [_program("dpkg-deb"), "--fsys-tarfile", str(package)]
     # Errors go to a file, because a pipe that nobody reads while the archive streams could fill.
     with (
         tempfile.TemporaryFile() as errors,
@@ -126,9 +93,14 @@ def files(package: Package, *, wanted: Callable[[str], bool]) -> Generator[tuple
         if failed:
             errors.seek(0)
             raise DataError(
-                f"{package.path} is not a sound package ({_last_line(errors.read().decode())}); "
+                f"{package} is not a sound package ({_last_line(errors.read().decode())}); "
                 "delete it and build again."
             )
+
+
+def version(path: Path) -> str:
+    """The version in a package file's name, where apt writes an epoch's colon as %3a."""
+    return path.name.split("_")[1].replace("%3a", ":") if "_" in path.name else "unknown"
 
 
 def licences(copyright_text: str) -> list[str]:
@@ -214,11 +186,6 @@ def _program(name: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _version(path: Path) -> str:
-    """The version in a package file's name, where apt writes an epoch's colon as %3a."""
-    return path.name.split("_")[1].replace("%3a", ":") if "_" in path.name else "unknown"
 
 
 def _last_line(text: str) -> str:
