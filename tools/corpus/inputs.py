@@ -6,7 +6,7 @@ import io
 import os
 import re
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, cast
 
@@ -23,43 +23,28 @@ _SAMPLE_BYTES: Final = 1 << 16
 _MAGIC: Final = frozenset("*?[")
 
 
-@dataclass(frozen=True, kw_only=True)
-class InputFile:
-    """A file of a source.
-
-    Attributes:
-        path: to open it by, from anywhere.
-        name: its path inside the source.
-        num_bytes: its size.
-        version: what its store says that changes with it; None for a local file.
-    """
-
-    path: str
-    name: str
-    num_bytes: int
-    version: str | None = None
-
-
-def listing(path: str) -> list[InputFile]:
-    """The files that a file, directory or pattern stands for, by name; hidden ones left out.
+def listing(path: str) -> tuple[Place, list[Found]]:
+    """The files that a file, directory or pattern stands for; hidden ones are left out.
 
     Args:
         path: local, or a URL such as `s3://bucket/raw/*.jsonl`.
+
+    Returns:
+        What their names begin at, and the files by name.
 
     Raises:
         DataError: there is none.
     """
     with named(path):
         base, found = _found(placed(path))
-    files = [
-        InputFile(path=str(base / each.name), name=each.name, num_bytes=each.num_bytes,
-                  version=each.version)
-        for each in found
-        if not any(part.startswith(".") for part in PurePosixPath(each.name).parts)
-    ]  # fmt: skip
+        files = [
+            file
+            for file in sorted(found, key=lambda file: file.name)
+            if not any(part.startswith(".") for part in PurePosixPath(file.name).parts)
+        ]
     if not files:
         raise DataError(f"{path} holds no files; correct the source.")
-    return sorted(files, key=lambda file: file.name)
+    return base, files
 
 
 def placed(path: str) -> Place:
@@ -75,7 +60,7 @@ def placed(path: str) -> Place:
 
 
 def _found(place: Place) -> tuple[Place, list[Found]]:
-    """The files that a place stands for, and what their names begin at."""
+    """What the names of files begin at, and the files that a place stands for."""
     file = place.find()
     if file is not None:
         return place.parent, [replace(file, name=place.name)]
@@ -88,8 +73,7 @@ def _found(place: Place) -> tuple[Place, list[Found]]:
     base = place.parent
     while _MAGIC & set(base.path):
         base = base.parent
-    pattern = place.path.removeprefix(base.path).lstrip("/")
-    return base, list(_matching(base, pattern))
+    return base, list(_matching(base, place.path.removeprefix(base.path).lstrip("/")))
 
 
 def _matching(base: Place, pattern: str) -> Iterator[Found]:
@@ -113,25 +97,25 @@ def _expression(pattern: str) -> str:
     )
 
 
-def stamp(file: InputFile) -> str:
-    """What is another after a change of the file's content.
+def stamp(place: Place, found: Found) -> str:
+    """What is another after a change of a file's content.
 
     Of a local file a hash of all of it; above `HASHED_BYTES` of its beginning, middle and end, and
     the time of its last change. Of a file in a store what the store says: ETag or time.
     """
-    if file.version is not None:
-        return file.version
-    found = xxhash.xxh3_128()
+    if found.version is not None:
+        return found.version
+    digest = xxhash.xxh3_128()
     try:
-        with open(file.path, "rb") as content:
-            if file.num_bytes <= HASHED_BYTES:
-                found.update(content.read())
-                return found.hexdigest()
-            last = file.num_bytes - _SAMPLE_BYTES
+        with open(place, "rb") as content:
+            if found.num_bytes <= HASHED_BYTES:
+                digest.update(content.read())
+                return digest.hexdigest()
+            last = found.num_bytes - _SAMPLE_BYTES
             for begin in (0, last // 2, last):
                 content.seek(begin)
-                found.update(content.read(_SAMPLE_BYTES))
-            return f"{found.hexdigest()} {os.fstat(content.fileno()).st_mtime_ns}"
+                digest.update(content.read(_SAMPLE_BYTES))
+            return f"{digest.hexdigest()} {os.fstat(content.fileno()).st_mtime_ns}"
     except OSError:
         return "unreadable"  # reading says what is wrong, and whether that is to be skipped
 

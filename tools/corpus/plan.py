@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from tools.corpus import inputs, media
-from tools.corpus.inputs import InputFile
 from train.errors import DataError
+from train.storage.place import Found, Place
 
 Form = Literal["text", "jsonl", "csv", "parquet", "media", "made"]
 
@@ -141,10 +141,15 @@ def survey(paths: Sequence[str], licences: Sequence[str]) -> list[tuple[Source, 
             raise DataError(
                 f"Two sources are called {name}; give one another name, as in `other={path}`."
             )
-        slices, read, left_out = _slices(path)
+        base, files = inputs.listing(path)
+        slices, left_out = _slices(path, base, files)
+        read = {path for piece in slices for path in (piece.path, piece.caption)}
         identity = hashlib.sha256()
-        for file in read:
-            identity.update(f"{file.name}\0{file.num_bytes}\0{inputs.stamp(file)}\0".encode())
+        for file in files:
+            place = base / file.name
+            if str(place) in read:
+                stamp = inputs.stamp(place, file)
+                identity.update(f"{file.name}\0{file.num_bytes}\0{stamp}\0".encode())
         source = Source(
             name=name,
             path=path,
@@ -225,9 +230,8 @@ def _suffix(name: str) -> str | None:
     return next((suffix for suffix in SUFFIXES if lowered.endswith(suffix)), None)
 
 
-def _slices(path: str) -> tuple[list[Slice], list[InputFile], dict[str, int]]:
-    """The files of a source as slices, all that are read with captions, and what is left out."""
-    files = inputs.listing(path)
+def _slices(path: str, base: Place, files: Sequence[Found]) -> tuple[list[Slice], dict[str, int]]:
+    """The files of a source as slices, and what is left out."""
     slices: list[Slice] = []
     texts: dict[str, str] = {}
     left_out: Counter[str] = Counter()
@@ -237,10 +241,10 @@ def _slices(path: str) -> tuple[list[Slice], list[InputFile], dict[str, int]]:
             left_out[PurePosixPath(file.name).suffix.lower() or "none"] += 1
             continue
         if suffix == ".txt":
-            texts.setdefault(os.path.splitext(file.name)[0], file.path)
+            texts.setdefault(os.path.splitext(file.name)[0], str(base / file.name))
         slices.append(
             Slice(
-                path=file.path,
+                path=str(base / file.name),
                 name=file.name,
                 form=SUFFIXES[suffix],
                 file_bytes=file.num_bytes,
@@ -264,8 +268,7 @@ def _slices(path: str) -> tuple[list[Slice], list[InputFile], dict[str, int]]:
             f"{path} holds nothing that documents can be made of; known are files named "
             f"{', '.join(SUFFIXES)}."
         )
-    paths = used | {piece.path for piece in kept}
-    return kept, [file for file in files if file.path in paths], dict(left_out)
+    return kept, dict(left_out)
 
 
 def _cut_file(whole: Slice, part_bytes: int) -> Iterator[Slice]:

@@ -29,37 +29,24 @@ Lengths = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A bar of a chart.
-
-    Attributes:
-        label: what it counts.
-        percent: of the longest one.
-        value: as told.
-    """
-
-    label: str
-    percent: float
-    value: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Bars:
     """A chart of bars.
 
     Attributes:
         title: what it shows, with the unit.
         note: a sentence below; empty for none.
-        bars: from the top.
+        bars: from the top: what each counts, its height and how this is told.
+        highest: what fills the width.
     """
 
     title: str
     note: str = ""
-    bars: list[Bar]
+    bars: list[tuple[str, float, str]]
+    highest: float
 
 
-def write_stats(path: str, out: Path) -> Path:
-    """Write the page of a corpus.
+def write_stats(path: str, out: Path) -> None:
+    """Write the page of a corpus as HTML.
 
     Args:
         path: of the corpus, or its URL.
@@ -69,24 +56,7 @@ def write_stats(path: str, out: Path) -> Path:
         DataError: there is no corpus of documents, or its lengths are damaged.
     """
     corpus = Corpus.at(path)
-    page = render(corpus, {split: _lengths(corpus, split) for split in corpus.splits})
-    partial = out.with_name(f"{out.name}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, out)
-    except OSError as error:
-        raise DataError(f"Cannot write {out}: {error.strerror}.") from error
-    return out
-
-
-def render(corpus: Corpus, lengths: Mapping[str, Lengths]) -> str:
-    """The page as HTML.
-
-    Args:
-        corpus: with its manifest.
-        lengths: of each split, [n, 6] `LENGTH_COLUMNS`.
-    """
+    lengths = {split: _lengths(corpus, split) for split in corpus.splits}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -96,16 +66,26 @@ def render(corpus: Corpus, lengths: Mapping[str, Lengths]) -> str:
     )
     everything = np.concatenate(list(lengths.values()))
     training = lengths.get("train", everything)
-    return environment.get_template("stats.html.jinja").render(
+    page = environment.get_template("stats.html.jinja").render(
         title=corpus.place.name,
         path=str(corpus.place),
         facts=_facts(corpus),
         numbers=_numbers(everything),
         charts=[chart for chart in _charts(corpus, everything, training) if chart is not None],
-        splits=_splits(lengths),
+        splits=[
+            [split, f"{len(of_split):,}", *(f"{total:,}" for total in _totals(of_split))]
+            for split, of_split in lengths.items()
+        ],
         sources=[_source(source) for source in corpus.manifest.get("sources", [])],
         skipped=corpus.manifest.get("skipped", []),
     )
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, out)
+    except OSError as error:
+        raise DataError(f"Cannot write {out}: {error.strerror}.") from error
 
 
 def expected_padding(lengths: Lengths, sequence_tokens: int) -> float:
@@ -135,9 +115,7 @@ def _facts(corpus: Corpus) -> list[str]:
 
 
 def _numbers(lengths: Lengths) -> list[Number]:
-    sums: dict[str, int] = dict(
-        zip(LENGTH_COLUMNS, lengths.sum(axis=0, dtype=np.int64).tolist(), strict=True)
-    )
+    sums = dict(zip(LENGTH_COLUMNS, _totals(lengths), strict=True))
     numbers = [
         Number(name="Documents", value=format_count(len(lengths))),
         Number(name="Tokens", value=format_count(sums["tokens"])),
@@ -198,35 +176,28 @@ def _histogram(
     # Bin k holds 2^k to 2^(k+1) - 1; frexp is exact where a logarithm is not.
     bins = np.frexp(np.maximum(values, 1).astype(np.float64))[1] - 1
     heights = np.bincount(bins, weights=weights)
-    first = int(bins.min())
     total = heights.sum()
     bars = [
-        Bar(
-            label=f"{2**k:,}" if k == 0 else f"{2**k:,} – {2 ** (k + 1) - 1:,}",
-            percent=100 * float(heights[k] / heights.max()),
-            value=f"{format_count(int(heights[k]))} ({heights[k] / total:.1%})",
+        (
+            f"{2**k:,}" if k == 0 else f"{2**k:,} – {2 ** (k + 1) - 1:,}",
+            float(heights[k]),
+            f"{format_count(int(heights[k]))} ({heights[k] / total:.1%})",
         )
-        for k in range(first, len(heights))
+        for k in range(int(bins.min()), len(heights))
     ]
-    return Bars(title=title, bars=bars, note=note)
+    return Bars(title=title, bars=bars, note=note, highest=float(heights.max()))
 
 
 def _by_source(sources: Sequence[Mapping[str, Any]]) -> Bars | None:
-    total = sum(source["tokens"] for source in sources)
+    tokens = {source["name"]: source["tokens"] for source in sources}
+    total = sum(tokens.values())
     if not total:
         return None
-    longest = max(source["tokens"] for source in sources)
-    return Bars(
-        title="Tokens by source",
-        bars=[
-            Bar(
-                label=source["name"],
-                percent=100 * source["tokens"] / longest,
-                value=f"{format_count(source['tokens'])} ({source['tokens'] / total:.1%})",
-            )
-            for source in sorted(sources, key=lambda source: -source["tokens"])
-        ],
-    )
+    bars = [
+        (name, count, f"{format_count(count)} ({count / total:.1%})")
+        for name, count in sorted(tokens.items(), key=lambda item: -item[1])
+    ]
+    return Bars(title="Tokens by source", bars=bars, highest=max(tokens.values()))
 
 
 def _padding(training: Lengths) -> Bars | None:
@@ -240,24 +211,14 @@ def _padding(training: Lengths) -> Bars | None:
     if training[:, 3:].any():
         note += " Text alone: the encoders decide how many slots other spans take."
     shares = {length: expected_padding(drawn, length) for length in PADDING_LENGTHS}
+    bars = [(f"{length:,}", share, f"{share:.2%}") for length, share in shares.items()]
+    title = "Expected padding by sequence length"
     # Little padding is to look like little.
-    longest = max(*shares.values(), 0.1)
-    return Bars(
-        title="Expected padding by sequence length",
-        note=note,
-        bars=[
-            Bar(label=f"{length:,}", percent=100 * share / longest, value=f"{share:.2%}")
-            for length, share in shares.items()
-        ],
-    )
+    return Bars(title=title, note=note, bars=bars, highest=max(*shares.values(), 0.1))
 
 
-def _splits(lengths: Mapping[str, Lengths]) -> list[list[str]]:
-    rows: list[list[str]] = []
-    for split, found in lengths.items():
-        sums = found.sum(axis=0, dtype=np.int64).tolist()
-        rows.append([split, f"{len(found):,}", *(f"{value:,}" for value in sums)])
-    return rows
+def _totals(lengths: Lengths) -> list[int]:
+    return lengths.sum(axis=0, dtype=np.int64).tolist()
 
 
 def _source(source: Mapping[str, Any]) -> list[str]:

@@ -130,7 +130,7 @@ def test_bars_hold_everything_once() -> None:
     values = np.array([1, 1, 2, 3, 4, 7, 8, 1023, 1024], np.uint32)
     chart = stats._histogram("x", values)
     assert chart is not None
-    assert {bar.label: bar.value.split()[0] for bar in chart.bars if bar.percent} == {
+    assert {label: told.split()[0] for label, height, told in chart.bars if height} == {
         "1": "2",
         "2 – 3": "2",
         "4 – 7": "2",
