@@ -3,13 +3,11 @@
 Made from the manifest and the files of lengths, 24 bytes a document; shards are not read.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 
@@ -17,12 +15,15 @@ from tools.corpus.finished import Corpus
 from train.data.document import LENGTH_COLUMNS, MEDIA
 from train.data.pack import SequenceShape, pack
 from train.errors import DataError
-from train.watch.report import Number, format_count
+from train.storage.place import Place
+from train.watch.report import Number, format_count, render_page
 
 PADDING_LENGTHS: Final = (512, 1024, 2048, 4096, 8192)
 """Sequence lengths that padding is told for."""
 PADDING_DOCUMENTS: Final = 1 << 15
 """Documents that are packed to tell it, drawn at random from the training split."""
+_OF_SPLITS: Final = ("split", "documents", "tokens", "spans", "in spans", *MEDIA.values())
+_OF_SOURCES: Final = ("source", "licences", "documents", "tokens", "duplicates", "skipped")
 _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Lengths = npt.NDArray[Any]
@@ -57,33 +58,24 @@ def write_stats(path: str, out: Path) -> None:
     """
     corpus = Corpus.at(path)
     lengths = {split: _lengths(corpus, split) for split in corpus.splits}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     everything = np.concatenate(list(lengths.values()))
     training = lengths.get("train", everything)
-    page = environment.get_template("stats.html.jinja").render(
+    splits = [
+        [split, f"{len(of_split):,}", *(f"{total:,}" for total in _totals(of_split))]
+        for split, of_split in lengths.items()
+    ]
+    sources = [_source(source) for source in corpus.manifest.get("sources", [])]
+    page = render_page(
+        Path(__file__).with_name("stats.html.jinja"),
         title=corpus.place.name,
-        path=str(corpus.place),
         facts=_facts(corpus),
         numbers=_numbers(everything),
         charts=[chart for chart in _charts(corpus, everything, training) if chart is not None],
-        splits=[
-            [split, f"{len(of_split):,}", *(f"{total:,}" for total in _totals(of_split))]
-            for split, of_split in lengths.items()
-        ],
-        sources=[_source(source) for source in corpus.manifest.get("sources", [])],
+        tables=[("Splits", _OF_SPLITS, splits), ("Sources", _OF_SOURCES, sources)],
         skipped=corpus.manifest.get("skipped", []),
     )
-    partial = out.with_name(f"{out.name}.partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, out)
+        Place.of(out).write(page.encode())
     except OSError as error:
         raise DataError(f"Cannot write {out}: {error.strerror}.") from error
 
@@ -106,8 +98,9 @@ def _facts(corpus: Corpus) -> list[str]:
     manifest = corpus.manifest
     dedup = manifest.get("dedup", {})
     facts = [
+        str(corpus.place),
         f"vocabulary of {manifest.get('vocabulary', 0):,}, tokenizer SHA-256 "
-        f"{str(manifest.get('tokenizer_sha256'))[:12]}…"
+        f"{str(manifest.get('tokenizer_sha256'))[:12]}…",
     ]
     if dedup.get("method"):
         facts.append(f"{dedup['duplicates_removed']:,} duplicates removed ({dedup['method']})")
@@ -115,7 +108,7 @@ def _facts(corpus: Corpus) -> list[str]:
 
 
 def _numbers(lengths: Lengths) -> list[Number]:
-    sums = dict(zip(LENGTH_COLUMNS, _totals(lengths), strict=True))
+    sums: dict[str, int] = dict(zip(LENGTH_COLUMNS, _totals(lengths), strict=True))
     numbers = [
         Number(name="Documents", value=format_count(len(lengths))),
         Number(name="Tokens", value=format_count(sums["tokens"])),

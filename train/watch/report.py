@@ -64,13 +64,9 @@ def render_report(metrics: Metrics, *, config: str = "") -> str:
         metrics: what the run recorded.
         config: resolved configuration as YAML; empty to leave it out.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
     stride = math.ceil(len(metrics.validation) / TABLE_ROWS) or 1
-    return environment.get_template("report.html.jinja").render(
+    return render_page(
+        Path(__file__).with_name("report.html.jinja"),
         title=metrics.runs[-1].name if metrics.runs else "Run",
         facts=_facts(metrics),
         numbers=_key_numbers(metrics),
@@ -81,6 +77,22 @@ def render_report(metrics: Metrics, *, config: str = "") -> str:
         notes=metrics.notes,
         config=config,
     )
+
+
+def render_page(template: Path, **values: object) -> str:
+    """A page as HTML that needs nothing beside it.
+
+    Args:
+        template: extends `page.html.jinja`, which gives it its look, `title`, `facts` and
+            `numbers`.
+        values: for the template.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template.name).render(**values)
 
 
 def _facts(metrics: Metrics) -> list[str]:
