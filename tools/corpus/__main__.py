@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, Final, get_args
 
 from rich.console import Console
 
@@ -27,7 +27,7 @@ from tools.corpus.finished import Corpus
 from tools.corpus.instruct import Task
 from tools.corpus.packages import package_cache
 from tools.corpus.request import DEFAULT_VALIDATION, Dedup, Method, Request
-from tools.corpus.tokenizer import TOKENIZER_NAME
+from tools.corpus.tokenizer import DEFAULT_VOCABULARY, TOKENIZER_NAME
 from tools.corpus.words import counted
 from train.errors import DataError
 from train.storage.place import Place
@@ -70,7 +70,7 @@ def _build(options: argparse.Namespace, console: Console) -> None:
     if prose or not sources:
         made = Documentation(
             sources=prose or tuple(PACKAGES),
-            cache=options.cache,
+            cache=options.cache or package_cache(),
             limit_megabytes=options.limit_megabytes,
         )
     elif options.limit_megabytes is not None:
@@ -110,7 +110,7 @@ def _instruct(options: argparse.Namespace, console: Console) -> None:
         num_train=options.samples,
         num_validation=options.validation_samples,
         passage_tokens=options.passage_tokens,
-        cache=options.cache,
+        cache=options.cache or package_cache(),
     )
     request = Request(
         made=task,
@@ -170,142 +170,125 @@ def _cost(options: argparse.Namespace, console: Console) -> None:
     sys.stdout.write("".join(f"{name:<{width}}  {value}\n" for name, value in found))
 
 
+_ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
+    "sources": {"nargs": "*", "metavar": "SOURCE", "help": "see below"},
+    "out": {"metavar": "OUT", "help": "directory, or s3://bucket/path"},
+    "corpus": {"metavar": "CORPUS", "help": "directory, or s3://bucket/path"},
+    "--batch-sequences": {"type": int, "default": 256, "metavar": "N"},
+    "--cache": {"type": Path, "metavar": "DIRECTORY", "help": "keeps downloaded packages"},
+    "--corpus": {"required": True, "help": "whose tokenizer and documents to use"},
+    "--dedup": {
+        "choices": get_args(Method),
+        "help": "leave out documents that are like an earlier one: equal but for case and space, "
+        "or nearly equal",
+    },
+    "--dedup-permutations": {
+        "type": int,
+        "default": Dedup.permutations,
+        "metavar": "N",
+        "help": "of minhash (default %(default)s)",
+    },
+    "--dedup-threshold": {
+        "type": float,
+        "default": Dedup.threshold,
+        "metavar": "SHARE",
+        "help": "of five-word sequences in common, for minhash (default %(default)s)",
+    },
+    "--epochs": {"type": float, "metavar": "N", "help": "default 1"},
+    "--hosts": {"type": int, "default": 1, "metavar": "N", "help": "that download"},
+    "--id": {"metavar": "ID", "help": "of a document; reads all before it"},
+    "--id-field": {"metavar": "NAME", "help": "default: file and row"},
+    "--licence": {"action": "append", "default": [], "metavar": "NAME=SPDX", "help": "of a source"},
+    "--limit-megabytes": {
+        "type": float, "metavar": "N", "help": "of training text of documentation",
+    },
+    "--media": {"action": "store_true", "help": "store payloads whatever the first rows show"},
+    "--number": {"type": int, "default": 0, "metavar": "N", "help": "from 0 (default 0)"},
+    "--out": {"type": Path, "default": Path("stats.html"), "help": "default stats.html"},
+    "--part-mebibytes": {
+        "type": float, "metavar": "N", "help": "input that a process handles at once",
+    },
+    "--passage-tokens": {"type": int, "default": 64, "help": "longest passage (default 64)"},
+    "--price-per-gb-egress": {"type": float, "metavar": "PRICE"},
+    "--price-per-gb-month": {"type": float, "metavar": "PRICE"},
+    "--random": {"type": int, "metavar": "K", "help": "as many, drawn at random"},
+    "--samples": {"type": int, "default": 4000, "help": "for training (default 4000)"},
+    "--seed": {"type": int, "default": 0, "help": "of --random (default 0)"},
+    "--sequence-tokens": {"type": int, "default": 2048, "metavar": "S"},
+    "--shard-mebibytes": {
+        "type": float, "metavar": "N", "help": "default 64; 4 for documentation alone",
+    },
+    "--skip-bad": {
+        "type": int, "default": 0, "metavar": "N", "help": "leave out up to N bad documents",
+    },
+    "--split": {"metavar": "NAME", "help": "default: the first, train"},
+    "--text-field": {"default": "text", "metavar": "NAME", "help": "default text"},
+    "--tokenizer": {"type": Place.parse, "metavar": "FILE", "help": "a tokenizer.json"},
+    "--tokenizer-of": {
+        "type": lambda corpus: Place.parse(corpus) / TOKENIZER_NAME,
+        "dest": "tokenizer",
+        "metavar": "CORPUS",
+        "help": "take a corpus's tokenizer",
+    },
+    "--tokens": {"type": float, "metavar": "N", "help": "budget, such as 30e9"},
+    "--tokens-per-second": {"type": float, "metavar": "N", "help": "of all GPUs"},
+    "--validation": {
+        "type": float,
+        "metavar": "SHARE",
+        "help": f"of documents (default {DEFAULT_VALIDATION}; documentation is always split by "
+        f"{VALIDATION_SHARE})",
+    },
+    "--validation-samples": {
+        "type": int, "default": 300, "help": "for validation (default 300)",
+    },
+    "--vocabulary": {
+        "type": int,
+        "metavar": "N",
+        "help": f"train a tokenizer of N entries (default {DEFAULT_VOCABULARY})",
+    },
+    "--workers": {
+        "type": int,
+        "default": len(os.sched_getaffinity(0)),
+        "metavar": "N",
+        "help": "processes (default: one for each core)",
+    },
+}  # fmt: skip
+
+_COMMANDS: Final = {
+    "build": (_build, "a corpus from files", (
+        "sources out --tokenizer|--tokenizer-of --vocabulary --licence --text-field --id-field "
+        "--validation --limit-megabytes --dedup --dedup-threshold --dedup-permutations --skip-bad "
+        "--media --shard-mebibytes --part-mebibytes --cache --workers"
+    )),
+    "verify": (_verify, "check every byte of a corpus", "corpus --workers"),
+    "inspect": (_inspect, "print documents as people read them", (
+        "corpus --split --number|--id|--random --seed"
+    )),
+    "stats": (_stats, "write a page of what a corpus holds", "corpus --out"),
+    "cost": (_cost, "what training on a corpus takes", (
+        "corpus --tokens|--epochs --sequence-tokens --batch-sequences --tokens-per-second --hosts "
+        "--price-per-gb-month --price-per-gb-egress"
+    )),
+    "instruct": (_instruct, "a small instruction task for finetuning", (
+        "out --corpus --samples --validation-samples --passage-tokens --cache --workers"
+    )),
+}  # fmt: skip
+"""What each does, and its arguments; of some only one may be given."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.corpus", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, action, add_to, about in (
-        ("build", _build, _add_build, "a corpus from files"),
-        ("verify", _verify, _add_verify, "check every byte of a corpus"),
-        ("inspect", _inspect, _add_inspect, "print documents as people read them"),
-        ("stats", _stats, _add_stats, "write a page of what a corpus holds"),
-        ("cost", _cost, _add_cost, "what training on a corpus takes"),
-        ("instruct", _instruct, _add_instruct, "a small instruction task for finetuning"),
-    ):
+    for name, (action, about, arguments) in _COMMANDS.items():
         command = commands.add_parser(name, help=about)
         command.set_defaults(action=action)
-        add_to(command)
+        for one_of in arguments.split():
+            group = command.add_mutually_exclusive_group() if "|" in one_of else command
+            for argument in one_of.split("|"):
+                group.add_argument(argument, **_ARGUMENTS[argument])
+        if name == "build":
+            command.epilog = _SOURCES
     return parser
-
-
-def _add_build(command: argparse.ArgumentParser) -> None:
-    command.epilog = _SOURCES
-    command.add_argument("sources", nargs="*", metavar="SOURCE", help="see below")
-    _add_out(command)
-    tokenizer = command.add_mutually_exclusive_group()
-    tokenizer.add_argument(
-        "--tokenizer", type=Place.parse, metavar="FILE", help="a tokenizer.json to use"
-    )
-    tokenizer.add_argument(
-        "--tokenizer-of",
-        type=lambda corpus: Place.parse(corpus) / TOKENIZER_NAME,
-        dest="tokenizer",
-        metavar="CORPUS",
-        help="take a corpus's tokenizer",
-    )
-    dedup = "of minhash (default %(default)s)"
-    for name, kind, default, metavar, about in (
-        ("vocabulary", int, None, "N", "train a tokenizer of N entries (default 8192)"),
-        ("text-field", str, "text", "NAME", "default text"),
-        ("id-field", str, None, "NAME", "default: file and row"),
-        ("validation", float, None, "SHARE", f"of documents (default {DEFAULT_VALIDATION}; "
-         f"documentation is always split by {VALIDATION_SHARE})"),
-        ("limit-megabytes", float, None, "N", "of training text of documentation"),
-        ("dedup-threshold", float, Dedup.threshold, "SHARE", f"of five-word sequences, {dedup}"),
-        ("dedup-permutations", int, Dedup.permutations, "N", dedup),
-        ("skip-bad", int, 0, "N", "leave out up to N bad documents"),
-        ("shard-mebibytes", float, None, "N", "default 64; 4 for documentation alone"),
-        ("part-mebibytes", float, None, "N", "input that a process handles at once"),
-    ):  # fmt: skip
-        command.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=about)
-    command.add_argument(
-        "--licence", action="append", default=[], metavar="NAME=SPDX", help="of a source"
-    )
-    command.add_argument(
-        "--dedup",
-        choices=get_args(Method),
-        help="leave out documents that are like an earlier one: equal but for case and space, or "
-        "nearly equal",
-    )
-    command.add_argument(
-        "--media", action="store_true", help="store payloads whatever the first rows show"
-    )
-    _add_cache(command)
-    _add_workers(command)
-
-
-def _add_verify(command: argparse.ArgumentParser) -> None:
-    _add_corpus(command)
-    _add_workers(command)
-
-
-def _add_inspect(command: argparse.ArgumentParser) -> None:
-    _add_corpus(command)
-    command.add_argument("--split", metavar="NAME", help="default: the first, train")
-    which = command.add_mutually_exclusive_group()
-    which.add_argument("--number", type=int, default=0, metavar="N", help="from 0 (default 0)")
-    which.add_argument("--id", metavar="ID", help="of a document; reads all before it")
-    which.add_argument("--random", type=int, metavar="K", help="as many, drawn at random")
-    command.add_argument("--seed", type=int, default=0, help="of --random (default 0)")
-
-
-def _add_stats(command: argparse.ArgumentParser) -> None:
-    _add_corpus(command)
-    command.add_argument("--out", type=Path, default=Path("stats.html"), help="default stats.html")
-
-
-def _add_cost(command: argparse.ArgumentParser) -> None:
-    _add_corpus(command)
-    budget = command.add_mutually_exclusive_group()
-    budget.add_argument("--tokens", type=float, metavar="N", help="budget, such as 30e9")
-    budget.add_argument("--epochs", type=float, metavar="N", help="default 1")
-    command.add_argument("--sequence-tokens", type=int, default=2048, metavar="S")
-    command.add_argument("--batch-sequences", type=int, default=256, metavar="N")
-    command.add_argument("--tokens-per-second", type=float, metavar="N", help="of all GPUs")
-    command.add_argument("--hosts", type=int, default=1, metavar="N", help="that download")
-    command.add_argument("--price-per-gb-month", type=float, metavar="PRICE")
-    command.add_argument("--price-per-gb-egress", type=float, metavar="PRICE")
-
-
-def _add_instruct(command: argparse.ArgumentParser) -> None:
-    _add_out(command)
-    command.add_argument("--corpus", required=True, help="whose tokenizer and documents to use")
-    for name, default, about in (
-        ("samples", 4000, "for training"),
-        ("validation-samples", 300, "for validation"),
-        ("passage-tokens", 64, "longest passage"),
-    ):
-        told = f"{about} (default {default})"
-        command.add_argument(f"--{name}", type=int, default=default, help=told)
-    _add_cache(command)
-    _add_workers(command)
-
-
-def _add_corpus(command: argparse.ArgumentParser) -> None:
-    command.add_argument("corpus", metavar="CORPUS", help="directory, or s3://bucket/path")
-
-
-def _add_out(command: argparse.ArgumentParser) -> None:
-    command.add_argument("out", metavar="OUT", help="directory, or s3://bucket/path")
-
-
-def _add_cache(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--cache",
-        type=Path,
-        default=package_cache(),
-        metavar="DIRECTORY",
-        help="keeps downloaded packages",
-    )
-
-
-def _add_workers(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--workers",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="processes (default: one for each core)",
-    )
 
 
 if __name__ == "__main__":

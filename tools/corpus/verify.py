@@ -2,13 +2,12 @@
 
 import hashlib
 import io
-import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +30,18 @@ FAULTS_OF_A_SHARD: Final = 5
 """As many are told of one shard; the rest are counted."""
 _REPORT_DOCUMENTS: Final = 500
 
-ShardKey = tuple[str, int]
+
+class Shard(NamedTuple):
+    """A shard that is to be checked: of which split it is which, and what the index says of it."""
+
+    split: str
+    number: int
+    begin: int
+    samples: int
+    num_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.split}, shard {self.number}"
 
 
 @dataclass(kw_only=True)
@@ -74,46 +84,45 @@ class ShardChecker:
         self._corpus = corpus
         self._cache = cache
         self._vocabulary = int(corpus.manifest["vocabulary"])
-        self._opened: dict[str, tuple[ShardStore, list[int], list[int]]] = {}
+        self._opened: dict[str, ShardStore] = {}
 
-    def __call__(self, key: ShardKey, report: Report) -> Findings:
+    def __call__(self, shard: Shard, report: Report) -> Findings:
         """Check a shard."""
-        split, shard = key
-        store, ends, sizes = self._open(split)
-        begin = ends[shard - 1] if shard else 0
+        cache = self._cache / shard.split
+        if shard.split not in self._opened:
+            self._opened[shard.split] = self._corpus.store(shard.split, cache=cache)
+        store = self._opened[shard.split]
         findings = Findings.none(self._corpus)
         try:
-            lengths = store.lengths(shard)
+            noted = [tuple(row) for row in store.lengths(shard.number).tolist()]
         except DataError as error:
             findings.faults.append(str(error))
-            lengths = None
+            noted = [None] * shard.samples
         ids: list[bytes] = []
         since = tokens = 0
-        for place in range(ends[shard] - begin):
+        for place, lengths in enumerate(noted):
             try:
-                columns = store.columns(begin + place)
+                columns = store.columns(shard.begin + place)
             except DataError as error:
                 findings.faults.append(str(error))
                 if "cannot be decoded" not in str(error):
                     break  # the shard as a whole is not what it should be
                 continue
-            noted = None if lengths is None else tuple(lengths[place].tolist())
             try:
-                tokens += self._check(columns, noted, findings)
+                tokens += self._check(columns, lengths, findings)
             except (ValueError, KeyError, TypeError, IndexError) as error:
-                findings.faults.append(
-                    f"{self._corpus.splits[split]}, shard {shard}, sample {place}: {error}"
-                )
+                where = f"{self._corpus.splits[shard.split]}, shard {shard.number}"
+                findings.faults.append(f"{where}, sample {place}: {error}")
             ids.append(digest(str(columns.get("id")).encode()))
             since += 1
             if since == _REPORT_DOCUMENTS:
                 report(0, since, tokens)
                 since = tokens = 0
-        report(sizes[shard], since, tokens)
+        report(shard.num_bytes, since, tokens)
         findings.samples, findings.ids = len(ids), gathered(ids)
         store.close()
         # A corpus may be larger than this host's disk.
-        for path in (self._cache / split).glob("*.mds"):
+        for path in cache.glob("*.mds"):
             path.unlink(missing_ok=True)
         return findings
 
@@ -135,14 +144,6 @@ class ShardChecker:
         np.add.at(findings.counts, targets(document), 1)
         return tokens.size
 
-    def _open(self, split: str) -> tuple[ShardStore, list[int], list[int]]:
-        """A split, where its shards end, and their bytes; there may be very many shards."""
-        if split not in self._opened:
-            store = self._corpus.store(split, cache=self._cache / split)
-            ends = list(itertools.accumulate(store.shard_sizes))
-            self._opened[split] = (store, ends, store.shard_bytes)
-        return self._opened[split]
-
 
 def verify(path: str, *, workers: int, console: Console) -> list[str]:
     """Check a corpus, or a split.
@@ -162,11 +163,10 @@ def verify(path: str, *, workers: int, console: Console) -> list[str]:
     if not isinstance(corpus.manifest.get("vocabulary"), int):
         raise DataError(f"{path}/{MANIFEST_NAME} states no vocabulary; build the corpus again.")
     faults = _faults_beside(corpus)
-    shards: list[ShardKey] = []
+    shards: list[Shard] = []
     of_splits: dict[str, Findings] = {}
-    num_bytes: dict[str, int] = {}
-    told: dict[ShardKey, list[str]] = {}
-    ids: dict[ShardKey, Digests] = {}
+    told: dict[Shard, list[str]] = {}
+    ids: dict[Shard, Digests] = {}
     with tempfile.TemporaryDirectory(prefix="semicausal-verify-") as cache:
         for split in corpus.splits:
             try:
@@ -174,24 +174,28 @@ def verify(path: str, *, workers: int, console: Console) -> list[str]:
             except DataError as error:
                 faults.append(str(error))
                 continue
-            shards += [(split, shard) for shard in range(len(store.shard_sizes))]
-            num_bytes[split] = sum(store.shard_bytes)
             of_splits[split] = Findings.none(corpus)
+            begin = 0
+            sizes = zip(store.shard_sizes, store.shard_bytes, strict=True)
+            for number, (samples, num_bytes) in enumerate(sizes):
+                shards.append(Shard(split, number, begin, samples, num_bytes))
+                begin += samples
         checker = partial(ShardChecker, corpus, Path(cache))
-        with bar(console, "verifying", total_bytes=sum(num_bytes.values())) as report:
-            for key, found in spread(shards, checker, workers=workers, report=report):
-                of_splits[key[0]].add(found)
-                told[key], ids[key] = found.faults, found.ids
-    for split, shard in shards:
-        of_shard = told[split, shard]
-        faults += of_shard[:FAULTS_OF_A_SHARD]
-        if len(of_shard) > FAULTS_OF_A_SHARD:
-            faults.append(f"{split}, shard {shard}: {len(of_shard) - FAULTS_OF_A_SHARD:,} more")
+        total = sum(shard.num_bytes for shard in shards)
+        with bar(console, "verifying", total_bytes=total) as report:
+            for shard, found in spread(shards, checker, workers=workers, report=report):
+                of_splits[shard.split].add(found)
+                told[shard], ids[shard] = found.faults, found.ids
+    for shard in shards:
+        faults += told[shard][:FAULTS_OF_A_SHARD]
+        if len(told[shard]) > FAULTS_OF_A_SHARD:
+            faults.append(f"{shard}: {len(told[shard]) - FAULTS_OF_A_SHARD:,} more")
     if not any(told.values()):
         # Sums of what could not be read would only repeat that it could not.
         for split, found in of_splits.items():
-            faults += _sums(corpus, split, found, num_bytes[split])
-    return faults + _repeated_ids(corpus, shards, [ids[key] for key in shards])
+            num_bytes = sum(shard.num_bytes for shard in shards if shard.split == split)
+            faults += _sums(corpus, split, found, num_bytes)
+    return faults + _repeated_ids(corpus, shards, [ids[shard] for shard in shards])
 
 
 def _faults_beside(corpus: Corpus) -> list[str]:
@@ -245,7 +249,7 @@ def _sums(corpus: Corpus, split: str, found: Findings, num_bytes: int) -> list[s
     return faults
 
 
-def _repeated_ids(corpus: Corpus, shards: Sequence[ShardKey], ids: Sequence[Digests]) -> list[str]:
+def _repeated_ids(corpus: Corpus, shards: Sequence[Shard], ids: Sequence[Digests]) -> list[str]:
     """Faults of documents that have the id of another."""
     if not shards:
         return []
@@ -254,8 +258,7 @@ def _repeated_ids(corpus: Corpus, shards: Sequence[ShardKey], ids: Sequence[Dige
 
     def place(number: int) -> str:
         index, sample = located(number, sizes)
-        split, shard = shards[index]
-        return f"{split}, shard {shard}, sample {sample}"
+        return f"{shards[index]}, sample {sample}"
 
     faults = [
         f"{corpus.place}: two documents have one id: {place(original)} and {place(number)}"
