@@ -194,7 +194,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
         "metavar": "SHARE",
         "help": "of five-word sequences in common, for minhash (default %(default)s)",
     },
-    "--epochs": {"type": float, "metavar": "N", "help": "default 1"},
+    "--epochs": {"type": float, "default": 1.0, "metavar": "N", "help": "default 1"},
     "--hosts": {"type": int, "default": 1, "metavar": "N", "help": "that download"},
     "--id": {"metavar": "ID", "help": "of a document; reads all before it"},
     "--id-field": {"metavar": "NAME", "help": "default: file and row"},

@@ -57,7 +57,8 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
     with busy(console, "looking at the sources"):
         surveyed = survey(request.sources, request.licences)
         if request.made is not None:
-            surveyed.insert(0, (_to_be_made(request.made), []))
+            name, identity = request.made.name, request.made.identity
+            surveyed.insert(0, (Source(name=name, kind="made", identity=identity), []))
     sources = [source for source, _ in surveyed]
     given = request.given_tokenizer()
     part_bytes = request.part_bytes or part_size(sources)
@@ -90,14 +91,6 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
         if request.fields.id is not None:
             _require_unique(job, request.fields.id)
         return finish(job, records=records, tokenizer=tokenizer, recipe=recipe)
-
-
-def _to_be_made(made: Maker) -> Source:
-    """A source whose documents are not there yet."""
-    return Source(
-        name=made.name, path="", licences=[], kind="made", files=0, bytes=0,
-        identity=made.identity, left_out={},
-    )  # fmt: skip
 
 
 def _made(

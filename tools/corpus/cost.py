@@ -16,8 +16,8 @@ class Training:
     """What is meant to be trained.
 
     Attributes:
-        tokens: budget; None where `epochs` is given.
-        epochs: passes over the corpus; None where `tokens` is given.
+        tokens: budget; None to make it of `epochs`.
+        epochs: passes over the corpus.
         sequence_tokens: S.
         batch_sequences: sequences in a step.
         tokens_per_second: of all GPUs together; None to leave out hours.
@@ -27,7 +27,7 @@ class Training:
     """
 
     tokens: float | None = None
-    epochs: float | None = None
+    epochs: float = 1.0
     sequence_tokens: int = 2048
     batch_sequences: int = 256
     tokens_per_second: float | None = None
@@ -55,11 +55,10 @@ def cost(path: str, training: Training) -> list[tuple[str, str]]:
     if corpus_tokens <= 0:
         raise DataError(f"{path} states no tokens in {split}; build the corpus again.")
     corpus_bytes = sum(store.shard_bytes)
-    tokens = training.tokens
-    if tokens is None:
-        tokens = corpus_tokens * (1.0 if training.epochs is None else training.epochs)
+    tokens = corpus_tokens * training.epochs if training.tokens is None else training.tokens
     epochs = tokens / corpus_tokens
     sequences = math.ceil(tokens / training.sequence_tokens)
+    steps = math.ceil(sequences / training.batch_sequences)
     # Every host keeps what it has fetched, so further epochs download nothing.
     download = corpus_bytes * min(1.0, epochs) * training.hosts
     found = [
@@ -70,7 +69,7 @@ def cost(path: str, training: Training) -> list[tuple[str, str]]:
         ("tokens to train on", f"{tokens:,.0f}"),
         ("epochs", significant(epochs)),
         (f"sequences of {training.sequence_tokens:,}", f"{sequences:,}"),
-        (f"steps of {training.batch_sequences:,}", f"{_steps(sequences, training):,}"),
+        (f"steps of {training.batch_sequences:,}", f"{steps:,}"),
         ("to download", f"{_size(download)} by {counted(training.hosts, 'host')}"),
     ]
     if training.tokens_per_second:
@@ -85,10 +84,6 @@ def cost(path: str, training: Training) -> list[tuple[str, str]]:
         fetched = download / GIGABYTE * training.price_per_gb_egress
         found.append(("egress", _at_least(fetched, 2)))
     return found
-
-
-def _steps(sequences: int, training: Training) -> int:
-    return math.ceil(sequences / training.batch_sequences)
 
 
 def _size(num_bytes: float) -> str:

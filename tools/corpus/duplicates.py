@@ -40,7 +40,9 @@ class Fingerprinter:
         """Draw the permutations, the same in every process."""
         self._job = job
         self._dedup = job.request.dedup
-        self._empty = MinHash(self._dedup.permutations, hashfunc=_hash, scheme=_SCHEME)
+        self._empty = MinHash(
+            self._dedup.permutations, hashfunc=xxhash.xxh32_intdigest, scheme=_SCHEME
+        )
 
     def __call__(self, number: int, report: Report) -> list[str]:
         """Note the fingerprints of a part.
@@ -130,7 +132,3 @@ def _shingles(text: str) -> Iterator[bytes]:
         yield text.encode()
     for begin in range(len(words) - SHINGLE_WORDS + 1):
         yield " ".join(words[begin : begin + SHINGLE_WORDS]).encode()
-
-
-def _hash(data: bytes) -> int:
-    return xxhash.xxh32_intdigest(data)

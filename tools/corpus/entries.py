@@ -162,17 +162,15 @@ def _segment(segment: Any, number: int, *, fetch: Callable[[str], bytes]) -> Pie
     if len(contents) != 1:
         raise RowError(f"{name} must have one of text, {', '.join(media.KINDS)}")
     [content] = contents
-    flags = {key: given[key] for key in ("span", "scored") if key in given}
-    for key, value in flags.items():
+    is_text = content == "text"
+    is_span = given.get("span", not is_text)
+    is_scored = given.get("scored", not is_span)
+    for key, value in (("span", is_span), ("scored", is_scored)):
         if not isinstance(value, bool):
             raise RowError(f"{name}: `{key}` is neither true nor false")
-    if content == "text":
-        is_span = flags.get("span", False)
-        return TextPiece(
-            text=require_text(given["text"], f"{name}.text"),
-            is_span=is_span,
-            is_scored=flags.get("scored", not is_span),
-        )
-    if flags.get("scored") or flags.get("span") is False:
+    if is_text:
+        text = require_text(given["text"], f"{name}.text")
+        return TextPiece(text=text, is_span=is_span, is_scored=is_scored)
+    if is_scored or not is_span:
         raise RowError(f"{name}: {content} is always a span and never scored")
     return media_piece(media.KINDS[content], given[content], fetch=fetch)

@@ -5,7 +5,7 @@ import glob
 import io
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, cast
@@ -73,18 +73,15 @@ def _found(place: Place) -> tuple[Place, list[Found]]:
     base = place.parent
     while _MAGIC & set(base.path):
         base = base.parent
-    return base, list(_matching(base, place.path.removeprefix(base.path).lstrip("/")))
+    return base, _matching(base, place.path.removeprefix(base.path).lstrip("/"))
 
 
-def _matching(base: Place, pattern: str) -> Iterator[Found]:
+def _matching(base: Place, pattern: str) -> list[Found]:
     if base.is_remote:
         wanted = re.compile(_expression(pattern))
-        yield from (each for each in base.files() if wanted.fullmatch(each.name))
-        return
-    for name in glob.iglob(pattern, root_dir=base.path, recursive=True):
-        found = (base / name).find()
-        if found is not None:
-            yield replace(found, name=name)
+        return [each for each in base.files() if wanted.fullmatch(each.name)]
+    names = glob.iglob(pattern, root_dir=base.path, recursive=True)
+    return [replace(found, name=name) for name in names if (found := (base / name).find())]
 
 
 def _expression(pattern: str) -> str:

@@ -75,39 +75,27 @@ class Task:
             DataError: the documents cannot be had again; or, later, give too few records.
         """
         texts, made = Documentation(sources=self._sources, cache=self.cache).texts(report)
-        return replace(made, records=self._wanted(texts))
+        return replace(made, records=self._records(texts))
 
     @property
     def _sources(self) -> tuple[str, ...]:
         described = self.corpus.manifest.get("sources", [])
         return tuple(part["source"] for source in described for part in source.get("made_of", []))
 
-    def _wanted(self, texts: list[Text]) -> Iterator[dict[str, Any]]:
+    def _records(self, texts: list[Text]) -> Iterator[dict[str, Any]]:
         """As many records as are asked for."""
+        tokenizer = self.corpus.tokenizer().tokenizer
         wanted = {"train": self.num_train, "validation": self.num_validation}
         left = dict(wanted)
-        for record in self._records(texts):
-            if left[record["split"]]:
-                left[record["split"]] -= 1
-                yield record
-            if not any(left.values()):
-                return
-        for split, number in left.items():
-            if number:
-                raise DataError(
-                    f"The documents give only {wanted[split] - number} {split} samples, not "
-                    f"{wanted[split]}: ask for fewer with --samples and --validation-samples, or "
-                    "use a larger corpus."
-                )
-
-    def _records(self, texts: list[Text]) -> Iterator[dict[str, Any]]:
-        tokenizer = self.corpus.tokenizer().tokenizer
         for text in texts:
             found = islice(sections(text), _SECTIONS_PER_DOCUMENT[text.split])
             for number, (passage, answer) in enumerate(found):
+                if not left[text.split]:
+                    break
                 encoded = tokenizer.encode(passage, add_special_tokens=False)
                 if len(encoded) < _LEAST_PASSAGE_TOKENS:
                     continue
+                left[text.split] -= 1
                 _, end = encoded.offsets[min(self.passage_tokens, len(encoded)) - 1]
                 yield {
                     "id": f"{text.path}#{number}",
@@ -118,6 +106,13 @@ class Task:
                         {"text": answer},
                     ],
                 }
+        for split, lacking in left.items():
+            if lacking:
+                raise DataError(
+                    f"The documents give only {wanted[split] - lacking} {split} samples, not "
+                    f"{wanted[split]}: ask for fewer with --samples and --validation-samples, or "
+                    "use a larger corpus."
+                )
 
 
 def sections(text: Text) -> Iterator[tuple[str, str]]:

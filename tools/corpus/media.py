@@ -35,18 +35,24 @@ def check(kind: Kind, data: bytes) -> None:
     if not data:
         raise RowError(f"the {MEDIA[kind]} is empty")
     if kind == Kind.IMAGE:
-        _image(data)
-    elif format_of(kind, data) is None:
+        _check_image(data)
+    elif _format(kind, data) is None:
         known = {Kind.AUDIO: "wav, flac, mp3 or ogg", Kind.VIDEO: "mp4, webm or mkv"}[kind]
         raise RowError(f"the {MEDIA[kind]} is not {known}: it begins with {data[:8]!r}")
 
 
-def format_of(kind: Kind, data: bytes) -> str | None:
+def describe(kind: Kind, data: bytes) -> str:
+    """A payload in a few words, such as `image 64x64 PNG, 3.1 kB`."""
+    found = _format(kind, data) or "of an unknown format"
+    return f"{MEDIA[kind]} {found}, {len(data) / 1000:,.1f} kB"
+
+
+def _format(kind: Kind, data: bytes) -> str | None:
     """What a payload is by its first bytes, such as `WAV`; None if nothing that we know."""
     if kind == Kind.IMAGE:
         try:
             with Image.open(io.BytesIO(data)) as image:
-                return image.format
+                return f"{image.width}x{image.height} {image.format}"
         except Exception:  # as many kinds as there are formats
             return None
     if kind == Kind.VIDEO:
@@ -64,16 +70,7 @@ def format_of(kind: Kind, data: bytes) -> str | None:
     return "MP3" if is_frame and data[1] & 0x18 != 0x08 and data[1] & 0x06 else None
 
 
-def describe(kind: Kind, data: bytes) -> str:
-    """A payload in a few words, such as `image 64x64 PNG, 3.1 kB`."""
-    found = format_of(kind, data) or "of an unknown format"
-    if kind == Kind.IMAGE and found != "of an unknown format":
-        with Image.open(io.BytesIO(data)) as image:
-            found = f"{image.width}x{image.height} {found}"
-    return f"{MEDIA[kind]} {found}, {len(data) / 1000:,.1f} kB"
-
-
-def _image(data: bytes) -> None:
+def _check_image(data: bytes) -> None:
     try:
         with warnings.catch_warnings():
             # Pictures of more pixels than any encoder reads: an attack, or a mistake.

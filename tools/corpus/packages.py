@@ -61,7 +61,7 @@ def obtain(name: str, *, cache: Path, report: Callable[[str], None]) -> tuple[Pa
 
 
 def files(package: Path, *, wanted: Callable[[str], bool]) -> Generator[tuple[str, bytes]]:
-    """The wanted regular files of a package with their contents; nothing is unpacked to disk.
+    """The wanted regular files of a package with their contents.
 
     Args:
         package: file to read.
@@ -70,32 +70,21 @@ def files(package: Path, *, wanted: Callable[[str], bool]) -> Generator[tuple[st
     Raises:
         DataError: the file is no sound package, or `dpkg-deb` is missing.
     """
-    command = [_program("dpkg-deb"), "--fsys-tarfile", str(package)]
-    # Errors go to a file, because a pipe that nobody reads while the archive streams could fill.
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process,
-    ):
-        try:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                for member in archive:
-                    name = member.name.removeprefix("./")
-                    content = archive.extractfile(member) if member.isreg() else None
-                    if content is not None and wanted(name):
-                        yield name, content.read()
-            failed = process.wait(timeout=60) != 0
-        except tarfile.TarError:
-            process.kill()
-            failed = True
-        except GeneratorExit:
-            process.kill()
-            raise
-        if failed:
-            errors.seek(0)
+    with tempfile.TemporaryFile() as unpacked:
+        command = [_program("dpkg-deb"), "--fsys-tarfile", str(package)]
+        done = subprocess.run(command, stdout=unpacked, stderr=subprocess.PIPE, check=False)
+        if done.returncode:
             raise DataError(
-                f"{package} is not a sound package ({_last_line(errors.read().decode())}); "
-                "delete it and build again."
+                f"{package} is not a sound package ({_last_line(done.stderr.decode())}); delete it "
+                "and build again."
             )
+        unpacked.seek(0)
+        with tarfile.open(fileobj=unpacked) as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                content = archive.extractfile(member) if member.isreg() else None
+                if content is not None and wanted(name):
+                    yield name, content.read()
 
 
 def version(path: Path) -> str:

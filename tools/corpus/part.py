@@ -66,9 +66,13 @@ class Job:
         self, number: int, note_bad: Callable[[str], None] = ignore, report: Report = ignore
     ) -> PartReader:
         """The documents of a part."""
-        part = self.plan.parts[number]
-        fields = self.request.fields
-        return PartReader(self.plan, part, fields=fields, note_bad=note_bad, report=report)
+        return PartReader(
+            plan=self.plan,
+            part=self.plan.parts[number],
+            fields=self.request.fields,
+            note_bad=note_bad,
+            report=report,
+        )
 
 
 class PartBuilder:

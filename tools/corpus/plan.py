@@ -105,13 +105,13 @@ class Source(_Stored):
     """
 
     name: str
-    path: str
-    licences: list[str]
+    path: str = ""
+    licences: list[str] = Field(default_factory=list)
     kind: str
-    files: int
-    bytes: int
+    files: int = 0
+    bytes: int = 0
     identity: str
-    left_out: dict[str, int]
+    left_out: dict[str, int] = Field(default_factory=dict)
     made_of: list[dict[str, Any]] = Field(default_factory=list)
 
 

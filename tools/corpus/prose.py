@@ -31,7 +31,6 @@ _PROSE_DIRECTIVE: Final = re.compile(
     """,
     re.VERBOSE,
 )
-_TITLED: Final = frozenset({"admonition", "topic", "rubric"})
 
 _ROLE: Final = re.compile(r":[\w:+.-]+:`~?!?([^`]*)`")
 _LINK: Final = re.compile(r"`([^`<]*?)\s*<[^`<>]*>`_{0,2}")
@@ -80,7 +79,7 @@ def _without_markup_blocks(lines: list[str]) -> list[str]:
         elif text == ".." or text.startswith(".. "):
             directive = _DIRECTIVE.match(text)
             if directive and _PROSE_DIRECTIVE.fullmatch(directive[1]):
-                kept += ["", *_directive_opening(directive), ""]
+                kept += ["", _opening(directive[1], directive[2]), ""]
             elif directive or not re.match(r"\.\. \[(?:#\w*|\d+|\*)\] ", text):
                 at = _after_indented(lines, at, indent)
         elif text == "::" or text.endswith("::"):
@@ -95,15 +94,12 @@ def _without_markup_blocks(lines: list[str]) -> list[str]:
     return kept
 
 
-def _directive_opening(directive: re.Match[str]) -> list[str]:
-    name, argument = directive[1], directive[2]
-    if name in _TITLED or not argument:
-        return [argument] if argument else []
-    if name in {"versionadded", "versionchanged"}:
-        verb = "Added" if name == "versionadded" else "Changed"
-        version, _, rest = argument.partition(" ")
-        return [f"{verb} in version {version}. {rest}"]
-    return [argument]
+def _opening(name: str, argument: str) -> str:
+    """What a directive says before its body."""
+    if not argument or name not in {"versionadded", "versionchanged"}:
+        return argument
+    version, _, rest = argument.partition(" ")
+    return f"{'Added' if name == 'versionadded' else 'Changed'} in version {version}. {rest}"
 
 
 def _after_simple_table(lines: list[str], at: int) -> int:

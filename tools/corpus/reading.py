@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import PurePosixPath
@@ -47,37 +48,25 @@ def ignore(*_: object) -> None:
     """Takes what nobody wants to know."""
 
 
+@dataclass(kw_only=True)
 class PartReader:
     """The documents of a part.
 
     Attributes:
+        plan: of the build.
+        part: to read.
+        fields: columns of tables.
+        note_bad: told where something is that cannot be made a document, and why.
+        report: told how many bytes and documents were read.
         done_bytes: of the part's `num_bytes`, as far as it has been read.
     """
 
-    def __init__(
-        self,
-        plan: BuildPlan,
-        part: Part,
-        *,
-        fields: Fields,
-        note_bad: Callable[[str], None] = ignore,
-        report: Report = ignore,
-    ) -> None:
-        """Nothing is opened yet.
-
-        Args:
-            plan: of the build.
-            part: to read.
-            fields: columns of tables.
-            note_bad: told where something is that cannot be made a document, and why.
-            report: told how many bytes and documents were read.
-        """
-        self.done_bytes = 0
-        self._part = part
-        self._source = plan.sources[part.source].name
-        self._fields = fields
-        self._note_bad = note_bad
-        self._report = report
+    plan: BuildPlan
+    part: Part
+    fields: Fields
+    note_bad: Callable[[str], None] = ignore
+    report: Report = ignore
+    done_bytes: int = 0
 
     def __iter__(self) -> Iterator[Entry]:
         told = documents = 0
@@ -85,43 +74,43 @@ class PartReader:
             yield entry
             documents += 1
             if documents == _REPORT_DOCUMENTS or self.done_bytes - told > _REPORT_BYTES:
-                self._report(self.done_bytes - told, documents, 0)
+                self.report(self.done_bytes - told, documents, 0)
                 told, documents = self.done_bytes, 0
-        self._report(self.done_bytes - told, documents, 0)
+        self.report(self.done_bytes - told, documents, 0)
 
     def _entries(self) -> Iterator[Entry]:
         before = 0
-        for piece in self._part.slices:
-            is_file = piece.form in ("text", "media")
-            rows: Iterator[Row] = iter([(0, {}, 1.0)]) if is_file else _rows(piece, self._fields)
+        for piece in self.part.slices:
+            is_one = piece.form in ("text", "media")
+            rows: Iterable[Row] = [(0, {}, 1.0)] if is_one else _rows(piece, self.fields)
             for number, row, share in rows:
                 self.done_bytes = before + int(piece.num_bytes * share)
                 try:
                     if isinstance(row, RowError):
                         raise row
-                    entry = self._of_file(piece) if is_file else self._of_row(piece, number, row)
+                    entry = self._entry(piece, number, row)
                 except (RowError, DataError) as error:
-                    self._note_bad(f"{piece.path}{'' if is_file else f':{number}'}: {error}")
+                    self.note_bad(f"{piece.path}{'' if is_one else f':{number}'}: {error}")
                 else:
                     yield entry
             before += piece.num_bytes
             self.done_bytes = before
 
-    def _of_file(self, piece: Slice) -> Entry:
-        return Entry(id=f"{self._source}/{piece.name}", pieces=_pieces_of_file(piece))
-
-    def _of_row(self, piece: Slice, number: int, row: dict[str, Any]) -> Entry:
+    def _entry(self, piece: Slice, number: int, row: dict[str, Any]) -> Entry:
+        source = self.plan.sources[self.part.source].name
+        if piece.form in ("text", "media"):
+            return Entry(id=f"{source}/{piece.name}", pieces=_pieces_of_file(piece))
         if piece.form == "made":
             pieces = pieces_of_row(row, fields=Fields(), fetch=inputs.content)
             return Entry(id=row["id"], pieces=pieces, split=row["split"])
         name = f"{piece.name}:{number}"
-        if self._fields.id is not None:
-            given = row.get(self._fields.id)
+        if self.fields.id is not None:
+            given = row.get(self.fields.id)
             if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
-                raise RowError(f"there is no `{self._fields.id}` to call the document by")
-            name = require_text(str(given), self._fields.id)
-        pieces = pieces_of_row(row, fields=self._fields, fetch=partial(_beside, piece.path))
-        return Entry(id=f"{self._source}/{name}", pieces=pieces)
+                raise RowError(f"there is no `{self.fields.id}` to call the document by")
+            name = require_text(str(given), self.fields.id)
+        pieces = pieces_of_row(row, fields=self.fields, fetch=partial(_beside, piece.path))
+        return Entry(id=f"{source}/{name}", pieces=pieces)
 
 
 def has_media(piece: Slice, fields: Fields) -> bool:
@@ -129,20 +118,15 @@ def has_media(piece: Slice, fields: Fields) -> bool:
     if piece.form in ("media", "text", "made"):
         return piece.form == "media"
     # Where it cannot be read, reading says what is wrong, and whether that is to be skipped.
-    return any(
-        _row_has_media(row)
-        for _, row, _ in islice(_rows(piece, fields), LOOKED_AT_ROWS)
-        if not isinstance(row, RowError)
-    )
-
-
-def _row_has_media(row: dict[str, Any]) -> bool:
-    segments = row.get(SEGMENTS_FIELD)
-    inner = segments if isinstance(segments, list) else []
-    return any(
-        isinstance(place, dict) and any(place.get(name) is not None for name in KINDS)
-        for place in (row, *inner)
-    )
+    for _, row, _ in islice(_rows(piece, fields), LOOKED_AT_ROWS):
+        segments = {} if isinstance(row, RowError) else row.get(SEGMENTS_FIELD)
+        places = (row, *(segments if isinstance(segments, list) else ()))
+        if any(
+            isinstance(place, dict) and any(place.get(name) is not None for name in KINDS)
+            for place in places
+        ):
+            return True
+    return False
 
 
 def _pieces_of_file(piece: Slice) -> tuple[Piece, ...]:
@@ -200,23 +184,18 @@ def _rows(piece: Slice, fields: Fields) -> Generator[Row]:
 
 
 def _json_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:
-    method = next((m for end, m in _COMPRESSIONS.items() if piece.path.lower().endswith(end)), None)
-    if method is not None:
-        stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), method)
-        for number, line in enumerate(io.BufferedReader(stream, _COMPRESSED_BLOCK_BYTES), 1):
-            if line.strip():
-                yield number, _json_object(line), file.tell() / max(1, piece.file_bytes)
-        return
     file.seek(piece.begin)
-    offset = piece.begin
-    end = piece.file_bytes if piece.end is None else piece.end
-    number = piece.first_row
-    while offset < end:
-        line = file.readline()
-        offset += len(line)
+    lines: Any = file
+    if method := _COMPRESSIONS.get(PurePosixPath(piece.path).suffix.lower()):
+        stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), method)
+        lines = io.BufferedReader(stream, _COMPRESSED_BLOCK_BYTES)
+    size = (piece.file_bytes if piece.end is None else piece.end) - piece.begin
+    for number, line in enumerate(lines, piece.first_row):
+        done = file.tell() - piece.begin
         if line.strip():
-            yield number, _json_object(line), (offset - piece.begin) / (end - piece.begin)
-        number += 1
+            yield number, _json_object(line), done / size
+        if piece.end is not None and done >= size:
+            break
 
 
 def _json_object(line: bytes) -> dict[str, Any] | RowError:

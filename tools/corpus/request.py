@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from tools.corpus.entries import Fields
 from tools.corpus.made import Maker
-from tools.corpus.tokenizer import DEFAULT_VOCABULARY, CorpusTokenizer, check_vocabulary
+from tools.corpus.tokenizer import DEFAULT_VOCABULARY, SMALLEST_VOCABULARY, CorpusTokenizer
 from tools.corpus.writing import MOST_SHARD_BYTES
 from train.errors import DataError
 from train.storage.place import Place
@@ -101,7 +101,11 @@ class Request:
             DataError: it cannot be read, or the vocabulary does not fit.
         """
         if self.tokenizer is None:
-            check_vocabulary(self.trained_vocabulary)
+            if self.trained_vocabulary < SMALLEST_VOCABULARY:
+                raise DataError(
+                    f"A vocabulary of {self.vocabulary} cannot hold all bytes and special tokens; "
+                    f"ask for --vocabulary {SMALLEST_VOCABULARY} or more."
+                )
             return None
         given = CorpusTokenizer.from_file(self.tokenizer)
         if self.vocabulary not in (None, given.vocabulary):

@@ -109,34 +109,24 @@ def _facts(corpus: Corpus) -> list[str]:
 
 def _numbers(lengths: Lengths) -> list[Number]:
     sums: dict[str, int] = dict(zip(LENGTH_COLUMNS, _totals(lengths), strict=True))
+    documents, tokens, spans = len(lengths), sums["tokens"], sums["spans"]
     numbers = [
-        Number(name="Documents", value=format_count(len(lengths))),
-        Number(name="Tokens", value=format_count(sums["tokens"])),
+        Number("Documents", format_count(documents)),
+        Number("Tokens", format_count(tokens)),
         Number(
-            name="Tokens a document",
-            value=f"{sums['tokens'] / max(1, len(lengths)):,.0f}",
-            remark=f"median {np.median(lengths[:, 0]):,.0f}",
+            "Tokens a document",
+            f"{tokens / max(1, documents):,.0f}",
+            f"median {np.median(lengths[:, 0]):,.0f}",
         ),
     ]
-    if sums["spans"]:
-        numbers.append(
-            Number(
-                name="Tokens in spans",
-                value=f"{sums['span_tokens'] / sums['tokens']:.1%}",
-                remark=f"{format_count(sums['spans'])} span{'s' * (sums['spans'] != 1)} of "
-                f"{sums['span_tokens'] / sums['spans']:,.1f} tokens on average",
-            )
-        )
-    for kind in MEDIA.values():
-        if sums[kind]:
-            has = int((lengths[:, LENGTH_COLUMNS.index(kind)] > 0).sum())
-            numbers.append(
-                Number(
-                    name=f"Spans of {kind}",
-                    value=format_count(sums[kind]),
-                    remark=f"in {has / len(lengths):.1%} of documents",
-                )
-            )
+    if spans:
+        inside = sums["span_tokens"]
+        told = f"{format_count(spans)} span{'s' * (spans != 1)} of {inside / spans:,.1f} tokens"
+        numbers.append(Number("Tokens in spans", f"{inside / tokens:.1%}", f"{told} on average"))
+    for column, kind in enumerate(LENGTH_COLUMNS):
+        if kind in MEDIA.values() and sums[kind]:
+            has = f"in {(lengths[:, column] > 0).mean():.1%} of documents"
+            numbers.append(Number(f"Spans of {kind}", format_count(sums[kind]), has))
     return numbers
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tools.corpus import inputs
 from train.data.tokens import SPECIAL_TEXT, SpecialTokens
-from train.errors import DataError, StorageError
+from train.errors import DataError
 from train.storage.place import Place
 
 TOKENIZER_NAME: Final = "tokenizer.json"
 DEFAULT_VOCABULARY: Final = 8192
-_SMALLEST_VOCABULARY: Final = 256 + len(SPECIAL_TEXT)
+SMALLEST_VOCABULARY: Final = 256 + len(SPECIAL_TEXT)
+"""Holds every byte and the special tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,13 +100,7 @@ class CorpusTokenizer:
         Raises:
             DataError: there is none at `path`, or it lacks a special token.
         """
-        try:
-            content = Place.of(path).read()
-        except StorageError as error:
-            raise DataError(str(error)) from error
-        except OSError as error:
-            raise DataError(f"Cannot read the tokenizer {path}: {error.strerror}.") from error
-        return cls.from_content(content, name=str(path))
+        return cls.from_content(inputs.content(Place.of(path)), name=str(path))
 
     @property
     def sha256(self) -> str:
@@ -115,16 +111,3 @@ class CorpusTokenizer:
         """The ids of each text, without special tokens; uses all cores."""
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
-
-
-def check_vocabulary(vocabulary: int) -> None:
-    """Refuse a vocabulary that cannot hold every byte and the special tokens.
-
-    Raises:
-        DataError: it cannot.
-    """
-    if vocabulary < _SMALLEST_VOCABULARY:
-        raise DataError(
-            f"A vocabulary of {vocabulary} cannot hold all bytes and special tokens; ask for "
-            f"--vocabulary {_SMALLEST_VOCABULARY} or more."
-        )

@@ -206,13 +206,10 @@ class Workshop:
         data = self.read(path)
         if data is None:
             return None
-        try:
-            value = json.loads(data)
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON ({error}); delete {self.out}.") from error
-        if not isinstance(value, dict):
-            raise DataError(f"{path} holds no JSON object; delete {self.out}.")
-        return value
+        with contextlib.suppress(ValueError):
+            if isinstance(value := json.loads(data), dict):
+                return value
+        raise DataError(f"{path} holds no JSON object; delete {self.out}.")
 
 
 def as_json(value: Any) -> bytes:

@@ -144,7 +144,7 @@ def test_another_tokenizer_can_be_used(corpus: Path, text: Path, tmp_path: Path)
     [
         (["--vocabulary", "100"], "cannot hold all bytes and special tokens; ask for"),
         (["--vocabulary", "60000"], "gives a vocabulary of only"),
-        (["--tokenizer", "/nowhere.json"], "Cannot read the tokenizer /nowhere.json"),
+        (["--tokenizer", "/nowhere.json"], "There is no file /nowhere.json"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -71,7 +71,7 @@ def test_row_groups_are_cut_and_numbered(tmp_path: Path) -> None:
 
 def read(plan: BuildPlan, part: Part) -> Iterator[Entry]:
     bad: list[str] = []
-    yield from PartReader(plan, part, fields=FIELDS, note_bad=bad.append)
+    yield from PartReader(plan=plan, part=part, fields=FIELDS, note_bad=bad.append)
     assert bad == []
 
 
@@ -86,7 +86,7 @@ def test_what_was_read_is_counted_to_the_end(tmp_path: Path) -> None:
         nonlocal told
         told += numbers
 
-    reader = PartReader(plan, part, fields=FIELDS, report=report)
+    reader = PartReader(plan=plan, part=part, fields=FIELDS, report=report)
     counted = [reader.done_bytes for _ in reader]
     assert counted == sorted(counted)
     assert 0 < counted[0] < part.num_bytes / 10
