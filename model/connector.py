@@ -1,6 +1,7 @@
 """Connectors carry an encoder's vectors into the decoder's width."""
 
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,6 +17,7 @@ class LinearConnectorConfig(Config):
     """One linear layer, as in the language-only model (MetaLM §3.2)."""
 
     kind: Literal["linear"] = "linear"
+    num_layers: ClassVar[int] = 1
 
 
 class MlpConnectorConfig(Config):
@@ -28,21 +30,22 @@ class MlpConnectorConfig(Config):
 ConnectorConfig = Annotated[LinearConnectorConfig | MlpConnectorConfig, Field(discriminator="kind")]
 
 
+def layer_sizes(config: ConnectorConfig, E: int, H: int) -> list[tuple[int, int]]:
+    """Widths that each layer of a connector reads and writes."""
+    return list(pairwise([E, *[H] * config.num_layers]))
+
+
 class Connector(nn.Module):
     """Linear layers with GELU between them, [M, E] -> [M, H].
 
     The last layer starts so small that a span vector is as long as a token embedding.
     """
 
-    def __init__(
-        self, config: LinearConnectorConfig | MlpConnectorConfig, E: int, H: int, layers: Layers
-    ):
+    def __init__(self, config: ConnectorConfig, E: int, H: int, layers: Layers):
         super().__init__()
-        num_layers = 1 if config.kind == "linear" else config.num_layers
-        widths = [E, *(H for _ in range(num_layers - 1))]
-        hidden = [layers.linear(width, H, init=xavier()) for width in widths[:-1]]
-        last = layers.linear(widths[-1], H, init=normal(EMBEDDING_STD / widths[-1] ** 0.5))
-        self.layers = nn.ModuleList([*hidden, last])
+        *hidden, (width, _) = layer_sizes(config, E, H)
+        self.layers = nn.ModuleList(layers.linear(*sizes, init=xavier()) for sizes in hidden)
+        self.layers.append(layers.linear(width, H, init=normal(EMBEDDING_STD / width**0.5)))
 
     def forward(self, vectors: Float[Tensor, "M E"]) -> Float[Tensor, "M H"]:
         """Carry encoder vectors to decoder inputs (before the decoder's embedding scale)."""

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -98,6 +98,28 @@ class VocabularyShard(Protocol):
         ...
 
 
+class Linear(nn.Linear):
+    """A linear layer whose values are left to `initialize`."""
+
+    def __init__(self, in_features: int, out_features: int, init: Initializer, device: str | None):
+        self.init = init
+        super().__init__(in_features, out_features, device=device)
+
+    def reset_parameters(self) -> None:
+        """Nothing yet."""
+
+
+class Embedding(nn.Embedding):
+    """A lookup table whose values are left to `initialize`."""
+
+    def __init__(self, num_rows: int, width: int, init: Initializer, device: str | None):
+        self.init = init
+        super().__init__(num_rows, width, device=device)
+
+    def reset_parameters(self) -> None:
+        """Nothing yet."""
+
+
 class Layers:
     """The layers that a model asks for when it is built: every weight whole, every row on one rank.
 
@@ -105,9 +127,11 @@ class Layers:
 
     Attributes:
         sequence_parallel: whether blocks work on a part of the rows.
+        device: where weights are made; None: on torch's default device.
     """
 
-    sequence_parallel = False
+    sequence_parallel: bool = False
+    device: str | None = None
 
     def column(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
         """Linear layer [.., in] -> [.., out] whose outputs may be split over ranks."""
@@ -119,7 +143,7 @@ class Layers:
 
     def linear(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
         """Linear layer [.., in] -> [.., out], whole on every rank."""
-        return _unfilled(nn.Linear, in_features, out_features, init)
+        return Linear(in_features, out_features, init, self.device)
 
     def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> nn.Module:
         """Lookup table [num, width] whose rows may be split over ranks; `weight` is its part."""
@@ -127,11 +151,11 @@ class Layers:
 
     def table(self, num_rows: int, width: int, *, init: Initializer) -> nn.Module:
         """Small lookup table [num, width], whole on every rank."""
-        return _unfilled(nn.Embedding, num_rows, width, init)
+        return Embedding(num_rows, width, init, self.device)
 
     def norm(self, width: int) -> nn.Module:
         """Layer norm over the last dim."""
-        return nn.LayerNorm(width)
+        return nn.LayerNorm(width, device=self.device)
 
     def dropout(self, share: float) -> nn.Module:
         """Zeroes a share of what blocks pass on, in training."""
@@ -152,16 +176,6 @@ class Layers:
     def leave(self, rows: Tensor) -> Tensor:
         """Back to whole rows, for a head that is split over the vocabulary."""
         return rows
-
-
-def _unfilled(
-    kind: type[nn.Linear | nn.Embedding], first: int, second: int, init: Initializer
-) -> nn.Module:
-    """A layer whose values are left to `initialize`."""
-    device = torch.get_default_device()
-    layer: Any = nn.utils.skip_init(kind, first, second, device=device)
-    layer.init = init
-    return layer
 
 
 @torch.no_grad()

@@ -8,9 +8,8 @@ of its padded grid. Lookups, norms, activations and the optimiser are left out: 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-from model.connector import LinearConnectorConfig, MlpConnectorConfig
+from model.connector import ConnectorConfig, layer_sizes
 from model.encoders.protocol import EncoderKind, SpanLoad
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
@@ -131,13 +130,9 @@ def head_products(width: int, vocabulary: int, *, scored: float) -> float:
     return 2 * scored * width * vocabulary
 
 
-def connector_products(
-    config: LinearConnectorConfig | MlpConnectorConfig, *, width: int, to: int, vectors: float
-) -> float:
+def connector_products(config: ConnectorConfig, *, width: int, to: int, vectors: float) -> float:
     """Forward operations of a connector, [M, E] -> [M, H] and any [M, H] -> [M, H]."""
-    num_layers = 1 if config.kind == "linear" else config.num_layers
-    widths = [width, *(to for _ in range(num_layers))]
-    return 2 * vectors * sum(a * b for a, b in pairwise(widths))
+    return 2 * vectors * sum(a * b for a, b in layer_sizes(config, width, to))
 
 
 def model_work(config: ModelConfig, load: Load, *, recompute: Recompute = "none") -> ModelWork:

@@ -46,7 +46,7 @@ def two_stages(plan: Plan) -> Findings:
     )
     # Every rank has its own measurements, and all must choose the same.
     machine = gathered(_calibrated(plan))[0]
-    balanced, _ = with_best_split(task, draft, machine)
+    balanced = with_best_split(task, draft, machine)
     half = config.decoder.num_layers // NUM_STAGES
     in_halves = balanced.layout.model_copy(update={"split": [half] * NUM_STAGES})
     stages = {"two_stages": balanced, "two_halves": replace(balanced, layout=in_halves)}

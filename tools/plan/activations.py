@@ -66,8 +66,7 @@ def kept(task: Task, candidate: Candidate, share: Share, *, fused: bool) -> Kept
                     blocks, transient = _encoder(stack, layout, e, fused=fused)
                     encoder += blocks
                     encoder_transient = max(encoder_transient, transient)
-            connector_layers = 1 if part.connector.kind == "linear" else part.connector.num_layers
-            hidden = 2 * (connector_layers - 1) * decoder.width
+            hidden = 2 * (part.connector.num_layers - 1) * decoder.width
             encoder += spans.vectors * (part.encoder.width + hidden) * e
     pieces = [layers * layer.kept + entry for layers in share.piece_layers]
     pieces[0] += written

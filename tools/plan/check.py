@@ -158,8 +158,7 @@ def layouts(effort: Effort, machine: Machine) -> dict[str, Trial]:
 
 def chosen_split(effort: Effort, machine: Machine) -> tuple[int, ...]:
     """What the planner chooses for two stages."""
-    best, _ = with_best_split(*_two_stages(effort, (1, 1)), machine)
-    return best.split
+    return with_best_split(*_two_stages(effort, (1, 1)), machine).split
 
 
 def compare_splits(effort: Effort, machine: Machine) -> list[dict[str, Any]]:

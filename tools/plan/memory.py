@@ -257,7 +257,7 @@ def _state(task: Task, candidate: Candidate, share: Share) -> _State:
     if task.zero.offload_directory is not None:
         optimizer = moments_and_masters * at_once
     below = task.zero.persist_parameters_below
-    small = sum(w.count * w.elements for w in share.weights if w.elements <= below) * e
+    small = sum(w.elements for w in share.weights if w.elements <= below) * e
     return _State(
         always=Memory(
             parameters=e * all_elements / data + tables + small,

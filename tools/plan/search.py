@@ -1,9 +1,10 @@
 """Every layout of a run on so many ranks: which fit, and which is fastest."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import get_args
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import NamedTuple, get_args
 
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
@@ -12,11 +13,11 @@ from parallel.pipeline import microbatch_fault
 from parallel.split import balanced
 from tools.plan.machines import GIB, Machine
 from tools.plan.memory import Memory, fullest_rank
-from tools.plan.step_time import Pieces, Seconds, pieces_seconds, step_seconds
+from tools.plan.step_time import Seconds, pieces_seconds, step_seconds
 from tools.plan.task import Candidate, Task
 
 DAY_SECONDS = 86_400.0
-MOST_CHUNKS = 4
+CHUNKS = (1, 2, 4)
 MOST_MICRO_SEQUENCES = 64
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 
@@ -47,79 +48,53 @@ class Plan:
     days: float
 
 
-@dataclass(frozen=True)
-class Plans:
-    """What was found.
+class Plans(NamedTuple):
+    """What was found."""
 
-    Attributes:
-        ranked: what fits, the fastest first.
-        refusals: why other layouts are none, and how many each reason is for.
-    """
-
-    ranked: list[Plan] = field(default_factory=list)
-    refusals: dict[str, int] = field(default_factory=dict)
+    ranked: list[Plan]
+    """What fits, the fastest first."""
+    refusals: Counter[str]
+    """Why other layouts are none, and how many each reason is for."""
 
 
 def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
     """Every layout on so many ranks, ranked by predicted tokens a second.
 
-    Args:
-        task: the run.
-        machine: what it is to run on.
-        ranks: how many processes, one a GPU or core.
-
     Raises:
         ConfigError: the machine was not calibrated at the run's precision.
     """
-    machine.rates_for(task.precision, ranks=ranks)  # says so at once
     ranked: list[Plan] = []
-    refusals: dict[str, int] = defaultdict(int)
+    refusals = Counter[str]()
     too_large: list[float] = []
     for skeleton in _skeletons(task.model, machine, ranks=ranks, refusals=refusals):
         for choices in _choices(task, machine, skeleton, ranks, refusals):
-            for candidate, pieces in choices:
-                memory = fullest_rank(task, candidate, machine)
-                if memory.total <= machine.usable_bytes:
+            for candidate in choices:
+                plan = one_plan(task, candidate, machine)
+                if plan.memory.total <= machine.usable_bytes:
                     # What computes more again is slower, and there is room.
-                    plan = one_plan(task, candidate, machine, memory=memory, pieces=pieces)
                     ranked.append(plan)
                     break
-                too_large.append(memory.total)
+                too_large.append(plan.memory.total)
     ranked.sort(key=lambda plan: (-plan.tokens_per_second, plan.candidate.key))
     if too_large:
-        least, room = min(too_large) / GIB, machine.usable_bytes / GIB
-        most = max(too_large) / GIB
+        least, most = min(too_large) / GIB, max(too_large) / GIB
+        whole, room = machine.memory_bytes / GIB, machine.usable_bytes / GIB
         reason = (
-            f"needs {least:.1f} to {most:.1f} GiB of {machine.memory_bytes / GIB:.1f} "
-            f"({room:.1f} of them usable): more ZeRO, recomputation or smaller microbatches"
+            f"needs {least:.1f} to {most:.1f} GiB of {whole:.1f} ({room:.1f} of them usable): more "
+            "ZeRO, recomputation or smaller microbatches"
         )
         refusals[reason] = len(too_large)
-    return Plans(ranked=ranked, refusals=dict(refusals))
+    return Plans(ranked, refusals)
 
 
-def one_plan(
-    task: Task,
-    candidate: Candidate,
-    machine: Machine,
-    *,
-    memory: Memory | None = None,
-    pieces: Pieces | None = None,
-) -> Plan:
-    """What one given layout takes, whether it fits or not.
-
-    Args:
-        task: the run.
-        candidate: how it is spread.
-        machine: what it is to run on.
-        memory: of its fullest rank, where that is known.
-        pieces: as `pieces_seconds` has them, where they are known.
-    """
-    seconds = step_seconds(task, candidate, machine, pieces)
+def one_plan(task: Task, candidate: Candidate, machine: Machine) -> Plan:
+    """What one given layout takes, whether it fits or not."""
+    seconds = step_seconds(task, candidate, machine)
     speed = task.step_tokens / seconds.total
     peak_flops = candidate.ranks * machine.peak_flops[task.precision]
     return Plan(
         candidate=candidate,
-        memory=memory or fullest_rank(task, candidate, machine),
+        memory=fullest_rank(task, candidate, machine),
         seconds=seconds,
         tokens_per_second=speed,
         mfu=speed * flops_per_token(task) / peak_flops,
@@ -135,65 +110,8 @@ def flops_per_token(task: Task) -> float:
     )
 
 
-def _skeletons(
-    model: ModelConfig, machine: Machine, *, ranks: int, refusals: dict[str, int]
-) -> Iterator[LayoutConfig]:
-    """Degrees of tensor and pipeline parallelism that the model and the nodes allow."""
-    for tensor in _divisors(ranks):
-        if tensor > machine.ranks_per_node:
-            refusals[f"tensor {tensor}: straddles nodes of {machine.ranks_per_node} ranks"] += 1
-            continue
-        if found := undivided(model, tensor=tensor):
-            refusals[f"tensor {tensor}: does not divide {', '.join(found)}"] += 1
-            continue
-        for pipeline in _divisors(ranks // tensor):
-            if pipeline > model.decoder.num_layers:
-                reason = f"pipeline {pipeline}: more stages than {model.decoder.num_layers} layers"
-                refusals[reason] += 1
-                continue
-            yield LayoutConfig(tensor=tensor, pipeline=pipeline)
-
-
-def _choices(
-    task: Task, machine: Machine, skeleton: LayoutConfig, ranks: int, refusals: dict[str, int]
-) -> Iterator[list[tuple[Candidate, Pieces]]]:
-    """Everything else that can be chosen; each list holds the same with ever more recomputed."""
-    data = ranks // skeleton.model_ranks
-    if task.sequences % data:
-        refusals[f"data {data}: batch.sequences {task.sequences} does not divide"] += 1
-        return
-    for layout in _variants(task, skeleton):
-        for micro_sequences in _divisors(task.sequences // data):
-            if micro_sequences > MOST_MICRO_SEQUENCES:
-                break
-            num_microbatches = task.sequences // data // micro_sequences
-            stages, chunks = layout.pipeline, layout.chunks
-            if microbatch_fault(num_microbatches, pipeline=stages, chunks=chunks) is not None:
-                refusals[f"chunks {chunks}: need a multiple of {stages} microbatches"] += 1
-                continue
-            rows = micro_sequences * task.sequence_tokens
-            if layout.sequence_parallel and rows % layout.tensor:
-                refusals[f"tensor {layout.tensor}: does not divide {rows} slots"] += 1
-                continue
-            drafts = [
-                Candidate(
-                    layout=layout.model_copy(update={"recompute": recompute}),
-                    data=data,
-                    stage=0,
-                    micro_sequences=micro_sequences,
-                    num_microbatches=num_microbatches,
-                )
-                # Attention keeps no scores but in encoders: without any, `selective` is `none`.
-                for recompute in RECOMPUTES
-                if recompute != "selective" or task.model.encoders
-            ]
-            balanced_ones = [with_best_split(task, draft, machine) for draft in drafts]
-            for stage in _stages(task, data=data):
-                yield [(replace(c, stage=stage), pieces) for c, pieces in balanced_ones]
-
-
-def with_best_split(task: Task, candidate: Candidate, machine: Machine) -> tuple[Candidate, Pieces]:
-    """With the split that makes the slowest stage fastest on this machine, and its times."""
+def with_best_split(task: Task, candidate: Candidate, machine: Machine) -> Candidate:
+    """With the split that makes the slowest stage fastest on this machine."""
     layout = candidate.layout
     pieces = pieces_seconds(task, candidate, machine)
     split = balanced(
@@ -204,14 +122,68 @@ def with_best_split(task: Task, candidate: Candidate, machine: Machine) -> tuple
         first=pieces.first.total,
         last=pieces.last.total,
     )
-    return replace(candidate, layout=layout.model_copy(update={"split": list(split)})), pieces
+    return replace(candidate, layout=layout.model_copy(update={"split": list(split)}))
+
+
+def _skeletons(
+    model: ModelConfig, machine: Machine, *, ranks: int, refusals: Counter[str]
+) -> Iterator[LayoutConfig]:
+    """Degrees of tensor and pipeline parallelism that the model and the nodes allow."""
+    num_layers = model.decoder.num_layers
+    for tensor in _divisors(ranks):
+        if tensor > machine.ranks_per_node:
+            refusals[f"tensor {tensor}: straddles nodes of {machine.ranks_per_node} ranks"] += 1
+        elif found := undivided(model, tensor=tensor):
+            refusals[f"tensor {tensor}: does not divide {', '.join(found)}"] += 1
+        else:
+            for pipeline in _divisors(ranks // tensor):
+                if pipeline <= num_layers:
+                    yield LayoutConfig(tensor=tensor, pipeline=pipeline)
+                else:
+                    refusals[f"pipeline {pipeline}: more stages than {num_layers} layers"] += 1
+
+
+def _choices(
+    task: Task, machine: Machine, skeleton: LayoutConfig, ranks: int, refusals: Counter[str]
+) -> Iterator[list[Candidate]]:
+    """Everything else that can be chosen; each list holds the same with ever more recomputed."""
+    data = ranks // skeleton.model_ranks
+    if task.sequences % data:
+        refusals[f"data {data}: batch.sequences {task.sequences} does not divide"] += 1
+        return
+    sequences = task.sequences // data
+    for layout, micro_sequences in product(_variants(task, skeleton), _divisors(sequences)):
+        if micro_sequences > MOST_MICRO_SEQUENCES:
+            continue
+        stages, chunks = layout.pipeline, layout.chunks
+        num_microbatches = sequences // micro_sequences
+        if microbatch_fault(num_microbatches, pipeline=stages, chunks=chunks) is not None:
+            refusals[f"chunks {chunks}: need a multiple of {stages} microbatches"] += 1
+            continue
+        rows = micro_sequences * task.sequence_tokens
+        if layout.sequence_parallel and rows % layout.tensor:
+            refusals[f"tensor {layout.tensor}: does not divide {rows} slots"] += 1
+            continue
+        drafts = [
+            Candidate(
+                layout=layout.model_copy(update={"recompute": recompute}),
+                data=data,
+                stage=0,
+                micro_sequences=micro_sequences,
+                num_microbatches=num_microbatches,
+            )
+            # Attention keeps no scores but in encoders: without any, `selective` is `none`.
+            for recompute in RECOMPUTES
+            if recompute != "selective" or task.model.encoders
+        ]
+        split = [with_best_split(task, draft, machine) for draft in drafts]
+        for stage in _stages(task, data=data):
+            yield [replace(candidate, stage=stage) for candidate in split]
 
 
 def _variants(task: Task, skeleton: LayoutConfig) -> Iterator[LayoutConfig]:
     most_chunks = task.model.decoder.num_layers // skeleton.pipeline
-    chunk_counts = [1]
-    if skeleton.pipeline > 1:
-        chunk_counts = [c for c in (1, 2, MOST_CHUNKS) if c <= most_chunks]
+    chunk_counts = [c for c in CHUNKS if c <= most_chunks] if skeleton.pipeline > 1 else [1]
     for sequence_parallel in (False, True) if skeleton.tensor > 1 else (False,):
         for chunks in chunk_counts:
             update = {"sequence_parallel": sequence_parallel, "chunks": chunks}
@@ -224,7 +196,7 @@ def _stages(task: Task, *, data: int) -> Sequence[int]:
         return (3,)
     # In bf16 stage 0 is stage 1; and alone, there is nobody to share with.
     plainest = 0 if task.precision == "fp32" else 1
-    return tuple(range(plainest, 4)) if data > 1 else (plainest,)
+    return range(plainest, 4 if data > 1 else plainest + 1)
 
 
 def _divisors(number: int) -> list[int]:

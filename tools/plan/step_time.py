@@ -12,10 +12,11 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from model.connector import layer_sizes
 from model.encoders.protocol import Stack
 from parallel.costs import Load
 from parallel.mesh import LayoutConfig
-from tools.plan.machines import Machine, Rates
+from tools.plan.machines import Links, Machine, Rates
 from tools.plan.task import Candidate, Task
 from tools.plan.weights import Share
 
@@ -88,94 +89,84 @@ class Pieces:
     first: Cost
     last: Cost
 
+    def of(self, share: Share, *, chunks: int) -> Cost:
+        """What a stage takes."""
+        parts = (
+            (share.layers, self.layer),
+            (share.is_first, self.first),
+            (share.is_last, self.last),
+        )
+        compute = sum(count * cost.compute for count, cost in parts) + chunks * self.piece
+        return Cost(compute, sum(count * cost.traffic for count, cost in parts))
+
 
 def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces:
     """What layers and ends take, which splits are balanced by."""
     rates = machine.rates_for(task.precision, ranks=candidate.ranks)
-    layout, decoder, e = candidate.layout, task.model.decoder, task.element_bytes
-    tensor = layout.tensor
-    links = machine.links(span=tensor)
+    layout, e = candidate.layout, task.element_bytes
+    links = machine.links(span=layout.tensor)
     load = task.load(candidate.micro_sequences)
-    stack = task.decoder_layer(candidate.micro_sequences)
     layer = block_seconds(
         rates,
-        stack,
+        task.decoder_layer(candidate.micro_sequences),
         layout,
-        rows_split=tensor if layout.sequence_parallel else 1,
+        rows_split=layout.tensor if layout.sequence_parallel else 1,
         attention_rate=rates.attention,
         element_bytes=e,
     )
     # Which slots are apart, which later, their union; the mask made, and filled.
     mask = task.mask_elements(candidate.micro_sequences) * (4 + 2 * e) / rates.elementwise
-    activation = load.slots * decoder.width * e
+    activation = load.slots * task.model.decoder.width * e
     sums = 4 + 2 * (layout.recompute == "full")
-    layer_traffic = links.all_reduce(activation, ranks=tensor, times=sums)
+    layer_traffic = links.all_reduce(activation, ranks=layout.tensor, times=sums)
     if layout.sequence_parallel:
         # An all-reduce becomes two halves, and inputs are gathered again for weights' gradients.
-        layer_traffic = links.all_gather(activation, ranks=tensor, times=2 * sums + 2)
+        layer_traffic = links.all_gather(activation, ranks=layout.tensor, times=2 * sums + 2)
     return Pieces(
         layer=Cost(layer, layer_traffic),
         piece=mask,
-        first=_first(task, candidate, machine, rates, load),
-        last=_last(task, candidate, machine, rates, load),
+        first=_first(task, layout, links, rates, load),
+        last=_last(task, layout, links, rates, load),
     )
 
 
-def step_seconds(
-    task: Task, candidate: Candidate, machine: Machine, pieces: Pieces | None = None
-) -> Seconds:
-    """Time of a step.
-
-    Args:
-        task: the run.
-        candidate: how it is spread.
-        machine: whose rates hold.
-        pieces: as `pieces_seconds` has them, where they are known.
-    """
-    pieces = pieces or pieces_seconds(task, candidate, machine)
+def step_seconds(task: Task, candidate: Candidate, machine: Machine) -> Seconds:
+    """Time of a step."""
+    pieces = pieces_seconds(task, candidate, machine)
     rates = machine.rates_for(task.precision, ranks=candidate.ranks)
-    layout = candidate.layout
-    stages = layout.pipeline
-    num_microbatches = candidate.num_microbatches
-    shares = [task.share(candidate, rank) for rank in range(stages)]
-    stage = candidate.stage
+    layout, stage = candidate.layout, candidate.stage
+    owned = 1 if stage == 0 else candidate.data
     encoder_blocks = sum(
         stack.num_blocks
         for modality, part in task.model.encoders.items()
         for stack in part.encoder.stacks(task.spans[modality])
     )
-    blocks = [share.layers + share.is_first * encoder_blocks for share in shares]
-    computes = [
-        share.layers * pieces.layer.compute
-        + layout.chunks * pieces.piece
-        + share.is_first * pieces.first.compute
-        + share.is_last * pieces.last.compute
-        + share.trained * rates.microbatch_element_seconds[stage]
-        + num_blocks * rates.microbatch_block_seconds[stage]
-        + rates.microbatch_seconds
-        for share, num_blocks in zip(shares, blocks, strict=True)
-    ]
-    traffic = [
-        share.layers * pieces.layer.traffic
-        + share.is_first * pieces.first.traffic
-        + share.is_last * pieces.last.traffic
-        for share in shares
-    ]
-    times = [compute + sent for compute, sent in zip(computes, traffic, strict=True)]
-    slowest = max(range(stages), key=lambda rank: times[rank])
-    owned = 1 if stage == 0 else candidate.data
-    update = max(
-        share.trained * rates.step_element_seconds[stage]
-        + num_blocks * rates.step_block_seconds[stage]
-        + share.trained / owned * UPDATE_BYTES / rates.update
-        for share, num_blocks in zip(shares, blocks, strict=True)
-    )
+    stages: list[Cost] = []
+    update = data = 0.0
+    for rank in range(layout.pipeline):
+        share = task.share(candidate, rank)
+        num_blocks = share.layers + share.is_first * encoder_blocks
+        cost = pieces.of(share, chunks=layout.chunks)
+        handling = (
+            share.trained * rates.microbatch_element_seconds[stage]
+            + num_blocks * rates.microbatch_block_seconds[stage]
+            + rates.microbatch_seconds
+        )
+        stages.append(Cost(cost.compute + handling, cost.traffic))
+        updating = (
+            share.trained * rates.step_element_seconds[stage]
+            + num_blocks * rates.step_block_seconds[stage]
+            + share.trained / owned * UPDATE_BYTES / rates.update
+        )
+        update = max(update, updating)
+        data = max(data, _data(task, candidate, machine, share))
+    slowest = max(stages, key=lambda cost: cost.total)
     return Seconds(
-        compute=num_microbatches * computes[slowest],
-        tensor=num_microbatches * traffic[slowest],
-        bubble=(sum(times) - times[slowest]) / layout.chunks,
+        compute=candidate.num_microbatches * slowest.compute,
+        tensor=candidate.num_microbatches * slowest.traffic,
+        bubble=(sum(cost.total for cost in stages) - slowest.total) / layout.chunks,
         pipeline=_pipeline(task, candidate, machine),
-        data=max(_data(task, candidate, machine, share) for share in shares),
+        data=data,
         update=update,
     )
 
@@ -203,15 +194,14 @@ def block_seconds(
     # Rates count a backward as two forwards: one of three parts each.
     attention = 4 * stack.pairs * width / tensor / attention_rate
     moved = block_moves(stack, tensor=tensor, rows_split=rows_split) * element_bytes
-    elementwise = moved / rates.elementwise / 3
-    times = 3.0 if stack.trains else 1.0
-    whole = times * (products + attention + elementwise)
+    forward = products + attention + moved / rates.elementwise / 3
+    times = 3 if stack.trains else 1
+    again = 0.0
     if stack.trains and layout.recompute == "full":
-        whole += products + attention + elementwise
         times += 1
     if stack.trains and layout.recompute == "selective":
-        whole += attention
-    return whole + rates.block_seconds * times / 3
+        again = attention
+    return times * (forward + rates.block_seconds / 3) + again
 
 
 def block_moves(stack: Stack, *, tensor: int, rows_split: int) -> float:
@@ -220,11 +210,9 @@ def block_moves(stack: Stack, *, tensor: int, rows_split: int) -> float:
     return stack.rows * (WHOLE_MOVES * stack.width / rows_split + split / tensor)
 
 
-def _first(task: Task, candidate: Candidate, machine: Machine, rates: Rates, load: Load) -> Cost:
-    """Embedding, encoders and connectors: compute and tensor traffic of a microbatch."""
-    decoder, layout, e = task.model.decoder, candidate.layout, task.element_bytes
-    tensor = layout.tensor
-    links = machine.links(span=tensor)
+def _first(task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: Load) -> Cost:
+    """Embedding, encoders and connectors."""
+    decoder, tensor, e = task.model.decoder, layout.tensor, task.element_bytes
     activation = load.slots * decoder.width * e
     # The embedding's gradient is dense: made, filled, and added to what is there.
     table = decoder.vocabulary * decoder.width * e / tensor
@@ -251,17 +239,14 @@ def _first(task: Task, candidate: Candidate, machine: Machine, rates: Rates, loa
         traffic += links.all_reduce(first.rows * first.width * e, ranks=tensor)
         if first.bias_trains:
             compute += 4 * decoder.vocabulary * first.width * e / tensor / rates.elementwise
-        num_linear = 1 if part.connector.kind == "linear" else part.connector.num_layers
-        for index in range(num_linear):
-            inner = part.encoder.width if index == 0 else decoder.width
-            compute += 3 * rates.product_seconds(spans.vectors, inner, decoder.width)
+        for inner, outer in layer_sizes(part.connector, part.encoder.width, decoder.width):
+            compute += 3 * rates.product_seconds(spans.vectors, inner, outer)
     return Cost(compute, traffic)
 
 
-def _last(task: Task, candidate: Candidate, machine: Machine, rates: Rates, load: Load) -> Cost:
-    """The head and its loss: compute and tensor traffic of a microbatch."""
-    decoder, tensor = task.model.decoder, candidate.layout.tensor
-    links = machine.links(span=tensor)
+def _last(task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: Load) -> Cost:
+    """The head and its loss."""
+    decoder, tensor = task.model.decoder, layout.tensor
     rows = decoder.vocabulary / tensor
     chunk = min(decoder.loss_chunk_tokens, load.scored)
     num_chunks = load.scored / chunk
@@ -271,7 +256,7 @@ def _last(task: Task, candidate: Candidate, machine: Machine, rates: Rates, load
     traffic = links.all_reduce(activation, ranks=tensor)
     # Maxima, then sums and chosen logits, of each chunk.
     traffic += math.ceil(num_chunks) * links.all_reduce(chunk * FP32, ranks=tensor, times=2)
-    if candidate.layout.sequence_parallel:
+    if layout.sequence_parallel:
         traffic += links.all_gather(activation, ranks=tensor)
     return Cost(products + moved / rates.logits, traffic)
 

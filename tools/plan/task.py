@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from model.encoders.protocol import SpanLoad, Stack
@@ -60,9 +60,8 @@ class Task:
     @cached_property
     def decoder_elements(self) -> int:
         """All parameters of the decoder."""
-        whole = LayoutConfig(split=[self.model.decoder.num_layers])
-        held = self._weights.share(whole, 0).weights
-        return sum(w.count * w.elements for w in held if w.name.startswith("decoder."))
+        alone = Weights(self.model.model_copy(update={"encoders": {}}))
+        return alone.share(LayoutConfig(split=[self.model.decoder.num_layers]), 0).elements
 
     def decoder_layer(self, sequences: int) -> Stack:
         """One decoder layer of a microbatch; with a mask no pair of slots is skipped."""
@@ -88,11 +87,7 @@ class Task:
     def load(self, sequences: int) -> Load:
         """A microbatch of so many sequences."""
         spans = {
-            modality: SpanLoad(
-                vectors=part.vectors * sequences,
-                spans=part.spans * sequences,
-                longest=part.longest,
-            )
+            modality: replace(part, vectors=part.vectors * sequences, spans=part.spans * sequences)
             for modality, part in self.spans.items()
         }
         return Load(sequences=sequences, sequence_tokens=self.sequence_tokens, spans=spans)

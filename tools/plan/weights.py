@@ -1,10 +1,10 @@
 """Parameters of each rank under a layout, read off real models on the meta device."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from model.decoder import TIED_NAME, Piece
@@ -14,9 +14,6 @@ from parallel.engine import decays
 from parallel.mesh import LayoutConfig
 from parallel.tensor import padded_vocabulary
 
-LAYER = "decoder.blocks."
-"""What the names of decoder layers' parameters begin with."""
-
 
 def held_rows(num_tokens: int, *, tensor: int) -> int:
     """A rank's rows of a vocabulary, padded only where it is split."""
@@ -24,11 +21,9 @@ def held_rows(num_tokens: int, *, tensor: int) -> int:
 
 
 class ShapeLayers(Layers):
-    """Layers of the shapes that a rank of a tensor group holds.
+    """Layers without values, of the shapes that each of `tensor` ranks holds."""
 
-    Args:
-        tensor: ranks that share each layer.
-    """
+    device = "meta"
 
     def __init__(self, tensor: int):
         self.tensor = tensor
@@ -43,41 +38,32 @@ class ShapeLayers(Layers):
 
     def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> nn.Module:
         """A rank's rows."""
-        rows = held_rows(num_tokens, tensor=self.tensor)
-        return super().vocabulary(rows, width, init=init)
+        return super().vocabulary(held_rows(num_tokens, tensor=self.tensor), width, init=init)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weight:
-    """Parameters of one shape that a rank holds.
+class Weight(NamedTuple):
+    """A parameter that a rank holds."""
 
-    Attributes:
-        name: of the first of them, in the whole model.
-        count: how many there are: one, or one in each decoder layer.
-        elements: of each, padding included.
-        group: what the optimiser groups by: whether it decays, and whether it is the token
-            embedding while another stage has it too. None: it is frozen.
-    """
-
-    name: str
-    count: int = 1
     elements: int
+    """Padding included."""
     group: tuple[bool, bool] | None
+    """What the optimiser groups by: whether it decays, and whether it is the token embedding while
+    another stage has it too. None: it is frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """A rank's part of the model.
+    """A rank's part of the model; all counts include padding.
 
     Attributes:
         weights: all its parameters.
         piece_layers: decoder layers of each run that it computes in one go.
         is_first: it embeds tokens and reads spans.
         is_last: it computes the loss.
-        vocabulary_rows: rows of each table of the vocabulary, padding included.
+        vocabulary_rows: rows of each table of the vocabulary.
     """
 
-    weights: tuple[Weight, ...]
+    weights: list[Weight]
     piece_layers: tuple[int, ...]
     is_first: bool
     is_last: bool
@@ -90,12 +76,12 @@ class Share:
 
     @cached_property
     def elements(self) -> int:
-        """All parameters, padding included: what takes memory."""
-        return sum(weight.count * weight.elements for weight in self.weights)
+        """All parameters: what takes memory."""
+        return sum(weight.elements for weight in self.weights)
 
     @cached_property
     def trained(self) -> int:
-        """Parameters that the optimiser updates, padding included."""
+        """Parameters that the optimiser updates."""
         return sum(self._groups.values())
 
     @cached_property
@@ -113,67 +99,51 @@ class Share:
         sizes: Counter[tuple[bool, bool]] = Counter()
         for weight in self.weights:
             if weight.group is not None:
-                sizes[weight.group] += weight.count * weight.elements
+                sizes[weight.group] += weight.elements
         return sizes
 
 
 class Weights:
-    """Parameters of a model by rank; what is alike is built once.
-
-    Args:
-        model: the whole model.
-    """
+    """Parameters of a model by rank; what is alike is built once."""
 
     def __init__(self, model: ModelConfig):
         self.model = model
-        self._built: dict[tuple[int, bool, bool], list[Weight]] = {}
-        self._shares: dict[tuple[int, bool, bool, tuple[int, ...]], Share] = {}
+        self._share = cache(self._counted)
+        self._parameters = cache(self._built)
 
     def share(self, layout: LayoutConfig, pipeline_rank: int) -> Share:
-        """What the ranks of a stage hold, each as much as the others.
-
-        Args:
-            layout: how the model is spread, its split included.
-            pipeline_rank: the stage.
-        """
+        """What the ranks of a stage hold, each as much as the others."""
         assert layout.split is not None, "planned layouts carry their split"
         layers = tuple(layout.split[pipeline_rank :: layout.pipeline])
-        is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
-        key = (layout.tensor, is_first, is_last, layers)
-        found = self._shares.get(key)
-        if found is None:
-            found = self._shares[key] = self._count(*key)
-        return found
+        is_last = pipeline_rank == layout.pipeline - 1
+        return self._share(layout.tensor, pipeline_rank == 0, is_last, layers)
 
-    def _count(self, tensor: int, is_first: bool, is_last: bool, layers: tuple[int, ...]) -> Share:
-        weights = self._weights(tensor, is_first=is_first, is_last=is_last)
-        in_layers = sum(layers)
+    def _counted(
+        self, tensor: int, is_first: bool, is_last: bool, layers: tuple[int, ...]
+    ) -> Share:
+        of_layer, others = self._parameters(tensor, is_first, is_last)
         return Share(
-            weights=tuple(
-                replace(w, count=in_layers) if w.name.startswith(LAYER) else w for w in weights
-            ),
+            weights=of_layer * sum(layers) + others,
             piece_layers=layers,
             is_first=is_first,
             is_last=is_last,
             vocabulary_rows=held_rows(self.model.decoder.vocabulary, tensor=tensor),
         )
 
-    def _weights(self, tensor: int, *, is_first: bool, is_last: bool) -> list[Weight]:
-        """Parameters of a stage of one decoder layer."""
-        key = (tensor, is_first, is_last)
-        if key not in self._built:
-            piece = Piece(first_layer=0, last_layer=1, is_first=is_first, is_last=is_last)
-            with torch.device("meta"):
-                part = SemiCausal(self.model, ShapeLayers(tensor), pieces=[piece])
-            tied = TIED_NAME if part.has_tied_ends and is_first != is_last else None
-            self._built[key] = [
-                Weight(
-                    name=name,
-                    elements=parameter.numel(),
-                    group=(decays(name, parameter), logical_name(name, parameter) == tied)
-                    if parameter.requires_grad
-                    else None,
-                )
-                for name, parameter in part.named_parameters()
-            ]
-        return self._built[key]
+    def _built(
+        self, tensor: int, is_first: bool, is_last: bool
+    ) -> tuple[list[Weight], list[Weight]]:
+        """Parameters of a decoder layer, and what else its stage has."""
+        # Positions are no parameters, and a table of them takes longer than all the rest.
+        decoder = self.model.decoder.model_copy(update={"max_tokens": 2})
+        model = self.model.model_copy(update={"decoder": decoder})
+        piece = Piece(first_layer=0, last_layer=1, is_first=is_first, is_last=is_last)
+        part = SemiCausal(model, ShapeLayers(tensor), pieces=[piece])
+        tied = TIED_NAME if part.has_tied_ends and is_first != is_last else None
+        of_layer: list[Weight] = []
+        others: list[Weight] = []
+        for name, parameter in part.named_parameters():
+            group = (decays(name, parameter), logical_name(name, parameter) == tied)
+            weight = Weight(parameter.numel(), group if parameter.requires_grad else None)
+            (of_layer if name.startswith("decoder.blocks.") else others).append(weight)
+        return of_layer, others
