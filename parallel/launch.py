@@ -1,6 +1,8 @@
 """Joins the process group, whether torchrun, deepspeed, srun or nothing started this process."""
 
 import os
+import platform
+import re
 import resource
 import sys
 from dataclasses import dataclass
@@ -105,9 +107,18 @@ def multiplies_bf16() -> bool:
     """Whether this machine multiplies bf16 in hardware; without, it is slower than fp32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(flag in _cpuinfo() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def processor_name() -> str:
+    """The processor of this host, in its maker's words."""
+    found = re.search(r"^model name\s*:(.*)", _cpuinfo(), flags=re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+    return cpuinfo.read_text() if cpuinfo.exists() else ""
 
 
 def peak_memory_bytes() -> int:

@@ -8,12 +8,13 @@ import torch.distributed as dist
 from model.batch import Batch
 from model.semicausal import SemiCausal
 from parallel.agreement import gathered
-from parallel.mesh import LayoutConfig
+from parallel.launch import World
+from parallel.mesh import LayoutConfig, build_mesh
 from tools.bench.rounds import Contestant, Findings, Step, ratio, spread
 from tools.bench.shapes import RATIO, Plan
 from tools.bench.training import build, engine_step, num_parameters, plain_update
 from tools.plan.machines import Machine, RatesAt, nominal
-from tools.plan.measure import engine_of, measured_task, mesh_of
+from tools.plan.measure import engine_of, measured_task
 from tools.plan.rates import HEAD_WIDTH, Sizes, compute_rates, group_links
 from tools.plan.search import one_plan, with_best_split
 from tools.plan.task import Candidate
@@ -50,7 +51,7 @@ def two_stages(plan: Plan) -> Findings:
     half = config.decoder.num_layers // NUM_STAGES
     in_halves = balanced.layout.model_copy(update={"split": [half] * NUM_STAGES})
     stages = {"two_stages": balanced, "two_halves": replace(balanced, layout=in_halves)}
-    mesh = mesh_of(balanced)
+    mesh = build_mesh(balanced.layout, World.here())
     whole = build(config)
     steps = {"whole": _alone(whole, given)} | {
         name: engine_step(engine_of(task, split, mesh), given, at_once=NUM_MICROBATCHES)

@@ -8,14 +8,17 @@ whatever it says.
 """
 
 import argparse
+import importlib
 import os
 import sys
 from pathlib import Path
 
 import psutil
+import yaml
 
-from tools.plan.from_config import task_of, write_overlay
+from tools.command import command_line
 from tools.plan.machines import (
+    GIB,
     KINDS,
     Machine,
     MachineKind,
@@ -24,34 +27,27 @@ from tools.plan.machines import (
     read_machine,
     require_writable,
 )
-from tools.plan.search import all_plans
+from tools.plan.search import Plan, all_plans
 from tools.plan.table import console, layout_words, show
+from tools.plan.task import task_of
 from tools.ranks import RanksFailed
 from train.config import RunConfig
 from train.config_files import load
-from train.errors import ConfigError, UserError
+from train.errors import ConfigError
 
 NOTHING_FITS = 1
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Plan, calibrate or check."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    command, rest = plan, arguments
-    # Each only when asked for: they import what trains, and a plan is quick.
-    if arguments[:1] == ["calibrate"]:
-        from tools.plan import calibrate
-
-        command, rest = calibrate.main, arguments[1:]
-    elif arguments[:1] == ["check"]:
-        from tools.plan import check
-
-        command, rest = check.main, arguments[1:]
+    if arguments[:1] not in (["calibrate"], ["check"]):
+        return plan(arguments)
+    # Only when asked for: they import what trains, and a plan is quick.
+    command = importlib.import_module(f"tools.plan.{arguments[0]}")
     try:
-        return command(rest)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        return command.main(arguments[1:])
     except RanksFailed as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -92,6 +88,17 @@ def plan(arguments: list[str]) -> int:
         files = " ".join(options.arguments)
         out.print(f"written: python -m train {files} {options.write}", markup=False, soft_wrap=True)
     return 0
+
+
+def write_overlay(path: Path, plan: Plan, *, title: str) -> None:
+    """Write what runs a plan, headed by what is expected of it."""
+    text = yaml.safe_dump(plan.candidate.overlay, sort_keys=False, default_flow_style=None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"# {title}\n# predicted: {plan.seconds.total:.3g} s a step, "
+        f"{plan.tokens_per_second:,.0f} tokens/s, {plan.memory.total / GIB:.1f} GiB on the fullest "
+        f"rank\n{text}"
+    )
 
 
 def machine_for(kind: MachineKind, calibration: Path | None) -> tuple[Machine, str]:

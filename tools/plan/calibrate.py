@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ import torch
 import torch.distributed as dist
 from rich.table import Table
 
-from model.decoder import DecoderConfig
 from model.semicausal import ModelConfig
 from parallel.engine import build_part
-from parallel.launch import join, multiplies_bf16
-from parallel.mesh import LayoutConfig
+from parallel.launch import World, join, multiplies_bf16, processor_name
+from parallel.mesh import LayoutConfig, Mesh, build_mesh
 from parallel.zero.config import Precision
 from tools.plan.machines import (
     KINDS,
@@ -31,15 +31,18 @@ from tools.plan.machines import (
     require_writable,
     write_machine,
 )
-from tools.plan.measure import batches_of, engine_of, measured_task, mesh_of
+from tools.plan.measure import batches_of, engine_of, measured_task
 from tools.plan.rates import (
     CPU,
     CUDA,
     DTYPES,
+    NUM_BLOCKS,
     Sizes,
     compute_rates,
     group_links,
     seconds_of,
+    small_decoder,
+    trained_seconds,
 )
 from tools.plan.step_time import UPDATE_BYTES
 from tools.plan.table import console
@@ -49,9 +52,8 @@ from tools.ranks import run_ranks
 from train.step import train_step
 
 TIMEOUT_SECONDS = 300.0
-NARROW, WIDE = 64, 512
-"""Widths of the models that ZeRO is timed with."""
-NUM_BLOCKS = 4
+WIDTHS = (64, 512)
+"""Of the models that ZeRO is timed with."""
 BUSY_LOAD = 0.6
 """Load average above which timings are not worth much."""
 
@@ -85,12 +87,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def measure(kind: MachineKind, *, sizes: Sizes | None = None) -> Machine:
+def measure(kind: MachineKind) -> Machine:
     """Time everything in processes of its own.
-
-    Args:
-        kind: what this machine is.
-        sizes: what is timed; default: by the device.
 
     Raises:
         RanksFailed: a process failed or hung.
@@ -98,7 +96,7 @@ def measure(kind: MachineKind, *, sizes: Sizes | None = None) -> Machine:
     memory_bytes, cores = float(psutil.virtual_memory().total), os.cpu_count() or 1
     preset = nominal(kind, cores=cores, memory_bytes=memory_bytes)
     on_cpu = kind == "cpu"
-    sizes = sizes or (CPU if on_cpu else CUDA)
+    sizes = CPU if on_cpu else CUDA
     precisions: list[Precision] = ["fp32"]
     if not on_cpu or multiplies_bf16():
         precisions.append("bf16")
@@ -117,11 +115,11 @@ def measure(kind: MachineKind, *, sizes: Sizes | None = None) -> Machine:
         found["device"] = f"{properties.name} (its links by data sheet)"
         found["memory_bytes"] = float(properties.total_memory)
         return preset.model_copy(update=found)
-    found["device"] = f"one thread of {_processor()}"
+    found["device"] = f"one thread of {processor_name()}"
     found["peak_flops"] = {p: max(rate for _, rate in alone[p].products) for p in precisions}
     if cores > 1:
         found["within_node"], together = run_ranks(
-            joint_rates, precisions, sizes, ranks=2, threads=1, timeout_seconds=TIMEOUT_SECONDS
+            joint_rates, precisions, sizes, ranks=2, timeout_seconds=TIMEOUT_SECONDS
         )
         busy: dict[Precision, Rates] = {
             p: _as_busy(rates, alone[p]) for p, rates in together.items()
@@ -149,24 +147,26 @@ def joint_rates(precisions: list[Precision], sizes: Sizes) -> tuple[Links, dict[
 
 def _with_engines(rates: Rates, precision: Precision, sizes: Sizes) -> Rates:
     """Adds what ZeRO does to gradients and weights: steps of next to no tokens, at each stage."""
-    plain = {width: _plain_seconds(precision, sizes, width=width) for width in (NARROW, WIDE)}
+    plain = [_plain_seconds(precision, sizes, width=width) for width in WIDTHS]
     by_stage: list[tuple[float, ...]] = []
     for stage in range(4):
         if stage == 0 and precision == "bf16":
             continue  # it becomes stage 1
         step: list[tuple[int, float]] = []
         microbatch: list[tuple[int, float]] = []
-        for width in (NARROW, WIDE):
+        for width, alone in zip(WIDTHS, plain, strict=True):
             elements, one, three = _engine_seconds(precision, sizes, stage=stage, width=width)
             each = (three - one) / 2
             step.append((elements, one - each - elements * UPDATE_BYTES / rates.update))
-            microbatch.append((elements, each - plain[width]))
+            microbatch.append((elements, each - alone))
         by_stage.append((*_line(step), *_line(microbatch)))
     if precision == "bf16":
         by_stage.insert(0, by_stage[0])
-    found = dict(zip(ZERO_RATES, map(list, zip(*by_stage, strict=True)), strict=True))
-    overhead = max(0.0, plain[NARROW] - NUM_BLOCKS * rates.block_seconds)
-    return rates.model_copy(update={"microbatch_seconds": overhead, **found})
+    found: dict[str, Any] = dict(
+        zip(ZERO_RATES, map(list, zip(*by_stage, strict=True)), strict=True)
+    )
+    found["microbatch_seconds"] = max(0.0, plain[0] - NUM_BLOCKS * rates.block_seconds)
+    return rates.model_copy(update=found)
 
 
 def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
@@ -186,67 +186,41 @@ def _as_busy(busy: Rates, alone: Rates) -> Rates:
     return busy.model_copy(update=found)
 
 
-def _tiny(width: int) -> ModelConfig:
-    decoder = DecoderConfig(
-        vocabulary=512,
-        width=width,
-        num_layers=NUM_BLOCKS,
-        heads=width // 64,
-        feed_forward=4 * width,
-        max_tokens=16,
-    )
-    return ModelConfig(decoder=decoder, encoders={})
-
-
-def _trial(precision: Precision, *, width: int, stage: int) -> tuple[Task, Candidate]:
+def _trial(precision: Precision, *, width: int, stage: int) -> tuple[Task, Candidate, Mesh]:
     task = measured_task(
-        _tiny(width), precision=precision, sequences=3, sequence_tokens=16, span_share=0.0
+        ModelConfig(decoder=small_decoder(width), encoders={}),
+        precision=precision,
+        sequences=3,
+        sequence_tokens=16,
+        span_share=0.0,
     )
     layout = LayoutConfig(split=[NUM_BLOCKS])
-    return task, Candidate(
-        layout=layout, data=1, stage=stage, micro_sequences=1, num_microbatches=3
-    )
+    candidate = Candidate(layout=layout, data=1, stage=stage, micro_sequences=1, num_microbatches=3)
+    return task, candidate, build_mesh(layout, World.here())
 
 
 def _engine_seconds(
     precision: Precision, sizes: Sizes, *, stage: int, width: int
 ) -> tuple[int, float, float]:
     """Elements that train, and the time of steps of one and of three microbatches."""
-    trial = _trial(precision, width=width, stage=stage)
-    mesh = mesh_of(trial[1])
-    engine = engine_of(*trial, mesh)
-    given = [b.to(mesh.world.device) for b in batches_of(*trial, mesh)[:3]]
+    task, candidate, mesh = _trial(precision, width=width, stage=stage)
+    engine = engine_of(task, candidate, mesh)
+    given = [batch.to(mesh.world.device) for batch in batches_of(task, candidate, mesh)[:3]]
     train_step(engine, given)  # makes AdamW's state
     one, three = (
-        seconds_of(lambda n=n: train_step(engine, given[:n]), at_least=sizes.seconds)
-        for n in (1, 3)
+        seconds_of(partial(train_step, engine, given[:n]), at_least=sizes.seconds) for n in (1, 3)
     )
     engine.close()
-    return trial[0].share(trial[1], 0).trained, one, three
+    return task.share(candidate, 0).trained, one, three
 
 
 def _plain_seconds(precision: Precision, sizes: Sizes, *, width: int) -> float:
     """Forward and backward without an engine."""
-    trial = _trial(precision, width=width, stage=0)
-    mesh = mesh_of(trial[1])
-    model = build_part(trial[0].model, trial[1].layout, mesh, seed=SEED)
+    task, candidate, mesh = _trial(precision, width=width, stage=0)
+    model = build_part(task.model, candidate.layout, mesh, seed=SEED)
     model = model.to(device=mesh.world.device, dtype=DTYPES[precision])
-    batch = batches_of(*trial, mesh)[0].to(mesh.world.device)
-
-    def both() -> None:
-        model(batch).total.backward()
-        model.zero_grad(set_to_none=True)
-
-    return seconds_of(both, at_least=sizes.seconds)
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return "this processor"
+    batch = batches_of(task, candidate, mesh)[0].to(mesh.world.device)
+    return trained_seconds(lambda: model(batch).total, model, at_least=sizes.seconds)
 
 
 def _show(machine: Machine, *, seconds: float) -> None:

@@ -6,11 +6,10 @@ Calibrate first, and run nothing else meanwhile.
 """
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from rich.table import Table
 from model.semicausal import ModelConfig, parameter_counts
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
+from tools.command import write_json
 from tools.plan.__main__ import machine_for
-from tools.plan.from_config import record
 from tools.plan.machines import GIB, Machine, require_writable
 from tools.plan.measure import Observation, measured_task, observe
 from tools.plan.memory import rank_memory
@@ -32,62 +31,35 @@ from tools.plan.task import Candidate, Task
 
 MEMORY_TOLERANCE = 0.10
 TIME_TOLERANCE = 0.20
-TIMEOUT_SECONDS = 900.0
-SPAN_SHARE = 0.25
+TIMED_STEPS = 3
+SPLIT_ROUNDS = 2
+"""Times that each split is looked at, in turn with the others."""
 NEIGHBOURS = (-2, 0, 2)
 """Layers moved from the last stage to the first, for splits beside the chosen one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """What is trained, and how often.
-
-    Attributes:
-        model: what is trained.
-        sequence_tokens: S.
-        sequences: of a global batch.
-        timed_steps: of each trial.
-        rounds: times that each split is looked at, in turn with the others.
-    """
-
-    model: ModelConfig
-    sequence_tokens: int
-    sequences: int
-    timed_steps: int
-    rounds: int
+def _shape(width: int, num_layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "width": width, "num_layers": num_layers, "heads": heads, "feed_forward": 4 * width
+    }  # fmt: skip
 
 
-def _model(*, decoder: dict[str, int], encoder: dict[str, int]) -> ModelConfig:
-    decoder |= {"feed_forward": 4 * decoder["width"]}
-    encoder |= {"feed_forward": 4 * encoder["width"], "max_tokens": 130}
-    return ModelConfig.model_validate(
-        {"decoder": decoder, "encoders": {"text": {"encoder": encoder | {"dropout": 0.0}}}}
+def _task(
+    decoder: dict[str, Any], encoder: dict[str, Any], *, vocabulary: int, sequence_tokens: int
+) -> Task:
+    decoder |= {"vocabulary": vocabulary, "max_tokens": sequence_tokens}
+    encoder |= {"max_tokens": 130, "dropout": 0.0}
+    model = {"decoder": decoder, "encoders": {"text": {"encoder": encoder}}}
+    return measured_task(
+        ModelConfig.model_validate(model),
+        sequences=4,
+        sequence_tokens=sequence_tokens,
+        span_share=0.25,
     )
 
 
-FULL = Effort(
-    model=_model(
-        decoder={
-            "vocabulary": 16384, "width": 640, "num_layers": 12, "heads": 10, "max_tokens": 512
-        },
-        encoder={"width": 512, "num_layers": 12, "heads": 8},
-    ),
-    sequence_tokens=512,
-    sequences=4,
-    timed_steps=3,
-    rounds=2,
-)  # fmt: skip
-
-TINY = Effort(
-    model=_model(
-        decoder={"vocabulary": 512, "width": 64, "num_layers": 6, "heads": 2, "max_tokens": 64},
-        encoder={"width": 32, "num_layers": 2, "heads": 2},
-    ),
-    sequence_tokens=64,
-    sequences=4,
-    timed_steps=1,
-    rounds=1,
-)
+FULL = _task(_shape(640, 12, 10), _shape(512, 12, 8), vocabulary=16384, sequence_tokens=512)
+TINY = _task(_shape(64, 6, 2), _shape(32, 2, 2), vocabulary=512, sequence_tokens=64)
 """Tries the plumbing; its numbers mean nothing."""
 
 Trial = tuple[Task, Candidate]
@@ -108,11 +80,10 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     require_writable(options.out)
     machine, source = machine_for("cpu", options.calibration)
-    effort = TINY if options.tiny else FULL
-    trials = layouts(effort, machine)
+    task = TINY if options.tiny else FULL
+    trials = layouts(task, machine)
     if unknown := set(options.only or ()) - set(trials):
         parser.error(f"--only {', '.join(sorted(unknown))}: there are {', '.join(trials)}")
-    out = console()
     rows: list[dict[str, Any]] = []
     splits: list[dict[str, Any]] = []
 
@@ -121,60 +92,62 @@ def main(arguments: list[str]) -> int:
             "machine": machine.device,
             "rates": source,
             "load_average": os.getloadavg()[0],
-            "parameters": parameter_counts(effort.model),
+            "parameters": parameter_counts(task.model),
             "layouts": rows,
             "splits": splits,
             "summary": summary(rows, splits),
         }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(document, indent=2) + "\n")
+        write_json(options.out, document)
 
     for name in track(options.only or trials, "layouts", console=Console(stderr=True)):
-        rows.append(row_of(name, trials[name], machine, observe_checked(trials[name], effort)))
+        seen = observe(*trials[name], timed_steps=TIMED_STEPS)
+        rows.append({"name": name, **row_of(*trials[name], machine, seen)})
         write()  # what was measured for minutes is not lost to the next one's failure
     if options.only is None:
-        splits += compare_splits(effort, machine)
+        splits += compare_splits(task, machine)
         write()
+    out = console()
     _show(out, rows, splits)
     out.print(f"written to {options.out}", markup=False)
     return 0 if options.tiny or summary(rows, splits)["passed"] else 1
 
 
-def layouts(effort: Effort, machine: Machine) -> dict[str, Trial]:
+def layouts(task: Task, machine: Machine) -> dict[str, Trial]:
     """The layouts that are checked, by name."""
     return {
-        "alone ZeRO-0": _trial(effort),
-        "alone bf16": _trial(effort, stage=1, precision="bf16"),
-        "alone full recomputation": _trial(effort, recompute="full"),
-        "data 2 ZeRO-1": _trial(effort, ranks=2, stage=1),
-        "data 2 ZeRO-2": _trial(effort, ranks=2, stage=2),
-        "data 2 ZeRO-3": _trial(effort, ranks=2, stage=3),
-        "data 2 bf16 ZeRO-1": _trial(effort, ranks=2, stage=1, precision="bf16"),
-        "tensor 2": _trial(effort, ranks=2, tensor=2),
-        "tensor 2 sequence parallel": _trial(effort, ranks=2, tensor=2, sequence_parallel=True),
-        "pipeline 2": _two_stages(effort, chosen_split(effort, machine)),
+        "alone ZeRO-0": _trial(task),
+        "alone bf16": _trial(task, stage=1, precision="bf16"),
+        "alone full recomputation": _trial(task, recompute="full"),
+        "data 2 ZeRO-1": _trial(task, ranks=2, stage=1),
+        "data 2 ZeRO-2": _trial(task, ranks=2, stage=2),
+        "data 2 ZeRO-3": _trial(task, ranks=2, stage=3),
+        "data 2 bf16 ZeRO-1": _trial(task, ranks=2, stage=1, precision="bf16"),
+        "tensor 2": _trial(task, ranks=2, tensor=2),
+        "tensor 2 sequence parallel": _trial(task, ranks=2, tensor=2, sequence_parallel=True),
+        "pipeline 2": _two_stages(task, chosen_split(task, machine)),
     }
 
 
-def chosen_split(effort: Effort, machine: Machine) -> tuple[int, ...]:
+def chosen_split(task: Task, machine: Machine) -> tuple[int, ...]:
     """What the planner chooses for two stages."""
-    return with_best_split(*_two_stages(effort, (1, 1)), machine).split
+    return with_best_split(*_two_stages(task, (1, 1)), machine).split
 
 
-def compare_splits(effort: Effort, machine: Machine) -> list[dict[str, Any]]:
+def compare_splits(task: Task, machine: Machine) -> list[dict[str, Any]]:
     """Two stages with the chosen split and its neighbours, in turn."""
-    chosen = chosen_split(effort, machine)
-    splits = [(chosen[0] + n, chosen[1] - n) for n in NEIGHBOURS]
-    trials = {split: _two_stages(effort, split) for split in splits if min(split) >= 1}
+    first, last = chosen = chosen_split(task, machine)
+    splits = [(first + n, last - n) for n in NEIGHBOURS]
+    trials = {split: _two_stages(task, split) for split in splits if min(split) >= 1}
     seconds: dict[tuple[int, ...], list[float]] = {split: [] for split in trials}
-    for _ in range(effort.rounds):
+    for _ in range(SPLIT_ROUNDS):
         for split, trial in trials.items():
-            seconds[split] += observe_checked(trial, effort, metered_memory=False).step_seconds
+            seen = observe(*trial, timed_steps=TIMED_STEPS, metered_memory=False)
+            seconds[split] += seen.step_seconds
     return [
         {
             "split": list(split),
             "chosen": split == chosen,
-            "predicted_seconds": predicted(trial, machine)["seconds"]["total"],
+            "predicted_seconds": one_plan(*trial, machine).seconds.total,
             "measured_seconds": statistics.median(seconds[split]),
             "steps": seconds[split],
         }
@@ -182,55 +155,33 @@ def compare_splits(effort: Effort, machine: Machine) -> list[dict[str, Any]]:
     ]
 
 
-def observe_checked(trial: Trial, effort: Effort, *, metered_memory: bool = True) -> Observation:
-    """Memory and time of one trial."""
-    return observe(
-        *trial,
-        timed_steps=effort.timed_steps,
-        metered_memory=metered_memory,
-        timeout_seconds=TIMEOUT_SECONDS,
-    )
-
-
-def row_of(name: str, trial: Trial, machine: Machine, seen: Observation) -> dict[str, Any]:
+def row_of(task: Task, candidate: Candidate, machine: Machine, seen: Observation) -> dict[str, Any]:
     """Predicted and measured, for the record."""
-    task, candidate = trial
     tensor = candidate.layout.tensor
-    memories = [
-        rank_memory(task, candidate, machine, pipeline_rank=stage)
-        for stage in range(candidate.layout.pipeline)
-    ]
-    # Ranks are numbered with tensor fastest, then pipeline; data ranks are alike.
-    by_stage = [
-        max(seen.peak_bytes[stage * tensor : (stage + 1) * tensor])
-        for stage in range(candidate.layout.pipeline)
-    ]
-    memory = [
-        {
-            "stage": stage,
-            "predicted_bytes": memory.total,
-            "predicted_by_kind": asdict(memory),
-            "measured_bytes": measured,
-            "error": memory.total / measured - 1,
-        }
-        for stage, (memory, measured) in enumerate(zip(memories, by_stage, strict=True))
-    ]
-    expected = predicted(trial, machine)
+    stages: list[dict[str, Any]] = []
+    for stage in range(candidate.layout.pipeline):
+        memory = rank_memory(task, candidate, machine, pipeline_rank=stage)
+        # Ranks are numbered with tensor fastest, then pipeline; data ranks are alike.
+        measured = max(seen.peak_bytes[stage * tensor : (stage + 1) * tensor])
+        stages.append(
+            {
+                "stage": stage,
+                "predicted_bytes": memory.total,
+                "predicted_by_kind": asdict(memory),
+                "measured_bytes": measured,
+                "error": memory.total / measured - 1,
+            }
+        )
+    expected = one_plan(task, candidate, machine)
     return {
-        "name": name,
         "layout": layout_words(candidate),
         "precision": task.precision,
-        "predicted": expected,
-        "memory": memory,
+        "predicted": expected.record(),
+        "memory": stages,
         "measured_seconds": seen.seconds,
-        "steps": list(seen.step_seconds),
-        "time_error": expected["seconds"]["total"] / seen.seconds - 1,
+        "steps": seen.step_seconds,
+        "time_error": expected.seconds.total / seen.seconds - 1,
     }
-
-
-def predicted(trial: Trial, machine: Machine) -> dict[str, Any]:
-    """Memory and time by arithmetic."""
-    return record(one_plan(*trial, machine))
 
 
 def summary(rows: Sequence[dict[str, Any]], splits: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -250,58 +201,47 @@ def summary(rows: Sequence[dict[str, Any]], splits: Sequence[dict[str, Any]]) ->
 
 
 def _trial(
-    effort: Effort, *, ranks: int = 1, stage: int = 0, precision: Precision = "fp32", **layout: Any
+    task: Task, *, ranks: int = 1, stage: int = 0, precision: Precision = "fp32", **layout: Any
 ) -> Trial:
-    spread = LayoutConfig.model_validate({"split": [effort.model.decoder.num_layers]} | layout)
+    spread = LayoutConfig.model_validate({"split": [task.model.decoder.num_layers]} | layout)
     copies = ranks // spread.model_ranks
-    task = measured_task(
-        effort.model,
-        precision=precision,
-        sequences=effort.sequences,
-        sequence_tokens=effort.sequence_tokens,
-        span_share=SPAN_SHARE,
-    )
     candidate = Candidate(
         layout=spread,
         data=copies,
         stage=stage,
         micro_sequences=1,
-        num_microbatches=effort.sequences // copies,
+        num_microbatches=task.sequences // copies,
     )
-    return task, candidate
+    return replace(task, precision=precision), candidate
 
 
-def _two_stages(effort: Effort, split: Sequence[int]) -> Trial:
-    return _trial(effort, ranks=2, pipeline=2, split=list(split))
+def _two_stages(task: Task, split: Sequence[int]) -> Trial:
+    return _trial(task, ranks=2, pipeline=2, split=list(split))
 
 
 def _show(out: Console, rows: Sequence[dict[str, Any]], splits: Sequence[dict[str, Any]]) -> None:
-    table = Table(title="predicted and measured", title_justify="left")
-    for name in ("layout", "stage", "GiB predicted", "measured", "error"):
-        table.add_column(name, justify="left" if name == "layout" else "right")
-    for name in ("step s predicted", "measured", "error"):
+    table = Table("layout", title="predicted and measured", title_justify="left")
+    both = ("measured", "error")
+    for name in ("stage", "GiB predicted", *both, "step s predicted", *both):
         table.add_column(name, justify="right")
     for row in rows:
-        times = (
-            f"{row['predicted']['seconds']['total']:.2f}",
-            f"{row['measured_seconds']:.2f}",
-            f"{row['time_error']:+.1%}",
-        )
-        for number, memory in enumerate(row["memory"]):
+        names = [row["name"], *[""] * len(row["memory"])]
+        times = _times(row["predicted"]["seconds"]["total"], row["measured_seconds"])
+        for name, memory in zip(names, row["memory"], strict=False):
             table.add_row(
-                row["name"] if number == 0 else "",
+                name,
                 str(memory["stage"]),
                 f"{memory['predicted_bytes'] / GIB:.3f}",
                 f"{memory['measured_bytes'] / GIB:.3f}",
                 f"{memory['error']:+.1%}",
-                *(times if number == 0 else ("", "", "")),
+                *(times if name else ()),
             )
     for split in splits:
-        table.add_row(
-            f"split {split['split']}" + (", chosen" if split["chosen"] else ""),
-            *("", "", "", ""),
-            f"{split['predicted_seconds']:.2f}",
-            f"{split['measured_seconds']:.2f}",
-            f"{split['predicted_seconds'] / split['measured_seconds'] - 1:+.1%}",
-        )
+        name = f"split {split['split']}" + (", chosen" if split["chosen"] else "")
+        times = _times(split["predicted_seconds"], split["measured_seconds"])
+        table.add_row(name, *[""] * 4, *times)
     out.print(table)
+
+
+def _times(predicted: float, measured: float) -> tuple[str, str, str]:
+    return f"{predicted:.2f}", f"{measured:.2f}", f"{predicted / measured - 1:+.1%}"

@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 STDERR = 2
@@ -27,26 +26,16 @@ class Meter:
 
 
 @contextlib.contextmanager
-def metered(device: torch.device) -> Generator[Meter]:
-    """Follows every allocation of torch's allocator; the meter is filled when the context ends.
+def metered() -> Generator[Meter]:
+    """Follows every allocation on the CPU; the meter is filled when the context ends.
 
-    On CPU the profiler records each allocation and each release, whoever asked (autograd,
-    DeepSpeed's buffers, a kernel's own workspace); on CUDA the caching allocator counts. What the
-    interpreter and its libraries hold is not torch's and not counted. Allocations are kept as
-    events, so a context should span a few steps, not a run.
-
-    Args:
-        device: where the tensors are.
+    The profiler records each allocation and each release, whoever asked (autograd, DeepSpeed's
+    buffers, a kernel's own workspace). What the interpreter and its libraries hold is not torch's
+    and not counted. Allocations are kept as events, so a context should span a few steps, not a
+    run.
     """
     meter = Meter()
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        yield meter
-        meter.peak_bytes = torch.cuda.max_memory_allocated(device) - before
-        meter.live_bytes = torch.cuda.memory_allocated(device) - before
-        return
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    profiler: Any = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with _stderr_to_nowhere():  # the profiler of some versions announces itself there
         profiler.start()
     try:
@@ -54,24 +43,19 @@ def metered(device: torch.device) -> Generator[Meter]:
     finally:
         with _stderr_to_nowhere():
             profiler.stop()
-    running = list(accumulate(_changes(profiler)))
-    meter.peak_bytes = max(running, default=0)
-    meter.live_bytes = running[-1] if running else 0
-
-
-def _changes(profiler: Any) -> Iterable[int]:
-    """Bytes allocated (positive) and released (negative), in order of time."""
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return (e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    events.sort(key=lambda event: event.start_ns())
+    running = [0, *accumulate(event.nbytes() for event in events)]  # releases are negative
+    meter.peak_bytes, meter.live_bytes = max(running), running[-1]
 
 
 @contextlib.contextmanager
 def _stderr_to_nowhere() -> Generator[None]:
-    kept, nowhere = os.dup(STDERR), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, STDERR)
+    kept = os.dup(STDERR)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), STDERR)
     try:
         yield
     finally:
         os.dup2(kept, STDERR)
         os.close(kept)
-        os.close(nowhere)

@@ -3,8 +3,8 @@
 import statistics
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import cycle
+from typing import NamedTuple
 
 import torch.distributed as dist
 
@@ -23,21 +23,18 @@ from tools.ranks import run_ranks
 from train.data.spans.at_random import RandomSpansConfig
 from train.step import train_step
 
+TIMEOUT_SECONDS = 900.0
 METERED_STEPS = 2
 """The second one starts with all the state that AdamW creates in the first."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Observation:
-    """What a trial took.
+class Observation(NamedTuple):
+    """What a trial took."""
 
-    Attributes:
-        peak_bytes: most bytes of live tensors, on each rank.
-        step_seconds: of each timed step, on the slowest rank.
-    """
-
-    peak_bytes: tuple[int, ...]
-    step_seconds: tuple[float, ...]
+    peak_bytes: list[int]
+    """Most bytes of live tensors, on each rank."""
+    step_seconds: list[float]
+    """Of each timed step, on the slowest rank."""
 
     @property
     def seconds(self) -> float:
@@ -67,12 +64,7 @@ def measured_task(
 
 
 def observe(
-    task: Task,
-    candidate: Candidate,
-    *,
-    timed_steps: int,
-    metered_memory: bool = True,
-    timeout_seconds: float = 600,
+    task: Task, candidate: Candidate, *, timed_steps: int, metered_memory: bool = True
 ) -> Observation:
     """Run a few steps on fresh gloo ranks of one thread each.
 
@@ -81,55 +73,42 @@ def observe(
         candidate: how it is spread.
         timed_steps: steps that are timed, after one that is not.
         metered_memory: whether memory is looked at; it costs two steps.
-        timeout_seconds: after which the stacks of all ranks are shown and the ranks ended.
 
     Raises:
         RanksFailed: a rank failed or hung.
     """
     return run_ranks(
         _observe,
-        task,
-        candidate,
-        timed_steps,
-        metered_memory,
+        *(task, candidate, timed_steps, metered_memory),
         ranks=candidate.ranks,
-        threads=1,
-        timeout_seconds=timeout_seconds,
+        timeout_seconds=TIMEOUT_SECONDS,
     )
 
 
 def _observe(
     task: Task, candidate: Candidate, timed_steps: int, metered_memory: bool
 ) -> Observation:
-    mesh = mesh_of(candidate)
+    mesh = build_mesh(candidate.layout, World.here())
     upcoming = cycle(batches_of(task, candidate, mesh))
 
     def step(engine: ZeroEngine) -> None:
         train_step(engine, [next(upcoming) for _ in range(candidate.num_microbatches)])
 
-    with metered(mesh.world.device) if metered_memory else nullcontext(Meter()) as meter:
+    with metered() if metered_memory else nullcontext(Meter()) as meter:
         engine = engine_of(task, candidate, mesh)
         for _ in range(METERED_STEPS if metered_memory else 1):
             step(engine)
     seconds: list[float] = []
-    for number in range(timed_steps + 1):
+    for _ in range(timed_steps + 1):
         dist.barrier()
         started = time.perf_counter()
         step(engine)
-        if number:
-            seconds.append(time.perf_counter() - started)
-    everyone = gathered((meter.peak_bytes, seconds))
+        seconds.append(time.perf_counter() - started)
+    everyone = gathered((meter.peak_bytes, seconds[1:]))
     engine.close()
     forget_groups()
-    return Observation(
-        peak_bytes=tuple(peak for peak, _ in everyone),
-        step_seconds=tuple(max(times) for times in zip(*(s for _, s in everyone), strict=True)),
-    )
-
-
-def mesh_of(candidate: Candidate) -> Mesh:
-    """This rank's place; every rank must call it."""
-    return build_mesh(candidate.layout, World.here())
+    peaks, times = zip(*everyone, strict=True)
+    return Observation(list(peaks), list(map(max, zip(*times, strict=True))))
 
 
 def engine_of(task: Task, candidate: Candidate, mesh: Mesh) -> ZeroEngine:

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,11 +12,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention
-from model.block import Block
-from model.encoders.protocol import Stack
-from model.layers import Layers, initialize
+from model.attention import SpanGrid, SpanSelfAttention
+from model.decoder import Decoder, DecoderConfig, Piece
+from model.layers import Layers, initialize, normal
 from model.loss import LinearCrossEntropy
+from parallel.launch import own_device
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
 from tools.plan.machines import ZERO_RATES, Link, Links, Rates
@@ -25,10 +26,12 @@ from tools.plan.step_time import (
     block_seconds,
     head_moves,
 )
+from tools.plan.task import causal_stack
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 HEAD_WIDTH = 64
+NUM_BLOCKS = 4
 LOSS_CHUNK_TOKENS = 256
 NUM_SPANS = 6
 SPAN_ROWS = 129
@@ -71,38 +74,37 @@ CUDA = Sizes(
 )
 
 
+def small_decoder(width: int) -> DecoderConfig:
+    """A decoder of a few blocks."""
+    return DecoderConfig(
+        vocabulary=512,
+        width=width,
+        num_layers=NUM_BLOCKS,
+        heads=width // HEAD_WIDTH,
+        feed_forward=4 * width,
+        max_tokens=16,
+    )
+
+
 def compute_rates(precision: Precision, sizes: Sizes) -> Rates:
     """Products, attention, blocks and the update, on all ranks of a group at once.
 
     What ZeRO takes is nil: it needs an engine to be timed with.
     """
-    device, dtype = _device(), DTYPES[precision]
-    products: list[tuple[float, float]] = []
-    for inner, outer in sizes.products:
-        x, g = (torch.randn(sizes.rows, n, device=device, dtype=dtype) for n in (inner, outer))
-        w = torch.randn(outer, inner, device=device, dtype=dtype)
-
-        def three(x: Tensor = x, g: Tensor = g, w: Tensor = w) -> None:
-            F.linear(x, w)
-            torch.mm(g, w)
-            torch.mm(g.t(), x)
-
-        operations = 3 * 2 * sizes.rows * inner * outer
-        size = (sizes.rows * inner * outer) ** (1 / 3)
-        products.append((size, operations / seconds_of(three, at_least=sizes.seconds)))
+    bench = _Bench(sizes, DTYPES[precision])
     draft = Rates(
-        products=products,
-        attention=_attention_rate(dtype, sizes),
-        span_attention=_span_attention_rate(dtype, sizes),
+        products=[bench.product_rate(inner, outer) for inner, outer in sizes.products],
+        attention=bench.attention_rate(),
+        span_attention=bench.span_attention_rate(),
         elementwise=1.0,
         logits=1.0,
-        update=_update_rate(sizes),
+        update=bench.update_rate(),
         block_seconds=0.0,
         microbatch_seconds=0.0,
         **dict.fromkeys(ZERO_RATES, [0.0] * 4),
     )
-    elementwise, block_seconds = _fit_blocks(draft, dtype, sizes)
-    logits = _logit_rate(draft, dtype, sizes)
+    elementwise, block_seconds = bench.fit_blocks(draft)
+    logits = bench.logit_rate(draft)
     found = {"elementwise": elementwise, "logits": logits, "block_seconds": block_seconds}
     return draft.model_copy(update=found)
 
@@ -110,11 +112,9 @@ def compute_rates(precision: Precision, sizes: Sizes) -> Rates:
 def group_links() -> Links:
     """Latency and bandwidth among all ranks; every rank must call it."""
     ranks, rank = dist.get_world_size(), dist.get_rank()
-    reduce: list[tuple[float, float]] = []
-    gather: list[tuple[float, float]] = []
-    send: list[tuple[float, float]] = []
+    links: dict[str, list[tuple[float, float]]] = {"reduce": [], "gather": [], "send": []}
     for num_bytes in MESSAGE_BYTES:
-        whole = torch.ones(num_bytes // 4, device=_device())
+        whole = torch.ones(num_bytes // 4, device=own_device())
         part = whole[: len(whole) // ranks].clone()
 
         def swap(whole: Tensor = whole) -> None:
@@ -125,12 +125,12 @@ def group_links() -> Links:
 
         share = (ranks - 1) / ranks * num_bytes
         repeats = 20 if num_bytes < (1 << 20) else 4
-        reduce.append((2 * share, _fixed(lambda w=whole: dist.all_reduce(w), repeats)))
-        gather.append(
-            (share, _fixed(lambda w=whole, p=part: dist.all_gather_single(w, p), repeats))
-        )
-        send.append((num_bytes, _fixed(swap, repeats) / 2))
-    return Links(reduce=_link(reduce), gather=_link(gather), send=_link(send))
+        reduce = _fixed(partial(dist.all_reduce, whole), repeats)
+        gather = _fixed(partial(dist.all_gather_single, whole, part), repeats)
+        links["reduce"].append((2 * share, reduce))
+        links["gather"].append((share, gather))
+        links["send"].append((num_bytes, _fixed(swap, repeats) / 2))
+    return Links(**{kind: _link(points) for kind, points in links.items()})
 
 
 def seconds_of(work: Callable[[], object], *, at_least: float) -> float:
@@ -144,25 +144,44 @@ def seconds_of(work: Callable[[], object], *, at_least: float) -> float:
     times: list[float] = []
     begun = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - begun < at_least:
-        _synchronize()
-        started = time.perf_counter()
-        work()
-        _synchronize()
-        times.append(time.perf_counter() - started)
+        times.append(_once(work))
     return statistics.quantiles(times, n=4, method="inclusive")[0]
+
+
+def trained_seconds(
+    forward: Callable[[], Tensor], module: nn.Module | None = None, *, at_least: float
+) -> float:
+    """Time of a forward and its backward, from which a module's gradients are dropped."""
+    gradient = torch.randn_like(forward())
+
+    def both() -> None:
+        forward().backward(gradient)
+        if module is not None:
+            module.zero_grad(set_to_none=True)
+
+    return seconds_of(both, at_least=at_least)
 
 
 def _fixed(work: Callable[[], object], repeats: int) -> float:
     """Median time of a collective call, which all ranks must repeat as often."""
     times: list[float] = []
-    for number in range(repeats + 1):
+    for _ in range(repeats + 1):
         dist.barrier()
-        started = time.perf_counter()
-        work()
-        _synchronize()
-        if number:
-            times.append(time.perf_counter() - started)
-    return statistics.median(times)
+        times.append(_once(work))
+    return statistics.median(times[1:])
+
+
+def _once(work: Callable[[], object]) -> float:
+    _synchronize()
+    started = time.perf_counter()
+    work()
+    _synchronize()
+    return time.perf_counter() - started
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _link(points: Sequence[tuple[float, float]]) -> Link:
@@ -172,109 +191,86 @@ def _link(points: Sequence[tuple[float, float]]) -> Link:
     return Link(latency_seconds=max(0.0, quick - small / rate), bytes_per_second=rate)
 
 
-def _attention_rate(dtype: torch.dtype, sizes: Sizes) -> float:
-    S, heads = min(sizes.rows, 2048), 8
-    shape = (1, heads, S, HEAD_WIDTH)
-    q, k, v = (
-        torch.randn(shape, device=_device(), dtype=dtype, requires_grad=True) for _ in range(3)
-    )
-    g = torch.randn(shape, device=_device(), dtype=dtype)
+@dataclass(frozen=True)
+class _Bench:
+    """What a rank computes of these sizes and this type in a second."""
 
-    def both() -> None:
-        F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(g)
+    sizes: Sizes
+    dtype: torch.dtype
 
-    operations = 3 * 4 * S * (S + 1) / 2 * heads * HEAD_WIDTH
-    return operations / seconds_of(both, at_least=sizes.seconds)
+    def product_rate(self, inner: int, outer: int) -> tuple[float, float]:
+        """Size and operations a second of the three products that training makes of one."""
+        rows = self.sizes.rows
+        x, g = self._random(rows, inner), self._random(rows, outer)
+        w = self._random(outer, inner)
 
+        def three() -> None:
+            F.linear(x, w)
+            torch.mm(g, w)
+            torch.mm(g.t(), x)
 
-def _span_attention_rate(dtype: torch.dtype, sizes: Sizes) -> float:
-    heads = 4
-    width = heads * HEAD_WIDTH
-    cells = torch.arange(NUM_SPANS * SPAN_ROWS, device=_device())
-    grid = SpanGrid(cells, NUM_SPANS, SPAN_ROWS)
-    attention = SpanSelfAttention(width, heads, layers=Layers(), qkv_init=_small, out_init=_small)
-    shapes = ((len(cells), 3 * width), (NUM_SPANS, heads, SPAN_ROWS, SPAN_ROWS))
-    qkv, bias = (
-        torch.randn(shape, device=_device(), dtype=dtype, requires_grad=True) for shape in shapes
-    )
-    g = torch.randn(len(cells), width, device=_device(), dtype=dtype)
+        with torch.no_grad():
+            taken = seconds_of(three, at_least=self.sizes.seconds)
+        return (rows * inner * outer) ** (1 / 3), 3 * 2 * rows * inner * outer / taken
 
-    def both() -> None:
-        attention._mix(qkv, grid, bias).backward(g)
+    def attention_rate(self) -> float:
+        """Operations a second of causal attention."""
+        S, heads = min(self.sizes.rows, 2048), 8
+        q, k, v = (self._random(1, heads, S, HEAD_WIDTH) for _ in range(3))
+        taken = self._trained(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return 3 * 4 * S * (S + 1) / 2 * heads * HEAD_WIDTH / taken
 
-    operations = 3 * 4 * NUM_SPANS * SPAN_ROWS**2 * width
-    return operations / seconds_of(both, at_least=sizes.seconds)
+    def span_attention_rate(self) -> float:
+        """The same in an encoder."""
+        heads = 4
+        width = heads * HEAD_WIDTH
+        cells = torch.arange(NUM_SPANS * SPAN_ROWS, device=own_device())
+        grid = SpanGrid(cells, NUM_SPANS, SPAN_ROWS)
+        init = normal(0.02)
+        attention = SpanSelfAttention(width, heads, layers=Layers(), qkv_init=init, out_init=init)
+        qkv = self._random(len(cells), 3 * width)
+        bias = self._random(NUM_SPANS, heads, SPAN_ROWS, SPAN_ROWS)
+        taken = self._trained(lambda: attention._mix(qkv, grid, bias))
+        return 3 * 4 * NUM_SPANS * SPAN_ROWS**2 * width / taken
 
+    def logit_rate(self, known: Rates) -> float:
+        """Bytes a second of the head besides its products."""
+        (width, vocabulary), rows = self.sizes.head, self.sizes.rows
+        chunk = min(LOSS_CHUNK_TOKENS, rows)
+        weight = nn.Parameter(self._random(vocabulary, width).detach() * 0.02)
+        head = LinearCrossEntropy(weight, chunk_tokens=chunk)
+        states = self._random(rows, width)
+        targets = torch.randint(vocabulary, (rows,), device=own_device())
+        taken = self._trained(lambda: head(states, targets, rows).total, head)
+        num_chunks = rows / chunk
+        products = 3 * num_chunks * known.product_seconds(chunk, width, vocabulary)
+        moved = head_moves(rows, width, vocabulary, num_chunks=num_chunks)
+        return moved / max(taken - products, 0.02 * taken)
 
-def _logit_rate(known: Rates, dtype: torch.dtype, sizes: Sizes) -> float:
-    """What the head takes besides its products."""
-    width, vocabulary = sizes.head
-    chunk = min(LOSS_CHUNK_TOKENS, sizes.rows)
-    weight = nn.Parameter(torch.randn(vocabulary, width, device=_device(), dtype=dtype) * 0.02)
-    head = LinearCrossEntropy(weight, chunk_tokens=chunk)
-    states = torch.randn(sizes.rows, width, device=_device(), dtype=dtype, requires_grad=True)
-    targets = torch.randint(vocabulary, (sizes.rows,), device=_device())
+    def update_rate(self) -> float:
+        """Bytes a second of fused AdamW on a flat shard, as ZeRO drives it."""
+        flat = nn.Parameter(torch.zeros(UPDATE_ELEMENTS, device=own_device()))
+        flat.grad = torch.ones_like(flat)
+        optimizer = torch.optim.AdamW([flat], lr=1e-4, fused=True)
+        taken = seconds_of(optimizer.step, at_least=self.sizes.seconds)
+        return UPDATE_BYTES * UPDATE_ELEMENTS / taken
 
-    def both() -> None:
-        head(states, targets, sizes.rows).total.backward()
-        weight.grad = None
+    def fit_blocks(self, known: Rates) -> tuple[float, float]:
+        """Element-wise bytes a second, and seconds a call: what products and attention leave."""
+        return _fitted([self._block_rest(known, width) for width in self.sizes.widths])
 
-    taken = seconds_of(both, at_least=sizes.seconds)
-    num_chunks = sizes.rows / chunk
-    products = 3 * num_chunks * known.product_seconds(chunk, width, vocabulary)
-    moved = head_moves(sizes.rows, width, vocabulary, num_chunks=num_chunks)
-    return moved / max(taken - products, 0.02 * taken)
-
-
-def _update_rate(sizes: Sizes) -> float:
-    """Fused AdamW on a flat shard, as ZeRO drives it."""
-    flat = nn.Parameter(torch.zeros(UPDATE_ELEMENTS, device=_device()))
-    flat.grad = torch.ones_like(flat)
-    optimizer = torch.optim.AdamW([flat], lr=1e-4, fused=True)
-    return UPDATE_BYTES * UPDATE_ELEMENTS / seconds_of(optimizer.step, at_least=sizes.seconds)
-
-
-def _fit_blocks(known: Rates, dtype: torch.dtype, sizes: Sizes) -> tuple[float, float]:
-    """Element-wise bytes a second, and seconds a call: what products and attention leave."""
-    rest: list[tuple[float, float, float]] = []
-    for width in sizes.widths:
-        hidden = 4 * width
-        block = Block(
-            width=width,
-            heads=width // HEAD_WIDTH,
-            hidden=hidden,
-            attention=CausalSelfAttention,
-            layers=Layers(),
-            norm="deepnorm",
-            depth=12,
-        )
-        initialize(block, seed=1)
-        block.to(device=_device(), dtype=dtype)
-        x = torch.randn(sizes.rows, width, device=_device(), dtype=dtype, requires_grad=True)
-        g = torch.randn_like(x)
-        num_sequences = max(1, sizes.rows // 2048)
-
-        def both(
-            block: nn.Module = block, x: Tensor = x, g: Tensor = g, n: int = num_sequences
-        ) -> None:
-            block(x, n).backward(g)
-            block.zero_grad(set_to_none=True)
-
-        taken = seconds_of(both, at_least=sizes.seconds)
-        stack = Stack(
-            num_blocks=1,
-            width=width,
-            hidden=hidden,
-            heads=width // HEAD_WIDTH,
-            rows=sizes.rows,
-            cells=sizes.rows,
-            pairs=sizes.rows * (sizes.rows // num_sequences + 1) / 2,
-            dropout=False,
-            trains=True,
-            bias_trains=False,
-        )
-        num_bytes = block_moves(stack, tensor=1, rows_split=1) * x.element_size()
-        rest_seconds = taken - block_seconds(
+    def _block_rest(self, known: Rates, width: int) -> tuple[float, float, float]:
+        """Bytes that a block moves, seconds besides products and attention, seconds in all."""
+        config, rows = small_decoder(width), self.sizes.rows
+        piece = Piece(first_layer=0, last_layer=1, is_first=False, is_last=False)
+        decoder = Decoder(config, Layers(), pieces=[piece])
+        initialize(decoder, seed=1)
+        block = decoder.blocks["0"].to(device=own_device(), dtype=self.dtype)
+        x = self._random(rows, width)
+        num_sequences = max(1, rows // 2048)
+        taken = self._trained(lambda: block(x, num_sequences), block)
+        stack = causal_stack(config, sequences=num_sequences, sequence_tokens=rows // num_sequences)
+        rest = taken - block_seconds(
             known,
             stack,
             LayoutConfig(),
@@ -282,8 +278,14 @@ def _fit_blocks(known: Rates, dtype: torch.dtype, sizes: Sizes) -> tuple[float, 
             attention_rate=known.attention,
             element_bytes=0,
         )
-        rest.append((num_bytes, max(rest_seconds, 0.02 * taken), taken))
-    return _fitted(rest)
+        moved = block_moves(stack, tensor=1, rows_split=1) * x.element_size()
+        return moved, max(rest, 0.02 * taken), taken
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(shape, device=own_device(), dtype=self.dtype, requires_grad=True)
+
+    def _trained(self, forward: Callable[[], Tensor], module: nn.Module | None = None) -> float:
+        return trained_seconds(forward, module, at_least=self.sizes.seconds)
 
 
 def _fitted(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
@@ -300,16 +302,3 @@ def _fitted(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]
     if slope > 0 and constant > 0:
         return float(1 / slope), float(constant)
     return float((columns[:, 0] ** 2).sum() / (columns[:, 0] * seconds / whole).sum()), 0.0
-
-
-def _small(weight: Tensor, generator: torch.Generator) -> None:
-    weight.normal_(0.0, 0.02, generator=generator)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
@@ -46,6 +46,16 @@ class Plan:
     tokens_per_second: float
     mfu: float
     days: float
+
+    def record(self) -> dict[str, Any]:
+        """Its predictions as plain values."""
+        return {
+            **self.candidate.overlay,
+            "ranks": self.candidate.ranks,
+            "memory_bytes": asdict(self.memory) | {"total": self.memory.total},
+            "seconds": asdict(self.seconds) | {"total": self.seconds.total},
+            "tokens_per_second": self.tokens_per_second,
+        }
 
 
 class Plans(NamedTuple):

@@ -1,17 +1,23 @@
-"""The planner's task, and the candidates it chooses among."""
+"""The planner's task, out of a run's configuration, and the candidates it chooses among."""
 
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
+from model.decoder import DecoderConfig
 from model.encoders.protocol import SpanLoad, Stack
 from model.semicausal import ModelConfig
 from parallel.costs import Load
+from parallel.launch import multiplies_bf16
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision, ZeroConfig
+from tools.plan.machines import MachineKind
 from tools.plan.weights import Share, Weights
+from train.config import RunConfig
 from train.data.collate import Attend
+from train.errors import ConfigError
 
 PRECISION_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 
@@ -64,20 +70,12 @@ class Task:
         return alone.share(LayoutConfig(split=[self.model.decoder.num_layers]), 0).elements
 
     def decoder_layer(self, sequences: int) -> Stack:
-        """One decoder layer of a microbatch; with a mask no pair of slots is skipped."""
-        decoder, S = self.model.decoder, self.sequence_tokens
-        rows = sequences * S
-        return Stack(
-            num_blocks=1,
-            width=decoder.width,
-            hidden=decoder.feed_forward,
-            heads=decoder.heads,
-            rows=rows,
-            cells=rows,
-            pairs=rows * (S if self.attend == "within" else (S + 1) / 2),
-            dropout=decoder.dropout > 0,
-            trains=True,
-            bias_trains=False,
+        """One decoder layer of a microbatch."""
+        return causal_stack(
+            self.model.decoder,
+            sequences=sequences,
+            sequence_tokens=self.sequence_tokens,
+            attend=self.attend,
         )
 
     def mask_elements(self, sequences: int) -> int:
@@ -99,6 +97,61 @@ class Task:
     def share(self, candidate: "Candidate", pipeline_rank: int) -> Share:
         """What the ranks of a stage hold."""
         return self._weights.share(candidate.layout, pipeline_rank)
+
+
+def task_of(config: RunConfig, *, kind: MachineKind) -> Task:
+    """What the planner needs of a run.
+
+    Args:
+        config: the run; its own layout, ZeRO stage and microbatch are not looked at.
+        kind: settles `precision: auto`.
+
+    Raises:
+        ConfigError: the run is of a kind that cannot be planned.
+    """
+    if config.zero.offload_directory is not None and kind != "cpu":
+        raise ConfigError(
+            "zero.offload_directory: only training on CPUs is planned with it; leave it out"
+        )
+    if config.lora is not None:
+        raise ConfigError(
+            "lora: only runs that train whole weights are planned; adapters fit wherever the model "
+            "itself does, so plan the run without lora"
+        )
+    precision: Precision = "bf16" if kind != "cpu" or multiplies_bf16() else "fp32"
+    if config.precision != "auto":
+        precision = config.precision
+    model = config.built_model
+    return Task(
+        model=model,
+        precision=precision,
+        states=config.optim.precision,
+        sequences=config.batch.sequences,
+        sequence_tokens=config.data.sequence_tokens,
+        attend=config.data.attend,
+        spans={modality: config.span_load(modality) for modality in model.encoders},
+        zero=config.zero,
+        steps=config.steps,
+    )
+
+
+def causal_stack(
+    decoder: DecoderConfig, *, sequences: int, sequence_tokens: int, attend: Attend = "across"
+) -> Stack:
+    """One layer of a decoder; with the mask of `within` no pair of slots is skipped."""
+    rows = sequences * sequence_tokens
+    return Stack(
+        num_blocks=1,
+        width=decoder.width,
+        hidden=decoder.feed_forward,
+        heads=decoder.heads,
+        rows=rows,
+        cells=rows,
+        pairs=rows * (sequence_tokens if attend == "within" else (sequence_tokens + 1) / 2),
+        dropout=decoder.dropout > 0,
+        trains=True,
+        bias_trains=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +195,18 @@ class Candidate:
             layout.chunks,
             self.micro_sequences,
         )
+
+    @property
+    def overlay(self) -> dict[str, Any]:
+        """What `python -m train CONFIG OVERLAY` needs to run it."""
+        layout = self.layout.model_dump()
+        if self.layout.pipeline == 1:
+            layout["split"] = None  # one that the configuration names would not fit
+        return {
+            "layout": layout,
+            "zero": {"stage": self.stage},
+            "batch": {"micro_sequences": self.micro_sequences},
+        }
 
     def in_flight(self, pipeline_rank: int) -> tuple[tuple[int, ...], ...]:
         """Microbatches that each piece of a stage holds activations of, at its fuller moments.

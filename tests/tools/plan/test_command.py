@@ -11,8 +11,8 @@ import pytest
 from tools.plan import __main__ as plan
 from tools.plan import check as plan_check
 from tools.plan import rates as plan_rates
-from tools.plan.from_config import task_of
 from tools.plan.machines import Machine, nominal, write_machine
+from tools.plan.task import task_of
 from train.config import RunConfig
 from train.config_files import load
 

@@ -89,7 +89,7 @@ def kept_by_torch(block: nn.Module, x: torch.Tensor, *context: Any) -> int:
     run_block(block, x, *context).sum().backward()  # what the first call alone allocates
     block.zero_grad(set_to_none=True)
     outputs: list[torch.Tensor] = []
-    with metered(torch.device("cpu")) as meter:
+    with metered() as meter:
         outputs.append(run_block(block, x, *context))
     return meter.live_bytes
 
@@ -183,7 +183,7 @@ def _block(attention: Any, precision: Precision, recompute: Recompute) -> Block:
 
 
 def test_the_meter_sees_what_came_and_went() -> None:
-    with metered(torch.device("cpu")) as meter:
+    with metered() as meter:
         stays = torch.zeros(1000)
         goes = torch.zeros(5000)
         del goes
