@@ -56,20 +56,19 @@ def kept(task: Task, candidate: Candidate, share: Share, *, fused: bool) -> Kept
     layer = _block(stack, layout, e, rows_split=rows_split, attention=logarithms)
     entry = load.slots * decoder.width * e / rows_split
     entry += task.mask_elements(candidate.micro_sequences) * e
-    written = encoder = encoder_transient = 0.0
-    if share.is_first:
-        for modality, part in task.model.encoders.items():
-            spans = load.spans[modality]
-            written += spans.vectors * decoder.width * e
-            for stack in part.encoder.stacks(spans):
-                if stack.trains:
-                    blocks, transient = _encoder(stack, layout, e, fused=fused)
-                    encoder += blocks
-                    encoder_transient = max(encoder_transient, transient)
-            hidden = 2 * (part.connector.num_layers - 1) * decoder.width
-            encoder += spans.vectors * (part.encoder.width + hidden) * e
     pieces = [layers * layer.kept + entry for layers in share.piece_layers]
-    pieces[0] += written
+    encoder = encoder_transient = 0.0
+    encoders = task.model.encoders if share.is_first else {}
+    for modality, part in encoders.items():
+        spans = load.spans[modality]
+        pieces[0] += spans.vectors * decoder.width * e
+        for stack in part.encoder.stacks(spans):
+            if stack.trains:
+                blocks = _encoder(stack, layout, e, fused=fused)
+                encoder += blocks.kept
+                encoder_transient = max(encoder_transient, blocks.transient)
+        hidden = 2 * (part.connector.num_layers - 1) * decoder.width
+        encoder += spans.vectors * (part.encoder.width + hidden) * e
     return Kept(
         pieces=tuple(pieces),
         encoder=encoder,
@@ -100,8 +99,8 @@ def _block(
             return _Block(inputs, transient + everything + attention - inputs)
 
 
-def _encoder(stack: Stack, layout: LayoutConfig, e: int, *, fused: bool) -> tuple[float, float]:
-    """Bytes that the blocks of an encoder keep, and the transient of one."""
+def _encoder(stack: Stack, layout: LayoutConfig, e: int, *, fused: bool) -> _Block:
+    """Bytes that all blocks of an encoder keep, and what the backward of one needs besides."""
     pairs = stack.pairs * stack.heads / layout.tensor
     if stack.bias_trains and not fused:
         # Copies of queries, keys and values, and the scores, whatever the precision.
@@ -116,10 +115,25 @@ def _encoder(stack: Stack, layout: LayoutConfig, e: int, *, fused: bool) -> tupl
     # The bias itself, once for all layers; and the embeddings' norm, where it trains.
     norm = (2 + stack.dropout) * stack.rows * stack.width * e * stack.bias_trains
     kept = stack.num_blocks * (block.kept + grid - again) + pairs * e + norm
-    return kept, max(block.transient, grid_transient) + again
+    return _Block(kept, max(block.transient, grid_transient) + again)
 
 
-def head_bytes(task: Task, *, load: Load, vocabulary_rows: int) -> "Head":
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """Bytes of the head for one microbatch.
+
+    Attributes:
+        forward: gathered states, their gradient and the weight's, one chunk of logits.
+        backward: both gradients, before and after they are scaled.
+        left: the weight's gradient, waiting for the embedding's where they are tied.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+    left: float = 0.0
+
+
+def head_bytes(task: Task, *, load: Load, vocabulary_rows: int) -> Head:
     """What the head and its loss take, on a rank of the last stage."""
     decoder, e = task.model.decoder, task.element_bytes
     weight = vocabulary_rows * decoder.width
@@ -133,18 +147,3 @@ def head_bytes(task: Task, *, load: Load, vocabulary_rows: int) -> "Head":
         backward=2 * states + weight * (2 * FP32 + cast),
         left=weight * e,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """Bytes of the head for one microbatch.
-
-    Attributes:
-        forward: gathered states, their gradient and the weight's, one chunk of logits.
-        backward: both gradients, before and after they are scaled.
-        left: the weight's gradient, waiting for the embedding's where they are tied.
-    """
-
-    forward: float
-    backward: float
-    left: float

@@ -18,6 +18,7 @@ from parallel.engine import build_part
 from parallel.launch import World, join, multiplies_bf16, processor_name
 from parallel.mesh import LayoutConfig, Mesh, build_mesh
 from parallel.zero.config import Precision
+from tools.command import write_json
 from tools.plan.machines import (
     KINDS,
     ZERO_RATES,
@@ -29,7 +30,6 @@ from tools.plan.machines import (
     calibration_path,
     nominal,
     require_writable,
-    write_machine,
 )
 from tools.plan.measure import batches_of, engine_of, measured_task
 from tools.plan.rates import (
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
         )
     machine = measure(kind)
     _show(machine, seconds=time.perf_counter() - started)
-    write_machine(machine, path)
+    write_json(path, machine.model_dump(mode="json"))
     console().print(f"kept in {path}", markup=False)
     return 0
 

@@ -1,6 +1,5 @@
 """Rates of machines: nominal presets, and constants measured by a calibration."""
 
-import json
 import math
 import os
 from bisect import bisect_left
@@ -17,18 +16,21 @@ MachineKind = Literal["h100", "h200", "a100", "cpu"]
 KINDS: tuple[MachineKind, ...] = ("h100", "h200", "a100", "cpu")
 
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+ByStage = list[NotNegative]
+"""For each ZeRO stage."""
 GIB = 2**30
 
 
 class Link(Config):
     """What a message takes: a latency, and its bytes one after the other."""
 
-    latency_seconds: Annotated[float, Field(ge=0)]
+    latency_seconds: NotNegative
     bytes_per_second: Positive
 
-    def seconds(self, num_bytes: float, *, messages: float = 1) -> float:
-        """Time of so many bytes in so many messages."""
-        return messages * self.latency_seconds + num_bytes / self.bytes_per_second
+    def seconds(self, num_bytes: float) -> float:
+        """Time of a message."""
+        return self.latency_seconds + num_bytes / self.bytes_per_second
 
 
 class Links(Config):
@@ -41,14 +43,6 @@ class Links(Config):
     send: Link
     """From one stage to the next."""
 
-    def times(self, ways: int, limit: "Links") -> "Links":
-        """So many at once, none faster than its `limit`."""
-        return Links(
-            reduce=_widened(self.reduce, ways, limit.reduce),
-            gather=_widened(self.gather, ways, limit.gather),
-            send=self.send,
-        )
-
     def all_reduce(self, num_bytes: float, *, ranks: int, times: float = 1) -> float:
         """Seconds of `times` all-reduces of a tensor of so many bytes."""
         if ranks == 1:
@@ -60,11 +54,6 @@ class Links(Config):
         if ranks == 1:
             return 0.0
         return times * self.gather.seconds((ranks - 1) / ranks * num_bytes)
-
-
-def _widened(link: Link, ways: int, limit: Link) -> Link:
-    rate = min(ways * link.bytes_per_second, max(limit.bytes_per_second, link.bytes_per_second))
-    return Link(latency_seconds=link.latency_seconds, bytes_per_second=rate)
 
 
 class Rates(Config):
@@ -82,19 +71,19 @@ class Rates(Config):
     """Bytes a second of the head apart from its products: logits, and its weight's gradient."""
     update: Positive
     """Bytes a second of fused AdamW."""
-    block_seconds: Annotated[float, Field(ge=0)]
+    block_seconds: NotNegative
     """What calling a block, forward and backward, costs whatever its size."""
-    microbatch_seconds: Annotated[float, Field(ge=0)]
+    microbatch_seconds: NotNegative
     """The same of a microbatch."""
-    step_element_seconds: list[Annotated[float, Field(ge=0)]]
-    """By ZeRO stage: handling gradients and weights once a step, for each element of a rank's
-    parameters, the update aside."""
-    step_block_seconds: list[Annotated[float, Field(ge=0)]]
-    """By ZeRO stage: the same for each block, whatever its size."""
-    microbatch_element_seconds: list[Annotated[float, Field(ge=0)]]
-    """By ZeRO stage: what it adds to each microbatch, for each element."""
-    microbatch_block_seconds: list[Annotated[float, Field(ge=0)]]
-    """By ZeRO stage: the same for each block, whatever its size."""
+    step_element_seconds: ByStage
+    """Handling gradients and weights once a step, for each element of a rank's parameters, the
+    update aside."""
+    step_block_seconds: ByStage
+    """The same for each block, whatever its size."""
+    microbatch_element_seconds: ByStage
+    """What ZeRO adds to each microbatch, for each element."""
+    microbatch_block_seconds: ByStage
+    """The same for each block, whatever its size."""
 
     def product_seconds(self, rows: float, inner: float, outer: float) -> float:
         """Time of a product [rows, inner] x [inner, outer]."""
@@ -115,12 +104,7 @@ class Rates(Config):
         return operations / rate
 
 
-ZERO_RATES = (
-    "step_element_seconds",
-    "step_block_seconds",
-    "microbatch_element_seconds",
-    "microbatch_block_seconds",
-)
+ZERO_RATES = [name for name, field in Rates.model_fields.items() if field.annotation == ByStage]
 """Of `Rates`, what only an engine shows."""
 
 
@@ -176,7 +160,17 @@ class Machine(Config):
         """
         if span <= self.ranks_per_node:
             return self.within_node
-        return self.between_nodes.times(max(1, self.ranks_per_node // stride), self.within_node)
+        ways = max(1, self.ranks_per_node // stride)
+
+        def widened(kind: Literal["reduce", "gather"]) -> Link:
+            one, limit = getattr(self.between_nodes, kind), getattr(self.within_node, kind)
+            most = max(limit.bytes_per_second, one.bytes_per_second)
+            rate = min(ways * one.bytes_per_second, most)
+            return one.model_copy(update={"bytes_per_second": rate})
+
+        return self.between_nodes.model_copy(
+            update={"reduce": widened("reduce"), "gather": widened("gather")}
+        )
 
     @property
     def usable_bytes(self) -> float:
@@ -217,7 +211,6 @@ def nominal(kind: MachineKind, *, cores: int = 1, memory_bytes: float = 8 * GIB)
     """
     sheet, on_cpu = _SHEETS[kind], kind == "cpu"
     peaks: dict[Precision, float] = {"fp32": sheet.fp32, "bf16": sheet.bf16}
-    call_seconds = 5e-4 if on_cpu else 2e-4
     near, far = (2e-4, 5e-4) if on_cpu else (1e-5, 3e-5)
     return Machine(
         kind=kind,
@@ -230,39 +223,38 @@ def nominal(kind: MachineKind, *, cores: int = 1, memory_bytes: float = 8 * GIB)
             RatesAt(
                 precision=precision,
                 busy_ranks=1,
-                rates=_nominal_rates(peak, sheet.memory_rate, call_seconds),
+                rates=_nominal_rates(peak, sheet.memory_rate, call=5e-4 if on_cpu else 2e-4),
             )
             for precision, peak in peaks.items()
         ],
-        # Of the links' nominal rates, 80 %.
-        within_node=_links(latency_seconds=near, bytes_per_second=0.8 * sheet.node_link),
-        between_nodes=_links(latency_seconds=far, bytes_per_second=0.8 * sheet.network),
+        within_node=_links(latency=near, nominal_rate=sheet.node_link),
+        between_nodes=_links(latency=far, nominal_rate=sheet.network),
         has_fused_span_attention=not on_cpu,
     )
 
 
-def _nominal_rates(peak: float, memory_rate: float, call_seconds: float) -> Rates:
-    # Bytes an element that DeepSpeed moves: gradients copied, summed, their norm, scaled.
-    per_step = [44.0, 52.0, 52.0, 60.0]
-    per_microbatch = [12.0, 12.0, 12.0, 24.0]
+def _nominal_rates(peak: float, memory_rate: float, *, call: float) -> Rates:
+    moved = 0.70 * memory_rate
     return Rates(
         products=[(size, share * peak) for size, share in _NOMINAL_PRODUCTS],
         attention=0.40 * peak,
         span_attention=0.10 * peak,
-        elementwise=0.70 * memory_rate,
-        logits=0.70 * memory_rate,
+        elementwise=moved,
+        logits=moved,
         update=0.80 * memory_rate,
-        block_seconds=call_seconds,
-        microbatch_seconds=5 * call_seconds,
-        step_element_seconds=[b / (0.7 * memory_rate) for b in per_step],
-        step_block_seconds=[call_seconds] * 4,
-        microbatch_element_seconds=[b / (0.7 * memory_rate) for b in per_microbatch],
-        microbatch_block_seconds=[0.0, call_seconds, call_seconds, 5 * call_seconds],
+        block_seconds=call,
+        microbatch_seconds=5 * call,
+        # Bytes an element that DeepSpeed moves: gradients copied, summed, their norm, scaled.
+        step_element_seconds=[b / moved for b in (44.0, 52.0, 52.0, 60.0)],
+        step_block_seconds=[call] * 4,
+        microbatch_element_seconds=[b / moved for b in (12.0, 12.0, 12.0, 24.0)],
+        microbatch_block_seconds=[0.0, call, call, 5 * call],
     )
 
 
-def _links(*, latency_seconds: float, bytes_per_second: float) -> Links:
-    link = Link(latency_seconds=latency_seconds, bytes_per_second=bytes_per_second)
+def _links(*, latency: float, nominal_rate: float) -> Links:
+    """All at 80 % of what is nominal."""
+    link = Link(latency_seconds=latency, bytes_per_second=0.8 * nominal_rate)
     return Links(reduce=link, gather=link, send=link)
 
 
@@ -280,12 +272,6 @@ def require_writable(path: Path) -> None:
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if nearest.is_dir() == (nearest == path) or not os.access(nearest, os.W_OK):
         raise ConfigError(f"{path}: cannot be written: name a file in a directory that can be")
-
-
-def write_machine(machine: Machine, path: Path) -> None:
-    """Keeps a calibration."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(machine.model_dump(mode="json"), indent=2) + "\n")
 
 
 def read_machine(path: Path) -> Machine:

@@ -15,7 +15,7 @@ a rank, D data ranks and b elements in a bucket they are, in bytes:
 """
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tools.plan.activations import FP32, Head, head_bytes, kept
 from tools.plan.machines import Machine
@@ -70,51 +70,41 @@ def fullest_rank(task: Task, candidate: Candidate, machine: Machine) -> Memory:
 def rank_memory(
     task: Task, candidate: Candidate, machine: Machine, *, pipeline_rank: int
 ) -> Memory:
-    """Memory of one rank at its fullest moment.
-
-    Args:
-        task: the run.
-        candidate: how it is spread.
-        machine: what it is to run on.
-        pipeline_rank: its stage.
-    """
+    """Memory of one rank, of this stage, at its fullest moment."""
     share = task.share(candidate, pipeline_rank)
     state = _state(task, candidate, share)
     acts = kept(task, candidate, share, fused=machine.has_fused_span_attention)
-    first_bytes = acts.encoder if share.is_first else 0.0
 
-    def held(counts: tuple[int, ...]) -> float:
-        return counts[0] * first_bytes + sum(map(operator.mul, counts, acts.pieces))
+    def held(counts: tuple[int, ...]) -> tuple[float, float]:
+        return sum(map(operator.mul, counts, acts.pieces)), counts[0] * acts.encoder
 
-    fullest = max(candidate.in_flight(pipeline_rank), key=held)
+    fullest = max(candidate.in_flight(pipeline_rank), key=lambda counts: sum(held(counts)))
     # A backward has just ended: the last piece holds one microbatch less.
-    after = tuple(n - (i == len(fullest) - 1) for i, n in enumerate(fullest))
+    after = (*fullest[:-1], fullest[-1] - 1)
     load = task.load(candidate.micro_sequences)
+    row_bytes = task.model.decoder.width * task.element_bytes
     batch = candidate.num_microbatches * load.slots * SLOT_BYTES
-    transient = max(acts.block_transient, acts.encoder_transient)
     if candidate.layout.sequence_parallel:
         # Megatron keeps one buffer of whole rows for all gathers.
-        batch += load.slots * task.model.decoder.width * task.element_bytes
+        batch += load.slots * row_bytes
     always = state.always.plus(workspace=batch)
 
     def moment(counts: tuple[int, ...], gradients: float, workspace: float) -> Memory:
-        activations = sum(map(operator.mul, counts, acts.pieces))
+        activations, encoder = held(counts)
         return always.plus(
-            activations=activations,
-            encoder=counts[0] * first_bytes,
-            gradients=gradients,
-            workspace=workspace,
+            activations=activations, encoder=encoder, gradients=gradients, workspace=workspace
         )
 
-    head = Head(forward=0.0, backward=0.0, left=0.0)
+    head = Head()
     waiting = 0.0
     if share.is_last:
         head = head_bytes(task, load=load, vocabulary_rows=share.vocabulary_rows)
         waiting = head.left if share.is_first and task.model.decoder.tied_head else 0.0
-    tables = share.is_first * share.vocabulary_rows * task.model.decoder.width * task.element_bytes
+    tables = share.is_first * share.vocabulary_rows * row_bytes
     # Of microbatches done, gradients stay; of the first, there are none before its backward.
     several = candidate.num_microbatches > 1
     summed, between = several * state.summed, several * state.between + state.gathered
+    transient = max(acts.block_transient, acts.encoder_transient)
     head_backward = state.begun + max(head.backward, head.left + transient)
     last_backward = state.gathered + waiting + max(tables, acts.block_transient)
     nothing = (0,) * len(fullest)
@@ -166,110 +156,92 @@ class _State:
     """
 
     always: Memory
-    summed: float
-    growing: float
-    left: float
+    summed: float = 0.0
+    growing: float = 0.0
+    left: float = 0.0
     between: float = 0.0
     begun: float = 0.0
     gathered: float = 0.0
     backward: float = 0.0
-    reduction: float = 0.0
+    reduction: float
     update: float
 
 
 def _state(task: Task, candidate: Candidate, share: Share) -> _State:
-    e, s = task.element_bytes, task.state_bytes
-    trained, all_elements, data = share.trained, share.elements, candidate.data
-    bucket = min(task.zero.bucket_elements, all_elements) * s
+    e, s, stage, data = task.element_bytes, task.state_bytes, candidate.stage, candidate.data
     norm = FP64 * share.largest
-    tables = _tables(task, share)
-    part = trained / data
-    whole = e * all_elements + tables
+    # Gradients in the masters' type: of all, of this rank's part, of the optimiser's largest group.
+    whole, part, group = s * share.trained, s * share.trained / data, s * share.largest_group
     # Where parameters and states have one type, parameters are their own masters; but stages 1 and
     # 2 flatten parameters that are whole, and need a part's master beside them.
-    keeps_masters = e != s or (candidate.stage in (1, 2) and task.precision == "fp32")
-    moments_and_masters = (2 + keeps_masters) * s
-    reduced = min(trained, REDUCED_AT_ONCE) * s
-    if candidate.stage == 0 and task.precision == "fp32":
+    keeps_masters = e != s or (stage in (1, 2) and task.precision == "fp32")
+    copies = 2 + keeps_masters
+    always = Memory(parameters=e * share.elements + _tables(task, share), optimizer=copies * part)
+    reduced = min(share.trained, REDUCED_AT_ONCE) * s
+    if stage == 0 and task.precision == "fp32":
         return _State(
-            always=Memory(parameters=whole, optimizer=moments_and_masters * trained),
-            summed=s * trained,
-            growing=s * trained,
-            left=s * trained,
+            always=replace(always, optimizer=copies * whole),
+            summed=whole,
+            growing=whole,
+            left=whole,
             reduction=reduced,
             update=norm,
         )
-    if candidate.stage <= 1 and task.precision == "bf16":
+    if stage <= 1 and task.precision == "bf16":
+        begun = e * share.trained
+        always = replace(always, gradients=whole)
+        return _State(always=always, growing=begun, left=begun, reduction=reduced, update=norm)
+    bucket_elements = min(task.zero.bucket_elements, share.elements)
+    bucket = bucket_elements * s
+    if stage == 1:
         return _State(
-            always=Memory(
-                parameters=whole,
-                gradients=s * trained,
-                optimizer=moments_and_masters * part,
-            ),
-            summed=0.0,
-            growing=e * trained,
-            left=e * trained,
-            reduction=reduced,
-            update=norm,
-        )
-    group = share.largest_group * s
-    if candidate.stage == 1:
-        return _State(
-            always=Memory(parameters=whole, optimizer=moments_and_masters * part),
-            summed=s * trained,
-            growing=s * trained,
-            left=s * part,
+            always=always,
+            summed=whole,
+            growing=whole,
+            left=part,
             begun=bucket,
             backward=bucket,
-            reduction=max(bucket, s * part),
+            reduction=max(bucket, part),
             update=max(group, norm),
         )
-    alone = data == 1
-    casts = 0.0 if e == s else bucket / s * 2 * e
-    if candidate.stage == 2:
+    if stage == 2:
         # Buckets alive at the end of a backward: the one being filled, copies being sent, and
         # those whose slices are kept; with the first microbatch's sums, more from the second on.
-        num_buckets = all_elements / min(task.zero.bucket_elements, all_elements)
+        num_buckets = share.elements / bucket_elements
         twice = candidate.num_microbatches > 1 and e == s
-        if alone:
-            buckets = 2.0 if twice else 1.0
-            leftover = 0.0
-        else:
+        buckets, leftover = 1.0 + twice, 0.0
+        if data > 1:
             most = 5.0 if twice else 3.0
             buckets = min(most if e == s else 2.0, 1 + num_buckets)
             leftover = min(most - 2 + (not twice), num_buckets - 1) * bucket
-        flat = group if e == s else group / data
+        casts = 0.0 if e == s else bucket_elements * 2 * e
         return _State(
-            always=Memory(parameters=whole, optimizer=moments_and_masters * part),
-            summed=s * part,
-            growing=(2 if twice else 1) * s * part,
-            left=s * part,
+            always=always,
+            summed=part,
+            growing=(1 + twice) * part,
+            left=part,
             between=leftover,
             begun=bucket,
             backward=buckets * bucket + casts,
             reduction=buckets * bucket + casts,
-            update=max(flat, norm) + leftover,
+            update=max(group if e == s else group / data, norm) + leftover,
         )
-    live = min(all_elements, task.zero.live_elements)
-    again = 0.5 if alone else (2.0 if candidate.num_microbatches > 1 else 1.75)
-    optimizer = moments_and_masters * part
-    at_once = min(task.zero.bucket_elements, part)
-    if task.zero.offload_directory is not None:
-        optimizer = moments_and_masters * at_once
-    below = task.zero.persist_parameters_below
-    small = sum(w.elements for w in share.weights if w.elements <= below) * e
+    live = e * min(share.elements, task.zero.live_elements)
+    again = 0.5 if data == 1 else (2.0 if candidate.num_microbatches > 1 else 1.75)
+    at_once = min(task.zero.bucket_elements * s, part)
+    small = sum(
+        w.elements for w in share.weights if w.elements <= task.zero.persist_parameters_below
+    )
+    offloads = task.zero.offload_directory is not None
     return _State(
         always=Memory(
-            parameters=e * all_elements / data + tables + small,
-            gradients=s * part,
-            optimizer=optimizer,
+            parameters=e * (share.elements / data + small) + _tables(task, share),
+            gradients=part,
+            optimizer=copies * (at_once if offloads else part),
             workspace=bucket,
         ),
-        summed=0.0,
-        growing=0.0,
-        left=0.0,
-        gathered=again * e * live,
+        gathered=again * live,
         backward=bucket,
-        reduction=2 * bucket + 0.5 * e * live,
-        update=0.5 * e * live + max(at_once * s, norm / data),
+        reduction=2 * bucket + 0.5 * live,
+        update=0.5 * live + max(at_once, norm / data),
     )

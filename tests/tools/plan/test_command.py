@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tools.command import write_json
 from tools.plan import __main__ as plan
 from tools.plan import check as plan_check
 from tools.plan import rates as plan_rates
-from tools.plan.machines import Machine, nominal, write_machine
+from tools.plan.machines import Machine, nominal
 from tools.plan.task import task_of
 from train.config import RunConfig
 from train.config_files import load
@@ -53,7 +54,7 @@ def test_overlay_of_a_pipeline_names_its_split(tmp_path: Path) -> None:
     out = tmp_path / "plan.yaml"
     machine = nominal("cpu", cores=4, memory_bytes=4 * 17 * 2**30)
     calibration = tmp_path / "machine.json"
-    write_machine(machine, calibration)
+    write_json(calibration, machine.model_dump(mode="json"))
     # What one rank cannot hold, even alone in its update.
     arguments = [EXPERIMENT, "--gpus", "4", "--gpu", "cpu", "precision=fp32"]
     assert plan.main([*arguments, "--calibration", str(calibration), "--write", str(out)]) == 0
@@ -65,7 +66,7 @@ def test_overlay_of_a_pipeline_names_its_split(tmp_path: Path) -> None:
 
 def test_nothing_fits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     calibration = tmp_path / "machine.json"
-    write_machine(nominal("cpu", cores=1, memory_bytes=2**30), calibration)
+    write_json(calibration, nominal("cpu", cores=1, memory_bytes=2**30).model_dump(mode="json"))
     arguments = [EXPERIMENT, "--gpus", "1", "--gpu", "cpu", "precision=fp32"]
     code = plan.main([*arguments, "--calibration", str(calibration)])
     assert code == plan.NOTHING_FITS
@@ -82,7 +83,7 @@ def test_errors_name_their_key(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert plan.main(arguments) == 2
     assert "cannot be read" in capsys.readouterr().err
     other = tmp_path / "cpu.json"
-    write_machine(nominal("cpu"), other)
+    write_json(other, nominal("cpu").model_dump(mode="json"))
     assert plan.main([*arguments[:-1], str(other)]) == 2
     assert "is of cpu, not h100" in capsys.readouterr().err
 
@@ -98,7 +99,7 @@ def test_the_kept_calibration_is_used_and_named(
 ) -> None:
     path = tmp_path / "home" / ".cache" / "semicausal" / "machine-cpu.json"
     machine = nominal("cpu", cores=2).model_copy(update={"measured": True, "device": "this one"})
-    write_machine(machine, path)
+    write_json(path, machine.model_dump(mode="json"))
     assert plan.main([SMALL, "--gpus", "2", "--gpu", "cpu", "precision=fp32"]) == 0
     shown = capsys.readouterr().out.replace("\n", "")
     assert "measured (" in shown
@@ -194,7 +195,7 @@ def test_seconds_are_a_median() -> None:
 def test_check_writes_what_it_found(tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
     calibration = tmp_path / "machine.json"
-    write_machine(nominal("cpu", cores=2), calibration)
+    write_json(calibration, nominal("cpu", cores=2).model_dump(mode="json"))
     names = ["--only", "alone ZeRO-0", "data 2 ZeRO-1"]
     code = plan.main(
         ["check", "--tiny", "--out", str(out), "--calibration", str(calibration), *names]

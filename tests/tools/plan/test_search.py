@@ -10,13 +10,13 @@ from model.encoders.protocol import SpanLoad
 from model.semicausal import ModelConfig, parameter_counts
 from parallel.mesh import LayoutConfig, layout_faults
 from parallel.zero.config import ZeroConfig
+from tools.command import write_json
 from tools.plan.machines import (
     Link,
     Links,
     Machine,
     nominal,
     read_machine,
-    write_machine,
 )
 from tools.plan.memory import fullest_rank
 from tools.plan.search import all_plans, flops_per_token, one_plan
@@ -250,7 +250,7 @@ def test_rates_lie_between_those_measured() -> None:
 def test_a_calibration_comes_back_as_it_was(tmp_path: Path) -> None:
     machine = nominal("cpu", cores=2).model_copy(update={"measured": True})
     path = tmp_path / "below" / "machine.json"
-    write_machine(machine, path)
+    write_json(path, machine.model_dump(mode="json"))
     assert read_machine(path) == machine
 
 
