@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.command import command_line, write_json
+from tools.lab.daemons import free_ports
 from train.config import RunConfig
 from train.config_files import load
 from train.data.store.shards import ShardStore
@@ -84,28 +84,33 @@ def main(arguments: list[str] | None = None) -> int | None:
     config = load(RunConfig, scheduled(overrides, pinned))
     if not config.data.sources and not is_built(config):
         console.rule("corpus")
-        if code := build_corpus(config):
+        corpus, vocabulary = str(config.data.corpus), str(config.model.decoder.vocabulary)
+        command = [sys.executable, "-m", "tools.corpus", "build", corpus]
+        if code := subprocess.run([*command, "--vocabulary", vocabulary]).returncode:
             return code
     console.rule("training")
-    directory = Path(config.run_directory)
-    choice = recall(directory, steps=config.steps)
+    run = config.directory
+    choice = recall(run, steps=config.steps)
     if choice is None:
         check(config)
-        choice = settle(config, overrides, options.minutes, console, pinned=pinned is not None)
-        keep(choice, directory)
-    command = scheduled(overrides, pinned or choice.steps)
-    if code := launch(command, choice.ranks, choice.threads).returncode:
+        # Epochs and tokens of a source are what the whole run reads: fewer steps cannot hold them.
+        if pinned or any(source.is_budgeted for source in config.data.mixed.values()):
+            choice = Choice(config.steps, *spreads()[0])
+        else:
+            choice = settle(config, overrides, options.minutes, console)
+        keep(choice, run)
+    arguments = scheduled(overrides, pinned or choice.steps)
+    if code := launch(arguments, choice.ranks, choice.threads).returncode:
         return code
     console.rule("result")
-    summary = json.loads(RunDirectory(directory).summary.read_text())
-    was_complete = RunDirectory(directory).summary.stat().st_mtime < options.started
-    if was_complete and options.out.exists():
+    summary = json.loads(run.summary.read_text())
+    if run.summary.stat().st_mtime < options.started and options.out.exists():
         # Nothing was trained now: the numbers of the time it was stay.
         summary = json.loads(options.out.read_text())
     else:
         summary = {**asdict(choice), **summary, "seconds_total": time.time() - options.started}
         write_json(options.out, summary)
-    show(console, summary, directory)
+    show(console, summary, run)
 
 
 def pinned_steps(overrides: Sequence[str]) -> int | None:
@@ -180,33 +185,29 @@ def choose(
     return Choice(chosen, ranks, threads, rate)
 
 
-def settle(
-    config: RunConfig, overrides: Sequence[str], minutes: float, console: Console, *, pinned: bool
-) -> Choice:
-    """Measure this machine unless the steps are pinned, choose, and say what the run will take.
+def settle(config: RunConfig, overrides: Sequence[str], minutes: float, console: Console) -> Choice:
+    """Measure this machine in a few real steps, choose, and say what the run will take.
 
     Raises:
         UserError: the machine is too slow, or the run that measures it failed.
     """
-    usual, *_ = possible = spreads()
-    # Epochs and tokens of a source are what the whole run reads: fewer steps cannot hold them.
-    if pinned or any(source.is_budgeted for source in config.data.mixed.values()):
-        return Choice(config.steps, *usual)
 
     def measure(ranks: int, threads: int) -> float:
         with tempfile.TemporaryDirectory() as scratch:
-            run = Path(scratch) / "run"
+            run = RunDirectory(Path(scratch) / "run")
             arguments = [EXPERIMENT, *overrides, *MEASURED, f"run_directory={run}"]
             ended = launch(arguments, ranks, threads, quiet=True)
             if ended.returncode:
                 raise UserError(f"the run that measures this machine failed:\n{ended.stdout}")
-            steps = read_metrics(RunDirectory(run).metrics).train[1:]  # the first one warms up
+            steps = read_metrics(run.metrics).train[1:]  # the first one warms up
         rate = statistics.median(step.tokens / step.step_seconds for step in steps)
         console.print(f"measured {rate:,.0f} tokens/s with {ranks} x {threads} (ranks x threads)")
         return rate
 
     step_tokens = config.batch.sequences * config.data.sequence_tokens
-    choice = choose(measure, possible, steps=config.steps, step_tokens=step_tokens, minutes=minutes)
+    choice = choose(
+        measure, spreads(), steps=config.steps, step_tokens=step_tokens, minutes=minutes
+    )
     taken = choice.steps * step_tokens / (choice.tokens_per_second_measured or math.inf) / 60
     console.print(
         f"{choice.steps} of at most {config.steps} steps with {choice.ranks} x "
@@ -215,9 +216,8 @@ def settle(
     return choice
 
 
-def recall(directory: Path, *, steps: int) -> Choice | None:
+def recall(run: RunDirectory, *, steps: int) -> Choice | None:
     """What was chosen for the run in a directory; None if no run has begun there."""
-    run = RunDirectory(directory)
     if not run.config.exists():
         return None
     if run.choice.exists():
@@ -226,11 +226,10 @@ def recall(directory: Path, *, steps: int) -> Choice | None:
     return Choice(steps, *spreads()[0])
 
 
-def keep(choice: Choice, directory: Path) -> None:
+def keep(choice: Choice, run: RunDirectory) -> None:
     """Store a choice in the directory of the run that is about to begin."""
     with contextlib.suppress(OSError):  # the run itself says what is wrong
-        document = json.dumps(asdict(choice), indent=2) + "\n"
-        Place.of(RunDirectory(directory).choice).write(document.encode())
+        Place.of(run.choice).write(json.dumps(asdict(choice), indent=2).encode() + b"\n")
 
 
 def is_built(config: RunConfig) -> bool:
@@ -243,15 +242,6 @@ def is_built(config: RunConfig) -> bool:
     return True
 
 
-def build_corpus(config: RunConfig) -> int:
-    """Build the corpus that a configuration asks for."""
-    command = [
-        *(sys.executable, "-m", "tools.corpus", "build", str(config.data.corpus)),
-        *("--vocabulary", str(config.model.decoder.vocabulary)),
-    ]
-    return subprocess.run(command).returncode
-
-
 def launch(
     arguments: Sequence[str], ranks: int, threads: int, *, quiet: bool = False
 ) -> subprocess.CompletedProcess[str]:
@@ -261,42 +251,35 @@ def launch(
         environment.setdefault("DS_ACCELERATOR", "cpu")
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)),
-        *("--master_port", str(free_port()), "--log_level", "error"),
+        *("--master_port", str(free_ports(1)[0]), "--log_level", "error"),
         *("--module", "train", *arguments),
     ]
     out, errors = (subprocess.PIPE, subprocess.STDOUT) if quiet else (None, None)
     return subprocess.run(command, env=environment, text=True, stdout=out, stderr=errors)
 
 
-def free_port() -> int:
-    """A port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def show(console: Console, summary: dict[str, float], directory: Path) -> None:
+def show(console: Console, summary: dict[str, float], run: RunDirectory) -> None:
     """Print what was learnt, and where things are."""
     first, last = summary["validation_loss_first"], summary["validation_loss_last"]
     unigram = summary["unigram_entropy"]
-    table = Table("what", "value", title_justify="left")
-    table.add_row("validation loss before any step", f"{first:.3f} nats")
-    table.add_row("validation loss at the end", f"{last:.3f} nats")
-    table.add_row("unigram entropy, same tokens", f"{unigram:.3f} nats")
-    table.add_row("below the unigram entropy by", f"{unigram - last:.3f} nats")
-    table.add_row("tokens per second", f"{summary['tokens_per_second']:,.0f}")
-    table.add_row("waiting for data", f"{summary['data_wait_fraction']:.2%} of the time")
-    table.add_row("seconds training; this command in all", _seconds(summary))
-    table.add_row("checkpoint", str(summary["checkpoint"]))
-    table.add_row("report (open in a browser)", str(summary["report"]))
+    table = Table("what", "value")
+    for what, value in {
+        "validation loss before any step": f"{first:.3f} nats",
+        "validation loss at the end": f"{last:.3f} nats",
+        "unigram entropy, same tokens": f"{unigram:.3f} nats",
+        "below the unigram entropy by": f"{unigram - last:.3f} nats",
+        "tokens per second": f"{summary['tokens_per_second']:,.0f}",
+        "waiting for data": f"{summary['data_wait_fraction']:.2%} of the time",
+        "seconds training": f"{summary['seconds_training']:.0f}",
+        "seconds of this command in all": f"{summary['seconds_total']:.0f}",
+        "checkpoint": str(summary["checkpoint"]),
+        "report (open in a browser)": str(summary["report"]),
+    }.items():
+        table.add_row(what, value)
     console.print(table)
-    for sample in read_metrics(RunDirectory(directory).metrics).samples[-2:]:
-        console.print(f"{sample.prompt} ▸{sample.text}", markup=False, highlight=False)
-    console.print(f"\nGo on: python -m tools.generate {directory} --prompt '...'", markup=False)
-
-
-def _seconds(summary: dict[str, float]) -> str:
-    return f"{summary['seconds_training']:.0f}; {summary['seconds_total']:.0f}"
+    for sample in read_metrics(run.metrics).samples[-2:]:
+        console.print(f"{sample.prompt} ▸{sample.text}", markup=False)
+    console.print(f"\nGo on: python -m tools.generate {run} --prompt '...'", markup=False)
 
 
 if __name__ == "__main__":

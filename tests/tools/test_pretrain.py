@@ -12,6 +12,7 @@ from tools.pretrain import Choice, choose, scheduled
 from train.config import RunConfig
 from train.config_files import load
 from train.errors import UserError
+from train.run_directory import RunDirectory
 
 TWO, ONE = (2, 1), (1, 2)
 
@@ -148,7 +149,7 @@ def test_a_choice_is_made_once_and_told(slow: Launcher, tmp_path: Path, capfd) -
 
 
 def test_a_choice_for_a_run_that_never_began_is_made_again(slow: Launcher, tmp_path: Path) -> None:
-    pretrain.keep(Choice(steps=400, ranks=2, threads=1), tmp_path / "run")
+    pretrain.keep(Choice(steps=400, ranks=2, threads=1), RunDirectory(tmp_path / "run"))
     assert pretrained(tmp_path) == 0
     assert slow.trained[0][0].steps == 260
 
