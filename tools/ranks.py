@@ -245,6 +245,7 @@ def _serve(
             # Whoever waits in vain is ended by the pool, which shows where it waits.
             timeout=timedelta(hours=1),
         )
+    is_frozen = False
     while request := pipe.recv_bytes():
         try:
             work, arguments = pickle.loads(request)
@@ -252,10 +253,11 @@ def _serve(
         except BaseException:
             answer = pickle.dumps((False, traceback.format_exc()))
         sys.stdout.flush()
-        if not gc.get_freeze_count():
+        if not is_frozen:
             # DeepSpeed collects garbage at every turn: not through all that has been imported.
             gc.collect()
             gc.freeze()
+            is_frozen = True  # counting what is frozen takes 25 ms
         pipe.send_bytes(answer)
     if dist.is_initialized():
         with contextlib.suppress(RuntimeError):  # the others may have been killed
