@@ -23,6 +23,7 @@ from typing import Self
 from pydantic import BaseModel, Field
 
 from train.errors import UserError
+from train.storage.place import Place
 
 RECORD_NAME = "lab.json"
 # Debian keeps daemons where an ordinary user's PATH does not look.
@@ -92,10 +93,7 @@ class Record(BaseModel):
         self._save()
 
     def _save(self) -> None:
-        """Write the record, whole or not at all."""
-        temporary = self.directory / f"{RECORD_NAME}.new"
-        temporary.write_text(self.model_dump_json(indent=2) + "\n")
-        temporary.replace(self.directory / RECORD_NAME)
+        Place.of(self.directory / RECORD_NAME).write(self.model_dump_json(indent=2).encode())
 
     def start(
         self, command: Sequence[str], *, log: str, environment: Mapping[str, str] | None = None

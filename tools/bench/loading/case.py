@@ -22,7 +22,6 @@ from typing import Any, Final
 from tools.bench.loading.corpora import write_documents, write_sequences, write_vast
 from tools.bench.loading.readers import (
     BATCH,
-    Feeds,
     Read,
     Reading,
     Streaming,
@@ -32,7 +31,7 @@ from tools.bench.loading.readers import (
 from tools.bench.rounds import Contestant, Effort, Findings, ratio, spread
 from tools.bench.shapes import Plan
 from tools.lab import s3
-from tools.ranks import changed_environment
+from tools.ranks import RankPool, changed_environment
 from train.data.document import Document
 
 NODE_TOKENS_A_SECOND: Final = 450_000
@@ -81,11 +80,10 @@ def _from_disk(found: Findings, place: Path, plan: Plan, *, batches: int) -> Non
         "ours, packed": documents,
         "ours, packed, with spans": replace(documents, has_spans=True),
     }
-    feeds = Feeds(readings)
-    ranks = [Feeds({"": replace(rows, rank=rank, ranks=2)}) for rank in range(2)]
+    one, two = RankPool(1), RankPool(2)
     readers: dict[str, Read] = {
-        **{name: shared([feeds], name) for name in readings},
-        "ours, two ranks": shared(ranks, ""),
+        **{name: shared(one, reading) for name, reading in readings.items()},
+        "ours, two ranks": shared(two, rows),
         "streaming": alone.endless(workers=0),
         "streaming, 2 workers": by_two,
         "streaming, cut": cut.cut_documents(SEQUENCE_TOKENS),
@@ -109,7 +107,7 @@ def _from_disk(found: Findings, place: Path, plan: Plan, *, batches: int) -> Non
             },
         )
     finally:
-        for each in (feeds, *ranks, alone, pair, cut):
+        for each in (one, two, alone, pair, cut):
             each.close()
     tokens = batches * BATCH * SEQUENCE_TOKENS
     found.ratios |= {

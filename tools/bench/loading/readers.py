@@ -1,25 +1,26 @@
 """Those who read in the bench of loading: our feeds, mosaicml-streaming, and a plain array."""
 
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, count, repeat
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from model import torchvision_free
 from tools.bench.shapes import RATIO
 from tools.random_batches import random_spans
+from tools.ranks import RankPool
 from train.data.collate import Collator
 from train.data.corpus import Corpus
 from train.data.feed import Feed
@@ -90,54 +91,25 @@ class Reading:
         )
 
 
-class Feeds:
-    """Our feeds in a process of their own, where no other's threads ask for the interpreter.
+def shared(pool: RankPool, reading: Reading) -> Read:
+    """What the ranks of a pool read together, each an equal part.
 
-    In each, one thread reads while its caller waits, as it would for a GPU.
-
-    Args:
-        readings: by name.
+    They are processes of their own, where no other's threads ask for the interpreter. In each, one
+    thread reads while its caller waits, as it would for a GPU.
     """
-
-    def __init__(self, readings: dict[str, Reading]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(readings, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def begin(self, name: str, batches: int) -> None:
-        """Begin to read."""
-        self._pipe.send((name, batches))
-
-    def end(self) -> float:
-        """Wait for what has begun."""
-        return self._pipe.recv()
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.send(None)
-        self._process.join(timeout=TIMEOUT_SECONDS)
+    pool.run(_read, reading, 0)  # opens it
+    return lambda batches: sum(pool.run(_read, reading, batches))
 
 
-def shared(feeds: Sequence[Feeds], name: str) -> Read:
-    """What the feeds of this name read together, each an equal part."""
-
-    def read(batches: int) -> float:
-        assert batches % len(feeds) == 0, "shared evenly"
-        for feed in feeds:
-            feed.begin(name, batches // len(feeds))
-        return sum(feed.end() for feed in feeds)
-
-    return read
+def _read(reading: Reading, batches: int) -> float:
+    ranks = dist.get_world_size()
+    assert batches % ranks == 0, "shared evenly"
+    return _of_this_rank(replace(reading, rank=dist.get_rank(), ranks=ranks))(batches // ranks)
 
 
-def _serve(readings: dict[str, Reading], pipe: Connection) -> None:
-    torch.set_num_threads(1)
-    reads = {name: _from(map(reading.feed().step, count(1))) for name, reading in readings.items()}
-    while (order := pipe.recv()) is not None:
-        name, batches = order
-        pipe.send(reads[name](batches))
+@cache
+def _of_this_rank(reading: Reading) -> Read:
+    return _from(map(reading.feed().step, count(1)))
 
 
 class Streaming:
@@ -217,7 +189,7 @@ def gathered(path: Path) -> Read:
     random = np.random.default_rng(0)
 
     def batches() -> Iterator[Tensor]:
-        for _ in count():
+        while True:
             order = random.permutation(len(rows))
             for start in range(0, len(rows) - BATCH + 1, BATCH):
                 chosen = rows[order[start : start + BATCH]]
