@@ -12,12 +12,11 @@ each removes its files before the next begins:
 
 import itertools
 import os
-import shutil
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ from tools.bench.shapes import Plan
 from train.checkpoint.directory import Retention
 from train.checkpoint.restore import restore
 from train.checkpoint.saver import Saver
-from train.storage.place import Place
 
 BLOCK_BYTES = 1 << 26
 WIDTH = 1024
@@ -125,15 +123,10 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
     room = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     saver = Saver(place / "ours", retention=Retention(keep=2))
     rank, steps, flips = dist.get_rank(), itertools.count(1), itertools.count()
-    on_first = rank == 0
     num_bytes = dist.get_world_size() * sum(tensor.nbytes for tensor in state.values())
 
     def copy() -> dict[str, float]:
-        def work() -> None:
-            for name, tensor in state.items():
-                room[name].copy_(tensor)
-
-        return {"copy": _timed(work)}
+        return {"copy": _timed(lambda: _copy(state, to=room))}
 
     def ours() -> dict[str, float]:
         blocked = _timed(lambda: saver.save(engine, {}, step=next(steps)))
@@ -149,7 +142,7 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
         restored, plain = (one, twin) if swapped < 2 else (twin, one)
         readers = {
             "read": lambda: restore(restored, engine),
-            "dd_read": lambda: on_first and _read_with_dd(plain),
+            "dd_read": lambda: rank or _read_with_dd(Path(plain)),
         }
         taken = {"blocked": blocked, "write": written}
         _settle(place / "ours")
@@ -160,13 +153,11 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
         return taken
 
     def dd() -> dict[str, float]:
-        # One process writes what all ranks share.
-        if not on_first:
-            return {"dd_write": 0.0}
         file = place / "dd"
         count = [f"count={num_bytes}", "iflag=count_bytes", f"bs={BLOCK_BYTES}", "conv=fsync"]
-        write = _timed(lambda: _run("dd", "if=/dev/zero", f"of={file}", *count))
-        file.unlink()
+        # One process writes what all ranks share.
+        write = _timed(lambda: rank or _run("dd", "if=/dev/zero", f"of={file}", *count))
+        _remove(file)
         return {"dd_write": write}
 
     def torchs() -> dict[str, float]:
@@ -178,13 +169,9 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
                 opened.flush()
                 os.fsync(opened.fileno())
 
-        def load() -> None:
-            for name, tensor in torch.load(file, weights_only=True).items():
-                state[name].copy_(tensor)
-
         write = _timed(save)
         _settle(file)
-        read = _timed(load)
+        read = _timed(lambda: _copy(torch.load(file, weights_only=True), to=state))
         file.unlink()
         return {"torch_save": write, "torch_load": read}
 
@@ -204,6 +191,11 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
     return [copy, ours, dd, torchs, dcps]
 
 
+def _copy(tensors: Mapping[str, Tensor], *, to: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        to[name].copy_(tensor)
+
+
 def _timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
@@ -214,7 +206,7 @@ def _remove(path: Path) -> None:
     """Removes what all ranks have done with."""
     dist.barrier()
     if dist.get_rank() == 0:
-        shutil.rmtree(path, ignore_errors=True)
+        _run("rm", "-rf", str(path))
     dist.barrier()
 
 
@@ -247,8 +239,8 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
-def _read_with_dd(path: Path | Place) -> None:
-    for file in _files(Path(path)):
+def _read_with_dd(path: Path) -> None:
+    for file in _files(path):
         _run("dd", f"if={file}", "of=/dev/null", f"bs={BLOCK_BYTES}")
 
 

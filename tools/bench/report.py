@@ -15,6 +15,7 @@ from parallel.launch import multiplies_bf16
 from tools.bench.rounds import Findings
 from tools.bench.shapes import Plan
 from tools.command import write_json
+from train.watch.monitor import processor_name
 
 BARS = {
     # Tokens/s over the peer's.
@@ -170,7 +171,7 @@ def write(
         seconds: that the bench took.
     """
     machine = {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": plan.threads,
         "bf16_in_hardware": multiplies_bf16(),
@@ -189,13 +190,6 @@ def write(
         "cases": {case: {"case": case} | asdict(found) for case, found in findings.items()},
     }
     write_json(path, document)
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _version(name: str) -> str | None:

@@ -105,11 +105,12 @@ def describe_machine() -> str:
     if torch.cuda.is_available():
         device = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
     else:
-        device = f"{os.cpu_count()} × {_processor_name()}"
+        device = f"{os.cpu_count()} × {processor_name()}"
     return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """Name of this host's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
