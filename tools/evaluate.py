@@ -26,7 +26,7 @@ from train.data.spans.text import TextSpansConfig
 from train.evaluate import VALIDATION_EPOCH, evaluate, validation_batches
 from train.loading import load_config, load_model
 from train.prepare import refuse_other_corpus
-from train.step import Averages
+from train.step import Averages, averaged
 from train.storage.place import Place
 from train.watch.metrics import perplexity
 
@@ -72,7 +72,7 @@ def evaluate_checkpoint(
                 change=change,
             )
         )
-        return evaluate(forward, batches, device=device).over_ranks()
+        return averaged(evaluate(forward, batches, device=device))
 
     found = {"overall": averages(config, lambda sample: sample)}
     longest = RandomSpansConfig().load(config.data.sequence_tokens).longest

@@ -11,7 +11,9 @@ from rich.text import Text
 
 from tools.command import command_line
 from train.checkpoint.directory import resolve
-from train.loading import find_tokenizer, load_model
+from train.errors import CheckpointError
+from train.loading import load_model
+from train.run_directory import kept_tokenizer
 from train.storage.place import Place
 from train.text import Speaker
 
@@ -40,7 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--temperature must be above 0; --top-p 0 is greedy")
     path = resolve(Place.parse(options.checkpoint))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    speaker = Speaker(load_model(path, device=device), options.tokenizer or find_tokenizer(path))
+    tokenizer = options.tokenizer or kept_tokenizer(path)
+    if tokenizer is None:
+        raise CheckpointError(
+            f"there is no tokenizer.json in {path.parent.parent} or {path}: name the corpus's own "
+            "with --tokenizer"
+        )
+    speaker = Speaker(load_model(path, device=device), tokenizer)
     text = speaker.speak(
         options.prompt,
         max_new_tokens=options.max_new_tokens,

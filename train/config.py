@@ -160,8 +160,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _cross_check(self) -> "RunConfig":
-        faults = list(_faults(self))
-        if faults:
+        if faults := _faults(self):
             raise ValueError("\n".join(faults))
         return self
 
@@ -266,100 +265,109 @@ def batch_fault(config: RunConfig, *, ranks: int) -> str | None:
 
 
 def _faults(config: RunConfig) -> list[str]:
-    faults: list[str] = []
-    decoder, S = config.model.decoder, config.data.sequence_tokens
-    if config.data.corpus is None and not config.data.sources:
-        faults.append(
-            "data.corpus: is missing: set data.corpus=DIRECTORY (or s3://bucket/path), or name "
-            "several in data.sources"
-        )
-    if config.data.corpus is not None and config.data.sources:
-        faults.append(
-            f"data.corpus: {config.data.corpus} is named beside data.sources: set data.corpus=null "
-            "to mix the sources, or data.sources.NAME=null for each of "
-            f"{', '.join(config.data.sources)}"
-        )
+    data, layout, zero = config.data, config.layout, config.zero
+    encoders, decoder, S = config.model.encoders, config.model.decoder, data.sequence_tokens
     patience = config.storage.timeout_seconds + config.storage.retry_budget_seconds
-    if patience >= config.collective_timeout_seconds:
-        faults.append(
+    rows = config.batch.micro_sequences * S
+    rules = [
+        (
+            data.corpus is None and not data.sources,
+            "data.corpus: is missing: set data.corpus=DIRECTORY (or s3://bucket/path), or name "
+            "several in data.sources",
+        ),
+        (
+            data.corpus is not None and data.sources,
+            f"data.corpus: {data.corpus} is named beside data.sources: set data.corpus=null to mix "
+            f"the sources, or data.sources.NAME=null for each of {', '.join(data.sources)}",
+        ),
+        (
+            patience >= config.collective_timeout_seconds,
             f"storage.retry_budget_seconds: a rank may wait {patience:g} s for data (with "
             "storage.timeout_seconds), longer than the others wait for it "
             f"(collective_timeout_seconds {config.collective_timeout_seconds:g}): lower one, or "
-            "raise the other"
-        )
-    if config.batch.sequences % config.data.span_choices:
-        faults.append(
-            f"data.span_choices: {config.data.span_choices} of each sequence do not divide "
-            f"batch.sequences ({config.batch.sequences})"
-        )
-    if config.data.pack == "stream":
-        whole = [
-            f"spans.{modality}.kind: stored"
-            for modality, spans in config.spans.items()
-            if spans.is_stored
-        ]
-        whole += ["data.attend: within"] * (config.data.attend == "within")
-        faults += [
-            f"{key} needs documents that stay whole, and data.pack: stream cuts them: leave out "
-            "data.pack, or change it to fit"
-            for key in whole
-        ]
-    if S > decoder.max_tokens:
-        faults.append(
+            "raise the other",
+        ),
+        (
+            config.batch.sequences % data.span_choices,
+            f"data.span_choices: {data.span_choices} of each sequence do not divide "
+            f"batch.sequences ({config.batch.sequences})",
+        ),
+        (
+            S > decoder.max_tokens,
             f"data.sequence_tokens: {S} slots but the decoder has positions for "
-            f"{decoder.max_tokens}; raise model.decoder.max_tokens or shorten the sequence"
-        )
-    if decoder.width % decoder.heads:
-        faults.append(
-            f"model.decoder.heads: {decoder.heads} heads do not divide width {decoder.width}"
-        )
-    if config.optim.warmup_steps > config.steps:
-        faults.append(
+            f"{decoder.max_tokens}; raise model.decoder.max_tokens or shorten the sequence",
+        ),
+        (
+            decoder.width % decoder.heads,
+            f"model.decoder.heads: {decoder.heads} heads do not divide width {decoder.width}",
+        ),
+        (
+            config.optim.warmup_steps > config.steps,
             f"optim.warmup_steps: {config.optim.warmup_steps} steps of warm-up exceed the run's "
-            f"steps ({config.steps}): lower it, or raise steps"
-        )
-    for modality in sorted(set(config.data.span_capacity) - set(config.model.encoders)):
-        faults.append(f"data.span_capacity.{modality}: there is no encoder of that name")
-    for modality in sorted({*config.spans, *config.model.encoders}):
-        if modality not in config.model.encoders:
-            faults.append(f"spans.{modality}: there is no encoder model.encoders.{modality}")
-            continue
-        if modality not in config.spans:
-            faults.append(
-                f"spans.{modality}: is missing; say how the spans of model.encoders.{modality} "
-                "are chosen, e.g. kind=random"
-            )
-            continue
-        faults += _encoder_faults(config, modality)
-    faults += layout_faults(config.layout, config.built_model) if not faults else []
-    rows = config.batch.micro_sequences * S
-    if config.layout.sequence_parallel and rows % config.layout.tensor:
-        faults.append(
+            f"steps ({config.steps}): lower it, or raise steps",
+        ),
+        (
+            layout.sequence_parallel and rows % layout.tensor,
             f"layout.sequence_parallel: the {rows} slots of a microbatch (batch.micro_sequences x "
-            f"data.sequence_tokens) do not divide by layout.tensor {config.layout.tensor}"
-        )
-    if config.layout.model_ranks > 1:
-        for key, is_set in (
-            ("zero.offload_directory", config.zero.offload_directory is not None),
-            ("optim.precision", config.optim.precision != "fp32"),
-        ):
-            if is_set:
-                faults.append(
-                    f"{key}: is for runs with layout.tensor=1 and layout.pipeline=1; with more it "
-                    "was never shown to be right: leave it out"
-                )
-    if config.zero.offload_directory is not None and config.checkpoint.asynchronous:
-        faults.append(
+            f"data.sequence_tokens) do not divide by layout.tensor {layout.tensor}",
+        ),
+        (
+            zero.offload_directory is not None and config.checkpoint.asynchronous,
             "checkpoint.asynchronous: must be false with zero.offload_directory: the copy that is "
-            "written in the background would bring into memory what was moved out of it"
-        )
-    if config.lora is not None and config.layout.model_ranks > 1:
-        faults.append(
+            "written in the background would bring into memory what was moved out of it",
+        ),
+        (
+            config.lora is not None and layout.model_ranks > 1,
             "lora: adapters are trained with layout.tensor=1 and layout.pipeline=1 only: peft puts "
-            "them on whole layers; use data parallelism and ZeRO"
+            "them on whole layers; use data parallelism and ZeRO",
+        ),
+        (
+            config.lora is not None and config.init_from is None,
+            "lora: needs init_from, a checkpoint whose weights the adapters bend",
+        ),
+    ]
+    needs_whole = {
+        f"spans.{name}.kind: stored": kind.is_stored for name, kind in config.spans.items()
+    }
+    needs_whole["data.attend: within"] = data.attend == "within"
+    rules += [
+        (
+            is_set and data.pack == "stream",
+            f"{key} needs documents that stay whole, and data.pack: stream cuts them: leave out "
+            "data.pack, or change it to fit",
         )
-    if config.lora is not None and config.init_from is None:
-        faults.append("lora: needs init_from, a checkpoint whose weights the adapters bend")
+        for key, is_set in needs_whole.items()
+    ]
+    one_copy = {
+        "zero.offload_directory": zero.offload_directory is not None,
+        "optim.precision": config.optim.precision != "fp32",
+    }
+    rules += [
+        (
+            is_set and layout.model_ranks > 1,
+            f"{key}: is for runs with layout.tensor=1 and layout.pipeline=1; with more it was "
+            "never shown to be right: leave it out",
+        )
+        for key, is_set in one_copy.items()
+    ]
+    rules += [
+        (name not in encoders, f"{key}.{name}: there is no encoder model.encoders.{name}")
+        for key, names in (("spans", config.spans), ("data.span_capacity", data.span_capacity))
+        for name in names
+    ]
+    rules += [
+        (
+            name not in config.spans,
+            f"spans.{name}: is missing; say how the spans of model.encoders.{name} are chosen, "
+            "e.g. kind=random",
+        )
+        for name in encoders
+    ]
+    faults = [message for is_broken, message in rules if is_broken]
+    for name in sorted(set(encoders) & set(config.spans)):
+        faults += _encoder_faults(config, name)
+    if set(encoders) <= set(config.spans):
+        faults += layout_faults(layout, config.built_model)
     return faults
 
 

@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.batch import Batch
 from model.loss import Loss
@@ -18,7 +19,7 @@ from train.data.collate import Collator
 from train.data.sample import Sample
 from train.data.sources import Source, Sources
 from train.errors import DataError
-from train.step import Tally
+from train.step import averaged, sums_of
 from train.watch.metrics import ValidationRecord
 
 LONGEST_RUN = 32
@@ -73,8 +74,8 @@ def evaluate(
     *,
     device: torch.device,
     counts: bool = True,
-) -> Tally:
-    """Losses over batches; call it in evaluation mode, on every rank.
+) -> list[Tensor]:
+    """Sums of losses of batches; call it in evaluation mode, on every rank.
 
     Args:
         forward: losses of microbatches of one shape.
@@ -83,14 +84,12 @@ def evaluate(
         counts: whether this rank's losses count; of the ranks that hold one copy of the model,
             those of one do.
     """
-    tally = Tally()
+    sums: list[Tensor] = []
     on_device = (batch.to(device) for batch in batches)
     while run := list(islice(on_device, LONGEST_RUN)):
         losses = forward(run)
-        if counts:
-            for batch, loss in zip(run, losses, strict=True):
-                tally.add(batch, loss)
-    return tally
+        sums += map(sums_of, run, losses) if counts else ()
+    return sums
 
 
 def validate(
@@ -116,20 +115,20 @@ def validate(
             )
         )
 
-    tallies: dict[str, Tally] = {}
+    sums: dict[str, list[Tensor]] = {}
     for source in sources.all:
         # All is read before anything is computed: a rank that fails must not leave the others
         # inside a collective.
         batches = on_all_ranks(lambda source=source: read(source), DataError)
         with engine.evaluating():
-            tallies[source.name] = evaluate(
+            sums[source.name] = evaluate(
                 lambda run: forward(engine, run),
                 batches,
                 device=mesh.world.device,
                 counts=mesh.speaks_for_sample,
             )
-    averages = Tally.of_all(tallies.values()).over_ranks()
-    by_source = {name: tally.over_ranks().loss for name, tally in tallies.items()}
+    averages = averaged(list(chain.from_iterable(sums.values())))
+    by_source = {name: averaged(own).loss for name, own in sums.items()}
     return ValidationRecord(
         step=step,
         loss=averages.loss,

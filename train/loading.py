@@ -10,8 +10,6 @@ from train.checkpoint.restore import load_module, read_state
 from train.checkpoint.weights import read_values
 from train.config import RunConfig
 from train.config_files import from_stored
-from train.errors import CheckpointError
-from train.run_directory import kept_tokenizer
 from train.storage.place import Place
 
 
@@ -40,20 +38,3 @@ def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:
         for name, parameter in model.named_parameters():
             parameter.data.copy_(weights[name])
     return model.to(device).eval()
-
-
-def find_tokenizer(path: Place) -> Path:
-    """The tokenizer that a run keeps beside its checkpoints.
-
-    Args:
-        path: a checkpoint's own directory.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if not path.is_remote and (tokenizer := kept_tokenizer(path)) is not None:
-        return Path(tokenizer)
-    raise CheckpointError(
-        f"there is no tokenizer.json in {path.parent.parent} or {path}: name the corpus's own with "
-        "--tokenizer"
-    )

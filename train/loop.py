@@ -146,7 +146,6 @@ def state_of(
 ) -> dict[str, Any]:
     """What a checkpoint keeps beside the tensors."""
     return {
-        "step": step,
         "sequences_consumed": step * config.batch.sequences,
         "seed": config.seed,
         "config": config.model_dump(mode="json"),

@@ -1,7 +1,7 @@
 """One optimiser step: forward and backward of each microbatch, checks, update; sums of losses."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,38 +35,35 @@ class Averages:
     scored_tokens: int
 
 
-class Tally:
-    """Adds up microbatches on one rank, then over all ranks."""
+def sums_of(batch: Batch, loss: Loss) -> Tensor:
+    """[4] sums of the losses of all scored tokens and of first ones of spans, and both counts.
 
-    def __init__(self):
-        self._parts: list[Tensor] = []
+    They stay on the device: nothing waits for them.
+    """
+    first = batch.first_of_span[: batch.num_scored]
+    terms = loss.terms[: batch.num_scored].double()
+    count = terms.new_tensor(batch.num_scored)
+    return torch.stack([terms.sum(), (terms * first).sum(), count, first.sum()])
 
-    def add(self, batch: Batch, loss: Loss) -> None:
-        """Add one microbatch; the sums stay on the device, nothing waits for them."""
-        first = batch.first_of_span[: batch.num_scored]
-        terms = loss.terms[: batch.num_scored].double()
-        count = terms.new_tensor(batch.num_scored)
-        self._parts.append(torch.stack([terms.sum(), (terms * first).sum(), count, first.sum()]))
 
-    @classmethod
-    def of_all(cls, tallies: Iterable["Tally"]) -> "Tally":
-        """One that has seen what all of these have."""
-        whole = cls()
-        for tally in tallies:
-            whole._parts += tally._parts
-        return whole
+def averaged(sums: Sequence[Tensor]) -> Averages:
+    """Means over the microbatches of all ranks; every rank must call it.
 
-    def over_ranks(self) -> Averages:
-        """Means over all ranks, NaN where nothing was scored; every rank must call it."""
-        sums = torch.stack(self._parts).sum(dim=0).tolist() if self._parts else [0.0] * 4
-        loss, first_loss, count, first_count = total(*sums)
-        other_count, other_loss = count - first_count, loss - first_loss
-        return Averages(
-            loss=loss / count if count else math.nan,
-            first_of_span=first_loss / first_count if first_count else None,
-            other=other_loss / other_count if other_count else None,
-            scored_tokens=int(count),
-        )
+    Args:
+        sums: those of this rank's microbatches, as `sums_of` gives them.
+
+    Returns:
+        The means; of the loss NaN where nothing was scored.
+    """
+    own = torch.stack(list(sums)).sum(dim=0).tolist() if sums else [0.0] * 4
+    loss, first_loss, count, first_count = total(*own)
+    other_count, other_loss = count - first_count, loss - first_loss
+    return Averages(
+        loss=loss / count if count else math.nan,
+        first_of_span=first_loss / first_count if first_count else None,
+        other=other_loss / other_count if other_count else None,
+        scored_tokens=int(count),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +128,8 @@ def train_step(
         raise DataError("no token of this batch is scored: check the corpus and the spans")
     batches = [batch.to(mesh.world.device) for batch in batches]
     losses = forward_backward(engine, batches, scale=1 / count)
-    tally = Tally()
-    if mesh.speaks_for_sample:
-        for batch, loss in zip(batches, losses, strict=True):
-            tally.add(batch, loss)
-    averages = tally.over_ranks()
+    sums = list(map(sums_of, batches, losses)) if mesh.speaks_for_sample else []
+    averages = averaged(sums)
     if not math.isfinite(averages.loss):
         raise DivergedError(
             f"the loss is {averages.loss}: nothing was stepped; lower optim.lr, or look at the data"

@@ -15,6 +15,7 @@ from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import pack_text
 from train.data.tokens import SpecialTokens
 from train.errors import UserError
+from train.storage.place import Place
 
 SPAN = re.compile(r"\[\[(.+?)\]\]", re.DOTALL)
 
@@ -29,17 +30,17 @@ class Speaker:
 
     Args:
         model: in eval mode, whole on this process.
-        tokenizer_file: of the one it was trained with.
+        tokenizer: file of the one it was trained with.
 
     Raises:
         UserError: the file is missing or is no tokenizer.
     """
 
-    def __init__(self, model: SemiCausal, tokenizer_file: Path):
+    def __init__(self, model: SemiCausal, tokenizer: Place | Path):
         try:
-            self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
+            self.tokenizer = Tokenizer.from_buffer(Place.of(tokenizer).read())
         except Exception as error:  # the library raises nothing more precise
-            raise UserError(f"{tokenizer_file} cannot be read as a tokenizer: {error}") from None
+            raise UserError(f"{tokenizer} cannot be read as a tokenizer: {error}") from None
         self.model = model
         self.special = SpecialTokens.from_vocabulary(self.tokenizer.get_vocab())
 
