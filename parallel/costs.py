@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from model.connector import ConnectorConfig, layer_sizes
-from model.encoders.protocol import EncoderKind, SpanLoad
+from model.decoder import DecoderConfig
+from model.encoders.protocol import SpanLoad, Stack
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
 
@@ -135,6 +136,25 @@ def connector_products(config: ConnectorConfig, *, width: int, to: int, vectors:
     return 2 * vectors * sum(a * b for a, b in layer_sizes(config, width, to))
 
 
+def causal_stack(
+    decoder: DecoderConfig, *, sequences: int, sequence_tokens: int, masked: bool = False
+) -> Stack:
+    """One layer of a decoder; with a mask no pair of slots is skipped."""
+    rows = sequences * sequence_tokens
+    return Stack(
+        num_blocks=1,
+        width=decoder.width,
+        hidden=decoder.feed_forward,
+        heads=decoder.heads,
+        rows=rows,
+        cells=rows,
+        pairs=rows * (sequence_tokens if masked else (sequence_tokens + 1) / 2),
+        dropout=decoder.dropout > 0,
+        trains=True,
+        bias_trains=False,
+    )
+
+
 def model_work(config: ModelConfig, load: Load, *, recompute: Recompute = "none") -> ModelWork:
     """Operations of every part for one microbatch.
 
@@ -142,54 +162,29 @@ def model_work(config: ModelConfig, load: Load, *, recompute: Recompute = "none"
     block. The head keeps its gradients from the forward and computes nothing again.
     """
     decoder = config.decoder
-    layer = _block(
-        decoder.width,
-        decoder.feed_forward,
-        rows=load.slots,
-        pairs=load.slots * (load.sequence_tokens + 1) / 2,
-        backward=BACKWARD,
-        recompute=recompute,
-    )
-    head = Work(products=head_products(decoder.width, decoder.vocabulary, scored=load.scored))
-    encoder: list[Work] = []
+    layer = causal_stack(decoder, sequences=load.sequences, sequence_tokens=load.sequence_tokens)
     connector = 0.0
+    encoder: list[Work] = []
     for modality, part in config.encoders.items():
         spans = load.spans[modality]
-        encoder += _encoder(part.encoder, spans, recompute=recompute)
+        for stack in part.encoder.stacks(spans):
+            encoder += [_block(stack, recompute)] * stack.num_blocks
         connector += connector_products(
             part.connector, width=part.encoder.width, to=decoder.width, vectors=spans.vectors
         )
     return ModelWork(
-        layer=layer, head=head, encoder=tuple(encoder), connector=Work(products=connector)
+        layer=_block(layer, recompute),
+        head=Work(products=head_products(decoder.width, decoder.vocabulary, scored=load.scored)),
+        encoder=tuple(encoder),
+        connector=Work(products=connector),
     )
 
 
-def _encoder(encoder: EncoderKind, spans: SpanLoad, *, recompute: Recompute) -> list[Work]:
-    """Blocks of one encoder. Nothing flows back into those below the first that trains."""
-    return [
-        _block(
-            stack.width,
-            stack.hidden,
-            rows=stack.rows,
-            pairs=stack.pairs,
-            backward=BACKWARD if stack.trains else 0,
-            recompute=recompute if stack.trains else "none",
-        )
-        for stack in encoder.stacks(spans)
-        for _ in range(stack.num_blocks)
-    ]
-
-
-def _block(
-    width: int,
-    feed_forward: int,
-    *,
-    rows: float,
-    pairs: float,
-    backward: float,
-    recompute: Recompute,
-) -> Work:
-    products = block_products(width, feed_forward, rows=rows)
-    attention = block_attention(width, pairs=pairs)
+def _block(stack: Stack, recompute: Recompute) -> Work:
+    """One block. Nothing flows back into those below the first that trains."""
+    products = block_products(stack.width, stack.hidden, rows=stack.rows)
+    attention = block_attention(stack.width, pairs=stack.pairs)
+    if not stack.trains:
+        return Work(products=products, attention=attention, backward=0)
     again = {"none": 0.0, "selective": attention, "full": products + attention}[recompute]
-    return Work(products=products, attention=attention, backward=backward, again=again)
+    return Work(products=products, attention=attention, again=again)

@@ -15,10 +15,10 @@ def install() -> None:
 
     megatron-core allocates what it sends on `torch.cuda.current_device()`.
     """
-    if torch.cuda.is_available():
-        return
-    torch.cuda.current_device = _current_device
-    torch.cuda.synchronize = _nothing
+    if not torch.cuda.is_available():
+        cuda: Any = torch.cuda
+        cuda.current_device = lambda: CPU
+        cuda.synchronize = lambda device=None: None
 
 
 def on_cpu() -> AbstractContextManager[Any]:
@@ -37,21 +37,9 @@ class _CpuInsteadOfCuda(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        options = dict(kwargs or {})
         if func is torch.Tensor.cuda:
             return args[0]
-        if "device" in options and _names_cuda(options["device"]):
+        options = dict(kwargs or {})
+        if str(options.get("device")).startswith("cuda"):
             options["device"] = CPU
         return func(*args, **options)
-
-
-def _names_cuda(device: object) -> bool:
-    return str(device).startswith("cuda")
-
-
-def _current_device() -> Any:
-    return CPU
-
-
-def _nothing(*_: object, **__: object) -> None:
-    pass

@@ -18,35 +18,12 @@ from torch import nn
 from model.layers import Layers, initialize
 from model.semicausal import ModelConfig, SemiCausal
 from parallel.mesh import LayoutConfig, Mesh, held_pieces
-from parallel.split import default_split
 from parallel.tensor import TensorLayers
 from parallel.zero import deepspeed_access, pages
-from parallel.zero.config import AdamW, Precision, ZeroConfig
+from parallel.zero.config import AdamW, Precision, Sharding, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.gradients import tied_over_stages
 from parallel.zero.masters import placed
-from parallel.zero.sharding import Sharding
-
-
-def with_split(
-    layout: LayoutConfig, config: ModelConfig, *, sequence_tokens: int, span_share: float
-) -> LayoutConfig:
-    """The layout with the decoder layers of each piece: as configured, or what balances the stages.
-
-    Raises:
-        ValueError: there are fewer layers than pieces.
-    """
-    if layout.split is not None:
-        return layout
-    split = default_split(
-        config,
-        pipeline=layout.pipeline,
-        chunks=layout.chunks,
-        sequence_tokens=sequence_tokens,
-        span_share=span_share,
-        recompute=layout.recompute,
-    )
-    return layout.model_copy(update={"split": list(split)})
 
 
 def build_part(

@@ -1,51 +1,48 @@
 """Splits the decoder's layers over pipeline stages, which differ in what else they do."""
 
-from model.recompute import Recompute
 from model.semicausal import ModelConfig
 from parallel.costs import model_work, usual_load
+from parallel.mesh import LayoutConfig
 
 
-def default_split(
-    config: ModelConfig,
-    *,
-    pipeline: int,
-    chunks: int = 1,
-    sequence_tokens: int,
-    span_share: float = 0.25,
-    recompute: Recompute = "none",
-) -> tuple[int, ...]:
-    """Decoder layers of each of the pipeline*chunks pieces, so that the slowest stage is fastest.
+def with_split(
+    layout: LayoutConfig, config: ModelConfig, *, sequence_tokens: int, span_share: float
+) -> LayoutConfig:
+    """The layout with the decoder layers of each piece: as configured, or what balances the stages.
 
     The first piece also runs the encoders and connectors, the last one the head; they are weighed
-    by their operations in training. Piece p lies on stage p % pipeline.
+    by their operations in training.
 
     Args:
+        layout: as configured.
         config: the model.
-        pipeline: stages.
-        chunks: pieces of each stage.
         sequence_tokens: S.
         span_share: share of the slots in spans.
-        recompute: what is computed again in the backward.
 
     Raises:
         ValueError: there are fewer layers than pieces.
     """
+    if layout.split is not None:
+        return layout
     load = usual_load(config, sequences=1, sequence_tokens=sequence_tokens, span_share=span_share)
-    work = model_work(config, load, recompute=recompute)
-    return balanced(
+    work = model_work(config, load, recompute=layout.recompute)
+    split = balanced(
         config.decoder.num_layers,
-        pipeline=pipeline,
-        chunks=chunks,
+        pipeline=layout.pipeline,
+        chunks=layout.chunks,
         layer=work.layer.training,
         first=work.first,
         last=work.head.training,
     )
+    return layout.model_copy(update={"split": list(split)})
 
 
 def balanced(
     num_layers: int, *, pipeline: int, chunks: int = 1, layer: float, first: float, last: float
 ) -> tuple[int, ...]:
     """Layers of each piece, in model order, that minimise the slowest stage.
+
+    Piece p lies on stage p % pipeline.
 
     Args:
         num_layers: layers of the decoder.
@@ -68,8 +65,8 @@ def balanced(
     extra = [0.0] * pieces
     extra[0] += first
     extra[-1] += last
-    stage_extra = [sum(extra[stage::pipeline]) for stage in range(pipeline)]
-    stage_layers = _fill(stage_extra, least=chunks, num_layers=num_layers, layer=layer)
+    of_stages = [sum(extra[stage::pipeline]) for stage in range(pipeline)]
+    stage_layers = _fill(of_stages, least=chunks, num_layers=num_layers, layer=layer)
     split = [0] * pieces
     for stage, num_here in enumerate(stage_layers):
         # Within a stage, evenly too: a bubble is as long as the longest piece.

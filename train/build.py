@@ -7,8 +7,9 @@ import torch
 from model.lora import add_adapters
 from model.semicausal import ModelConfig, SemiCausal, parameter_counts
 from parallel import engine
-from parallel.engine import build_part, with_split
+from parallel.engine import build_part
 from parallel.mesh import Mesh
+from parallel.split import with_split
 from parallel.zero.engine import ZeroEngine
 from train.checkpoint.restore import load_weights
 from train.config import RunConfig

@@ -1,6 +1,7 @@
 """Configuration of ZeRO: how training state is spread and stored. Imports no DeepSpeed."""
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Annotated, Literal
 
 import torch
@@ -9,6 +10,17 @@ from pydantic import Field, model_validator
 from model.config import Config
 
 Precision = Literal["fp32", "bf16"]
+
+
+class Sharding(Enum):
+    """Where the full-precision weights and the moments live."""
+
+    REPLICATED = auto()
+    """In the parameters themselves, whole on every rank."""
+    FLAT_GROUPS = auto()
+    """In one flat tensor a parameter group, of which each rank holds a contiguous part."""
+    PER_PARAMETER = auto()
+    """Each parameter is cut in as many equal parts as there are ranks."""
 
 
 class ZeroConfig(Config):

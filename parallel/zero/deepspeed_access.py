@@ -3,17 +3,14 @@
 import importlib
 import os
 import warnings
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from parallel.megatron import refuse_other_version
 from parallel.mesh import Mesh
-
-Function = TypeVar("Function")
 
 SUPPORTED = ("0.19", "0.20")
 """First version of DeepSpeed that was tested, and the first that was not."""
@@ -34,23 +31,17 @@ def imported() -> Any:
         vars(importlib.import_module("deepspeed.ops"))["__compatible_ops__"] = {}
     # Its Muon, imported in any case and never used here, has three functions compiled: loading
     # torch's compiler for them takes a second of each rank's start.
-    vars(importlib.import_module("deepspeed.runtime.compiler"))["compile"] = _uncompiled
+    compiler = importlib.import_module("deepspeed.runtime.compiler")
+    vars(compiler)["compile"] = lambda: lambda function: function
     # BF16_Optimizer prints memory reports whatever the log level, a garbage collection each.
-    vars(importlib.import_module("deepspeed.runtime.bf16_optimizer"))["see_memory_usage"] = _silent
+    optimizer = importlib.import_module("deepspeed.runtime.bf16_optimizer")
+    vars(optimizer)["see_memory_usage"] = lambda *_, **__: None
     # ZeRO-3 checks that all ranks run the same modules; those of another stage never do.
     coordinator = importlib.import_module("deepspeed.runtime.zero.partitioned_param_coordinator")
     vars(coordinator)["assert_ints_same_as_other_ranks"] = _assert_same_in_data_group
     # DeepSpeed calls collectives by names that torch 2.13 would rather have changed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
-
-
-def _uncompiled() -> Callable[[Function], Function]:
-    return lambda function: function
-
-
-def _silent(*_: object, **__: object) -> None:
-    pass
 
 
 def _assert_same_in_data_group(numbers: list[int]) -> None:
@@ -67,25 +58,23 @@ def _assert_same_in_data_group(numbers: list[int]) -> None:
 
 
 def tell_groups(mesh: Mesh) -> Any:
-    """What DeepSpeed is to be initialised with; None where all ranks are data parallel."""
-    topology = None if mesh.model_group is None else _topology(mesh)
+    """What DeepSpeed is initialised with, its `mpu`; None where all ranks are data parallel."""
+    topology = None
+    if mesh.model_group is not None:
+        # The groups under the names that DeepSpeed asks for.
+        topology = SimpleNamespace(
+            get_model_parallel_rank=lambda: mesh.model_rank,
+            get_model_parallel_world_size=lambda: mesh.model_size,
+            get_model_parallel_group=lambda: mesh.model_group,
+            get_tensor_model_parallel_rank=lambda: mesh.tensor_rank,
+            get_tensor_model_parallel_world_size=lambda: mesh.tensor_size,
+            get_pipeline_model_parallel_rank=lambda: mesh.pipeline_rank,
+            get_pipeline_model_parallel_world_size=lambda: mesh.pipeline_size,
+            get_data_parallel_rank=lambda: mesh.data_rank,
+            get_data_parallel_world_size=lambda: mesh.data_size,
+            get_data_parallel_group=lambda: mesh.data_group,
+            get_data_parallel_group_ranks=lambda: dist.get_process_group_ranks(mesh.data_group),
+        )
     # It keeps the last one it was given, for as long as the process lives.
     vars(importlib.import_module("deepspeed.utils.groups"))["mpu"] = topology
     return topology
-
-
-def _topology(mesh: Mesh) -> SimpleNamespace:
-    """The groups under the names that DeepSpeed asks for (its `mpu`)."""
-    return SimpleNamespace(
-        get_model_parallel_rank=lambda: mesh.model_rank,
-        get_model_parallel_world_size=lambda: mesh.model_size,
-        get_model_parallel_group=lambda: mesh.model_group,
-        get_tensor_model_parallel_rank=lambda: mesh.tensor_rank,
-        get_tensor_model_parallel_world_size=lambda: mesh.tensor_size,
-        get_pipeline_model_parallel_rank=lambda: mesh.pipeline_rank,
-        get_pipeline_model_parallel_world_size=lambda: mesh.pipeline_size,
-        get_data_parallel_rank=lambda: mesh.data_rank,
-        get_data_parallel_world_size=lambda: mesh.data_size,
-        get_data_parallel_group=lambda: mesh.data_group,
-        get_data_parallel_group_ranks=lambda: dist.get_process_group_ranks(mesh.data_group),
-    )

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from parallel.mesh import Mesh
 from parallel.zero import gradients as zero_gradients
 from parallel.zero import pages
-from parallel.zero.sharding import Sharding
+from parallel.zero.config import Sharding
 
 
 class ZeroEngine:

@@ -17,7 +17,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from model.decoder import TIED_NAME
 from model.layers import is_split, logical_name
 from parallel.mesh import Mesh
-from parallel.zero.sharding import Sharding
+from parallel.zero.config import Sharding
 
 if TYPE_CHECKING:
     from parallel.zero.engine import ZeroEngine

@@ -3,7 +3,6 @@
 `local_slices` gives views: read them to save, copy into them to restore, then call `publish`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,9 +11,9 @@ from torch import Tensor
 
 from model.layers import is_split, logical_name
 from parallel.region import Region
+from parallel.zero.config import Sharding
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.pages import MOMENTS
-from parallel.zero.sharding import Sharding
 
 TensorKind = Literal["value", "exp_avg", "exp_avg_sq"]
 """The weights (of trainable parameters the masters, in `optim.precision`), and AdamW's moments."""
@@ -140,7 +139,7 @@ def _master_tensors(engine: ZeroEngine) -> list[Tensor]:
     zero_optimizer = engine.zero_optimizer
     match engine.sharding:
         case Sharding.REPLICATED:
-            return list(_grouped_parameters(engine.base_optimizer))
+            return [p for group in engine.base_optimizer.param_groups for p in group["params"]]
         case Sharding.PER_PARAMETER:
             return zero_optimizer.fp32_partitioned_groups_flat
         case Sharding.FLAT_GROUPS:
@@ -148,11 +147,6 @@ def _master_tensors(engine: ZeroEngine) -> list[Tensor]:
             if hasattr(zero_optimizer, "fp32_groups_flat_partition"):
                 return zero_optimizer.fp32_groups_flat_partition
             return zero_optimizer.single_partition_of_fp32_groups
-
-
-def _grouped_parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
 
 
 def _optimizer_state(engine: ZeroEngine, master: Tensor) -> dict[str, Tensor]:

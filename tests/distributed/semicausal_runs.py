@@ -14,11 +14,12 @@ from model.batch import Batch
 from model.loss import Loss
 from model.recompute import Recompute
 from model.semicausal import ModelConfig, SemiCausal
-from parallel.engine import build_engine, build_part, parameter_groups, with_split
+from parallel.engine import build_engine, build_part, parameter_groups
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh, build_mesh, layout_faults
 from parallel.pipeline import microbatch_fault
 from parallel.region import Region
+from parallel.split import with_split
 from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import local_slices

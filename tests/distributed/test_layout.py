@@ -12,9 +12,9 @@ from torch import Tensor
 from model.layers import initialize, logical_name, placement
 from model.loss import Loss
 from model.semicausal import SemiCausal
-from parallel.engine import with_split
 from parallel.mesh import straddling_warning
 from parallel.pipeline import forward
+from parallel.split import with_split
 from parallel.zero.state import local_slices
 from tests.distributed.parity_results import differences
 from tests.distributed.semicausal_runs import (

@@ -7,9 +7,10 @@ import torch
 
 from model.layers import logical_name
 from model.semicausal import ModelConfig, SemiCausal
-from parallel.engine import build_part, with_split
+from parallel.engine import build_part
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh
+from parallel.split import with_split
 from tests.distributed.semicausal_runs import Cell, model_config
 
 LAYOUT = LayoutConfig(pipeline=2, chunks=2, split=[1, 2, 1, 1])

@@ -7,7 +7,8 @@ import pytest
 
 from model.semicausal import ModelConfig
 from parallel.costs import model_work, usual_load
-from parallel.split import balanced, default_split
+from parallel.mesh import LayoutConfig
+from parallel.split import balanced, with_split
 from train.config import RunConfig
 from train.config_files import load as load_config
 
@@ -57,8 +58,17 @@ def test_no_other_split_is_faster(first: float, last: float, pipeline: int, chun
         assert cost(found) == pytest.approx(best)
 
 
+def default_split(
+    config: ModelConfig, *, pipeline: int, chunks: int = 1, span_share: float = 0.25
+) -> tuple[int, ...]:
+    layout = LayoutConfig(pipeline=pipeline, chunks=chunks)
+    found = with_split(layout, config, sequence_tokens=2048, span_share=span_share).split
+    assert found is not None
+    return tuple(found)
+
+
 def test_the_1p3b_over_four_stages(metalm: ModelConfig) -> None:
-    split = default_split(metalm, pipeline=4, sequence_tokens=2048, span_share=0.27)
+    split = default_split(metalm, pipeline=4, span_share=0.27)
     assert split == (5, 7, 7, 5)
     load = usual_load(metalm, sequences=1, sequence_tokens=2048, span_share=0.27)
     work = model_work(metalm, load)
@@ -73,7 +83,7 @@ def test_the_1p3b_over_four_stages(metalm: ModelConfig) -> None:
 
 
 def test_interleaved_pieces_of_a_stage_are_even(metalm: ModelConfig) -> None:
-    split = default_split(metalm, pipeline=2, chunks=3, sequence_tokens=2048)
+    split = default_split(metalm, pipeline=2, chunks=3)
     assert sum(split) == 24
     middle = split[2:4]
     assert max(middle) - min(middle) <= 1
@@ -83,13 +93,13 @@ def test_interleaved_pieces_of_a_stage_are_even(metalm: ModelConfig) -> None:
 
 def test_a_gpt_has_nothing_on_its_first_stage(metalm: ModelConfig) -> None:
     gpt = ModelConfig(decoder=metalm.decoder, encoders={})
-    split = default_split(gpt, pipeline=4, sequence_tokens=2048)
+    split = default_split(gpt, pipeline=4)
     assert split[0] >= max(split) - 1
     assert split[-1] < split[0]
 
 
 def test_too_few_layers_say_what_to_change(metalm: ModelConfig) -> None:
     with pytest.raises(ValueError, match=r"24 layers cannot be split over 16 stages of 2 chunks"):
-        default_split(metalm, pipeline=16, chunks=2, sequence_tokens=2048)
+        default_split(metalm, pipeline=16, chunks=2)
     with pytest.raises(ValueError, match=r"24 layers .* 25 stages; .* layout.pipeline"):
-        default_split(metalm, pipeline=25, sequence_tokens=2048)
+        default_split(metalm, pipeline=25)

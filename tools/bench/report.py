@@ -11,11 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from parallel.launch import multiplies_bf16
+from parallel.launch import multiplies_bf16, processor_name
 from tools.bench.rounds import Findings
 from tools.bench.shapes import Plan
 from tools.command import write_json
-from train.watch.monitor import processor_name
 
 BARS = {
     # Tokens/s over the peer's.

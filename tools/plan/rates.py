@@ -16,6 +16,7 @@ from model.attention import SpanGrid, SpanSelfAttention
 from model.decoder import Decoder, DecoderConfig, Piece
 from model.layers import Layers, initialize, normal
 from model.loss import LinearCrossEntropy
+from parallel.costs import causal_stack
 from parallel.launch import own_device
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
@@ -26,7 +27,6 @@ from tools.plan.step_time import (
     block_seconds,
     head_moves,
 )
-from tools.plan.task import causal_stack
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from model.decoder import DecoderConfig
 from model.encoders.protocol import SpanLoad, Stack
 from model.semicausal import ModelConfig
-from parallel.costs import Load
+from parallel.costs import Load, causal_stack
 from parallel.launch import multiplies_bf16
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision, ZeroConfig
@@ -75,7 +74,7 @@ class Task:
             self.model.decoder,
             sequences=sequences,
             sequence_tokens=self.sequence_tokens,
-            attend=self.attend,
+            masked=self.attend == "within",
         )
 
     def mask_elements(self, sequences: int) -> int:
@@ -132,25 +131,6 @@ def task_of(config: RunConfig, *, kind: MachineKind) -> Task:
         spans={modality: config.span_load(modality) for modality in model.encoders},
         zero=config.zero,
         steps=config.steps,
-    )
-
-
-def causal_stack(
-    decoder: DecoderConfig, *, sequences: int, sequence_tokens: int, attend: Attend = "across"
-) -> Stack:
-    """One layer of a decoder; with the mask of `within` no pair of slots is skipped."""
-    rows = sequences * sequence_tokens
-    return Stack(
-        num_blocks=1,
-        width=decoder.width,
-        hidden=decoder.feed_forward,
-        heads=decoder.heads,
-        rows=rows,
-        cells=rows,
-        pairs=rows * (sequence_tokens if attend == "within" else (sequence_tokens + 1) / 2),
-        dropout=decoder.dropout > 0,
-        trains=True,
-        bias_trains=False,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 
-from parallel.launch import World
+from parallel.launch import World, processor_name
 from train.config import RunConfig
 from train.run_directory import RunDirectory
 from train.watch.metrics import MetricsFile, NoteRecord, Record, RunRecord, SampleRecord
@@ -107,13 +107,3 @@ def describe_machine() -> str:
     else:
         device = f"{os.cpu_count()} × {processor_name()}"
     return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
-
-
-def processor_name() -> str:
-    """Name of this host's processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

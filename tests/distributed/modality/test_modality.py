@@ -5,7 +5,8 @@ import pytest
 
 from model.semicausal import parameter_counts
 from parallel.costs import usual_load
-from parallel.split import default_split
+from parallel.mesh import LayoutConfig
+from parallel.split import with_split
 from tests.distributed.modality.encoder import PatchSpans
 from tests.distributed.modality.training import SLOTS, batches, configured, in_one_process, on_ranks
 from tools.ranks import RankPool
@@ -56,7 +57,10 @@ def test_what_is_asked_of_each_kind_is_answered() -> None:
     assert parameter_counts(config.model)["encoder.patch"] > 24 * 12
     load = usual_load(config.model, sequences=1, sequence_tokens=SLOTS, span_share=0.25)
     assert set(load.spans) == {"text", "patch"}
-    assert sum(default_split(config.model, pipeline=2, sequence_tokens=SLOTS)) == 3
+    layout = LayoutConfig(pipeline=2)
+    split = with_split(layout, config.model, sequence_tokens=SLOTS, span_share=0.25).split
+    assert split is not None
+    assert sum(split) == 3
 
 
 @pytest.mark.parametrize(
