@@ -22,7 +22,7 @@ from train.checkpoint.directory import (
     resolve,
     retire,
 )
-from train.checkpoint.format import Index, stored_state
+from train.checkpoint.format import Index, stored_state, telling
 from train.checkpoint.reader import ChunkReader
 from train.errors import CheckpointError
 from train.storage.place import Place
@@ -153,7 +153,7 @@ def prune(place: Place, retention: Retention, console: Console, *, dry_run: bool
         raise CheckpointError(
             f"{place} holds no checkpoints: name a run directory or its {CHECKPOINTS_NAME}/"
         )
-    try:
+    with telling(f"{directory} cannot be changed", ": check permissions"):
         names = complete(directory)
         # One behind the newest is about to become it, or was abandoned by a run gone back: a
         # writer's business.
@@ -164,10 +164,6 @@ def prune(place: Place, retention: Retention, console: Console, *, dry_run: bool
         done = "would go:" if dry_run else "removed"
         for name in names:
             console.print(f"{done if name in retired else 'kept'} {name}", markup=False)
-    except OSError as error:
-        raise CheckpointError(
-            f"{directory} cannot be changed ({error.strerror or error})"
-        ) from error
 
 
 def _layout(config: dict[str, Any]) -> str:

@@ -13,10 +13,11 @@ import contextlib
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.checkpoint.format import INDEX_NAME
+from train.checkpoint.format import INDEX_NAME, telling
 from train.errors import CheckpointError
 from train.storage.place import Place
 
@@ -71,7 +72,7 @@ def latest(directory: Place | Path) -> Place | None:
     """
     directory = Place.of(directory)
     pointer = directory / LATEST_NAME
-    try:
+    with _reading(directory):
         try:
             name = pointer.read().decode(errors="replace").strip()
         except (FileNotFoundError, NotADirectoryError):
@@ -83,8 +84,6 @@ def latest(directory: Place | Path) -> Place | None:
                 f"{pointer} names {name!r}, which is no checkpoint there: write the name of "
                 f"one into it"
             )
-    except OSError as error:
-        raise _unreachable(directory, error) from error
     return directory / name
 
 
@@ -95,15 +94,13 @@ def resolve(path: Place | Path) -> Place:
         CheckpointError: there is none, or the place cannot be read.
     """
     path = Place.of(path)
-    try:
+    with _reading(path):
         if (path / INDEX_NAME).find() is not None:
             return path
         for directory in (path / CHECKPOINTS_NAME, path):
             if (found := latest(directory)) is not None:
                 return found
         exists = path.exists()
-    except OSError as error:
-        raise _unreachable(path, error) from error
     reason = "holds no checkpoint" if exists else "is not there"
     raise CheckpointError(
         f"{path} {reason}: name a run directory, its {CHECKPOINTS_NAME}/, or one "
@@ -166,12 +163,8 @@ def clean(directory: Place) -> None:
             (directory / name).remove()
 
 
-def _unreachable(place: Place, error: OSError) -> CheckpointError:
-    if place.is_remote:
-        return CheckpointError(str(error))
-    return CheckpointError(
-        f"{place} cannot be read ({error.strerror or error}): check its name, permissions"
-    )
+def _reading(place: Place) -> AbstractContextManager[None]:
+    return telling(f"{place} cannot be read", ": check its name, permissions")
 
 
 def _order(name: str) -> tuple[int, int]:

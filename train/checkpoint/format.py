@@ -11,7 +11,8 @@ The index is written last: a directory without it is no checkpoint. Nothing here
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -126,7 +127,10 @@ class Index(_Record):
                     name, record.model_copy(update={"tensors": {}})
                 ).tensors
                 for kind, chunks in record.tensors.items():
-                    tensors[kind] = sorted([*tensors.get(kind, []), *chunks], key=_place)
+                    tensors.setdefault(kind, []).extend(chunks)
+        for record in whole.parameters.values():
+            for chunks in record.tensors.values():
+                chunks.sort(key=lambda chunk: (chunk.box, chunk.flat_range))
         return whole
 
     def chunks_by_file(self) -> dict[str, list[tuple[str, Chunk]]]:
@@ -187,22 +191,18 @@ def damaged(file: Place, fault: str) -> CheckpointError:
     return CheckpointError(f"{file} is damaged: {fault}; use another checkpoint")
 
 
-def unreadable(file: Place, error: OSError, *, holding: str = "") -> CheckpointError:
-    """An error that names the file and why it cannot be read."""
-    return CheckpointError(
-        f"{file}{holding} cannot be read ({error.strerror or error}); use another checkpoint"
-    )
-
-
-def _place(chunk: Chunk) -> tuple[tuple[Range, ...], Range]:
-    return chunk.box, chunk.flat_range
+@contextmanager
+def telling(fault: str, remedy: str = "; use another checkpoint") -> Generator[None]:
+    """Says what a disk or a store refuses in one sentence: the fault, the reason, the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{fault} ({error.strerror or error}){remedy}") from error
 
 
 def _read(file: Place) -> bytes:
-    try:
+    with telling(f"{file} cannot be read"):
         return file.read()
-    except OSError as error:
-        raise unreadable(file, error) from error
 
 
 def _parsed(file: Place, data: bytes) -> dict[str, Any]:

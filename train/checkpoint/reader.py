@@ -16,7 +16,7 @@ from torch import Tensor
 
 from parallel.zero.state import StateSlice
 from train.checkpoint.chunks import NAMES, SLICE_BYTES, bytes_of
-from train.checkpoint.format import Chunk, FileRecord, Index, damaged, unreadable
+from train.checkpoint.format import Chunk, FileRecord, Index, damaged, telling
 from train.checkpoint.regions import copy_overlap, overlap
 from train.errors import CheckpointError
 from train.storage.place import Place, Source
@@ -121,28 +121,22 @@ class ChunkReader:
     def _file(self, name: str, file_name: str) -> _File:
         file = self._path / file_name
         if file_name not in self._files:
-            try:
-                self._files[file_name] = _open(file, self._index.files[file_name])
-            except OSError as error:
-                raise unreadable(file, error, holding=f", which holds {name},") from error
-            except CheckpointError as error:
-                raise CheckpointError(f"{error} (it holds {name})") from error
+            with telling(f"{file}, which holds {name}, cannot be read"):
+                try:
+                    self._files[file_name] = _open(file, self._index.files[file_name])
+                except CheckpointError as error:
+                    raise CheckpointError(f"{error} (it holds {name})") from error
         return self._files[file_name]
 
     def _read(self, into: Tensor, name: str, chunk: Chunk, opened: _File) -> None:
+        file = self._path / chunk.file
         begin, _ = opened.header[chunk.key]["data_offsets"]
         data = bytes_of(into)
-        try:
+        with telling(f"{file}, which holds {name}, cannot be read"):
             opened.source.read_into(data, offset=opened.data_start + begin)
-        except OSError as error:
-            raise unreadable(
-                self._path / chunk.file, error, holding=f", which holds {name},"
-            ) from error
         if chunk.xxh3_128 not in (None, xxhash.xxh3_128(data).hexdigest()):
-            raise damaged(
-                self._path / chunk.file,
-                f"the checksum of its slice {chunk.key} of {name} differs from the index",
-            )
+            fault = f"the checksum of its slice {chunk.key} of {name} differs from the index"
+            raise damaged(file, fault)
 
     def _buffer(self, chunk: Chunk, dtype: torch.dtype) -> Tensor:
         num_bytes = (chunk.flat_range[1] - chunk.flat_range[0]) * dtype.itemsize

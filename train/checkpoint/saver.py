@@ -22,7 +22,7 @@ from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import StateSlice
 from train.checkpoint.chunks import cut, write_chunks
 from train.checkpoint.directory import Retention, clean, commit, stage
-from train.checkpoint.format import Index, json_bytes, seal
+from train.checkpoint.format import Index, json_bytes, seal, telling
 from train.errors import CheckpointError
 from train.storage.place import Place
 
@@ -194,13 +194,9 @@ class Saver:
 
     def _agreed(self, ranks: Callable[..., Result], work: Callable[[], Result]) -> Result:
         def told() -> Result:
-            try:
+            remedy = "; the checkpoints before it are whole"
+            with telling(f"{self._directory} cannot be written", remedy):
                 return work()
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self._directory} cannot be written ({error.strerror or error}); the "
-                    "checkpoints before it are whole"
-                ) from error
 
         return ranks(told, CheckpointError, group=self._group)
 

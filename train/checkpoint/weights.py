@@ -11,7 +11,7 @@ from parallel.region import Region
 from parallel.zero.state import StateSlice
 from train.checkpoint.chunks import cut, write_chunks
 from train.checkpoint.directory import resolve
-from train.checkpoint.format import Index, json_bytes, seal
+from train.checkpoint.format import Index, json_bytes, seal, telling
 from train.checkpoint.reader import ChunkReader
 from train.errors import CheckpointError
 from train.storage.place import Place
@@ -61,12 +61,8 @@ def write_values(
         for name, value in values.items()
     ]
     out = Place.of(out)
-    try:
+    with telling(f"{out} cannot be written", ": choose another place"):
         if out.exists():
             raise CheckpointError(f"{out} exists: choose another place for the checkpoint")
         seal(out, [write_chunks(out / CHUNKS, cut(slices))], json_bytes(dict(state), indent=1))
-    except OSError as error:
-        raise CheckpointError(
-            f"{out} cannot be written ({error.strerror or error}): choose another place"
-        ) from error
     return out

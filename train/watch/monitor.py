@@ -3,14 +3,12 @@
 import os
 import platform
 import time
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from parallel.launch import World, processor_name
 from train.config import RunConfig
-from train.run_directory import RunDirectory
 from train.watch.metrics import MetricsFile, NoteRecord, Record, RunRecord, SampleRecord
 from train.watch.progress import Display
 from train.watch.wandb_writer import WandbWriter, new_run_id
@@ -43,7 +41,6 @@ class Monitor:
         wandb_run_id: str | None = None,
     ) -> None:
         self._config = config
-        self._directory = RunDirectory(Path(config.run_directory))
         self._is_writer = world.is_main
         self._run = RunRecord(
             step=first_step,
@@ -64,7 +61,7 @@ class Monitor:
     def __enter__(self) -> Self:
         if self._is_writer:
             self._watchers = [
-                MetricsFile(self._directory.metrics),
+                MetricsFile(self._config.directory.metrics),
                 Display(self._run, self._config.watch),
             ]
             if self._config.watch.wandb != "disabled":
@@ -85,7 +82,7 @@ class Monitor:
         for watcher in self._watchers:
             watcher.write(record)
         if self._is_writer and isinstance(record, SampleRecord):
-            with self._directory.samples.open("a", encoding="utf-8") as file:
+            with self._config.directory.samples.open("a", encoding="utf-8") as file:
                 file.write(f"── step {record.step} ──\n{record.prompt}▸{record.text}\n\n")
         if self._wandb is not None:
             self._wandb.write(record)
