@@ -76,14 +76,19 @@ class Encoder:
                 segments.append((piece.kind, len(piece.data), 0))
                 payload.append(piece.data)
                 continue
+            found = [of_text for of_text in of_piece if of_text]
+            if not found:
+                continue
             begin = len(tokens)
-            for of_text in of_piece:
-                tokens += of_text
-                if not piece.is_span and of_text:
-                    tokens.append(self._special.paragraph)
-            if len(tokens) > begin:
-                kind = Kind.TEXT_SPAN if piece.is_span else Kind.TEXT
-                segments.append((kind, len(tokens) - begin, piece.is_scored))
+            for of_text in found:
+                tokens += [*of_text, self._special.paragraph]
+            if piece.is_span or not piece.ends_paragraph:
+                tokens.pop()
+            kind = Kind.TEXT_SPAN if piece.is_span else Kind.TEXT
+            segments.append((kind, len(tokens) - begin, piece.is_scored))
+            if piece.is_span and piece.ends_paragraph:
+                tokens.append(self._special.paragraph)
+                segments.append((Kind.TEXT, 1, 0))
         if not segments:
             return RowError("the tokenizer makes no tokens of its text")
         if payload and not self._has_media:

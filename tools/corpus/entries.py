@@ -10,16 +10,24 @@ from train.data.document import Kind
 
 CAPTION_FIELD: Final = "caption"
 SEGMENTS_FIELD: Final = "segments"
-_SEGMENT_KEYS: Final = {"text", "span", "scored", *media.KINDS}
+_SEGMENT_KEYS: Final = {"text", "span", "scored", "ends_paragraph", *media.KINDS}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextPiece:
-    """Text that the decoder reads, or, as a span, the text encoder."""
+    """Text that the decoder reads, or, as a span, the text encoder.
+
+    Attributes:
+        text: paragraphs, which blank lines separate; a span is one.
+        is_span: whether the encoder reads it.
+        is_scored: whether the decoder learns it.
+        ends_paragraph: whether `</s>` follows, or the next piece goes on with the last paragraph.
+    """
 
     text: str
     is_span: bool = False
     is_scored: bool = True
+    ends_paragraph: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +173,13 @@ def _segment(segment: Any, number: int, *, fetch: Callable[[str], bytes]) -> Pie
     is_text = content == "text"
     is_span = given.get("span", not is_text)
     is_scored = given.get("scored", not is_span)
-    for key, value in (("span", is_span), ("scored", is_scored)):
+    ends = given.get("ends_paragraph", not is_span)
+    for key, value in (("span", is_span), ("scored", is_scored), ("ends_paragraph", ends)):
         if not isinstance(value, bool):
             raise RowError(f"{name}: `{key}` is neither true nor false")
     if is_text:
         text = require_text(given["text"], f"{name}.text")
-        return TextPiece(text=text, is_span=is_span, is_scored=is_scored)
-    if is_scored or not is_span:
-        raise RowError(f"{name}: {content} is always a span and never scored")
+        return TextPiece(text=text, is_span=is_span, is_scored=is_scored, ends_paragraph=ends)
+    if is_scored or not is_span or ends:
+        raise RowError(f"{name}: {content} is always a span, never scored, and ends no paragraph")
     return media_piece(media.KINDS[content], given[content], fetch=fetch)

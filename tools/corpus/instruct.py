@@ -1,7 +1,8 @@
 """A small instruction task from documentation: name the subject and title of a passage.
 
-A record is one document: a passage, which is a span for the encoder, then `Subject:` and the
-answer, of which only the answer is scored. Learning the form and the frequent subjects takes a
+A record is one document: a passage, which is a span for the encoder, `</s>`, then in one paragraph
+`Subject:` and the answer, of which only the answer is scored (as `Label:` in section 3.4 of the
+paper). Learning the form and the frequent subjects takes a
 small model few steps; the titles keep it busy for longer.
 """
 
@@ -101,9 +102,9 @@ class Task:
                     "id": f"{text.path}#{number}",
                     "split": text.split,
                     "segments": [
-                        {"text": passage[:end], "span": True},
-                        {"text": PROMPT, "scored": False},
-                        {"text": answer},
+                        {"text": passage[:end], "span": True, "ends_paragraph": True},
+                        {"text": PROMPT, "scored": False, "ends_paragraph": False},
+                        {"text": f" {answer}"},
                     ],
                 }
         for split, lacking in left.items():

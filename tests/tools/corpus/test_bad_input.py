@@ -45,7 +45,11 @@ BAD_LINES = {
     "odd flag": ('{"segments": [{"text": "a", "span": 1}]}', "`span` is neither true nor false"),
     "scored image": (
         '{"segments": [{"image": "a.png", "scored": true}]}',
-        "image is always a span and never scored",
+        "image is always a span, never scored",
+    ),
+    "image that ends": (
+        '{"segments": [{"image": "a.png", "ends_paragraph": true}]}',
+        "image is always a span, never scored, and ends no paragraph",
     ),
     "leaves": ('{"image": "../a.png", "text": "a"}', "the path '../a.png' does not lie beside"),
     "missing image": ('{"image": "none.png", "text": "a"}', "There is no file"),

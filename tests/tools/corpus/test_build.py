@@ -149,6 +149,37 @@ def test_instructions_and_interleaved_documents(
     assert document.lengths()[1:] == (1, len(span), 1, 1, 0)
 
 
+def test_a_prompt_and_its_answer_are_one_paragraph(
+    tmp_path: Path, tokenizer: Path, loaded: CorpusTokenizer
+) -> None:
+    row = {
+        "segments": [
+            {"text": "the kernel", "span": True, "ends_paragraph": True},
+            {"text": "a page\n\nof", "scored": False, "ends_paragraph": False},
+            {"text": " memory"},
+        ]
+    }
+    write_lines(tmp_path / "rows.jsonl", [row, *ROWS])
+
+    out = build(tmp_path / "rows.jsonl", out=tmp_path / "out", tokenizer=tokenizer)
+
+    document = documents(out)["rows/rows.jsonl:1"]
+    texts = ["the kernel", "a page", "of", " memory"]
+    span, first, second, answer = (ids.tolist() for ids in loaded.encode(texts))
+    end, last = loaded.special.paragraph, loaded.special.document
+    assert document.tokens.tolist() == [
+        *(*span, end),
+        *(*first, end, *second),
+        *(*answer, end, last),
+    ]
+    assert document.segments.tolist() == [
+        [Kind.TEXT_SPAN, len(span), 0],
+        [Kind.TEXT, 1, 0],
+        [Kind.TEXT, len(first) + 1 + len(second), 0],
+        [Kind.TEXT, len(answer) + 2, 1],
+    ]
+
+
 def test_pictures_sound_and_video_with_captions(
     tmp_path: Path, tokenizer: Path, loaded: CorpusTokenizer
 ) -> None:
@@ -323,6 +354,7 @@ PIECES = st.one_of(
         text=st.text(max_size=16),
         is_span=st.booleans(),
         is_scored=st.booleans(),
+        ends_paragraph=st.booleans(),
     ),
     st.builds(
         MediaPiece,

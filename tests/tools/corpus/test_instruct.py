@@ -42,7 +42,7 @@ def test_the_passage_is_a_span_and_only_the_answer_is_scored(task: Path, corpus:
     assert len(ShardStore(str(task / "validation"))) == 5
     for number in range(len(store)):
         document = Document.from_columns(store.columns(number))
-        (passage, _, _), (prompt, _, is_asked), (answer, _, is_answer) = [
+        (passage, _, _), (between, _, is_end), (prompt, _, is_asked), (answer, _, is_answer) = [
             (document.tokens[end - size : end].tolist(), kind, scored)
             for (kind, size, scored), end in zip(
                 document.segments.tolist(), document.segments[:, 1].cumsum(), strict=True
@@ -50,13 +50,14 @@ def test_the_passage_is_a_span_and_only_the_answer_is_scored(task: Path, corpus:
         ]
         assert document.spans.tolist() == [[0, len(passage)]]
         assert 16 <= len(passage) <= 36
-        assert prompt.pop() == special.paragraph
+        assert between == [special.paragraph]
         assert tokenizer.tokenizer.decode(prompt) == PROMPT
-        assert (is_asked, is_answer) == (0, 1)
+        assert (is_end, is_asked, is_answer) == (0, 0, 1)
         *words, paragraph, end = answer
         assert (paragraph, end) == (special.paragraph, special.document)
         subject, title = tokenizer.tokenizer.decode(words).split(". Title: ")
-        assert subject in SUBJECTS
+        assert subject[0] == " ", "one line with the prompt"
+        assert subject[1:] in SUBJECTS
         assert title.istitle()
 
 
