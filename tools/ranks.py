@@ -46,13 +46,7 @@ def run_ranks(
     cuda: bool = False,
     timeout_seconds: float,
 ) -> Result:
-    """Calls `work(*arguments)` on fresh ranks; returns what rank 0 returned.
-
-    The arguments are those of `RankPool` and its `run`.
-
-    Raises:
-        RanksFailed: with the traceback of the rank that failed first, or the stacks of all.
-    """
+    """Calls `work(*arguments)` on fresh ranks, see `RankPool.run`; returns what rank 0 returned."""
     with RankPool(ranks, threads=threads, cuda=cuda) as pool:
         return pool.run(work, *arguments, timeout_seconds=timeout_seconds)[0]
 

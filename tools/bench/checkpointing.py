@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 
+from parallel.agreement import gathered
 from parallel.engine import build_engine
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
@@ -60,9 +61,8 @@ Turn = Callable[[], dict[str, float]]
 def against_others(plan: Plan) -> Findings:
     """Takes turns for some rounds after one that does not count; every rank must call it."""
     rounds = min(plan.heavy.rounds, MOST_ROUNDS)
-    made = [tempfile.mkdtemp(prefix="checkpointing-")]
-    dist.broadcast_object_list(made)
-    place = Path(made[0])
+    made = None if dist.get_rank() else tempfile.mkdtemp(prefix="checkpointing-")
+    place = Path(str(gathered(made)[0]))
     seconds: dict[str, list[float]] = {}
     try:
         engine = _engine(plan.state_bytes)

@@ -4,6 +4,7 @@ import gc
 from dataclasses import replace
 
 import torch
+from torch.utils.benchmark import Timer
 
 from model.semicausal import ModelConfig, SemiCausal
 from parallel.launch import join
@@ -29,7 +30,6 @@ MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 WORTHWHILE = 1.02
 """A larger microbatch that gains less than this ends the search."""
 
-WARMUP_STEPS = 3
 TIMED_STEPS = 10
 INIT_STD = 0.02
 
@@ -100,8 +100,7 @@ def _measure(
         given = [batch.to(device) for batch in shape.batches(ratio=ratio, count=2)]
         torch.cuda.reset_peak_memory_stats(device)
         try:
-            step = engine_step(engine, given)
-            seconds = _device_seconds(step, warmup=WARMUP_STEPS, repeats=TIMED_STEPS)
+            seconds = _seconds(engine_step(engine, given), repeats=TIMED_STEPS)
         except torch.OutOfMemoryError:
             break
         speed = shape.tokens / seconds
@@ -142,18 +141,10 @@ def _fill(model: SemiCausal) -> None:
 def matmul_flops(device: torch.device, *, size: int = 8192) -> float:
     """Operations a second of a large bf16 matrix product: what this card reaches at best."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 / _device_seconds(lambda: torch.mm(a, b), warmup=5, repeats=20)
+    return 2 * size**3 / _seconds(lambda: torch.mm(a, b), repeats=20)
 
 
-def _device_seconds(work: Step, *, warmup: int, repeats: int) -> float:
-    """Mean seconds by the device's own clock, after warm-up."""
-    for _ in range(warmup):
-        work()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
-    for _ in range(repeats):
-        work()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1000 / repeats
+def _seconds(work: Step, *, repeats: int) -> float:
+    """Mean seconds, from when the device rests until it rests again, after two warm-ups."""
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return timer.timeit(repeats).mean

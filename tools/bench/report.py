@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -160,15 +161,7 @@ def medians(findings: Iterable[Findings]) -> dict[str, float]:
 def write(
     path: Path, findings: Mapping[str, Findings], *, plan: Plan, load: float, seconds: float
 ) -> None:
-    """Write `ratios`, `machine`, and what each case rests on.
-
-    Args:
-        path: of the JSON file.
-        findings: of each case.
-        plan: of all cases.
-        load: mean load of the machine before the bench, in cores.
-        seconds: that the bench took.
-    """
+    """Write `ratios`, `machine` with its load before the bench, and what each case rests on."""
     machine = {
         "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -177,7 +170,8 @@ def write(
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {
-            name: _version(name) for name in ("torch", "deepspeed", "transformers", "litgpt")
+            name: metadata.version(name) if find_spec(name) else None
+            for name in ("torch", "deepspeed", "transformers", "litgpt")
         },
         "load_before": load,
     }
@@ -189,10 +183,3 @@ def write(
         "cases": {case: {"case": case} | asdict(found) for case, found in findings.items()},
     }
     write_json(path, document)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -83,7 +83,7 @@ class Findings:
             ratios: names of the contestants whose seconds are over and under the line, by key.
 
         Returns:
-            Seconds a step of each contestant in each round.
+            As `alternate`.
         """
         seconds = alternate(contestants, effort)
         for contestant in contestants:

@@ -40,7 +40,7 @@ def plain(
     Args:
         name: of the contestant.
         model: what is trained, in fp32.
-        loss: mean loss of the model on a batch.
+        loss: mean loss of a model on a batch.
         given: batches, round and round.
         autocast: whether the forward is in bf16.
     """
@@ -95,15 +95,7 @@ def under_zero(
     stage: Literal[1, 3],
     precision: Precision,
 ) -> Contestant:
-    """Our whole model under ZeRO, trained as by `python -m train`.
-
-    Args:
-        name: of the contestant.
-        config: of the model.
-        given: batches, round and round.
-        stage: of ZeRO.
-        precision: of the matrix products.
-    """
+    """Our whole model under ZeRO, trained on batches round and round as by `python -m train`."""
     model = build(config)
     parameters = num_parameters(model)
     return Contestant(
@@ -123,13 +115,7 @@ def engine_of(model: SemiCausal, *, stage: Literal[1, 3], precision: Precision) 
 
 
 def engine_step(engine: ZeroEngine, given: Sequence[Batch], *, at_once: int = 1) -> Step:
-    """A step of `python -m train`, without its log.
-
-    Args:
-        engine: what is trained.
-        given: batches, round and round.
-        at_once: microbatches of a step.
-    """
+    """A step of `python -m train`, without its log: the next `at_once` batches, round and round."""
     upcoming = cycle(given)
     return lambda: train_step(engine, [next(upcoming) for _ in range(at_once)])
 
