@@ -68,21 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     """Run the cases one after another, show and write what was found."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     effort = parser.add_mutually_exclusive_group()
-    for plan, about in (
+    for less, about in (
         (shapes.QUICK, "fewer rounds: two minutes"),
         (shapes.TINY, "tries the plumbing in seconds; numbers mean nothing"),
     ):
         effort.add_argument(
-            f"--{plan.name}",
-            dest="plan",
-            action="store_const",
-            const=plan,
-            default=shapes.FULL,
-            help=about,
+            f"--{less.name}", dest="plan", action="store_const", const=less, help=about
         )
+    parser.set_defaults(plan=shapes.FULL)
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--out", type=Path, default=Path("out/bench.json"))
     options = parser.parse_args(arguments)
+    plan: Plan = options.plan
     chosen: list[str] = options.only or list(CASES)
     console = Console()
     if "litgpt" in chosen and not peers.has_litgpt():
@@ -100,34 +97,25 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         console.print(f"[red]other processes keep {load:.1f} cores busy: measure when they rest[/]")
     started = time.perf_counter()
     findings: dict[str, Findings] = {}
-    for case in chosen:
-        console.print(f"{case}: {CASES[case].about} ...")
+    for name in chosen:
+        case = CASES[name]
+        console.print(f"{name}: {case.about} ...")
         try:
-            findings[case] = run(case, options.plan)
+            findings[name] = run_ranks(
+                case.work,
+                plan,
+                ranks=case.ranks,
+                threads=max(1, plan.threads // case.ranks),
+                timeout_seconds=GPU_TIMEOUT_SECONDS if name == ON_GPU else plan.timeout_seconds,
+                cuda=name == ON_GPU,
+            )
         except RanksFailed as error:
-            sys.stderr.write(f"{case}: {error}\n")
+            sys.stderr.write(f"{name}: {error}\n")
             return 1
     seconds = time.perf_counter() - started
     report.show(console, findings)
-    report.write(options.out, findings, plan=options.plan, load=load, seconds=seconds)
+    report.write(options.out, findings, plan=plan, load=load, seconds=seconds)
     console.print(f"{seconds / 60:.1f} minutes; {options.out} holds the numbers", highlight=False)
-
-
-def run(case: str, plan: Plan) -> Findings:
-    """One case, in processes of its own.
-
-    Raises:
-        RanksFailed: it broke or took too long.
-    """
-    on_gpu = case == ON_GPU
-    return run_ranks(
-        CASES[case].work,
-        plan,
-        ranks=CASES[case].ranks,
-        threads=max(1, plan.threads // CASES[case].ranks),
-        timeout_seconds=GPU_TIMEOUT_SECONDS if on_gpu else plan.timeout_seconds,
-        cuda=on_gpu,
-    )
 
 
 if __name__ == "__main__":

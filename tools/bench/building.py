@@ -9,7 +9,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tools.bench.rounds import Contestant, Findings
+from tools.bench.rounds import Findings, contestants
 from tools.bench.shapes import Plan
 from tools.corpus.build import build
 from tools.corpus.documentation import Documentation
@@ -66,7 +66,7 @@ def against_tokenizer(plan: Plan) -> Findings:
 
         steps = {"encode_batch_fast": encode, "corpus build": build_corpus}
         found.compare(
-            [Contestant(name=name, step=step, tokens=tokens) for name, step in steps.items()],
+            contestants(steps, tokens=tokens),
             plan.heavy,
             {"build_vs_tokenizer": ("encode_batch_fast", "corpus build")},
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from model.attention import SpanGrid
 from model.encoders.text import TextEncoder, TextSpans
 from model.layers import Layers, initialize
-from tools.bench.rounds import Contestant, Findings, Step
+from tools.bench.rounds import Findings, Step, contestants
 from tools.bench.shapes import RATIO, Plan, Shape
 from tools.bench.training import num_parameters
 from tools.random_batches import SEED
@@ -41,21 +41,24 @@ def ways_to_encode(plan: Plan) -> Findings:
             "padded": partial(encode_padded, encoder, spans, longest=longest),
             "whole sequence": partial(encoder, whole),
         }
-        contestants = [
-            Contestant(
-                name=f"{name} {precision}",
-                step=_forward_and_backward(encoder, encode),
+        steps = {f"{name} {precision}": _step(encoder, encode) for name, encode in ways.items()}
+        suffix = "" if precision == "fp32" else f"_{precision}"
+        found.compare(
+            contestants(
+                steps,
                 tokens=shape.tokens,
                 parameters=num_parameters(encoder),
                 precision=precision,
-            )
-            for name, encode in ways.items()
-        ]
-        packed, *others = (contestant.name for contestant in contestants)
-        suffix = "" if precision == "fp32" else f"_{precision}"
-        keys = [f"packed_vs_padded{suffix}", f"packed_vs_whole_sequence{suffix}"]
-        ratios = {key: (other, packed) for key, other in zip(keys, others, strict=True)}
-        found.compare(contestants, plan.heavy, ratios)
+            ),
+            plan.heavy,
+            {
+                f"packed_vs_{name.replace(' ', '_')}{suffix}": (
+                    f"{name} {precision}",
+                    f"packed {precision}",
+                )
+                for name in ("padded", "whole sequence")
+            },
+        )
     return found
 
 
@@ -67,7 +70,7 @@ def text_encoder(shape: Shape, *, dtype: torch.dtype) -> TextEncoder:
     return encoder.to(dtype)
 
 
-def _forward_and_backward(encoder: TextEncoder, encode: Callable[[], Tensor]) -> Step:
+def _step(encoder: TextEncoder, encode: Callable[[], Tensor]) -> Step:
     with torch.no_grad():
         vectors = encode()
     # The last layer is a norm: the gradient of a plain sum would be nil.

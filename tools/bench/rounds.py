@@ -42,8 +42,18 @@ class Contestant:
     name: str
     step: Step
     tokens: int
-    parameters: int = 0
-    precision: str = ""
+    parameters: int
+    precision: str
+
+
+def contestants(
+    steps: Mapping[str, Step], *, tokens: int, parameters: int = 0, precision: str = ""
+) -> list[Contestant]:
+    """Those that differ in nothing but what is timed."""
+    return [
+        Contestant(name=name, step=step, tokens=tokens, parameters=parameters, precision=precision)
+        for name, step in steps.items()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

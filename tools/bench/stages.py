@@ -10,7 +10,7 @@ from model.semicausal import SemiCausal
 from parallel.agreement import gathered
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
-from tools.bench.rounds import Contestant, Findings, Step, ratio, spread
+from tools.bench.rounds import Findings, Step, contestants, ratio, spread
 from tools.bench.shapes import RATIO, Plan
 from tools.bench.training import build, engine_step, num_parameters, plain_update
 from tools.plan.machines import Machine, RatesAt, nominal
@@ -57,16 +57,6 @@ def two_stages(plan: Plan) -> Findings:
         name: engine_step(engine_of(task, split, mesh), given, at_once=NUM_MICROBATCHES)
         for name, split in stages.items()
     }
-    contestants = [
-        Contestant(
-            name=name,
-            step=step,
-            tokens=shape.tokens * NUM_MICROBATCHES,
-            parameters=num_parameters(whole),
-            precision="fp32",
-        )
-        for name, step in steps.items()
-    ]
     found = Findings(
         settings=shape.settings
         | {
@@ -77,7 +67,13 @@ def two_stages(plan: Plan) -> Findings:
         }
     )
     halves = {"two_halves_vs_two_stages": ("two_halves", "two_stages")}
-    seconds = found.compare(contestants, plan.heavy, halves)
+    trained = contestants(
+        steps,
+        tokens=shape.tokens * NUM_MICROBATCHES,
+        parameters=num_parameters(whole),
+        precision="fp32",
+    )
+    seconds = found.compare(trained, plan.heavy, halves)
     bubble = (NUM_MICROBATCHES + NUM_STAGES - 1) / NUM_MICROBATCHES
     ideal = [taken / NUM_STAGES * bubble for taken in seconds["whole"]]
     quick, slow = (one_plan(task, split, machine).seconds.total for split in stages.values())

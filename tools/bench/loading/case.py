@@ -28,7 +28,7 @@ from tools.bench.loading.readers import (
     gathered,
     shared,
 )
-from tools.bench.rounds import Contestant, Effort, Findings, ratio, spread
+from tools.bench.rounds import Effort, Findings, contestants, ratio, spread
 from tools.bench.shapes import Plan
 from tools.lab import s3
 from tools.ranks import RankPool, changed_environment
@@ -97,7 +97,10 @@ def _from_disk(found: Findings, place: Path, plan: Plan, *, batches: int) -> Non
 
     try:
         seconds = found.compare(
-            [_contestant(name, partial(metered, name), batches=batches) for name in readers],
+            contestants(
+                {name: partial(metered, name) for name in readers},
+                tokens=batches * BATCH * SEQUENCE_TOKENS,
+            ),
             Effort(rounds=min(plan.light.rounds, 8)),
             {
                 "loading_vs_streaming": ("streaming", "ours"),
@@ -116,10 +119,6 @@ def _from_disk(found: Findings, place: Path, plan: Plan, *, batches: int) -> Non
             [tokens / taken / NODE_TOKENS_A_SECOND for taken in seconds["ours, packed, with spans"]]
         ),
     }
-
-
-def _contestant(name: str, read: Callable[[], None], *, batches: int) -> Contestant:
-    return Contestant(name=name, step=read, tokens=batches * BATCH * SEQUENCE_TOKENS)
 
 
 def _from_storage(found: Findings, place: Path, plan: Plan) -> None:
@@ -142,7 +141,10 @@ def _from_storage(found: Findings, place: Path, plan: Plan) -> None:
             client.upload_file(str(path), BUCKET, str(path.relative_to(place)))
         with changed_environment(server.environment):
             found.compare(
-                [_contestant(name, partial(cold, name), batches=batches) for name in epochs],
+                contestants(
+                    {name: partial(cold, name) for name in epochs},
+                    tokens=batches * BATCH * SEQUENCE_TOKENS,
+                ),
                 Effort(rounds=min(plan.heavy.rounds, 5)),
                 {
                     "loading_s3_vs_streaming": ("streaming, from S3", "ours, from S3"),
