@@ -28,8 +28,8 @@ from tools.command import command_line, write_json
 from tools.lab.daemons import free_ports
 from train.config import RunConfig
 from train.config_files import load
-from train.data.store.shards import ShardStore
-from train.errors import DataError, UserError
+from train.data.store.index import INDEX_NAME
+from train.errors import UserError
 from train.prepare import check
 from train.run_directory import RunDirectory
 from train.storage.place import Place
@@ -234,12 +234,8 @@ def keep(choice: Choice, run: RunDirectory) -> None:
 
 def is_built(config: RunConfig) -> bool:
     """Whether a corpus is where the configuration says, built by whatever."""
-    assert config.data.corpus is not None, "checked with the configuration"
-    try:
-        ShardStore(f"{config.data.corpus.rstrip('/')}/train", storage=config.storage)
-    except DataError:
-        return False  # and if it cannot be reached, building says so
-    return True
+    corpus = Place.parse(str(config.data.corpus), config.storage)
+    return (corpus / f"train/{INDEX_NAME}").exists()
 
 
 def launch(

@@ -138,8 +138,9 @@ def _fill(model: SemiCausal) -> None:
             module.bias.zero_()
 
 
-def matmul_flops(device: torch.device, *, size: int = 8192) -> float:
+def matmul_flops(device: torch.device) -> float:
     """Operations a second of a large bf16 matrix product: what this card reaches at best."""
+    size = 8192
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / _seconds(lambda: torch.mm(a, b), repeats=20)
 

@@ -13,6 +13,8 @@ from model.batch import Batch
 from tools.bench.shapes import Shape
 from tools.bench.training import num_parameters
 
+torchvision_free.install()  # transformers, which each peer imports, would look for it
+
 TOLERANCE = 0.01
 """How far a peer's parameter count may be from ours."""
 
@@ -59,7 +61,6 @@ def matched(peer: Peer, shape: Shape, *, parameters: int) -> nn.Module:
 
 def llama(shape: Shape, hidden: int) -> nn.Module:
     """Hugging Face's LlamaForCausalLM."""
-    torchvision_free.install()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -80,7 +81,6 @@ def llama(shape: Shape, hidden: int) -> nn.Module:
 
 def gpt2(shape: Shape, hidden: int) -> nn.Module:
     """Hugging Face's GPT2LMHeadModel with our GELU (the exact one) and no dropout."""
-    torchvision_free.install()
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(
@@ -106,7 +106,6 @@ def gpt2(shape: Shape, hidden: int) -> nn.Module:
 
 def litgpt(shape: Shape, hidden: int) -> nn.Module:
     """Litgpt's GPT in its Llama form, which its pretraining recipes use, with a tied head."""
-    torchvision_free.install()
     from litgpt import GPT, Config  # pyright: ignore[reportMissingImports]  # an extra
 
     model = GPT(

@@ -42,6 +42,7 @@ class Daemon:
     """A started process, with what is needed to know it again."""
 
     name: str
+    """As the kernel has it, which cuts it at 15 characters."""
     process_id: int
     start_ticks: int
     """Start time of the process in clock ticks since boot, field 22 of `/proc/PID/stat`."""
@@ -113,8 +114,8 @@ class Record(BaseModel):
             setsid=True,
             setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
         )
-        _, _, start_ticks = _read_status(process_id) or ("", "", -1)
-        self.daemons.append(Daemon(Path(command[0]).name, process_id, start_ticks))
+        ended = Daemon(Path(command[0]).name, process_id, -1)
+        self.daemons.append(_process(process_id) or ended)
         self._save()
 
     def wait(self, lacking: Callable[[], str | None]) -> None:
@@ -182,22 +183,19 @@ def is_alive(daemon: Daemon) -> bool:
     # A daemon started by this very process stays a zombie until its status is read.
     with contextlib.suppress(ChildProcessError):
         os.waitpid(daemon.process_id, os.WNOHANG)
-    name, state, start_ticks = _read_status(daemon.process_id) or ("", "", -1)
-    # The kernel cuts names at 15 characters.
-    is_same = name == daemon.name[:15] and start_ticks == daemon.start_ticks
-    return is_same and state not in "ZX"
+    return _process(daemon.process_id) == daemon
 
 
-def _read_status(process_id: int) -> tuple[str, str, int] | None:
-    """Return (name, state, start in clock ticks) of a process, None if there is none."""
+def _process(process_id: int) -> Daemon | None:
+    """The process of this id, None if there is none that runs."""
     try:
         text = Path(f"/proc/{process_id}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name stands in brackets and may itself hold brackets or spaces.
-    name = text[text.index("(") + 1 : text.rindex(")")]
-    rest = text[text.rindex(")") + 2 :].split()
-    return name, rest[0], int(rest[19])
+    head, _, tail = text.rpartition(")")
+    state, *rest = tail.split()
+    return None if state in "ZX" else Daemon(head.partition("(")[2], process_id, int(rest[18]))
 
 
 def kill(daemons: Sequence[Daemon]) -> None:

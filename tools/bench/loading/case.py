@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,32 +72,30 @@ def from_shards(plan: Plan) -> Findings:
 def _from_disk(found: Findings, place: Path, plan: Plan, *, batches: int) -> None:
     rows = Reading(root=str(place / "rows"), sequence_tokens=SEQUENCE_TOKENS, pack="stream")
     documents = replace(rows, root=str(place / "documents"), pack="fit")
-    # Workers are forked while there is no other thread.
-    pair = Streaming(rows.root)
-    by_two = pair.endless(workers=2)
-    alone, cut = Streaming(rows.root), Streaming(documents.root)
-    readings = {
-        "ours": rows,
-        "ours, with spans": replace(rows, has_spans=True),
-        "ours, packed": documents,
-        "ours, packed, with spans": replace(documents, has_spans=True),
-    }
-    one, two = RankPool(1), RankPool(2)
-    readers: dict[str, Read] = {
-        **{name: shared(one, reading) for name, reading in readings.items()},
-        "ours, two ranks": shared(two, rows),
-        "streaming": alone.endless(workers=0),
-        "streaming, 2 workers": by_two,
-        "streaming, cut": cut.cut_documents(SEQUENCE_TOKENS),
-        "array": gathered(place / "rows" / "tokens.npy"),
-    }
     # Time on a processor, which other processes do not lengthen much.
-    processor: dict[str, list[float]] = {name: [] for name in readers}
+    processor: defaultdict[str, list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        # Workers are forked while there is no other thread.
+        by_two = stack.enter_context(closing(Streaming(rows.root))).endless(workers=2)
+        alone, cut = (
+            stack.enter_context(closing(Streaming(each.root))) for each in (rows, documents)
+        )
+        one, two = (stack.enter_context(RankPool(ranks)) for ranks in (1, 2))
+        readers: dict[str, Read] = {
+            "ours": shared(one, rows),
+            "ours, with spans": shared(one, replace(rows, has_spans=True)),
+            "ours, packed": shared(one, documents),
+            "ours, packed, with spans": shared(one, replace(documents, has_spans=True)),
+            "ours, two ranks": shared(two, rows),
+            "streaming": alone.endless(workers=0),
+            "streaming, 2 workers": by_two,
+            "streaming, cut": cut.cut_documents(SEQUENCE_TOKENS),
+            "array": gathered(place / "rows" / "tokens.npy"),
+        }
 
-    def metered(name: str) -> None:
-        processor[name].append(readers[name](batches))
+        def metered(name: str) -> None:
+            processor[name].append(readers[name](batches))
 
-    try:
         seconds = found.compare(
             contestants(
                 {name: partial(metered, name) for name in readers},
@@ -109,9 +109,6 @@ def _from_disk(found: Findings, place: Path, plan: Plan, *, batches: int) -> Non
                 "loading_vs_array": ("array", "ours"),
             },
         )
-    finally:
-        for each in (one, two, alone, pair, cut):
-            each.close()
     tokens = batches * BATCH * SEQUENCE_TOKENS
     found.ratios |= {
         "loading_processor_vs_streaming": ratio(processor["streaming"], processor["ours"]),
@@ -172,31 +169,29 @@ def _our_epoch(batches: int, cache: Path) -> None:
 
 
 def _their_epoch(batches: int, cache: Path, *, workers: int) -> None:
-    streaming = Streaming(f"s3://{BUCKET}/rows", local=cache)
-    try:
+    with closing(Streaming(f"s3://{BUCKET}/rows", local=cache)) as streaming:
         given = sum(1 for _ in streaming.loader(workers=workers))
-        assert given >= batches, f"{given} of {batches} batches"
-    finally:
-        streaming.close()
+    assert given >= batches, f"{given} of {batches} batches"
 
 
-def _breakdown(place: Path, *, steps: int = 12) -> str:
+def _breakdown(place: Path) -> str:
     """Microseconds a sequence of each part of our way, measured apart."""
     reading = Reading(root=str(place / "documents"), sequence_tokens=SEQUENCE_TOKENS)
     plan = reading.plan()
     source = plan.sources.all[0]
     store = source.corpus.train
     parts: list[str] = []
+    steps = range(1, 13)
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
         started = time.perf_counter()
         result = work()
-        taken = (time.perf_counter() - started) * 1e6 / (steps * BATCH)
+        taken = (time.perf_counter() - started) * 1e6 / (len(steps) * BATCH)
         parts.append(f"{name} {taken:.0f}")
         return result
 
-    timed("plan, window included", lambda: [plan.step(step) for step in range(1, steps + 1)])
-    entries = timed("plan", lambda: [s for step in range(1, steps + 1) for s in plan.step(step)])
+    timed("plan, window included", lambda: [plan.step(step) for step in steps])
+    entries = timed("plan", lambda: [s for step in steps for s in plan.step(step)])
     numbers = [number for entry in entries for number in entry.sequence.parts[:, 0].tolist()]
     places = [store._locate(number) for number in numbers]
     for number in numbers:
