@@ -127,8 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
             f"{averages.scored_tokens:,}",
             f"{averages.loss:.4f}",
             f"{perplexity(averages.loss):.2f}",
-            _number(averages.first_of_span),
-            _number(averages.other),
+            _number(averages.first_of_span_loss),
+            _number(averages.other_loss),
         )
         document[name] = {
             "loss": averages.loss,

@@ -73,31 +73,33 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     Raises:
         ConfigError: the batch does not divide, or the machine cannot do what is asked.
     """
-    faults: list[str] = []
-    # Not a check of the configuration: what earlier versions stored must stay readable.
-    if "://" in config.run_directory:
-        faults.append(
-            f"run_directory: {config.run_directory} is no directory of this host, where metrics "
-            "and the report have to lie: name one, and put checkpoints into a store with "
-            "checkpoint.directory"
-        )
     if config.precision == "auto":
         config = config.model_copy(update={"precision": "bf16" if multiplies_bf16() else "fp32"})
-    if (fault := batch_fault(config, ranks=ranks)) is not None:
-        faults.append(fault)
     assert config.precision != "auto"
-    if (reason := why_unsupported(config.zero.stage, config.precision)) is not None:
-        faults.append(f"precision: {reason}")
-    if config.optim.precision == "bf16" and config.precision == "fp32":
-        faults.append(
-            "optim.precision: bf16 is for runs whose parameters are bf16 too: set precision=bf16, "
-            "or leave optim.precision out"
-        )
-    if config.zero.offload_directory is not None and torch.cuda.is_available():
-        faults.append(
+    unsupported = why_unsupported(config.zero.stage, config.precision)
+    uneven = batch_fault(config, ranks=ranks)
+    rules = [
+        # Not a check of the configuration: what earlier versions stored must stay readable.
+        (
+            "://" in config.run_directory,
+            f"run_directory: {config.run_directory} is no directory of this host, where metrics "
+            "and the report have to lie: name one, and put checkpoints into a store with "
+            "checkpoint.directory",
+        ),
+        (uneven, uneven),
+        (unsupported, f"precision: {unsupported}"),
+        (
+            config.optim.precision == "bf16" and config.precision == "fp32",
+            "optim.precision: is for runs whose parameters are bf16 too: set precision=bf16, or "
+            "leave optim.precision out",
+        ),
+        (
+            config.zero.offload_directory is not None and torch.cuda.is_available(),
             "zero.offload_directory: only training on CPUs can keep its optimiser in files: leave "
-            "it out, and spread the run over more GPUs if it does not fit"
-        )
+            "it out, and spread the run over more GPUs if it does not fit",
+        ),
+    ]
+    faults = [str(message) for is_broken, message in rules if is_broken]
     if faults:
         raise ConfigError("\n".join(faults))
     return config

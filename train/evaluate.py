@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -131,10 +131,7 @@ def validate(
     by_source = {name: averaged(own).loss for name, own in sums.items()}
     return ValidationRecord(
         step=step,
-        loss=averages.loss,
-        first_of_span_loss=averages.first_of_span,
-        other_loss=averages.other,
-        scored_tokens=averages.scored_tokens,
         seconds=time.perf_counter() - started,
         by_source=by_source if len(by_source) > 1 else None,
+        **asdict(averages),
     )

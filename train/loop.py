@@ -1,6 +1,7 @@
 """The training loop: load, step, note, validate, save, stop."""
 
 import time
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -163,14 +164,11 @@ def record_of(
     """What is noted of a step."""
     return TrainRecord(
         step=step,
-        loss=result.averages.loss,
-        first_of_span_loss=result.averages.first_of_span,
-        other_loss=result.averages.other,
         learning_rate=lr,
         gradient_norm=result.gradient_norm,
         tokens=config.batch.sequences * config.data.sequence_tokens,
-        scored_tokens=result.averages.scored_tokens,
         step_seconds=seconds,
         data_wait_seconds=waited,
         memory_bytes=peak_memory_bytes(),
+        **asdict(result.averages),
     )

@@ -20,18 +20,18 @@ from train.errors import DataError, DivergedError, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Averages:
-    """Mean losses in nats a scored token.
+    """Mean losses in nats a scored token, under the names of the records.
 
     Attributes:
         loss: over all scored tokens.
-        first_of_span: over first tokens of spans; None if there were none.
-        other: over the other tokens; None if there were none.
+        first_of_span_loss: over first tokens of spans; None if there were none.
+        other_loss: over the other tokens; None if there were none.
         scored_tokens: how many were scored.
     """
 
     loss: float
-    first_of_span: float | None
-    other: float | None
+    first_of_span_loss: float | None
+    other_loss: float | None
     scored_tokens: int
 
 
@@ -60,8 +60,8 @@ def averaged(sums: Sequence[Tensor]) -> Averages:
     other_count, other_loss = count - first_count, loss - first_loss
     return Averages(
         loss=loss / count if count else math.nan,
-        first_of_span=first_loss / first_count if first_count else None,
-        other=other_loss / other_count if other_count else None,
+        first_of_span_loss=first_loss / first_count if first_count else None,
+        other_loss=other_loss / other_count if other_count else None,
         scored_tokens=int(count),
     )
 

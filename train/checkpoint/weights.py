@@ -19,8 +19,8 @@ from train.storage.place import Place
 CHUNKS = "chunks-00000.safetensors"
 
 
-def read_values(path: Place | Path, *, prefix: str = "") -> dict[str, Tensor]:
-    """Whole parameters of a checkpoint whose names begin with `prefix`, by name, on the host.
+def read_values(path: Place | Path) -> dict[str, Tensor]:
+    """Whole parameters of a checkpoint, by name, on the host.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
@@ -30,11 +30,10 @@ def read_values(path: Place | Path, *, prefix: str = "") -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     with ChunkReader(path, index) as reader:
         for name, record in index.parameters.items():
-            if name.startswith(prefix):
-                flat = torch.empty(record.num_elements, dtype=getattr(torch, record.dtype))
-                whole = Region.whole(tuple(record.shape))
-                reader.fill(StateSlice(name=name, kind="value", region=whole, tensor=flat))
-                values[name] = flat.view(record.shape)
+            flat = torch.empty(record.num_elements, dtype=getattr(torch, record.dtype))
+            whole = Region.whole(tuple(record.shape))
+            reader.fill(StateSlice(name=name, kind="value", region=whole, tensor=flat))
+            values[name] = flat.view(record.shape)
     return values
 
 

@@ -31,6 +31,13 @@ from train.watch.metrics import (
 MAX_WAITING = 10_000
 """Records that may wait for W&B; beyond that they are dropped, so that memory stays bounded."""
 
+INIT_SECONDS = 12.0
+"""How long an online run waits for the server."""
+
+FINISH_SECONDS = 20.0
+"""How long `finish` may take. Longer than `INIT_SECONDS`, so that a short run without a server
+still gets its offline files."""
+
 CUT_OFF_SECONDS = 2.0
 """How long the thread may take to notice that its service was killed."""
 
@@ -49,23 +56,11 @@ class WandbWriter:
     Args:
         config: of the run; shown with it.
         run_id: id of the run; the same after every restart, see `new_run_id`.
-        init_timeout_seconds: how long an online run waits for the server.
-        finish_timeout_seconds: how long `finish` may take. Longer than `init_timeout_seconds`, so
-            that a short run without a server still gets its offline files.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        *,
-        run_id: str,
-        init_timeout_seconds: float = 12.0,
-        finish_timeout_seconds: float = 20.0,
-    ) -> None:
+    def __init__(self, config: RunConfig, *, run_id: str) -> None:
         self._config = config
         self._run_id = run_id
-        self._init_timeout_seconds = init_timeout_seconds
-        self._finish_timeout_seconds = finish_timeout_seconds
         # Records, and at the end the exit code.
         self._queue: queue.Queue[Record | int] = queue.Queue(maxsize=MAX_WAITING)
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -93,13 +88,13 @@ class WandbWriter:
             exit_code: non-zero marks the run as failed.
         """
         self._put(exit_code)
-        self._thread.join(self._finish_timeout_seconds)
+        self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
             self._cut_off.set()
             _kill_services()
             self._thread.join(CUT_OFF_SECONDS)
             self._notes.put(
-                f"W&B did not finish within {self._finish_timeout_seconds:.0f} s and was cut off; "
+                f"W&B did not finish within {FINISH_SECONDS:.0f} s and was cut off; "
                 "metrics.jsonl has every record"
             )
 
@@ -168,9 +163,9 @@ class WandbWriter:
             console="off",
             save_code=False,
             disable_code=True,
-            init_timeout=self._init_timeout_seconds,
+            init_timeout=INIT_SECONDS,
             # Its own bound comes first: an upload cut off by wandb ends tidier than one by us.
-            finish_timeout=0.75 * self._finish_timeout_seconds,
+            finish_timeout=0.75 * FINISH_SECONDS,
             x_stats_sampling_interval=30.0,
         )
         return wandb.init(

@@ -30,14 +30,13 @@ import json, sys, time
 from pathlib import Path
 {before}
 from tests.train.records import run_config, train_record
+from train.watch import wandb_writer
 from train.watch.metrics import SampleRecord
-from train.watch.wandb_writer import WandbWriter
 config = run_config(Path({directory!r}), "watch.wandb={mode}")
 clock = time.perf_counter
 times = [clock()]
-writer = WandbWriter(
-    config, run_id="abcd1234", init_timeout_seconds=2.0, finish_timeout_seconds={bound}
-)
+wandb_writer.INIT_SECONDS, wandb_writer.FINISH_SECONDS = 2.0, {bound}
+writer = wandb_writer.WandbWriter(config, run_id="abcd1234")
 times.append(clock())
 for step in range(1, 101):
     writer.write(train_record(step, loss=1.0 / step))
