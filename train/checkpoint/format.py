@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from parallel.region import Region
 from parallel.zero.state import TensorKind
 from train.checkpoint.regions import tiling_fault
-from train.errors import CheckpointError
+from train.errors import CheckpointError, StorageError
 from train.storage.place import Place
 
 FORMAT_VERSION = 1
@@ -196,6 +196,8 @@ def telling(fault: str, remedy: str = "; use another checkpoint") -> Generator[N
     """Says what a disk or a store refuses in one sentence: the fault, the reason, the remedy."""
     try:
         yield
+    except StorageError as error:  # says itself what to do
+        raise CheckpointError(f"{fault}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{fault} ({error.strerror or error}){remedy}") from error
 
