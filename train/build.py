@@ -17,7 +17,7 @@ from train.config_files import differences
 from train.data.collate import Collator
 from train.data.corpus import Corpus
 from train.data.feed import Feed
-from train.data.mixture import Mixture, MixtureError, shares
+from train.data.mixture import Mixture, shares
 from train.data.plan import StepPlan
 from train.data.sources import Laying, Source, Sources
 from train.data.tokens import SpecialTokens
@@ -98,10 +98,7 @@ def build_plan(config: RunConfig) -> StepPlan:
         if mixed[source.name].is_budgeted
     }
     sequences = config.batch.sequences // choices
-    try:
-        table = shares(mixed, amounts, steps=config.steps, sequences=sequences)
-    except MixtureError as error:
-        raise ConfigError(str(error)) from None
+    table = shares(mixed, amounts, steps=config.steps, sequences=sequences)
     mixture = Mixture(table, sequences=sequences, seed=config.seed)
     return StepPlan(sources, mixture, entries=config.batch.sequences, choices=choices)
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from model.config import Config
+from train.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
 
@@ -68,10 +69,6 @@ class SourceConfig(Config):
         return np.interp(np.arange(1, steps + 1), points[:, 0], points[:, 1])
 
 
-class MixtureError(ValueError):
-    """The amounts that are asked for do not make up the run; the message says what to change."""
-
-
 def shares(
     sources: dict[str, SourceConfig], amounts: dict[str, int], *, steps: int, sequences: int
 ) -> npt.NDArray[np.float64]:
@@ -84,20 +81,20 @@ def shares(
         sequences: of a step.
 
     Raises:
-        MixtureError: budgets exceed the run, or do not fill it and no source has a weight.
+        ConfigError: budgets exceed the run, or do not fill it and no source has a weight.
     """
     # With data.span_choices a step holds each sequence several times; here it counts once.
     total = steps * sequences
     wanted = sum(amounts.values())
     weighted = [name for name, source in sources.items() if not source.is_budgeted]
     if wanted > total:
-        raise MixtureError(
+        raise ConfigError(
             f"data.sources: budgets ask for {wanted:,} sequences, but the run has {total:,} "
             f"({steps:,} steps of {sequences}): lower epochs or tokens, or raise steps to "
             f"{math.ceil(wanted / sequences):,}"
         )
     if wanted < total and not weighted:
-        raise MixtureError(
+        raise ConfigError(
             f"data.sources: budgets give {wanted:,} sequences, but the run needs {total:,} "
             f"({steps:,} steps of {sequences}): give one source a weight, raise epochs or tokens, "
             f"or lower steps to {wanted // sequences:,}"
@@ -109,7 +106,7 @@ def shares(
         sums += sources[name].weights(steps)
     if rest > 0 and (sums <= 0).any():
         step = int(np.flatnonzero(sums <= 0)[0]) + 1
-        raise MixtureError(f"data.sources: at step {step} all weights are 0: raise one")
+        raise ConfigError(f"data.sources: at step {step} all weights are 0: raise one")
     for column, (name, source) in enumerate(sources.items()):
         if source.is_budgeted:
             table[:, column] = amounts[name] / total

@@ -79,27 +79,12 @@ class _Sequence:
     parts: list[tuple[int, int, int]] = field(default_factory=list)
 
 
-class TooLongError(ValueError):
-    """A document with spans does not fit a sequence, and spans are not cut.
-
-    Attributes:
-        document: its place in the lengths.
-    """
-
-    def __init__(self, document: int, what: str):
-        super().__init__(what)
-        self.document = document
-
-
 def pack(lengths: Ints, shape: SequenceShape) -> PackedSequences:
     """Lay documents into sequences.
 
     Args:
-        lengths: [n, 3] tokens, spans and tokens in spans of each document.
+        lengths: [n, 3] tokens, spans and tokens in spans of each document; one with spans fits.
         shape: of a sequence.
-
-    Raises:
-        TooLongError: a document with spans does not fit a sequence.
     """
     if not shape.spans:
         lengths = lengths * [1, 0, 0]
@@ -114,15 +99,6 @@ def _cut(lengths: Ints, shape: SequenceShape) -> Ints:
     """[P, 3] parts that fit a sequence each: documents, or stretches of long ones."""
     room = shape.slots - shape.opening
     tokens = lengths[:, 0]
-    refused = (lengths[:, 1] > 0) & (lengths > [room, shape.spans, shape.span_tokens]).any(axis=1)
-    if refused.any():
-        document = int(refused.argmax())
-        have, spans, inside = lengths[document].tolist()
-        raise TooLongError(
-            document,
-            f"has {have} tokens, {inside} of them in {spans} spans, but a sequence holds "
-            f"{room}, {shape.span_tokens} and {shape.spans}",
-        )
     counts = np.maximum(1, -(-tokens // room))
     documents = np.repeat(np.arange(len(tokens)), counts)
     begins = runs(np.zeros_like(counts), counts) * room

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from train.data.document import LENGTH_COLUMNS
 from train.data.order import GlobalOrder
-from train.data.pack import PackedSequences, SequenceShape, TooLongError, pack
+from train.data.pack import PackedSequences, SequenceShape, pack
 from train.data.spans.places import runs
 from train.data.store.shards import ShardStore
 from train.errors import DataError
@@ -130,17 +130,25 @@ class FittedSequences:
     def _pack(self, epoch: int, window: int) -> PackedSequences:
         ids = self.order.window_ids(epoch, window)
         lengths = self._lengths_of(ids)
-        try:
-            packed = pack(lengths, self._shape)
-        except TooLongError as error:
-            raise DataError(
-                f"document {ids[error.document]} of {self._store.root} {error}: raise "
-                "data.sequence_tokens or data.span_capacity, or leave it out when the corpus is "
-                "built"
-            ) from None
-        packed = self._shuffled(packed, epoch, window)
+        self._require_room(ids, lengths)
+        packed = self._shuffled(pack(lengths, self._shape), epoch, window)
         packed.parts[:, 0] = ids[packed.parts[:, 0]]
         return packed
+
+    def _require_room(self, ids: Ints, lengths: Ints) -> None:
+        """Refuse a document that does not fit a sequence, where its spans must not be cut."""
+        shape = self._shape
+        room = np.array([shape.slots - shape.opening, shape.spans, shape.span_tokens])
+        refused = (lengths[:, 1] > 0) & (lengths > room).any(axis=1)
+        if shape.spans and refused.any():
+            document = int(refused.argmax())
+            have, spans, inside = lengths[document].tolist()
+            raise DataError(
+                f"document {ids[document]} of {self._store.root} has {have} tokens, {inside} of "
+                f"them in {spans} spans, but a sequence holds {room[0]}, {room[2]} and {room[1]}: "
+                "raise data.sequence_tokens or data.span_capacity, or leave it out when the corpus "
+                "is built"
+            )
 
     def _lengths_of(self, ids: Ints) -> Ints:
         shards, places = self.order.locate(ids)

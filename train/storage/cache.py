@@ -1,9 +1,11 @@
 """Files of a place, read where they lie or from a cache on this host, and checked."""
 
+import contextlib
 import hashlib
 import logging
 import os
 from collections.abc import Iterable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Final
@@ -46,7 +48,7 @@ class CheckedFiles:
         if root.is_remote:
             self.directory = CacheDirectory(directory or default_cache(str(root)), root.storage)
         self._checked: set[str] = set()
-        self._ahead: dict[str, _Ahead] = {}
+        self._ahead: dict[str, Future[None]] = {}
         self._failed: set[str] = set()
         self._lock = Lock()
         self._stopped = Event()
@@ -61,9 +63,7 @@ class CheckedFiles:
             with self._lock:
                 ahead = self._ahead.get(file.name)
             if ahead is not None:
-                ahead.done.wait()
-                if ahead.error is not None:
-                    raise ahead.error
+                ahead.result()
             descriptor = self._find(file)
             return self._bring(file, stopped=None) if descriptor is None else descriptor
         except FaultyFileError as error:
@@ -88,7 +88,7 @@ class CheckedFiles:
                 room = self.directory.make_room(file.num_bytes, idle_seconds=_LONG_UNUSED_SECONDS)
                 if not room:
                     return  # what is read now must not wait for what is read later
-                ahead = self._ahead[file.name] = _Ahead()
+                ahead = self._ahead[file.name] = Future[None]()
             # A daemon: a store that hangs must not keep the process from ending.
             Thread(
                 target=self._bring_ahead,
@@ -102,8 +102,7 @@ class CheckedFiles:
         self._stopped.set()
         with self._lock:
             running = list(self._ahead.values())
-        for ahead in running:
-            ahead.done.wait(_CLOSE_SECONDS)
+        wait(running, timeout=_CLOSE_SECONDS)
         self._stopped = Event()
 
     def _find(self, file: StoredFile, *, remove: bool = False) -> int | None:
@@ -141,19 +140,21 @@ class CheckedFiles:
             finally:
                 landing.close()
 
-    def _bring_ahead(self, file: StoredFile, ahead: "_Ahead", stopped: Event) -> None:
+    def _bring_ahead(self, file: StoredFile, ahead: Future[None], stopped: Event) -> None:
+        failed: BaseException | None = None
         try:
-            os.close(self._bring(file, stopped=stopped))
-        except StoppedError:
-            pass
+            with contextlib.suppress(StoppedError):
+                os.close(self._bring(file, stopped=stopped))
         except BaseException as error:
-            # Whoever waits for it gets it; otherwise it is tried once more when it is read.
-            ahead.error = error
+            failed = error
             self._failed.add(file.name)
-        finally:
-            with self._lock:
-                self._ahead.pop(file.name, None)
-            ahead.done.set()
+        with self._lock:
+            del self._ahead[file.name]
+        if failed is None:
+            ahead.set_result(None)
+        else:
+            # Whoever waits for it gets it; otherwise it is tried once more when it is read.
+            ahead.set_exception(failed)
 
     def _note_checked(self, file: StoredFile) -> None:
         if file.digest is None and file.name not in self._checked:
@@ -161,14 +162,6 @@ class CheckedFiles:
                 "%s is used unchecked: the index records no hash of it", self._root / file.name
             )
         self._checked.add(file.name)
-
-
-class _Ahead:
-    """A file that a thread brings."""
-
-    def __init__(self) -> None:
-        self.done = Event()
-        self.error: BaseException | None = None
 
 
 def default_cache(name: str) -> Path:

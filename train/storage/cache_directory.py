@@ -128,7 +128,7 @@ class CacheDirectory:
                 landing.move(path)
 
         landing.with_room(move)
-        return landing.release()
+        return os.dup(landing.descriptor)
 
     def make_room(self, wanted_bytes: int, *, idle_seconds: float) -> bool:
         """Evict from a full disk what nobody has used for a while, the oldest first.
@@ -278,9 +278,8 @@ class Landing:
         self.num_bytes = 0
         self.with_room = with_room
         """Does something that needs room on the disk."""
-        self._partial: Path | None = partial
+        self._partial = partial
         self._hasher = file.hasher()
-        self._descriptor = -1
         with_room(self._create)
 
     def write(self, data: bytes, /) -> None:
@@ -295,7 +294,7 @@ class Landing:
         def write() -> None:
             nonlocal rest
             while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+                rest = rest[os.write(self.descriptor, rest) :]
 
         self.with_room(write)
         self.num_bytes += len(data)
@@ -304,8 +303,8 @@ class Landing:
 
     def restart(self) -> None:
         """Forget all."""
-        os.ftruncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.ftruncate(self.descriptor, 0)
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
         self.num_bytes = 0
         self._hasher = self.file.hasher()
 
@@ -319,39 +318,28 @@ class Landing:
         Raises:
             OSError: that cannot be done.
         """
-        assert self._partial is not None, "it has its place"
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self._partial, path)
-        self._partial = None
         # Dead as a download, but open for reading.
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-
-    def release(self) -> int:
-        """Hand over the descriptor."""
-        descriptor, self._descriptor = self._descriptor, -1
-        return descriptor
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Remove what has found no place."""
-        if self._descriptor >= 0:
-            os.close(self.release())
-        if self._partial is not None:
-            self._partial.unlink(missing_ok=True)
-            self._partial = None
+        os.close(self.descriptor)
+        self._partial.unlink(missing_ok=True)
 
     def _create(self) -> None:
-        assert self._partial is not None, "called once"
         self._partial.parent.mkdir(parents=True, exist_ok=True)
         while True:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._descriptor = os.open(self._partial, flags, 0o666)
+            self.descriptor = os.open(self._partial, flags, 0o666)
             # Without locks, others take it for a leftover only after its end.
             with contextlib.suppress(OSError):
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            if os.fstat(self._descriptor).st_nlink:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+            if os.fstat(self.descriptor).st_nlink:
                 return
             # Another process took it for a leftover before it was locked.
-            os.close(self.release())
+            os.close(self.descriptor)
 
 
 def touch(descriptor: int) -> None:

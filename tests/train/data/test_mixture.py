@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from train.data.mixture import Mixture, MixtureError, SourceConfig, shares
+from train.data.mixture import Mixture, SourceConfig, shares
+from train.errors import ConfigError
 
 weights = st.lists(st.floats(0.01, 10), min_size=1, max_size=5)
 
@@ -87,14 +88,14 @@ def test_budgets_are_met_to_the_row_and_weights_share_the_rest() -> None:
 def test_budgets_that_do_not_make_up_the_run_are_refused() -> None:
     budget = {"a": SourceConfig(corpus="x", tokens=1)}
     with pytest.raises(
-        MixtureError, match=r"ask for 101 sequences, but the run has 100.*steps to 11"
+        ConfigError, match=r"ask for 101 sequences, but the run has 100.*steps to 11"
     ):
         shares(budget, {"a": 101}, steps=10, sequences=10)
-    with pytest.raises(MixtureError, match=r"give 99 sequences, but the run needs 100.*steps to 9"):
+    with pytest.raises(ConfigError, match=r"give 99 sequences, but the run needs 100.*steps to 9"):
         shares(budget, {"a": 99}, steps=10, sequences=10)
     assert shares(budget, {"a": 100}, steps=10, sequences=10).tolist() == [[1.0]] * 10
     silent = {"a": SourceConfig(corpus="x", weight_by_step=[[1, 1.0], [5, 0.0]])}
-    with pytest.raises(MixtureError, match="at step 5 all weights are 0"):
+    with pytest.raises(ConfigError, match="at step 5 all weights are 0"):
         shares(silent, {}, steps=10, sequences=10)
 
 

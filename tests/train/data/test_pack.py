@@ -1,4 +1,6 @@
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train.data.pack as pack_module
-from train.data.pack import LEAST_FILL, SequenceShape, TooLongError, pack
+from train.data.order import GlobalOrder
+from train.data.pack import LEAST_FILL, SequenceShape, pack
+from train.data.sequences import FittedSequences
+from train.errors import DataError
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=120)
 
@@ -78,10 +83,13 @@ def test_whole_documents_are_not_cut_where_they_fit_well() -> None:
 
 def test_a_document_with_spans_that_fits_no_row_is_named() -> None:
     shape = SequenceShape(slots=64, span_tokens=20, spans=2)
-    for sequence in ([65, 1, 5], [30, 1, 21], [30, 3, 9]):
-        with pytest.raises(TooLongError, match="but a sequence holds 64, 20 and 2") as raised:
-            pack(np.array([[10, 0, 0], sequence]), shape)
-        assert raised.value.document == 1
+    order = GlobalOrder([2], seed=0, shuffle=False)
+    for refused in ([65, 1, 5], [30, 1, 21], [30, 3, 9]):
+        lengths = np.array([[10, 0, 0], refused], dtype=np.uint32)
+        store: Any = SimpleNamespace(lengths=lambda _, lengths=lengths: lengths, root="corpus")
+        sequences = FittedSequences(order, store, shape=shape)
+        with pytest.raises(DataError, match=r"document 1 of corpus .* holds 64, 20 and 2: raise"):
+            sequences.sequence(0)
 
 
 def test_equal_input_gives_equal_rows() -> None:
