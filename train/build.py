@@ -56,7 +56,6 @@ def open_sources(config: RunConfig) -> Sources:
             cache=cache / name if cache and len(data.mixed) > 1 else cache,
             storage=storage,
         )
-        corpus.require(vocabulary=config.model.decoder.vocabulary)
         opened.append(Source(name, number, corpus, laying))
     needed = sum(source.working_set_bytes for source in opened)
     require_working_set(storage.cache_limit_bytes, working_set_bytes=needed)

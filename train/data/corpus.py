@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.document import DOCUMENTS_KIND
-from train.data.store.manifest import require_vocabulary
 from train.data.store.shards import ShardStore
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
@@ -85,15 +84,6 @@ class Corpus:
             self.special.to_manifest(),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-    def require(self, *, vocabulary: int) -> None:
-        """Check that both splits fit a model.
-
-        Raises:
-            DataError: they do not; the message says what to change.
-        """
-        for split in (self.train, self.validation):
-            require_vocabulary(split.manifest, place=split.root, wanted=vocabulary)
 
     def copy_tokenizer(self, destination: Path) -> None:
         """Bring the tokenizer to where a run keeps it, unless it is there.

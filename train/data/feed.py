@@ -75,10 +75,10 @@ class Feed:
         self.wait_seconds = 0.0
         """How long the last call of `step` had to wait."""
         self._reader = _Reader()
-        self._ahead: deque[tuple[int, Future[StepData]]] = deque()
+        self._ahead: deque[Future[StepData]] = deque()
         self._planned: dict[int, tuple[list[Entry], dict[int, dict[int, None]]]] = {}
         """Places of steps, and the shards that they need; the reader's alone."""
-        self._next = 0
+        self._next: int | None = None
 
     def __enter__(self) -> Self:
         """Start reading on the first `step`."""
@@ -86,22 +86,25 @@ class Feed:
 
     def __exit__(self, *exception: object) -> None:
         """Drop what was read ahead."""
-        self._drop()
+        for future in self._ahead:
+            future.cancel()
         self._reader.close()
         for source in self.plan.sources.all:
             source.corpus.train.close()
             source.corpus.validation.close()
 
     def step(self, step: int) -> StepData:
-        """This rank's part of one step.
+        """This rank's part of one step; after the first, steps come one by one.
 
         Raises:
             DataError: a shard is missing or damaged, or reading took longer than the timeout.
         """
         started = time.perf_counter()
-        if not self._ahead or self._ahead[0][0] != step:
-            self._start_over(step)
-        future = self._ahead.popleft()[1]
+        if self._next is None:
+            self._next = step
+            self._read_ahead(step)
+        assert self._next - len(self._ahead) == step, "the next one"
+        future = self._ahead.popleft()
         if not wait([future], timeout=self.timeout_seconds).done:
             raise DataError(
                 f"reading the samples of step {step} took longer than {self.timeout_seconds:g} s, "
@@ -120,19 +123,10 @@ class Feed:
         except Exception as error:
             return error
 
-    def _drop(self) -> None:
-        while self._ahead:
-            self._ahead.popleft()[1].cancel()
-
-    def _start_over(self, step: int) -> None:
-        self._drop()
-        self._reader.submit(self._planned.clear)
-        self._next = step
-        self._read_ahead(step)
-
     def _read_ahead(self, last: int) -> None:
+        assert self._next is not None, "known from the first step on"
         while self._next <= min(last, self.last_step):
-            self._ahead.append((self._next, self._reader.submit(self._read, self._next)))
+            self._ahead.append(self._reader.submit(self._read, self._next))
             self._next += 1
 
     def _read(self, step: int) -> StepData:

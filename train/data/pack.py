@@ -178,22 +178,17 @@ def _fill_gaps(sequences: list[_Sequence], shape: SequenceShape) -> list[_Sequen
     waiting = [part for sequence in sequences[:num_donors] for part in sequence.parts]
     kept = sorted(sequences[num_donors:], key=lambda sequence: -sequence.free)
     least = min(LEAST_CUT + shape.opening, shape.slots)
-    for sequence in kept:
-        while waiting and sequence.free >= least:
-            waiting += _pour(waiting.pop(), sequence, shape)
+    at = 0
     while waiting:
-        kept.append(_Sequence(free=shape.slots))
-        while waiting and kept[-1].free >= least:
-            waiting += _pour(waiting.pop(), kept[-1], shape)
+        if at == len(kept):
+            kept.append(_Sequence(free=shape.slots))
+        sequence = kept[at]
+        at += 1
+        while waiting and sequence.free >= least:
+            document, begin, end = waiting.pop()
+            cut = min(end, begin + sequence.free - shape.opening)
+            sequence.parts.append((document, begin, cut))
+            sequence.free -= cut - begin + shape.opening
+            if cut < end:
+                waiting.append((document, cut, end))
     return kept
-
-
-def _pour(
-    part: tuple[int, int, int], sequence: _Sequence, shape: SequenceShape
-) -> list[tuple[int, int, int]]:
-    """Put as much of a part into a sequence as goes in; what is left of it."""
-    document, begin, end = part
-    cut = min(end, begin + sequence.free - shape.opening)
-    sequence.parts.append((document, begin, cut))
-    sequence.free -= cut - begin + shape.opening
-    return [(document, cut, end)] if cut < end else []

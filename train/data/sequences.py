@@ -26,7 +26,6 @@ Ints = npt.NDArray[np.int64]
 _SEQUENCES: Final = 2
 _PARTS: Final = 3
 _KEPT_WINDOWS: Final = 3
-_KEPT_STARTS: Final = 65_536
 _MEASURED_WINDOWS: Final = 8
 _BLOCK: Final = 256
 """Sequences of a stream that are planned at once."""
@@ -124,8 +123,6 @@ class FittedSequences:
             self._starts.append([after, epoch, window + 1, first_of_epoch])
         else:
             self._starts.append([after, epoch + 1, 0, after])
-        if len(self._starts) > 2 * _KEPT_STARTS:
-            del self._starts[:-_KEPT_STARTS]
 
     def _pack(self, epoch: int, window: int) -> PackedSequences:
         ids = self.order.window_ids(epoch, window)

@@ -17,6 +17,7 @@ from train.data.pack import Pack, SequenceShape
 from train.data.sample import Sample
 from train.data.sequences import FittedSequences, PlannedSequence, StreamSequences
 from train.data.spans.places import NO_SPANS
+from train.data.store.manifest import require_vocabulary
 from train.data.store.shards import ShardStore
 from train.errors import DataError
 
@@ -83,6 +84,8 @@ class Source:
         self.laying = laying
         for split in (corpus.train, corpus.validation):
             _refuse_media(split)
+            if laying.vocabulary is not None:
+                require_vocabulary(split.manifest, place=split.root, wanted=laying.vocabulary)
         self._shard_ends = np.cumsum(corpus.train.shard_sizes)
         self.sequences = self._sequences_of(corpus.train)
         self.validation = ValidationSequences(self, self._sequences_of(corpus.validation))

@@ -219,6 +219,7 @@ class StorePlace(Place):
                 seen = None
                 raise ConnectionError("another file has taken its place") from error
 
+        stopped = stopped or threading.Event()
         self.patience("read", stalled_seconds=stalled_seconds, stopped=stopped).run(attempt)
 
     def ask(self, verb: str, request: Callable[[Any, dict[str, str]], Result]) -> Result:
@@ -247,27 +248,14 @@ class StorePlace(Place):
         """The process's client for the store."""
         return clients.client(self._endpoint, timeout_seconds=self.storage.timeout_seconds)
 
-    def patience(
-        self,
-        verb: str,
-        *,
-        stalled_seconds: float = 0.0,
-        stopped: threading.Event | None = None,
-    ) -> Patience:
-        """Patience with one request; see `Patience` for what is given.
-
-        Args:
-            verb: read or write.
-            stalled_seconds: how much of the budget was spent before.
-            stopped: when set, the request is no longer wanted.
-        """
+    def patience(self, verb: str, **more: Any) -> Patience:
+        """Patience with one request to read or to write, told `more` than it needs to know."""
         return Patience(
             doing=f"{verb} {self._url} {'to' if verb == 'write' else 'from'} {self._store}",
             store=self._store,
             storage=self.storage,
             judge=lambda error: self._judge(error, verb),
-            stalled_seconds=stalled_seconds,
-            stopped=stopped or threading.Event(),
+            **more,
         )
 
     @property

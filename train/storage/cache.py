@@ -29,8 +29,8 @@ _LONG_UNUSED_SECONDS: Final = 60.0
 class CheckedFiles:
     """Opens the files of a corpus, each checked by a process when it first opens it.
 
-    Those of a store are brought into a directory of this host: one process fetches a file, checks
-    it on the way, and the others wait for it.
+    Those of a store are brought into a directory of this host: one process fetches a file and
+    checks it, and the others wait for it.
     """
 
     def __init__(self, root: Place, directory: Path | None):
@@ -130,7 +130,7 @@ class CheckedFiles:
                     stalled_seconds=stalled_seconds,
                     stopped=stopped,
                 )
-                fault = landing.fault()
+                fault = file.fault(landing.descriptor)
                 if fault is not None:
                     raise FaultyFileError(fault)
                 self._note_checked(file)

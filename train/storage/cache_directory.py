@@ -263,7 +263,7 @@ class CacheDirectory:
 
 
 class Landing:
-    """Takes the bytes of a file on its way into the cache, and hashes them.
+    """Takes the bytes of a file on its way into the cache.
 
     The partial file is locked while its process lives, so that others can tell it from a leftover.
     """
@@ -279,7 +279,6 @@ class Landing:
         self.with_room = with_room
         """Does something that needs room on the disk."""
         self._partial = partial
-        self._hasher = file.hasher()
         with_room(self._create)
 
     def write(self, data: bytes, /) -> None:
@@ -298,19 +297,12 @@ class Landing:
 
         self.with_room(write)
         self.num_bytes += len(data)
-        if self._hasher is not None:
-            self._hasher.update(data)
 
     def restart(self) -> None:
         """Forget all."""
         os.ftruncate(self.descriptor, 0)
         os.lseek(self.descriptor, 0, os.SEEK_SET)
         self.num_bytes = 0
-        self._hasher = self.file.hasher()
-
-    def fault(self) -> str | None:
-        """What is wrong with what has landed, as the end of a sentence; None if nothing is."""
-        return self.file.size_fault(self.num_bytes) or self.file.hash_fault(self._hasher)
 
     def move(self, path: Path) -> None:
         """Give the file its place.

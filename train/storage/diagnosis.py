@@ -103,7 +103,7 @@ def lasting_fault(
         return StorageError(
             f"{store} refuses to {verb} {url}, because this host's clock is wrong: set it"
         )
-    status = _status(error)
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
     if code in _PASSING or status is None or status in _PASSING_STATUS or not 300 <= status < 500:
         return None
     return StorageError(
@@ -114,10 +114,7 @@ def lasting_fault(
 
 def error_code(error: BaseException) -> str | None:
     """The storage's own code in an error of boto3, such as `NoSuchBucket`; None without one."""
-    response = getattr(error, "response", None)
-    if not isinstance(response, dict):
-        return None
-    code = response.get("Error", {}).get("Code")
+    code = _response(error).get("Error", {}).get("Code")
     return None if code is None else str(code)
 
 
@@ -140,11 +137,9 @@ def is_timeout(error: BaseException) -> bool:
     return isinstance(error, _TIMEOUTS)
 
 
-def _status(error: BaseException) -> int | None:
+def _response(error: BaseException) -> dict[str, Any]:
     response: Any = getattr(error, "response", None)
-    if not isinstance(response, dict):
-        return None
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return response if isinstance(response, dict) else {}
 
 
 _NO_CREDENTIALS: Final = (

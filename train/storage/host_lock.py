@@ -87,15 +87,13 @@ def host_lock(
 def _try_lock(path: Path) -> int | None:
     """A descriptor that holds the lock; None if another one does."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    is_held = False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-    except BlockingIOError:
-        pass
-    except BaseException:
-        os.close(descriptor)
-        raise
-    # Held, or removed between opening and locking.
-    os.close(descriptor)
-    return None
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # It may have been removed between opening and locking.
+            is_held = os.fstat(descriptor).st_nlink > 0
+        return descriptor if is_held else None
+    finally:
+        if not is_held:
+            os.close(descriptor)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import xxhash
 
 from train.errors import StorageError
 
-HASHERS: Final[Mapping[str, Callable[[], "Hasher"]]] = {
+HASHERS: Final[Mapping[str, Callable[[], Any]]] = {
     "xxh3_64": xxhash.xxh3_64,
     "xxh3_128": xxhash.xxh3_128,
     "xxh128": xxhash.xxh128,
@@ -24,19 +24,6 @@ HASHERS: Final[Mapping[str, Callable[[], "Hasher"]]] = {
     if not name.startswith("shake_")
 }
 """The hashes that mosaicml-streaming may have written, the fastest first."""
-_CHUNK_BYTES: Final = 1 << 20
-
-
-class Hasher(Protocol):
-    """What hashlib and xxhash have in common."""
-
-    def update(self, data: Any, /) -> None:
-        """Take further bytes."""
-        ...
-
-    def hexdigest(self) -> str:
-        """The hash of all bytes so far."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +80,7 @@ class StoredFile:
         except OSError as error:
             raise FaultyFileError(f"cannot be read ({error.strerror})") from error
         try:
-            fault = self._fault(descriptor, check=check)
+            fault = self.fault(descriptor, check=check)
         except OSError as error:
             fault = f"cannot be read ({error.strerror})"
         if fault is not None:
@@ -101,36 +88,28 @@ class StoredFile:
             raise FaultyFileError(fault)
         return descriptor
 
-    def hasher(self) -> Hasher | None:
-        """An empty hasher for `digest`."""
-        return None if self.digest is None else HASHERS[self.digest[0]]()
+    def fault(self, descriptor: int, *, check: bool = True) -> str | None:
+        """What is wrong with an open file, as the end of a sentence; None if nothing is.
 
-    def size_fault(self, num_bytes: int) -> str | None:
-        """What is wrong with a size, as the end of a sentence; None if nothing is."""
-        if num_bytes == self.num_bytes:
+        Args:
+            descriptor: of the file.
+            check: look at its hash too, which reads all of it.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        num_bytes = os.fstat(descriptor).st_size
+        if num_bytes != self.num_bytes:
+            return f"has {num_bytes:,} bytes where the index says {self.num_bytes:,}"
+        if not check or self.digest is None:
             return None
-        return f"has {num_bytes:,} bytes where the index says {self.num_bytes:,}"
-
-    def hash_fault(self, hasher: Hasher | None) -> str | None:
-        """What is wrong with content that went through `hasher`; None if nothing is."""
-        if self.digest is None or hasher is None or hasher.hexdigest() == self.digest[1]:
+        name, wanted = self.digest
+        with os.fdopen(os.dup(descriptor), "rb", buffering=0) as file:
+            file.seek(0)
+            found = hashlib.file_digest(file, HASHERS[name]).hexdigest()
+        if found == wanted:
             return None
-        return f"is damaged: its {self.digest[0]} hash is not the one in the index"
-
-    def _fault(self, descriptor: int, *, check: bool) -> str | None:
-        size_fault = self.size_fault(os.fstat(descriptor).st_size)
-        hasher = self.hasher() if check else None
-        if size_fault is not None or hasher is None:
-            return size_fault
-        buffer = memoryview(bytearray(min(_CHUNK_BYTES, self.num_bytes)))
-        offset = 0
-        while offset < self.num_bytes:
-            count = os.preadv(descriptor, [buffer], offset)
-            if count == 0:
-                return self.size_fault(offset)
-            hasher.update(buffer[:count])
-            offset += count
-        return self.hash_fault(hasher)
+        return f"is damaged: its {name} hash is not the one in the index"
 
 
 class FaultyFileError(StorageError):

@@ -314,8 +314,13 @@ def test_lengths_that_are_too_long_are_noticed(tmp_path: Path, corpora: list[Cor
         read_first_step(plan)
 
 
-def test_tokens_beyond_the_vocabulary_are_named(corpora: list[Corpus]) -> None:
-    plan = plan_of(corpora, weights=[1.0], vocabulary=30)
+def test_tokens_beyond_the_vocabulary_are_named(tmp_path: Path) -> None:
+    root = write_documents(tmp_path / "corpus")
+    with pytest.raises(DataError, match="vocabulary has 300 entries and the model's 30"):
+        plan_of([Corpus(str(root))], weights=[1.0], vocabulary=30)
+    for manifest in root.glob("*/manifest.json"):
+        manifest.write_text(manifest.read_text().replace('"vocabulary": 300', '"vocabulary": 30'))
+    plan = plan_of([Corpus(str(root))], weights=[1.0], vocabulary=30)
     with pytest.raises(DataError, match=r"has token \d+, but the model knows 30"):
         read_first_step(plan)
 

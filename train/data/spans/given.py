@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -67,11 +67,7 @@ class StoredSpansConfig(TextSpansConfig):
     """The spans that the task stored with each sample, by its own rule."""
 
     kind: Literal["stored"]
-
-    @property
-    def is_stored(self) -> bool:
-        """By meaning."""
-        return True
+    is_stored: ClassVar[bool] = True
 
     def room(self, sequence_tokens: int) -> tuple[int, int]:
         """Any tokens, in spans of eight at least."""

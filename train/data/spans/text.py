@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,14 +23,12 @@ class TextSpansConfig(Config, ABC):
     documents bring them), both in a sequence of so many slots.
     """
 
+    is_stored: ClassVar[bool] = False
+    """Whether documents bring their spans, for which packing leaves room."""
+
     @property
     def is_idle(self) -> bool:
         """Whether there never is a span: the model is then built without the encoder."""
-        return False
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether documents bring their spans, for which packing leaves room."""
         return False
 
     @abstractmethod

@@ -8,7 +8,6 @@ shared, and whatever is wrong with a shard is an error that names it, in the thr
 import bisect
 import contextlib
 import io
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
@@ -67,7 +66,7 @@ class ShardStore:
             self._files = CheckedFiles(self.place, cache)
         self.root = str(self.place)
         self._index = parse_index(self._read_index(), place=self.root)
-        self._ends: list[int] = np.cumsum(self._index.samples).tolist()
+        self._bounds: list[int] = [0, *np.cumsum(self._index.samples).tolist()]
         manifest = self.read_beside(MANIFEST_NAME)
         self.manifest: dict[str, Any] = (
             {} if manifest is None else parse_manifest(manifest, place=self.root)
@@ -93,7 +92,7 @@ class ShardStore:
         return [file.num_bytes for file in self._index.files]
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._bounds[-1]
 
     def columns(self, sample_id: int) -> dict[str, Any]:
         """The columns of the sample with this number, 0 <= number < len(self), as stored.
@@ -102,7 +101,10 @@ class ShardStore:
             DataError: its shard is missing, cut short or damaged, or could not be fetched in time.
             IndexError: there is no such number.
         """
-        shard, place = self._locate(sample_id)
+        if not 0 <= sample_id < len(self):
+            raise IndexError(f"{self.root} has samples 0 to {len(self) - 1}, not {sample_id}")
+        shard = bisect.bisect_right(self._bounds, sample_id) - 1
+        place = sample_id - self._bounds[shard]
         try:
             return self._index.decoders[shard](self._read(shard, place))
         except _UNDECODABLE as error:
@@ -137,9 +139,10 @@ class ShardStore:
                 could not be fetched in time.
         """
         file = self._lengths.files[shard]
-        content = self._content(file)
-        while self.place.is_remote and len(content) < file.num_bytes:  # evicted just now
-            content = self._content(file)
+        content = b""
+        while len(content) < file.num_bytes:  # it may be evicted just now
+            with _data_errors(), open(self._files.open(file), "rb") as opened:
+                content = opened.read()
         name = f"{self.root}/{file.name}"
         try:
             lengths = np.load(io.BytesIO(content), allow_pickle=False)
@@ -191,35 +194,27 @@ class ShardStore:
         except OSError as error:
             raise DataError(f"Cannot read {self.place / name}: {error.strerror}.") from error
 
-    def _locate(self, sample_id: int) -> tuple[int, int]:
-        """The shard of a sample, and its place there."""
-        if not 0 <= sample_id < len(self):
-            raise IndexError(f"{self.root} has samples 0 to {len(self) - 1}, not {sample_id}")
-        shard = bisect.bisect_right(self._ends, sample_id)
-        return shard, sample_id - (self._ends[shard - 1] if shard else 0)
-
     def _read(self, shard: int, place: int) -> bytes:
-        try:
-            with self._lock:
-                opened = self._opened.get(shard)
-                if opened is not None:
-                    self._opened.move_to_end(shard)
-                    return opened.read(place)
-            # Not under the lock: other threads go on while this one waits for the store.
-            opened = self._open(shard)
-            with self._lock:
-                other = self._opened.pop(shard, None)
-                if other is not None:
-                    other.close()
-                self._opened[shard] = opened
-                self._close_some()
-                return opened.read(place)
-        except EvictedError:
-            with self._lock:
-                evicted = self._opened.pop(shard, None)
-                if evicted is not None:
-                    evicted.close()
-        return self._read(shard, place)
+        while True:
+            try:
+                with self._lock:
+                    opened = self._opened.get(shard)
+                    if opened is not None:
+                        self._opened.move_to_end(shard)
+                        return opened.read(place)
+                # Not under the lock: other threads go on while this one waits for the store.
+                opened = self._open(shard)
+                with self._lock:
+                    if shard in self._opened:  # another one was quicker
+                        opened.close()
+                    else:
+                        self._opened[shard] = opened
+                        self._close_some()
+            except EvictedError:
+                with self._lock:
+                    evicted = self._opened.pop(shard, None)
+                    if evicted is not None:
+                        evicted.close()
 
     def _close_some(self) -> None:
         while len(self._opened) > _MAX_OPEN_SHARDS:
@@ -239,14 +234,6 @@ class ShardStore:
             samples=int(self._index.samples[shard]),
             is_cached=self.place.is_remote,
         )
-
-    def _content(self, file: StoredFile) -> bytes:
-        with _data_errors():
-            descriptor = self._files.open(file)
-        try:
-            return os.pread(descriptor, file.num_bytes, 0)
-        finally:
-            os.close(descriptor)
 
     def _with_lengths(self, shards: Iterable[int]) -> Iterator[StoredFile]:
         for shard in shards:
