@@ -21,7 +21,7 @@ import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from parallel.region import Region
+from parallel.region import Range, Region
 from parallel.zero.state import TensorKind
 from train.checkpoint.regions import tiling_fault
 from train.errors import CheckpointError, StorageError
@@ -30,9 +30,6 @@ from train.storage.place import Place
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 STATE_NAME = "state.json"
-
-Range = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
-"""First element and one past the last."""
 
 
 class _Record(BaseModel):
@@ -60,7 +57,7 @@ class Chunk(_Record):
 class ParameterRecord(_Record):
     """Where one parameter and its moments lie; `dtype` is that of its value."""
 
-    shape: list[Annotated[int, Field(ge=0)]]
+    shape: list[int]
     dtype: str
     trainable: bool
     tensors: dict[TensorKind, list[Chunk]]

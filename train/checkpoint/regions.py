@@ -24,7 +24,7 @@ def tiling_fault(shape: tuple[int, ...], regions: Sequence[Region]) -> str | Non
     boxes = sorted(ranges)
     for number, box in enumerate(boxes):
         if len(box) != len(shape) or any(
-            not start <= stop <= size for (start, stop), size in zip(box, shape, strict=True)
+            not 0 <= start <= stop <= size for (start, stop), size in zip(box, shape, strict=True)
         ):
             return f"the elements of box {_shown(box)} in shape {list(shape)}"
         for other in boxes[:number]:
@@ -96,6 +96,8 @@ class _Rectangle(NamedTuple):
 
 def _rectangles(region: Region) -> list[_Rectangle]:
     """A flat range of a box: the rest of a row, whole rows, the beginning of a row."""
+    if not region.num_elements:
+        return []
     box = region.box
     if len(box) < 2:
         # A vector is one row.

@@ -16,8 +16,6 @@ from train.checkpoint.reader import ChunkReader
 from train.errors import CheckpointError
 from train.storage.place import Place
 
-CHUNKS = "chunks-00000.safetensors"
-
 
 def read_values(path: Place | Path) -> dict[str, Tensor]:
     """Whole parameters of a checkpoint, by name, on the host.
@@ -63,5 +61,6 @@ def write_values(
     with telling(f"{out} cannot be written", ": choose another place"):
         if out.exists():
             raise CheckpointError(f"{out} exists: choose another place for the checkpoint")
-        seal(out, [write_chunks(out / CHUNKS, cut(slices))], json_bytes(dict(state), indent=1))
+        chunks = write_chunks(out / "chunks-00000.safetensors", cut(slices))
+        seal(out, [chunks], json_bytes(dict(state), indent=1))
     return out

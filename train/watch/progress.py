@@ -69,7 +69,7 @@ class Display:
                     self._bar.update(self._task, completed=record.step, status=status)
                 elif self._is_due(record):
                     self._line_time = time.monotonic()
-                    rate = _format_rate(record.learning_rate)
+                    rate = f"{record.learning_rate:.1e}".replace("e-0", "e-")  # as people type it
                     self._print(f"{place} loss {record.loss:.3f} lr {rate} {self._pace()}")
             case _:
                 pass
@@ -110,11 +110,3 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _format_rate(learning_rate: float) -> str:
-    """A learning rate as people type it: 2.9e-4, not 2.9e-04."""
-    if learning_rate == 0:
-        return "0"
-    mantissa, exponent = f"{learning_rate:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"

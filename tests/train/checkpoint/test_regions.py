@@ -112,3 +112,8 @@ def test_large_boxes_are_copied_by_rows() -> None:
         at = Region.whole((3000, 400)).cut(5, 5 + target.numel())
         copy_overlap(target, at, source, source_at)
     assert torch.equal(target, whole.flatten()[5:-5])
+
+
+def test_a_box_without_columns_overlaps_nothing() -> None:
+    nothing = Region(shape=(4, 6), box=((0, 4), (2, 2)), start=0, stop=0)
+    assert not overlap(nothing, Region.whole((4, 6)))
