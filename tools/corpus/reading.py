@@ -186,12 +186,14 @@ def _rows(piece: Slice, fields: Fields) -> Generator[Row]:
 def _json_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:
     file.seek(piece.begin)
     lines: Any = file
-    if method := _COMPRESSIONS.get(PurePosixPath(piece.path).suffix.lower()):
+    method = _COMPRESSIONS.get(PurePosixPath(piece.path).suffix.lower())
+    if method is not None:
         stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), method)
         lines = io.BufferedReader(stream, _COMPRESSED_BLOCK_BYTES)
     size = (piece.file_bytes if piece.end is None else piece.end) - piece.begin
+    done = 0
     for number, line in enumerate(lines, piece.first_row):
-        done = file.tell() - piece.begin
+        done = done + len(line) if method is None else file.tell()
         if line.strip():
             yield number, _json_object(line), done / size
         if piece.end is not None and done >= size:
