@@ -75,12 +75,7 @@ def _build(options: argparse.Namespace, console: Console) -> None:
         )
     elif options.limit_megabytes is not None:
         raise DataError("--limit-megabytes is for documentation; leave it out, or name less")
-    validation, mebibytes = options.validation, options.shard_mebibytes
-    if validation is None:
-        validation = DEFAULT_VALIDATION if sources else VALIDATION_SHARE
-    if mebibytes is None:
-        mebibytes = 64 if sources else 4
-    part_mebibytes = options.part_mebibytes
+    share, shard_bytes = (DEFAULT_VALIDATION, 64 << 20) if sources else (VALIDATION_SHARE, 4 << 20)
     request = Request(
         sources=sources,
         made=made,
@@ -88,9 +83,9 @@ def _build(options: argparse.Namespace, console: Console) -> None:
         tokenizer=options.tokenizer,
         vocabulary=options.vocabulary,
         fields=Fields(text=options.text_field, id=options.id_field),
-        validation=validation,
-        shard_bytes=int(mebibytes * 2**20),
-        part_bytes=None if part_mebibytes is None else int(part_mebibytes * 2**20),
+        validation=share if options.validation is None else options.validation,
+        shard_bytes=shard_bytes if options.shard_mebibytes is None else options.shard_mebibytes,
+        part_bytes=options.part_mebibytes,
         has_media=options.media,
         skip_bad=options.skip_bad,
         workers=options.workers,
@@ -170,6 +165,11 @@ def _cost(options: argparse.Namespace, console: Console) -> None:
     sys.stdout.write("".join(f"{name:<{width}}  {value}\n" for name, value in found))
 
 
+def mebibytes(told: str) -> int:
+    """The bytes of a number of mebibytes."""
+    return int(float(told) * 2**20)
+
+
 _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "sources": {"nargs": "*", "metavar": "SOURCE", "help": "see below"},
     "out": {"metavar": "OUT", "help": "directory, or s3://bucket/path"},
@@ -206,7 +206,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "--number": {"type": int, "default": 0, "metavar": "N", "help": "from 0 (default 0)"},
     "--out": {"type": Path, "default": Path("stats.html"), "help": "default stats.html"},
     "--part-mebibytes": {
-        "type": float, "metavar": "N", "help": "input that a process handles at once",
+        "type": mebibytes, "metavar": "N", "help": "input that a process handles at once",
     },
     "--passage-tokens": {"type": int, "default": 64, "help": "longest passage (default 64)"},
     "--price-per-gb-egress": {"type": float, "metavar": "PRICE"},
@@ -216,7 +216,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "--seed": {"type": int, "default": 0, "help": "of --random (default 0)"},
     "--sequence-tokens": {"type": int, "default": 2048, "metavar": "S"},
     "--shard-mebibytes": {
-        "type": float, "metavar": "N", "help": "default 64; 4 for documentation alone",
+        "type": mebibytes, "metavar": "N", "help": "default 64; 4 for documentation alone",
     },
     "--skip-bad": {
         "type": int, "default": 0, "metavar": "N", "help": "leave out up to N bad documents",

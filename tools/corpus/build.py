@@ -105,7 +105,7 @@ def _made(
     size = records.stat().st_size
     if not size:
         raise DataError("The sources hold no English prose; name others.")
-    workshop.deliver_to(workshop.working)(_MADE, records)
+    workshop.deliver(workshop.working, _MADE, records)
     for name, text in found.licence_texts.items():
         workshop.write(workshop.root / LICENCES / f"{name}.txt", text.encode())
     path = str(workshop.working / _MADE)

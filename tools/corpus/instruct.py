@@ -64,9 +64,8 @@ class Task:
     @property
     def identity(self) -> str:
         """Of the task and the corpus."""
-        asked = [self.num_train, self.num_validation, self.passage_tokens]
-        manifest = self.corpus.manifest
-        known = [*asked, self._sources, manifest["tokenizer_sha256"]]
+        asked = (self.num_train, self.num_validation, self.passage_tokens)
+        known = (*asked, self._sources, self.corpus.manifest["tokenizer_sha256"])
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def make(self, report: Callable[[str], None]) -> Made:

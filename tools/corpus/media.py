@@ -1,6 +1,7 @@
 """Pictures, sound and video: what files are taken for which, and whether they are what they say."""
 
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Final
@@ -20,6 +21,20 @@ SUFFIXES: Final[Mapping[str, Kind]] = {
 
 KINDS: Final[Mapping[str, Kind]] = {name: kind for kind, name in MEDIA.items()}
 """Kinds by the names that columns and segments have."""
+
+
+_SIGNS: Final[Mapping[Kind, Mapping[bytes, str]]] = {
+    Kind.AUDIO: {
+        rb"RIFF....WAVE": "WAV",
+        rb"fLaC": "FLAC",
+        rb"OggS": "Ogg",
+        rb"ID3": "MP3",
+        # A frame of MPEG audio: eleven bits set, then a version and a layer that exist.
+        rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff].": "MP3",
+    },
+    Kind.VIDEO: {rb"....ftyp": "MP4", rb"\x1a\x45\xdf\xa3": "WebM"},
+}
+"""How files begin, and what they are then."""
 
 
 class RowError(ValueError):
@@ -55,19 +70,8 @@ def _format(kind: Kind, data: bytes) -> str | None:
                 return f"{image.width}x{image.height} {image.format}"
         except Exception:  # as many kinds as there are formats
             return None
-    if kind == Kind.VIDEO:
-        if data[4:8] == b"ftyp":
-            return "MP4"
-        return "WebM" if data[:4] == b"\x1a\x45\xdf\xa3" else None
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        return "WAV"
-    starts = {b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3"}
-    for start, name in starts.items():
-        if data.startswith(start):
-            return name
-    # A frame of MPEG audio: eleven bits set, then a version and a layer that exist.
-    is_frame = len(data) > 2 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0
-    return "MP3" if is_frame and data[1] & 0x18 != 0x08 and data[1] & 0x06 else None
+    signs = _SIGNS[kind].items()
+    return next((name for sign, name in signs if re.match(sign, data, re.DOTALL)), None)
 
 
 def _check_image(data: bytes) -> None:

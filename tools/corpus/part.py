@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from typing import Any, Final
 
@@ -100,7 +101,7 @@ class PartBuilder:
                 self._encoder.columns,
                 stem=f"part-{number:05}",
                 size=request.shard_bytes,
-                deliver=workshop.deliver_to(workshop.root / split),
+                deliver=partial(workshop.deliver, workshop.root / split),
             )
             for split in SPLITS
         }

@@ -271,15 +271,12 @@ def _slices(path: str, base: Place, files: Sequence[Found]) -> tuple[list[Slice]
     return kept, dict(left_out)
 
 
-def _cut_file(whole: Slice, part_bytes: int) -> Iterator[Slice]:
-    if whole.num_bytes <= part_bytes:
-        yield whole
-    elif whole.name.lower().endswith(".jsonl"):
-        yield from _cut_lines(whole, part_bytes)
-    elif whole.form == "parquet":
-        yield from _cut_row_groups(whole, part_bytes)
-    else:
-        yield whole
+def _cut_file(whole: Slice, part_bytes: int) -> Iterable[Slice]:
+    if whole.num_bytes > part_bytes and whole.name.lower().endswith(".jsonl"):
+        return _cut_lines(whole, part_bytes)
+    if whole.num_bytes > part_bytes and whole.form == "parquet":
+        return _cut_row_groups(whole, part_bytes)
+    return [whole]
 
 
 def _cut_lines(whole: Slice, part_bytes: int) -> Iterator[Slice]:

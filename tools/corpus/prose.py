@@ -102,25 +102,21 @@ def _opening(name: str, argument: str) -> str:
     return f"{'Added' if name == 'versionadded' else 'Changed'} in version {version}. {rest}"
 
 
-def _after_simple_table(lines: list[str], at: int) -> int:
+def _after_simple_table(lines: list[str], start: int) -> int:
     """The line after a table's last border: the border before a blank line."""
-    start = at
-    while at < len(lines):
-        is_border = bool(_SIMPLE_TABLE.match(lines[at].rstrip()))
-        at += 1
-        if is_border and (at == len(lines) or not lines[at].strip()):
-            return at
+    for at in range(start, len(lines)):
+        if _SIMPLE_TABLE.match(lines[at].rstrip()) and not "".join(lines[at + 1 : at + 2]).strip():
+            return at + 1
     return start
 
 
-def _after_indented(lines: list[str], at: int, indent: int) -> int:
+def _after_indented(lines: list[str], start: int, indent: int) -> int:
     """The first later line that is not indented deeper than `indent`."""
-    while at < len(lines):
+    for at in range(start, len(lines)):
         text = lines[at].lstrip()
         if text and len(lines[at]) - len(text) <= indent:
             return at
-        at += 1
-    return at
+    return len(lines)
 
 
 def _blocks(lines: list[str]) -> list[tuple[list[str], bool]]:

@@ -45,7 +45,14 @@ KEEP: Final = "duplicates/{:05}.keep.npy"
 
 
 class Workshop:
-    """A directory or URL that is to hold a corpus."""
+    """A directory or URL that is to hold a corpus.
+
+    Attributes:
+        out: as the user wrote it.
+        root: where the corpus comes to be.
+        working: directory in it of what is known meanwhile.
+        scratch: local directory for what is not whole yet.
+    """
 
     def __init__(self, out: str) -> None:
         """Nothing is looked at yet.
@@ -61,9 +68,10 @@ class Workshop:
         self.working = self.root / WORKING_DIRECTORY
         if self.root.is_remote:
             self.scratch = default_cache(f"building {self.root}")
+            self._lock_path = self.scratch.with_suffix(".lock")
         else:
             self.scratch = Path(self.working / "scratch")
-        """Local directory for what is not whole yet."""
+            self._lock_path = Path(self.root.parent / f".{self.root.name}.lock")
 
     @contextlib.contextmanager
     def lock(self) -> Generator[None]:
@@ -72,10 +80,7 @@ class Workshop:
         Raises:
             DataError: another one does.
         """
-        if self.root.is_remote:
-            path = self.scratch.with_suffix(".lock")
-        else:
-            path = Path(self.root.parent / f".{self.root.name}.lock")
+        path = self._lock_path
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with filelock.FileLock(path, timeout=0):
@@ -150,28 +155,24 @@ class Workshop:
             self.working.remove()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def deliver_to(self, directory: Place) -> Callable[[str, Path | bytes], None]:
-        """Something that puts files into a directory of the corpus, each whole or not at all."""
-
-        def deliver(name: str, content: Path | bytes) -> None:
-            target = directory / name
-            if isinstance(content, bytes):
-                target.write(content)
-            elif target.is_remote:
-                with target.create() as sink, content.open("rb") as file:
-                    shutil.copyfileobj(file, sink, _COPY_BYTES)
-                content.unlink()
-            else:
-                Path(directory).mkdir(parents=True, exist_ok=True)
-                with content.open("rb") as file:
-                    os.fsync(file.fileno())
-                content.rename(Path(target))
-
-        return deliver
+    def deliver(self, directory: Place, name: str, content: Path | bytes) -> None:
+        """Put a file into a directory of the corpus, whole or not at all."""
+        target = directory / name
+        if isinstance(content, bytes):
+            target.write(content)
+        elif target.is_remote:
+            with target.create() as sink, content.open("rb") as file:
+                shutil.copyfileobj(file, sink, _COPY_BYTES)
+            content.unlink()
+        else:
+            Path(directory).mkdir(parents=True, exist_ok=True)
+            with content.open("rb") as file:
+                os.fsync(file.fileno())
+            content.rename(Path(target))
 
     def write(self, path: Place, data: bytes) -> None:
         """Write a small file at once."""
-        self.deliver_to(path.parent)(path.name, data)
+        self.deliver(path.parent, path.name, data)
 
     def read(self, path: Place) -> bytes | None:
         """A small file; None if there is none."""

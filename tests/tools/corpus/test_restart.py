@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -49,25 +49,20 @@ def source(tmp_path: Path) -> Path:
 
 def build_until_killed(source: Path, out: Path, tokenizer: Path, deliveries: int) -> None:
     """Runs in a process of its own, which a signal ends before or after delivering a file."""
-    real = Workshop.deliver_to
+    real = Workshop.deliver
     left = deliveries
 
-    def deliver_to(self: Workshop, directory: Place) -> Callable[[str, Path | bytes], None]:
-        deliver = real(self, directory)
+    def deliver(self: Workshop, directory: Place, name: str, content: Path | bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left % 2:
+            real(self, directory, name, content)
+        if left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not left % 2:
+            real(self, directory, name, content)
 
-        def counted(name: str, content: Path | bytes) -> None:
-            nonlocal left
-            left -= 1
-            if left % 2:
-                deliver(name, content)
-            if left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if not left % 2:
-                deliver(name, content)
-
-        return counted
-
-    Workshop.deliver_to = deliver_to
+    Workshop.deliver = deliver
     status = build_status(source, *SMALL_PARTS, out=out, tokenizer=tokenizer)
     os._exit(status)
 
