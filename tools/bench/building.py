@@ -35,7 +35,10 @@ def against_tokenizer(plan: Plan) -> Findings:
         texts[: len(texts) // max(1, plan.building_bytes >> 23)], vocabulary=VOCABULARY
     )
     pieces = [paragraph for text in texts for paragraph in paragraphs(text)]
-    tokens = sum(len(ids) + 1 for ids in tokenizer.encode(pieces)) + len(texts)
+    tokens = sum(
+        len(ids) + 1
+        for ids in tokenizer.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+    ) + len(texts)
     found = Findings(
         settings={
             "text": PACKAGE,

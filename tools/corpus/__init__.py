@@ -1,1 +1,1 @@
-"""Builds training corpora from documentation that installs from package registries."""
+"""Corpora of documents: built from files, stores and documentation, verified, shown and priced."""

@@ -57,8 +57,8 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
     with busy(console, "looking at the sources"):
         surveyed = survey(request.sources, request.licences)
         if request.made is not None:
-            name, identity = request.made.name, request.made.identity
-            surveyed.insert(0, (Source(name=name, kind="made", identity=identity), []))
+            made = Source(name=request.made.name, kind="made", identity=request.made.identity)
+            surveyed.insert(0, (made, []))
     sources = [source for source, _ in surveyed]
     given = request.given_tokenizer()
     part_bytes = request.part_bytes or part_size(sources)
@@ -145,9 +145,10 @@ def _trained(job: Job, console: Console) -> CorpusTokenizer:
     path = job.workshop.working / TOKENIZER_NAME
     content = job.workshop.read(path)
     if content is None:
-        vocabulary = job.request.trained_vocabulary
         with busy(console, "training the tokenizer"):
-            content = CorpusTokenizer.train(_sample(job), vocabulary=vocabulary).content
+            content = CorpusTokenizer.train(
+                _sample(job), vocabulary=job.request.trained_vocabulary
+            ).content
         job.workshop.write(path, content)
     return CorpusTokenizer.from_content(content, name=str(path))
 

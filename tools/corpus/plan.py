@@ -40,10 +40,10 @@ _NAMED: Final = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)$", re.DOTALL)
 
 
 class _Stored(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Slice(BaseModel):
+class Slice(_Stored):
     """A file, or a range of it.
 
     Attributes:
@@ -57,8 +57,6 @@ class Slice(BaseModel):
         caption: the file that holds a payload's text.
         num_bytes: what it weighs, for cutting parts and for progress.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     path: str
     name: str

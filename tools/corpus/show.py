@@ -115,10 +115,8 @@ class Printer:
 
 
 def chosen_numbers(printer: Printer, options: Any) -> list[int]:
-    """The samples that options ask for: one by its id, some at random, or one by its number."""
-    if options.id is not None:
-        return [printer.number_of(options.id)]
+    """The samples that options ask for: some at random, or one by its id or its number."""
     if options.random is not None:
         count = min(options.random, len(printer))
         return sorted(random.Random(options.seed).sample(range(len(printer)), count))
-    return [options.number]
+    return [options.number if options.id is None else printer.number_of(options.id)]

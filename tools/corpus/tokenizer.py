@@ -1,13 +1,11 @@
 """The byte-level BPE of a corpus: trained on it, or given."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tools.corpus import inputs
@@ -106,8 +104,3 @@ class CorpusTokenizer:
     def sha256(self) -> str:
         """Of tokenizer.json."""
         return hashlib.sha256(self.content).hexdigest()
-
-    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
-        """The ids of each text, without special tokens; uses all cores."""
-        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tests.corpora import WORDS
 from tools.corpus.__main__ import main
+from tools.corpus.tokenizer import CorpusTokenizer
 from train.data.document import Document
 from train.data.store.shards import ShardStore
 
@@ -98,6 +99,12 @@ def documents(corpus: Path | str) -> dict[str, Document]:
             assert document.name not in found
             found[document.name] = document
     return found
+
+
+def token_ids(tokenizer: CorpusTokenizer, texts: list[str]) -> list[list[int]]:
+    """The ids of each text, without special tokens."""
+    encodings = tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
 
 
 def files_of(directory: Path) -> dict[str, str]:

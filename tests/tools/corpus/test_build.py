@@ -20,6 +20,7 @@ from tests.tools.corpus.making import (
     passages,
     picture,
     sound,
+    token_ids,
     write_lines,
 )
 from tools.corpus import verify
@@ -35,9 +36,9 @@ ROWS = [{"text": text, "name": f"n{number}"} for number, text in enumerate(passa
 def expected(text: str, tokenizer: CorpusTokenizer) -> list[int]:
     """The stream of a document: each paragraph and `</s>`, after the last one `</d>`."""
     special = tokenizer.special
-    encoded = tokenizer.encode(text.split("\n\n"))
+    encoded = token_ids(tokenizer, text.split("\n\n"))
     return [
-        *(token for ids in encoded for token in [*ids.tolist(), special.paragraph]),
+        *(token for ids in encoded for token in [*ids, special.paragraph]),
         special.document,
     ]
 
@@ -129,9 +130,8 @@ def test_instructions_and_interleaved_documents(
     out = build(tmp_path / "in", out=tmp_path / "out", tokenizer=tokenizer)
 
     document = documents(out)["in/rows.jsonl:1"]
-    [span, unscored, first, second] = (
-        ids.tolist()
-        for ids in loaded.encode(["the kernel\n\nmaps", "a page", "of memory", "for the bus"])
+    span, unscored, first, second = token_ids(
+        loaded, ["the kernel\n\nmaps", "a page", "of memory", "for the bus"]
     )
     assert document.segments.tolist() == [
         [Kind.TEXT_SPAN, len(span), 0],
@@ -165,7 +165,7 @@ def test_a_prompt_and_its_answer_are_one_paragraph(
 
     document = documents(out)["rows/rows.jsonl:1"]
     texts = ["the kernel", "a page", "of", " memory"]
-    span, first, second, answer = (ids.tolist() for ids in loaded.encode(texts))
+    span, first, second, answer = token_ids(loaded, texts)
     end, last = loaded.special.paragraph, loaded.special.document
     assert document.tokens.tolist() == [
         *(*span, end),
