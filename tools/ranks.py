@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 Result = TypeVar("Result")
 
@@ -51,7 +51,7 @@ def run_ranks(
         return pool.run(work, *arguments, timeout_seconds=timeout_seconds)[0]
 
 
-class RankPool:
+class RankPool(contextlib.AbstractContextManager["RankPool"]):
     """Ranks that stay alive between calls; after a failure the next call starts fresh ones.
 
     Args:
@@ -76,10 +76,8 @@ class RankPool:
         self._context: Any = context or multiprocessing.get_context("spawn")
         self._processes: list[BaseProcess] = []
         self._pipes: list[Connection] = []
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Self:
-        return self
+        self._directory = ""
+        self._opened = contextlib.ExitStack()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -134,27 +132,24 @@ class RankPool:
             if process.is_alive():
                 process.kill()
                 process.join()
-        for pipe in self._pipes:
-            pipe.close()
+        self._opened.close()
         self._processes, self._pipes = [], []
-        if self._directory is not None:
-            self._directory.cleanup()
-            self._directory = None
 
     def _start(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="ranks-")
+        directory = tempfile.TemporaryDirectory(prefix="ranks-")
+        self._directory = self._opened.enter_context(directory)
         for rank in range(self._num_ranks):
             ours, theirs = self._context.Pipe()
             # Some of them are read when torch is first imported, perhaps before `_serve` runs.
             with changed_environment(self._variables(rank)) as variables:
                 process = self._context.Process(
                     target=_serve,
-                    args=(self._directory.name, theirs, self._threads, self._cuda, variables),
+                    args=(self._directory, theirs, self._threads, self._cuda, variables),
                 )
                 process.start()
             theirs.close()
             self._processes.append(process)
-            self._pipes.append(ours)
+            self._pipes.append(self._opened.enter_context(ours))
 
     def _variables(self, rank: int) -> dict[str, str | None]:
         variables: dict[str, str | None] = {
@@ -179,7 +174,7 @@ class RankPool:
     def _end(self, silent: list[int]) -> list[str]:
         """Ends all ranks; says where the silent ones were."""
         for rank in silent:
-            with contextlib.suppress(OSError, TypeError):
+            with contextlib.suppress(OSError):
                 os.kill(self._processes[rank].pid or 0, signal.SIGUSR1)
         found = [f"rank {rank} was here:\n{self._stacks(rank)}" for rank in silent]
         for rank in silent:
@@ -188,8 +183,7 @@ class RankPool:
         return found
 
     def _stacks(self, rank: int) -> str:
-        assert self._directory is not None
-        file = _stacks_file(self._directory.name, rank)
+        file = _stacks_file(self._directory, rank)
         deadline = time.monotonic() + GRACE_SECONDS
         while not (file.exists() and file.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -18,11 +18,10 @@ from tools.bench import (
     encoding,
     gpu,
     peers,
-    ranks,
     report,
-    semicausal,
     shapes,
     stages,
+    zero,
 )
 from tools.bench.loading.case import from_shards
 from tools.bench.rounds import Findings
@@ -49,9 +48,9 @@ CASES = {
     "causal": Case(causal.same_precision, "ours, Llama and GPT-2 in fp32"),
     "litgpt": Case(causal.litgpt, "ours and litgpt in fp32"),
     "default": Case(causal.defaults, "our default against Llama's"),
-    "semi_causal": Case(semicausal.over_causal, "with spans over without"),
+    "semi_causal": Case(zero.spans_over_none, "with spans over without"),
     "encoding": Case(encoding.ways_to_encode, "packed, padded, whole sequence"),
-    "zero3": Case(ranks.zero3_vs_ddp, "ZeRO-3 against DDP on two ranks", ranks=2),
+    "zero3": Case(zero.zero3_vs_ddp, "ZeRO-3 against DDP on two ranks", ranks=2),
     "stages": Case(stages.two_stages, "a pipeline of two stages", stages.NUM_STAGES),
     "checkpoint": Case(checkpointing.against_others, "saving and restoring, dd, torch"),
     "checkpoint_two_ranks": Case(checkpointing.against_others, "the same on two ranks", ranks=2),
