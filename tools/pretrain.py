@@ -116,9 +116,10 @@ def main(arguments: list[str] | None = None) -> int | None:
 def pinned_steps(overrides: Sequence[str]) -> int | None:
     """The steps that the user set; None if they were left to the machine."""
     texts = [text.removeprefix(PINNED) for text in overrides if text.startswith(PINNED)]
-    with contextlib.suppress(ValueError):  # told with the other faults of the configuration
-        return int(texts[-1]) if texts else None
-    return None
+    try:
+        return int(texts[-1])
+    except (IndexError, ValueError):  # what is no number is told with the other faults
+        return None
 
 
 def scheduled(overrides: Sequence[str], steps: int | None = None) -> list[str]:

@@ -52,7 +52,6 @@ class Record(BaseModel):
     """What runs in a lab directory, and the environment that programs need to use it."""
 
     directory: Path = Field(exclude=True)
-    service: str
     settings: dict[str, int]
     environment: dict[str, str]
     daemons: list[Daemon] = []

@@ -72,9 +72,7 @@ def _start(directory: Path, *, port: int) -> Record:
         # Without this a client short of credentials asks a cloud's metadata address and stalls.
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    record = Record(
-        directory=directory, service="s3", settings={"port": port}, environment=environment
-    )
+    record = Record(directory=directory, settings={"port": port}, environment=environment)
     record.begin()
     data, credentials = directory / "data", directory / "s3.json"
     data.mkdir()

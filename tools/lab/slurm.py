@@ -114,9 +114,7 @@ def up(directory: Path, *, num_nodes: int = 2, num_cpus: int = 2) -> Record:
         raise LabError(f"the path {directory} is too long for a socket: choose another --directory")
     down(directory)
     environment = {"SLURM_CONF": str(directory / "slurm.conf")}
-    record = Record(
-        directory=directory, service="slurm", settings=settings, environment=environment
-    )
+    record = Record(directory=directory, settings=settings, environment=environment)
     record.begin()
     _configure(directory, num_nodes=num_nodes, num_cpus=num_cpus)
 

@@ -24,6 +24,7 @@ from typing import Any, Final
 from tools.bench.loading.corpora import write_documents, write_sequences, write_vast
 from tools.bench.loading.readers import (
     BATCH,
+    SEQUENCE_TOKENS,
     Read,
     Reading,
     Streaming,
@@ -39,7 +40,6 @@ from train.data.document import Document
 NODE_TOKENS_A_SECOND: Final = 450_000
 """What eight H100s train of the 1.3B model in a second."""
 
-SEQUENCE_TOKENS: Final = 2048
 DOCUMENTS_A_SHARD: Final = 1_923
 BUCKET: Final = "bench"
 
@@ -70,7 +70,7 @@ def from_shards(plan: Plan) -> Findings:
 
 
 def _from_disk(found: Findings, place: Path, plan: Plan, *, batches: int) -> None:
-    rows = Reading(root=str(place / "rows"), sequence_tokens=SEQUENCE_TOKENS, pack="stream")
+    rows = Reading(root=str(place / "rows"), pack="stream")
     documents = replace(rows, root=str(place / "documents"), pack="fit")
     # Time on a processor, which other processes do not lengthen much.
     processor: defaultdict[str, list[float]] = defaultdict(list)
@@ -156,13 +156,7 @@ def _from_storage(found: Findings, place: Path, plan: Plan) -> None:
 
 
 def _our_epoch(batches: int, cache: Path) -> None:
-    reading = Reading(
-        root=f"s3://{BUCKET}/rows",
-        sequence_tokens=SEQUENCE_TOKENS,
-        pack="stream",
-        cache=cache,
-        steps=batches,
-    )
+    reading = Reading(root=f"s3://{BUCKET}/rows", pack="stream", cache=cache, steps=batches)
     with reading.feed() as feed:
         for step in range(1, batches + 1):
             feed.step(step)
@@ -176,7 +170,7 @@ def _their_epoch(batches: int, cache: Path, *, workers: int) -> None:
 
 def _breakdown(place: Path) -> str:
     """Microseconds a sequence of each part of our way, measured apart."""
-    reading = Reading(root=str(place / "documents"), sequence_tokens=SEQUENCE_TOKENS)
+    reading = Reading(root=str(place / "documents"))
     plan = reading.plan()
     source = plan.sources.all[0]
     store = source.corpus.train

@@ -10,12 +10,10 @@ from pathlib import Path
 
 from tools.bench.loading.readers import Reading
 
-SEQUENCE_TOKENS = 2048
-
 
 def main(root: str) -> None:
     """Print what was found."""
-    reading = Reading(root=root, sequence_tokens=SEQUENCE_TOKENS, has_spans=True, steps=100_000)
+    reading = Reading(root=root, has_spans=True, steps=100_000)
     before = _peak_bytes()
     started = time.perf_counter()
     with reading.feed() as feed:

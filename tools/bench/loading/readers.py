@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain, count, repeat
 from multiprocessing import resource_tracker
@@ -29,6 +29,7 @@ from train.data.pack import Pack
 from train.data.plan import StepPlan
 from train.data.sources import Laying, Source, Sources
 
+SEQUENCE_TOKENS: Final = 2048
 BATCH: Final = 64
 """Sequences that a rank takes for each step."""
 MICROBATCH: Final = 8
@@ -52,25 +53,21 @@ class Reading:
         pack: how sequences are made.
         cache: where files of a remote corpus go.
         steps: at most so many.
-        rank: of this reader.
-        ranks: readers that share each batch.
     """
 
     root: str
-    sequence_tokens: int
+    sequence_tokens: int = SEQUENCE_TOKENS
     has_spans: bool = False
     pack: Pack = "fit"
     cache: Path | None = None
     steps: int = ENDLESS_STEPS
-    rank: int = 0
-    ranks: int = 1
 
-    def plan(self) -> StepPlan:
+    def plan(self, *, ranks: int = 1) -> StepPlan:
         """Batches of `BATCH` sequences for each rank."""
         corpus = Corpus(self.root, cache=self.cache)
         laying = Laying(sequence_tokens=self.sequence_tokens, pack=self.pack)
         source = Source("corpus", 0, corpus, laying)
-        rows = BATCH * self.ranks
+        rows = BATCH * ranks
         mixture = Mixture(np.ones((self.steps, 1)), sequences=rows, seed=0)
         return StepPlan(Sources([source]), mixture, entries=rows)
 
@@ -78,14 +75,14 @@ class Reading:
         """As a run builds it."""
         return random_spans(self.sequence_tokens, ratio=RATIO if self.has_spans else 0)
 
-    def feed(self) -> Feed:
+    def feed(self, *, rank: int = 0, ranks: int = 1) -> Feed:
         """This rank's microbatches."""
         return Feed(
-            self.plan(),
+            self.plan(ranks=ranks),
             self.collator(),
             micro_sequences=MICROBATCH,
-            rank=self.rank,
-            ranks=self.ranks,
+            rank=rank,
+            ranks=ranks,
             timeout_seconds=TIMEOUT_SECONDS,
             last_step=self.steps,
         )
@@ -104,12 +101,13 @@ def shared(pool: RankPool, reading: Reading) -> Read:
 def _read(reading: Reading, batches: int) -> float:
     ranks = dist.get_world_size()
     assert batches % ranks == 0, "shared evenly"
-    return _of_this_rank(replace(reading, rank=dist.get_rank(), ranks=ranks))(batches // ranks)
+    return _of_this_rank(reading)(batches // ranks)
 
 
 @cache
 def _of_this_rank(reading: Reading) -> Read:
-    return _from(map(reading.feed().step, count(1)))
+    feed = reading.feed(rank=dist.get_rank(), ranks=dist.get_world_size())
+    return _from(map(feed.step, count(1)))
 
 
 class Streaming:
