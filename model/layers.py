@@ -7,10 +7,12 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
+
+from model.region import Region
 
 Initializer = Callable[[Tensor, Generator], None]
 """Fills a whole (unsplit) weight from a generator."""
@@ -35,37 +37,15 @@ def xavier(gain: float = 1.0) -> Initializer:
     return fill
 
 
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where a rank's weight lies in the whole one.
+def placement(parameter: Tensor) -> Region:
+    """What this rank holds of a parameter: all of it, unless its layer said otherwise.
 
-    Attributes:
-        shape: shape of the whole weight.
-        box: part that the rank holds: first index and one past the last, for each dim. Padding
-            rows of a rank's weight lie beyond its box, at the end of dim 0.
+    Padding rows of a rank's weight lie beyond its box, at the end of dim 0.
     """
-
-    shape: tuple[int, ...]
-    box: tuple[tuple[int, int], ...]
-
-    @property
-    def num_elements(self) -> int:
-        """Elements in the box."""
-        return math.prod(stop - start for start, stop in self.box)
-
-    def take(self, whole: Tensor) -> Tensor:
-        """The box of a whole weight."""
-        return whole[tuple(slice(start, stop) for start, stop in self.box)]
-
-
-def placement(parameter: Tensor) -> Placement:
-    """Where a parameter lies in the whole one: all of it, unless its layer said otherwise."""
-    found: Placement | None = getattr(parameter, "placement", None)
-    if found is not None:
-        return found
+    if is_split(parameter):
+        return cast(Any, parameter).placement
     # ZeRO-3 empties a parameter between its uses and keeps the shape aside.
-    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-    return Placement(shape=shape, box=tuple((0, size) for size in shape))
+    return Region.whole(tuple(getattr(parameter, "ds_shape", parameter.shape)))
 
 
 def is_split(parameter: Tensor) -> bool:
@@ -78,24 +58,21 @@ def logical_name(name: str, parameter: Tensor) -> str:
     return getattr(parameter, "logical_name", name)
 
 
-class VocabularyShard(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class VocabularyShard:
     """A rank's part of the vocabulary, and what joins the ranks' parts.
 
     Attributes:
         first: its first token.
         size: how many tokens are real; rows beyond are padding.
+        maximum: elementwise maximum over the ranks.
+        sum: elementwise sum over the ranks.
     """
 
     first: int
     size: int
-
-    def maximum(self, values: Tensor) -> Tensor:
-        """Elementwise maximum over the ranks."""
-        ...
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sum over the ranks."""
-        ...
+    maximum: Callable[[Tensor], Tensor]
+    sum: Callable[[Tensor], Tensor]
 
 
 class Linear(nn.Linear):

@@ -9,6 +9,7 @@ Source: Megatron-LM (1909.08053) §3; sequence parallelism: Korthikanti et al. (
 """
 
 import math
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.layers import Initializer, Layers, Placement
+from model.layers import Initializer, Layers, VocabularyShard
+from model.region import Region
 from parallel.megatron import core
 
 VOCABULARY_MULTIPLE = 128
@@ -58,10 +60,8 @@ class TensorLayers(Layers):
             in_features, out_features, config=self._config, init_method=None, tp_group=self.group
         )
         part = self._part(out_features)
-        layer.weight.placement = Placement(
-            shape=(out_features, in_features), box=(part, (0, in_features))
-        )
-        layer.bias.placement = Placement(shape=(out_features,), box=(part,))
+        layer.weight.placement = Region.of_box((out_features, in_features), part, (0, in_features))
+        layer.bias.placement = Region.of_box((out_features,), part)
         layer.init = init
         return layer
 
@@ -77,9 +77,8 @@ class TensorLayers(Layers):
             skip_bias_add=False,
             tp_group=self.group,
         )
-        layer.weight.placement = Placement(
-            shape=(out_features, in_features),
-            box=((0, out_features), self._part(in_features)),
+        layer.weight.placement = Region.of_box(
+            (out_features, in_features), (0, out_features), self._part(in_features)
         )
         layer.bias.sequence_parallel = self.sequence_parallel
         layer.init = init
@@ -92,8 +91,8 @@ class TensorLayers(Layers):
             rows, width, config=self._config, init_method=None, tp_group=self.group
         )
         shard = self.shard(num_tokens)
-        layer.weight.placement = Placement(
-            shape=(num_tokens, width), box=((shard.first, shard.first + shard.size), (0, width))
+        layer.weight.placement = Region.of_box(
+            (num_tokens, width), (shard.first, shard.first + shard.size), (0, width)
         )
         layer.init = init
         return layer
@@ -111,11 +110,21 @@ class TensorLayers(Layers):
             return SplitDropout(share, self.rank)
         return super().dropout(share)
 
-    def shard(self, num_tokens: int) -> "GroupShard":
+    def shard(self, num_tokens: int) -> VocabularyShard:
         """This rank's part of a vocabulary."""
         rows = padded_vocabulary(num_tokens, tensor=self.size) // self.size
         first = min(num_tokens, rows * self.rank)
-        return GroupShard(self.group, first=first, size=min(num_tokens - first, rows))
+        return VocabularyShard(
+            first=first,
+            size=min(num_tokens - first, rows),
+            maximum=partial(self._reduced, op=dist.ReduceOp.MAX),
+            sum=partial(self._reduced, op=dist.ReduceOp.SUM),
+        )
+
+    def _reduced(self, values: Tensor, *, op: Any) -> Tensor:
+        """Over the ranks, in place."""
+        dist.all_reduce(values, op=op, group=self.group)
+        return values
 
     def share(self, values: Tensor) -> Tensor:
         """This rank's part of the last dim; the gradient is summed over the ranks."""
@@ -138,25 +147,6 @@ class TensorLayers(Layers):
         assert size % self.size == 0, "checked with the configuration"
         share = size // self.size
         return share * self.rank, share * (self.rank + 1)
-
-
-class GroupShard:
-    """A rank's part of the vocabulary, joined over its tensor group."""
-
-    def __init__(self, group: dist.ProcessGroup, *, first: int, size: int):
-        self.group = group
-        self.first = first
-        self.size = size
-
-    def maximum(self, values: Tensor) -> Tensor:
-        """Elementwise maximum over the ranks, in place."""
-        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
-        return values
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sum over the ranks, in place."""
-        dist.all_reduce(values, group=self.group)
-        return values
 
 
 class SplitDropout(nn.Module):

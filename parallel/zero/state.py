@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from model.layers import is_split, logical_name
-from parallel.region import Region
+from model.layers import is_split, logical_name, placement
+from model.region import Region
 from parallel.zero.config import Sharding
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.pages import MOMENTS
@@ -49,7 +49,7 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
     rank, num_ranks = mesh.data_rank, mesh.data_size
     masters = _master_tensors(engine)
     for index, (name, parameter) in enumerate(engine.module.named_parameters()):
-        held = Region.held(parameter)
+        held = placement(parameter)
         # Whole copies are saved by the ranks in turn.
         owned = index % num_ranks == rank
         start, stop = 0, held.stop

@@ -13,12 +13,12 @@ from torch import Tensor
 from model.batch import Batch
 from model.loss import Loss
 from model.recompute import Recompute
+from model.region import Region
 from model.semicausal import ModelConfig, SemiCausal
 from parallel.engine import build_engine, build_part, parameter_groups
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh, build_mesh, layout_faults
 from parallel.pipeline import microbatch_fault
-from parallel.region import Region
 from parallel.split import with_split
 from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.region import Region
+from model.region import Region
 from tests.distributed import parity
 from tests.distributed.parity_pairs import all_pairs, pairs_of, pairwise
 from tests.distributed.parity_plan import (

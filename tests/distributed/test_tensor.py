@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.layers import Layers, initialize, is_split, normal, placement, xavier
 from model.loss import LinearCrossEntropy
-from parallel.tensor import GroupShard, SplitDropout, TensorLayers, padded_vocabulary
+from parallel.tensor import SplitDropout, TensorLayers, padded_vocabulary
 from tests.distributed.semicausal_runs import Cell, mesh_of
 from tools.ranks import RankPool
 
@@ -263,9 +263,7 @@ def test_padding_goes_up_to_whole_tiles_on_every_rank() -> None:
 
 
 def _sums_and_maxima() -> None:
-    group = mesh_of(Cell(tensor=2)).tensor_group
-    assert group is not None
-    shard = GroupShard(group, first=0, size=3)
+    shard = split_layers().shard(VOCABULARY)
     rank = dist.get_rank()
     values = torch.tensor([1.0, -2.0]) * (1 + rank)
     assert shard.maximum(values.clone()).tolist() == [2.0, -2.0]

@@ -85,7 +85,7 @@ def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
                     ranked.append(plan)
                     break
                 too_large.append(plan.memory.total)
-    ranked.sort(key=lambda plan: (-plan.tokens_per_second, plan.candidate.key))
+    ranked.sort(key=lambda plan: -plan.tokens_per_second)  # of equals, the plainer come first
     if too_large:
         least, most = min(too_large) / GIB, max(too_large) / GIB
         whole, room = machine.memory_bytes / GIB, machine.usable_bytes / GIB

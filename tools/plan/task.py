@@ -164,19 +164,6 @@ class Candidate:
         return self.layout.model_ranks * self.data
 
     @property
-    def key(self) -> tuple[int, int, int, bool, int, int]:
-        """What tells candidates of equal speed apart: the plainer comes first."""
-        layout = self.layout
-        return (
-            layout.pipeline,
-            layout.tensor,
-            self.stage,
-            layout.sequence_parallel,
-            layout.chunks,
-            self.micro_sequences,
-        )
-
-    @property
     def overlay(self) -> dict[str, Any]:
         """What `python -m train CONFIG OVERLAY` needs to run it."""
         layout = self.layout.model_dump()

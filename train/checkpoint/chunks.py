@@ -15,7 +15,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from parallel.region import Region
+from model.region import Region
 from parallel.zero.pages import release_files
 from parallel.zero.state import StateSlice, TensorKind
 from train.checkpoint.format import Chunk, FileRecord, Index, ParameterRecord

@@ -21,7 +21,7 @@ import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from parallel.region import Range, Region
+from model.region import Range, Region
 from parallel.zero.state import TensorKind
 from train.checkpoint.regions import tiling_fault
 from train.errors import CheckpointError, StorageError

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from parallel.region import Range, Region
+from model.region import Range, Region
 
 Box = Sequence[Range]
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from model.layers import logical_name
+from model.layers import logical_name, placement
 from parallel.agreement import gathered, on_all_ranks, on_first_rank
-from parallel.region import Region
 from parallel.zero import state as zero_state
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.pages import release_files
@@ -92,7 +91,7 @@ def load_weights(path: Place | Path, module: nn.Module, *, prefix: str = "") -> 
     path, index, _ = _read_index(path)
     slices: list[StateSlice] = []
     for own_name, parameter in module.named_parameters():
-        name, held = logical_name(prefix + own_name, parameter), Region.held(parameter)
+        name, held = logical_name(prefix + own_name, parameter), placement(parameter)
         if name not in index.parameters:
             raise _another_model(path, f"it has no parameter {name}", _SAME_MODEL)
         _check_shape(path, index, name, held.shape)

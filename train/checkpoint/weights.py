@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.region import Region
+from model.region import Region
 from parallel.zero.state import StateSlice
 from train.checkpoint.chunks import cut, write_chunks
 from train.checkpoint.directory import resolve

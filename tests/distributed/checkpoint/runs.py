@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.region import Region
+from model.region import Region
 from parallel.zero.config import Precision
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import StateSlice

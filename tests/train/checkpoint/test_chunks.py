@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from parallel.region import Range, Region
+from model.region import Range, Region
 from parallel.zero.state import StateSlice, TensorKind
 from train.checkpoint import chunks as checkpoint_chunks
 from train.checkpoint.chunks import cut, write_chunks

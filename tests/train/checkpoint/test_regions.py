@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from parallel.region import Range, Region
+from model.region import Range, Region
 from train.checkpoint.regions import copy_overlap, overlap, tiling_fault
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from model.layers import placement
-
 Range = tuple[int, int]
 """First index and one past the last."""
 
@@ -32,16 +30,14 @@ class Region:
     stop: int
 
     @classmethod
-    def whole(cls, shape: tuple[int, ...]) -> "Region":
-        """All of a parameter."""
-        box = tuple((0, size) for size in shape)
-        return cls(shape=shape, box=box, start=0, stop=math.prod(shape))
+    def of_box(cls, shape: tuple[int, ...], *box: Range) -> "Region":
+        """A whole box."""
+        return cls(shape=shape, box=box, start=0, stop=math.prod(b - a for a, b in box))
 
     @classmethod
-    def held(cls, parameter: Tensor) -> "Region":
-        """All that this rank's tensor group member holds of a parameter, padding left out."""
-        place = placement(parameter)
-        return cls(shape=place.shape, box=place.box, start=0, stop=place.num_elements)
+    def whole(cls, shape: tuple[int, ...]) -> "Region":
+        """All of a parameter."""
+        return cls.of_box(shape, *((0, size) for size in shape))
 
     @property
     def num_elements(self) -> int:
@@ -51,3 +47,7 @@ class Region:
     def cut(self, begin: int, end: int) -> "Region":
         """Elements `begin` to `end` of the region, or as many of them as there are."""
         return replace(self, start=self.start + begin, stop=min(self.stop, self.start + end))
+
+    def take(self, whole: Tensor) -> Tensor:
+        """The box of a whole parameter."""
+        return whole[tuple(slice(start, stop) for start, stop in self.box)]
