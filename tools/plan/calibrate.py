@@ -109,27 +109,26 @@ def measure(kind: MachineKind) -> Machine:
         timeout_seconds=TIMEOUT_SECONDS,
         cuda=not on_cpu,
     )
-    found: dict[str, Any] = {"measured": True, "rates": _entries(alone, busy_ranks=1)}
-    if not on_cpu:
+    rates = {1: alone}
+    found: dict[str, Any] = {"measured": True}
+    if on_cpu:
+        found["device"] = f"one thread of {processor_name()}"
+        found["peak_flops"] = {p: max(rate for _, rate in alone[p].products) for p in precisions}
+    else:
         properties = torch.cuda.get_device_properties(0)
         found["device"] = f"{properties.name} (its links by data sheet)"
         found["memory_bytes"] = float(properties.total_memory)
-        return preset.model_copy(update=found)
-    found["device"] = f"one thread of {processor_name()}"
-    found["peak_flops"] = {p: max(rate for _, rate in alone[p].products) for p in precisions}
-    if cores > 1:
+    if on_cpu and cores > 1:
         found["within_node"], together = run_ranks(
             joint_rates, precisions, sizes, ranks=2, timeout_seconds=TIMEOUT_SECONDS
         )
-        busy: dict[Precision, Rates] = {
-            p: _as_busy(rates, alone[p]) for p, rates in together.items()
-        }
-        found["rates"] += _entries(busy, busy_ranks=2)
+        rates[2] = {p: _as_busy(together[p], alone[p]) for p in precisions}
+    found["rates"] = [
+        RatesAt(precision=precision, busy_ranks=busy_ranks, rates=measured)
+        for busy_ranks, by_precision in rates.items()
+        for precision, measured in by_precision.items()
+    ]
     return preset.model_copy(update=found)
-
-
-def _entries(rates: dict[Precision, Rates], *, busy_ranks: int) -> list[RatesAt]:
-    return [RatesAt(precision=p, busy_ranks=busy_ranks, rates=found) for p, found in rates.items()]
 
 
 def alone_rates(precisions: list[Precision], sizes: Sizes) -> dict[Precision, Rates]:

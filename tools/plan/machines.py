@@ -2,10 +2,10 @@
 
 import math
 import os
-from bisect import bisect_left
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from model.config import Config
@@ -45,15 +45,13 @@ class Links(Config):
 
     def all_reduce(self, num_bytes: float, *, ranks: int, times: float = 1) -> float:
         """Seconds of `times` all-reduces of a tensor of so many bytes."""
-        if ranks == 1:
-            return 0.0
-        return times * self.reduce.seconds(2 * (ranks - 1) / ranks * num_bytes)
+        sent = 2 * (ranks - 1) / ranks * num_bytes
+        return times * self.reduce.seconds(sent) if ranks > 1 else 0.0
 
     def all_gather(self, num_bytes: float, *, ranks: int, times: float = 1) -> float:
         """Seconds of `times` all-gathers to, or reduce-scatters of, so many bytes."""
-        if ranks == 1:
-            return 0.0
-        return times * self.gather.seconds((ranks - 1) / ranks * num_bytes)
+        sent = (ranks - 1) / ranks * num_bytes
+        return times * self.gather.seconds(sent) if ranks > 1 else 0.0
 
 
 class Rates(Config):
@@ -91,17 +89,10 @@ class Rates(Config):
         if operations == 0:
             return 0.0
         size = (rows * inner * outer) ** (1 / 3)
-        sizes = [known for known, _ in self.products]
-        index = bisect_left(sizes, size)
-        if index == 0:
-            rate = self.products[0][1] * min(1.0, size / sizes[0])
-        elif index == len(sizes):
-            rate = self.products[-1][1]
-        else:
-            (low, slower), (high, faster) = self.products[index - 1 : index + 1]
-            share = math.log(size / low) / math.log(high / low)
-            rate = slower + share * (faster - slower)
-        return operations / rate
+        sizes, rates = np.array(self.products).T
+        # Between sizes by their logarithm; what is smaller than the smallest is slower still.
+        rate = np.interp(math.log(size), np.log(sizes), rates) * min(1.0, size / sizes[0])
+        return float(operations / rate)
 
 
 ZERO_RATES = [name for name, field in Rates.model_fields.items() if field.annotation == ByStage]

@@ -1,12 +1,16 @@
 """Real training steps under a layout, for what memory and time they take."""
 
+import os
 import statistics
 import time
-from contextlib import nullcontext
-from itertools import cycle
-from typing import NamedTuple
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import accumulate, cycle
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
 
 from model.batch import Batch
 from model.semicausal import ModelConfig
@@ -16,7 +20,6 @@ from parallel.launch import World
 from parallel.mesh import Mesh, build_mesh, forget_groups
 from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
-from tools.plan.live import Meter, metered
 from tools.plan.task import Candidate, Task
 from tools.random_batches import SEED, random_batches
 from tools.ranks import run_ranks
@@ -24,6 +27,7 @@ from train.data.spans.at_random import RandomSpansConfig
 from train.step import train_step
 
 TIMEOUT_SECONDS = 900.0
+STDERR = 2
 METERED_STEPS = 2
 """The second one starts with all the state that AdamW creates in the first."""
 
@@ -134,3 +138,52 @@ def batches_of(task: Task, candidate: Candidate, mesh: Mesh) -> list[Batch]:
         count=per_copy * mesh.data_size,
     )
     return everyones[per_copy * mesh.data_rank : per_copy * (mesh.data_rank + 1)]
+
+
+@dataclass
+class Meter:
+    """What tensors took while the meter ran.
+
+    Attributes:
+        peak_bytes: most that was live at a time, of what was allocated under the meter.
+        live_bytes: what was still live at its end.
+    """
+
+    peak_bytes: int = 0
+    live_bytes: int = 0
+
+
+@contextmanager
+def metered() -> Generator[Meter]:
+    """Follows every allocation on the CPU; the meter is filled when the context ends.
+
+    The profiler records each allocation and each release, whoever asked (autograd, DeepSpeed's
+    buffers, a kernel's own workspace). What the interpreter and its libraries hold is not torch's
+    and not counted. Allocations are kept as events, so a context should span a few steps, not a
+    run.
+    """
+    meter = Meter()
+    profiler: Any = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with _stderr_to_nowhere():  # the profiler of some versions announces itself there
+        profiler.start()
+    try:
+        yield meter
+    finally:
+        with _stderr_to_nowhere():
+            profiler.stop()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    running = [0, *accumulate(event.nbytes() for event in events)]  # releases are negative
+    meter.peak_bytes, meter.live_bytes = max(running), running[-1]
+
+
+@contextmanager
+def _stderr_to_nowhere() -> Generator[None]:
+    kept = os.dup(STDERR)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)

@@ -55,10 +55,6 @@ class Memory:
         """All kinds."""
         return sum(vars(self).values())
 
-    def plus(self, **more: float) -> "Memory":
-        """With more of some kinds."""
-        return Memory(**{name: value + more.get(name, 0.0) for name, value in vars(self).items()})
-
 
 def fullest_rank(task: Task, candidate: Candidate, machine: Machine) -> Memory:
     """Memory of the rank that needs most."""
@@ -87,14 +83,6 @@ def rank_memory(
     if candidate.layout.sequence_parallel:
         # Megatron keeps one buffer of whole rows for all gathers.
         batch += load.slots * row_bytes
-    always = state.always.plus(workspace=batch)
-
-    def moment(counts: tuple[int, ...], gradients: float, workspace: float) -> Memory:
-        activations, encoder = held(counts)
-        return always.plus(
-            activations=activations, encoder=encoder, gradients=gradients, workspace=workspace
-        )
-
     head = Head()
     waiting = 0.0
     if share.is_last:
@@ -108,15 +96,25 @@ def rank_memory(
     head_backward = state.begun + max(head.backward, head.left + transient)
     last_backward = state.gathered + waiting + max(tables, acts.block_transient)
     nothing = (0,) * len(fullest)
+    # Microbatches held, gradients, workspace.
     moments = [
-        _start(task, candidate, share, on_cpu=machine.kind == "cpu"),
-        moment(fullest, summed, between + head.forward),
-        moment(fullest, summed, between + head_backward),
-        moment(after, state.growing, state.backward + last_backward),
-        moment(nothing, state.growing, state.reduction),
-        moment(nothing, state.left, state.update),
+        (fullest, summed, between + head.forward),
+        (fullest, summed, between + head_backward),
+        (after, state.growing, state.backward + last_backward),
+        (nothing, state.growing, state.reduction),
+        (nothing, state.left, state.update),
     ]
-    return max(moments, key=lambda memory: memory.total)
+    counts, gradients, workspace = max(moments, key=lambda m: sum(held(m[0])) + m[1] + m[2])
+    activations, encoder = held(counts)
+    running = replace(
+        state.always,
+        activations=activations,
+        encoder=encoder,
+        gradients=state.always.gradients + gradients,
+        workspace=state.always.workspace + batch + workspace,
+    )
+    start = _start(task, candidate, share, on_cpu=machine.kind == "cpu")
+    return max(start, running, key=lambda memory: memory.total)
 
 
 def _start(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> Memory:

@@ -15,8 +15,8 @@ from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision, ZeroConfig
 from tools.plan.activations import kept
-from tools.plan.live import metered
 from tools.plan.machines import nominal
+from tools.plan.measure import metered
 from tools.plan.memory import Memory, fullest_rank, rank_memory
 from tools.plan.task import Candidate, Task
 
