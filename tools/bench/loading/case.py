@@ -187,14 +187,9 @@ def _breakdown(place: Path) -> str:
     timed("plan, window included", lambda: [plan.step(step) for step in steps])
     entries = timed("plan", lambda: [s for step in steps for s in plan.step(step)])
     numbers = [number for entry in entries for number in entry.sequence.parts[:, 0].tolist()]
-    places = [store._locate(number) for number in numbers]
     for number in numbers:
         store.columns(number)  # every shard is open and checked
-    stored = timed("pread", lambda: [store._read(*where) for where in places])
-    decoders = [store._index.decoders[shard] for shard, _ in places]
-    columns = timed(
-        "decode", lambda: [read(data) for read, data in zip(decoders, stored, strict=True)]
-    )
+    columns = timed("pread and decode", lambda: [store.columns(number) for number in numbers])
     timed("documents", lambda: [Document.from_columns(each) for each in columns])
     samples = timed(
         "rows, all of the above", lambda: [source.read(entry.sequence) for entry in entries]
