@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from tools.command import command_line
 from train.checkpoint.directory import (
@@ -71,13 +71,10 @@ def inspect(place: Place, console: Console) -> None:
     path = resolve(place)
     index = Index.read(path)
     state = stored_state(path, index)
-    parameters = Table()
     # Two names must never look alike, however narrow the terminal.
-    parameters.add_column("parameter", overflow="fold")
-    for heading in ("shape", "boxes", "trains"):
-        parameters.add_column(heading)
-    for heading in ("pieces", "bytes"):
-        parameters.add_column(heading, justify="right")
+    name_column = Column("parameter", overflow="fold")
+    counts = Column("slices", justify="right"), Column("bytes", justify="right")
+    parameters = Table(name_column, "shape", "boxes", "trains", *counts)
     for name, record in index.parameters.items():
         boxes = len({chunk.box for chunk in record.tensors["value"]})
         # Moments have the type of the value.

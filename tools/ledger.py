@@ -73,17 +73,22 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     findings = check_run(options.run, corpus=options.corpus, progress=console.is_terminal)
     if options.out is not None:
         write_json(options.out, asdict(findings))
-    table = Table("what", "value", title=f"ledger of {options.run}", title_justify="left")
-    table.add_row("global batches read", f"{findings.steps:,}")
-    table.add_row("sequences", f"{findings.entries:,}")
-    table.add_row("data ranks, start by start", " → ".join(map(str, findings.starts)))
-    table.add_row("steps made again after a crash", f"{findings.steps_again:,}")
-    table.add_row("sequences lost", f"{findings.entries_lost:,}")
-    table.add_row("sequences repeated", f"{findings.entries_repeated:,}")
     total = max(1, sum(share.entries for share in findings.shares))
-    for share in findings.shares:
-        of_all = f"{share.entries / total:.4%} where {share.due / total:.4%} were due"
-        table.add_row(f"from {share.name}", f"{share.entries:,} ({of_all})")
+    rows = {
+        "global batches read": f"{findings.steps:,}",
+        "sequences": f"{findings.entries:,}",
+        "data ranks, start by start": " → ".join(map(str, findings.starts)),
+        "steps made again after a crash": f"{findings.steps_again:,}",
+        "sequences lost": f"{findings.entries_lost:,}",
+        "sequences repeated": f"{findings.entries_repeated:,}",
+    } | {
+        f"from {share.name}": f"{share.entries:,} ({share.entries / total:.4%} where "
+        f"{share.due / total:.4%} were due)"
+        for share in findings.shares
+    }
+    table = Table("what", "value", title=f"ledger of {options.run}", title_justify="left")
+    for row in rows.items():
+        table.add_row(*row)
     console.print(table)
     for fault in findings.faults[:SHOWN]:
         console.print(f"✗ {fault}", style="red", markup=False, highlight=False)

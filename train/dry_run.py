@@ -30,16 +30,19 @@ def dry_run(config: RunConfig, world: World) -> int:
         step_seconds = time.perf_counter() - started
     run.engine.close()
     if world.is_main:
-        table = Table("what", "value", title=f"dry run of {config.name}", title_justify="left")
-        for part, count in parameter_counts(config.built_model).items():
-            table.add_row(f"parameters, {part}", f"{count:,}")
-        table.add_row("parameters that train, rank 0", f"{run.num_trainable:,}")
-        table.add_row("tensor x pipeline x data", _layout(config, run.engine.mesh))
-        table.add_row("precision, ZeRO stage", f"{config.precision}, {config.zero.stage}")
-        table.add_row("first loss", f"{result.averages.loss:.4f}")
-        table.add_row("seconds to build, for the step", f"{built_seconds:.1f}, {step_seconds:.1f}")
         kind = "GPU" if torch.cuda.is_available() else "resident"
-        table.add_row(f"peak {kind} memory of rank 0", f"{peak_memory_bytes() / GIB_BYTES:.2f} GiB")
+        counts = parameter_counts(config.built_model)
+        rows = {f"parameters, {part}": f"{count:,}" for part, count in counts.items()} | {
+            "parameters that train, rank 0": f"{run.num_trainable:,}",
+            "tensor x pipeline x data": _layout(config, run.engine.mesh),
+            "precision, ZeRO stage": f"{config.precision}, {config.zero.stage}",
+            "first loss": f"{result.averages.loss:.4f}",
+            "seconds to build, for the step": f"{built_seconds:.1f}, {step_seconds:.1f}",
+            f"peak {kind} memory of rank 0": f"{peak_memory_bytes() / GIB_BYTES:.2f} GiB",
+        }
+        table = Table("what", "value", title=f"dry run of {config.name}", title_justify="left")
+        for row in rows.items():
+            table.add_row(*row)
         Console().print(table)
     return 0
 

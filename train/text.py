@@ -1,6 +1,7 @@
 """Text to slots and back: prompts with spans marked in them."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -114,10 +115,6 @@ class Speaker:
 
     def _decode(self, tokens: list[int]) -> str:
         """Text of tokens; the end of a paragraph begins a new line."""
-        lines: list[list[int]] = [[]]
-        for token in tokens:
-            if token == self.special.paragraph:
-                lines.append([])
-            else:
-                lines[-1].append(token)
-        return "\n".join(self.tokenizer.decode(line) for line in lines)
+        ends = [at for at, token in enumerate(tokens) if token == self.special.paragraph]
+        bounds = pairwise([-1, *ends, len(tokens)])
+        return "\n".join(self.tokenizer.decode(tokens[last + 1 : end]) for last, end in bounds)

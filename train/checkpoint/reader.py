@@ -6,6 +6,7 @@ copied. Nothing is read twice, and nothing is unpickled.
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,14 @@ class ChunkReader:
         self._path = Place.of(path)
         self._index = index
         self._files: dict[str, _File] = {}
+        self._exits = ExitStack()
         self._room = torch.empty(0, dtype=torch.uint8)
 
     def __enter__(self) -> "ChunkReader":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.source.close()
-        self._files.clear()
+        self._exits.close()
 
     def check(self, wanted: StateSlice) -> None:
         """Sees that the files needed for a slice are there and whole in size.
@@ -122,8 +122,10 @@ class ChunkReader:
         file = self._path / file_name
         if file_name not in self._files:
             with telling(f"{file}, which holds {name}, cannot be read"):
+                source = file.open()
+                self._exits.callback(source.close)
                 try:
-                    self._files[file_name] = _open(file, self._index.files[file_name])
+                    self._files[file_name] = _checked(file, source, self._index.files[file_name])
                 except CheckpointError as error:
                     raise CheckpointError(f"{error} (it holds {name})") from error
         return self._files[file_name]
@@ -155,30 +157,22 @@ def _whole_part(wanted: StateSlice, chunk: Chunk, dtype: torch.dtype) -> Tensor 
     return target[first - region.start : last - region.start]
 
 
-def _open(file: Place, expected: FileRecord) -> _File:
-    source = file.open()
-    try:
-        if source.num_bytes != expected.bytes:
-            raise damaged(file, f"it has {source.num_bytes} bytes and should have {expected.bytes}")
-        length = int.from_bytes(_read_bytes(source, 0, 8), "little")
-        if length > min(_HEADER_BYTES_AT_MOST, source.num_bytes - 8):
-            raise ValueError("the header exceeds the file")
-        header = json.loads(_read_bytes(source, 8, length))
-        if not isinstance(header, dict):
-            raise ValueError("the header is no object")
-        if expected.xxh3_128 is not None:
-            # As the first writer left it: no chunk has a checksum of its own.
-            digest = xxhash.xxh3_128()
-            for begin in range(0, source.num_bytes, SLICE_BYTES):
-                digest.update(_read_bytes(source, begin, SLICE_BYTES))
-            if digest.hexdigest() != expected.xxh3_128:
-                raise damaged(file, "its checksum differs from the index")
-    except ValueError:
-        source.close()
-        raise damaged(file, "its header is no safetensors header") from None
-    except BaseException:
-        source.close()
-        raise
+def _checked(file: Place, source: Source, expected: FileRecord) -> _File:
+    if source.num_bytes != expected.bytes:
+        raise damaged(file, f"it has {source.num_bytes} bytes and should have {expected.bytes}")
+    length = int.from_bytes(_read_bytes(source, 0, 8), "little")
+    header = None
+    with suppress(ValueError):
+        header = json.loads(_read_bytes(source, 8, min(length, _HEADER_BYTES_AT_MOST)))
+    if not isinstance(header, dict) or length > source.num_bytes - 8:
+        raise damaged(file, "its header is no safetensors header")
+    if expected.xxh3_128 is not None:
+        # As the first writer left it: no chunk has a checksum of its own.
+        digest = xxhash.xxh3_128()
+        for begin in range(0, source.num_bytes, SLICE_BYTES):
+            digest.update(_read_bytes(source, begin, SLICE_BYTES))
+        if digest.hexdigest() != expected.xxh3_128:
+            raise damaged(file, "its checksum differs from the index")
     return _File(source=source, header=header, data_start=8 + length)
 
 

@@ -156,14 +156,12 @@ class Saver:
             self._room = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
         assert self._room.numel() == num_bytes, "the share of a rank never changes"
         copies: list[StateSlice] = []
-        offset = 0
         # Wide types come first, so that each begins at a multiple of its width.
-        for part in slices:
-            end = offset + part.tensor.nbytes
-            copy = self._room[offset:end].view(part.tensor.dtype)
+        rooms = self._room.split([part.tensor.nbytes for part in slices])
+        for part, room in zip(slices, rooms, strict=True):
+            copy = room.view(part.tensor.dtype)
             copy.copy_(part.tensor, non_blocking=True)
             copies.append(replace(part, tensor=copy))
-            offset = end
         if any(part.tensor.is_cuda for part in slices):
             torch.cuda.synchronize()
         return copies
