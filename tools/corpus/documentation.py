@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,12 +99,15 @@ class Documentation:
         moved on. A directory is the content of its text files.
 
         Raises:
-            DataError: a directory is missing, or has the name of another, and documents would share
-                their ids.
+            DataError: a directory is missing, or a source has the name of another, and documents
+                would share their ids.
         """
-        names = [_directory(source).name for source in self.sources if source not in PACKAGES]
-        for name in {name for name in names if names.count(name) > 1}:
-            raise DataError(f"Two sources are called {name}; rename one of the directories.")
+        names = Counter(
+            source if source in PACKAGES else _directory(source).name for source in self.sources
+        )
+        name, count = names.most_common(1)[0]
+        if count > 1:
+            raise DataError(f"Two sources are called {name}; rename a directory, or name it once.")
         found = hashlib.sha256(f"{prose.VERSION} {self.limit_megabytes}".encode())
         for source in self.sources:
             found.update(f"\0{source}\0".encode() if source in PACKAGES else b"\0\0")

@@ -227,6 +227,14 @@ def test_two_directories_of_one_name_are_refused(tmp_path: Path) -> None:
         _ = documentation.identity
 
 
+def test_a_directory_beside_the_package_of_its_name_is_refused(tmp_path: Path) -> None:
+    directory = write_text(tmp_path / "linux-doc-6.1", num_documents=4)
+    sources = ("linux-doc-6.1", f"prose:{directory}")
+    documentation = Documentation(sources=sources, cache=tmp_path / "cache")
+    with pytest.raises(DataError, match=r"Two sources are called linux-doc-6\.1"):
+        _ = documentation.identity
+
+
 def test_an_unknown_source_is_refused() -> None:
     with pytest.raises(DataError, match=r"no source prose:nowhere: .* linux-doc-6\.1"):
         _ = of("nowhere").identity
