@@ -199,9 +199,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "--id": {"metavar": "ID", "help": "of a document; reads all before it"},
     "--id-field": {"metavar": "NAME", "help": "default: file and row"},
     "--licence": {"action": "append", "default": [], "metavar": "NAME=SPDX", "help": "of a source"},
-    "--limit-megabytes": {
-        "type": float, "metavar": "N", "help": "of training text of documentation",
-    },
+    "--limit-megabytes": {"type": float, "metavar": "N", "help": "of documentation to train on"},
     "--media": {"action": "store_true", "help": "store payloads whatever the first rows show"},
     "--number": {"type": int, "default": 0, "metavar": "N", "help": "from 0 (default 0)"},
     "--out": {"type": Path, "default": Path("stats.html"), "help": "default stats.html"},
@@ -238,9 +236,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
         "help": f"of documents (default {DEFAULT_VALIDATION}; documentation is always split by "
         f"{VALIDATION_SHARE})",
     },
-    "--validation-samples": {
-        "type": int, "default": 300, "help": "for validation (default 300)",
-    },
+    "--validation-samples": {"type": int, "default": 300, "help": "for validation (default 300)"},
     "--vocabulary": {
         "type": int,
         "metavar": "N",
