@@ -17,8 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="directory of the run")
     parser.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
     options = parser.parse_args(arguments)
-    report = write_report(RunDirectory(options.run), out=options.out)
-    sys.stdout.write(f"{report}\n")
+    sys.stdout.write(f"{write_report(RunDirectory(options.run), out=options.out)}\n")
 
 
 if __name__ == "__main__":

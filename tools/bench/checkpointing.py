@@ -32,6 +32,7 @@ from parallel.mesh import LayoutConfig, build_mesh
 from parallel.zero import state as zero_state
 from parallel.zero.config import AdamW, ZeroConfig
 from parallel.zero.engine import ZeroEngine
+from tools.bench.report import TWO_RANKS
 from tools.bench.rounds import Findings, ratio, turns
 from tools.bench.shapes import Plan
 from train.checkpoint.directory import Retention
@@ -76,7 +77,7 @@ def against_others(plan: Plan) -> Findings:
     # The first save has to find its memory, and the disk its blocks.
     slowest = {name: _slowest(taken[1:]) for name, taken in seconds.items()}
     ranks = dist.get_world_size()
-    prefix = "checkpoint" if ranks == 1 else "two_ranks_checkpoint"
+    prefix = "" if ranks == 1 else TWO_RANKS
     return Findings(
         settings={
             "state_bytes": plan.state_bytes,
@@ -86,7 +87,7 @@ def against_others(plan: Plan) -> Findings:
             "seconds_first_round": {name: round(taken[0], 4) for name, taken in seconds.items()},
         },
         ratios={
-            f"{prefix}_{key}": ratio(slowest[over], slowest[under])
+            f"{prefix}checkpoint_{key}": ratio(slowest[over], slowest[under])
             for key, (over, under) in OVER_AND_UNDER.items()
         },
     )

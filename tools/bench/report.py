@@ -82,13 +82,8 @@ MEANINGS = {
     "two_halves_vs_two_stages": "step time, layers halved / stages balanced, fp32",
     "two_halves_vs_two_stages_predicted": "the same, as the cost model predicts it",
 }
-MEANINGS.update(
-    {
-        f"two_ranks_{key}": f"{meaning}, two ranks"
-        for key, meaning in MEANINGS.items()
-        if key.startswith("checkpoint_")
-    }
-)
+TWO_RANKS = "two_ranks_"
+"""Begins the keys of a case that also stands without, on one rank."""
 
 SAID = ("formula", "counted", "where_time_goes", "first_batch", "seconds", "seconds_first_round")
 """Settings that are shown."""
@@ -135,7 +130,7 @@ def show(console: Console, findings: Mapping[str, Findings]) -> None:
         for key, value in found.ratios.items():
             low, high = value.lower_quartile, value.upper_quartile
             table.add_row(
-                f"{key}\n[dim]{MEANINGS[key]}[/]",
+                f"{key}\n[dim]{MEANINGS[key.removeprefix(TWO_RANKS)]}[/]",
                 f"{value.median:.3f}",
                 "" if low == high else f"{low:.3f}-{high:.3f}",
                 asked(key, ratios),

@@ -68,9 +68,8 @@ class Record(BaseModel):
     def running(cls, directory: Path) -> Self | None:
         """The record of what runs in `directory`; None unless every daemon of it is alive."""
         record = cls.load(directory)
-        if record is None or not record.daemons or not all(map(is_alive, record.daemons)):
-            return None
-        return record
+        is_running = record and record.daemons and all(map(is_alive, record.daemons))
+        return record if is_running else None
 
     @property
     def logs(self) -> Path:

@@ -133,8 +133,7 @@ def client(environment: Mapping[str, str]):
 
 def _create_bucket(record: Record, bucket: str) -> None:
     s3 = client(record.environment)
-    existing = {entry["Name"] for entry in s3.list_buckets()["Buckets"]}
-    if bucket in existing:
+    if bucket in {entry["Name"] for entry in s3.list_buckets()["Buckets"]}:
         return
     try:
         s3.create_bucket(Bucket=bucket)
