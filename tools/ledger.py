@@ -15,7 +15,7 @@ from train.build import build_plan
 from train.checkpoint.directory import latest
 from train.checkpoint.restore import read_state
 from train.config import RunConfig
-from train.data.ledger import Record, read_ledger
+from train.data.ledger import read_ledger
 from train.data.ledger_check import SHOWN, Findings, check
 from train.data.plan import StepPlan, identities
 from train.errors import DataError
@@ -103,11 +103,11 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     directory = RunDirectory(options.run)
     ledger = read_ledger(directory.ledger)
     plan = _plan(stored_config(directory), options.corpus)
-    found: dict[int, list[Record]] = {}
-    for start, ranks in ledger.items():
-        mine = [r for _, records in ranks.values() for r in records if r.step == options.step]
-        if mine:
-            found[start] = sorted(mine, key=lambda record: record.first)
+    found = {
+        start: sorted(mine, key=lambda record: record.first)
+        for start, ranks in ledger.items()
+        if (mine := [r for _, made in ranks.values() for r in made if r.step == options.step])
+    }
     if not found:
         raise DataError(f"{options.run} has no record of step {options.step}")
     if len(found) > 1:

@@ -138,14 +138,11 @@ def read(path: Path, *, above: tuple[Path, ...] = ()) -> Tree:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
+    if not isinstance(loaded, dict | None):
         raise ConfigError(f"{path}: must hold keys and values at its top")
-    tree = cast(Tree, loaded)
-    included = tree.pop("include", [])
-    names = cast(list[object], included) if isinstance(included, list) else [None]
-    if not all(isinstance(name, str) for name in names):
+    tree = cast(Tree, loaded or {})
+    included: Any = tree.pop("include", [])
+    if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
         raise ConfigError(f"{path}: include must be a list of files")
     merged: Tree = {}
     for name in cast(list[str], included):

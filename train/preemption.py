@@ -19,7 +19,6 @@ class Preemption:
 
     def __init__(self):
         self.requested = False
-        self._interrupted = False
         self._numbers = [signal.SIGTERM, signal.SIGUSR1]
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             self._numbers.append(signal.SIGINT)
@@ -34,7 +33,5 @@ class Preemption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGINT:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
+            signal.signal(number, signal.default_int_handler)
         self.requested = True

@@ -51,9 +51,8 @@ class Retention:
         others = sorted((name for name in names if name != newest), key=_order)
         abandoned = [name for name in others if _order(name) > _order(newest)]
         past = [name for name in others if name not in abandoned]
-        queue = abandoned + past
-        queue = queue[: max(0, len(queue) + 1 - self.keep)]
         stay = self._milestones([*past, newest])
+        queue = (abandoned + past)[: max(0, len(others) + 1 - self.keep)]
         return [name for name in queue if name not in stay]
 
     def _milestones(self, names: Sequence[str]) -> set[str]:

@@ -90,11 +90,6 @@ class ChunkReader:
     def faults(self) -> Iterator[str]:
         """Everything wrong with the chunks of the checkpoint; reads all of it."""
         for file, chunks in sorted(self._index.chunks_by_file().items()):
-            try:
-                self._file(chunks[0][0], file)
-            except CheckpointError as error:
-                yield str(error)
-                continue
             for name, chunk in chunks:
                 try:
                     opened = self._opened(name, chunk)
@@ -102,6 +97,8 @@ class ChunkReader:
                     self._read(self._buffer(chunk, dtype), name, chunk, opened)
                 except CheckpointError as error:
                     yield str(error)
+                    if file not in self._files:
+                        break  # the fault is the file's
 
     def _needed(self, wanted: StateSlice) -> Iterator[Chunk]:
         record = self._index.parameters[wanted.name]
