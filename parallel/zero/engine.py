@@ -26,8 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.mesh import Mesh
-from parallel.zero import gradients as zero_gradients
-from parallel.zero import pages
+from parallel.zero import gradients, pages
 from parallel.zero.config import Sharding
 
 
@@ -122,11 +121,11 @@ class ZeroEngine:
                 gradient is dropped, no parameter and no moment has changed.
             RuntimeError: ranks that should have the same gradient do not.
         """
-        gradients = zero_gradients.collect(self)
-        zero_gradients.sum_shared(gradients, self.mesh)
-        self._norm = zero_gradients.global_norm(gradients, self.mesh)
+        held = gradients.collect(self)
+        gradients.sum_shared(held, self.mesh)
+        self._norm = gradients.global_norm(held, self.mesh)
         if self.sharding is Sharding.REPLICATED:
-            self._step_replicated(gradients)
+            self._step_replicated(held)
             return self._norm
         # DeepSpeed asks for the norm first and skips the update if it is not finite.
         self._deepspeed.step()
@@ -134,13 +133,13 @@ class ZeroEngine:
             raise FloatingPointError("the gradient is not finite")
         return self._norm
 
-    def _step_replicated(self, gradients: list[zero_gradients.Gradient]) -> None:
+    def _step_replicated(self, held: list[gradients.Gradient]) -> None:
         # DeepSpeed neither clips by this norm nor checks it without ZeRO.
         if not math.isfinite(self._norm):
             self._deepspeed.zero_grad()
             raise FloatingPointError("the gradient is not finite")
         if self._clip_norm is not None and self._norm > self._clip_norm:
-            for gradient in gradients:
+            for gradient in held:
                 gradient.value.mul_(self._clip_norm / (self._norm + 1e-6))
         self._deepspeed.step()
 

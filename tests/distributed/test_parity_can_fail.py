@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from parallel.launch import World
 from parallel.mesh import Mesh
-from parallel.zero import gradients as zero_gradients
+from parallel.zero import gradients
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.gradients import Gradient, global_norm
 from tests.distributed.parity_results import TOLERANCE, differences
@@ -50,17 +50,17 @@ def _run(cell: Cell) -> History | str:
 
 
 def _without_sums(cell: Cell) -> History | str:
-    with _replaced(zero_gradients, "sum_shared", _nothing):
+    with _replaced(gradients, "sum_shared", _nothing):
         return _run(cell)
 
 
 def _copies_counted_twice(cell: Cell) -> History | str:
-    collect = zero_gradients.collect
+    collect = gradients.collect
 
     def counting_all(engine: ZeroEngine) -> list[Gradient]:
         return [replace(g, is_copy=False, num_copies=1) for g in collect(engine)]
 
-    with _replaced(zero_gradients, "collect", counting_all):
+    with _replaced(gradients, "collect", counting_all):
         return _run(cell)
 
 

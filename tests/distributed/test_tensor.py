@@ -117,7 +117,7 @@ def _rows_are_shared_between_blocks() -> None:
     y.backward(gradient.chunk(2)[rank])
     bias: Any = part.bias
     assert bias.sequence_parallel
-    # Of its own rows alone; `zero_gradients.sum_shared` adds them up.
+    # Of its own rows alone; `gradients.sum_shared` adds them up.
     torch.testing.assert_close(gradient_of(bias), gradient.chunk(2)[rank].sum(0))
 
 

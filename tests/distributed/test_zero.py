@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from parallel.engine import parameter_groups
-from parallel.zero import state as zero_state
 from parallel.zero.config import Precision, ZeroConfig, why_unsupported
+from parallel.zero.state import local_slices, optimizer_steps
 from tests.distributed.toy import (
     ADAMW,
     LEARNING_RATE,
@@ -118,7 +118,7 @@ def test_bf16_stages_agree(rank_pools: dict[int, RankPool], num_ranks: int) -> N
 
 
 def _snapshot(engine: Any) -> list[torch.Tensor]:
-    return [part.tensor.clone() for part in zero_state.local_slices(engine)]
+    return [part.tensor.clone() for part in local_slices(engine)]
 
 
 def _survive_bad_gradients(stage: int, precision: Precision) -> list[bool]:
@@ -136,7 +136,7 @@ def _survive_bad_gradients(stage: int, precision: Precision) -> list[bool]:
         untouched += [
             all(torch.equal(a, b) for a, b in zip(before, _snapshot(engine), strict=True)),
             evaluate(engine) == loss_before,
-            zero_state.optimizer_steps(engine) == step + 1,
+            optimizer_steps(engine) == step + 1,
         ]
     # Nothing of the dropped gradients is left over for the next step either.
     untouched.append(train_step(engine, 2, accumulation=2) == train_step(clean, 2, accumulation=2))

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
-from parallel.zero import gradients as zero_gradients
-from parallel.zero import pages
-from parallel.zero import state as zero_state
+from parallel.zero import gradients, pages
 from parallel.zero.config import Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
+from parallel.zero.state import local_slices
 from tests.distributed.toy import ADAMW, Toy, engine_of, train_step
 from tools.ranks import RankPool
 from train.checkpoint.directory import Retention
@@ -46,7 +45,7 @@ def _engine(
 
 
 def _state(engine: ZeroEngine) -> State:
-    slices = zero_state.local_slices(engine)
+    slices = local_slices(engine)
     return {f"{part.name}/{part.kind}": part.tensor.clone() for part in slices}
 
 
@@ -202,8 +201,8 @@ def test_a_disk_full_on_one_rank_ends_all(rank_pools: dict[int, RankPool], tmp_p
 def test_the_norm_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = build_mesh(LayoutConfig(), World.here(torch.device("cpu")))
     values = [torch.randn(7, 11).T, torch.randn(5)]
-    gradients = [
-        zero_gradients.Gradient(
+    held = [
+        gradients.Gradient(
             parameter=torch.nn.Parameter(value),
             value=value,
             is_tied=False,
@@ -215,8 +214,8 @@ def test_the_norm_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
     expected = sum(float(value.double().square().sum()) for value in values) ** 0.5
     for chunk_elements in (1, 4, 1 << 24):
-        monkeypatch.setattr(zero_gradients, "NORM_CHUNK_ELEMENTS", chunk_elements)
-        assert zero_gradients.global_norm(gradients, mesh) == pytest.approx(expected, rel=1e-12)
+        monkeypatch.setattr(gradients, "NORM_CHUNK_ELEMENTS", chunk_elements)
+        assert gradients.global_norm(held, mesh) == pytest.approx(expected, rel=1e-12)
 
 
 def test_files_need_stage_3() -> None:

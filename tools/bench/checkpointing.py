@@ -29,9 +29,9 @@ from parallel.agreement import gathered
 from parallel.engine import build_engine
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
-from parallel.zero import state as zero_state
 from parallel.zero.config import AdamW, ZeroConfig
 from parallel.zero.engine import ZeroEngine
+from parallel.zero.state import local_slices
 from tools.bench.report import TWO_RANKS
 from tools.bench.rounds import Findings, ratio, turns
 from tools.bench.shapes import Plan
@@ -114,7 +114,7 @@ def _state(engine: ZeroEngine) -> dict[str, Tensor]:
     rank = dist.get_rank()
     return {
         f"{part.name}/{part.kind}/{part.region.start}/{rank}": part.tensor
-        for part in zero_state.local_slices(engine)
+        for part in local_slices(engine)
         if part.owned
     }
 

@@ -12,10 +12,9 @@ from torch import nn
 
 from model.layers import logical_name, placement
 from parallel.agreement import gathered, on_all_ranks, on_first_rank
-from parallel.zero import state as zero_state
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.pages import release_files
-from parallel.zero.state import StateSlice
+from parallel.zero.state import StateSlice, local_slices, publish, set_optimizer_steps
 from train.checkpoint.directory import resolve
 from train.checkpoint.format import STATE_NAME, Index, stored_state
 from train.checkpoint.reader import ChunkReader
@@ -43,7 +42,7 @@ def restore(path: Place | Path, engine: ZeroEngine) -> dict[str, Any]:
     """
     # One rank reads what all need to know, so that all know the same.
     path, index, state = on_first_rank(lambda: _read_index(path), CheckpointError)
-    slices = zero_state.local_slices(engine)
+    slices = local_slices(engine)
     here = {name for names in gathered({part.name for part in slices}) for name in names}
     on_all_ranks(lambda: _check_same_parameters(path, index, slices, here), CheckpointError)
     with ChunkReader(path, index) as reader:
@@ -59,8 +58,8 @@ def restore(path: Place | Path, engine: ZeroEngine) -> dict[str, Any]:
 
         on_all_ranks(check, CheckpointError)
         on_all_ranks(fill, CheckpointError)
-    zero_state.set_optimizer_steps(engine, state["optimizer_steps"])
-    zero_state.publish(engine)
+    set_optimizer_steps(engine, state["optimizer_steps"])
+    publish(engine)
     return state
 
 

@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 
 from parallel.agreement import gathered, on_all_ranks, on_first_rank
-from parallel.zero import state as zero_state
 from parallel.zero.engine import ZeroEngine
-from parallel.zero.state import StateSlice
+from parallel.zero.state import StateSlice, local_slices, optimizer_steps
 from train.checkpoint.chunks import cut, write_chunks
 from train.checkpoint.directory import Retention, clean, commit, stage
 from train.checkpoint.format import Index, json_bytes, seal, telling
@@ -108,7 +107,7 @@ class Saver:
         everything = {
             **state,
             "step": step,
-            "optimizer_steps": zero_state.optimizer_steps(engine),
+            "optimizer_steps": optimizer_steps(engine),
         }
         # Fails here, and on every rank alike, if it is not what JSON can hold.
         document = json_bytes(everything, indent=1)
@@ -201,7 +200,7 @@ class Saver:
 
 def owned_slices(engine: ZeroEngine) -> list[StateSlice]:
     """What this rank has to save, as views of training state in the order of its file."""
-    return cut(part for part in zero_state.local_slices(engine) if part.owned)
+    return cut(part for part in local_slices(engine) if part.owned)
 
 
 def _write_share(staged: Place, slices: list[StateSlice]) -> Index:

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.zero import state as zero_state
-from parallel.zero.state import TensorKind
+from parallel.zero.state import TensorKind, local_slices
 from tests.distributed.checkpoint.runs import train_and_save
 from tests.distributed.toy import Toy, engine_of
 from tools.checkpoint import faults
@@ -25,10 +24,10 @@ CHUNKS = "chunks-00001.safetensors"
 
 def _refused(stage: int, path: Path) -> tuple[str, bool]:
     engine = engine_of(Toy(frozen=True), stage=stage)
-    before = [part.tensor.clone() for part in zero_state.local_slices(engine)]
+    before = [part.tensor.clone() for part in local_slices(engine)]
     with pytest.raises(CheckpointError) as caught:
         restore(path, engine)
-    after = [part.tensor for part in zero_state.local_slices(engine)]
+    after = [part.tensor for part in local_slices(engine)]
     engine.close()
     return str(caught.value), all(map(torch.equal, before, after))
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.zero import state as zero_state
 from parallel.zero.config import Precision
+from parallel.zero.state import local_slices
 from tests.distributed.checkpoint.runs import (
     Steps,
     save_now,
@@ -111,10 +111,10 @@ def test_weights_alone_go_into_plain_modules(
 
 def _refused(stage: int, path: Path, width: int, frozen: bool) -> tuple[str, bool]:
     engine = engine_of(Toy(width=width, frozen=frozen), stage=stage)
-    before = [part.tensor.clone() for part in zero_state.local_slices(engine)]
+    before = [part.tensor.clone() for part in local_slices(engine)]
     with pytest.raises(CheckpointError) as caught:
         restore(path, engine)
-    after = [part.tensor for part in zero_state.local_slices(engine)]
+    after = [part.tensor for part in local_slices(engine)]
     engine.close()
     return str(caught.value), all(map(torch.equal, before, after))
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel.zero import state as zero_state
+from parallel.zero.state import local_slices
 from tests.distributed.checkpoint.runs import save_steps, saver_of, state_of, tensors_of
 from tests.distributed.toy import Toy, engine_of, train_step
 from tools.ranks import RankPool
@@ -45,8 +45,7 @@ def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int
     try:
         with saver_of(directory, asynchronous=asynchronous) as saver:
             expected = {
-                f"{part.name}/{part.kind}": part.tensor.clone()
-                for part in zero_state.local_slices(engine)
+                f"{part.name}/{part.kind}": part.tensor.clone() for part in local_slices(engine)
             }
             saver.save(engine, state_of(1), step=1)
             if asynchronous:
@@ -54,7 +53,7 @@ def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int
             train_step(engine, 1)
             changed = [
                 not torch.equal(expected[f"{part.name}/{part.kind}"], part.tensor)
-                for part in zero_state.local_slices(engine)
+                for part in local_slices(engine)
             ]
             assert any(changed)
             release.set()
@@ -67,7 +66,7 @@ def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int
     saved = tensors_of(directory)
     same = all(
         torch.equal(saved[name][part.region.start : part.region.stop], expected[name])
-        for part in zero_state.local_slices(engine)
+        for part in local_slices(engine)
         for name in [f"{part.name}/{part.kind}"]
     )
     engine.close()

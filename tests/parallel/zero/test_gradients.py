@@ -8,7 +8,7 @@ from model.semicausal import SemiCausal
 from parallel.engine import build_part
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh
-from parallel.zero import gradients as zero_gradients
+from parallel.zero import gradients
 from parallel.zero.gradients import tied_over_stages
 from tests.distributed.semicausal_runs import Cell, model_config
 
@@ -17,10 +17,10 @@ from tests.distributed.semicausal_runs import Cell, model_config
 def test_squares_are_summed_in_fp64(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(zero_gradients, "NORM_CHUNK_ELEMENTS", 4)
+    monkeypatch.setattr(gradients, "NORM_CHUNK_ELEMENTS", 4)
     value = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     expected = value.double().square().sum().item()
-    square = zero_gradients._square(value)
+    square = gradients._square(value)
     assert square.dtype == torch.float64
     assert square.item() == pytest.approx(expected, rel=1e-12)
 
@@ -30,14 +30,14 @@ def test_many_small_elements_are_not_lost() -> None:
     value = torch.full((1 << 21,), 1e-3)
     value[0] = 1e3
     expected = value.double().square().sum().item()
-    assert zero_gradients._square(value).item() == pytest.approx(expected, rel=1e-10)
+    assert gradients._square(value).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_bad_values_stay_bad() -> None:
     for bad in (float("nan"), float("inf")):
         value = torch.ones(5)
         value[2] = bad
-        assert not zero_gradients._square(value).isfinite()
+        assert not gradients._square(value).isfinite()
 
 
 def _stage(rank: int, *, tied: bool, ends: object) -> tuple[SemiCausal, Mesh]:
