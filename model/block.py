@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import SelfAttention, query_key_value
-from model.layers import Layers, normal, xavier
+from model.layers import Initializer, Layers, normal, xavier
 from model.recompute import Recompute, run
 
 NormKind = Literal["deepnorm", "pre"]
@@ -28,12 +28,10 @@ def deepnorm_constants(num_layers: int) -> tuple[float, float]:
 class FeedForward(nn.Module):
     """Linear, GELU, linear."""
 
-    def __init__(self, width: int, hidden: int, *, layers: Layers, norm: NormKind, depth: int):
+    def __init__(
+        self, width: int, hidden: int, *, layers: Layers, up: Initializer, down: Initializer
+    ):
         super().__init__()
-        if norm == "deepnorm":
-            up = down = xavier(deepnorm_constants(depth)[1])
-        else:
-            up, down = normal(PRE_NORM_STD), normal(PRE_NORM_STD / math.sqrt(2 * depth))
         self.up = layers.column(width, hidden, init=up)
         self.down = layers.row(hidden, width, init=down)
 
@@ -78,20 +76,20 @@ class Block(nn.Module):
         self.recompute: Recompute = recompute
         self.alpha, beta = deepnorm_constants(depth)
         if norm == "deepnorm":
-            query_key, value, out = xavier(), xavier(beta), xavier(beta)
+            query_key, inner, out = xavier(), xavier(beta), xavier(beta)
         else:
-            query_key = value = normal(PRE_NORM_STD)
+            query_key = inner = normal(PRE_NORM_STD)
             out = normal(PRE_NORM_STD / math.sqrt(2 * depth))
         self.attention = attention(
             width,
             heads,
             layers=layers,
-            qkv_init=query_key_value(heads=heads, query_key=query_key, value=value),
+            qkv_init=query_key_value(heads=heads, query_key=query_key, value=inner),
             out_init=out,
             recompute=recompute,
         )
         self.attention_norm = layers.norm(width)
-        self.feed_forward = FeedForward(width, hidden, layers=layers, norm=norm, depth=depth)
+        self.feed_forward = FeedForward(width, hidden, layers=layers, up=inner, down=out)
         self.feed_forward_norm = layers.norm(width)
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:

@@ -63,26 +63,17 @@ class SemiCausal(nn.Module):
         self.sequence_parallel = layers.sequence_parallel
         self.pieces = tuple(pieces or [whole_piece(config.decoder)])
         self.decoder = Decoder(config.decoder, layers, pieces=self.pieces, recompute=recompute)
+        self.encoders, self.connectors = nn.ModuleDict(), nn.ModuleDict()
         reads_spans = any(piece.is_first for piece in self.pieces)
+        vocabulary, width = config.decoder.vocabulary, config.decoder.width
         encoders = config.encoders if reads_spans else {}
-        self.encoders = nn.ModuleDict(
-            {
-                modality: part.encoder.build(
-                    vocabulary=config.decoder.vocabulary,
-                    layers=encoder_layers,
-                    recompute=recompute,
-                )
-                for modality, part in encoders.items()
-            }
-        )
-        self.connectors = nn.ModuleDict(
-            {
-                modality: Connector(
-                    part.connector, part.encoder.width, config.decoder.width, encoder_layers
-                )
-                for modality, part in encoders.items()
-            }
-        )
+        for modality, part in encoders.items():
+            self.encoders[modality] = part.encoder.build(
+                vocabulary=vocabulary, layers=encoder_layers, recompute=recompute
+            )
+            self.connectors[modality] = Connector(
+                part.connector, part.encoder.width, width, encoder_layers
+            )
 
     @property
     def has_tied_ends(self) -> bool:

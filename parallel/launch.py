@@ -96,8 +96,7 @@ def leave() -> None:
 
 def total(*values: float) -> list[float]:
     """Sums of host numbers over all ranks, exact in fp64; every rank must call it."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    tensor = torch.tensor(values, dtype=torch.float64, device=own_device())
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor.tolist()

@@ -113,7 +113,7 @@ def build_mesh(layout: LayoutConfig, world: World) -> Mesh:
     if fault is not None:
         raise ValueError(fault)
     if layout.model_ranks == 1:
-        return Mesh(world=world, data_rank=world.rank, data_size=world.size, data_group=None)
+        return Mesh(world=world, data_rank=world.rank, data_size=world.size)
     cuda_free.install()
     forget_groups()
     state: Any = core("parallel_state")
@@ -124,9 +124,8 @@ def build_mesh(layout: LayoutConfig, world: World) -> Mesh:
         create_gloo_process_groups=False,
         distributed_timeout_minutes=math.ceil(world.timeout_seconds / 60),
     )
-    alone_tensor, alone_pipeline = layout.tensor == 1, layout.pipeline == 1
     pipeline_rank = state.get_pipeline_model_parallel_rank()
-    is_end = pipeline_rank in (0, layout.pipeline - 1)
+    is_end = layout.pipeline > 1 and pipeline_rank in (0, layout.pipeline - 1)
     return Mesh(
         world=world,
         tensor_rank=state.get_tensor_model_parallel_rank(),
@@ -135,10 +134,10 @@ def build_mesh(layout: LayoutConfig, world: World) -> Mesh:
         pipeline_size=layout.pipeline,
         data_rank=state.get_data_parallel_rank(),
         data_size=state.get_data_parallel_world_size(),
-        tensor_group=None if alone_tensor else state.get_tensor_model_parallel_group(),
+        tensor_group=state.get_tensor_model_parallel_group() if layout.tensor > 1 else None,
         data_group=state.get_data_parallel_group(),
         model_group=state.get_model_parallel_group(),
-        ends_group=state.get_embedding_group() if is_end and not alone_pipeline else None,
+        ends_group=state.get_embedding_group() if is_end else None,
     )
 
 

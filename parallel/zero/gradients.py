@@ -7,6 +7,7 @@ gradient of its share of its stage's parameters.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -146,35 +147,28 @@ def _held(engine: "ZeroEngine") -> tuple[bool, Iterator[tuple[nn.Parameter, Tens
             parameters = engine.module.parameters()
             return True, ((p, p.grad) for p in parameters if p.grad is not None)
         case Sharding.PER_PARAMETER:
-            return False, _parts_of_parameters(optimizer)
+            averaged = [optimizer.averaged_gradients[i] for i in range(len(optimizer.fp16_groups))]
+            pairs = _paired(optimizer.fp16_groups, averaged)
+            return False, ((p, part) for p, part in pairs if p.requires_grad)
         case Sharding.FLAT_GROUPS if hasattr(optimizer, "fp32_groups_gradients"):
-            return True, _bf16_gradients(optimizer)
+            return True, _paired(optimizer.bf16_groups, optimizer.fp32_groups_gradients)
         case Sharding.FLAT_GROUPS:
             return False, _parts_of_groups(optimizer)
 
 
-def _bf16_gradients(optimizer: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    groups = zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True)
-    for parameters, gradients in groups:
-        yield from zip(parameters, gradients, strict=True)
-
-
-def _parts_of_parameters(optimizer: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    for index, parameters in enumerate(optimizer.fp16_groups):
-        for parameter, part in zip(parameters, optimizer.averaged_gradients[index], strict=True):
-            if parameter.requires_grad:
-                yield parameter, part
+def _paired(groups: Any, gradients: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    for of_group, its_gradients in zip(groups, gradients, strict=True):
+        yield from zip(of_group, its_gradients, strict=True)
 
 
 def _parts_of_groups(optimizer: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
     for index, parameters in enumerate(optimizer.bit16_groups):
         # Padding aside, the pieces lie one behind the other as in the flat partition.
-        offset = 0
-        pieces: dict[int, Tensor] = {}
-        for piece in optimizer.averaged_gradients[index]:
-            pieces[offset] = piece
-            offset += piece.numel()
+        pieces: list[Tensor] = optimizer.averaged_gradients[index]
+        by_offset = dict(
+            zip(accumulate((p.numel() for p in pieces), initial=0), pieces, strict=False)
+        )
         for parameter in parameters:
             mapping = parameter._hp_mapping
             if mapping is not None:
-                yield parameter, pieces[mapping.hp_fragment_address.start]
+                yield parameter, by_offset[mapping.hp_fragment_address.start]

@@ -100,7 +100,7 @@ def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
 def one_plan(task: Task, candidate: Candidate, machine: Machine) -> Plan:
     """What one given layout takes, whether it fits or not."""
     seconds = step_seconds(task, candidate, machine)
-    speed = task.step_tokens / seconds.total
+    speed = task.sequences * task.sequence_tokens / seconds.total
     peak_flops = candidate.ranks * machine.peak_flops[task.precision]
     return Plan(
         candidate=candidate,

@@ -1,6 +1,6 @@
 """Plans as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
@@ -35,7 +35,10 @@ def show(
     )
     out.print(FORMULA, markup=False)
     if plans.refusals:
-        out.print(_refusals(plans.refusals))
+        table = Table("why others are not there", "layouts", title_justify="left")
+        for reason, count in plans.refusals.items():
+            table.add_row(reason, str(count))
+        out.print(table)
     if plans.ranked:
         out.print(_details(plans.ranked[0]))
 
@@ -80,13 +83,6 @@ def _ranking(plans: Sequence[Plan], *, ranks: int, machine: Machine) -> Table:
             f"{plan.mfu:.1%}",
             f"{plan.days:.3g}",
         )
-    return table
-
-
-def _refusals(refusals: Mapping[str, int]) -> Table:
-    table = Table("why others are not there", "layouts", title_justify="left")
-    for reason, count in refusals.items():
-        table.add_row(reason, str(count))
     return table
 
 

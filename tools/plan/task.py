@@ -57,11 +57,6 @@ class Task:
         """Of a master weight, a moment or a summed gradient."""
         return PRECISION_BYTES[self.states]
 
-    @property
-    def step_tokens(self) -> int:
-        """Decoder slots of a global batch."""
-        return self.sequences * self.sequence_tokens
-
     @cached_property
     def decoder_elements(self) -> int:
         """All parameters of the decoder."""
