@@ -32,6 +32,7 @@ class Kind(IntEnum):
 
 
 # Plain numbers: numpy asks an enumeration for attributes at every comparison, at 2 us each.
+_TEXT: Final = int(Kind.TEXT)
 _TEXT_SPAN: Final = int(Kind.TEXT_SPAN)
 _LAST: Final = int(max(Kind))
 
@@ -57,7 +58,7 @@ def plain_tokens(columns: Mapping[str, Any]) -> npt.NDArray[Any] | None:
     tokens, segments = columns.get("tokens"), columns.get("segments")
     if not isinstance(tokens, np.ndarray) or not isinstance(segments, np.ndarray):
         return None
-    is_plain = tokens.ndim == 1 and segments.tolist() == [[int(Kind.TEXT), tokens.size, 1]]
+    is_plain = tokens.ndim == 1 and segments.tolist() == [[_TEXT, tokens.size, 1]]
     return tokens if is_plain and not columns.get("payload") else None
 
 

@@ -120,8 +120,10 @@ class Source:
         parts: list[tuple[int, int, int]] = sequence.parts.tolist()
         within = self.laying.attend == "within"
         total = (not within) + sum(end - begin + within for _, begin, end in parts)
-        # What no document fills is a `<s>`; where each document has one, it is never scored.
-        tokens = np.full(total, self.corpus.special.start, dtype=np.int64)
+        start = self.corpus.special.start
+        tokens = np.empty(total, dtype=np.int64)
+        tokens[0] = start
+        # Where each document has a `<s>`, that is never scored.
         scored = np.zeros(total, dtype=np.bool_) if within else None
         spans: list[Ints] = []
         documents: list[tuple[int, int]] = []
@@ -139,7 +141,9 @@ class Source:
                 )
             stop = at + within + end - begin
             documents.append((at, stop))
-            at += within
+            if within:
+                tokens[at] = start
+                at += 1
             tokens[at:stop] = stored[begin:end]
             if document is not None and scored is None:
                 scored = np.ones(total, dtype=np.bool_)
