@@ -64,9 +64,7 @@ class Corpus:
         self.root = root.rstrip("/")
         self.train, self.validation = (
             ShardStore(
-                f"{self.root}/{split}",
-                cache=cache / split if cache else None,
-                storage=storage,
+                f"{self.root}/{split}", cache=cache / split if cache else None, storage=storage
             )
             for split in ("train", "validation")
         )

@@ -376,10 +376,7 @@ class _OpenObject:
     def _fetch(self, target: memoryview, offset: int) -> None:
         if len(target):
             self._place.fetch(
-                _Into(target),
-                begin=offset,
-                end=offset + len(target),
-                version=self._version,
+                _Into(target), begin=offset, end=offset + len(target), version=self._version
             )
 
 

@@ -126,9 +126,7 @@ class CheckedFiles:
             landing = self.directory.land(file, stopped=stopped)
             try:
                 (self._root / file.name).fetch(
-                    landing,
-                    stalled_seconds=stalled_seconds,
-                    stopped=stopped,
+                    landing, stalled_seconds=stalled_seconds, stopped=stopped
                 )
                 fault = file.fault(landing.descriptor)
                 if fault is not None:

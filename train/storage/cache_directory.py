@@ -269,10 +269,7 @@ class Landing:
     """
 
     def __init__(
-        self,
-        file: StoredFile,
-        partial: Path,
-        with_room: Callable[[Callable[[], object]], object],
+        self, file: StoredFile, partial: Path, with_room: Callable[[Callable[[], object]], object]
     ) -> None:
         self.file = file
         self.num_bytes = 0

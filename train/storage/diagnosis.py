@@ -23,13 +23,7 @@ _RIGHTS: Final = {
     "write": "GetObject, PutObject, DeleteObject and ListBucket",
 }
 _MISSING: Final = {"404", "NoSuchKey", "NotFound"}
-_PASSING: Final = {
-    "RequestTimeout",
-    "SlowDown",
-    "Throttling",
-    "TooManyRequests",
-    "Throttled",
-}
+_PASSING: Final = {"RequestTimeout", "SlowDown", "Throttling", "TooManyRequests", "Throttled"}
 _PASSING_STATUS: Final = {408, 409, 425, 429}
 REPLACED: Final = {"PreconditionFailed", "412"}
 BEYOND_END: Final = {"InvalidRange", "416"}
@@ -49,12 +43,7 @@ class MissingError(StorageError, FileNotFoundError):
 
 
 def lasting_fault(
-    error: BaseException,
-    *,
-    url: str,
-    verb: str,
-    store: str,
-    ask_bucket: Callable[[], str | None],
+    error: BaseException, *, url: str, verb: str, store: str, ask_bucket: Callable[[], str | None]
 ) -> StorageError | None:
     """The error to raise at once, or None if trying again may help.
 

@@ -42,11 +42,7 @@ class ShardStore:
     """
 
     def __init__(
-        self,
-        root: str,
-        *,
-        cache: Path | None = None,
-        storage: StorageConfig | None = None,
+        self, root: str, *, cache: Path | None = None, storage: StorageConfig | None = None
     ) -> None:
         """Read the index and the manifest; shards follow when they are asked for.
 
