@@ -189,10 +189,11 @@ class _Reader:
 
 
 def _shards(entries: list[Entry]) -> dict[int, dict[int, None]]:
-    """Shards that reading some entries opens, by number of their source, in order."""
+    """Remote shards that reading some entries opens, by number of their source, in order."""
     sequences: dict[Source, list[PlannedSequence]] = {}
     for entry in entries:
-        sequences.setdefault(entry.source, []).append(entry.sequence)
+        if entry.source.corpus.train.place.is_remote:
+            sequences.setdefault(entry.source, []).append(entry.sequence)
     return {
         source.number: dict.fromkeys(source.shards_of(mine).tolist())
         for source, mine in sequences.items()

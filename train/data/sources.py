@@ -104,7 +104,7 @@ class Source:
     def working_set_bytes(self) -> int:
         """Shards of two shuffle windows: the one that is read, and the next; 0 if none is kept."""
         store = self.corpus.train
-        if "://" not in store.root:
+        if not store.place.is_remote:
             return 0
         share = min(1.0, 2 * self.laying.window / len(self.sequences.order))
         num_shards = math.ceil(share * len(store.shard_sizes)) + 2

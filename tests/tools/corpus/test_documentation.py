@@ -179,8 +179,8 @@ def test_object_storage(
     assert run(url, text) == 0
     remote = ShardStore(f"{url}/train", cache=tmp_path / "shards")
     local = ShardStore(str(corpus / "train"))
-    assert remote.fingerprint == local.fingerprint
-    assert remote.lengths_fingerprint == local.lengths_fingerprint
+    assert remote.index.sha256 == local.index.sha256
+    assert remote.lengths_index.sha256 == local.lengths_index.sha256
     assert run(url, text) == 0
     assert "already built" in capsys.readouterr().err
 

@@ -61,8 +61,8 @@ class ShardStore:
                 _require_directory(self.place)
             self._files = CheckedFiles(self.place, cache)
         self.root = str(self.place)
-        self._index = parse_index(self._read_index(), place=self.root)
-        self._bounds: list[int] = [0, *np.cumsum(self._index.samples).tolist()]
+        self.index = parse_index(self._read_index(), place=self.root)
+        self._bounds: list[int] = [0, *np.cumsum(self.index.samples).tolist()]
         manifest = self.read_beside(MANIFEST_NAME)
         self.manifest: dict[str, Any] = (
             {} if manifest is None else parse_manifest(manifest, place=self.root)
@@ -73,19 +73,14 @@ class ShardStore:
         self._lock = threading.Lock()
 
     @property
-    def fingerprint(self) -> str:
-        """Equal on two ranks or two runs if and only if the data are."""
-        return self._index.sha256
-
-    @property
     def shard_sizes(self) -> list[int]:
         """Samples in each shard, in the order in which sample ids count through them."""
-        return self._index.samples.tolist()
+        return self.index.samples.tolist()
 
     @property
     def shard_bytes(self) -> list[int]:
         """Size of each shard's file, in the same order."""
-        return [file.num_bytes for file in self._index.files]
+        return [file.num_bytes for file in self.index.files]
 
     def __len__(self) -> int:
         return self._bounds[-1]
@@ -102,10 +97,10 @@ class ShardStore:
         shard = bisect.bisect_right(self._bounds, sample_id) - 1
         place = sample_id - self._bounds[shard]
         try:
-            return self._index.decoders[shard](self._read(shard, place))
+            return self.index.decoders[shard](self._read(shard, place))
         except _UNDECODABLE as error:
             raise DataError(
-                f"Sample {place} of {self.root}/{self._index.files[shard].name} cannot be decoded "
+                f"Sample {place} of {self.root}/{self.index.files[shard].name} cannot be decoded "
                 f"({error}); build the corpus again."
             ) from error
 
@@ -116,16 +111,7 @@ class ShardStore:
         Raises:
             DataError: the corpus has no lengths.
         """
-        return self._lengths.totals
-
-    @property
-    def lengths_fingerprint(self) -> str:
-        """Of the lengths of a corpus of documents, as `fingerprint` is of its shards.
-
-        Raises:
-            DataError: the corpus has no lengths.
-        """
-        return self._lengths.sha256
+        return self.lengths_index.totals
 
     def lengths(self, shard: int) -> npt.NDArray[np.uint32]:
         """[n, 6] `LENGTH_COLUMNS` of each document in a shard, without reading the shard.
@@ -134,7 +120,7 @@ class ShardStore:
             DataError: the corpus has no lengths, or those of the shard are missing or damaged, or
                 could not be fetched in time.
         """
-        file = self._lengths.files[shard]
+        file = self.lengths_index.files[shard]
         content = b""
         while len(content) < file.num_bytes:  # it may be evicted just now
             with _data_errors(), open(self._files.open(file), "rb") as opened:
@@ -144,10 +130,10 @@ class ShardStore:
             lengths = np.load(io.BytesIO(content), allow_pickle=False)
         except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
             raise DataError(f"{name} holds no array ({error}); build the corpus again.") from error
-        shape = (int(self._index.samples[shard]), len(LENGTH_COLUMNS))
+        shape = (int(self.index.samples[shard]), len(LENGTH_COLUMNS))
         if not isinstance(lengths, np.ndarray) or lengths.dtype != np.uint32:
             raise DataError(f"{name} holds no uint32 array; build the corpus again.")
-        sums = self._lengths.totals[shard]
+        sums = self.lengths_index.totals[shard]
         if lengths.shape != shape or (lengths.sum(axis=0, dtype=np.int64) != sums).any():
             raise DataError(
                 f"{name} does not hold the lengths that {LENGTHS_NAME} promises; build the corpus "
@@ -221,31 +207,36 @@ class ShardStore:
             self._opened.pop(shard).close()
 
     def _open(self, shard: int) -> OpenShard:
-        file = self._index.files[shard]
+        file = self.index.files[shard]
         with _data_errors():
             descriptor = self._files.open(file)
         return OpenShard(
             descriptor,
             name=f"{self.root}/{file.name}",
-            samples=int(self._index.samples[shard]),
+            samples=int(self.index.samples[shard]),
             is_cached=self.place.is_remote,
         )
 
     def _with_lengths(self, shards: Iterable[int]) -> Iterator[StoredFile]:
         for shard in shards:
-            if "_lengths" in self.__dict__:
-                yield self._lengths.files[shard]
-            yield self._index.files[shard]
+            if "lengths_index" in self.__dict__:
+                yield self.lengths_index.files[shard]
+            yield self.index.files[shard]
 
     @cached_property
-    def _lengths(self) -> LengthsIndex:
+    def lengths_index(self) -> LengthsIndex:
+        """Where the lengths of its documents are.
+
+        Raises:
+            DataError: the corpus has no lengths.
+        """
         data = self.read_beside(LENGTHS_NAME)
         if data is None:
             raise DataError(
                 f"{self.root} has no {LENGTHS_NAME}, which lists how long its documents are; "
                 "build it with `python -m tools.corpus`."
             )
-        return parse_lengths_index(data, place=self.root, samples=self._index.samples)
+        return parse_lengths_index(data, place=self.root, samples=self.index.samples)
 
     def _read_index(self) -> bytes:
         index = self.read_beside(INDEX_NAME)

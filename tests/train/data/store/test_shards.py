@@ -231,5 +231,5 @@ def test_a_manifest_that_is_not_json(corpus: Path) -> None:
 def test_the_fingerprint_tells_corpora_apart(corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus, tmp_path / "copy")
     other = write_mds(tmp_path / "other", num_samples=29)
-    prints = [ShardStore(str(path)).fingerprint for path in (corpus, tmp_path / "copy", other)]
+    prints = [ShardStore(str(path)).index.sha256 for path in (corpus, tmp_path / "copy", other)]
     assert prints[0] == prints[1] != prints[2]
