@@ -4,12 +4,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from model.batch import Batch
 from train.data.collate import Collator
@@ -45,7 +46,7 @@ class StepData:
     position: dict[str, Any]
 
 
-class Feed:
+class Feed(AbstractContextManager["Feed"]):
     """One rank's share of each global batch.
 
     Rank r of R takes the r-th of R equal parts of the plan's entries, in microbatches. A single
@@ -79,10 +80,6 @@ class Feed:
         self._planned: dict[int, tuple[list[Entry], dict[int, dict[int, None]]]] = {}
         """Places of steps, and the shards that they need; the reader's alone."""
         self._next: int | None = None
-
-    def __enter__(self) -> Self:
-        """Start reading on the first `step`."""
-        return self
 
     def __exit__(self, *exception: object) -> None:
         """Drop what was read ahead."""

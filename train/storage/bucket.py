@@ -1,6 +1,7 @@
 """Files in S3, read and written with patience."""
 
 import contextlib
+import io
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -42,7 +43,7 @@ class Landing(Protocol):
         """How many there are."""
         ...
 
-    def write(self, data: bytes, /) -> None:
+    def write(self, data: bytes, /) -> object:
         """Append."""
         ...
 
@@ -102,7 +103,7 @@ class StorePlace(Place):
     def read(self) -> bytes:
         landing = _InMemory()
         self.fetch(landing)
-        return bytes(landing.content)
+        return landing.getvalue()
 
     @override
     def open(self) -> Source:
@@ -315,21 +316,16 @@ class StorePlace(Place):
         return f"s3://{self.bucket}/{self.path}"
 
 
-class _InMemory:
+class _InMemory(io.BytesIO):
     """A landing for small files."""
-
-    def __init__(self) -> None:
-        self.content = bytearray()
 
     @property
     def num_bytes(self) -> int:
-        return len(self.content)
-
-    def write(self, data: bytes, /) -> None:
-        self.content += data
+        return self.tell()
 
     def restart(self) -> None:
-        self.content.clear()
+        self.seek(0)
+        self.truncate()
 
 
 class _Into:

@@ -56,7 +56,7 @@ class StoredFile:
         path = PurePosixPath(name)
         outside = path.is_absolute() or ".." in path.parts or not path.parts
         if outside or "\\" in name or "\0" in name:
-            raise LeavesDirectoryError(name)
+            raise ValueError(f"the shard path {name!r} leaves the corpus directory")
         if size < 0:
             raise ValueError(f"negative size of {name}")
         known = next((name for name in HASHERS if name in hashes), None)
@@ -114,7 +114,3 @@ class StoredFile:
 
 class FaultyFileError(StorageError):
     """A file is not as its index promises; the text says how, as the end of a sentence."""
-
-
-class LeavesDirectoryError(ValueError):
-    """A path in an index points outside the corpus; its text is the path."""

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
 from train.data.store.mds import Decode, document_decoder
 from train.errors import DataError
-from train.storage.stored_file import LeavesDirectoryError, StoredFile
+from train.storage.stored_file import StoredFile
 
-Entry = TypeVar("Entry")
+Rest = TypeVar("Rest")
 
 INDEX_NAME: Final = "index.json"
 
@@ -71,12 +71,12 @@ def parse_index(data: bytes, *, place: str) -> ShardIndex:
     known: dict[str, Decode] = {}
 
     def take(entry: dict[str, Any]) -> tuple[StoredFile, int, Decode]:
-        _require_plain_mds(entry, where=where)
+        _require_plain_mds(entry)
         columns = [entry["column_names"], entry["column_encodings"], entry["column_sizes"]]
         decoder = known.get(repr(columns))
         if decoder is None:
-            decoder = known[repr(columns)] = _decoder(*columns, where=where)
-        samples, file = entry["samples"], _file(entry["raw_data"], where=where)
+            decoder = known[repr(columns)] = document_decoder(*columns)
+        samples, file = entry["samples"], StoredFile.from_entry(entry["raw_data"])
         if not isinstance(samples, int) or samples < 0:
             raise ValueError(f"a shard has {samples!r} samples")
         if 4 * (samples + 2) > file.num_bytes:
@@ -94,7 +94,7 @@ def parse_index(data: bytes, *, place: str) -> ShardIndex:
     if not counts.any():
         raise DataError(f"{where} lists no samples; build the corpus again with more text.")
     return ShardIndex(
-        files=_distinct([file for file, _, _ in entries], where=where),
+        files=[file for file, _, _ in entries],
         samples=counts,
         decoders=[decoder for _, _, decoder in entries],
         sha256=hashlib.sha256(data).hexdigest(),
@@ -117,7 +117,7 @@ def parse_lengths_index(data: bytes, *, place: str, samples: npt.NDArray[np.int6
     def take(entry: dict[str, Any]) -> tuple[StoredFile, int, list[int]]:
         if not all(isinstance(total, int) and total >= 0 for total in entry["totals"]):
             raise ValueError(f"totals are {entry['totals']!r}")
-        return _file(entry, where=where), entry["documents"], entry["totals"]
+        return StoredFile.from_entry(entry), entry["documents"], entry["totals"]
 
     try:
         rest, entries = _parse(data, "documents", take)
@@ -139,15 +139,15 @@ def parse_lengths_index(data: bytes, *, place: str, samples: npt.NDArray[np.int6
             "documents; build the corpus again with `python -m tools.corpus`."
         )
     return LengthsIndex(
-        files=_distinct([file for file, _, _ in entries], where=where),
+        files=[file for file, _, _ in entries],
         totals=totals,
         sha256=hashlib.sha256(data).hexdigest(),
     )
 
 
 def _parse(
-    data: bytes, key: str, take: Callable[[dict[str, Any]], Entry]
-) -> tuple[dict[str, Any], list[Entry]]:
+    data: bytes, key: str, take: Callable[[dict[str, Any]], tuple[StoredFile, int, Rest]]
+) -> tuple[dict[str, Any], list[tuple[StoredFile, int, Rest]]]:
     """A JSON object, and what becomes of the entries of its `shards`, which have this key.
 
     Each is taken as soon as it is parsed: those of a hundred thousand shards are 60 MB of JSON,
@@ -157,49 +157,19 @@ def _parse(
     entries = document["shards"]
     if not isinstance(entries, list) or not all(isinstance(entry, tuple) for entry in entries):
         raise ValueError(f"not all shards have {key}")
+    counts = Counter(file.name for file, _, _ in entries)
+    if len(counts) < len(entries):
+        raise ValueError(f"it lists {counts.most_common(1)[0][0]} twice")
     return document, entries
 
 
-def _require_plain_mds(entry: dict[str, Any], *, where: str) -> None:
+def _require_plain_mds(entry: dict[str, Any]) -> None:
     if entry["format"] != "mds":
-        raise DataError(f"{where} lists {entry['format']} shards; only MDS can be read.")
+        raise ValueError(f"it lists {entry['format']} shards, and only MDS can be read")
     if entry["version"] != _VERSION:
-        raise DataError(f"{where} is of MDS version {entry['version']}; only {_VERSION} is known.")
+        raise ValueError(f"it is of MDS version {entry['version']}, and only {_VERSION} is known")
     if entry.get("compression") or entry.get("zip_data"):
-        raise DataError(
-            f"{where} lists compressed shards ({entry.get('compression')}); write them with "
-            "compression=None."
+        raise ValueError(
+            f"it lists compressed shards ({entry.get('compression')}): write them with "
+            "compression=None"
         )
-
-
-def _decoder(
-    names: list[str], encodings: list[str], sizes: list[int | None], *, where: str
-) -> Decode:
-    for name, encoding in zip(names, encodings, strict=True):
-        if encoding.partition(":")[0] == "pkl":
-            raise DataError(
-                f"{where}: column {name} is pickled, and reading it could run any code; write "
-                "tokens as ndarray."
-            )
-    if "tokens" not in names:
-        raise DataError(
-            f"{where} has the columns {', '.join(names)} but no `tokens`; build the corpus with "
-            "`python -m tools.corpus build`."
-        )
-    return document_decoder(names, encodings, sizes)
-
-
-def _file(entry: dict[str, Any], *, where: str) -> StoredFile:
-    try:
-        return StoredFile.from_entry(entry)
-    except LeavesDirectoryError as error:
-        raise DataError(
-            f"{where}: the shard path {str(error)!r} leaves the corpus directory."
-        ) from error
-
-
-def _distinct(files: list[StoredFile], *, where: str) -> list[StoredFile]:
-    twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
-    if twice:
-        raise DataError(f"{where} lists {twice[0]} twice; build the corpus again.")
-    return files

@@ -29,9 +29,14 @@ def document_decoder(
         sizes: in bytes, of columns that have the same in all documents.
 
     Raises:
-        ValueError: a column has no name, no encoding or no size, or a negative one; or one of a
-            document's is encoded otherwise than we do.
+        ValueError: there is no column `tokens`; one has no name, no encoding or no size, or a
+            negative one, or is pickled; or one of a document's is encoded otherwise than we do.
     """
+    for name, encoding in zip(names, encodings, strict=True):
+        if encoding.partition(":")[0] == "pkl":
+            raise ValueError(f"column {name} is pickled, and reading it could run any code")
+    if "tokens" not in names:
+        raise ValueError(f"it has the columns {', '.join(names)} but no `tokens`")
     columns = [
         (name, size or 0, _decoder_of(encoding) if name in _DOCUMENT else None)
         for name, encoding, size in zip(names, encodings, sizes, strict=True)

@@ -111,13 +111,15 @@ def test_a_listing_of_another_corpus(corpus: Path) -> None:
 
 def test_a_listing_that_leaves_the_directory(corpus: Path) -> None:
     store = edit(corpus, lambda listing: listing["shards"][0].update(basename="../a.npy"))
-    with pytest.raises(DataError, match=r"lengths.json: the shard path '../a.npy' leaves the corp"):
+    with pytest.raises(
+        DataError, match=r"lengths.json .*the shard path '../a.npy' leaves the corp"
+    ):
         _ = store.totals
 
 
 def test_a_listing_that_names_a_file_twice(corpus: Path) -> None:
     store = edit(corpus, lambda listing: listing["shards"][1].update(basename="shard.00000.npy"))
-    with pytest.raises(DataError, match=r"lengths.json lists shard.00000.npy twice"):
+    with pytest.raises(DataError, match=r"lengths.json .* lists shard.00000.npy twice"):
         _ = store.totals
 
 
@@ -167,5 +169,5 @@ def test_an_index_that_lists_a_shard_twice(corpus: Path) -> None:
     index = json.loads((corpus / "index.json").read_text())
     index["shards"].append(index["shards"][0])
     (corpus / "index.json").write_text(json.dumps(index))
-    with pytest.raises(DataError, match=r"index.json lists shard.00000.mds twice"):
+    with pytest.raises(DataError, match=r"index.json .* lists shard.00000.mds twice"):
         ShardStore(str(corpus))

@@ -49,7 +49,7 @@ def same(ours: Any, theirs: Any) -> None:
 
 @given(st.lists(columns(), min_size=1, max_size=4))
 def test_samples_decode_as_by_streaming(parts: list[tuple[str, Any]]) -> None:
-    names = ["id", "tokens", "segments", "payload"][: len(parts)]
+    names = ["tokens", "id", "segments", "payload"][: len(parts)]
     encodings = [encoding for encoding, _ in parts]
     sizes = [get_mds_encoded_size(encoding) for encoding in encodings]
     encoded = [mds_encode(encoding, value) for encoding, value in parts]
@@ -67,8 +67,8 @@ def test_samples_decode_as_by_streaming(parts: list[tuple[str, Any]]) -> None:
 
 
 def test_other_columns_are_passed_over() -> None:
-    decode = document_decoder(["size", "id"], ["int", "str"], [8, None])
-    assert decode(b"\x02\0\0\0" + bytes(8) + b"hi") == {"id": "hi"}
+    decode = document_decoder(["size", "id", "tokens"], ["int", "str", "bytes"], [8, None, None])
+    assert decode(b"\x02\0\0\0" + bytes(12) + b"hi") == {"id": "hi", "tokens": b""}
 
 
 @pytest.mark.parametrize("encoding", ["pkl", "json", "ndarray", "ndarray:object", "ndarray:int8:2"])
