@@ -90,8 +90,8 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
         (unsupported, f"precision: {unsupported}"),
         (
             config.optim.precision == "bf16" and config.precision == "fp32",
-            "optim.precision: is for runs whose parameters are bf16 too: set precision=bf16, or "
-            "leave optim.precision out",
+            "optim.precision: bf16 is for runs whose parameters are bf16 too: set precision=bf16, "
+            "or leave optim.precision out",
         ),
         (
             config.zero.offload_directory is not None and torch.cuda.is_available(),

@@ -31,7 +31,10 @@ def export(path: Place | Path, config: LoraConfig, out: Path) -> None:
     assert values, "a LoRA run's checkpoint holds adapters"
     out.mkdir(parents=True, exist_ok=True)
     save_file(values, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    peft_config(config).save_pretrained(out)
+    settings = peft_config(config)
+    # A set is written in another order each time.
+    settings.target_modules = sorted(config.targets)
+    settings.save_pretrained(out)
 
 
 def merge(path: Place | Path, out: Place | Path) -> Place:

@@ -230,7 +230,14 @@ def _suggestion(model: type[BaseModel], path: Sequence[str], key: str, tag: Any)
         and all(part in (given, "NAME") for part, given in zip(found, path, strict=False))
         and (tag is None or tag in get_args(owner.model_fields["kind"].annotation))
     ]
-    named = {found[-1]: ".".join(found) for found, _ in reversed(keys)}
+
+    def shared(found: Sequence[str]) -> int:
+        pairs = enumerate(zip(found, [*path, ""], strict=False))
+        return next((i for i, (part, given) in pairs if part not in (given, "NAME")), len(path))
+
+    # Of keys of the same name, the one that has most of the way in common.
+    by_way = sorted((found for found, _ in reversed(keys)), key=shared)
+    named = {found[-1]: ".".join(found) for found in by_way}
     near = get_close_matches(key, siblings, n=1, cutoff=0.6)
     # Near matches of a key as short as `lr` are chance.
     if key in named and (not near or len(key) <= 3):

@@ -56,6 +56,10 @@ MISTAKES = [
         "model.encoders.text.encoder.hedas: no such key; did you mean "
         "model.encoders.text.encoder.heads?",
     ),
+    (
+        ["model.encoders.text.connector={kind: linear, num_layrs: 2}"],
+        "no such key; did you mean model.encoders.NAME.connector.num_layers?",
+    ),
     (["steps=many"], "steps: input should be a valid integer (got 'many')"),
     (["run_directory=s3://lab/runs/a"], "run_directory: s3://lab/runs/a is no directory of this"),
     (["data.cache_gib=1"], "data.cache_gib: is called storage.cache_gib now"),

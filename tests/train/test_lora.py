@@ -1,5 +1,6 @@
 """LoRA under ZeRO-3: the task's loss falls, plain peft reads the adapter, merging keeps it."""
 
+import json
 from pathlib import Path
 from typing import cast
 
@@ -88,6 +89,8 @@ def test_plain_peft_reads_the_adapter(
     batch = batch_of(load_config(directory), task)
     plain = load_model(base, device=CPU)
     plain_loss = plain(batch).total
+    settings = json.loads((directory / "adapter/adapter_config.json").read_text())
+    assert settings["target_modules"] == sorted(settings["target_modules"]), "equal bytes each time"
     adapted = PeftModel.from_pretrained(plain, str(directory / "adapter"))
     ours = load_model(directory, device=CPU)
     inner = cast(SemiCausal, adapted.base_model.model)

@@ -217,7 +217,9 @@ def read_metrics(path: Path) -> Metrics:
             continue
         try:
             record = _RECORD.validate_json(line)
-        except ValidationError:
+        except ValidationError as error:
+            if error.errors()[0]["type"] == "union_tag_invalid":
+                continue  # a kind of a later version
             if number == len(lines):
                 break
             raise DataError(f"{path}:{number} is damaged: delete this line to go on") from None

@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from contextlib import ExitStack, closing
 from typing import Any, Self
 
 import torch
@@ -56,25 +57,27 @@ class Monitor:
         self._step = first_step
         self.wandb_run_id = wandb_run_id or new_run_id()
         self._watchers: list[MetricsFile | Display] = []
+        self._opened = ExitStack()
         self._wandb: WandbWriter | None = None
 
     def __enter__(self) -> Self:
         if self._is_writer:
-            self._watchers = [
-                MetricsFile(self._config.directory.metrics),
-                Display(self._run, self._config.watch),
-            ]
-            if self._config.watch.wandb != "disabled":
-                self._wandb = WandbWriter(self._config, run_id=self.wandb_run_id)
-            self.write(self._run)
+            with ExitStack() as opened:
+                metrics = opened.enter_context(closing(MetricsFile(self._config.directory.metrics)))
+                display = opened.enter_context(closing(Display(self._run, self._config.watch)))
+                self._watchers = [metrics, display]
+                if self._config.watch.wandb != "disabled":
+                    self._wandb = WandbWriter(self._config, run_id=self.wandb_run_id)
+                self.write(self._run)
+                # The display closes first: a full disk must not leave the terminal as it is.
+                self._opened = opened.pop_all()
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: Any) -> None:
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if error_type is None else 1)
-            self._tell_wandb_notes()
-        for watcher in self._watchers:
-            watcher.close()
+        with self._opened:
+            if self._wandb is not None:
+                self._wandb.finish(exit_code=0 if error_type is None else 1)
+                self._tell_wandb_notes()
 
     def write(self, record: Record) -> None:
         """Takes a record; a sample is also kept in `samples.txt`."""

@@ -69,7 +69,8 @@ class Display:
                     self._bar.update(self._task, completed=record.step, status=status)
                 elif self._is_due(record):
                     self._line_time = time.monotonic()
-                    rate = f"{record.learning_rate:.1e}".replace("e-0", "e-")  # as people type it
+                    rate = f"{record.learning_rate:.1e}"  # as people type it
+                    rate = rate.replace("e-0", "e-").removesuffix("e+00")
                     self._print(f"{place} loss {record.loss:.3f} lr {rate} {self._pace()}")
             case _:
                 pass

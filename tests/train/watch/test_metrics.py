@@ -106,6 +106,12 @@ def test_damage_elsewhere_is_named(tmp_path: Path) -> None:
         read_metrics(path)
 
 
+def test_kinds_of_a_later_version_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"kind":"heartbeat","step":3}}\n{train_record(4).model_dump_json()}\n')
+    assert read_metrics(path).train == [train_record(4)]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist: is this the directory of a run"):
         read_metrics(tmp_path / "metrics.jsonl")

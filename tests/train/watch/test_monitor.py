@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from parallel.launch import World
 from tests.train.records import run_config, train_record, validation_record
 from train.watch.config import WatchConfig
-from train.watch.metrics import BaselineRecord, SampleRecord, read_metrics
+from train.watch.metrics import BaselineRecord, MetricsFile, SampleRecord, read_metrics
 from train.watch.monitor import Monitor
+from train.watch.progress import Display
 
 LINES = ("steps=12", "watch.log_every_steps=5")
 
@@ -121,6 +122,22 @@ with open_monitor(Path({str(tmp_path)!r}), "watch.progress=null") as monitor:
     assert "━" in screen
     assert "tokens/s" in screen
     assert "validation 9.125" in screen
+
+
+def test_a_full_disk_leaves_the_terminal_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    def full(_: MetricsFile) -> None:
+        closed.append("metrics")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MetricsFile, "close", full)
+    monkeypatch.setattr(Display, "close", lambda _: closed.append("display"))
+    with pytest.raises(OSError, match="No space"), open_monitor(tmp_path):
+        pass
+    assert closed == ["display", "metrics"]
 
 
 def test_the_run_id_travels(tmp_path: Path) -> None:
