@@ -14,6 +14,8 @@ from tools.lab.daemons import LabError, Record, is_alive
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+STEP_SOCKET = "/node1/node1_999999.4294967295"
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
@@ -185,7 +187,8 @@ def test_submitting_from_elsewhere_is_explained(slurm_lab: SlurmLab, tmp_path: P
 
 
 def test_down_leaves_no_process(tmp_path: Path) -> None:
-    directory = tmp_path / "slurm"
+    # As long a path as may be: the sockets of a job's steps lie in it.
+    directory = tmp_path / ("s" * (slurm.MAX_SOCKET_PATH_BYTES - len(f"{tmp_path}/{STEP_SOCKET}")))
     record = slurm.up(directory, num_nodes=1, num_cpus=1)
     assert len(record.daemons) == 3
     lab = SlurmLab(directory, record.environment)
@@ -224,5 +227,6 @@ def test_a_missing_program_names_the_packages(
 
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    too_long = 1 + slurm.MAX_SOCKET_PATH_BYTES - len(f"{tmp_path}/{STEP_SOCKET}")
     with pytest.raises(LabError, match="too long for a socket"):
-        slurm.up(tmp_path / ("x" * 100))
+        slurm.up(tmp_path / ("x" * too_long), num_nodes=1)

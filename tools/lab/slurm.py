@@ -21,8 +21,7 @@ INSTALL_HINT = (
 )
 CALL_TIMEOUT_SECONDS = 60.0
 END_TIMEOUT_SECONDS = 30.0
-# Unix socket paths hold 108 bytes with the closing zero, and munged adds ".lock" to its own.
-MAX_SOCKET_PATH_BYTES = 102
+MAX_SOCKET_PATH_BYTES = 107  # and a closing zero
 
 CONFIGURATION = """\
 ClusterName=lab
@@ -35,7 +34,7 @@ AuthType=auth/munge
 AuthInfo=socket={directory}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={directory}/state
-SlurmdSpoolDir={directory}/spool/%n
+SlurmdSpoolDir={directory}/%n
 SlurmctldPidFile={directory}/run/slurmctld.pid
 SlurmdPidFile={directory}/run/slurmd-%n.pid
 SlurmctldLogFile={directory}/log/slurmctld.log
@@ -110,7 +109,9 @@ def up(directory: Path, *, num_nodes: int = 2, num_cpus: int = 2) -> Record:
     names = ("munged", "slurmctld", "slurmd", "scontrol", "sinfo")
     programs = {name: find_program(name, install_hint=INSTALL_HINT) for name in names}
     munge = directory / "munge.socket"
-    if len(os.fsencode(munge)) > MAX_SOCKET_PATH_BYTES:
+    # The longest is that of a job's step, on the last node; without it jobs are held for ever.
+    longest = directory / f"node{num_nodes}" / f"node{num_nodes}_999999.4294967295"
+    if len(os.fsencode(longest)) > MAX_SOCKET_PATH_BYTES:
         raise LabError(f"the path {directory} is too long for a socket: choose another --directory")
     down(directory)
     environment = {"SLURM_CONF": str(directory / "slurm.conf")}
@@ -155,7 +156,7 @@ def _configure(directory: Path, *, num_nodes: int, num_cpus: int) -> None:
     controller_port, *node_ports = free_ports(1 + num_nodes)
     nodes: list[str] = []
     for index, port in enumerate(node_ports, start=1):
-        (directory / "spool" / f"node{index}").mkdir(parents=True)
+        (directory / f"node{index}").mkdir()
         nodes.append(NODE.format(index=index, host=host, port=port, cpus=num_cpus))
     text = CONFIGURATION.format(
         host=host,
