@@ -16,7 +16,7 @@ from parallel.mesh import straddling_warning
 from parallel.pipeline import forward
 from parallel.split import with_split
 from parallel.zero.state import local_slices
-from tests.distributed.parity_results import differences
+from tests.distributed.parity.results import differences
 from tests.distributed.semicausal_runs import (
     Cell,
     Part,

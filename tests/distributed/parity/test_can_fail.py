@@ -16,7 +16,7 @@ from parallel.mesh import Mesh
 from parallel.zero import gradients
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.gradients import Gradient, global_norm
-from tests.distributed.parity_results import TOLERANCE, differences
+from tests.distributed.parity.results import TOLERANCE, differences
 from tests.distributed.semicausal_runs import Cell, History, engine_of, on_ranks, oracle, run_steps
 from tools.ranks import RankPool, RanksFailed
 

@@ -5,8 +5,8 @@ A few of the cells of `make parity`, which has the whole table.
 
 import pytest
 
-from tests.distributed.parity_plan import daily_cells
-from tests.distributed.parity_results import compared
+from tests.distributed.parity.plan import daily_cells
+from tests.distributed.parity.results import compared
 from tests.distributed.semicausal_runs import CLIP_NORM, Cell, oracle
 from tools.ranks import RankPool
 

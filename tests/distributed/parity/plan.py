@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
-from tests.distributed.parity_pairs import Row, pairwise
+from tests.distributed.parity.pairs import Row, pairwise
 from tests.distributed.semicausal_runs import Cell
 
 TRAINED_STEPS = 20

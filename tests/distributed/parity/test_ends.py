@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.distributed.parity_plan import TRAINED_STEPS
-from tests.distributed.parity_results import WEIGHT_TOLERANCE, compared
+from tests.distributed.parity.plan import TRAINED_STEPS
+from tests.distributed.parity.results import WEIGHT_TOLERANCE, compared
 from tests.distributed.semicausal_runs import Cell
 from tools.ranks import RankPool
 

@@ -1,7 +1,7 @@
 """`make parity`: every layout computes the losses and gradient norms of one process.
 
 Writes out/parity.json, one row for each cell, and fails if a cell does, or if a planned one was
-not run. Where the rows come from: `parity_plan`.
+not run. Where the rows come from: `plan`.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from tests import warm
-from tests.distributed.parity_plan import planned_cells
-from tests.distributed.parity_results import (
+from tests.distributed.parity.plan import planned_cells
+from tests.distributed.parity.results import (
     Result,
     against,
     compared,

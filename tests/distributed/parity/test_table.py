@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from model.region import Region
-from tests.distributed import parity
-from tests.distributed.parity_pairs import all_pairs, pairs_of, pairwise
-from tests.distributed.parity_plan import (
+from tests.distributed.parity import __main__ as parity
+from tests.distributed.parity.pairs import all_pairs, pairs_of, pairwise
+from tests.distributed.parity.plan import (
     EIGHT_RANKS,
     MICROBATCHES,
     RECOMPUTE,
@@ -24,7 +24,7 @@ from tests.distributed.parity_plan import (
     daily_cells,
     planned_cells,
 )
-from tests.distributed.parity_results import (
+from tests.distributed.parity.results import (
     Result,
     differences,
     largest_weight_difference,
