@@ -1,6 +1,6 @@
 """Floating-point operations of a model's parts, as arithmetic on its shapes.
 
-Letters are those of `model`: B sequences of S slots and H channels, L layers, F feed-forward width,
+B sequences of S slots and H channels (as in `model`), L layers, F feed-forward width,
 V tokens; E channels and R rows in an encoder. A product of [m, k] and [k, n] costs 2 m k n. What is
 counted is what kernels compute: causal attention half of the S x S scores, span attention all cells
 of its padded grid. Lookups, norms, activations and the optimiser are left out: they are negligible.

@@ -12,7 +12,7 @@ from train.watch.report import write_report
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the report and prints its path; returns the exit status."""
+    """Writes the report and prints its path."""
     parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__)
     parser.add_argument("run", type=Path, help="directory of the run")
     parser.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")

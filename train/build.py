@@ -31,7 +31,8 @@ def open_sources(config: RunConfig) -> Sources:
     """Open all splits of all sources and check that they fit the model.
 
     Raises:
-        DataError: a split is missing, damaged, of another vocabulary or sequence length.
+        DataError: a split is missing, damaged or of another vocabulary.
+        ConfigError: the cache holds fewer shards than are read at a time.
     """
     data, storage = config.data, config.storage
     room: dict[str, int] = {}
@@ -124,6 +125,7 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
 
     Raises:
         CheckpointError: a named checkpoint is missing, damaged or of another model.
+        ConfigError: no layer has the name of one of `lora.targets`.
     """
     layout = with_split(
         config.layout,

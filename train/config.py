@@ -112,7 +112,7 @@ class ValidationConfig(Config):
     """When to look at the validation split."""
 
     every_steps: Positive = 500
-    """The first and the last step are looked at as well."""
+    """Before the first step and after the last it is looked at as well."""
     sequences: Positive = 64
     """The first this many of the split."""
 

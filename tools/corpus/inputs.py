@@ -95,7 +95,7 @@ def _expression(pattern: str) -> str:
 
 
 def stamp(place: Place, found: Found) -> str:
-    """What is another after a change of a file's content.
+    """A fingerprint of a file's content.
 
     Of a local file a hash of all of it; above `HASHED_BYTES` of its beginning, middle and end, and
     the time of its last change. Of a file in a store what the store says: ETag or time.

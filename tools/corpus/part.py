@@ -36,8 +36,8 @@ class PartRecord(BaseModel):
         shards: by split, in order.
         duplicates: documents left out because an earlier one is like them.
         bad: what could not be made a document.
-        drawn: lowest and highest of the numbers from 0 to 1 by which documents fall into splits;
-            None where it has none that do.
+        drawn: lowest and highest of its documents' draws in [0, 1], which decide their splits; None
+            where none was drawn.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -10,8 +10,8 @@ a rank, D data ranks and b elements in a bucket they are, in bytes:
 - 0 and 1 in bf16: gradient sums 4 P, bf16 gradients 2 P during a backward, the sum over ranks 4 P.
 - 1: gradients 4 P, then a bucket or this rank's part; in the update a flat group of gradients.
 - 2: this rank's part 4 P / D and a few buckets, twice over from the second microbatch on.
-- 3: a part of everything, a bucket, and gathered parameters: nearly twice what is live, for what
-  is fetched ahead in the backward joins what the forward has left.
+- 3: a part of everything, a bucket, and gathered parameters; these are nearly twice the live ones,
+  because the backward prefetches while those of the forward still stand.
 """
 
 import operator

@@ -84,9 +84,8 @@ class Saver:
 
         Args:
             engine: what to save.
-            state: what else to keep, as JSON has it and the same on all ranks: samples consumed,
-                seed, resolved config under `config`, run id, code version. `step` and
-                `optimizer_steps` are added.
+            state: what else to keep, as JSON has it and the same on all ranks: of a run what
+                `train.loop.state_of` says. `step` and `optimizer_steps` are added.
             step: steps made so far.
 
         Returns:

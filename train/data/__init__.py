@@ -8,7 +8,7 @@ The way of the data, each step with the type that it gives:
     sequences  PlannedSequence  number and parts of each sequence of a source (`data.pack`)
     mixture    Mixture          how many sequences each source gives to a step
     plan       StepPlan         the entries of a step's global batch, in order
-    feed       Feed             this rank's entries, read ahead as samples
+    feed       Feed             this rank's entries, read ahead as samples and collated in a thread
     collate    Batch            tokens, labels, scored slots and packed spans of a microbatch
 
 All before `feed` is arithmetic on recorded lengths: a pure function of configuration and step.

@@ -2,7 +2,7 @@
 
 One file for each rank and start, `ledger/START-RANK.bin`: a line of JSON about the start, then a
 record a step. A record says which entries of the global batch the rank read, with a digest of the
-documents (or stored samples) and token ranges in them, and the list itself as long as the file is
+documents and token ranges in them, and the list itself as long as the file is
 below its limit. Records are checked one by one; a process that is killed leaves at most its last
 one unfinished.
 """

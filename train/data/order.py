@@ -1,7 +1,6 @@
-"""The order in which a run sees its samples, as a pure function that any rank may ask about.
+"""The order in which a run reads a source's documents, as a pure function that any rank may ask.
 
-Nothing here depends on the number of ranks, so a run resumed on other hardware continues the same
-order, and a data position is one integer.
+Nothing here depends on the number of ranks, so a run resumed on other hardware continues the order.
 """
 
 from collections.abc import Sequence
@@ -19,12 +18,11 @@ Ints = npt.NDArray[np.int64]
 
 
 class GlobalOrder:
-    """Sample ids in the order of training, epoch after epoch, without end.
+    """Numbers of documents in the order of training, epoch after epoch, without end.
 
-    An epoch visits the shards in random order; the resulting line of samples is cut into windows
-    and each window is shuffled. A reader therefore touches few shards at a time, which is what
-    object storage wants, while neighbours in a corpus still part. Global batch k of G samples is
-    positions [k*G, (k+1)*G); where an epoch ends inside a batch, the next one runs on.
+    An epoch visits the shards in random order; the resulting line of documents is cut into
+    windows and each window is shuffled. A reader therefore touches few shards at a time, which is
+    what object storage wants, while neighbours in a corpus still part.
 
     The permutations come from raw bits of a counter-based generator, whose values numpy keeps
     stable over its releases, which it does not promise for `Generator.permutation`.

@@ -1,4 +1,4 @@
-"""One stored sample: a token sequence, and what a task says about its spans and its targets."""
+"""A sequence as it was read: its tokens, and what its documents say of spans and targets."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """A sequence of S + 1 tokens as it lies in a shard: slot t reads token t and predicts t + 1.
+    """A sequence of S + 1 tokens, assembled of documents: slot t reads token t, predicts t + 1.
 
     Attributes:
-        id: place of the sample in its dataset, the same on every rank and after every restart.
+        id: number of the sequence in its source, the same on every rank and after every restart.
         tokens: [S + 1] or shorter (the collator pads).
         spans: [k, 2] half-open ranges that the task gives to the encoder, in rising order; None
             where the objective chooses spans itself.

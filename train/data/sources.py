@@ -197,9 +197,8 @@ class Source:
 def stream_runs(store: ShardStore, *, sequence_tokens: int) -> list[int]:
     """Sequences that the order of a stream keeps together, as it keeps the documents of a shard.
 
-    As many as a shard of the corpus's size would hold of them, to the byte as they lay there (204
-    of a head, and 11 beside the tokens of each) while corpora stored sequences: what a run of an
-    earlier version saw, and when, is so what one of this version sees.
+    They are as many as a shard of the corpus's size held when corpora stored sequences (a header of
+    204 bytes, 11 bytes for each beside its tokens), so that the order is that of earlier versions.
 
     Args:
         store: a split.

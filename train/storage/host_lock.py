@@ -42,7 +42,7 @@ def host_lock(
         stopped: when set, the lock is no longer wanted.
 
     Yields:
-        For how many seconds its last holder had made no progress when it was taken over.
+        Seconds for which the last holder had made no progress when the lock passed on.
 
     Raises:
         StorageError: the holder shows no progress, or the file cannot be made.

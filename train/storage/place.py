@@ -23,7 +23,7 @@ class Found:
     Attributes:
         name: its path below what was asked for; empty for the file itself.
         num_bytes: its size.
-        version: what its store says that is another after a change; None for a local file.
+        version: what its store gives each content, such as the ETag; None for a local file.
     """
 
     name: str

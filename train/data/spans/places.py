@@ -24,9 +24,8 @@ Range = tuple[int, int]
 def places(sample: Sample, special: SpecialTokens) -> list[Range]:
     """The range of each document, or part of one, in which spans may lie; empty ones left out.
 
-    `<s>` and the last token of a document are in no span: behind it another document begins, and
-    what was packed into a sequence then trains as it would alone. Nor is the last token of a
-    sequence, which has no slot.
+    Spans leave out `<s>` and each document's last token, so that a packed document trains as it
+    would alone, and the last token of a sequence, which has no slot.
     """
     tokens = sample.tokens
     if sample.documents is None:
