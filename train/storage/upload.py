@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import re
 from typing import Any, Final
 
 from train.errors import StorageError
@@ -12,6 +13,7 @@ from train.storage.patience import Patience, Tell
 
 PART_BYTES: Final = 1 << 26
 """What is sent at a time."""
+_MD5: Final = re.compile("[0-9a-f]{32}")
 
 
 def send(place: StorePlace, method: str, data: bytes, **options: Any) -> Any:
@@ -83,10 +85,7 @@ class Upload:
 
     def _send(self, part: bytes) -> None:
         if self._id is None:
-            begun = self._place.ask(
-                "write", lambda client, key: client.create_multipart_upload(**key)
-            )
-            self._id = begun["UploadId"]
+            self._id = self._place.ask("write", _begin)
         number = len(self._parts) + 1
         answer = send(self._place, "upload_part", part, UploadId=self._id, PartNumber=number)
         self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
@@ -101,18 +100,30 @@ class Upload:
             # An attempt before may have been heard, though its answer was not.
             if error_code(error) != "NoSuchUpload":
                 raise
-            head = client.head_object(**key)
-            # Where a key of KMS or of the customer encrypts, parts do not tell the ETag.
-            is_told = head.keys().isdisjoint(("SSEKMSKeyId", "SSECustomerAlgorithm"))
-            same_size = int(head["ContentLength"]) == self._num_bytes
-            if not same_size or (is_told and head["ETag"] != self._etag):
+            if not self._is_sent(client.head_object(**key)):
                 raise
 
-    @property
-    def _etag(self) -> str:
-        """What a store says of the file when it has joined the parts."""
-        digests = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in self._parts)
-        return f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"'
+    def _is_sent(self, head: dict[str, Any]) -> bool:
+        """Whether a file is what was sent, as far as its store tells."""
+        if int(head["ContentLength"]) != self._num_bytes:
+            return False
+        parts = [part["ETag"].strip('"') for part in self._parts]
+        whole = head["ETag"].strip('"')
+        # Where a key of KMS or of the customer encrypts, and in stores whose ETags are not MD5,
+        # parts do not tell that of the file.
+        is_told = head.keys().isdisjoint(("SSEKMSKeyId", "SSECustomerAlgorithm"))
+        if not is_told or not all(map(_MD5.fullmatch, [*parts, whole.partition("-")[0]])):
+            return True
+        joined = hashlib.md5(bytes.fromhex("".join(parts)), usedforsecurity=False).hexdigest()
+        return whole == f"{joined}-{len(parts)}"
+
+
+def _begin(client: Any, key: dict[str, str]) -> str:
+    """Begin an upload; its id."""
+    begun = client.create_multipart_upload(**key)
+    if "UploadId" not in begun:  # cut after its head, an answer looks whole
+        raise ConnectionError("the store's answer names no upload")
+    return begun["UploadId"]
 
 
 class _Watched(io.BytesIO):

@@ -7,10 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.lab_fixtures import S3Lab
 from tests.train.storage.relay import SLOW_DOWN, Fault, relay
@@ -333,6 +336,63 @@ def test_a_file_of_the_same_size_is_not_taken_for_what_was_sent(
     client.put_object(Bucket=lab.bucket, Key="wire/lost", Body=CONTENT[::-1])
     with pytest.raises(StorageError, match="NoSuchUpload"):
         upload.complete()
+
+
+class Forgetting:
+    """A client whose store joins the parts of an upload, but whose answer is lost."""
+
+    def __init__(self, part: str, whole: str) -> None:
+        self.part, self.head = part, {"ContentLength": 25, "ETag": f'"{whole}"'}
+        self.begun = [{"UploadId": "id"}]
+
+    def create_multipart_upload(self, **_: Any) -> dict[str, Any]:
+        return self.begun[0] if len(self.begun) == 1 else self.begun.pop(0)
+
+    def upload_part(self, Body: Any, **_: Any) -> dict[str, Any]:
+        Body.read()
+        return {"ETag": f'"{self.part}"'}
+
+    def complete_multipart_upload(self, **_: Any) -> None:
+        raise ClientError({"Error": {"Code": "NoSuchUpload"}}, "CompleteMultipartUpload")
+
+    def head_object(self, **_: Any) -> dict[str, Any]:
+        return self.head
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "is_same"),
+    [
+        ("ab" * 16, md5(bytes.fromhex("ab" * 48)).hexdigest() + "-3", True),
+        ("ab" * 16, md5(b"other").hexdigest() + "-3", False),
+        ("ab" * 16, "CPi8abcd==", True),
+        ("x7Q-opaque", "y7Q-opaque", True),
+        ("x7Q-opaque", "ab" * 16 + "-3", True),
+    ],
+)
+def test_a_lost_answer_on_stores_with_etags_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, part: str, whole: str, is_same: bool
+) -> None:
+    """Only where all are MD5 do those of the parts tell that of the file; else its size does."""
+    client = Forgetting(part, whole)
+    monkeypatch.setattr(StorePlace, "client", lambda _: client)
+    monkeypatch.setattr("train.storage.upload.PART_BYTES", 10)
+    for num_bytes, is_whole in ((25, is_same), (24, False)):
+        upload = Upload(store("http://127.0.0.1:9", budget_seconds=0.0))
+        upload.write(bytes(num_bytes))
+        with nullcontext() if is_whole else pytest.raises(StorageError, match="NoSuchUpload"):
+            upload.complete()
+
+
+def test_an_answer_that_names_no_upload_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Forgetting("opaque", "opaque")
+    client.begun = [{}, *client.begun]
+    monkeypatch.setattr(StorePlace, "client", lambda _: client)
+    monkeypatch.setattr("train.storage.upload.PART_BYTES", 25)
+    upload = Upload(store("http://127.0.0.1:9"))
+    upload.write(bytes(25))
+    upload.complete()
 
 
 def test_what_is_not_whole_never_appears(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
