@@ -1,7 +1,6 @@
 """A corpus as `python -m tools.corpus` builds it: two splits of documents and the tokenizer."""
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.document import DOCUMENTS_KIND
-from train.data.store.shards import ShardStore
+from train.data.store.shards import ShardStore, parse_array
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
 from train.storage.config import StorageConfig
@@ -102,16 +101,21 @@ class Corpus:
         """[V] how often each token occurs in training, as the corpus tells or a part of it shows.
 
         A corpus without counts is counted over its first documents.
+
+        Raises:
+            DataError: the corpus has counts that are damaged or of another vocabulary.
         """
+        vocabulary = int(self.train.manifest["vocabulary"])
         content = self.train.read_beside("token_counts.npy")
         if content is not None:
-            try:
-                return np.load(io.BytesIO(content), allow_pickle=False)
-            except ValueError:
+            name = f"{self.root}/train/token_counts.npy"
+            counts = parse_array(content, name=name)
+            if counts.shape != (vocabulary,) or counts.dtype.kind not in "iu" or counts.min() < 0:
                 raise DataError(
-                    f"{self.root}/train/token_counts.npy is damaged: build the corpus again"
-                ) from None
-        vocabulary = int(self.train.manifest["vocabulary"])
+                    f"{name} does not hold how often each of the {vocabulary} tokens occurs: "
+                    "remove it, or build the corpus again"
+                )
+            return counts
         counts = np.zeros(vocabulary, dtype=np.int64)
         for number in range(min(COUNTED_DOCUMENTS, len(self.train))):
             tokens = np.asarray(self.train.columns(number)["tokens"], dtype=np.int64)

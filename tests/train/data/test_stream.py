@@ -127,3 +127,30 @@ def test_a_corpus_of_sequences_is_refused(corpus: Corpus, tmp_path: Path) -> Non
         manifest.write_text(manifest.read_text().replace('"documents"', '"pretraining"'))
     with pytest.raises(DataError, match=r"earlier versions built them.*tools\.corpus build"):
         Corpus(str(root))
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        np.ones(64)[:0],
+        np.ones((300, 1), dtype=np.int64),
+        np.ones(299, dtype=np.int64),
+        np.ones(300),
+        np.full(300, -1),
+        b"",
+        b"PK",
+    ],
+)
+def test_counts_of_another_vocabulary_or_none(tmp_path: Path, counts: Any) -> None:
+    corpus = Corpus(str(write_corpus(tmp_path / "corpus")))
+    file = Path(corpus.root, "train/token_counts.npy")
+    told = rf"{file} .*build the corpus again"
+    if isinstance(counts, bytes):
+        file.write_bytes(counts)
+    else:
+        np.save(file, counts)
+        told = rf"{file} does not hold .* each of the 300 tokens .*: remove it, or build the corpus"
+    with pytest.raises(DataError, match=told):
+        corpus.token_counts()
+    np.save(file, np.arange(300))
+    assert corpus.token_counts().tolist() == list(range(300))

@@ -124,14 +124,12 @@ class ShardStore:
         content = b""
         while len(content) < file.num_bytes:  # it may be evicted just now
             with _data_errors(), open(self._files.open(file), "rb") as opened:
+                opened.seek(0)  # it was written or checked through the same descriptor
                 content = opened.read()
         name = f"{self.root}/{file.name}"
-        try:
-            lengths = np.load(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
-            raise DataError(f"{name} holds no array ({error}); build the corpus again.") from error
+        lengths = parse_array(content, name=name)
         shape = (int(self.index.samples[shard]), len(LENGTH_COLUMNS))
-        if not isinstance(lengths, np.ndarray) or lengths.dtype != np.uint32:
+        if lengths.dtype != np.uint32:
             raise DataError(f"{name} holds no uint32 array; build the corpus again.")
         sums = self.lengths_index.totals[shard]
         if lengths.shape != shape or (lengths.sum(axis=0, dtype=np.int64) != sums).any():
@@ -249,6 +247,18 @@ class ShardStore:
                 "path, or build one with `python -m tools.corpus build`."
             )
         return index
+
+
+def parse_array(content: bytes, *, name: str) -> npt.NDArray[Any]:
+    """The array in a file of numpy's, called `name` in messages.
+
+    Raises:
+        DataError: there is none.
+    """
+    try:
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # of many kinds, as the damage has it
+        raise DataError(f"{name} holds no array ({error}); build the corpus again.") from error
 
 
 @contextlib.contextmanager

@@ -70,6 +70,16 @@ def test_lengths_and_totals(corpus: Path) -> None:
     assert store.totals.sum(axis=0).tolist() == lengths.sum(axis=0).tolist()
 
 
+def test_a_file_of_lengths_is_opened_once(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its check reads to the end of the same descriptor."""
+    store, opened = ShardStore(str(corpus)), []
+    monkeypatch.setattr(
+        store._files, "open", lambda file, find=store._files.open: opened.append(file) or find(file)
+    )
+    assert store.lengths(0).any()
+    assert len(opened) == 1
+
+
 def test_columns_as_stored(corpus: Path) -> None:
     columns = ShardStore(str(corpus)).columns(7)
     assert list(columns) == ["tokens"]
