@@ -128,7 +128,10 @@ class CheckedFiles:
                 (self._root / file.name).fetch(
                     landing, stalled_seconds=stalled_seconds, stopped=stopped
                 )
-                fault = file.fault(landing.descriptor)
+                try:
+                    fault = file.fault(landing.descriptor)
+                except OSError as error:
+                    raise self.directory.unusable(error, f"read {file.name} back from") from error
                 if fault is not None:
                     raise FaultyFileError(fault)
                 self._note_checked(file)

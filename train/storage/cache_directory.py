@@ -164,7 +164,7 @@ class CacheDirectory:
                 return work()
             except OSError as error:
                 if error.errno not in FULL:
-                    raise self._unwritable(error) from error
+                    raise self.unusable(error, "write to") from error
                 reason = error
             full_since = full_since or time.monotonic()
             waited = time.monotonic() - full_since
@@ -191,6 +191,13 @@ class CacheDirectory:
             if stopped.is_set():
                 raise StoppedError
 
+    def unusable(self, error: OSError, what: str) -> StorageError:
+        """An error that says what the disk does not do, such as "write to", and the remedy."""
+        return StorageError(
+            f"Cannot {what} the data cache {self._directory} ({error.strerror or error}); set "
+            "storage.cache to another directory"
+        )
+
     def _make(self) -> None:
         probe = self._directory / _PARTIAL / f"{socket.gethostname()}.{secrets.token_hex(4)}.probe"
         try:
@@ -199,13 +206,7 @@ class CacheDirectory:
             probe.unlink(missing_ok=True)
         except OSError as error:
             if error.errno not in FULL:
-                raise self._unwritable(error, "create") from error
-
-    def _unwritable(self, error: OSError, what: str = "write to") -> StorageError:
-        return StorageError(
-            f"Cannot {what} the data cache {self._directory} ({error.strerror or error}); set "
-            "storage.cache to another directory"
-        )
+                raise self.unusable(error, "create") from error
 
     def _remove_leftovers(self) -> None:
         """Remove downloads whose process is gone; a living one holds a lock on its file."""

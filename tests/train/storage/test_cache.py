@@ -1,5 +1,6 @@
 """A cache that is limited, full, damaged and shared, in front of a real S3 server."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -18,10 +19,13 @@ from tests.train.storage.disks import make_read_only, small_disk
 from tests.train.storage.relay import Fault, relay
 from tools.lab import s3
 from train.data.store.shards import ShardStore
-from train.errors import ConfigError, DataError
+from train.errors import ConfigError, DataError, StorageError
 from train.storage import notices
-from train.storage.cache import require_working_set
+from train.storage.bucket import StorePlace
+from train.storage.cache import CheckedFiles, require_working_set
 from train.storage.config import StorageConfig
+from train.storage.place import Place
+from train.storage.stored_file import StoredFile
 
 SHARDS = 30
 """Of one sample each, SHARD_BYTES long."""
@@ -272,6 +276,22 @@ def test_a_disk_that_cannot_be_written(url: str, disk: Path) -> None:
         read(store, 0)
     with pytest.raises(DataError, match=r"Cannot create the data cache .*Read-only.*another dir"):
         ShardStore(url, cache=disk)
+
+
+def test_a_disk_that_does_not_give_back_what_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(StorePlace, "fetch", lambda _, landing, **__: landing.write(b"content"))
+    monkeypatch.setattr(StoredFile, "fault", fail)
+    files = CheckedFiles(Place.parse("s3://bucket/corpus"), tmp_path)
+    told = (
+        rf"Cannot read a.mds back from the data cache {tmp_path} \(Input/output error\); set stor"
+    )
+    with pytest.raises(StorageError, match=told):
+        files.open(StoredFile("a.mds", 7, ("sha256", "0" * 64)))
 
 
 DIES = """
