@@ -52,7 +52,7 @@ def _move_to_files(
     try:
         pages.move_to_files(optimizer, masters, directory)
     except OSError as error:
-        raise OSError(error.strerror) from error
+        raise OSError(error.strerror or str(error)) from error
 
 
 def _share_equal(zero_optimizer: Any) -> list[Tensor]:

@@ -159,9 +159,10 @@ def _checked(file: Place, source: Source, expected: FileRecord) -> _File:
         raise damaged(file, f"it has {source.num_bytes} bytes and should have {expected.bytes}")
     length = int.from_bytes(_read_bytes(source, 0, 8), "little")
     header = None
-    with suppress(ValueError):
-        header = json.loads(_read_bytes(source, 8, min(length, _HEADER_BYTES_AT_MOST)))
-    if not isinstance(header, dict) or length > source.num_bytes - 8:
+    if length <= min(source.num_bytes - 8, _HEADER_BYTES_AT_MOST):
+        with suppress(ValueError):
+            header = json.loads(_read_bytes(source, 8, length))
+    if not isinstance(header, dict):
         raise damaged(file, "its header is no safetensors header")
     if expected.xxh3_128 is not None:
         # As the first writer left it: no chunk has a checksum of its own.

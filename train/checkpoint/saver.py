@@ -21,7 +21,7 @@ from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import StateSlice, local_slices, optimizer_steps
 from train.checkpoint.chunks import cut, write_chunks
 from train.checkpoint.directory import Retention, clean, commit, stage
-from train.checkpoint.format import Index, json_bytes, seal, telling
+from train.checkpoint.format import Index, json_bytes, seal
 from train.errors import CheckpointError
 from train.storage.place import Place
 
@@ -171,11 +171,12 @@ class Saver:
             self._error = error
 
     def _write(self, slices: list[StateSlice], document: bytes, step: int) -> None:
-        staged = self._agreed(on_first_rank, lambda: stage(self._directory, step))
+        here = self._directory
+        staged = self._agreed(on_first_rank, here, lambda: stage(here, step))
         try:
-            written = self._agreed(on_all_ranks, lambda: _write_share(staged, slices))
+            written = self._agreed(on_all_ranks, staged, lambda: _write_share(staged, slices))
             parts = gathered(written, group=self._group)
-            self._agreed(on_first_rank, lambda: self._commit(staged, parts, document))
+            self._agreed(on_first_rank, staged, lambda: self._commit(staged, parts, document))
         except CheckpointError:
             # A full disk should not stay full; a store that does not answer is not asked again.
             if dist.get_rank() == 0 and not self._directory.is_remote:
@@ -188,11 +189,17 @@ class Saver:
         seal(staged, parts, document)
         commit(staged, retention=self._retention)
 
-    def _agreed(self, ranks: Callable[..., Result], work: Callable[[], Result]) -> Result:
+    def _agreed(
+        self, ranks: Callable[..., Result], place: Place, work: Callable[[], Result]
+    ) -> Result:
         def told() -> Result:
-            remedy = "; the checkpoints before it are whole"
-            with telling(f"{self._directory} cannot be written", remedy):
+            try:
                 return work()
+            except OSError as error:
+                raise CheckpointError(
+                    f"{place} cannot be written ({error.strerror or error}); the checkpoints "
+                    "before it are whole"
+                ) from error
 
         return ranks(told, CheckpointError, group=self._group)
 

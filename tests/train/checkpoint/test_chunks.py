@@ -16,6 +16,7 @@ from torch import Tensor
 from model.region import Range, Region
 from parallel.zero.state import StateSlice, TensorKind
 from train.checkpoint import chunks as checkpoint_chunks
+from train.checkpoint import reader as checkpoint_reader
 from train.checkpoint.chunks import cut, write_chunks
 from train.checkpoint.format import (
     INDEX_NAME,
@@ -135,6 +136,24 @@ def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert sum(num_bytes) == sum(
         record.bytes for name, record in index.files.items() if name != STATE_NAME
     )
+
+
+@pytest.mark.parametrize("byte", [5, 7])
+def test_a_damaged_length_of_a_header_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, byte: int
+) -> None:
+    index = _write(tmp_path / "step", _slices(_whole(), tensor_size=1, data_size=1))
+    file = tmp_path / "step/chunks-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[byte] = 0x7F
+    file.write_bytes(content)
+    read, lengths = checkpoint_reader._read_bytes, []
+    monkeypatch.setattr(
+        checkpoint_reader, "_read_bytes", lambda *call: lengths.append(call[-1]) or read(*call)
+    )
+    with ChunkReader(tmp_path / "step", index) as reader:
+        assert "its header is no safetensors header" in next(reader.faults())
+    assert lengths == [8]
 
 
 def test_the_safetensors_library_reads_our_files(tmp_path: Path) -> None:
