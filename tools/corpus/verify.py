@@ -1,7 +1,6 @@
 """Checks every byte of a corpus against what its index, lengths and manifest say."""
 
 import hashlib
-import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from tools.corpus.progress import bar
 from tools.corpus.tokenizer import TOKENIZER_NAME
 from train.data.document import LENGTH_COLUMNS, Document
 from train.data.store.manifest import MANIFEST_NAME
-from train.data.store.shards import ShardStore
+from train.data.store.shards import ShardStore, parse_array
 from train.errors import DataError
 
 FAULTS_OF_A_SHARD: Final = 5
@@ -241,9 +240,9 @@ def _sums(corpus: Corpus, split: str, found: Findings, num_bytes: int) -> list[s
         return faults
     place = corpus.splits[split] / TOKEN_COUNTS_NAME
     try:
-        stored = np.load(io.BytesIO(inputs.content(place)), allow_pickle=False)
-    except (DataError, ValueError, EOFError) as error:
-        return [*faults, f"{place} cannot be read: {error}"]
+        stored = parse_array(inputs.content(place), name=str(place))
+    except DataError as error:
+        return [*faults, str(error)]
     if not np.array_equal(stored, found.counts):
         faults.append(f"{place} does not hold how often each token is a target")
     return faults

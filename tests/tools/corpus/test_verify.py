@@ -156,6 +156,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "samples where its manifest.json promises 1",
     ),
     "other counts": (lambda c: flip(c / "train/token_counts.npy"), "how often each token"),
+    "damaged counts": (
+        lambda c: (c / "train/token_counts.npy").write_bytes(b"\x93NUMPY\x01\x00\x02\x00{("),
+        "holds no array",
+    ),
     "twice the same": (repeat_first_shard, "lists part-00000.shard-00000.mds twice"),
     "special tokens": (other_special_tokens, "special tokens are not the manifest's"),
     "pickle": (pickle_a_column, "pickled, and reading it could run any code"),
