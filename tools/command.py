@@ -23,7 +23,7 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
 
     Returns:
         The same, but what the user can mend (`UserError`) is told alone and gives 2, as a wrong
-        argument does, and Ctrl-C gives 130.
+        argument does, and Ctrl-C gives 130, with what a `KeyboardInterrupt` says, if it says more.
     """
 
     @functools.wraps(main)
@@ -33,8 +33,8 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
         except UserError as error:
             sys.stderr.write(f"{error}\n")
             return MISTAKE_CODE
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted\n")
+        except KeyboardInterrupt as interrupt:
+            sys.stderr.write(f"{str(interrupt) or 'interrupted'}\n")
             return INTERRUPTED_CODE
 
     return guarded

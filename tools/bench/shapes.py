@@ -162,7 +162,7 @@ FULL = Plan(
     building_bytes=44 << 20,
     loading_sequences=32_768,
     loading_shards=156_000,
-    timeout_seconds=300,
+    timeout_seconds=900,
 )
 
 QUICK = replace(
@@ -173,7 +173,7 @@ QUICK = replace(
     heavy=Effort(rounds=3),
     building_bytes=22 << 20,
     loading_sequences=16_384,
-    timeout_seconds=120,
+    timeout_seconds=300,
 )
 
 _TINY = Shape(

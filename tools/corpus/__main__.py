@@ -38,8 +38,8 @@ python3.11-doc, reduced to prose. prose:DIRECTORY reduces .rst, .txt and .md fil
 Any other source is a file, a directory, a pattern or an s3:// URL, perhaps as name=path. Known are
 .txt and .md (a document each); .jsonl, .jsonl.zst, .jsonl.gz, .csv and .parquet (a document a row:
 `text`; or `image`, `audio`, `video` with `text` or `caption`; or `segments`, a list of
-{"text": ..., "span": ..., "scored": ...} and {"image": path}); pictures, sound and video with a
-.txt of the same name beside them.
+{"text": ..., "span": ..., "scored": ..., "ends_paragraph": ...} and {"image": path}); pictures,
+sound and video with a .txt of the same name beside them.
 A build that is called again goes on where it was, or says that the corpus is there, while its
 arguments and the files of its sources are the same. Whether files changed is told by name, size and
 content (above 1 MiB by samples of the content and the time of the change; in a store by its ETag).
@@ -119,7 +119,10 @@ def _instruct(options: argparse.Namespace, console: Console) -> None:
 def _built(out: str, request: Request, console: Console) -> None:
     """Build, and say what was built."""
     started = time.monotonic()
-    manifest = build.build(out, request, console=console)
+    try:
+        manifest = build.build(out, request, console=console)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; what is finished of a build stays") from None
     lines = [f"{out}: {time.monotonic() - started:.1f} s"]
     for split, numbers in manifest["splits"].items():
         told = ", ".join(
@@ -201,7 +204,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "--licence": {"action": "append", "default": [], "metavar": "NAME=SPDX", "help": "of a source"},
     "--limit-megabytes": {"type": float, "metavar": "N", "help": "of documentation to train on"},
     "--media": {"action": "store_true", "help": "store payloads whatever the first rows show"},
-    "--number": {"type": int, "default": 0, "metavar": "N", "help": "from 0 (default 0)"},
+    "--number": {"type": int, "metavar": "N", "help": "from 0 (default 0)"},
     "--out": {"type": Path, "default": Path("stats.html"), "help": "default stats.html"},
     "--part-mebibytes": {
         "type": mebibytes, "metavar": "N", "help": "input that a process handles at once",

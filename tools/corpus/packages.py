@@ -75,8 +75,8 @@ def files(package: Path, *, wanted: Callable[[str], bool]) -> Generator[tuple[st
         done = subprocess.run(command, stdout=unpacked, stderr=subprocess.PIPE, check=False)
         if done.returncode:
             raise DataError(
-                f"{package} is not a sound package ({_last_line(done.stderr.decode())}); delete it "
-                "and build again."
+                f"{package} is not a sound package, or there is no room to unpack it in TMPDIR "
+                f"({_last_line(done.stderr.decode())}); make room, or delete it and build again."
             )
         unpacked.seek(0)
         with tarfile.open(fileobj=unpacked) as archive:

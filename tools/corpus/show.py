@@ -119,4 +119,4 @@ def chosen_numbers(printer: Printer, options: Any) -> list[int]:
     if options.random is not None:
         count = min(options.random, len(printer))
         return sorted(random.Random(options.seed).sample(range(len(printer)), count))
-    return [options.number if options.id is None else printer.number_of(options.id)]
+    return [options.number or 0 if options.id is None else printer.number_of(options.id)]

@@ -209,6 +209,9 @@ def _faults_beside(corpus: Corpus) -> list[str]:
             stated = inputs.content(corpus.place / MANIFEST_NAME)
             if inputs.content(place / MANIFEST_NAME) != stated:
                 faults.append(f"{place}/{MANIFEST_NAME} is not the manifest of the corpus")
+            counts = inputs.content(corpus.splits["train"] / TOKEN_COUNTS_NAME)
+            if inputs.content(place / TOKEN_COUNTS_NAME) != counts:
+                faults.append(f"{place}/{TOKEN_COUNTS_NAME} is not that of the training split")
         except DataError as error:
             faults.append(str(error))
     try:

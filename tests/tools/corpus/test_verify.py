@@ -156,6 +156,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "samples where its manifest.json promises 1",
     ),
     "other counts": (lambda c: flip(c / "train/token_counts.npy"), "how often each token"),
+    "counts of another split": (
+        lambda c: flip(c / "validation/token_counts.npy"),
+        "is not that of the training split",
+    ),
+    "no counts": (lambda c: (c / "token_counts.npy").unlink(), "token_counts.npy"),
     "damaged counts": (
         lambda c: (c / "train/token_counts.npy").write_bytes(b"\x93NUMPY\x01\x00\x02\x00{("),
         "holds no array",
