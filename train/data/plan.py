@@ -1,7 +1,6 @@
 """Sequences of each step: a pure function of the configuration and the sources."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,7 @@ from train.errors import DataError
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Entry:
+class Entry(NamedTuple):
     """One entry of a global batch.
 
     Attributes:

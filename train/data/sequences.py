@@ -7,9 +7,8 @@ all windows before it, or from an `Anchor` that a checkpoint brings.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +31,7 @@ _BLOCK: Final = 256
 _KEPT_SHARDS: Final = 128
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PlannedSequence:
+class PlannedSequence(NamedTuple):
     """One sequence, as it is planned.
 
     Attributes:

@@ -83,6 +83,7 @@ def _decoder_of(encoding: str) -> Decode:
             if len(values) != int.from_bytes(data[1:end], "little"):
                 raise ValueError("an array is not as long as it says")
             return values
-        return values.reshape(np.frombuffer(data[1:end], _SHAPE_DTYPES[shape_code]))
+        lengths = np.frombuffer(data[1:end], _SHAPE_DTYPES[shape_code]).tolist()
+        return values.reshape(lengths)
 
     return decode
