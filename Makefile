@@ -9,7 +9,7 @@ STARTED := $(shell date +%s)
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
 # Two processes share the tests, file by file: many wait for a store or for Slurm.
-SHARED := --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+SHARED := --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 NEWEST := torch torchvision transformers
 QUICK := $(addprefix tests/,golden model parallel distributed/test_tensor.py distributed/test_zero.py \
 	train/test_lora.py tools/test_use.py)

@@ -32,15 +32,3 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite the golden files instead of comparing"
     )
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and all of Slurm's: its clusters start many daemons.
-
-    Slurm's come first, for they are the longest and the other process shares the rest.
-    """
-    for item in items:
-        group = "slurm" if "slurm" in item.path.name else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: "slurm" not in item.path.name)
