@@ -252,7 +252,13 @@ def launch(
         *("--module", "train", *arguments),
     ]
     out, errors = (subprocess.PIPE, subprocess.STDOUT) if quiet else (None, None)
-    return subprocess.run(command, env=environment, text=True, stdout=out, stderr=errors)
+    launcher = subprocess.Popen(command, env=environment, text=True, stdout=out, stderr=errors)
+    try:
+        told, _ = launcher.communicate()
+    except KeyboardInterrupt:
+        launcher.wait()  # a terminal tells the ranks, too, and they save
+        raise KeyboardInterrupt("interrupted; the same command goes on from here") from None
+    return subprocess.CompletedProcess(command, launcher.returncode, told)
 
 
 def show(console: Console, summary: dict[str, float], run: RunDirectory) -> None:
