@@ -119,7 +119,7 @@ class Source:
         store = split or self.corpus.train
         parts: list[tuple[int, int, int]] = sequence.parts.tolist()
         within = self.laying.attend == "within"
-        total = (not within) + sum(end - begin + within for _, begin, end in parts)
+        total = (not within) + sum([end - begin + within for _, begin, end in parts])
         start = self.corpus.special.start
         tokens = np.empty(total, dtype=np.int64)
         tokens[0] = start

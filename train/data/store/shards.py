@@ -92,7 +92,7 @@ class ShardStore:
             DataError: its shard is missing, cut short or damaged, or could not be fetched in time.
             IndexError: there is no such number.
         """
-        if not 0 <= sample_id < len(self):
+        if not 0 <= sample_id < self._bounds[-1]:
             raise IndexError(f"{self.root} has samples 0 to {len(self) - 1}, not {sample_id}")
         shard = bisect.bisect_right(self._bounds, sample_id) - 1
         place = sample_id - self._bounds[shard]
