@@ -191,13 +191,15 @@ def test_down_leaves_no_process(tmp_path: Path) -> None:
     directory = tmp_path / ("s" * (slurm.MAX_SOCKET_PATH_BYTES - len(f"{tmp_path}/{STEP_SOCKET}")))
     record = slurm.up(directory, num_nodes=1, num_cpus=1)
     assert len(record.daemons) == 3
-    lab = SlurmLab(directory, record.environment)
-    # Jobs have processes of their own, which are no children of the daemons.
-    marker = "86399.25"
-    job_id = lab.submit(f"--wrap=sleep {marker}", directory=tmp_path)
-    lab.wait(job_id, states={"RUNNING"}, timeout_seconds=20)
-    wait_for(lambda: bool(processes_with(marker)))
-    slurm.down(directory)
+    try:
+        lab = SlurmLab(directory, record.environment)
+        # Jobs have processes of their own, which are no children of the daemons.
+        marker = "86399.25"
+        job_id = lab.submit(f"--wrap=sleep {marker}", directory=tmp_path)
+        lab.wait(job_id, states={"RUNNING"}, timeout_seconds=20)
+        wait_for(lambda: bool(processes_with(marker)))
+    finally:
+        slurm.down(directory)
     assert not any(is_alive(daemon) for daemon in record.daemons)
     wait_for(lambda: not processes_with(marker) and not processes_with(str(directory)))
     assert Record.running(directory) is None

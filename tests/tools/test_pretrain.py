@@ -37,8 +37,8 @@ def test_a_choice_is_a_function_of_what_was_measured(
     asked: list[tuple[int, int]] = []
 
     def measure(*spread: int) -> float:
-        asked.append(spread)  # pyright: ignore[reportArgumentType]
-        return rates[spread]  # pyright: ignore[reportArgumentType]
+        asked.append(spread)  # pyright: ignore[reportArgumentType]  # a pair, as the type cannot say
+        return rates[spread]  # pyright: ignore[reportArgumentType]  # likewise
 
     chosen = choose(measure, [TWO, ONE], steps=400, step_tokens=4096, minutes=6)
     assert chosen == expected, case

@@ -113,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # What the others found stands.
             sys.stderr.write(f"{name}: {error}\n")
             failed.append(name)
+    if not findings:
+        return 1
     seconds = time.perf_counter() - started
     report.show(console, findings)
     report.write(options.out, findings, plan=plan, load=load, seconds=seconds)

@@ -23,7 +23,7 @@ class ModelConfig(semicausal.ModelConfig):
 
 
 class RunConfig(config.RunConfig):
-    model: ModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: ModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # as above
     spans: dict[  # pyright: ignore[reportIncompatibleVariableOverride]  # the other line
         str, Annotated[RandomSpansConfig | PatchSpansConfig, Field(discriminator="kind")]
     ] = Field(default_factory=dict)
