@@ -48,6 +48,9 @@ def generate(
         temperature: divides the logits before top-p.
         stop_token: ends generation; it is not yielded.
         generator: source of randomness for top-p.
+
+    Raises:
+        FloatingPointError: the model diverged, or its weights are damaged.
     """
     S, most = prompt.shape[1], model.decoder.config.max_tokens
     if S > most:
@@ -58,6 +61,8 @@ def generate(
     states = model.decoder(model.inputs(prompt, spans), caches=caches)
     for position in range(S, stop):
         logits = model.decoder.head.logits(states[:, -1])[0]
+        if not logits.isfinite().all():
+            raise FloatingPointError("what the model predicts is not finite")
         token = pick(logits, top_p=top_p, temperature=temperature, generator=generator)
         if token == stop_token:
             return
@@ -78,8 +83,11 @@ def pick(
     """Choose one token: the likeliest where `top_p` is 0, else a draw from the top-p nucleus."""
     if top_p <= 0:
         return int(logits.argmax())
-    probabilities, order = torch.softmax(logits / temperature, dim=-1).sort(descending=True)
-    # A token stays while the mass before it is below top_p, so the likeliest always does.
+    # The likeliest is 0 whatever the temperature, where the others may become -inf.
+    logits = (logits - logits.max()) / max(temperature, torch.finfo(logits.dtype).tiny)
+    probabilities, order = torch.softmax(logits, dim=-1).sort(descending=True)
+    # A token stays while the mass before it is below top_p, and the likeliest always does.
     before = probabilities.cumsum(0) - probabilities
     kept = probabilities.masked_fill(before >= top_p, 0.0)
+    kept[0] = probabilities[0]
     return int(order[torch.multinomial(kept, 1, generator=generator)])

@@ -19,6 +19,7 @@ from train.errors import ConfigError, UserError
 from train.loop import train
 from train.preemption import INTERRUPTED_CODE
 from train.prepare import check
+from train.text import prompt_fault
 
 IMPORTED = time.perf_counter()
 
@@ -78,6 +79,7 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     assert config.precision != "auto"
     unsupported = why_unsupported(config.zero.stage, config.precision)
     uneven = batch_fault(config, ranks=ranks)
+    marks = prompt_fault(config.samples.prompts, config.model)
     rules = [
         # Not a check of the configuration: what earlier versions stored must stay readable.
         (
@@ -87,6 +89,7 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
             "checkpoint.directory",
         ),
         (uneven, uneven),
+        (marks, f"samples.prompts: {marks}"),
         (unsupported, f"precision: {unsupported}"),
         (
             config.optim.precision == "bf16" and config.precision == "fp32",

@@ -121,7 +121,8 @@ class SamplesConfig(Config):
     """What the report shows of the model's own words."""
 
     prompts: list[str] = Field(default_factory=list)
-    """A part between [[ and ]] is read by the encoder. Written at each validation."""
+    """A part between [[ and ]] is read by the encoder, `\\[[` is as it stands (`train/prompt.py`).
+    Written at each validation."""
     max_new_tokens: Positive = 48
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
 

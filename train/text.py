@@ -1,33 +1,45 @@
 """Text to slots and back: prompts with spans marked in them."""
 
-import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from model.encoders.text import TextEncoderConfig
 from model.generate import generate
-from model.semicausal import SemiCausal
+from model.semicausal import ModelConfig, SemiCausal
 from train.data.spans.places import FlatSpans
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import pack_text
-from train.data.tokens import SpecialTokens
+from train.data.tokens import SpecialTokens, read_tokenizer
 from train.errors import UserError
+from train.prompt import TEXT, parse
 from train.storage.place import Place
 
-SPAN = re.compile(r"\[\[(.+?)\]\]", re.DOTALL)
+
+def text_encoder(model: ModelConfig) -> tuple[str, TextEncoderConfig] | None:
+    """The encoder that reads tokens, behind the name of its modality; None without one."""
+    for modality, part in model.encoders.items():
+        if isinstance(part.encoder, TextEncoderConfig):
+            return modality, part.encoder
+    return None
 
 
-def plain(prompt: str) -> str:
-    """The prompt without marks, for a model that has no encoder."""
-    return SPAN.sub(r"\1", prompt)
+def prompt_fault(prompts: Sequence[str], model: ModelConfig) -> str | None:
+    """What is wrong with the marks of the first prompt that cannot be read; None if all can."""
+    reader = text_encoder(model)
+    try:
+        for prompt in prompts:
+            parse(prompt, modality=TEXT if reader is None else reader[0])
+    except UserError as error:
+        return str(error)
+    return None
 
 
 class Speaker:
-    """A model, its tokenizer, and the marks of spans in prompts: [[ read by the encoder ]].
+    """A model and its tokenizer, which continue prompts (`train/prompt.py`).
 
     Args:
         model: in eval mode, whole on this process.
@@ -39,24 +51,32 @@ class Speaker:
 
     def __init__(self, model: SemiCausal, tokenizer: Place | Path):
         try:
-            self.tokenizer = Tokenizer.from_buffer(Place.of(tokenizer).read())
-        except Exception as error:  # the library raises nothing more precise
-            raise UserError(f"{tokenizer} cannot be read as a tokenizer: {error}") from None
+            content = Place.of(tokenizer).read()
+        except OSError as error:
+            told = error.strerror or error
+            raise UserError(f"{tokenizer} cannot be read as a tokenizer: {told}") from None
+        self.tokenizer = read_tokenizer(content, name=str(tokenizer))
+        vocabulary = self.tokenizer.get_vocab()
+        self.special = SpecialTokens.from_vocabulary(vocabulary)
         self.model = model
-        self.special = SpecialTokens.from_vocabulary(self.tokenizer.get_vocab())
+        known = model.decoder.config.vocabulary
+        if max(vocabulary.values()) >= known:
+            raise UserError(
+                f"{tokenizer} has tokens up to {max(vocabulary.values())}, the model {known} in "
+                "all: name the tokenizer of the corpus that it was trained on"
+            )
 
     def encode(self, prompt: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokens of the prompt behind `<s>`, and the ranges of its spans."""
+        """Tokens of the prompt behind `<s>`, and the ranges of its spans.
+
+        Raises:
+            UserError: the marks of the prompt's spans make no sense.
+        """
         tokens, spans = [self.special.start], list[tuple[int, int]]()
-        pieces = SPAN.split(prompt)
-        for index in range(1, len(pieces), 2):
-            # A word's token begins with its space: that space belongs to the span.
-            before = pieces[index - 1].rstrip(" ")
-            pieces[index] = pieces[index - 1][len(before) :] + pieces[index]
-            pieces[index - 1] = before
-        for index, piece in enumerate(pieces):
-            ids = self.tokenizer.encode(piece, add_special_tokens=False).ids
-            if index % 2 and ids:
+        reader = text_encoder(self.model.config)
+        for part in parse(prompt, modality=TEXT if reader is None else reader[0]):
+            ids = self.tokenizer.encode(part.text, add_special_tokens=False).ids
+            if part.is_span and ids:
                 spans.append((len(tokens), len(tokens) + len(ids)))
             tokens += ids
         return tokens, spans
@@ -73,7 +93,8 @@ class Speaker:
         """Text that continues the prompt.
 
         Raises:
-            UserError: the prompt is too long, or marks spans that no encoder can read.
+            UserError: the prompt is too long, or marks spans that no encoder can read; or the model
+                is not finite.
         """
         tokens, spans = self.encode(prompt)
         room = self.model.decoder.config.max_tokens
@@ -82,7 +103,10 @@ class Speaker:
         device = next(self.model.parameters()).device
         packed = None
         if spans:
-            modality, encoder = self._reader()
+            reader = text_encoder(self.model.config)
+            if reader is None:
+                raise UserError("the model has no text encoder: remove the [[ ]] from the prompt")
+            modality, encoder = reader
             longest = encoder.longest_span
             if max(stop - start for start, stop in spans) > longest:
                 raise UserError(f"a span of the prompt exceeds the encoder's {longest} tokens")
@@ -104,14 +128,10 @@ class Speaker:
             stop_token=self.special.document,
             generator=torch.Generator(device).manual_seed(seed),
         )
-        return self._decode(list(new))
-
-    def _reader(self) -> tuple[str, TextEncoderConfig]:
-        """The encoder that reads tokens, with the name of its modality."""
-        for modality, part in self.model.config.encoders.items():
-            if isinstance(part.encoder, TextEncoderConfig):
-                return modality, part.encoder
-        raise UserError("the model has no text encoder: remove the [[ ]] from the prompt")
+        try:
+            return self._decode(list(new))
+        except FloatingPointError as error:
+            raise UserError(f"{error}: name another checkpoint, or train on from one") from None
 
     def _decode(self, tokens: list[int]) -> str:
         """Text of tokens; the end of a paragraph begins a new line."""

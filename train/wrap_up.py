@@ -15,8 +15,9 @@ from train.data.plan import StepPlan
 from train.errors import UserError
 from train.evaluate import validation_batches
 from train.loading import load_model
+from train.prompt import plain
 from train.storage.place import Place
-from train.text import Speaker, plain
+from train.text import Speaker
 from train.watch.metrics import SampleRecord, read_metrics
 from train.watch.monitor import Monitor
 from train.watch.report import write_report
@@ -68,9 +69,9 @@ def write_samples(
         return
     speaker = Speaker(load_model(path, device=world.device), config.directory.tokenizer)
     for number, prompt in enumerate(config.samples.prompts):
-        if not config.built_model.encoders:
-            prompt = plain(prompt)
         try:
+            if not config.built_model.encoders:
+                prompt = plain(prompt)
             text = speaker.speak(
                 prompt,
                 max_new_tokens=config.samples.max_new_tokens,

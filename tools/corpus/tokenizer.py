@@ -9,7 +9,7 @@ from typing import Final, Self
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tools.corpus import inputs
-from train.data.tokens import SPECIAL_TEXT, SpecialTokens
+from train.data.tokens import SPECIAL_TEXT, SpecialTokens, read_tokenizer
 from train.errors import DataError
 from train.storage.place import Place
 
@@ -62,7 +62,7 @@ class CorpusTokenizer:
 
     @classmethod
     def from_content(cls, content: bytes, *, name: str) -> Self:
-        """Read a tokenizer.json; what it says of cutting and padding is switched off.
+        """Read a tokenizer.json, as `read_tokenizer` does.
 
         Args:
             content: of the file.
@@ -71,16 +71,9 @@ class CorpusTokenizer:
         Raises:
             DataError: it is none, or lacks a special token.
         """
-        try:
-            tokenizer = Tokenizer.from_str(content.decode())
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(
-                f"{name} is not a tokenizer.json of the tokenizers library ({error})."
-            ) from error
+        tokenizer = read_tokenizer(content, name=name)
         ids = tokenizer.get_vocab()
         special = SpecialTokens.from_vocabulary(ids)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         # Special whatever the file says of them: only such are kept apart from text.
         tokenizer.add_special_tokens(list(SPECIAL_TEXT.values()))
         tokenizer.encode_special_tokens = True

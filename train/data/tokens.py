@@ -1,8 +1,10 @@
-"""The special tokens of the text stream."""
+"""The special tokens of the text stream, and the tokenizer that makes the others."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Final, Self
+
+from tokenizers import Tokenizer, models
 
 from train.errors import DataError
 
@@ -73,3 +75,28 @@ SPECIAL_TEXT: Final = {
     "padding": "<pad>",
 }
 """How each special token is spelled, in the order of the ids that we give them."""
+
+
+def read_tokenizer(content: bytes, *, name: str) -> Tokenizer:
+    """A tokenizer that encodes a text whole, alone, and each time alike.
+
+    What its file says of cutting, padding and dropping merges at random is for another training.
+
+    Args:
+        content: of a tokenizer.json.
+        name: of the file, for messages.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(
+            f"{name} is not a tokenizer.json of the tokenizers library ({error})."
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if isinstance(tokenizer.model, models.BPE):
+        tokenizer.model.dropout = None
+    return tokenizer
