@@ -1,6 +1,7 @@
 """YAML files and dotted overrides become one validated configuration, or one list of all faults."""
 
 import copy
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -185,7 +186,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def _is_override(argument: str) -> bool:
-    return "=" in argument and not Path(argument).is_file()
+    return "=" in argument and not os.path.isfile(argument)
 
 
 def _nested(keys: Sequence[str], value: Any) -> Tree:

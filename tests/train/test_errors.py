@@ -62,6 +62,15 @@ MISTAKES = [
     ),
     (["steps=many"], "steps: input should be a valid integer (got 'many')"),
     (["run_directory=s3://lab/runs/a"], "run_directory: s3://lab/runs/a is no directory of this"),
+    (["run_directory=$NOT_SET/a"], "run_directory: $NOT_SET/a: the variable $NOT_SET is not set"),
+    (["storage.cache=s3://lab/cache"], "storage.cache: s3://lab/cache is no directory of this"),
+    (
+        ["zero.stage=3", "checkpoint.asynchronous=false", "zero.offload_directory=~nobody-here/a"],
+        "zero.offload_directory: ~nobody-here/a: there is no such home",
+    ),
+    (["checkpoint.directory=' '"], "checkpoint.directory: cannot be the name of a file"),
+    ([f"init_from={256 * 'a'}"], "init_from: cannot be the name of a file"),
+    (['data.corpus="a\\0"'], "data.corpus: cannot be the name of a file"),
     (["data.cache_gib=1"], "data.cache_gib: is called storage.cache_gib now"),
     (["zero.stage=4"], "zero.stage: input should be 0, 1, 2 or 3 (got 4)"),
     (
