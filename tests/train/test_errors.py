@@ -17,9 +17,10 @@ from tests.train.runs import TINY_RUN, run, start
 from train import __main__ as command
 from train.build import build_collator, build_model, open_sources
 from train.config import RunConfig
-from train.config_files import RENAMED, from_stored, load
+from train.config_files import from_stored, load
 from train.data.sample import Sample
 from train.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
+from train.explain import RENAMED
 from train.prepare import claim
 from train.run_directory import RunDirectory
 
@@ -103,7 +104,7 @@ MISTAKES = [
         "1 of 2 layers would train and the rest stay random",
     ),
     (["spans.image={kind: random}"], "spans.image: there is no encoder model.encoders.image"),
-    (["spans.text.kind=whole"], "spans.text: input tag 'whole'"),
+    (["spans.text.kind=whole"], "spans.text.kind: there is no kind whole; there are random, rules"),
     (["model.encoders.text.encoder.max_tokens=8"], "exceed model.encoders.text.encoder.max_tokens"),
     (["seed=-1"], "seed: input should be greater than or equal to 0"),
     (["optim.lr=.inf"], "optim.lr: input should be a finite number"),
@@ -142,9 +143,10 @@ def test_file_that_is_no_yaml(
 ) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1")
-    assert f"{broken}: is not YAML" in refused(capsys, monkeypatch, str(broken))
+    where = f"{broken}: line 2, column 1"
+    assert f"{where}: is not YAML" in refused(capsys, monkeypatch, str(broken))
     broken.write_text("steps: 1\nsteps: 2")
-    assert f"{broken}: is not YAML" in refused(capsys, monkeypatch, str(broken))
+    assert f"{where}: steps stands there twice" in refused(capsys, monkeypatch, str(broken))
     broken.write_text("include: [5]")
     assert "include must be a list of files" in refused(capsys, monkeypatch, str(broken))
     broken.write_text("- 1")
