@@ -1,6 +1,5 @@
 """The door of every command line: one exit status and one way to tell for each kind of end."""
 
-import argparse
 import functools
 import json
 import sys
@@ -8,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from train.errors import StorageError, UserError
-from train.preemption import INTERRUPTED_CODE
-from train.storage.path import local_path as parsed
-
-MISTAKE_CODE = 2
+from train.errors import UserError
+from train.exit_status import ExitStatus
+from train.watch.streams import lasting_streams
 
 P = ParamSpec("P")
 
@@ -24,30 +21,24 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
         main: parses and works; what it returns is the exit status, None is 0.
 
     Returns:
-        The same, but what the user can mend (`UserError`) is told alone and gives 2, as a wrong
-        argument does, and Ctrl-C gives 130, with what a `KeyboardInterrupt` says, if it says more.
+        The same, but it ends with an `ExitStatus`: what the user can mend (`UserError`) is told
+        alone and gives `MISTAKE`, as a wrong argument does, and Ctrl-C gives `INTERRUPTED`, with
+        what a `KeyboardInterrupt` says, if it says more. A reader of its output may leave.
     """
 
     @functools.wraps(main)
     def guarded(*arguments: P.args, **options: P.kwargs) -> int:
-        try:
-            return main(*arguments, **options) or 0
-        except UserError as error:
-            sys.stderr.write(f"{error}\n")
-            return MISTAKE_CODE
-        except KeyboardInterrupt as interrupt:
-            sys.stderr.write(f"{str(interrupt) or 'interrupted'}\n")
-            return INTERRUPTED_CODE
+        with lasting_streams() as streams:
+            try:
+                return main(*arguments, **options) or streams.status()
+            except UserError as error:
+                sys.stderr.write(f"{error}\n")
+                return ExitStatus.MISTAKE
+            except KeyboardInterrupt as interrupt:
+                sys.stderr.write(f"{str(interrupt) or 'interrupted'}\n")
+                return ExitStatus.INTERRUPTED
 
     return guarded
-
-
-def local_path(text: str) -> Path:
-    """The type of an argument that names a file or directory of this host."""
-    try:
-        return parsed(text)
-    except StorageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def write_json(path: Path, document: object) -> None:

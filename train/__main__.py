@@ -5,7 +5,6 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from typing import NoReturn
 
 import torch
@@ -16,29 +15,35 @@ from parallel.zero.config import why_unsupported
 from train.config import RunConfig, batch_fault
 from train.config_files import dump, load
 from train.dry_run import dry_run
-from train.errors import ConfigError, StorageError, UserError
+from train.errors import ConfigError, UserError
+from train.exit_status import ExitStatus
 from train.loop import train
-from train.preemption import INTERRUPTED_CODE
 from train.prepare import check
-from train.storage.path import local_path
 from train.text import prompt_fault
+from train.watch.streams import PATIENCE_SECONDS, Streams, lasting_streams
 
 IMPORTED = time.perf_counter()
 
 
 def main() -> int:
-    """Parse, check, join the other ranks, train."""
+    """Parse the arguments, and do as they say."""
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="FILE.yaml|key=value")
     parser.add_argument("--print", action="store_true", help="show the resolved config and exit")
     parser.add_argument("--dry-run", action="store_true", help="build all, run one batch, report")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed adds it
     options = parser.parse_intermixed_args()
+    with lasting_streams(patience_seconds=PATIENCE_SECONDS) as streams:
+        return run(options, streams)
+
+
+def run(options: argparse.Namespace, streams: Streams) -> int:
+    """Check, join the other ranks, train."""
     try:
         config = resolve(load(RunConfig, options.arguments), ranks=announced_ranks())
         if options.print:
             sys.stdout.write(dump(config))
-            return 0
+            return streams.status()
         if not options.dry_run:
             check(config)
     except UserError as error:
@@ -48,16 +53,16 @@ def main() -> int:
         if options.dry_run:
             code = dry_run(config, world)
         else:
-            code = train(config, world, imported=IMPORTED)
+            code = train(config, world, imported=IMPORTED, streams=streams)
     except UserError as error:
         complain(error)
-        abandon(2)
+        abandon(ExitStatus.MISTAKE)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from the last checkpoint\n")
-        abandon(INTERRUPTED_CODE)
+        abandon(ExitStatus.INTERRUPTED)
     except Exception:
         traceback.print_exc()
-        abandon(1)
+        abandon(ExitStatus.FAULT)
     forget_groups()
     leave()
     return code
@@ -84,7 +89,12 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     marks = prompt_fault(config.samples.prompts, config.model)
     rules = [
         # Not a check of the configuration: what earlier versions stored must stay readable.
-        *((fault, fault) for fault in _local_faults(config)),
+        (
+            "://" in config.run_directory,
+            f"run_directory: {config.run_directory} is no directory of this host, where metrics "
+            "and the report have to lie: name one, and put checkpoints into a store with "
+            "checkpoint.directory",
+        ),
         (uneven, uneven),
         (marks, f"samples.prompts: {marks}"),
         (unsupported, f"precision: {unsupported}"),
@@ -105,25 +115,11 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     return config
 
 
-def _local_faults(config: RunConfig) -> Iterator[str]:
-    """Directories that have to lie on this host, and do not."""
-    named = {
-        "run_directory": config.run_directory,
-        "zero.offload_directory": config.zero.offload_directory,
-        "storage.cache": config.storage.cache,
-    }
-    for key, text in named.items():
-        try:
-            _ = text is not None and local_path(text)
-        except StorageError as error:
-            yield f"{key}: {error}"
-
-
 def complain(error: UserError) -> int:
     """Print the message alone; the exit status of a mistake that the user can mend."""
     if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, ConfigError):
         sys.stderr.write(f"{error}\n")
-    return 2
+    return ExitStatus.MISTAKE
 
 
 if __name__ == "__main__":

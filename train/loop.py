@@ -16,25 +16,30 @@ from train.data.ledger import LedgerWriter, Start, next_start
 from train.data.plan import StepPlan
 from train.errors import UserError
 from train.evaluate import validate
+from train.exit_status import ExitStatus
 from train.optim import learning_rate
-from train.preemption import EXIT_CODE, Preemption
+from train.preemption import Preemption
 from train.prepare import agreed, checkpoints_of, claim, find_saved, prepare
 from train.step import StepResult, reseed, train_step
 from train.watch.metrics import BaselineRecord, TrainRecord
 from train.watch.monitor import Monitor
+from train.watch.streams import Streams
 from train.wrap_up import look_at_data, say_complete, wrap_up, write_samples
 
 
-def train(config: RunConfig, world: World, *, imported: float) -> int:
+def train(
+    config: RunConfig, world: World, *, imported: float, streams: Streams | None = None
+) -> int:
     """Run until the last step, or until a signal asks to stop; every rank must call it.
 
     Args:
         config: with its precision resolved.
         world: this process among all.
         imported: `time.perf_counter()` when imports had ended.
+        streams: where the progress is shown.
 
     Returns:
-        0 when the run is complete, `preemption.EXIT_CODE` when it stopped early and saved.
+        `COMPLETE`, or `SAVED` when it stopped early.
     """
     preemption = Preemption()
     lock = agreed(lambda: config.directory.hold() if world.is_main else None)
@@ -43,7 +48,7 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     if saved is not None and saved.step >= config.steps:
         if world.is_main:
             say_complete(config, saved.path)
-        return 0
+        return ExitStatus.COMPLETE
     run = prepare(config, world, saved=saved)
     plan, collate, engine, mesh = run.plan, run.collate, run.engine, run.engine.mesh
     # Only now is the directory this run's: what failed so far can be mended and tried again.
@@ -51,12 +56,15 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
     step = first_step = 0 if saved is None else saved.step
     validated = partial(validate, config, plan.sources, collate, engine)
     ledger = open_ledger(config, plan, mesh, first_step=first_step)
-    monitor = Monitor(
-        config,
-        world,
-        first_step=first_step,
-        num_parameters=run.num_parameters,
-        wandb_run_id=None if saved is None else saved.state["wandb_run_id"],
+    monitor = agreed(
+        lambda: Monitor(
+            config,
+            world,
+            first_step=first_step,
+            num_parameters=run.num_parameters,
+            wandb_run_id=None if saved is None else saved.state["wandb_run_id"],
+            streams=streams,
+        )
     )
     saver = Saver(
         checkpoints,
@@ -79,10 +87,9 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
             lr = learning_rate(config.optim, step=step, total_steps=config.steps)
             engine.set_learning_rate(lr)
             data = feed.try_step(step)
-            if ledger is not None and ledger.fault is not None:
-                data = ledger.fault
             batches = data if isinstance(data, Exception) else data.batches
-            result = train_step(engine, batches, stop=preemption.requested)
+            must_stop = ledger is not None and ledger.fault is not None
+            result = train_step(engine, batches, stop=preemption.requested or must_stop)
             finished = time.perf_counter()
             assert not isinstance(data, Exception)
             if ledger is not None:
@@ -104,16 +111,19 @@ def train(config: RunConfig, world: World, *, imported: float) -> int:
                     write_samples(config, saver.finish(), monitor, world, step=step)
             if result.stop and not is_last:
                 saver.finish()
+                agreed(lambda: ledger.refuse_more() if ledger is not None else None)
                 monitor.note(f"stopped after step {step} on a signal; run again to continue")
                 break
     latest = saver.finish()
+    if ledger is not None:
+        ledger.close()
     preemption.ignore()
     engine.close()
     if step < config.steps:
-        return EXIT_CODE
+        return ExitStatus.SAVED
     if world.is_main:
         wrap_up(config, latest, seconds_to_first_step=seconds_to_first_step)
-    return 0
+    return ExitStatus.COMPLETE
 
 
 def open_ledger(

@@ -3,25 +3,21 @@
 import signal
 from types import FrameType
 
-EXIT_CODE = 75
-"""EX_TEMPFAIL: stopped early with everything saved; the same command continues."""
-
-INTERRUPTED_CODE = 130
-"""Ended by a second Ctrl-C, at once and without saving, as a shell reports SIGINT."""
-
 
 class Preemption:
-    """Remembers that SIGTERM or SIGUSR1 came, or Ctrl-C. Slurm repeats them; a second Ctrl-C ends.
+    """Remembers that SIGTERM, SIGUSR1 or SIGHUP came, or Ctrl-C. Slurm repeats its own.
 
-    Where whoever started the process has it ignore SIGINT, as shells do in the background, it
+    A terminal sends SIGHUP when it is closed. A second Ctrl-C ends at once. Where whoever started
+    the process has it ignore SIGINT, as shells do in the background, or SIGHUP, as nohup does, it
     still does.
     """
 
     def __init__(self):
         self.requested = False
         self._numbers = [signal.SIGTERM, signal.SIGUSR1]
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            self._numbers.append(signal.SIGINT)
+        for number in (signal.SIGHUP, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._numbers.append(number)
         for number in self._numbers:
             signal.signal(number, self._note)
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,7 @@ from train import adapter
 from train.config import RunConfig
 from train.data.collate import Collator
 from train.data.plan import StepPlan
-from train.errors import UserError
+from train.errors import RunDirectoryError, UserError
 from train.evaluate import validation_batches
 from train.loading import load_model
 from train.prompt import plain
@@ -67,7 +69,12 @@ def write_samples(
     """Let the model of a checkpoint continue the configured prompts, on the first rank."""
     if not world.is_main:
         return
-    speaker = Speaker(load_model(path, device=world.device), config.directory.tokenizer)
+    with monitor.guard("samples"):
+        speaker = Speaker(load_model(path, device=world.device), config.directory.tokenizer)
+        _speak(config, speaker, monitor, step=step)
+
+
+def _speak(config: RunConfig, speaker: Speaker, monitor: Monitor, *, step: int) -> None:
     for number, prompt in enumerate(config.samples.prompts):
         try:
             if not config.built_model.encoders:
@@ -85,19 +92,43 @@ def write_samples(
 
 
 def wrap_up(config: RunConfig, latest: Place, *, seconds_to_first_step: float | None) -> None:
-    """Write the report, a LoRA run's adapter, and `summary.json` with the run's numbers."""
+    """Write a LoRA run's adapter, the report, and `summary.json` with the run's numbers.
+
+    Raises:
+        RunDirectoryError: the adapter cannot be written.
+    """
     directory = config.directory
     if config.lora is not None:
-        adapter.export(latest, config.lora, directory.adapter)
-    report = write_report(directory)
-    metrics = read_metrics(directory.metrics)
-    summary = {
+        try:
+            adapter.export(latest, config.lora, directory.adapter)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{directory.adapter} cannot be written ({error.strerror or error}), but the run "
+                "is saved: make room there, and run again to write it"
+            ) from None
+    try:
+        report = write_report(directory)
+        summary = summarise(config, latest, report, seconds_to_first_step=seconds_to_first_step)
+        directory.summary.write_text(json.dumps(summary, indent=2) + "\n")
+    except (OSError, UserError) as error:  # they only tell of the run, which is saved
+        sys.stderr.write(
+            f"the report and {directory.summary} are not written ({error}), but the run is "
+            "saved: run again to write them\n"
+        )
+
+
+def summarise(
+    config: RunConfig, latest: Place, report: Path, *, seconds_to_first_step: float | None
+) -> dict[str, Any]:
+    """The numbers of a complete run."""
+    metrics = read_metrics(config.directory.metrics)
+    return {
         "steps": config.steps,
         "validation_loss_first": metrics.validation[0].loss if metrics.validation else None,
         "validation_loss_last": metrics.validation[-1].loss if metrics.validation else None,
         "vocabulary": config.model.decoder.vocabulary,
         "unigram_entropy": metrics.baseline.unigram_entropy if metrics.baseline else None,
-        "tokens_per_second": metrics.tokens_per_second,
+        "tokens_per_second": metrics.tokens_per_second if metrics.train else None,
         "data_wait_fraction": metrics.data_wait_fraction,
         "seconds_training": metrics.training_seconds,
         "seconds_to_first_step": seconds_to_first_step,
@@ -105,7 +136,6 @@ def wrap_up(config: RunConfig, latest: Place, *, seconds_to_first_step: float | 
         "checkpoint": str(latest),
         "report": str(report),
     }
-    directory.summary.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def say_complete(config: RunConfig, latest: Place) -> None:

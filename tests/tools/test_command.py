@@ -1,10 +1,27 @@
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tools.command import command_line, write_json
 from train.errors import DataError
+from train.exit_status import ExitStatus
+
+ROOT = Path(__file__).parents[2]
+TALKATIVE = """
+import sys
+from tools.command import command_line
+
+@command_line
+def main():
+    for number in range(20_000):
+        sys.stdout.write(f"{number} ├ \\udc80\\n")
+
+sys.exit(main())
+"""
 
 
 @command_line
@@ -38,3 +55,41 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
 def test_write_json_makes_the_directory(tmp_path: Path) -> None:
     write_json(tmp_path / "new" / "found.json", {"loss": 1.5})
     assert json.loads((tmp_path / "new" / "found.json").read_text()) == {"loss": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "told"),
+    [
+        ("| head -1", 0, ""),
+        (">/dev/full", 74, "standard output cannot be written (No space left on device)"),
+        (">&-", 0, ""),
+        (">/dev/full 2>&1", 74, ""),
+        ("2>&- >&-", 0, ""),
+        ("| (exec <&-; sleep 1)", 0, ""),
+    ],
+)
+def test_output_that_ends_early(output: str, code: int, told: str, tmp_path: Path) -> None:
+    (tmp_path / "talk.py").write_text(TALKATIVE)
+    command = f"PYTHONIOENCODING=ascii {sys.executable} {tmp_path / 'talk.py'} {output}"
+    ended = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )
+    assert ended.returncode == code, ended.stderr
+    assert told in ended.stderr
+    assert ended.stderr.count("\n") == bool(told), ended.stderr
+
+
+def test_the_table_of_exit_statuses() -> None:
+    rows = re.findall(r"^\| (\d+) \| (\w+) \|", (ROOT / "docs/exit-status.md").read_text(), re.M)
+    assert [(int(status), name) for status, name in rows] == [
+        (status.value, status.name) for status in ExitStatus
+    ]
+    launcher = (ROOT / "slurm/launch.sh").read_text()
+    assert re.findall(r"^readonly STOPPED_AND_SAVED=(\d+)", launcher, re.M) == [
+        str(ExitStatus.SAVED.value)
+    ]

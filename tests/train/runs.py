@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class Rank:
 
     def output(self) -> str:
         """What it has printed."""
-        return self._output.read_text() if self._output.exists() else ""
+        return self._output.read_text() if self._output.is_file() else ""
 
 
 def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
@@ -69,6 +70,8 @@ def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> N
     os.dup2(file, 1)
     os.dup2(file, 2)
     faulthandler.enable()
+    # That the module is imported already, as it is here alone.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
     replace_environment(environment)
     sys.argv = ["train", *arguments]
     code = 0
@@ -97,6 +100,7 @@ class Run:
         ranks: int,
         environment: Mapping[str, str],
         last_rank: Sequence[str] = (),
+        output: Path | None = None,
     ):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -105,7 +109,7 @@ class Run:
         self.ranks = [
             Rank(
                 [*arguments, *(last_rank if rank == ranks - 1 else ())],
-                Path(self._directory.name) / f"output-{rank}",
+                output or Path(self._directory.name) / f"output-{rank}",
                 {
                     **os.environ,
                     "OMP_NUM_THREADS": "1",
@@ -151,10 +155,23 @@ def start(
     ranks: int = 1,
     environment: Mapping[str, str] | None = None,
     last_rank: Sequence[str] = (),
+    output: Path | None = None,
 ) -> Run:
-    """Start the tiny run; the last rank may be given overrides that the others are not."""
+    """Start the tiny run.
+
+    Args:
+        corpus: what it reads.
+        directory: of the run.
+        overrides: of the configuration.
+        ranks: processes.
+        environment: what is in it besides.
+        last_rank: overrides of the last rank alone.
+        output: a file, pipe or terminal to which all ranks write; None keeps it for `Finished`.
+    """
     arguments = [str(TINY_RUN), f"data.corpus={corpus}", f"run_directory={directory}", *overrides]
-    return Run(arguments, ranks=ranks, environment=environment or {}, last_rank=last_rank)
+    return Run(
+        arguments, ranks=ranks, environment=environment or {}, last_rank=last_rank, output=output
+    )
 
 
 def run(

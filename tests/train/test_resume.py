@@ -7,7 +7,7 @@ import pytest
 
 from tests.corpora import write_corpus
 from tests.train.runs import kill_at, run, start
-from train.preemption import EXIT_CODE
+from train.exit_status import ExitStatus
 from train.run_directory import RunDirectory
 from train.watch.metrics import Metrics, read_metrics
 
@@ -56,7 +56,7 @@ def test_signal_saves_and_stops_with_its_own_status(
         pass
     attempt.ranks[1].send_signal(signal.SIGUSR1)  # one rank is told; both must stop
     finished = attempt.wait()
-    assert finished.code == EXIT_CODE, finished.output[-3000:]
+    assert finished.code == ExitStatus.SAVED, finished.output[-3000:]
     stopped_at = read_metrics(RunDirectory(directory).metrics).train[-1].step
     assert stopped_at < 40
     resumed = run(corpus, directory, STEPS, *LAYOUT, *DROPOUT, ranks=2)
@@ -113,7 +113,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus: Path, tmp_path: Path) -> Non
         pass
     attempt.signal(signal.SIGINT)
     ended = attempt.wait()
-    assert ended.code == EXIT_CODE, ended.output[-3000:]
+    assert ended.code == ExitStatus.SAVED, ended.output[-3000:]
     assert "on a signal; run again to continue" in ended.output
     assert "Traceback" not in ended.output
 

@@ -11,8 +11,9 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from tools.command import command_line, local_path
+from tools.command import command_line
 from tools.lab import s3, slurm
 from tools.lab.daemons import LabError, Record
 
@@ -34,10 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for action in ("up", "down", "status", "env"):
             command = actions.add_parser(action)
             command.add_argument(
-                "--directory",
-                type=local_path,
-                default=f"out/lab/{name}",
-                help="default: %(default)s",
+                "--directory", default=f"out/lab/{name}", help="default: %(default)s"
             )
             if action == "up" and name == "slurm":
                 command.add_argument("--nodes", dest="num_nodes", type=int, default=2)
@@ -49,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 command.add_argument("--bucket", help="create this bucket")
     options = vars(parser.parse_args(arguments))
     name, action = options.pop("service"), options.pop("action")
-    directory = options.pop("directory").resolve()
+    directory = Path(options.pop("directory")).resolve()
     service = SERVICES[name]
     if action == "down":
         service.down(directory)

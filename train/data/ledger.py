@@ -7,15 +7,13 @@ below its limit. Records are checked one by one; a process that is killed leaves
 one unfinished.
 """
 
-import errno
 import json
-import os
 import re
 import struct
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +21,7 @@ import xxhash
 
 from train.data.feed import StepData
 from train.errors import DataError, RunDirectoryError
-from train.storage.local import settle
+from train.storage.appended import AppendedFile
 
 Ints = npt.NDArray[np.int64]
 
@@ -94,7 +92,8 @@ def digest_of(identities: Ints) -> bytes:
 class LedgerWriter:
     """Appends to one rank's file; each record reaches the system before the next step begins.
 
-    What goes wrong after the first line is kept in `fault`, for the ranks to agree on.
+    A disk that fills up still takes some records, in room that was kept aside for them: the run
+    can save what the ledger tells of, and stop.
 
     Args:
         directory: of the run's ledger.
@@ -108,50 +107,56 @@ class LedgerWriter:
     def __init__(self, directory: Path, start: Start, *, limit_bytes: int):
         self._limit_bytes = limit_bytes
         self.fault: RunDirectoryError | None = None
-        """Why nothing more is noted."""
+        """Why the run must save and stop."""
         self._path = directory / f"{start.start:05d}-{start.rank:05d}.bin"
-        self._num_bytes = 0
         header = {"format_version": FORMAT_VERSION, **asdict(start)}
         header["rows"] = header.pop("entries")
+        line = json.dumps(header).encode() + b"\n"
+        self._num_bytes = len(line)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = self._path.open("xb", buffering=0)
-            self._append(json.dumps(header).encode() + b"\n")
-            os.fsync(self._file.fileno())
-            settle(self._path.parent)
+            self._file = AppendedFile(self._path, is_new=True, keeps_room=True)
+            self._file.append(line)
+            self._file.settle()
         except OSError as error:
             raise self._unwritable(error) from error
 
     def add(self, step: int, data: StepData) -> None:
         """Note what a finished step has read."""
-        if self.fault is not None:
-            return  # nothing may follow half a record
-        parts = listed(data.identities) if self._num_bytes < self._limit_bytes else b""
+        lists = self.fault is None and self._num_bytes < self._limit_bytes
+        parts = listed(data.identities) if lists else b""
         head = _RECORD.pack(step, data.first, data.entries, len(parts), digest_of(data.identities))
         record = head + parts
+        record += _CHECKSUM.pack(zlib.crc32(record))
+        self._num_bytes += len(record)
         try:
-            self._append(record + _CHECKSUM.pack(zlib.crc32(record)))
+            self._file.append(record)
         except OSError as error:
-            self.fault = self._unwritable(error)
+            self.fault = self.fault or self._unwritable(error)
 
     def settle(self) -> None:
         """Bring what was noted to the disk, before a checkpoint counts on it.
 
         Raises:
-            RunDirectoryError: it could not be, now or before.
+            RunDirectoryError: it could not be.
         """
-        if self.fault is not None:
-            raise self.fault
         try:
-            os.fsync(self._file.fileno())
+            self._file.settle()
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _append(self, data: bytes) -> None:
-        written = self._file.write(data)
-        if written != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._num_bytes += written
+    def refuse_more(self) -> None:
+        """Say why the run has stopped, once all is saved.
+
+        Raises:
+            RunDirectoryError: something went wrong while it noted.
+        """
+        if self.fault is not None:
+            raise self.fault
+
+    def close(self) -> None:
+        """Give back what is held, after the last step."""
+        self._file.close()
 
     def _unwritable(self, error: OSError) -> RunDirectoryError:
         return RunDirectoryError(

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from train.errors import DataError
+from train.storage.appended import AppendedFile
 
 GIB_BYTES = 2**30
 
@@ -174,21 +175,29 @@ class Metrics:
 
 
 class MetricsFile:
-    """Appends records to `metrics.jsonl`, each whole and flushed, so that a kill loses at most one.
+    """Appends records to `metrics.jsonl`, each whole, so that a kill loses at most one.
 
     Args:
         path: the file; created where missing. A line that a kill cut short is dropped.
+
+    Raises:
+        OSError: it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab+")
-        self._file.seek(0)
+        self._file = AppendedFile(path)
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
-    def write(self, record: Record) -> None:
-        """Appends one record. Floats keep every bit; NaN and infinities become null."""
-        self._file.write(record.model_dump_json().encode() + b"\n")
-        self._file.flush()
+    def write(self, record: Record) -> bool:
+        """Appends one record. Floats keep every bit; NaN and infinities become null.
+
+        Returns:
+            Whether the file had been removed; what was in it is written again.
+
+        Raises:
+            OSError: it cannot be written now; it is tried again with the next record.
+        """
+        return self._file.append(record.model_dump_json().encode() + b"\n")
 
     def close(self) -> None:
         """Closes the file."""

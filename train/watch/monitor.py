@@ -1,17 +1,26 @@
-"""Watching a run: every record goes to `metrics.jsonl`, to the screen and to W&B."""
+"""Watching a run: every record goes to `metrics.jsonl`, to the screen and to W&B.
+
+Nothing that only watches a run may end it. Whatever goes wrong in here is said once, wherever it
+still can be, and the run goes on.
+"""
 
 import os
 import platform
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 
 from parallel.launch import World, processor_name
 from train.config import RunConfig
+from train.config_files import dump
+from train.errors import RunDirectoryError
+from train.storage.place import Place
 from train.watch.metrics import MetricsFile, NoteRecord, Record, RunRecord, SampleRecord
 from train.watch.progress import Display
+from train.watch.streams import Streams
 from train.watch.wandb_writer import WandbWriter, new_run_id
 
 
@@ -27,6 +36,10 @@ class Monitor:
         first_step: steps done before; not 0 for a resumed run.
         num_parameters: of the model, trained or not.
         wandb_run_id: the id stored in the checkpoint that the run resumes from; None makes one.
+        streams: what the display writes to, and what may be said of it.
+
+    Raises:
+        RunDirectoryError: `metrics.jsonl` cannot be opened.
 
     Attributes:
         wandb_run_id: the id to store in checkpoints; only rank 0's is that of the run.
@@ -40,6 +53,7 @@ class Monitor:
         first_step: int,
         num_parameters: int,
         wandb_run_id: str | None = None,
+        streams: Streams | None = None,
     ) -> None:
         self._config = config
         self._is_writer = world.is_main
@@ -56,48 +70,90 @@ class Monitor:
         )
         self._step = first_step
         self.wandb_run_id = wandb_run_id or new_run_id()
-        self._watchers: list[MetricsFile | Display] = []
-        self._opened = ExitStack()
+        self._streams = streams
+        self._failed: set[str] = set()
+        self._metrics: MetricsFile | None = None
+        self._display: Display | None = None
         self._wandb: WandbWriter | None = None
+        if self._is_writer:
+            path = config.directory.metrics
+            try:
+                self._metrics = MetricsFile(path)
+            except OSError as error:
+                raise RunDirectoryError(
+                    f"{path} cannot be written ({error.strerror}): make room, or move what is in "
+                    "its place away"
+                ) from None
 
     def __enter__(self) -> Self:
         if self._is_writer:
-            with ExitStack() as opened:
-                metrics = opened.enter_context(closing(MetricsFile(self._config.directory.metrics)))
-                display = opened.enter_context(closing(Display(self._run, self._config.watch)))
-                self._watchers = [metrics, display]
-                if self._config.watch.wandb != "disabled":
+            watch = self._config.watch
+            with self.guard("the display"):
+                self._display = Display(self._run, watch)
+            if watch.wandb != "disabled":
+                with self.guard("W&B"):
                     self._wandb = WandbWriter(self._config, run_id=self.wandb_run_id)
-                self.write(self._run)
-                # The display closes first: a full disk must not leave the terminal as it is.
-                self._opened = opened.pop_all()
+            self.write(self._run)
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: Any) -> None:
-        with self._opened:
-            if self._wandb is not None:
+        if self._wandb is not None:
+            with self.guard("W&B"):
                 self._wandb.finish(exit_code=0 if error_type is None else 1)
-                self._tell_wandb_notes()
+            self._tell_notes()
+        if self._display is not None:
+            with self.guard("the display"):
+                self._display.close()
+        if self._metrics is not None:
+            with self.guard(str(self._config.directory.metrics)):
+                self._metrics.close()
 
     def write(self, record: Record) -> None:
         """Takes a record; a sample is also kept in `samples.txt`."""
         self._step = max(self._step, record.step)
-        for watcher in self._watchers:
-            watcher.write(record)
-        if self._is_writer and isinstance(record, SampleRecord):
-            with self._config.directory.samples.open("a", encoding="utf-8") as file:
+        if not self._is_writer:
+            return
+        directory = self._config.directory
+        if self._metrics is not None:
+            with self.guard(str(directory.metrics)):
+                if self._metrics.write(record):
+                    self._say_again()
+        if self._display is not None:
+            with self.guard("the display"):
+                self._display.write(record)
+        if isinstance(record, SampleRecord):
+            with self.guard(str(directory.samples)), directory.samples.open("a") as file:
                 file.write(f"── step {record.step} ──\n{record.prompt}▸{record.text}\n\n")
         if self._wandb is not None:
             self._wandb.write(record)
-            self._tell_wandb_notes()
+        self._tell_notes()
+
+    @contextmanager
+    def guard(self, what: str) -> Generator[None]:
+        """What only watches is done in here: its errors are said, each of `what` once."""
+        try:
+            yield
+        except Exception as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+                self.note(f"{what}: not written ({reason}), and the run goes on")
 
     def note(self, text: str) -> None:
         """Shows and keeps a line for whoever watches the run."""
         self.write(NoteRecord(step=self._step, text=text))
 
-    def _tell_wandb_notes(self) -> None:
-        for text in self._wandb.take_notes() if self._wandb is not None else ():
-            self.note(text)
+    def _tell_notes(self) -> None:
+        for source in (self._wandb, self._streams):
+            for text in () if source is None else source.take_notes():
+                self.note(text)
+
+    def _say_again(self) -> None:
+        """Make a directory that was removed this run's again; what it held otherwise is lost."""
+        directory = self._config.directory
+        if not directory.config.exists():
+            Place.of(directory.config).write(dump(self._config).encode())
+        self.note(f"{directory.metrics} was removed: it is written again, and the run goes on")
 
 
 def describe_machine() -> str:

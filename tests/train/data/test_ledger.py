@@ -215,11 +215,18 @@ def test_a_full_disk_ends_the_ledger_and_is_told(plan: StepPlan, tmp_path: Path)
     start = Start(start=1, first_step=0, rank=0, ranks=1, entries=ENTRIES)
     with small_disk(tmp_path / "disk", num_bytes=16 << 10) as disk:
         writer = LedgerWriter(disk, start, limit_bytes=1 << 20)
-        for step in range(1, 200):
+        kept_room_since: int | None = None
+        for step in range(1, 400):
             writer.add(step, data_of(identities(plan.step(1 + step % 30))))
+            if writer.fault is not None and kept_room_since is None:
+                kept_room_since = step
+                writer.settle()  # what it could not have promised without the room
         assert "No space left on device" in str(writer.fault)
+        with pytest.raises(RunDirectoryError, match="make room there"):
+            writer.refuse_more()
         with pytest.raises(RunDirectoryError, match="make room there"):
             writer.settle()
         _, records = read_ledger(disk)[1][0]
         assert [record.step for record in records] == list(range(1, len(records) + 1))
-        assert len(records) > 10
+        assert kept_room_since is not None
+        assert len(records) > kept_room_since + 10
