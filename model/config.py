@@ -1,6 +1,26 @@
 """The base of every configuration class."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+MOST_PATH_BYTES = 4095
+MOST_NAME_BYTES = 255
+
+
+def _can_be_a_path(text: str) -> str:
+    content = text.encode()
+    is_short = len(content) <= MOST_PATH_BYTES and all(
+        len(name) <= MOST_NAME_BYTES for name in content.split(b"/")
+    )
+    if not text.strip() or min(content) < ord(" ") or not is_short:
+        raise ValueError("cannot be the name of a file or directory: name another")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_can_be_a_path)]
+"""A path, or the address of a store, as the user wrote it: `~` and `$VARIABLE` in it are stored as
+they are, and stand on each host, at each start, for what `train.storage.path` says."""
 
 
 class Config(BaseModel):

@@ -1,5 +1,6 @@
 """The door of every command line: one exit status and one way to tell for each kind of end."""
 
+import argparse
 import functools
 import json
 import sys
@@ -7,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from train.errors import UserError
+from train.errors import StorageError, UserError
 from train.exit_status import ExitStatus
+from train.storage.path import local_path as parsed
 from train.watch.streams import lasting_streams
 
 P = ParamSpec("P")
@@ -39,6 +41,14 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
                 return ExitStatus.INTERRUPTED
 
     return guarded
+
+
+def local_path(text: str) -> Path:
+    """The type of an argument that names a file or directory of this host."""
+    try:
+        return parsed(text)
+    except StorageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def write_json(path: Path, document: object) -> None:

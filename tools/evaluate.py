@@ -13,7 +13,7 @@ from rich.table import Table
 from model.batch import Batch
 from model.loss import Loss
 from model.semicausal import SemiCausal
-from tools.command import command_line, write_json
+from tools.command import command_line, local_path, write_json
 from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
     parser.add_argument("--corpus", help="default: the corpus the run was trained on")
     parser.add_argument("--sequences", type=int, help="default: the whole validation split")
-    parser.add_argument("--out", type=Path, default=Path("out/evaluate.json"))
+    parser.add_argument("--out", type=local_path, default=Path("out/evaluate.json"))
     options = parser.parse_args(arguments)
     if options.sequences is not None and options.sequences < 1:
         parser.error("--sequences must be at least 1")

@@ -3,7 +3,6 @@
 import argparse
 import math
 import sys
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -32,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--top-p", type=float, default=0.0, help="nucleus; 0 (default) is greedy")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokenizer", type=Path, help="default: the one the run kept")
+    parser.add_argument("--tokenizer", type=Place.parse, help="default: the one the run kept")
     options = parser.parse_args(arguments)
     if not 0 <= options.top_p <= 1:
         parser.error("--top-p must lie between 0 and 1")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tools.command import command_line, write_json
+from tools.command import command_line, local_path, write_json
 from train.build import build_plan
 from train.checkpoint.directory import latest
 from train.checkpoint.restore import read_state
@@ -35,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     proof = commands.add_parser("check", help="prove that every batch was read once, in order")
     proof.set_defaults(action=_check)
-    proof.add_argument("run", type=Path, metavar="RUN", help="run directory")
-    proof.add_argument("--out", type=Path, help="write the findings as JSON")
+    proof.add_argument("run", type=local_path, metavar="RUN", help="run directory")
+    proof.add_argument("--out", type=local_path, help="write the findings as JSON")
     shown = commands.add_parser("show", help="what a step was made of")
     shown.set_defaults(action=_show)
-    shown.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    shown.add_argument("run", type=local_path, metavar="RUN", help="run directory")
     shown.add_argument("--step", type=int, required=True)
     for command in (proof, shown):
         command.add_argument(

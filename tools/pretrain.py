@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tools.command import command_line, write_json
+from tools.command import command_line, local_path, write_json
 from tools.lab.daemons import free_ports
 from train.config import RunConfig
 from train.config_files import load
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int | None:
     parser = argparse.ArgumentParser(prog="python -m tools.pretrain", description=__doc__)
     parser.add_argument("--started", type=float, default=time.time(), help="Unix seconds")
     parser.add_argument("--minutes", type=float, default=6.0, help="what training may take")
-    parser.add_argument("--out", type=Path, default=Path("out/pretrain.json"))
+    parser.add_argument("--out", type=local_path, default=Path("out/pretrain.json"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args(arguments)
     overrides: list[str] = options.overrides

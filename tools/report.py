@@ -3,9 +3,8 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from tools.command import command_line
+from tools.command import command_line, local_path
 from train.run_directory import RunDirectory
 from train.watch.report import write_report
 
@@ -14,8 +13,8 @@ from train.watch.report import write_report
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the report and prints its path."""
     parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__)
-    parser.add_argument("run", type=Path, help="directory of the run")
-    parser.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
+    parser.add_argument("run", type=local_path, help="directory of the run")
+    parser.add_argument("--out", type=local_path, help="file to write (default: RUN/report.html)")
     options = parser.parse_args(arguments)
     sys.stdout.write(f"{write_report(RunDirectory(options.run), out=options.out)}\n")
 

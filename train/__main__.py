@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from typing import NoReturn
 
 import torch
@@ -15,10 +16,11 @@ from parallel.zero.config import why_unsupported
 from train.config import RunConfig, batch_fault
 from train.config_files import dump, load
 from train.dry_run import dry_run
-from train.errors import ConfigError, UserError
+from train.errors import ConfigError, StorageError, UserError
 from train.exit_status import ExitStatus
 from train.loop import train
 from train.prepare import check
+from train.storage.path import local_path
 from train.text import prompt_fault
 from train.watch.streams import PATIENCE_SECONDS, Streams, lasting_streams
 
@@ -89,12 +91,7 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     marks = prompt_fault(config.samples.prompts, config.model)
     rules = [
         # Not a check of the configuration: what earlier versions stored must stay readable.
-        (
-            "://" in config.run_directory,
-            f"run_directory: {config.run_directory} is no directory of this host, where metrics "
-            "and the report have to lie: name one, and put checkpoints into a store with "
-            "checkpoint.directory",
-        ),
+        *((fault, fault) for fault in _local_faults(config)),
         (uneven, uneven),
         (marks, f"samples.prompts: {marks}"),
         (unsupported, f"precision: {unsupported}"),
@@ -113,6 +110,20 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     if faults:
         raise ConfigError("\n".join(faults))
     return config
+
+
+def _local_faults(config: RunConfig) -> Iterator[str]:
+    """Directories that have to lie on this host, and do not."""
+    named = {
+        "run_directory": config.run_directory,
+        "zero.offload_directory": config.zero.offload_directory,
+        "storage.cache": config.storage.cache,
+    }
+    for key, text in named.items():
+        try:
+            _ = text is not None and local_path(text)
+        except StorageError as error:
+            yield f"{key}: {error}"
 
 
 def complain(error: UserError) -> int:

@@ -24,6 +24,7 @@ from train.data.tokens import SpecialTokens
 from train.errors import CheckpointError, ConfigError
 from train.loading import load_config
 from train.storage.cache import require_working_set
+from train.storage.path import local_path
 from train.storage.place import Place
 
 
@@ -220,12 +221,12 @@ def build_engine(config: RunConfig, model: torch.nn.Module, mesh: Mesh) -> ZeroE
     """
     assert config.precision != "auto", "resolved when the run starts"
     adamw = config.optim.adamw
+    zero, directory = config.zero, config.zero.offload_directory
     try:
-        return engine.build_engine(
-            model, mesh, adamw=adamw, zero=config.zero, precision=config.precision
-        )
+        if directory is not None:
+            zero = zero.model_copy(update={"offload_directory": str(local_path(directory))})
+        return engine.build_engine(model, mesh, adamw=adamw, zero=zero, precision=config.precision)
     except OSError as error:
-        directory = config.zero.offload_directory
         if directory is None:
             raise
         raise ConfigError(

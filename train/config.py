@@ -1,11 +1,10 @@
 """The configuration of a run: composes the parts' classes and cross-checks them."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from model.config import Config
+from model.config import Config, PathText
 from model.encoders.protocol import SpanLoad
 from model.lora import LoraConfig
 from model.semicausal import ModelConfig
@@ -22,6 +21,7 @@ from train.data.spans.protocol import SpanCapacity
 from train.optim import OptimConfig
 from train.run_directory import RunDirectory
 from train.storage.config import StorageConfig
+from train.storage.path import local_path
 from train.watch.config import WatchConfig
 
 Positive = Annotated[int, Field(ge=1)]
@@ -51,7 +51,7 @@ class SpanCapacityConfig(Config):
 class DataConfig(Config):
     """Where samples come from."""
 
-    corpus: str | None = None
+    corpus: PathText | None = None
     """Directory or `s3://bucket/path` that `tools.corpus` wrote."""
     sources: dict[str, SourceConfig] = Field(default_factory=dict)
     """Several corpora by name instead of one, each with its share of the sequences."""
@@ -84,7 +84,10 @@ class DataConfig(Config):
     @property
     def mixed(self) -> dict[str, SourceConfig]:
         """All sources by name; a single corpus is a mixture of one."""
-        return self.sources or {"corpus": SourceConfig(corpus=self.corpus or "")}
+        if self.sources:
+            return self.sources
+        assert self.corpus is not None, "refused with the configuration"
+        return {"corpus": SourceConfig(corpus=self.corpus)}
 
 
 class CheckpointConfig(Config):
@@ -99,7 +102,7 @@ class CheckpointConfig(Config):
     asynchronous: bool = True
     """Write while training goes on, from a copy of each rank's share in host memory; without,
     training waits for the write and no copy is made."""
-    directory: str | None = None
+    directory: PathText | None = None
     """Directory or `s3://bucket/path`; default checkpoints/ in the run directory."""
 
     @property
@@ -131,7 +134,7 @@ class RunConfig(Config):
     """Everything that defines a run."""
 
     name: str
-    run_directory: str
+    run_directory: PathText
     """Holds metrics, checkpoints and the report; running again continues there."""
     seed: Annotated[int, Field(ge=0)] = 1
     steps: Positive
@@ -152,7 +155,7 @@ class RunConfig(Config):
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     samples: SamplesConfig = Field(default_factory=SamplesConfig)
     watch: WatchConfig = Field(default_factory=WatchConfig)
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Checkpoint that supplies all first weights, as for finetuning."""
     lora: LoraConfig | None = None
     """Train low-rank adapters and keep the rest fixed; needs `init_from`."""
@@ -168,7 +171,7 @@ class RunConfig(Config):
     @property
     def directory(self) -> RunDirectory:
         """What the run leaves, by name."""
-        return RunDirectory(Path(self.run_directory))
+        return RunDirectory(local_path(self.run_directory))
 
     def on_corpus(self, corpus: str | None) -> Self:
         """The same, but reading one corpus in place of its sources; unchanged for None."""

@@ -1,55 +1,23 @@
 """YAML files and dotted overrides become one validated configuration, or one list of all faults."""
 
 import copy
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, Final, TypeVar, cast
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from train.errors import ConfigError
+from train.errors import ConfigError, UserError
+from train.explain import RENAMED, in_words, shortened
+from train.plain_yaml import MOST_BYTES, MOST_LEVELS, Tree, YamlError, parse
+from train.plain_yaml import dump as dump_yaml
+from train.storage.path import local_path
 
 Model = TypeVar("Model", bound=BaseModel)
-Tree = dict[str, Any]
 
-FLOAT = re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)|[-+]?\.\d+([eE][-+]?\d+)?")
-
-
-RENAMED: Mapping[str, str] = {
-    "data.cache": "storage.cache",
-    "data.cache_gib": "storage.cache_gib",
-    "data.endpoint_url": "storage.endpoint_url",
-    "data.layouts": "data.span_choices",
-    "data.read_ahead_shards": "storage.read_ahead_files",
-    "data.retry_budget_seconds": "storage.retry_budget_seconds",
-    "data.timeout_seconds": "storage.timeout_seconds",
-}
-"""Keys of earlier versions by what they are called now. Users are told; what runs and checkpoints
-have stored is translated."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that reads `3e-4` as a number; PyYAML takes it for a string."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
-    if repeated:
-        raise yaml.constructor.ConstructorError(
-            None, None, f"{', '.join(repeated)} stands there twice", node.start_mark
-        )
-    return cast(Tree, loader.construct_mapping(node, deep=True))
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(rf"^(?:{FLOAT.pattern})$"), list("-+0123456789.")
-)
+INCLUDE: Final = "include"
 
 
 def load(model: type[Model], arguments: Sequence[str]) -> Model:
@@ -64,34 +32,30 @@ def load(model: type[Model], arguments: Sequence[str]) -> Model:
         ConfigError: with every fault, each at its full path with the nearest valid key.
     """
     tree: Tree = {}
-    faults: list[str] = []
+    faults: list[str | Mapping[str, Any]] = []
     overrides = [argument for argument in arguments if _is_override(argument)]
+    files = Files()
     for argument in arguments:
         if not _is_override(argument):
             try:
-                tree = merge(tree, read(Path(argument)))
-            except ConfigError as error:
+                tree = merge(tree, files.read(local_path(argument)))
+            except UserError as error:
                 faults.append(str(error))
     for override in overrides:
-        key, _, text = override.partition("=")
         try:
-            tree = merge(tree, _nested(key.split("."), yaml.load(text, _Loader)))
-        except yaml.YAMLError:
-            faults.append(f"{key}: cannot read {text!r} as a YAML value")
+            tree = merge(tree, _overridden(override))
+        except ConfigError as error:
+            faults.append(str(error))
     try:
         config = model.model_validate(tree)
     except ValidationError as error:
         # What a file that could not be read would have said is not missing.
         whole = not faults
-        faults += [
-            _explain(model, tree, fault)
-            for fault in error.errors()
-            if whole or fault["type"] != "missing"
-        ]
+        faults += [fault for fault in error.errors() if whole or fault["type"] != "missing"]
     else:
         if not faults:
             return config
-    raise ConfigError("\n".join(faults))
+    raise ConfigError(in_words(model, faults))
 
 
 def from_stored(model: type[Model], stored: Any, *, place: str) -> Model:
@@ -123,31 +87,62 @@ def from_stored(model: type[Model], stored: Any, *, place: str) -> Model:
         ) from None
 
 
-def read(path: Path, *, above: tuple[Path, ...] = ()) -> Tree:
-    """One YAML file with its includes merged before it."""
-    if path in above:
-        raise ConfigError(f"{path}: includes itself")
+class Files:
+    """Files of a configuration, each read once, however often it is included."""
+
+    def __init__(self) -> None:
+        self._merged: dict[str, Tree] = {}
+
+    def read(self, path: Path, *, above: tuple[str, ...] = ()) -> Tree:
+        """A file with its includes merged before it.
+
+        Args:
+            path: of the file.
+            above: the files that include it, by their real paths.
+
+        Raises:
+            ConfigError: it is not there or no such YAML, or includes itself.
+        """
+        name = os.path.realpath(path)
+        if name in above:
+            raise ConfigError(f"{path}: includes itself")
+        if len(above) > MOST_LEVELS:
+            raise ConfigError(f"{path}: is included over more than {MOST_LEVELS} files")
+        if name not in self._merged:
+            tree = read_file(path)
+            included = tree.pop(INCLUDE, [])
+            if not isinstance(included, list) or not all(isinstance(i, str) for i in included):
+                raise ConfigError(f"{path}: include must be a list of files")
+            merged: Tree = {}
+            for other in cast(list[str], included):
+                beside = path.parent / other
+                if not os.path.lexists(beside):
+                    beside = path.parent / local_path(other)
+                merged = merge(merged, self.read(beside, above=(*above, name)))
+            self._merged[name] = merge(merged, tree)
+        return self._merged[name]
+
+
+def read_file(path: Path) -> Tree:
+    """The keys and values of one file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
     try:
-        loaded = yaml.load(path.read_text(), _Loader)
+        with path.open("rb") as file:
+            document = parse(file.read(MOST_BYTES + 1))
     except FileNotFoundError:
-        beside = path.parent.iterdir() if path.parent.is_dir() else ()
-        near = get_close_matches(path.name, [file.name for file in beside], n=1)
+        beside = os.listdir(path.parent) if path.parent.is_dir() else ()
+        near = get_close_matches(path.name, beside, n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"{path}: there is no such file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(loaded, dict | None):
+    except (OSError, YamlError) as error:
+        reason = error if isinstance(error, YamlError) else f"cannot be read: {error.strerror}"
+        raise ConfigError(f"{path}: {reason}") from None
+    if not isinstance(document, dict | None):
         raise ConfigError(f"{path}: must hold keys and values at its top")
-    tree = cast(Tree, loaded or {})
-    included: Any = tree.pop("include", [])
-    if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
-        raise ConfigError(f"{path}: include must be a list of files")
-    merged: Tree = {}
-    for name in cast(list[str], included):
-        merged = merge(merged, read(path.parent / name, above=(*above, path)))
-    return merge(merged, tree)
+    return cast(Tree, document or {})
 
 
 def merge(base: Tree, over: Tree) -> Tree:
@@ -169,7 +164,7 @@ def merge(base: Tree, over: Tree) -> Tree:
 
 def dump(config: BaseModel) -> str:
     """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -185,90 +180,23 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def _is_override(argument: str) -> bool:
-    return "=" in argument and not Path(argument).is_file()
+    return "=" in argument and not os.path.isfile(argument)
+
+
+def _overridden(override: str) -> Tree:
+    key, _, text = override.partition("=")
+    keys, shown = key.split("."), shortened(repr(key)[1:-1], 80)
+    if not key.isprintable() or not all(keys) or len(keys) > MOST_LEVELS:
+        raise ConfigError(f"{shown or '='}: is no key: write key=value, such as optim.lr=3e-4")
+    try:
+        return _nested(keys, parse(text, comments=False))
+    except YamlError as error:
+        raise ConfigError(
+            f"{shown}: cannot read {shortened(repr(text), 80)} as a YAML value: {error}"
+        ) from None
 
 
 def _nested(keys: Sequence[str], value: Any) -> Tree:
     for key in reversed(keys):
         value = {key: value}
     return cast(Tree, value)
-
-
-def _explain(model: type[BaseModel], tree: Tree, fault: Any) -> str:
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if not fault["loc"]:  # a check of the whole, which says itself where
-        return message
-    *above, last = fault["loc"]
-    path: list[str] = []
-    section: Any = tree
-    tag: Any = None
-    for part in above:
-        try:
-            section, tag = section[part], None
-        except (LookupError, TypeError):
-            tag = part  # what is not in the document names the kind of a union
-        else:
-            path.append(str(part))
-    where = ".".join([*path, str(last)])
-    if fault["type"] == "extra_forbidden" and where in RENAMED:
-        return f"{where}: is called {RENAMED[where]} now"
-    if fault["type"] == "extra_forbidden":
-        return f"{where}: no such key{_suggestion(model, path, str(last), tag)}"
-    if fault["type"] == "missing":
-        return f"{where}: is missing"
-    got = fault.get("input")
-    shown = f" (got {got!r})" if isinstance(got, str | int | float | bool | None) else ""
-    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
-
-
-def _suggestion(model: type[BaseModel], path: Sequence[str], key: str, tag: Any) -> str:
-    keys = list(_keys(model))
-    siblings = [
-        found[-1]
-        for found, owner in keys
-        if len(found) == len(path) + 1
-        and all(part in (given, "NAME") for part, given in zip(found, path, strict=False))
-        and (tag is None or tag in get_args(owner.model_fields["kind"].annotation))
-    ]
-
-    def shared(found: Sequence[str]) -> int:
-        pairs = enumerate(zip(found, [*path, ""], strict=False))
-        return next((i for i, (part, given) in pairs if part not in (given, "NAME")), len(path))
-
-    # Of keys of the same name, the one that has most of the way in common.
-    by_way = sorted((found for found, _ in reversed(keys)), key=shared)
-    named = {found[-1]: ".".join(found) for found in by_way}
-    near = get_close_matches(key, siblings, n=1, cutoff=0.6)
-    # Near matches of a key as short as `lr` are chance.
-    if key in named and (not near or len(key) <= 3):
-        best = named[key]
-    elif near:
-        best = ".".join([*path, near[0]])
-    else:
-        best = "".join(named[name] for name in get_close_matches(key, named, n=1, cutoff=0.75))
-    if best:
-        return f"; did you mean {best}?"
-    return f"; valid here: {', '.join(siblings)}" if siblings else ""
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The concrete types an annotation allows."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _members(get_args(annotation)[0])
-    if origin in (Union, UnionType):
-        return [m for part in get_args(annotation) for m in _members(part)]
-    return [annotation]
-
-
-def _keys(
-    annotation: Any, above: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
-    """Every key that there may be, as its path, with its owner; NAME stands for what users name."""
-    for member in _members(annotation):
-        if get_origin(member) is dict:
-            yield from _keys(get_args(member)[1], (*above, "NAME"))
-        elif isinstance(member, type) and issubclass(member, BaseModel):
-            for name, field in member.model_fields.items():
-                yield (*above, name), member
-                yield from _keys(field.annotation, (*above, name))

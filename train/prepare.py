@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import yaml
 from filelock import FileLock
 
 from parallel.agreement import on_all_ranks
@@ -24,7 +23,7 @@ from train.build import (
 from train.checkpoint.directory import latest, resolve
 from train.checkpoint.restore import read_state, restore
 from train.config import RunConfig
-from train.config_files import differences, dump, from_stored
+from train.config_files import differences, dump, from_stored, read_file
 from train.data.collate import Collator
 from train.data.plan import StepPlan
 from train.data.sources import Sources
@@ -136,11 +135,7 @@ def stored_config(directory: RunDirectory) -> RunConfig:
     Raises:
         ConfigError: this version does not understand it, or it is missing.
     """
-    try:
-        document = yaml.safe_load(directory.config.read_text())
-    except (OSError, yaml.YAMLError):
-        document = None
-    return from_stored(RunConfig, document, place=str(directory))
+    return from_stored(RunConfig, read_file(directory.config), place=str(directory))
 
 
 def check(config: RunConfig) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from model.attention import SpanGrid
 from model.batch import PackedSpans
 from model.block import run_block
+from model.config import PathText
 from model.encoders.protocol import EncoderKind, SpanLoad, Stack
 from model.layers import Layers, normal
 from model.recompute import Recompute
@@ -31,7 +32,7 @@ class TextEncoderConfig(EncoderKind):
     """Share of the embedding and of each residual branch dropped in training."""
     start_token: Annotated[int, Field(ge=0)] = 0
     """Token that opens each span; its output is dropped. `<s>` of our tokenizers."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Checkpoint whose text encoder supplies the first weights."""
     trainable_layers: Annotated[int, Field(ge=0)] | None = None
     """Train only the last this many layers; needs `init_from`. Default: all, or 2 with

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, model_validator
 
-from model.config import Config
+from model.config import Config, PathText
 
 Precision = Literal["fp32", "bf16"]
 
@@ -37,7 +37,7 @@ class ZeroConfig(Config):
     live_elements: Annotated[int, Field(ge=0)] = 1_000_000_000
     """Stage 3 keeps about this many elements of gathered parameters at a time, so that one used
     again soon is not gathered twice; smaller saves memory."""
-    offload_directory: str | None = None
+    offload_directory: PathText | None = None
     """At stage 3 on CPUs: a directory on a local disk for the master weights and moments, of which
     memory then holds only what is being updated. It needs 12 bytes a parameter of a rank's share,
     and is empty again after the run. Default: all is kept in memory."""

@@ -17,9 +17,10 @@ from tests.train.runs import TINY_RUN, run, start
 from train import __main__ as command
 from train.build import build_collator, build_model, open_sources
 from train.config import RunConfig
-from train.config_files import RENAMED, from_stored, load
+from train.config_files import from_stored, load
 from train.data.sample import Sample
 from train.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
+from train.explain import RENAMED
 from train.prepare import claim
 from train.run_directory import RunDirectory
 
@@ -62,6 +63,15 @@ MISTAKES = [
     ),
     (["steps=many"], "steps: input should be a valid integer (got 'many')"),
     (["run_directory=s3://lab/runs/a"], "run_directory: s3://lab/runs/a is no directory of this"),
+    (["run_directory=$NOT_SET/a"], "run_directory: $NOT_SET/a: the variable $NOT_SET is not set"),
+    (["storage.cache=s3://lab/cache"], "storage.cache: s3://lab/cache is no directory of this"),
+    (
+        ["zero.stage=3", "checkpoint.asynchronous=false", "zero.offload_directory=~nobody-here/a"],
+        "zero.offload_directory: ~nobody-here/a: there is no such home",
+    ),
+    (["checkpoint.directory=' '"], "checkpoint.directory: cannot be the name of a file"),
+    ([f"init_from={256 * 'a'}"], "init_from: cannot be the name of a file"),
+    (['data.corpus="a\\0"'], "data.corpus: cannot be the name of a file"),
     (["data.cache_gib=1"], "data.cache_gib: is called storage.cache_gib now"),
     (["zero.stage=4"], "zero.stage: input should be 0, 1, 2 or 3 (got 4)"),
     (
@@ -94,7 +104,7 @@ MISTAKES = [
         "1 of 2 layers would train and the rest stay random",
     ),
     (["spans.image={kind: random}"], "spans.image: there is no encoder model.encoders.image"),
-    (["spans.text.kind=whole"], "spans.text: input tag 'whole'"),
+    (["spans.text.kind=whole"], "spans.text.kind: there is no kind whole; there are random, rules"),
     (["model.encoders.text.encoder.max_tokens=8"], "exceed model.encoders.text.encoder.max_tokens"),
     (["seed=-1"], "seed: input should be greater than or equal to 0"),
     (["optim.lr=.inf"], "optim.lr: input should be a finite number"),
@@ -133,9 +143,10 @@ def test_file_that_is_no_yaml(
 ) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1")
-    assert f"{broken}: is not YAML" in refused(capsys, monkeypatch, str(broken))
+    where = f"{broken}: line 2, column 1"
+    assert f"{where}: is not YAML" in refused(capsys, monkeypatch, str(broken))
     broken.write_text("steps: 1\nsteps: 2")
-    assert f"{broken}: is not YAML" in refused(capsys, monkeypatch, str(broken))
+    assert f"{where}: steps stands there twice" in refused(capsys, monkeypatch, str(broken))
     broken.write_text("include: [5]")
     assert "include must be a list of files" in refused(capsys, monkeypatch, str(broken))
     broken.write_text("- 1")

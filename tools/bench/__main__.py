@@ -26,7 +26,7 @@ from tools.bench import (
 from tools.bench.loading.case import from_shards
 from tools.bench.rounds import Findings
 from tools.bench.shapes import Plan
-from tools.command import command_line
+from tools.command import command_line, local_path
 from tools.ranks import RanksFailed, run_ranks
 from train.errors import UserError
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     parser.set_defaults(plan=shapes.FULL)
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help=", ".join(CASES))
-    parser.add_argument("--out", type=Path, default=Path("out/bench.json"))
+    parser.add_argument("--out", type=local_path, default=Path("out/bench.json"))
     options = parser.parse_args(arguments)
     plan: Plan = options.plan
     chosen: list[str] = options.only or list(CASES)

@@ -14,7 +14,7 @@ from typing import Any, Final, get_args
 
 from rich.console import Console
 
-from tools.command import command_line
+from tools.command import command_line, local_path
 from tools.corpus import build, cost, show, stats, verify
 from tools.corpus.documentation import (
     PACKAGES,
@@ -178,7 +178,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "out": {"metavar": "OUT", "help": "directory, or s3://bucket/path"},
     "corpus": {"metavar": "CORPUS", "help": "directory, or s3://bucket/path"},
     "--batch-sequences": {"type": int, "default": 256, "metavar": "N"},
-    "--cache": {"type": Path, "metavar": "DIRECTORY", "help": "keeps downloaded packages"},
+    "--cache": {"type": local_path, "metavar": "DIRECTORY", "help": "keeps downloaded packages"},
     "--corpus": {"required": True, "help": "whose tokenizer and documents to use"},
     "--dedup": {
         "choices": get_args(Method),
@@ -205,7 +205,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "--limit-megabytes": {"type": float, "metavar": "N", "help": "of documentation to train on"},
     "--media": {"action": "store_true", "help": "store payloads whatever the first rows show"},
     "--number": {"type": int, "metavar": "N", "help": "from 0 (default 0)"},
-    "--out": {"type": Path, "default": Path("stats.html"), "help": "default stats.html"},
+    "--out": {"type": local_path, "default": Path("stats.html"), "help": "default stats.html"},
     "--part-mebibytes": {
         "type": mebibytes, "metavar": "N", "help": "input that a process handles at once",
     },

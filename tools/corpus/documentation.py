@@ -16,6 +16,7 @@ from tools.corpus.packages import files, licences, obtain, version
 from tools.corpus.part import split_of
 from tools.corpus.reading import decoded
 from train.errors import DataError
+from train.storage.path import local_path
 
 PREFIX: Final = "prose:"
 """Before the path of a directory whose text is to be reduced likewise."""
@@ -231,7 +232,7 @@ def _from_directory(source: str) -> _Found:
 
 
 def _directory(source: str) -> Path:
-    directory = Path(source.removeprefix(PREFIX)).expanduser().resolve()
+    directory = local_path(source.removeprefix(PREFIX)).resolve()
     if not directory.is_dir():
         raise DataError(
             f"There is no source {source}: name a directory of text behind {PREFIX}, or one of "

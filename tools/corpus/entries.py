@@ -119,8 +119,9 @@ def pieces_of_row(
         text = row.get(CAPTION_FIELD)
     if text is None:
         others = f" or `{CAPTION_FIELD}`" if kinds else ""
-        there = ", ".join(map(str, row)) or "nothing"
-        raise RowError(f"there is no `{fields.text}`{others} (it has {there})")
+        there = ", ".join(name for name, value in row.items() if value is not None) or "nothing"
+        told = "it is null" if fields.text in row else f"it has {there}"
+        raise RowError(f"there is no `{fields.text}`{others} ({told})")
     payloads = [media_piece(media.KINDS[name], row[name], fetch=fetch) for name in kinds]
     return (*payloads, TextPiece(text=require_text(text, fields.text)))
 

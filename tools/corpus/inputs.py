@@ -155,6 +155,8 @@ def named(path: Place | str) -> Generator[None]:
     except StorageError as error:
         raise DataError(str(error)) from error
     except OSError as error:
+        if error.errno is None:  # not the system's, but what a library says of the content
+            raise DataError(str(error)) from error
         raise DataError(
             f"Cannot use {error.filename or path}: {error.strerror or error}. Check the path and "
             "its permissions."

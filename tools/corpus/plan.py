@@ -27,6 +27,8 @@ SUFFIXES: Final[dict[str, Form]] = {
     ".jsonl": "jsonl",
     ".jsonl.gz": "jsonl",
     ".jsonl.zst": "jsonl",
+    ".json.gz": "jsonl",
+    ".json.zst": "jsonl",
     ".csv": "csv",
     ".parquet": "parquet",
     **dict.fromkeys(media.SUFFIXES, "media"),

@@ -1,9 +1,13 @@
 """Reads the documents of a part in order, and notes each record or file that is none."""
 
 import csv
+import gzip
 import io
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -32,13 +36,15 @@ from train.errors import DataError
 LOOKED_AT_ROWS: Final = 100
 """Rows of a file that tell whether it has payloads."""
 _ROWS_AT_ONCE: Final = 256
-_COMPRESSED_BLOCK_BYTES: Final = 1 << 16
-"""Where a file is cut off, what the last block held is lost with it."""
 _LARGEST_FIELD: Final = 1 << 30
 _REPORT_DOCUMENTS: Final = 256
 _REPORT_BYTES: Final = 1 << 20
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
-_COMPRESSIONS: Final = {".zst": "zstd", ".gz": "gzip"}
+_UNREADABLE: Final = (
+    DataError, OSError, ValueError, EOFError, MemoryError, csv.Error, zlib.error,
+    pa.ArrowException,
+)  # fmt: skip
 
 Row = tuple[int, dict[str, Any] | RowError, float]
 """A record's number, its fields or what is wrong, and which share of its slice is read then."""
@@ -147,13 +153,19 @@ def decoded(data: bytes, path: str) -> str:
     """The text of a file, without a byte-order mark.
 
     Raises:
-        RowError: it is not UTF-8; the message names the line.
+        RowError: it is not UTF-8, or no text; the message names the line.
     """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise RowError(f"{path} is UTF-16, not UTF-8; convert it with iconv -f UTF-16 -t UTF-8")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise RowError(f"{path} is not UTF-8 in line {line} ({error.reason})") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise RowError(f"{path} holds a byte of zero in line {line}: it is UTF-16, or no text")
+    return text
 
 
 def _beside(table: str, name: str) -> bytes:
@@ -161,13 +173,16 @@ def _beside(table: str, name: str) -> bytes:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "://" in name or not path.parts:
         raise RowError(f"the path {name!r} does not lie beside the table or below")
-    return inputs.content(f"{table.rsplit('/', 1)[0]}/{path}")
+    try:
+        return inputs.content(f"{table.rsplit('/', 1)[0]}/{path}")
+    except ValueError as error:  # a sign that no name of a file can have
+        raise RowError(f"the path {name!r} cannot be that of a file") from error
 
 
 def _rows(piece: Slice, fields: Fields) -> Generator[Row]:
     """The rows of a table."""
     read = {"csv": _csv_rows, "parquet": _parquet_rows}.get(piece.form, _json_rows)
-    last = piece.first_row - 1
+    last, share = piece.first_row - 1, 0.0
     try:
         with inputs.opened(piece.path) as file:
             size = file.seek(0, io.SEEK_END)
@@ -178,59 +193,118 @@ def _rows(piece: Slice, fields: Fields) -> Generator[Row]:
                 )
             for last, row, share in read(piece, file, fields):
                 yield last, row, share
-    except (DataError, OSError, ValueError, csv.Error, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         # What cannot be read on ends here; rows before it have been told.
-        yield last + 1, RowError(f"the file cannot be read from here on: {error}"), 1.0
+        left = f"about {1 - share:.0%} of it" if 0 < share < 0.995 else "its end"
+        rest = left if last >= piece.first_row else "none of its rows"
+        told = f"the file cannot be read from here on: {error} ({rest})"
+        yield last + 1, RowError(told), 1.0
 
 
 def _json_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:
+    suffix = PurePosixPath(piece.path).suffix.lower()
+    is_packed = suffix in (".gz", ".zst")
+    if is_packed and not piece.file_bytes:
+        raise DataError(f"it has 0 bytes, which no sound {suffix} has")
     file.seek(piece.begin)
-    lines: Any = file
-    method = _COMPRESSIONS.get(PurePosixPath(piece.path).suffix.lower())
-    if method is not None:
-        stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), method)
-        lines = io.BufferedReader(stream, _COMPRESSED_BLOCK_BYTES)
+    lines = (
+        file
+        if not is_packed
+        else _zstd_lines(file)
+        if suffix == ".zst"
+        else gzip.GzipFile(fileobj=file)
+    )
     size = (piece.file_bytes if piece.end is None else piece.end) - piece.begin
+    keys = [f'"{name}"'.encode() for name in sorted(fields.wanted)]
     done = 0
     for number, line in enumerate(lines, piece.first_row):
-        done = done + len(line) if method is None else file.tell()
+        done = file.tell() if is_packed else done + len(line)
         if line.strip():
-            yield number, _json_object(line), done / size
+            yield number, _json_object(line, keys), done / size
         if piece.end is not None and done >= size:
             break
 
 
-def _json_object(line: bytes) -> dict[str, Any] | RowError:
+def _zstd_lines(file: BinaryIO) -> Iterator[bytes]:
+    from backports import zstd  # here, because few read such
+
+    # The longest window that there is: 2 GiB of memory, if a file was written with it.
+    options = {int(zstd.DecompressionParameter.window_log_max): 31}
     try:
-        row = json.loads(line)
+        yield from zstd.ZstdFile(file, options=options)
+    except zstd.ZstdError as error:
+        raise DataError(str(error)) from error
+
+
+def _json_object(line: bytes, keys: Sequence[bytes]) -> dict[str, Any] | RowError:
+    # Looking at every pair takes longer than all the rest: only where a key may stand twice.
+    may_repeat = b"\\u00" in line or any(line.count(key) > 1 for key in keys)
+    try:
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once if may_repeat else None)
+    except RowError as error:
+        return error
     except (ValueError, RecursionError) as error:
         return RowError(f"not JSON ({error})")
     return row if isinstance(row, dict) else RowError(f"a JSON {type(row).__name__}, not an object")
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise RowError(f"`{twice}` stands in it twice, and only one could be read")
+    return row
+
+
 def _csv_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:
     csv.field_size_limit(_LARGEST_FIELD)
-    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+    # What is not UTF-8 is marked in its cell, so that a row is left out and not all after it.
+    with io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
         rows = csv.DictReader(text, strict=True)
+        _require_columns(rows.fieldnames or (), fields)
         for row in rows:
             if None in row or None in row.values():
                 found = RowError(f"not {len(rows.fieldnames or ())} columns")
             else:
                 # An empty cell is how CSV says that there is nothing.
                 found = {key: value for key, value in row.items() if value != ""}
+                for name in fields.wanted & found.keys():
+                    if not found[name].isascii() and _SURROGATES.search(found[name]):
+                        found = RowError(f"`{name}` is not UTF-8")
+                        break
+                    if "\0" in found[name]:
+                        found = RowError(f"`{name}` holds a byte of zero")
+                        break
             yield rows.line_num, found, file.tell() / max(1, piece.file_bytes)
 
 
+def _require_columns(names: Sequence[str], fields: Fields) -> None:
+    for name in fields.wanted:
+        if names.count(name) > 1:
+            raise DataError(f"`{name}` names {names.count(name)} columns, and one could be read")
+
+
 def _parquet_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:
-    table = pq.ParquetFile(file)
+    table = pq.ParquetFile(file, page_checksum_verification=True)
     groups = range(piece.begin, table.num_row_groups if piece.end is None else piece.end)
-    columns = [name for name in table.schema_arrow.names if name in fields.wanted]
+    names = table.schema_arrow.names
+    _require_columns(names, fields)
+    columns = [name for name in names if name in fields.wanted]
     if not columns:
-        there = ", ".join(table.schema_arrow.names)
-        raise DataError(f"there is no column `{fields.text}` (it has {there})")
+        raise DataError(f"there is no column `{fields.text}` (it has {', '.join(names)})")
     total = sum(table.metadata.row_group(number).num_rows for number in groups)
     batches = table.iter_batches(
         batch_size=_ROWS_AT_ONCE, row_groups=list(groups), columns=columns, use_threads=False
     )
-    for count, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+    for count, row in enumerate(row for batch in batches for row in _listed(batch)):
         yield piece.first_row + count, row, (count + 1) / total
+
+
+def _listed(batch: pa.RecordBatch) -> Sequence[dict[str, Any] | RowError]:
+    """The rows of a batch, each alone where one of them cannot be read."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        if len(batch) == 1:
+            return [RowError(f"it cannot be read ({error})")]
+        return [row for at in range(len(batch)) for row in _listed(batch.slice(at, 1))]

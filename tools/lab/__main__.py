@@ -11,9 +11,8 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from tools.command import command_line
+from tools.command import command_line, local_path
 from tools.lab import s3, slurm
 from tools.lab.daemons import LabError, Record
 
@@ -35,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for action in ("up", "down", "status", "env"):
             command = actions.add_parser(action)
             command.add_argument(
-                "--directory", default=f"out/lab/{name}", help="default: %(default)s"
+                "--directory",
+                type=local_path,
+                default=f"out/lab/{name}",
+                help="default: %(default)s",
             )
             if action == "up" and name == "slurm":
                 command.add_argument("--nodes", dest="num_nodes", type=int, default=2)
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 command.add_argument("--bucket", help="create this bucket")
     options = vars(parser.parse_args(arguments))
     name, action = options.pop("service"), options.pop("action")
-    directory = Path(options.pop("directory")).resolve()
+    directory = options.pop("directory").resolve()
     service = SERVICES[name]
     if action == "down":
         service.down(directory)

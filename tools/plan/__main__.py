@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from tools.command import command_line
+from tools.command import command_line, local_path
 from tools.plan.machines import (
     GIB,
     KINDS,
@@ -64,8 +64,12 @@ def plan(arguments: list[str]) -> int:
     parser.add_argument("--gpus", type=int, required=True, help="ranks: GPUs, or cores of CPUs")
     parser.add_argument("--gpu", choices=KINDS, required=True, help="what the ranks are")
     parser.add_argument("--top", type=int, default=10, help="rows of the table")
-    parser.add_argument("--write", type=Path, metavar="OUT.yaml", help="write the first one's keys")
-    parser.add_argument("--calibration", type=Path, help="measured rates; default: those kept")
+    parser.add_argument(
+        "--write", type=local_path, metavar="OUT.yaml", help="write the first one's keys"
+    )
+    parser.add_argument(
+        "--calibration", type=local_path, help="measured rates; default: those kept"
+    )
     options = parser.parse_intermixed_args(arguments)
     if options.gpus < 1 or options.top < 1:
         parser.error("--gpus and --top must be at least 1")

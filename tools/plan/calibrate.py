@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,7 +17,7 @@ from parallel.engine import build_part
 from parallel.launch import World, join, multiplies_bf16, processor_name
 from parallel.mesh import LayoutConfig, Mesh, build_mesh
 from parallel.zero.config import Precision
-from tools.command import write_json
+from tools.command import local_path, write_json
 from tools.plan.machines import (
     KINDS,
     ZERO_RATES,
@@ -67,7 +66,7 @@ def main(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m tools.plan calibrate", description=__doc__)
     parser.add_argument("--gpu", choices=KINDS, help="what this machine is; needed with GPUs")
-    parser.add_argument("--calibration", type=Path, help="where to keep it")
+    parser.add_argument("--calibration", type=local_path, help="where to keep it")
     options = parser.parse_args(arguments)
     has_gpus = torch.cuda.is_available()
     if has_gpus == (options.gpu in (None, "cpu")):

@@ -20,7 +20,7 @@ from rich.table import Table
 from model.semicausal import ModelConfig, parameter_counts
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
-from tools.command import write_json
+from tools.command import local_path, write_json
 from tools.plan.__main__ import machine_for
 from tools.plan.machines import GIB, Machine, require_writable
 from tools.plan.measure import Observation, measured_task, observe
@@ -73,8 +73,10 @@ def main(arguments: list[str]) -> int:
         RanksFailed: a rank failed or hung.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.plan check", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/plan.json"))
-    parser.add_argument("--calibration", type=Path, help="measured rates; default: those kept")
+    parser.add_argument("--out", type=local_path, default=Path("out/plan.json"))
+    parser.add_argument(
+        "--calibration", type=local_path, help="measured rates; default: those kept"
+    )
     parser.add_argument("--tiny", action="store_true", help="only try that it runs")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the layouts")
     options = parser.parse_args(arguments)

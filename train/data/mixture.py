@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from model.config import Config
+from model.config import Config, PathText
 from train.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
@@ -26,7 +26,7 @@ _STEPS_AT_ONCE: Final = 4_096
 class SourceConfig(Config):
     """One source of a mixture. Its share is a weight, or follows from epochs or tokens."""
 
-    corpus: str
+    corpus: PathText
     """Directory or `s3://bucket/path` that `tools.corpus` wrote."""
     weight: Annotated[float, Field(ge=0)] | None = None
     """Beside the weights of the other sources; 1 where nothing is said."""

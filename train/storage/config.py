@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from model.config import Config
+from model.config import Config, PathText
+from train.storage.path import local_path
 
 
 class StorageConfig(Config):
@@ -22,7 +23,7 @@ class StorageConfig(Config):
     """An attempt to read or write a file fails when no bytes move for so long."""
     retry_budget_seconds: Annotated[float, Field(ge=0)] = 300.0
     """How long to try again, after the first failure without progress, before giving up."""
-    cache: str | None = None
+    cache: PathText | None = None
     """Where remote files of corpora are kept; default below ~/.cache/semicausal."""
     cache_gib: Annotated[float, Field(gt=0)] | None = None
     """What that may hold; the least recently used files go first. Default: no limit."""
@@ -43,7 +44,7 @@ class StorageConfig(Config):
     def cache_directory(self) -> Path:
         """What `cache_gib` is for: all cached files of this host, or those of `cache`."""
         if self.cache is not None:
-            return Path(self.cache).expanduser()
+            return local_path(self.cache)
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return base / "semicausal" / "shards"
 

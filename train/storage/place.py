@@ -1,19 +1,16 @@
 """Places of bytes: a path of this host or a name in a store, read and written alike."""
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from train.errors import StorageError
 from train.storage.config import StorageConfig
-
-_SCHEME: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_UNSET: Final = re.compile(r"\$(\w+|\{[^}]*\})")
+from train.storage.path import SCHEME, expanded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +78,7 @@ class Place(ABC):
     def parse(text: str, storage: StorageConfig | None = None, *, expand: bool = True) -> "Place":
         """The place that a user names: a path, or `s3://bucket/path`.
 
-        `$VARIABLE` and, at the beginning of a path, `~` stand for what a shell makes of them,
-        unless there is a file of that very name; any other sign is part of a name.
+        What `~` and `$VARIABLE` in it stand for, see `train.storage.path`.
 
         Args:
             text: what the user wrote.
@@ -96,8 +92,8 @@ class Place(ABC):
         from train.storage.local import LocalPlace
 
         storage = storage or StorageConfig()
-        path = _expanded(text) if expand else text
-        scheme = _SCHEME.match(path)
+        path = expanded(text) if expand else text
+        scheme = SCHEME.match(path)
         if scheme is None:
             # Of a root alone one slash stays.
             written, path = (name.rstrip("/") or name[:1] for name in (text, path))
@@ -177,15 +173,3 @@ class Place(ABC):
     @abstractmethod
     def remove(self) -> None:
         """Remove the file, or the directory with all in it; for good."""
-
-
-def _expanded(text: str) -> str:
-    path = os.path.expandvars(text)
-    if _SCHEME.match(path) is None:
-        if os.path.lexists(text):
-            return text
-        path = os.path.expanduser(path)
-    if (unset := _UNSET.search(path)) is not None or path.startswith("~"):
-        what = f"the variable {unset[0]} is not set" if unset else "there is no such home"
-        raise StorageError(f"{text}: {what}; write the path out")
-    return path

@@ -149,7 +149,7 @@ class WandbWriter:
             except Exception as error:
                 self._notes.put(
                     f"W&B is not reachable, logging offline: {_describe(error)}; "
-                    f"later: wandb sync {self._config.run_directory}/wandb/offline-*"
+                    f"later: wandb sync {self._config.directory}/wandb/offline-*"
                 )
                 # The service keeps the run id of the attempt that failed; a new one has none.
                 wandb.teardown()
@@ -170,7 +170,7 @@ class WandbWriter:
         )
         return wandb.init(
             mode=mode,
-            dir=self._config.run_directory,
+            dir=str(self._config.directory),
             resume="allow",
             settings=settings,
             project=self._config.watch.wandb_project,

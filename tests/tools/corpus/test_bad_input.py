@@ -33,7 +33,7 @@ BAD_LINES = {
     "not UTF-8": ('{"text": "\xff"}', "not JSON ('utf-8' codec can't decode"),
     "a list": ("[1]", "a JSON list, not an object"),
     "no text": ('{"txt": "a"}', "there is no `text` (it has txt)"),
-    "null text": ('{"text": null}', "there is no `text`"),
+    "null text": ('{"text": null, "a": 1}', "there is no `text` (it is null)"),
     "a number": ('{"text": 3}', "`text` is int, not text"),
     "empty": ('{"text": " \\n\\n "}', "the document is empty"),
     "surrogate": ('{"text": "\\ud800"}', "`text` holds half a character"),
@@ -56,6 +56,12 @@ BAD_LINES = {
     "image is text": ('{"image": "a.jsonl", "text": "a"}', "the image cannot be read"),
     "no caption": ('{"image": "a.jsonl"}', "there is no `text` or `caption`"),
     "odd image": ('{"image": 3, "text": "a"}', "`image` is neither a path nor bytes"),
+    "no path": ('{"image": "a\\u0000.png", "text": "a"}', "cannot be that of a file"),
+    "half a path": ('{"image": "\\ud800.png", "text": "a"}', "cannot be that of a file"),
+    "a key twice": ('{"text": "a", "text": "b"}', "`text` stands in it twice"),
+    "spelled otherwise": ('{"text": "a", "te\\u0078t": "b"}', "`text` stands in it twice"),
+    "twice inside": ('{"segments": [{"text": "a", "text": "b"}]}', "`text` stands in it twice"),
+    "UTF-16": ('{"text": "a"}'.encode("utf-16").decode("latin-1"), "not JSON ("),
     "too deep": ('{"text": ' + "[" * 100_000, "not JSON"),
 }
 
@@ -103,10 +109,16 @@ def test_files_that_cannot_be_read(
     parquet = tmp_path / "whole.parquet"
     pq.write_table(pa.Table.from_pylist(GOOD_ROWS), parquet)
     zst = pa.compress(lines, codec="zstd", asbytes=True)
+    null = tmp_path / "null"
+    pq.write_table(pa.table({"text": pa.array([None], pa.string())}), null)
     cases = {
-        "cut.jsonl.zst": (zst[:-20], "Truncated compressed stream"),
-        "cut.jsonl.gz": (gzip.compress(lines)[:-20], "Truncated compressed stream"),
+        "cut.jsonl.zst": (zst[:-20], "Compressed file ended before"),
+        "cut.jsonl.gz": (gzip.compress(lines)[:-20], "Compressed file ended before"),
         "no.jsonl.zst": (b"hello", "decompress"),
+        "nothing.jsonl.zst": (b"", "it has 0 bytes, which no sound .zst has"),
+        "nothing.json.gz": (b"", "it has 0 bytes, which no sound .gz has"),
+        "twice.csv": ("text,text\na,b\n", "`text` names 2 columns"),
+        "null.parquet": (null.read_bytes(), "there is no `text` (it is null)"),
         "cut.parquet": (parquet.read_bytes()[:-50], "Parquet magic bytes not found"),
         "empty.parquet": (b"", "Parquet file size is 0 bytes"),
         "short.csv": ("text,b\nx,y\nz\n", "not 2 columns"),
@@ -133,6 +145,31 @@ def test_what_a_truncated_file_held_before_is_kept_if_asked(
     [skipped] = json.loads((out / "manifest.json").read_text())["skipped"]
     assert len(documents(out)) > 1000
     assert "cannot be read from here on" in skipped
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("a page".encode("utf-16"), "is UTF-16, not UTF-8; convert it"),
+        ("a\npage".encode("utf-16-le"), "holds a byte of zero in line 1"),
+        (b"a\nna\xefve", "is not UTF-8 in line 2"),
+        (b"\xed\xa0\x80", "is not UTF-8 in line 1"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["text", "caption", "prose"])
+def test_text_that_is_none(
+    content: bytes, reason: str, kind: str, tmp_path: Path, tokenizer: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    put(tmp_path, "in/a.txt", content)
+    if kind == "caption":
+        put(tmp_path, "in/a.png", picture())
+    source = f"prose:{tmp_path}/in" if kind == "prose" else tmp_path / "in"
+
+    told = refusal(capsys, source, out=tmp_path / "out", tokenizer=tokenizer)
+
+    assert f"a.txt {reason}" in told
+    assert told.count("\n") == 1
 
 
 def test_a_parquet_without_the_column(
