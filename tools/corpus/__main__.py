@@ -15,7 +15,7 @@ from typing import Any, Final, get_args
 from rich.console import Console
 
 from tools.command import command_line, local_path
-from tools.corpus import build, cost, show, stats, verify
+from tools.corpus import build, cost, left_out, show, stats, verify
 from tools.corpus.documentation import (
     PACKAGES,
     VALIDATION_SHARE,
@@ -135,7 +135,14 @@ def _built(out: str, request: Request, console: Console) -> None:
     for source in manifest["sources"]:
         licences = " and ".join(source["licences"]) or "licence not stated"
         lines.append(f"  from {source['name']}: {source['tokens']:,} tokens ({licences})")
+    lines += _left_out(out)
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _left_out(corpus: str) -> list[str]:
+    """What a corpus lacks of what was given for it."""
+    found = left_out.told(Corpus.at(corpus).manifest)
+    return [f"  {line}" for line in found]
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
@@ -143,13 +150,16 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     for fault in faults:
         console.print(fault, style="red", markup=False, highlight=False, soft_wrap=True)
     told = counted(len(faults), "fault") if faults else "sound"
-    sys.stdout.write(f"{options.corpus}: {told}\n")
+    lines = [f"{options.corpus}: {told}", *_left_out(options.corpus)]
+    sys.stdout.write("\n".join(lines) + "\n")
     return 1 if faults else 0
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> None:
     corpus = Corpus.at(options.corpus)
     split = options.split or next(iter(corpus.splits))
+    for line in left_out.told(corpus.manifest):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     printer = show.Printer(corpus, split, console=Console(highlight=False))
     for number in show.chosen_numbers(printer, options):
         printer.print(number)

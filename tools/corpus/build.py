@@ -13,6 +13,7 @@ from tools.corpus import duplicates, inputs, reading
 from tools.corpus.digests import digest, gathered, located, repeats
 from tools.corpus.encoding import paragraphs
 from tools.corpus.entries import TextPiece
+from tools.corpus.left_out import LeftOut
 from tools.corpus.made import Maker
 from tools.corpus.manifest import finish
 from tools.corpus.part import BadList, Job, PartBuilder, PartRecord, split_of
@@ -57,12 +58,18 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
     with busy(console, "looking at the sources"):
         surveyed = survey(request.sources, request.licences)
         if request.made is not None:
+            for name in sorted({*request.made.names} & {source.name for source, _ in surveyed}):
+                raise DataError(
+                    f"Two sources are called {name}; give one another name, as in `other={name}`."
+                )
             made = Source(name=request.made.name, kind="made", identity=request.made.identity)
             surveyed.insert(0, (made, []))
     sources = [source for source, _ in surveyed]
     given = request.given_tokenizer()
     part_bytes = request.part_bytes or part_size(sources)
-    described = [source.model_dump(exclude={"left_out", "made_of"}) for source in sources]
+    described = [
+        source.model_dump(exclude={"left_out", "made_of", "payloads"}) for source in sources
+    ]
     recipe = request.recipe(described, given, part_bytes)
     with inputs.named(out), workshop.lock():
         manifest = workshop.begin(recipe, report=report)
@@ -70,8 +77,8 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
             report(f"{out} is already built")
             return manifest
         for source in sources:
-            for suffix, count in source.left_out.items():
-                report(f"{source.name}: {count:,} files left out ({suffix})")
+            if source.left_out:
+                report(f"{source.name}: left out are {LeftOut(source.left_out)}")
         plan = _stored_plan(workshop)
         if plan is not None:
             done, parts = len(workshop.noted(RECORD)), counted(len(plan.parts), "part")
@@ -110,7 +117,9 @@ def _made(
         workshop.write(workshop.root / LICENCES / f"{name}.txt", text.encode())
     path = str(workshop.working / _MADE)
     whole = Slice(path=path, name=_MADE, form="made", file_bytes=size, num_bytes=size)
-    told = {"licences": found.licences, "made_of": found.described}
+    told = {
+        "licences": found.licences, "made_of": found.described, "left_out": found.left_out,
+    }  # fmt: skip
     return source.model_copy(update=told), [whole]
 
 
@@ -133,7 +142,13 @@ def _stored_plan(workshop: Workshop) -> BuildPlan | None:
     data = workshop.read(workshop.working / _PLAN)
     if data is None:
         return None
-    plan = BuildPlan.model_validate_json(data)
+    try:
+        plan = BuildPlan.model_validate_json(data)
+    except ValueError as error:
+        raise DataError(
+            f"{workshop.out} was begun by another version of this program, or its plan is damaged; "
+            "delete it, and build again."
+        ) from error
     for piece in (piece for part in plan.parts for piece in part.slices):
         if piece.form == "made":  # what was begun may have been moved
             piece.path = str(workshop.working / _MADE)

@@ -6,17 +6,18 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from tools.corpus import prose
+from tools.corpus import inputs, prose
 from tools.corpus.entries import RowError
+from tools.corpus.left_out import LeftOut, shown
 from tools.corpus.made import Made
 from tools.corpus.packages import files, licences, obtain, version
 from tools.corpus.part import split_of
 from tools.corpus.reading import decoded
 from train.errors import DataError
-from train.storage.path import local_path
+from train.storage.place import Place
 
 PREFIX: Final = "prose:"
 """Before the path of a directory whose text is to be reduced likewise."""
@@ -93,6 +94,13 @@ class Documentation:
     name: str = "documentation"
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """First parts of the ids of documents."""
+        return tuple(
+            source if source in PACKAGES else _directory(source).name for source in self.sources
+        )
+
+    @property
     def identity(self) -> str:
         """What tells whether a corpus was built from the same.
 
@@ -103,16 +111,13 @@ class Documentation:
             DataError: a directory is missing, or a source has the name of another, and documents
                 would share their ids.
         """
-        names = Counter(
-            source if source in PACKAGES else _directory(source).name for source in self.sources
-        )
-        name, count = names.most_common(1)[0]
+        name, count = Counter(self.names).most_common(1)[0]
         if count > 1:
             raise DataError(f"Two sources are called {name}; rename a directory, or name it once.")
         found = hashlib.sha256(f"{prose.VERSION} {self.limit_megabytes}".encode())
         for source in self.sources:
             found.update(f"\0{source}\0".encode() if source in PACKAGES else b"\0\0")
-            for path, content in [] if source in PACKAGES else _text_files(source):
+            for path, content in [] if source in PACKAGES else _text_files(source, LeftOut()):
                 found.update(f"{path}\0{len(content)}\0".encode() + content)
         return found.hexdigest()
 
@@ -129,7 +134,7 @@ class Documentation:
                 "split": text.split,
                 "text": "\n\n".join(paragraph.text for paragraph in text.paragraphs),
             }
-            for text in self._limited(texts)
+            for text in self._limited(texts, made.left_out)
         )
         return replace(made, records=records)
 
@@ -142,11 +147,12 @@ class Documentation:
         documents: list[tuple[str, str]] = []
         described: list[dict[str, Any]] = []
         licence_texts: dict[str, str] = {}
+        left_out = LeftOut()
         for source in self.sources:
             found, about, licence_text = (
                 _from_package(source, self.cache, report)
                 if source in PACKAGES
-                else _from_directory(source)
+                else _from_directory(source, left_out)
             )
             if not found:
                 raise DataError(
@@ -159,10 +165,15 @@ class Documentation:
         # Neighbours are then unrelated, and a corpus cut short still has every subject.
         documents.sort(key=lambda document: hashlib.sha256(document[0].encode()).digest())
         texts = [Text(path=path, paragraphs=prose.paragraphs(text)) for path, text in documents]
-        texts = [text for text in texts if any(not part.is_title for part in text.paragraphs)]
-        return texts, Made(described=described, licence_texts=licence_texts)
+        kept: list[Text] = []
+        for text in texts:
+            if any(not part.is_title for part in text.paragraphs):
+                kept.append(text)
+            else:
+                left_out.add("no prose", text.path)
+        return kept, Made(described=described, licence_texts=licence_texts, left_out=left_out)
 
-    def _limited(self, texts: Sequence[Text]) -> Iterator[Text]:
+    def _limited(self, texts: Sequence[Text], left_out: LeftOut) -> Iterator[Text]:
         """The first documents of each split up to the limit, at least one of each."""
         limit = float("inf") if self.limit_megabytes is None else self.limit_megabytes * 1e6
         left = {"train": max(limit, 1), "validation": max(limit * VALIDATION_SHARE, 1)}
@@ -170,6 +181,8 @@ class Documentation:
             if left[text.split] > 0:
                 yield text
                 left[text.split] -= sum(len(paragraph.text) for paragraph in text.paragraphs)
+            else:
+                left_out.add("beyond --limit-megabytes", text.path)
 
 
 _Found = tuple[list[tuple[str, str]], dict[str, Any], str | None]
@@ -219,39 +232,58 @@ def _from_package(name: str, cache: Path, report: Callable[[str], None]) -> _Fou
     return documents, about, copyright_text
 
 
-def _from_directory(source: str) -> _Found:
+def _from_directory(source: str, left_out: LeftOut) -> _Found:
     name = _directory(source).name
     try:
         documents = [
             (f"{name}/{path}", decoded(_unpacked(content, path), path))
-            for path, content in _text_files(source)
+            for path, content in _text_files(source, left_out)
         ]
     except RowError as error:
         raise DataError(f"{error}; mend it, or take it out of {source}") from error
     return documents, {"name": name, "licences": []}, None
 
 
-def _directory(source: str) -> Path:
-    directory = local_path(source.removeprefix(PREFIX)).resolve()
-    if not directory.is_dir():
-        raise DataError(
-            f"There is no source {source}: name a directory of text behind {PREFIX}, or one of "
-            f"{', '.join(PACKAGES)}."
-        )
+def _directory(source: str) -> Place:
+    directory = inputs.placed(source.removeprefix(PREFIX))
+    if not directory.is_remote:
+        directory = Place.of(Path(directory).resolve())
+        if not Path(directory).is_dir():
+            raise DataError(
+                f"There is no source {source}: name a directory of text behind {PREFIX}, or one of "
+                f"{', '.join(PACKAGES)}."
+            )
     return directory
 
 
-def _text_files(source: str) -> Iterator[tuple[str, bytes]]:
+def _text_files(source: str, left_out: LeftOut) -> Iterator[tuple[str, bytes]]:
+    """The text files of a directory, each once; what else is there is left out."""
     directory = _directory(source)
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name.removesuffix(".gz").endswith(TEXT_SUFFIXES):
-            yield path.relative_to(directory).as_posix(), path.read_bytes()
+    listed = inputs.listing(str(directory))
+    seen: set[Any] = set()
+    for file in sorted(listed.files, key=lambda file: PurePosixPath(file.name).parts):
+        if not file.name.removesuffix(".gz").endswith(TEXT_SUFFIXES):
+            reason = PurePosixPath(file.name).suffix.lower() or "no suffix"
+        elif shown(file.name) != file.name:
+            raise DataError(f"the name of the file {shown(file.name)} is not UTF-8; rename it")
+        elif file.identity is not None and file.identity in seen:
+            reason = "link to a file that is read already"
+        else:
+            seen.add(file.identity)
+            yield file.name, inputs.content(directory / file.name)
+            continue
+        listed.left_out.add(reason, file.name)
+    for reason, names in listed.left_out.items():
+        for name in names:
+            left_out.add(reason, f"{directory.name}/{name}")
 
 
 def _unpacked(content: bytes, path: str) -> bytes:
     if not path.endswith(".gz"):
         return content
     try:
+        if not content:
+            raise EOFError("it has 0 bytes")
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not sound gzip ({error}); get its source again.") from error

@@ -1,17 +1,20 @@
 """Files that a corpus is built from, local or in object storage: found, opened, read."""
 
 import contextlib
+import errno
 import glob
 import io
 import os
 import re
+import stat
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, cast
 
 import xxhash
 
+from tools.corpus.left_out import LeftOut, shown
 from train.errors import DataError, StorageError
 from train.storage.bucket import StorePlace
 from train.storage.place import Found, Place
@@ -23,28 +26,68 @@ _SAMPLE_BYTES: Final = 1 << 16
 _MAGIC: Final = frozenset("*?[")
 
 
-def listing(path: str) -> tuple[Place, list[Found]]:
-    """The files that a file, directory or pattern stands for; hidden ones are left out.
+@dataclass(frozen=True, kw_only=True)
+class Given(Found):
+    """A file that a source holds.
+
+    Attributes:
+        identity: the same for all names of one file; None in a store.
+    """
+
+    identity: tuple[int, int] | None = None
+
+
+@dataclass(kw_only=True)
+class Listing:
+    """What a source holds.
+
+    Attributes:
+        base: what names begin at.
+        files: regular files, or links to such, by name.
+        left_out: names of what is no such file, by reason.
+    """
+
+    base: Place
+    files: list[Given] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    def look(self, name: str) -> os.stat_result | None:
+        """Take a local file, or leave it out; of a directory its status is all that is found."""
+        try:
+            status = os.stat(self.base / name)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            self.left_out.add("broken link", name)
+            return None
+        identity = (status.st_dev, status.st_ino)
+        if stat.S_ISDIR(status.st_mode):
+            return status
+        if stat.S_ISREG(status.st_mode):
+            self.files.append(Given(name=name, num_bytes=status.st_size, identity=identity))
+        else:
+            self.left_out.add("no regular file", name)
+        return None
+
+
+def listing(path: str) -> Listing:
+    """The files that a file, directory or pattern stands for, hidden ones left out.
+
+    Links are followed, and each directory is gone through once, however many links lead to it.
 
     Args:
         path: local, or a URL such as `s3://bucket/raw/*.jsonl`.
-
-    Returns:
-        What their names begin at, and the files by name.
 
     Raises:
         DataError: there is none.
     """
     with named(path):
-        base, found = _found(placed(path))
-        files = [
-            file
-            for file in sorted(found, key=lambda file: file.name)
-            if not any(part.startswith(".") for part in PurePosixPath(file.name).parts)
-        ]
-    if not files:
-        raise DataError(f"{path} holds no files; correct the source.")
-    return base, files
+        found = _found(placed(path))
+    if not found.files:
+        others = f" that can be read ({found.left_out})" if found.left_out else ""
+        raise DataError(f"{path} holds no files{others}; correct the source.")
+    found.files.sort(key=lambda file: file.name)
+    return found
 
 
 def placed(path: str) -> Place:
@@ -53,35 +96,85 @@ def placed(path: str) -> Place:
     Raises:
         StorageError: it is none, or a variable in it is not set.
     """
+    if shown(path) != path:
+        raise DataError(f"the name {shown(path)} is not UTF-8; rename it, or link to it by another")
     place = Place.parse(path.removeprefix("file://"))
     if isinstance(place, StorePlace):
         return Place.parse(f"s3://{place.bucket}/{place.path}", expand=False)
     return Place.of(Path(os.path.abspath(place)))
 
 
-def _found(place: Place) -> tuple[Place, list[Found]]:
-    """What the names of files begin at, and the files that a place stands for."""
+def _found(place: Place) -> Listing:
     file = place.find()
     if file is not None:
-        return place.parent, [replace(file, name=place.name)]
+        if place.is_remote:
+            known = Given(**vars(replace(file, name=place.name)))
+            return Listing(base=place.parent, files=[known])
+        found = Listing(base=place.parent)
+        found.look(place.name)
+        return found
     # A directory may have an asterisk in its name.
-    found = list(place.files())
-    if found or place.exists():
-        return place, found
+    if place.exists():
+        if not place.is_remote and not os.path.isdir(place):
+            raise DataError(f"{place} is neither a file nor a directory; correct the source.")
+        return _below(place)
     if not _MAGIC & set(place.path):
         raise DataError(f"There is no file or directory {place}; correct the source.")
     base = place.parent
     while _MAGIC & set(base.path):
         base = base.parent
-    return base, _matching(base, place.path.removeprefix(base.path).lstrip("/"))
+    return _matching(base, place.path.removeprefix(base.path).lstrip("/"))
 
 
-def _matching(base: Place, pattern: str) -> list[Found]:
+def _below(base: Place, *, hidden: bool = False) -> Listing:
+    """All that lies below a directory, hidden files too if they are asked for."""
+    found = Listing(base=base)
     if base.is_remote:
-        wanted = re.compile(_expression(pattern))
-        return [each for each in base.files() if wanted.fullmatch(each.name)]
-    names = glob.iglob(pattern, root_dir=base.path, recursive=True)
-    return [replace(found, name=name) for name in names if (found := (base / name).find())]
+        assert isinstance(base, StorePlace)
+        for file in base.files():
+            parts = PurePosixPath(file.name).parts
+            at = next((at for at, part in enumerate(parts, 1) if part.startswith(".")), None)
+            if at is None or hidden:
+                found.files.append(Given(**vars(file)))
+            else:
+                found.left_out.add("hidden", "/".join(parts[:at]) + "/" * (at < len(parts)))
+        return found
+    status = os.stat(base)
+    seen = {(status.st_dev, status.st_ino)}
+    waiting = [""]
+    while waiting:
+        within = waiting.pop()
+        below: list[str] = []
+        for name in sorted(os.listdir(base / within if within else base)):
+            path = f"{within}/{name}" if within else name
+            if name.startswith(".") and not hidden:
+                found.left_out.add("hidden", path + "/" * os.path.isdir(base / path))
+                continue
+            status = found.look(path)
+            if status is None:
+                continue
+            identity = (status.st_dev, status.st_ino)
+            if identity in seen:
+                found.left_out.add("link to a directory that is read already", f"{path}/")
+            else:
+                seen.add(identity)
+                below.append(path)
+        waiting += reversed(below)
+    return found
+
+
+def _matching(base: Place, pattern: str) -> Listing:
+    if base.is_remote or "**" in pattern:
+        found = _below(base, hidden=re.search(r"(^|/)\.", pattern) is not None)
+        wanted = re.compile(_expression(re.sub(r"\*\*$", "**/*", pattern)))
+        found.files = [file for file in found.files if wanted.fullmatch(file.name)]
+        found.left_out.keep(wanted.fullmatch)
+        return found
+    found = Listing(base=base)
+    for name in glob.iglob(pattern, root_dir=base.path):
+        if found.look(name) is not None:
+            found.left_out.add("directory, whose files end the pattern with **", f"{name}/")
+    return found
 
 
 def _expression(pattern: str) -> str:

@@ -62,6 +62,11 @@ class Task:
             )
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """None that other sources could have: a task is built alone."""
+        return ()
+
+    @property
     def identity(self) -> str:
         """Of the task and the corpus."""
         asked = (self.num_train, self.num_validation, self.passage_tokens)

@@ -1,8 +1,10 @@
 """Documents that a builder makes itself, rather than finds in files."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from tools.corpus.left_out import LeftOut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,12 +14,14 @@ class Made:
     Attributes:
         described: for the manifest: name and licences of each source, and what is known besides.
         licence_texts: copyright files by source.
+        left_out: names of what gave no document, by reason; known when all records are made.
         records: as in a `.jsonl` source, with `id`, the whole name of the document, and `split`,
             where it belongs. Going through them raises DataError where they cannot be made.
     """
 
     described: list[dict[str, Any]]
     licence_texts: dict[str, str]
+    left_out: LeftOut = field(default_factory=LeftOut)
     records: Iterable[Mapping[str, Any]] = ()
 
     @property
@@ -32,6 +36,11 @@ class Maker(Protocol):
     @property
     def name(self) -> str:
         """What the source is called."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """First parts of the ids of its documents."""
         ...
 
     @property

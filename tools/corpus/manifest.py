@@ -1,13 +1,15 @@
 """Makes a corpus of finished parts: indexes, lengths, counts, and last the manifest."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
+from tools.corpus.left_out import LEFT_OUT_NAME, LeftOut, lines
 from tools.corpus.part import Job, PartRecord
-from tools.corpus.plan import BuildPlan
+from tools.corpus.plan import BuildPlan, Source
 from tools.corpus.request import FORMAT_VERSION
 from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer
 from tools.corpus.words import counted
@@ -55,6 +57,10 @@ def finish(
     if lacking is not None:
         workshop.discard()
         raise DataError(lacking)
+    left_out = {
+        source.name: _left_out(source, [r for r in records if job.plan.parts[r.part].source == n])
+        for n, source in enumerate(job.plan.sources)
+    }
     manifest = {
         "format_version": FORMAT_VERSION,
         "kind": DOCUMENTS_KIND,
@@ -62,7 +68,7 @@ def finish(
         "vocabulary": tokenizer.vocabulary,
         "special_tokens": tokenizer.special.to_manifest(),
         "splits": splits,
-        "sources": _sources(job.plan, records),
+        "sources": _sources(job.plan, records, left_out),
         "split_rule": (
             "a document is validation if SHA-256('split:' + id), as a fraction, is < "
             f"{recipe['validation']}"
@@ -98,6 +104,9 @@ def finish(
         }
         for name, content in files.items():
             workshop.write(workshop.root / split / name, content)
+    named = lines(left_out)
+    if named:
+        workshop.write(workshop.root / LEFT_OUT_NAME, named)
     for name, content in beside.items():
         workshop.write(workshop.root / name, content)
     workshop.clear()
@@ -116,7 +125,24 @@ def totals(shards: Sequence[ShardRecord]) -> dict[str, int]:
     }
 
 
-def _sources(plan: BuildPlan, records: Sequence[PartRecord]) -> list[dict[str, Any]]:
+def _left_out(source: Source, records: Sequence[PartRecord]) -> LeftOut:
+    """What a source held that is not in the corpus."""
+    left_out = LeftOut(source.left_out)
+    for name in (name for record in records for name in record.empty):
+        left_out.add("empty", name)
+    fetched = {path for record in records for path in record.fetched}
+    missing = [path for path in source.payloads if path not in fetched]
+    if missing and "://" not in missing[0]:  # a row may name a file by a link
+        fetched = {os.path.realpath(path) for path in fetched}
+        missing = [path for path in missing if os.path.realpath(path) not in fetched]
+    for path in missing:
+        left_out.add("named by no row", source.payloads[path])
+    return left_out
+
+
+def _sources(
+    plan: BuildPlan, records: Sequence[PartRecord], left_out: Mapping[str, LeftOut]
+) -> list[dict[str, Any]]:
     described: list[dict[str, Any]] = []
     for number, source in enumerate(plan.sources):
         of_it = [record for record in records if plan.parts[record.part].source == number]
@@ -124,10 +150,12 @@ def _sources(plan: BuildPlan, records: Sequence[PartRecord]) -> list[dict[str, A
             split: totals([shard for record in of_it for shard in record.shards[split]])
             for split in SPLITS
         }
+        counts: list[Any] = [record.records for record in of_it]
         described.append(
             {
-                **source.model_dump(exclude={"left_out"}),
-                "left_out_files": source.left_out,
+                **source.model_dump(exclude={"left_out", "payloads"}),
+                "left_out_files": left_out[source.name].counts(),
+                "records": None if None in counts else sum(counts),
                 "documents": sum(split["documents"] for split in splits.values()),
                 "tokens": sum(split["tokens"] for split in splits.values()),
                 "duplicates_removed": sum(record.duplicates for record in of_it),

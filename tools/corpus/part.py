@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tools.corpus.encoding import Encoder
 from tools.corpus.entries import Entry
@@ -36,6 +36,9 @@ class PartRecord(BaseModel):
         shards: by split, in order.
         duplicates: documents left out because an earlier one is like them.
         bad: what could not be made a document.
+        records: that were read: documents, duplicates and bad ones; None of an older version.
+        empty: names of files that hold no record.
+        fetched: paths of payloads that rows named, where payloads lie in the source.
         drawn: lowest and highest of its documents' draws in [0, 1], which decide their splits; None
             where none was drawn.
     """
@@ -46,6 +49,9 @@ class PartRecord(BaseModel):
     shards: dict[str, list[ShardRecord]]
     duplicates: int
     bad: list[str]
+    records: int | None = None
+    empty: list[str] = Field(default_factory=list)
+    fetched: list[str] = Field(default_factory=list)
     drawn: tuple[float, float] | None = None
 
 
@@ -92,7 +98,8 @@ class PartBuilder:
         Raises:
             DataError: more is bad than may be, or the part cannot be read or written.
         """
-        workshop, request = self._job.workshop, self._job.request
+        workshop, request, plan = self._job.workshop, self._job.request, self._job.plan
+        source = plan.sources[plan.parts[number].source]
         scratch = workshop.scratch / f"{number:05}"
         shutil.rmtree(scratch, ignore_errors=True)
         writers = {
@@ -136,6 +143,9 @@ class PartBuilder:
             shards={split: writer.records for split, writer in writers.items()},
             duplicates=0 if keep is None else int((~keep).sum()),
             bad=bad.found,
+            records=entries.records,
+            empty=entries.empty,
+            fetched=sorted(entries.fetched) if source.payloads else [],
             drawn=(min(drawn), max(drawn)) if drawn else None,
         )
         if request.fields.id is not None:

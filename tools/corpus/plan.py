@@ -7,7 +7,6 @@ the size asked for alone, so that any number of processes builds the same corpus
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal
@@ -16,8 +15,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from tools.corpus import inputs, media
+from tools.corpus.inputs import Listing
+from tools.corpus.left_out import shown
 from train.errors import DataError
-from train.storage.place import Found, Place
 
 Form = Literal["text", "jsonl", "csv", "parquet", "media", "made"]
 
@@ -38,6 +38,8 @@ MOST_PARTS: Final = 256
 LEAST_PART_BYTES: Final = 4 << 20
 _FILE_BYTES: Final = 512
 """What opening a file costs, as bytes: folders of many small files are cut into parts too."""
+_DESCRIPTION: Final = re.compile(r"(readme|licen[cs]e|notice|changelog)\b", re.IGNORECASE)
+"""Files that tell of the tables beside them."""
 _NAMED: Final = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)$", re.DOTALL)
 
 
@@ -100,7 +102,8 @@ class Source(_Stored):
         bytes: of these.
         identity: hash of the name, the size and the stamp of every file that is read, captions
             too. Files that rows of a table name by their path are no part of it.
-        left_out: files of kinds that cannot be read, by suffix.
+        left_out: names of files that are not read, by reason.
+        payloads: names of pictures, sound and video that rows of a table are to name, by path.
         made_of: what its documents were made of, where the builder made them.
     """
 
@@ -111,7 +114,8 @@ class Source(_Stored):
     files: int = 0
     bytes: int = 0
     identity: str
-    left_out: dict[str, int] = Field(default_factory=dict)
+    left_out: dict[str, list[str]] = Field(default_factory=dict)
+    payloads: dict[str, str] = Field(default_factory=dict)
     made_of: list[dict[str, Any]] = Field(default_factory=list)
 
 
@@ -141,12 +145,12 @@ def survey(paths: Sequence[str], licences: Sequence[str]) -> list[tuple[Source, 
             raise DataError(
                 f"Two sources are called {name}; give one another name, as in `other={path}`."
             )
-        base, files = inputs.listing(path)
-        slices, left_out = _slices(path, base, files)
+        found_here = inputs.listing(path)
+        slices, payloads = _slices(path, found_here)
         read = {path for piece in slices for path in (piece.path, piece.caption)}
         identity = hashlib.sha256()
-        for file in files:
-            place = base / file.name
+        for file in found_here.files:
+            place = found_here.base / file.name
             if str(place) in read:
                 stamp = inputs.stamp(place, file)
                 identity.update(f"{file.name}\0{file.num_bytes}\0{stamp}\0".encode())
@@ -158,7 +162,8 @@ def survey(paths: Sequence[str], licences: Sequence[str]) -> list[tuple[Source, 
             files=len(slices),
             bytes=sum(piece.file_bytes for piece in slices),
             identity=identity.hexdigest(),
-            left_out=left_out,
+            left_out=found_here.left_out,
+            payloads=payloads,
         )
         found[name] = (source, slices)
     if noted:
@@ -230,21 +235,28 @@ def _suffix(name: str) -> str | None:
     return next((suffix for suffix in SUFFIXES if lowered.endswith(suffix)), None)
 
 
-def _slices(path: str, base: Place, files: Sequence[Found]) -> tuple[list[Slice], dict[str, int]]:
-    """The files of a source as slices, and what is left out."""
+def _slices(path: str, listed: Listing) -> tuple[list[Slice], dict[str, str]]:
+    """The files of a source as slices, and the payloads that its rows are to name.
+
+    What is left out is noted where the source is listed.
+    """
     slices: list[Slice] = []
     texts: dict[str, str] = {}
-    left_out: Counter[str] = Counter()
-    for file in files:
+    identities: dict[str | None, Any] = {}
+    for file in listed.files:
         suffix = _suffix(file.name)
         if suffix is None:
-            left_out[PurePosixPath(file.name).suffix.lower() or "none"] += 1
+            listed.left_out.add(PurePosixPath(file.name).suffix.lower() or "no suffix", file.name)
             continue
+        place = str(listed.base / file.name)
+        if shown(place) != place:
+            raise DataError(f"the name of the file {shown(place)} is not UTF-8; rename it")
         if suffix == ".txt":
-            texts.setdefault(os.path.splitext(file.name)[0], str(base / file.name))
+            texts.setdefault(os.path.splitext(file.name)[0], place)
+        identities[place] = file.identity
         slices.append(
             Slice(
-                path=str(base / file.name),
+                path=place,
                 name=file.name,
                 form=SUFFIXES[suffix],
                 file_bytes=file.num_bytes,
@@ -256,19 +268,32 @@ def _slices(path: str, base: Place, files: Sequence[Found]) -> tuple[list[Slice]
             piece.caption = texts.get(os.path.splitext(piece.name)[0])
     used = {piece.caption for piece in slices}
     has_table = any(piece.form in ("jsonl", "csv", "parquet") for piece in slices)
-    kept = [
-        piece
-        for piece in slices
-        # Payloads without a text of their own belong to a table, where there is one.
-        if piece.path not in used
-        and not (piece.form == "media" and has_table and piece.caption is None)
-    ]
+    kept: list[Slice] = []
+    payloads: dict[str, str] = {}
+    seen: set[Any] = set()
+    for piece in slices:
+        # A payload may be read once with each text that it has.
+        identity = identities[piece.path], identities.get(piece.caption)
+        if piece.path in used:
+            continue
+        if piece.form == "media" and has_table and piece.caption is None:
+            payloads[piece.path] = piece.name
+        elif (
+            piece.form == "text" and has_table and _DESCRIPTION.match(os.path.basename(piece.name))
+        ):
+            listed.left_out.add("description of a table", piece.name)
+        elif identity[0] is not None and identity in seen:
+            listed.left_out.add("link to a file that is read already", piece.name)
+        else:
+            seen.add(identity)
+            kept.append(piece)
     if not kept:
+        others = f" ({listed.left_out})" if listed.left_out else ""
         raise DataError(
-            f"{path} holds nothing that documents can be made of; known are files named "
+            f"{path} holds nothing that documents can be made of{others}; known are files named "
             f"{', '.join(SUFFIXES)}."
         )
-    return kept, dict(left_out)
+    return kept, payloads
 
 
 def _cut_file(whole: Slice, part_bytes: int) -> Iterable[Slice]:

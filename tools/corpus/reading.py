@@ -8,7 +8,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import PurePosixPath
@@ -65,6 +65,9 @@ class PartReader:
         note_bad: told where something is that cannot be made a document, and why.
         report: told how many bytes and documents were read.
         done_bytes: of the part's `num_bytes`, as far as it has been read.
+        records: that were read, good or bad.
+        empty: names of files that hold no record.
+        fetched: paths of files that rows named.
     """
 
     plan: BuildPlan
@@ -73,6 +76,9 @@ class PartReader:
     note_bad: Callable[[str], None] = ignore
     report: Report = ignore
     done_bytes: int = 0
+    records: int = 0
+    empty: list[str] = field(default_factory=list)
+    fetched: set[str] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[Entry]:
         told = documents = 0
@@ -89,7 +95,9 @@ class PartReader:
         for piece in self.part.slices:
             is_one = piece.form in ("text", "media")
             rows: Iterable[Row] = [(0, {}, 1.0)] if is_one else _rows(piece, self.fields)
+            records = self.records
             for number, row, share in rows:
+                self.records += 1
                 self.done_bytes = before + int(piece.num_bytes * share)
                 try:
                     if isinstance(row, RowError):
@@ -99,6 +107,8 @@ class PartReader:
                     self.note_bad(f"{piece.path}{'' if is_one else f':{number}'}: {error}")
                 else:
                     yield entry
+            if self.records == records and piece.begin == 0 and piece.end is None:
+                self.empty.append(piece.name)
             before += piece.num_bytes
             self.done_bytes = before
 
@@ -115,8 +125,21 @@ class PartReader:
             if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
                 raise RowError(f"there is no `{self.fields.id}` to call the document by")
             name = require_text(str(given), self.fields.id)
-        pieces = pieces_of_row(row, fields=self.fields, fetch=partial(_beside, piece.path))
+        pieces = pieces_of_row(row, fields=self.fields, fetch=partial(self._beside, piece.path))
         return Entry(id=f"{source}/{name}", pieces=pieces)
+
+    def _beside(self, table: str, name: str) -> bytes:
+        """A file that a table names by its path from the table's directory."""
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "://" in name or not path.parts:
+            raise RowError(f"the path {name!r} does not lie beside the table or below")
+        try:
+            place = f"{table.rsplit('/', 1)[0]}/{path}"
+            content = inputs.content(place)
+        except ValueError as error:  # a sign that no name of a file can have
+            raise RowError(f"the path {name!r} cannot be that of a file") from error
+        self.fetched.add(place)
+        return content
 
 
 def has_media(piece: Slice, fields: Fields) -> bool:
@@ -166,17 +189,6 @@ def decoded(data: bytes, path: str) -> str:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise RowError(f"{path} holds a byte of zero in line {line}: it is UTF-16, or no text")
     return text
-
-
-def _beside(table: str, name: str) -> bytes:
-    """A file that a table names by its path from the table's directory."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "://" in name or not path.parts:
-        raise RowError(f"the path {name!r} does not lie beside the table or below")
-    try:
-        return inputs.content(f"{table.rsplit('/', 1)[0]}/{path}")
-    except ValueError as error:  # a sign that no name of a file can have
-        raise RowError(f"the path {name!r} cannot be that of a file") from error
 
 
 def _rows(piece: Slice, fields: Fields) -> Generator[Row]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from tools.corpus import inputs
+from tools.corpus import inputs, left_out
 from tools.corpus.digests import Digests, digest, gathered, located, repeats
 from tools.corpus.encoding import targets
 from tools.corpus.finished import Corpus
@@ -162,6 +162,10 @@ def verify(path: str, *, workers: int, console: Console) -> list[str]:
     if not isinstance(corpus.manifest.get("vocabulary"), int):
         raise DataError(f"{path}/{MANIFEST_NAME} states no vocabulary; build the corpus again.")
     faults = _faults_beside(corpus)
+    if corpus.place not in corpus.splits.values():
+        place = corpus.place / left_out.LEFT_OUT_NAME
+        content = None if place.find() is None else inputs.content(place)
+        faults += left_out.faults(corpus.manifest, content, place=str(place))
     shards: list[Shard] = []
     of_splits: dict[str, Findings] = {}
     told: dict[Shard, list[str]] = {}

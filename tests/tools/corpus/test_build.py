@@ -92,7 +92,7 @@ def test_files_become_documents(tmp_path: Path, tokenizer: Path, loaded: CorpusT
     assert len(found) == 30
     assert found["books/shelf1/7.md"].tokens.tolist() == expected(passages(30)[7], loaded)
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["sources"][0]["left_out_files"] == {".pdf": 1}
+    assert manifest["sources"][0]["left_out_files"] == {".pdf": 1, "hidden": 1}
 
 
 def test_row_numbers_are_lines_whatever_the_parts(tmp_path: Path, tokenizer: Path) -> None:

@@ -241,7 +241,7 @@ def test_an_unknown_source_is_refused() -> None:
 
 
 def test_a_directory_without_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no English text files"):
+    with pytest.raises(DataError, match="holds no files"):
         of(tmp_path).texts(report=nothing)
 
 
