@@ -18,6 +18,7 @@ from train.data.mixture import SourceConfig
 from train.data.pack import Pack
 from train.data.spans.kinds import SpansConfig
 from train.data.spans.protocol import SpanCapacity
+from train.data.spans.scoring import Unscored
 from train.optim import OptimConfig
 from train.run_directory import RunDirectory
 from train.storage.config import StorageConfig
@@ -64,6 +65,9 @@ class DataConfig(Config):
     """Choices of spans with which a step holds each sequence."""
     ledger_mib: Annotated[float, Field(gt=0)] = 64.0
     """Size from which a rank's ledger of what it read holds digests only."""
+    unscored: Unscored = "stop"
+    """What a step does whose batch has no scored token: `stop` ends the run and names the
+    documents, `pass_over` goes on to the next step without an update."""
     pack: Pack = "fit"
     """`fit` lays documents into sequences, whole where they fit; `stream` cuts all documents, one
     after the other, every `sequence_tokens` tokens, as in the paper."""

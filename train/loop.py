@@ -12,9 +12,10 @@ from parallel.mesh import Mesh, straddling_warning
 from train.build import build_feed
 from train.checkpoint.saver import Saver
 from train.config import RunConfig
+from train.data.feed import Feed, StepData
 from train.data.ledger import LedgerWriter, Start, next_start
 from train.data.plan import StepPlan
-from train.errors import UserError
+from train.errors import DataError, UserError
 from train.evaluate import validate
 from train.exit_status import ExitStatus
 from train.optim import learning_rate
@@ -25,6 +26,9 @@ from train.watch.metrics import BaselineRecord, TrainRecord
 from train.watch.monitor import Monitor
 from train.watch.streams import Streams
 from train.wrap_up import look_at_data, say_complete, wrap_up, write_samples
+
+NAMED_DOCUMENTS = 5
+"""Documents that are named of a step without a scored token."""
 
 
 def train(
@@ -89,14 +93,19 @@ def train(
             data = feed.try_step(step)
             batches = data if isinstance(data, Exception) else data.batches
             must_stop = ledger is not None and ledger.fault is not None
-            result = train_step(engine, batches, stop=preemption.requested or must_stop)
+            stop = preemption.requested or must_stop
+            result = train_step(engine, batches, stop=stop, unscored="pass_over")
             finished = time.perf_counter()
             assert not isinstance(data, Exception)
+            is_passed_over = result.averages.scored_tokens == 0
+            if is_passed_over:
+                monitor.note(agreed(partial(pass_over, config, feed, data, step=step)))
             if ledger is not None:
                 ledger.add(step, data)
             seconds_to_first_step = seconds_to_first_step or finished - imported
             times = {"seconds": finished - started, "waited": feed.wait_seconds}
-            monitor.write(record_of(config, step, result, lr=lr, **times))
+            if not is_passed_over:
+                monitor.write(record_of(config, step, result, lr=lr, **times))
             is_last = step == config.steps
             if is_last or (step % config.validation.every_steps == 0 and not result.stop):
                 monitor.write(validated(step=step))
@@ -166,6 +175,22 @@ def state_of(
         "data": position,
         "code_version": version("semicausal"),
     }
+
+
+def pass_over(config: RunConfig, feed: Feed, data: StepData, *, step: int) -> str:
+    """What is told of a step whose batch has no scored token.
+
+    Raises:
+        DataError: such a step ends the run.
+    """
+    names = ", ".join(feed.name_documents(data, most=NAMED_DOCUMENTS))
+    fault = f"step {step}: no token of its batch is scored, which holds {names} and others"
+    if config.data.unscored == "stop":
+        raise DataError(
+            f"{fault}: set data.unscored=pass_over to go on without such steps, or score some of "
+            "their tokens and build the corpus again"
+        )
+    return f"{fault}: passed over"
 
 
 def record_of(

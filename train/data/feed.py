@@ -120,6 +120,22 @@ class Feed(AbstractContextManager["Feed"]):
         except Exception as error:
             return error
 
+    def name_documents(self, data: StepData, *, most: int) -> list[str]:
+        """The first documents of a step's part in words: source, number and id."""
+
+        def read() -> list[str]:
+            names: dict[str, None] = {}
+            for _, of_source, _, number, *_ in data.identities.tolist():
+                source = self.plan.sources.all[of_source]
+                stored = source.corpus.train.columns(number)
+                names[f"document {number} of {source.name} ({stored['id']})"] = None
+                if len(names) == most:
+                    break
+            return list(names)
+
+        # The reader's: no other thread may read.
+        return self._reader.submit(read).result(self.timeout_seconds)
+
     def _read_ahead(self, last: int) -> None:
         assert self._next is not None, "known from the first step on"
         while self._next <= min(last, self.last_step):

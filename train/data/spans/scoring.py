@@ -10,6 +10,7 @@ Source: MetaLM §2.3, Eq. 1.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from train.data.sample import Sample
 from train.data.spans.places import FlatSpans, Ints, Spans, runs
 
 Bools = npt.NDArray[np.bool_]
+
+Unscored = Literal["stop", "pass_over"]
+"""What a step does whose batch has no scored token: end the run, or nothing."""
 
 
 @dataclass(frozen=True)
