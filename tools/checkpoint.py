@@ -25,6 +25,7 @@ from train.checkpoint.directory import (
 from train.checkpoint.format import Index, stored_state, telling
 from train.checkpoint.reader import ChunkReader
 from train.errors import CheckpointError
+from train.storage.lease import Lease
 from train.storage.place import Place
 
 
@@ -141,6 +142,7 @@ def prune(place: Place, retention: Retention, console: Console, *, dry_run: bool
 
     Raises:
         CheckpointError: `place` is no directory of checkpoints, or cannot be written.
+        InUseError: a run writes there.
     """
     for directory in (place / CHECKPOINTS_NAME, place):
         newest = latest(directory)
@@ -157,7 +159,9 @@ def prune(place: Place, retention: Retention, console: Console, *, dry_run: bool
         names = names[: names.index(newest.name) + 1]
         retired = retention.retired(names, newest=newest.name)
         if not dry_run:
-            retire(directory, retired)
+            with Lease(directory, instead="let its checkpoint.keep thin them out") as lease:
+                lease.take()
+                retire(directory, retired)
         done = "would go:" if dry_run else "removed"
         for name in names:
             console.print(f"{done if name in retired else 'kept'} {name}", markup=False)

@@ -1,6 +1,7 @@
 """`python -m train A.yaml B.yaml key=value`: pretrain or finetune a model."""
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -55,7 +56,8 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
         if options.dry_run:
             code = dry_run(config, world)
         else:
-            code = train(config, world, imported=IMPORTED, streams=streams)
+            with contextlib.ExitStack() as held:
+                code = train(config, world, imported=IMPORTED, held=held, streams=streams)
     except UserError as error:
         complain(error)
         abandon(ExitStatus.MISTAKE)

@@ -25,5 +25,9 @@ class RunDirectoryError(UserError):
     """The output directory holds a different run."""
 
 
+class InUseError(UserError):
+    """Another process writes to a place, or has taken it over; the message says who."""
+
+
 class DivergedError(UserError):
     """Loss or gradients are no longer finite; nothing was stepped."""

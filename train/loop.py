@@ -1,5 +1,6 @@
 """The training loop: load, step, note, validate, save, stop."""
 
+import contextlib
 import time
 from dataclasses import asdict
 from functools import partial
@@ -20,7 +21,7 @@ from train.evaluate import validate
 from train.exit_status import ExitStatus
 from train.optim import learning_rate
 from train.preemption import Preemption
-from train.prepare import agreed, checkpoints_of, claim, find_saved, prepare
+from train.prepare import agreed, checkpoints_of, claim, find_saved, leases_of, prepare
 from train.step import StepResult, reseed, train_step
 from train.watch.metrics import BaselineRecord, TrainRecord
 from train.watch.monitor import Monitor
@@ -32,7 +33,12 @@ NAMED_DOCUMENTS = 5
 
 
 def train(
-    config: RunConfig, world: World, *, imported: float, streams: Streams | None = None
+    config: RunConfig,
+    world: World,
+    *,
+    imported: float,
+    held: contextlib.ExitStack,
+    streams: Streams | None = None,
 ) -> int:
     """Run until the last step, or until a signal asks to stop; every rank must call it.
 
@@ -40,14 +46,19 @@ def train(
         config: with its precision resolved.
         world: this process among all.
         imported: `time.perf_counter()` when imports had ended.
+        held: gives back in the end what this run has to itself.
         streams: where the progress is shown.
 
     Returns:
         `COMPLETE`, or `SAVED` when it stopped early.
     """
     preemption = Preemption()
-    lock = agreed(lambda: config.directory.hold() if world.is_main else None)
     checkpoints = agreed(lambda: checkpoints_of(config, config.directory))
+    leases = leases_of(config, checkpoints) if world.is_main else []
+    for lease in leases:
+        held.enter_context(lease)
+    # Before anything in them is looked at; what is not there yet is made once all is prepared.
+    agreed(lambda: [lease.take_if_there() for lease in leases])
     saved = on_first_rank(lambda: find_saved(config, checkpoints), UserError)
     if saved is not None and saved.step >= config.steps:
         if world.is_main:
@@ -56,7 +67,7 @@ def train(
     run = prepare(config, world, saved=saved)
     plan, collate, engine, mesh = run.plan, run.collate, run.engine, run.engine.mesh
     # Only now is the directory this run's: what failed so far can be mended and tried again.
-    agreed(lambda: claim(config, lock) if lock is not None else None)
+    agreed(lambda: claim(config, leases) if world.is_main else None)
     step = first_step = 0 if saved is None else saved.step
     validated = partial(validate, config, plan.sources, collate, engine)
     ledger = open_ledger(config, plan, mesh, first_step=first_step)
@@ -74,6 +85,7 @@ def train(
         checkpoints,
         retention=config.checkpoint.retention,
         asynchronous=config.checkpoint.asynchronous,
+        guard=lambda: [lease.check() for lease in leases],
     )
     warning = next(filter(None, gathered(straddling_warning(mesh))), None)
     seconds_to_first_step: float | None = None
@@ -91,6 +103,8 @@ def train(
             lr = learning_rate(config.optim, step=step, total_steps=config.steps)
             engine.set_learning_rate(lr)
             data = feed.try_step(step)
+            taken_over = next(filter(None, [lease.fault for lease in leases]), None)
+            data = taken_over or data
             batches = data if isinstance(data, Exception) else data.batches
             must_stop = ledger is not None and ledger.fault is not None
             stop = preemption.requested or must_stop

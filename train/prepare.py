@@ -3,11 +3,9 @@
 What fails on one rank fails on all, with the reason of the first: none is left waiting for another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
-
-from filelock import FileLock
 
 from parallel.agreement import on_all_ranks
 from parallel.launch import World
@@ -27,8 +25,9 @@ from train.config_files import differences, dump, from_stored, read_file
 from train.data.collate import Collator
 from train.data.plan import StepPlan
 from train.data.sources import Sources
-from train.errors import CheckpointError, RunDirectoryError, UserError
+from train.errors import CheckpointError, RunDirectoryError, StorageError, UserError
 from train.run_directory import RunDirectory
+from train.storage.lease import Lease
 from train.storage.place import Place
 
 Result = TypeVar("Result")
@@ -158,26 +157,41 @@ def check(config: RunConfig) -> None:
         )
 
 
-def claim(config: RunConfig, lock: FileLock) -> None:
+def leases_of(config: RunConfig, checkpoints: Place) -> list[Lease]:
+    """What one process must have, none of which it has yet, to write what a run leaves."""
+    return [
+        Lease(place, instead=f"choose another {key}")
+        for key, place in (
+            ("run_directory", Place.of(config.directory.path)),
+            ("checkpoint.directory", checkpoints),
+        )
+    ]
+
+
+def claim(config: RunConfig, leases: Sequence[Lease]) -> None:
     """Makes the directory this run's; one rank calls it, after all are prepared.
 
     Args:
         config: of the run.
-        lock: from `RunDirectory.hold`.
+        leases: from `leases_of`.
 
     Raises:
-        RunDirectoryError: as `check`; or the directory cannot be written, or is in use.
+        RunDirectoryError: as `check`; or a directory cannot be written.
+        InUseError: another process writes there.
+        StorageError: a store refuses, or does not answer.
     """
     check(config)
-    directory = config.directory
-    try:
-        directory.path.mkdir(parents=True, exist_ok=True)
-        directory.take(lock)
-        Place.of(directory.config).write(dump(config).encode())
-    except OSError as error:
-        raise RunDirectoryError(
-            f"{directory} cannot be written ({error.strerror}): choose another run_directory"
-        ) from None
+    for lease in leases:
+        try:
+            lease.take()
+            if lease.directory == Place.of(config.directory.path):
+                Place.of(config.directory.config).write(dump(config).encode())
+        except StorageError:
+            raise
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{lease.directory} cannot be written ({error.strerror}): {lease.instead}"
+            ) from None
 
 
 def refuse_other_run(config: RunConfig, owner: RunConfig, place: Place | RunDirectory) -> None:

@@ -1,12 +1,9 @@
-"""The directory of a run: the one place that names what lies in it, and its lock."""
+"""The directory of a run: the one place that names what lies in it."""
 
-import os
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from train.checkpoint.directory import CHECKPOINTS_NAME
-from train.errors import RunDirectoryError
+from train.storage.lease import LEASE_PREFIX
 from train.storage.place import Place
 
 TOKENIZER = "tokenizer.json"
@@ -41,7 +38,6 @@ class RunDirectory:
         self.report = path / "report.html"
         self.summary = path / "summary.json"
         self.adapter = path / "adapter"
-        self._lock = path / ".lock"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -50,38 +46,10 @@ class RunDirectory:
     def holds_other_files(self) -> bool:
         """Whether there is anything that neither a run nor what starts it has left."""
         choice, draft = self.choice.name, f".{self.config.name}"
-        ours = ("slurm-", self._lock.name, draft, choice, f".{choice}")
+        ours = ("slurm-", LEASE_PREFIX, draft, choice, f".{choice}")
         return self.path.is_dir() and any(
             not entry.name.startswith(ours) for entry in self.path.iterdir()
         )
-
-    def hold(self) -> FileLock:
-        """A lock on the directory, taken if it exists; before anything in it is looked at.
-
-        Returns:
-            A lock to keep until the run ends; a killed process lets go of it by itself.
-
-        Raises:
-            RunDirectoryError: another process holds it.
-        """
-        lock = FileLock(self._lock, timeout=0)
-        # One that cannot be written is told when the run claims it.
-        if self.path.is_dir() and os.access(self.path, os.W_OK):
-            self.take(lock)
-        return lock
-
-    def take(self, lock: FileLock) -> None:
-        """Takes the lock.
-
-        Raises:
-            RunDirectoryError: another process holds it.
-        """
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunDirectoryError(
-                f"{self} is in use by another process: wait for it, or choose another run_directory"
-            ) from None
 
 
 def kept_tokenizer(checkpoint: Place) -> Place | None:

@@ -45,6 +45,10 @@ class Rank:
         self._output = output
         self._process.start()
 
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
     def poll(self) -> int | None:
         """The exit status, negative for a signal, None while it runs."""
         return self._process.exitcode

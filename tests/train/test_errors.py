@@ -19,10 +19,10 @@ from train.build import build_collator, build_model, open_sources
 from train.config import RunConfig
 from train.config_files import from_stored, load
 from train.data.sample import Sample
-from train.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
+from train.errors import CheckpointError, ConfigError, DataError, InUseError
 from train.explain import RENAMED
-from train.prepare import claim
-from train.run_directory import RunDirectory
+from train.prepare import checkpoints_of, claim, leases_of
+from train.storage.lease import Lease
 
 
 @pytest.fixture(scope="module")
@@ -264,22 +264,31 @@ def test_resume_on_other_data(corpus: Path, tmp_path: Path) -> None:
 
 def test_directory_in_use(corpus: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    lock = RunDirectory(directory).hold()
+    mine = leases(corpus, directory)
+    mine[0].take_if_there()
     assert not directory.exists(), "only a run that is about to begin makes its directory"
-    claim(config(corpus, directory), lock)
-    other = RunDirectory(tmp_path / "none").hold()
-    with pytest.raises(RunDirectoryError, match="is in use by another process"):
-        RunDirectory(directory).hold()
+    claim(config(corpus, directory), mine)
+    with pytest.raises(InUseError, match=f"{directory} is in use .* another run_directory"):
+        leases(corpus, directory)[0].take_if_there()
+    elsewhere = leases(corpus, tmp_path / "other", f"checkpoint.directory={directory}/checkpoints")
+    with pytest.raises(InUseError, match=r"checkpoints is in use .* another checkpoint.directory"):
+        elsewhere[1].take()
     # Nothing of a run that goes on is looked at: its checkpoints come and go.
-    (directory / "checkpoints").mkdir()
     (directory / "checkpoints" / "latest").write_text("step_00000001\n")
     ended = start(corpus, directory).wait()
     assert ended.code == 2
     assert "is in use by another process" in ended.output
-    shutil.rmtree(directory / "checkpoints")
-    lock.release()
-    claim(config(corpus, directory), RunDirectory(directory).hold())
-    other.release()
+    (directory / "checkpoints" / "latest").unlink()
+    for lease in mine:
+        lease.release()
+    claim(config(corpus, directory), again := leases(corpus, directory))
+    for lease in again:
+        lease.release()
+
+
+def leases(corpus: Path, directory: Path, *overrides: str) -> list[Lease]:
+    changed = config(corpus, directory, *overrides)
+    return leases_of(changed, checkpoints_of(changed, changed.directory))
 
 
 def test_sources_or_a_corpus(tmp_path: Path, corpus: Path) -> None:

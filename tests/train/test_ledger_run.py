@@ -112,7 +112,7 @@ def test_a_step_can_be_looked_at(
 
 
 def copy(elastic: tuple[Path, Metrics], to: Path) -> list[Path]:
-    shutil.copytree(elastic[0], to, ignore=shutil.ignore_patterns(".lock"))
+    shutil.copytree(elastic[0], to, ignore=shutil.ignore_patterns(".lock*"))
     return sorted(RunDirectory(to).ledger.glob("*.bin"))
 
 

@@ -48,6 +48,7 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
     Raises:
         DataError: another corpus is there, or this one cannot be built. Parts that are finished
             stay, and the same request goes on from them; before any is, another may begin.
+        InUseError: another process builds there.
         StorageError: a store refuses, or does not answer.
     """
 
@@ -71,7 +72,7 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
         source.model_dump(exclude={"left_out", "made_of", "payloads"}) for source in sources
     ]
     recipe = request.recipe(described, given, part_bytes)
-    with inputs.named(out), workshop.lock():
+    with inputs.named(out), workshop.lock() as lease:
         manifest = workshop.begin(recipe, report=report)
         if manifest is not None:
             report(f"{out} is already built")
@@ -97,6 +98,7 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
         records = _records(job, tokenizer, console)
         if request.fields.id is not None:
             _require_unique(job, request.fields.id)
+        lease.check()
         return finish(job, records=records, tokenizer=tokenizer, recipe=recipe)
 
 

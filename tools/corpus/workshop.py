@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import filelock
 import numpy as np
 
 from tools.corpus import inputs
@@ -21,6 +20,7 @@ from tools.corpus.writing import npy
 from train.data.store.manifest import MANIFEST_NAME
 from train.errors import DataError
 from train.storage.cache import default_cache
+from train.storage.lease import LEASE_PREFIX, Lease
 from train.storage.place import Place
 
 SPLITS: Final = ("train", "validation")
@@ -68,27 +68,19 @@ class Workshop:
         self.working = self.root / WORKING_DIRECTORY
         if self.root.is_remote:
             self.scratch = default_cache(f"building {self.root}")
-            self._lock_path = self.scratch.with_suffix(".lock")
         else:
             self.scratch = Path(self.working / "scratch")
-            self._lock_path = Path(self.root.parent / f".{self.root.name}.lock")
 
     @contextlib.contextmanager
-    def lock(self) -> Generator[None]:
+    def lock(self) -> Generator[Lease]:
         """Let one process at a time build here.
 
         Raises:
-            DataError: another one does.
+            InUseError: another one does.
         """
-        path = self._lock_path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(path, timeout=0):
-                yield
-        except filelock.Timeout as error:
-            raise DataError(
-                f"Another process is building {self.out} (it holds {path}); wait for it."
-            ) from error
+        with Lease(self.root, instead="choose another place") as lease:
+            lease.take()
+            yield lease
 
     def begin(
         self, recipe: Mapping[str, Any], *, report: Callable[[str], None]
@@ -112,7 +104,8 @@ class Workshop:
         there = begun if manifest is None else manifest.get("recipe", {})
         differing = [] if there is None else differences(there, recipe)
         if there is None:
-            others = [name for name in self.root.names() if name != WORKING_DIRECTORY]
+            ours = (WORKING_DIRECTORY, LEASE_PREFIX)
+            others = [name for name in self.root.names() if not name.startswith(ours)]
             if others:
                 raise DataError(
                     f"{self.out} exists and is no corpus of this kind (it holds {others[0]}); "

@@ -22,7 +22,7 @@ from parallel.zero.state import StateSlice, local_slices, optimizer_steps
 from train.checkpoint.chunks import cut, write_chunks
 from train.checkpoint.directory import Retention, clean, commit, stage
 from train.checkpoint.format import Index, json_bytes, seal
-from train.errors import CheckpointError
+from train.errors import CheckpointError, InUseError
 from train.storage.place import Place
 
 Result = TypeVar("Result")
@@ -34,6 +34,10 @@ LAST_WRITE_SECONDS = 60.0
 """How long a write may still go on when training has failed."""
 
 
+class _TakenOverError(CheckpointError):
+    """The directory is another process's by now."""
+
+
 class Saver:
     """Writes a run's checkpoints, one after another; made once, by every rank.
 
@@ -43,7 +47,12 @@ class Saver:
     """
 
     def __init__(
-        self, directory: Place | Path, *, retention: Retention, asynchronous: bool = True
+        self,
+        directory: Place | Path,
+        *,
+        retention: Retention,
+        asynchronous: bool = True,
+        guard: Callable[[], object] = lambda: None,
     ) -> None:
         """Prepares for saving; every rank must call it.
 
@@ -52,10 +61,13 @@ class Saver:
             retention: which earlier ones stay.
             asynchronous: write in the background, from a copy of this rank's share in host
                 memory; else write before `save` returns, without the copy.
+            guard: called on the first rank before anything is removed or committed; raises
+                InUseError where the directory is no longer this run's.
         """
         self._directory = Place.of(directory)
         self._retention = retention
         self._asynchronous = asynchronous
+        self._guard = guard
         # A rank may write longer than the others by as much as its store is slower.
         self._group: Any = dist.new_group(backend="gloo", timeout=SLOWEST_WRITE)
         self._room: torch.Tensor | None = None
@@ -93,13 +105,13 @@ class Saver:
 
         Raises:
             CheckpointError: some rank could not write the last two (or this one, if not
-                asynchronous). Those before are still there.
+                asynchronous), or the directory was taken over. Those before are still there.
         """
         lost: CheckpointError | None = None
         try:
             self._wait()
         except CheckpointError as error:
-            if self._lost_one:
+            if self._lost_one or isinstance(error, _TakenOverError):
                 raise
             lost = error
         self._lost_one = lost is not None
@@ -172,11 +184,13 @@ class Saver:
 
     def _write(self, slices: list[StateSlice], document: bytes, step: int) -> None:
         here = self._directory
-        staged = self._agreed(on_first_rank, here, lambda: stage(here, step))
+        staged = self._agreed(on_first_rank, here, lambda: self._stage(step))
         try:
             written = self._agreed(on_all_ranks, staged, lambda: _write_share(staged, slices))
             parts = gathered(written, group=self._group)
             self._agreed(on_first_rank, staged, lambda: self._commit(staged, parts, document))
+        except _TakenOverError:
+            raise  # what lies there is another's
         except CheckpointError:
             # A full disk should not stay full; a store that does not answer is not asked again.
             if dist.get_rank() == 0 and not self._directory.is_remote:
@@ -185,7 +199,12 @@ class Saver:
             raise
         self._path = staged
 
+    def _stage(self, step: int) -> Place:
+        self._guard()
+        return stage(self._directory, step)
+
     def _commit(self, staged: Place, parts: list[Index], document: bytes) -> None:
+        self._guard()
         seal(staged, parts, document)
         commit(staged, retention=self._retention)
 
@@ -195,6 +214,8 @@ class Saver:
         def told() -> Result:
             try:
                 return work()
+            except InUseError as error:
+                raise _TakenOverError(str(error)) from None
             except OSError as error:
                 raise CheckpointError(
                     f"{place} cannot be written ({error.strerror or error}); the checkpoints "

@@ -17,6 +17,7 @@ from train.storage.diagnosis import (
     BEYOND_END,
     REPLACED,
     TRANSFER_ERRORS,
+    UNKNOWN_TO_STORE,
     MissingError,
     cause_of,
     error_code,
@@ -132,6 +133,19 @@ class StorePlace(Place):
         send(self, "put_object", data)
 
     @override
+    def write_new(self, data: bytes) -> None:
+        from train.storage.upload import send
+
+        try:
+            send(self, "put_object", data, IfNoneMatch="*")
+        except StorageError as error:
+            code = error_code(error.__cause__) if error.__cause__ else None
+            if code == UNKNOWN_TO_STORE:  # then the last of several writes it
+                self.write(data)
+            elif code not in REPLACED:
+                raise
+
+    @override
     def remove(self) -> None:
         keys = [self.path, *((self / found.name).path for found in self.files())]
         for begin in range(0, len(keys), _DELETED_AT_ONCE):
@@ -239,8 +253,8 @@ class StorePlace(Place):
         )
 
     @property
+    @override
     def in_haste(self) -> Self:
-        """The same place, for questions that are asked once, and whose answer may stay out."""
         seconds = min(self.storage.timeout_seconds, _ASK_SECONDS)
         update = {"timeout_seconds": seconds, "retry_budget_seconds": 0.0}
         return replace(self, storage=self.storage.model_copy(update=update))

@@ -26,6 +26,7 @@ _MISSING: Final = {"404", "NoSuchKey", "NotFound"}
 _PASSING: Final = {"RequestTimeout", "SlowDown", "Throttling", "TooManyRequests", "Throttled"}
 _PASSING_STATUS: Final = {408, 409, 425, 429}
 REPLACED: Final = {"PreconditionFailed", "412"}
+UNKNOWN_TO_STORE: Final = "NotImplemented"
 BEYOND_END: Final = {"InvalidRange", "416"}
 
 TRANSFER_ERRORS: Final = (
@@ -93,7 +94,8 @@ def lasting_fault(
             f"{store} refuses to {verb} {url}, because this host's clock is wrong: set it"
         )
     status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if code in _PASSING or status is None or status in _PASSING_STATUS or not 300 <= status < 500:
+    may_pass = code in _PASSING or status in _PASSING_STATUS or not 300 <= (status or 0) < 500
+    if may_pass and code != UNKNOWN_TO_STORE:
         return None
     return StorageError(
         f"{store} refuses to {verb} {url} ({cause_of(error)}); check the URL, the region in "

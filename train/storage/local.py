@@ -85,6 +85,16 @@ class LocalPlace(Place):
         settle(self.parent.path)
 
     @override
+    def write_new(self, data: bytes) -> None:
+        _make_directory(self.parent.path)
+        try:
+            with open(self.path, "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return
+        settle(self.parent.path)
+
+    @override
     def remove(self) -> None:
         if os.path.isdir(self.path) and not os.path.islink(self.path):
             shutil.rmtree(self.path)

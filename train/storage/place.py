@@ -135,6 +135,11 @@ class Place(ABC):
         path = os.path.dirname(self.path) or ("" if self.is_remote else ".")
         return replace(self, written=os.path.dirname(self.written) or ".", path=path)
 
+    @property
+    def in_haste(self) -> Self:
+        """The same place, for questions that are asked once, and whose answer may stay out."""
+        return self
+
     @abstractmethod
     def names(self) -> list[str]:
         """What lies in the directory, in order; nothing if it is not there."""
@@ -169,6 +174,13 @@ class Place(ABC):
     @abstractmethod
     def write(self, data: bytes) -> None:
         """Write the whole file: at any instant there is the old one or the new one."""
+
+    @abstractmethod
+    def write_new(self, data: bytes) -> None:
+        """Write the whole file, unless there is one; of several that do so at once, one does.
+
+        A reader may see it empty or cut short meanwhile.
+        """
 
     @abstractmethod
     def remove(self) -> None:

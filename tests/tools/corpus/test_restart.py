@@ -337,9 +337,15 @@ def test_a_finished_corpus_is_not_built_again(
 def test_two_builds_at_once_do_not_meet(
     tmp_path: Path, tokenizer: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Workshop(str(tmp_path / "out")).lock():
-        told = refusal(capsys, source, out=tmp_path / "out", tokenizer=tokenizer)
-    assert "Another process is building" in told
+    # OUT may be a mount, and nobody be able to write beside it.
+    out = tmp_path / "parent" / "out"
+    out.mkdir(parents=True)
+    out.parent.chmod(0o555)
+    with Workshop(str(out)).lock():
+        assert list(out.parent.iterdir()) == [out]
+        told = refusal(capsys, source, out=out, tokenizer=tokenizer)
+    assert f"{out} is in use by another process, pid {os.getpid()} of" in told
+    assert not list(out.iterdir())
 
 
 def test_an_input_that_changes_meanwhile_is_noticed(
