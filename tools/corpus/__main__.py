@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -27,7 +28,7 @@ from tools.corpus.finished import Corpus
 from tools.corpus.instruct import Task
 from tools.corpus.packages import package_cache
 from tools.corpus.request import DEFAULT_VALIDATION, Dedup, Method, Request
-from tools.corpus.tokenizer import DEFAULT_VOCABULARY, TOKENIZER_NAME
+from tools.corpus.tokenizer import DEFAULT_VOCABULARY, TOKENIZER_NAME, ReadBack
 from tools.corpus.words import counted
 from train.errors import DataError
 from train.storage.place import Place
@@ -140,8 +141,12 @@ def _built(out: str, request: Request, console: Console) -> None:
 
 
 def _left_out(corpus: str) -> list[str]:
-    """What a corpus lacks of what was given for it."""
-    found = left_out.told(Corpus.at(corpus).manifest)
+    """What a corpus lacks of what was given for it, files, documents and characters."""
+    manifest = Corpus.at(corpus).manifest
+    found = left_out.told(manifest)
+    if (read_back := manifest.get("read_back")) is not None:
+        with contextlib.suppress(ValueError):
+            found += filter(None, (str(ReadBack.model_validate(read_back)),))
     return [f"  {line}" for line in found]
 
 

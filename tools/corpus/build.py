@@ -80,6 +80,11 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
         for source in sources:
             if source.left_out:
                 report(f"{source.name}: left out are {LeftOut(source.left_out)}")
+        if given is not None and (lost := given.lost()):
+            report(
+                f"{request.tokenizer} does not read back {', '.join(lost)}: what that changes is "
+                "counted"
+            )
         plan = _stored_plan(workshop)
         if plan is not None:
             done, parts = len(workshop.noted(RECORD)), counted(len(plan.parts), "part")

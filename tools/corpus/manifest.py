@@ -11,7 +11,7 @@ from tools.corpus.left_out import LEFT_OUT_NAME, LeftOut, lines
 from tools.corpus.part import Job, PartRecord
 from tools.corpus.plan import BuildPlan, Source
 from tools.corpus.request import FORMAT_VERSION
-from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer
+from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer, ReadBack
 from tools.corpus.words import counted
 from tools.corpus.workshop import COUNTS, SPLITS, as_json
 from tools.corpus.writing import ShardRecord, npy
@@ -61,6 +61,9 @@ def finish(
         source.name: _left_out(source, [r for r in records if job.plan.parts[r.part].source == n])
         for n, source in enumerate(job.plan.sources)
     }
+    read_back = ReadBack()
+    for record in records:
+        read_back.add(record.read_back)
     manifest = {
         "format_version": FORMAT_VERSION,
         "kind": DOCUMENTS_KIND,
@@ -78,6 +81,7 @@ def finish(
             "duplicates_removed": sum(record.duplicates for record in records),
         },
         "skipped": [bad for record in records for bad in record.bad],
+        "read_back": read_back.model_dump(),
         "recipe": recipe,
     }
     counts = np.zeros(tokenizer.vocabulary, dtype=np.int64)

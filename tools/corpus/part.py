@@ -19,7 +19,7 @@ from tools.corpus.plan import BuildPlan
 from tools.corpus.pool import Report
 from tools.corpus.reading import PartReader, ignore
 from tools.corpus.request import Request
-from tools.corpus.tokenizer import CorpusTokenizer
+from tools.corpus.tokenizer import CorpusTokenizer, ReadBack
 from tools.corpus.workshop import COUNTS, IDS, KEEP, RECORD, SPLITS, Workshop
 from tools.corpus.writing import ShardRecord, ShardWriter
 from train.errors import DataError
@@ -39,6 +39,7 @@ class PartRecord(BaseModel):
         records: that were read: documents, duplicates and bad ones; None of an older version.
         empty: names of files that hold no record.
         fetched: paths of payloads that rows named, where payloads lie in the source.
+        read_back: how its texts differ from what its tokens spell.
         drawn: lowest and highest of its documents' draws in [0, 1], which decide their splits; None
             where none was drawn.
     """
@@ -52,6 +53,7 @@ class PartRecord(BaseModel):
     records: int | None = None
     empty: list[str] = Field(default_factory=list)
     fetched: list[str] = Field(default_factory=list)
+    read_back: ReadBack = Field(default_factory=ReadBack)
     drawn: tuple[float, float] | None = None
 
 
@@ -90,7 +92,7 @@ class PartBuilder:
         self._job = job
         loaded = CorpusTokenizer.from_content(tokenizer, name="the tokenizer")
         self._vocabulary = loaded.vocabulary
-        self._encoder = Encoder(loaded, has_media=job.plan.has_media)
+        self._loaded = loaded
 
     def __call__(self, number: int, report: Report) -> PartRecord:
         """Build a part and commit it.
@@ -100,12 +102,13 @@ class PartBuilder:
         """
         workshop, request, plan = self._job.workshop, self._job.request, self._job.plan
         source = plan.sources[plan.parts[number].source]
+        encoder = Encoder(self._loaded, has_media=plan.has_media)
         scratch = workshop.scratch / f"{number:05}"
         shutil.rmtree(scratch, ignore_errors=True)
         writers = {
             split: ShardWriter(
                 scratch / split,
-                self._encoder.columns,
+                encoder.columns,
                 stem=f"part-{number:05}",
                 size=request.shard_bytes,
                 deliver=partial(workshop.deliver, workshop.root / split),
@@ -121,7 +124,7 @@ class PartBuilder:
         for batch in _batches(entries if keep is None else compress(entries, keep)):
             tokens = 0
             targets: list[npt.NDArray[Any]] = []
-            for entry, encoded in zip(batch, self._encoder(batch), strict=True):
+            for entry, encoded in zip(batch, encoder(batch), strict=True):
                 if isinstance(encoded, RowError):
                     bad.add(f"{entry.id}: {encoded}")
                     continue
@@ -146,6 +149,7 @@ class PartBuilder:
             records=entries.records,
             empty=entries.empty,
             fetched=sorted(entries.fetched) if source.payloads else [],
+            read_back=encoder.read_back,
             drawn=(min(drawn), max(drawn)) if drawn else None,
         )
         if request.fields.id is not None:
