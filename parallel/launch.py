@@ -1,4 +1,4 @@
-"""Joins the process group, whether torchrun, deepspeed, srun or nothing started this process."""
+"""Joins the process group, whoever started this process."""
 
 import os
 import platform
@@ -12,6 +12,11 @@ from typing import Self
 
 import torch
 import torch.distributed as dist
+
+from parallel.launcher import announced, meet
+
+MEETING_SECONDS = 300.0
+"""How long ranks wait for each other to start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,42 +47,35 @@ class World:
         return self.rank == 0
 
 
-SLURM_NAMES = {
-    "RANK": "SLURM_PROCID",
-    "WORLD_SIZE": "SLURM_NTASKS",
-    "LOCAL_RANK": "SLURM_LOCALID",
-}
-
-
-def announced_ranks() -> int:
-    """Number of ranks that the launcher announced, 1 if there is none."""
-    _adopt_slurm()
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def join(*, timeout_seconds: float) -> World:
     """Join the process group; every rank must call it.
 
     Args:
         timeout_seconds: how long a collective may wait for the slowest rank.
+
+    Raises:
+        LaunchError: what the launcher says makes no sense, or not all ranks came.
     """
-    _adopt_slurm()
-    rank = int(os.environ.setdefault("RANK", "0"))
-    size = int(os.environ.setdefault("WORLD_SIZE", "1"))
-    os.environ.setdefault("LOCAL_RANK", "0")
+    launched = announced()
     device, backend = own_device(), "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     timeout = timedelta(seconds=timeout_seconds)
-    if size == 1 and "MASTER_ADDR" not in os.environ:
+    if launched.size == 1:
         # DeepSpeed reads the address even where nobody has to be met.
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         alone = "tcp://127.0.0.1:0"  # port 0: whichever is free
         dist.init_process_group(backend, init_method=alone, rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
-    return World(rank=rank, size=size, device=device, timeout_seconds=timeout_seconds)
+        store = meet(launched, timeout_seconds=min(timeout_seconds, MEETING_SECONDS))
+        store.set_timeout(timeout)
+        dist.init_process_group(
+            backend, store=store, rank=launched.rank, world_size=launched.size, timeout=timeout
+        )
+    return World(
+        rank=launched.rank, size=launched.size, device=device, timeout_seconds=timeout_seconds
+    )
 
 
 def own_device() -> torch.device:
@@ -126,13 +124,3 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _adopt_slurm() -> None:
-    if "RANK" in os.environ or "SLURM_PROCID" not in os.environ:
-        return
-    if "SLURM_STEP_NUM_TASKS" in os.environ:
-        os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
-    for name, slurm_name in SLURM_NAMES.items():
-        if name not in os.environ and slurm_name in os.environ:
-            os.environ[name] = os.environ[slurm_name]

@@ -11,7 +11,8 @@ from typing import NoReturn
 
 import torch
 
-from parallel.launch import announced_ranks, join, leave, multiplies_bf16
+from parallel.launch import join, leave, multiplies_bf16
+from parallel.launcher import LaunchError, announced
 from parallel.mesh import forget_groups
 from parallel.zero.config import why_unsupported
 from train.config import RunConfig, batch_fault
@@ -34,7 +35,8 @@ def main() -> int:
     parser.add_argument("arguments", nargs="+", metavar="FILE.yaml|key=value")
     parser.add_argument("--print", action="store_true", help="show the resolved config and exit")
     parser.add_argument("--dry-run", action="store_true", help="build all, run one batch, report")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed adds it
+    # Launchers add it in either spelling; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
     with lasting_streams(patience_seconds=PATIENCE_SECONDS) as streams:
         return run(options, streams)
@@ -43,15 +45,18 @@ def main() -> int:
 def run(options: argparse.Namespace, streams: Streams) -> int:
     """Check, join the other ranks, train."""
     try:
-        config = resolve(load(RunConfig, options.arguments), ranks=announced_ranks())
+        launched = announced()
+        config = resolve(load(RunConfig, options.arguments), ranks=launched.size)
         if options.print:
             sys.stdout.write(dump(config))
             return streams.status()
         if not options.dry_run:
             check(config)
-    except UserError as error:
+        if launched.remark is not None:
+            sys.stderr.write(f"{launched.remark}\n")
+        world = join(timeout_seconds=config.collective_timeout_seconds)
+    except (LaunchError, UserError) as error:
         return complain(error)
-    world = join(timeout_seconds=config.collective_timeout_seconds)
     try:
         if options.dry_run:
             code = dry_run(config, world)
@@ -128,9 +133,9 @@ def _local_faults(config: RunConfig) -> Iterator[str]:
             yield f"{key}: {error}"
 
 
-def complain(error: UserError) -> int:
+def complain(error: LaunchError | UserError) -> int:
     """Print the message alone; the exit status of a mistake that the user can mend."""
-    if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, ConfigError):
+    if os.environ.get("RANK", "0") == "0" or not isinstance(error, ConfigError):
         sys.stderr.write(f"{error}\n")
     return ExitStatus.MISTAKE
 
