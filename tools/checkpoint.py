@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -22,7 +21,7 @@ from train.checkpoint.directory import (
     resolve,
     retire,
 )
-from train.checkpoint.format import Index, stored_state, telling
+from train.checkpoint.format import Index, State, stored_state, telling
 from train.checkpoint.reader import ChunkReader
 from train.errors import CheckpointError
 from train.storage.lease import Lease
@@ -71,7 +70,7 @@ def inspect(place: Place, console: Console) -> None:
     """
     path = resolve(place)
     index = Index.read(path)
-    state = stored_state(path, index)
+    state = stored_state(path, index, State)
     # Two names must never look alike, however narrow the terminal.
     name_column = Column("parameter", overflow="fold")
     counts = Column("slices", justify="right"), Column("bytes", justify="right")
@@ -79,7 +78,7 @@ def inspect(place: Place, console: Console) -> None:
     for name, record in index.parameters.items():
         boxes = len({chunk.box for chunk in record.tensors["value"]})
         # Moments have the type of the value.
-        element_bytes = getattr(torch, record.dtype).itemsize
+        element_bytes = record.torch_dtype.itemsize
         parameters.add_row(
             name,
             f"{record.shape} {record.dtype}",
@@ -89,11 +88,11 @@ def inspect(place: Place, console: Console) -> None:
             f"{record.num_elements * len(record.tensors) * element_bytes:,}",
         )
     console.print(parameters)
-    config = state.get("config", {})
+    config = state.config
     about = {
         "checkpoint": str(path),
         "config": config.get("name", "(no name)"),
-        "step": state.get("step"),
+        "step": state.step,
         "layout": _layout(config),
         "files": len(index.files),
         "parameters": f"{sum(r.num_elements for r in index.parameters.values()):,}",
@@ -130,7 +129,7 @@ def faults(path: Place | Path) -> Iterator[str]:
         yield str(error)
         return
     try:
-        stored_state(path, index)
+        stored_state(path, index, State)
     except CheckpointError as error:
         yield str(error)
     with ChunkReader(path, index) as reader:
@@ -169,7 +168,10 @@ def prune(place: Place, retention: Retention, console: Console, *, dry_run: bool
 
 def _layout(config: dict[str, Any]) -> str:
     """How the ranks that wrote it were laid out, as the stored configuration has it."""
-    layout = {**config.get("layout", {}), "zero": config.get("zero", {}).get("stage")}
+    layout, zero = (
+        part if isinstance(part := config.get(key), dict) else {} for key in ("layout", "zero")
+    )
+    layout = {**layout, "zero": zero.get("stage")}
     told = [f"{key}={value}" for key, value in layout.items() if value is not None]
     return " ".join(told) or "(not stored)"
 

@@ -25,7 +25,7 @@ from train.data.spans.scoring import scored_tokens
 from train.data.spans.text import TextSpansConfig
 from train.evaluate import VALIDATION_EPOCH, evaluate, validation_batches
 from train.loading import load_config, load_model
-from train.prepare import refuse_other_corpus
+from train.prepare import RunState, refuse_other_corpus
 from train.step import Averages, averaged
 from train.storage.place import Place
 from train.watch.metrics import perplexity
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = load_config(path).on_corpus(options.corpus)
     sources = open_sources(config)
     if options.corpus is not None:
-        refuse_other_corpus(sources, read_state(path), path)
+        refuse_other_corpus(sources, read_state(path, RunState), path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(path, device=device)
     results = evaluate_checkpoint(

@@ -60,7 +60,7 @@ def check_run(run: Path, *, corpus: str | None = None, progress: bool = False) -
     config = stored_config(directory)
     plan = _plan(config, corpus)
     saved = latest(checkpoints_of(config, directory))
-    saved_step = 0 if saved is None else int(read_state(saved)["step"])
+    saved_step = 0 if saved is None else read_state(saved).step
     return check(
         ledger,
         plan,

@@ -47,7 +47,7 @@ def merge(path: Place | Path, out: Place | Path) -> Place:
     config = load_config(path).lora
     if config is None:
         raise CheckpointError(f"{path} has no adapters to merge: name a LoRA run's checkpoint")
-    state = read_state(path)
+    state = read_state(path).model_dump()
     # The weights are whole now: what they started from says nothing about the merged model.
     state["config"] |= {"lora": None, "init_from": None}
     out = write_values(out, merge_adapters(read_values(path), config), state)

@@ -20,7 +20,7 @@ def load_config(path: Place | Path) -> RunConfig:
         CheckpointError: it is missing or damaged.
         ConfigError: it is of another version.
     """
-    return from_stored(RunConfig, read_state(path)["config"], place=str(path))
+    return from_stored(RunConfig, read_state(path).config, place=str(path))
 
 
 def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:

@@ -15,7 +15,7 @@ from train.checkpoint.saver import Saver
 from train.config import RunConfig
 from train.data.feed import Feed, StepData
 from train.data.ledger import LedgerWriter, Start, next_start
-from train.data.plan import StepPlan
+from train.data.plan import Position, StepPlan
 from train.errors import DataError, UserError
 from train.evaluate import validate
 from train.exit_status import ExitStatus
@@ -77,7 +77,7 @@ def train(
             world,
             first_step=first_step,
             num_parameters=run.num_parameters,
-            wandb_run_id=None if saved is None else saved.state["wandb_run_id"],
+            wandb_run_id=None if saved is None else saved.state.wandb_run_id,
             streams=streams,
         )
     )
@@ -176,7 +176,7 @@ def open_ledger(
 
 
 def state_of(
-    config: RunConfig, plan: StepPlan, wandb_run_id: str, step: int, position: dict[str, Any]
+    config: RunConfig, plan: StepPlan, wandb_run_id: str, step: int, position: Position
 ) -> dict[str, Any]:
     """What a checkpoint keeps beside the tensors."""
     return {
@@ -186,7 +186,7 @@ def state_of(
         "wandb_run_id": wandb_run_id,
         "tokenizer_sha256": plan.sources.tokenizer_sha256,
         "corpus_fingerprint": plan.sources.fingerprint,
-        "data": position,
+        "data": position.model_dump(),
         "code_version": version("semicausal"),
     }
 

@@ -5,7 +5,7 @@ What fails on one rank fails on all, with the reason of the first: none is left 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from parallel.agreement import on_all_ranks
 from parallel.launch import World
@@ -19,11 +19,12 @@ from train.build import (
     count_parameters,
 )
 from train.checkpoint.directory import latest, resolve
+from train.checkpoint.format import State
 from train.checkpoint.restore import read_state, restore
 from train.config import RunConfig
 from train.config_files import differences, dump, from_stored, read_file
 from train.data.collate import Collator
-from train.data.plan import StepPlan
+from train.data.plan import Position, StepPlan
 from train.data.sources import Sources
 from train.errors import CheckpointError, RunDirectoryError, StorageError, UserError
 from train.run_directory import RunDirectory
@@ -31,6 +32,22 @@ from train.storage.lease import Lease
 from train.storage.place import Place
 
 Result = TypeVar("Result")
+
+
+class RunState(State):
+    """What a run's checkpoint keeps beside the tensors, see `train.loop.state_of`.
+
+    Attributes:
+        wandb_run_id: under which it is recorded.
+        tokenizer_sha256: of its corpora.
+        corpus_fingerprint: of its samples.
+        data: how far they were read; None in checkpoints of earlier versions.
+    """
+
+    wandb_run_id: str
+    tokenizer_sha256: str
+    corpus_fingerprint: str
+    data: Position | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +60,12 @@ class Saved:
     """
 
     path: Place
-    state: dict[str, Any]
+    state: RunState
 
     @property
     def step(self) -> int:
         """Steps made so far."""
-        return int(self.state["step"])
+        return self.state.step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +107,8 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
     engine = build_engine(config, model, mesh)
     if saved is not None:
         restore(saved.path, engine)
-        if "data" in saved.state:
-            plan.start_at(saved.state["data"], step=saved.step)
+        if saved.state.data is not None:
+            plan.start_at(saved.state.data, step=saved.step)
     return Run(
         plan=plan,
         collate=build_collator(config, plan.sources.special),
@@ -122,9 +139,9 @@ def find_saved(config: RunConfig, checkpoints: Place) -> Saved | None:
     path = latest(checkpoints)
     if path is None:
         return None
-    saved = Saved(path=path, state=read_state(path))
+    saved = Saved(path=path, state=read_state(path, RunState))
     # A directory of checkpoints may be shared, a run's own may have been copied into.
-    refuse_other_run(config, from_stored(RunConfig, saved.state["config"], place=str(path)), path)
+    refuse_other_run(config, from_stored(RunConfig, saved.state.config, place=str(path)), path)
     return saved
 
 
@@ -220,18 +237,18 @@ def refuse_other_run(config: RunConfig, owner: RunConfig, place: Place | RunDire
 
 
 def refuse_other_corpus(
-    sources: Sources, state: dict[str, Any], path: Place, *, resuming: bool = False
+    sources: Sources, state: RunState, path: Place, *, resuming: bool = False
 ) -> None:
     """Refuses sources of another tokenizer, and to resume on other data.
 
     Raises:
         CheckpointError: the tokenizers differ, or, when resuming, the samples.
     """
-    if state["tokenizer_sha256"] != sources.tokenizer_sha256:
+    if state.tokenizer_sha256 != sources.tokenizer_sha256:
         raise CheckpointError(
             f"{path} was trained on a corpus of another tokenizer: set data.corpus to that one"
         )
-    if resuming and state["corpus_fingerprint"] != sources.fingerprint:
+    if resuming and state.corpus_fingerprint != sources.fingerprint:
         raise CheckpointError(
             f"{path} was trained on other data than {sources.places} holds now: set data.corpus "
             "(or data.sources) to what it was, or start another run with init_from"
@@ -241,6 +258,6 @@ def refuse_other_corpus(
 def _refuse_other_data(config: RunConfig, sources: Sources, saved: Saved | None) -> None:
     if config.init_from is not None:
         path = resolve(Place.parse(config.init_from, config.storage))
-        refuse_other_corpus(sources, read_state(path), path)
+        refuse_other_corpus(sources, read_state(path, RunState), path)
     if saved is not None:
         refuse_other_corpus(sources, saved.state, saved.path, resuming=True)

@@ -144,7 +144,7 @@ def _left_out(corpus: str) -> list[str]:
     """What a corpus lacks of what was given for it, files, documents and characters."""
     manifest = Corpus.at(corpus).manifest
     found = left_out.told(manifest)
-    if (read_back := manifest.get("read_back")) is not None:
+    if (read_back := manifest.read_back) is not None:
         with contextlib.suppress(ValueError):
             found += filter(None, (str(ReadBack.model_validate(read_back)),))
     return [f"  {line}" for line in found]

@@ -50,10 +50,9 @@ def cost(path: str, training: Training) -> list[tuple[str, str]]:
     corpus = Corpus.at(path)
     split = "train" if "train" in corpus.splits else next(iter(corpus.splits))
     store = corpus.store(split)
-    stated = corpus.manifest.get("splits", {}).get(split, {})
-    corpus_tokens = int(stated.get("tokens", 0))
+    corpus_tokens = int(store.totals[:, 0].sum())
     if corpus_tokens <= 0:
-        raise DataError(f"{path} states no tokens in {split}; build the corpus again.")
+        raise DataError(f"{path} has no tokens in {split}; build the corpus again.")
     corpus_bytes = sum(store.shard_bytes)
     tokens = corpus_tokens * training.epochs if training.tokens is None else training.tokens
     epochs = tokens / corpus_tokens
@@ -62,7 +61,7 @@ def cost(path: str, training: Training) -> list[tuple[str, str]]:
     # Every host keeps what it has fetched, so further epochs download nothing.
     download = corpus_bytes * min(1.0, epochs) * training.hosts
     found = [
-        ("documents", f"{stated.get('documents', len(store)):,}"),
+        ("documents", f"{len(store):,}"),
         ("tokens", f"{corpus_tokens:,}"),
         ("bytes", f"{corpus_bytes:,} in {counted(len(store.shard_sizes), 'shard')}"),
         ("bytes a token", f"{corpus_bytes / corpus_tokens:.2f}"),

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tools.corpus import inputs
 from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer
 from train.data.corpus import require_documents
 from train.data.store.index import INDEX_NAME
-from train.data.store.manifest import MANIFEST_NAME, parse_manifest
+from train.data.store.manifest import (
+    MANIFEST_BYTES_AT_MOST,
+    MANIFEST_NAME,
+    Manifest,
+    parse_manifest,
+)
 from train.data.store.shards import ShardStore
 from train.errors import DataError
 from train.storage.place import Place
@@ -25,7 +29,7 @@ class Corpus:
     """
 
     place: Place
-    manifest: dict[str, Any]
+    manifest: Manifest
     splits: dict[str, Place]
 
     @classmethod
@@ -37,24 +41,20 @@ class Corpus:
         """
         place = Place.parse(path)
         with inputs.named(place):
-            if (place / MANIFEST_NAME).find() is None:
+            if not (place / MANIFEST_NAME).exists():
                 raise DataError(
                     f"{place} is no corpus: it has no {MANIFEST_NAME}. Give the directory that "
                     "`python -m tools.corpus build` wrote; a build that was cut off goes on when "
                     "it is called again."
                 )
-            manifest = parse_manifest((place / MANIFEST_NAME).read(), place=str(place))
+            content = (place / MANIFEST_NAME).read(limit_bytes=MANIFEST_BYTES_AT_MOST)
+            manifest = parse_manifest(content, place=str(place))
             require_documents(manifest, place=str(place))
             if (place / INDEX_NAME).find() is not None:
                 return cls(place=place, manifest=manifest, splits={place.name: place})
-        summaries = manifest.get("splits")
-        if not isinstance(summaries, dict) or not summaries:
+        if not manifest.splits:
             raise DataError(f"{place}/{MANIFEST_NAME} names no splits; build the corpus again.")
-        names = [
-            str(name)
-            for name, numbers in summaries.items()
-            if not isinstance(numbers, dict) or numbers.get("samples") != 0
-        ]
+        names = [name for name, numbers in manifest.splits.items() if numbers.samples != 0]
         if any("/" in name or name.startswith(".") for name in names):
             raise DataError(f"{place}/{MANIFEST_NAME} names splits outside the corpus: {names}.")
         return cls(place=place, manifest=manifest, splits={name: place / name for name in names})

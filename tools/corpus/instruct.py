@@ -70,7 +70,7 @@ class Task:
     def identity(self) -> str:
         """Of the task and the corpus."""
         asked = (self.num_train, self.num_validation, self.passage_tokens)
-        known = (*asked, self._sources, self.corpus.manifest["tokenizer_sha256"])
+        known = (*asked, self._sources, self.corpus.manifest.tokenizer_sha256)
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def make(self, report: Callable[[str], None]) -> Made:
@@ -84,8 +84,8 @@ class Task:
 
     @property
     def _sources(self) -> tuple[str, ...]:
-        described = self.corpus.manifest.get("sources", [])
-        return tuple(part["source"] for source in described for part in source.get("made_of", []))
+        sources = self.corpus.manifest.sources
+        return tuple(part.source for source in sources for part in source.made_of)
 
     def _records(self, texts: list[Text]) -> Iterator[dict[str, Any]]:
         """As many records as are asked for."""

@@ -5,7 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from tools.corpus.words import counted
+from train.data.store.manifest import Manifest, SourceRecord
+from train.errors import DataError
+from train.storage.record import Record, parse
 
 LEFT_OUT_NAME: Final = "left_out.jsonl"
 """A line for each file: its source, the reason, its name."""
@@ -56,31 +61,25 @@ def lines(sources: Mapping[str, LeftOut]) -> bytes:
     ).encode()
 
 
-def told(manifest: Mapping[str, Any]) -> list[str]:
+def told(manifest: Manifest) -> list[str]:
     """What was given and is not in the corpus, a line for each source that lacks something."""
-    return [line for source in _described(manifest) if (line := _told(source))]
+    return [line for source in manifest.sources if (line := _told(source))]
 
 
-def _described(manifest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    sources = manifest.get("sources")
-    for source in sources if isinstance(sources, list) else []:
-        if isinstance(source, dict):
-            yield source
-
-
-def _told(source: Mapping[str, Any]) -> str:
-    files = source.get("left_out_files") or {}
+def _told(source: SourceRecord) -> str:
+    files = source.left_out_files
     facts = [f"{counted(count, 'file')} ({reason})" for reason, count in files.items()]
-    for key, name in (("skipped", "bad record"), ("duplicates_removed", "duplicate")):
-        if source.get(key):
-            facts.append(counted(source[key], name))
+    if source.skipped:
+        facts.append(counted(source.skipped, "bad record"))
+    if source.duplicates_removed:
+        facts.append(counted(source.duplicates_removed, "duplicate"))
     if not facts:
         return ""
     where = f"; {LEFT_OUT_NAME} names them" if files else ""
-    return f"left out of {source.get('name')}: {', '.join(facts)}{where}"
+    return f"left out of {source.name}: {', '.join(facts)}{where}"
 
 
-def faults(manifest: Mapping[str, Any], content: bytes | None, *, place: str) -> list[str]:
+def faults(manifest: Manifest, content: bytes | None, *, place: str) -> list[str]:
     """Where a manifest does not account for all that was given.
 
     Args:
@@ -90,22 +89,21 @@ def faults(manifest: Mapping[str, Any], content: bytes | None, *, place: str) ->
     """
     found: list[str] = []
     stated: Counter[tuple[str, str]] = Counter()
-    for source in _described(manifest):
-        if source.get("records") is None:
+    for source in manifest.sources:
+        if source.records is None:
             return []
-        name, records = source["name"], source["records"]
-        ends = [source[key] for key in ("documents", "duplicates_removed", "skipped")]
-        if records != sum(ends):
-            documents, duplicates, bad = ends
+        name, records = source.name, source.records
+        documents, duplicates, bad = source.documents, source.duplicates_removed, source.skipped
+        if records != documents + duplicates + bad:
             found.append(
                 f"{place}: of {name} {records:,} records were read, but {documents:,} documents, "
                 f"{duplicates:,} duplicates and {bad:,} bad ones are accounted for"
             )
-        stated.update({(name, reason): n for reason, n in source["left_out_files"].items()})
+        stated.update({(name, reason): n for reason, n in source.left_out_files.items()})
     try:
-        named = Counter(_named(content or b""))
-    except (ValueError, KeyError, TypeError) as error:
-        return [*found, f"{place} cannot be read ({error}); build the corpus again"]
+        named = Counter(_named(content or b"", place))
+    except DataError as error:
+        return [*found, str(error)]
     for source, reason in sorted({*stated, *named}):
         count, names = stated[source, reason], named[source, reason]
         if count != names:
@@ -116,7 +114,16 @@ def faults(manifest: Mapping[str, Any], content: bytes | None, *, place: str) ->
     return found
 
 
-def _named(content: bytes) -> Iterator[tuple[str, str]]:
-    for line in content.splitlines():
-        row = json.loads(line)
-        yield row["source"], row["reason"]
+class _Line(Record):
+    source: str
+    reason: str
+
+
+_LINE: Final = TypeAdapter(_Line)
+
+
+def _named(content: bytes, place: str) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        name, remedy = f"{place}:{number}", "build the corpus again"
+        row = parse(_LINE, line, name=name, error=DataError, remedy=remedy)
+        yield row.source, row.reason

@@ -1,5 +1,6 @@
 """Makes a corpus of finished parts: indexes, lengths, counts, and last the manifest."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,13 @@ from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer, ReadBack
 from tools.corpus.words import counted
 from tools.corpus.workshop import COUNTS, SPLITS, as_json
 from tools.corpus.writing import ShardRecord, npy
+from train.data.corpus import TOKEN_COUNTS_NAME
 from train.data.document import DOCUMENTS_KIND, LENGTH_COLUMNS, LENGTHS_NAME
 from train.data.store.index import INDEX_NAME
 from train.data.store.manifest import MANIFEST_NAME
 from train.errors import DataError
 
 LENGTHS_VERSION: Final = 1
-TOKEN_COUNTS_NAME: Final = "token_counts.npy"
 _SHARES: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenths / 10 for tenths in range(1, 10)))
 """Of validation, to be proposed."""
 
@@ -64,6 +65,15 @@ def finish(
     read_back = ReadBack()
     for record in records:
         read_back.add(record.read_back)
+    counts = np.zeros(tokenizer.vocabulary, dtype=np.int64)
+    for record in records:
+        counts += workshop.read_note(COUNTS, record.part)
+    files = {
+        f"{split}/{name}": content
+        for split, found in shards.items()
+        if found
+        for name, content in {**_listings(found), TOKEN_COUNTS_NAME: npy(counts)}.items()
+    }
     manifest = {
         "format_version": FORMAT_VERSION,
         "kind": DOCUMENTS_KIND,
@@ -83,38 +93,41 @@ def finish(
         "skipped": [bad for record in records for bad in record.bad],
         "read_back": read_back.model_dump(),
         "recipe": recipe,
+        # What a run reads beside the shards, whose own hashes are among it.
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
-    counts = np.zeros(tokenizer.vocabulary, dtype=np.int64)
-    for record in records:
-        counts += workshop.read_note(COUNTS, record.part)
     # In this order: with its manifest at the top the corpus is there.
     beside = {
         TOKENIZER_NAME: tokenizer.content,
         TOKEN_COUNTS_NAME: npy(counts),
         MANIFEST_NAME: as_json(manifest),
     }
-    for split, found in shards.items():
-        if not found:
-            continue
-        lengths = {
-            "format_version": LENGTHS_VERSION,
-            "columns": list(LENGTH_COLUMNS),
-            "shards": [shard.lengths for shard in found],
-        }
-        index = {"version": 2, "shards": [shard.index for shard in found]}
-        files = beside | {
-            LENGTHS_NAME: as_json(lengths),
-            INDEX_NAME: json.dumps(index, sort_keys=True).encode(),
-        }
-        for name, content in files.items():
+    for split in filter(shards.get, shards):
+        for name, content in beside.items():
             workshop.write(workshop.root / split / name, content)
     named = lines(left_out)
     if named:
         workshop.write(workshop.root / LEFT_OUT_NAME, named)
+    for name, content in files.items():
+        workshop.write(workshop.root / name, content)
     for name, content in beside.items():
         workshop.write(workshop.root / name, content)
     workshop.clear()
     return manifest
+
+
+def _listings(shards: Sequence[ShardRecord]) -> dict[str, bytes]:
+    """The files that list the shards of a split."""
+    lengths = {
+        "format_version": LENGTHS_VERSION,
+        "columns": list(LENGTH_COLUMNS),
+        "shards": [shard.lengths for shard in shards],
+    }
+    index = {"version": 2, "shards": [shard.index for shard in shards]}
+    return {
+        LENGTHS_NAME: as_json(lengths),
+        INDEX_NAME: json.dumps(index, sort_keys=True).encode(),
+    }
 
 
 def totals(shards: Sequence[ShardRecord]) -> dict[str, int]:

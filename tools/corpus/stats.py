@@ -3,7 +3,7 @@
 Made from the manifest and the files of lengths, 24 bytes a document; shards are not read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tools.corpus.finished import Corpus
 from train.data.document import LENGTH_COLUMNS, MEDIA
 from train.data.pack import SequenceShape, pack
+from train.data.store.manifest import SourceRecord
 from train.errors import DataError
 from train.storage.place import Place
 from train.watch.report import Number, format_count, render_page
@@ -64,7 +65,7 @@ def write_stats(path: str, out: Path) -> None:
         [split, f"{len(of_split):,}", *(f"{total:,}" for total in _totals(of_split))]
         for split, of_split in lengths.items()
     ]
-    sources = [_source(source) for source in corpus.manifest.get("sources", [])]
+    sources = [_source(source) for source in corpus.manifest.sources]
     page = render_page(
         Path(__file__).with_name("stats.html.jinja"),
         title=corpus.place.name,
@@ -72,7 +73,7 @@ def write_stats(path: str, out: Path) -> None:
         numbers=_numbers(everything),
         charts=[chart for chart in _charts(corpus, everything, training) if chart is not None],
         tables=[("Splits", _OF_SPLITS, splits), ("Sources", _OF_SOURCES, sources)],
-        skipped=corpus.manifest.get("skipped", []),
+        skipped=corpus.manifest.skipped,
     )
     try:
         Place.of(out).write(page.encode())
@@ -96,14 +97,14 @@ def _lengths(corpus: Corpus, split: str) -> Lengths:
 
 def _facts(corpus: Corpus) -> list[str]:
     manifest = corpus.manifest
-    dedup = manifest.get("dedup", {})
+    dedup = manifest.dedup
     facts = [
         str(corpus.place),
-        f"vocabulary of {manifest.get('vocabulary', 0):,}, tokenizer SHA-256 "
-        f"{str(manifest.get('tokenizer_sha256'))[:12]}…",
+        f"vocabulary of {manifest.vocabulary or 0:,}, tokenizer SHA-256 "
+        f"{str(manifest.tokenizer_sha256)[:12]}…",
     ]
-    if dedup.get("method"):
-        facts.append(f"{dedup['duplicates_removed']:,} duplicates removed ({dedup['method']})")
+    if dedup.method:
+        facts.append(f"{dedup.duplicates_removed:,} duplicates removed ({dedup.method})")
     return facts
 
 
@@ -140,7 +141,7 @@ def _charts(corpus: Corpus, everything: Lengths, training: Lengths) -> list[Bars
     return [
         _histogram("Documents by length, tokens", tokens, note=f"Quantiles: {told}."),
         _histogram("Tokens by length of their document", tokens, weights=tokens),
-        _by_source(corpus.manifest.get("sources", [])),
+        _by_source(corpus.manifest.sources),
         _histogram("Documents by number of text spans", with_spans[:, 1]),
         _histogram(
             "Documents by mean length of their text spans, tokens",
@@ -171,13 +172,13 @@ def _histogram(
     return Bars(title=title, bars=bars, note=note, highest=float(heights.max()))
 
 
-def _by_source(sources: Sequence[Mapping[str, Any]]) -> Bars | None:
-    tokens = {source["name"]: source["tokens"] for source in sources}
+def _by_source(sources: Sequence[SourceRecord]) -> Bars | None:
+    tokens: dict[str, float] = {source.name: source.tokens for source in sources}
     total = sum(tokens.values())
     if not total:
         return None
     bars = [
-        (name, count, f"{format_count(count)} ({count / total:.1%})")
+        (name, count, f"{format_count(int(count))} ({count / total:.1%})")
         for name, count in sorted(tokens.items(), key=lambda item: -item[1])
     ]
     return Bars(title="Tokens by source", bars=bars, highest=max(tokens.values()))
@@ -204,12 +205,12 @@ def _totals(lengths: Lengths) -> list[int]:
     return lengths.sum(axis=0, dtype=np.int64).tolist()
 
 
-def _source(source: Mapping[str, Any]) -> list[str]:
+def _source(source: SourceRecord) -> list[str]:
     return [
-        str(source["name"]),
-        " and ".join(source.get("licences", [])) or "not stated",
-        f"{source['documents']:,}",
-        f"{source['tokens']:,}",
-        f"{source.get('duplicates_removed', 0):,}",
-        f"{source.get('skipped', 0):,}",
+        source.name,
+        " and ".join(source.licences) or "not stated",
+        f"{source.documents:,}",
+        f"{source.tokens:,}",
+        f"{source.duplicates_removed:,}",
+        f"{source.skipped:,}",
     ]

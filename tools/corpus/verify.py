@@ -16,14 +16,15 @@ from tools.corpus import inputs, left_out
 from tools.corpus.digests import Digests, digest, gathered, located, repeats
 from tools.corpus.encoding import targets
 from tools.corpus.finished import Corpus
-from tools.corpus.manifest import TOKEN_COUNTS_NAME
 from tools.corpus.pool import Report, spread
 from tools.corpus.progress import bar
 from tools.corpus.tokenizer import TOKENIZER_NAME
+from train.data.corpus import TOKEN_COUNTS_NAME, parse_token_counts
 from train.data.document import LENGTH_COLUMNS, Document
-from train.data.store.manifest import MANIFEST_NAME
-from train.data.store.shards import ShardStore, parse_array
+from train.data.store.manifest import MANIFEST_BYTES_AT_MOST, MANIFEST_NAME, SplitRecord
+from train.data.store.shards import ShardStore
 from train.errors import DataError
+from train.storage.place import Place
 
 FAULTS_OF_A_SHARD: Final = 5
 """As many are told of one shard; the rest are counted."""
@@ -66,7 +67,7 @@ class Findings:
     @classmethod
     def none(cls, corpus: Corpus) -> "Findings":
         """Nothing is found yet."""
-        return cls(counts=np.zeros(int(corpus.manifest["vocabulary"]), np.int64))
+        return cls(counts=np.zeros(_vocabulary(corpus), np.int64))
 
     def add(self, other: "Findings") -> None:
         """Count what another shard holds as well."""
@@ -82,7 +83,7 @@ class ShardChecker:
         """Nothing is opened yet."""
         self._corpus = corpus
         self._cache = cache
-        self._vocabulary = int(corpus.manifest["vocabulary"])
+        self._vocabulary = _vocabulary(corpus)
         self._opened: dict[str, ShardStore] = {}
 
     def __call__(self, shard: Shard, report: Report) -> Findings:
@@ -159,12 +160,10 @@ def verify(path: str, *, workers: int, console: Console) -> list[str]:
         DataError: there is no corpus.
     """
     corpus = Corpus.at(path)
-    if not isinstance(corpus.manifest.get("vocabulary"), int):
-        raise DataError(f"{path}/{MANIFEST_NAME} states no vocabulary; build the corpus again.")
     faults = _faults_beside(corpus)
     if corpus.place not in corpus.splits.values():
         place = corpus.place / left_out.LEFT_OUT_NAME
-        content = None if place.find() is None else inputs.content(place)
+        content = _content(place) if place.exists() else None
         faults += left_out.faults(corpus.manifest, content, place=str(place))
     shards: list[Shard] = []
     of_splits: dict[str, Findings] = {}
@@ -201,20 +200,33 @@ def verify(path: str, *, workers: int, console: Console) -> list[str]:
     return faults + _repeated_ids(corpus, shards, [ids[shard] for shard in shards])
 
 
+def _vocabulary(corpus: Corpus) -> int:
+    if corpus.manifest.vocabulary is None:
+        raise DataError(
+            f"{corpus.place}/{MANIFEST_NAME} states no vocabulary; build the corpus again."
+        )
+    return corpus.manifest.vocabulary
+
+
+def _content(place: Place) -> bytes:
+    with inputs.named(place):
+        return place.read(limit_bytes=MANIFEST_BYTES_AT_MOST)
+
+
 def _faults_beside(corpus: Corpus) -> list[str]:
     """Faults of the files beside the shards."""
     faults: list[str] = []
     manifest = corpus.manifest
     for place in sorted({corpus.place, *corpus.splits.values()}, key=str):
         try:
-            content = inputs.content(place / TOKENIZER_NAME)
-            if hashlib.sha256(content).hexdigest() != manifest.get("tokenizer_sha256"):
+            content = _content(place / TOKENIZER_NAME)
+            if hashlib.sha256(content).hexdigest() != manifest.tokenizer_sha256:
                 faults.append(f"{place}/{TOKENIZER_NAME} is not the tokenizer of the manifest")
-            stated = inputs.content(corpus.place / MANIFEST_NAME)
-            if inputs.content(place / MANIFEST_NAME) != stated:
+            stated = _content(corpus.place / MANIFEST_NAME)
+            if _content(place / MANIFEST_NAME) != stated:
                 faults.append(f"{place}/{MANIFEST_NAME} is not the manifest of the corpus")
-            counts = inputs.content(corpus.splits["train"] / TOKEN_COUNTS_NAME)
-            if inputs.content(place / TOKEN_COUNTS_NAME) != counts:
+            counts = _content(corpus.splits["train"] / TOKEN_COUNTS_NAME)
+            if _content(place / TOKEN_COUNTS_NAME) != counts:
                 faults.append(f"{place}/{TOKEN_COUNTS_NAME} is not that of the training split")
         except DataError as error:
             faults.append(str(error))
@@ -222,12 +234,12 @@ def _faults_beside(corpus: Corpus) -> list[str]:
         tokenizer = corpus.tokenizer()
     except DataError as error:
         return [*faults, str(error)]
-    if tokenizer.vocabulary != manifest["vocabulary"]:
+    if tokenizer.vocabulary != manifest.vocabulary:
         faults.append(
             f"{corpus.place}: the tokenizer has {tokenizer.vocabulary} entries, the manifest says "
-            f"{manifest['vocabulary']}"
+            f"{manifest.vocabulary}"
         )
-    if tokenizer.special.to_manifest() != manifest.get("special_tokens"):
+    if tokenizer.special != manifest.special_tokens:
         faults.append(f"{corpus.place}: the tokenizer's special tokens are not the manifest's")
     return faults
 
@@ -236,18 +248,20 @@ def _sums(corpus: Corpus, split: str, found: Findings, num_bytes: int) -> list[s
     """Faults of what the manifest and the counts of a split add up to."""
     totals = dict(zip(LENGTH_COLUMNS, found.totals.tolist(), strict=True))
     real = {"samples": found.samples, "documents": found.samples, "bytes": num_bytes} | totals
-    stated = corpus.manifest.get("splits", {}).get(split, {})
+    stated = corpus.manifest.splits.get(split, SplitRecord())
     faults = [
         f"{corpus.splits[split]}: there are {value:,} {name}, and the manifest says "
-        f"{stated.get(name)}"
+        f"{getattr(stated, name)}"
         for name, value in real.items()
-        if stated.get(name) != value
+        if getattr(stated, name) != value
     ]
     if split != "train":
         return faults
     place = corpus.splits[split] / TOKEN_COUNTS_NAME
     try:
-        stored = parse_array(inputs.content(place), name=str(place))
+        stored = parse_token_counts(
+            _content(place), name=str(place), vocabulary=_vocabulary(corpus)
+        )
     except DataError as error:
         return [*faults, str(error)]
     if not np.array_equal(stored, found.counts):

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -18,7 +18,7 @@ from torch import Tensor
 from model.region import Region
 from parallel.zero.pages import release_files
 from parallel.zero.state import StateSlice, TensorKind
-from train.checkpoint.format import Chunk, FileRecord, Index, ParameterRecord
+from train.checkpoint.format import Chunk, FileRecord, Index, ParameterRecord, TypeName
 from train.storage.place import Place
 
 SLICE_BYTES = 1 << 26
@@ -68,6 +68,8 @@ def write_chunks(file: Place | Path, slices: Sequence[StateSlice]) -> Index:
     file = Place.of(file)
     keyed = {_key(part): part for part in slices}
     assert len(keyed) == len(slices), "a slice is there twice"
+    types = {(part.name, part.tensor.dtype) for part in slices}
+    assert len(types) == len({name for name, _ in types}), "moments have the type of the value"
     header = _header({key: part.tensor for key, part in keyed.items()})
     chunks: dict[str, dict[TensorKind, list[Chunk]]] = defaultdict(lambda: defaultdict(list))
     with file.create() as sink:
@@ -88,7 +90,7 @@ def write_chunks(file: Place | Path, slices: Sequence[StateSlice]) -> Index:
     parameters = {
         part.name: ParameterRecord(
             shape=list(part.region.shape),
-            dtype=str(part.tensor.dtype).removeprefix("torch."),
+            dtype=cast(TypeName, str(part.tensor.dtype).removeprefix("torch.")),
             trainable=len(chunks[part.name]) > 1,
             tensors=dict(chunks[part.name]),
         )

@@ -17,13 +17,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.checkpoint.format import INDEX_NAME, telling
+from train.checkpoint.format import INDEX_NAME, STEP_NAME, telling
 from train.errors import CheckpointError
 from train.storage.place import Place
 
 LATEST_NAME = "latest"
 CHECKPOINTS_NAME = "checkpoints"
-_STEP = re.compile(r"^step_(\d+)(?:\.(\d+))?$")
+_NAME_BYTES_AT_MOST = 4096
+_NAME_SHOWN = 80
 # Of an atomic write that was cut short, and directories of the writers before.
 _LEFTOVER = re.compile(r"^\.(latest\.tmp|step_.+\.(tmp|dead))-[0-9a-f]+$")
 
@@ -73,15 +74,16 @@ def latest(directory: Place | Path) -> Place | None:
     pointer = directory / LATEST_NAME
     with _reading(directory):
         try:
-            name = pointer.read().decode(errors="replace").strip()
+            content = pointer.read(limit_bytes=_NAME_BYTES_AT_MOST)
+            name = content.decode(errors="replace").strip()
         except (FileNotFoundError, NotADirectoryError):
             # A writer that died between the first checkpoint and its pointer.
             names = complete(directory)
             return directory / names[-1] if names else None
-        if not _STEP.match(name) or (directory / name / INDEX_NAME).find() is None:
+        if not STEP_NAME.match(name) or (directory / name / INDEX_NAME).find() is None:
             raise CheckpointError(
-                f"{pointer} names {name!r}, which is no checkpoint there: write the name of "
-                f"one into it"
+                f"{pointer} names {name[:_NAME_SHOWN]!r}, which is no checkpoint there: write the "
+                "name of one into it"
             )
     return directory / name
 
@@ -110,7 +112,7 @@ def resolve(path: Place | Path) -> Place:
 def complete(directory: Place | Path) -> list[str]:
     """Names of the complete checkpoints in a directory, oldest first."""
     directory = Place.of(directory)
-    names = [name for name in directory.names() if _STEP.match(name)]
+    names = [name for name in directory.names() if STEP_NAME.match(name)]
     found = [name for name in names if (directory / name / INDEX_NAME).find() is not None]
     return sorted(found, key=_order)
 
@@ -158,7 +160,7 @@ def clean(directory: Place) -> None:
     """Removes what writers that died have left."""
     whole = set(complete(directory))
     for name in directory.names():
-        if _LEFTOVER.match(name) or (_STEP.match(name) and name not in whole):
+        if _LEFTOVER.match(name) or (STEP_NAME.match(name) and name not in whole):
             (directory / name).remove()
 
 
@@ -167,6 +169,6 @@ def _reading(place: Place) -> AbstractContextManager[None]:
 
 
 def _order(name: str) -> tuple[int, int]:
-    match = _STEP.match(name)
+    match = STEP_NAME.match(name)
     assert match is not None, name
     return int(match[1]), int(match[2] or 1)

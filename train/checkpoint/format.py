@@ -10,33 +10,69 @@ The index is written last: a directory without it is no checkpoint. Nothing here
 """
 
 import json
+import math
+import re
 from collections import defaultdict
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import torch
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 
-from model.region import Range, Region
+from model.region import Region
 from parallel.zero.state import TensorKind
 from train.checkpoint.regions import tiling_fault
 from train.errors import CheckpointError, StorageError
 from train.storage.place import Place
+from train.storage.record import COUNT_BELOW, Count, Record, parse
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 STATE_NAME = "state.json"
+INDEX_BYTES_AT_MOST: Final = 1 << 29
+STATE_BYTES_AT_MOST: Final = 1 << 26
+STEP_NAME: Final = re.compile(r"^step_(\d+)(?:\.(\d+))?$")
+"""Names of checkpoints: the step, and which time it was written."""
+_REMEDY: Final = "use another checkpoint"
+_MOST_BOXES: Final = 1024
+"""Of one tensor; no layout splits it into more."""
+
+TypeName = Literal[
+    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"
+]
+Stated = TypeVar("Stated", bound="State")
+Parsed = TypeVar("Parsed")
+Extent = tuple[Count, Count]
+"""First index and one past the last, as stored."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Strict(Record):
+    model_config = ConfigDict(extra="forbid")
 
 
-class Chunk(_Record):
+class State(Record):
+    """What lies beside the tensors; whoever saves it may say more, and has a schema for that.
+
+    Attributes:
+        step: steps made so far.
+        config: of the run.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    step: Count
+    config: dict[str, Any] = Field(default={})
+
+
+class _Version(Record):
+    format_version: Count
+
+
+class Chunk(_Strict):
     """A stored slice of a tensor: `flat_range` of the flattened `box`, itself a part of the tensor.
 
     Those that have no checksum of their own are covered by that of their file.
@@ -44,8 +80,8 @@ class Chunk(_Record):
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.safetensors$")]
     key: str
-    box: tuple[Range, ...]
-    flat_range: Range
+    box: tuple[Extent, ...]
+    flat_range: Extent
     xxh3_128: str | None = None
 
     def region(self, record: "ParameterRecord") -> Region:
@@ -54,28 +90,33 @@ class Chunk(_Record):
         return Region(shape=tuple(record.shape), box=self.box, start=start, stop=stop)
 
 
-class ParameterRecord(_Record):
-    """Where one parameter and its moments lie; `dtype` is that of its value."""
+class ParameterRecord(_Strict):
+    """Where one parameter and its moments lie; `dtype` is that of all of them."""
 
-    shape: list[int]
-    dtype: str
+    shape: list[Count]
+    dtype: TypeName
     trainable: bool
     tensors: dict[TensorKind, list[Chunk]]
 
     @property
     def num_elements(self) -> int:
         """Elements of the whole parameter."""
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Type of its elements."""
+        return getattr(torch, self.dtype)
 
 
-class FileRecord(_Record):
+class FileRecord(_Strict):
     """Size and checksum of a file; without the latter, every chunk in it has its own."""
 
-    bytes: int
+    bytes: Count
     xxh3_128: str | None = None
 
 
-class Index(_Record):
+class Index(_Strict):
     """Everything about a checkpoint, or about a part of one, but the numbers."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -90,27 +131,22 @@ class Index(_Record):
             CheckpointError: there is none, it is damaged, or of another version.
         """
         file = Place.of(path) / INDEX_NAME
-        document = _parsed(file, _read(file))
-        version = document.get("format_version")
+        data = _read(file, limit_bytes=INDEX_BYTES_AT_MOST)
+        version = _parsed(_VERSION, file, data).format_version
         if version != FORMAT_VERSION:
             raise CheckpointError(
                 f"{file} has format version {version!r} and this program reads "
                 f"{FORMAT_VERSION}: use the program that wrote it"
             )
-        try:
-            index = cls.model_validate(document)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            where = ".".join(str(part) for part in fault["loc"])
-            raise CheckpointError(f"{file} is damaged: {where}: {fault['msg']}") from error
+        index = _parsed(_INDEX, file, data)
         for name, record in index.parameters.items():
             _check_tiling(file, name, record)
         for name, chunks in index.chunks_by_file().items():
             if name not in index.files:
-                raise CheckpointError(f"{file} is damaged: it has no size of {name}")
+                raise damaged(file, f"it has no size of {name}")
             whole = index.files[name].xxh3_128 is not None
             if not whole and any(chunk.xxh3_128 is None for _, chunk in chunks):
-                raise CheckpointError(f"{file} is damaged: it has no checksum of {name}")
+                raise damaged(file, f"it has no checksum of {name}")
         return index
 
     @classmethod
@@ -139,6 +175,10 @@ class Index(_Record):
         return chunks
 
 
+_INDEX: Final[TypeAdapter[Any]] = TypeAdapter(Index)
+_VERSION: Final = TypeAdapter(_Version)
+
+
 def record_of(data: bytes) -> FileRecord:
     """Size and checksum of a file that holds `data`."""
     return FileRecord(bytes=len(data), xxh3_128=xxhash.xxh3_128(data).hexdigest())
@@ -165,31 +205,35 @@ def seal(path: Place, parts: Iterable[Index], state: bytes) -> None:
     (path / INDEX_NAME).write(json_bytes(index.model_dump(exclude_none=True)))
 
 
-def stored_state(path: Place, index: Index) -> dict[str, Any]:
+def stored_state(path: Place, index: Index, schema: type[Stated]) -> Stated:
     """What lies beside the tensors of a checkpoint, such as `step` and `config`.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: it is missing or damaged, or its step is not that of its directory.
     """
     file = path / STATE_NAME
-    data = _read(file)
+    data = _read(file, limit_bytes=STATE_BYTES_AT_MOST)
     if STATE_NAME not in index.files:
-        raise CheckpointError(f"{path / INDEX_NAME} is damaged: it has no {STATE_NAME}")
+        raise damaged(path / INDEX_NAME, f"it has no {STATE_NAME}")
     expected = index.files[STATE_NAME]
     if len(data) != expected.bytes:
         raise damaged(file, f"it has {len(data)} bytes and should have {expected.bytes}")
     if record_of(data) != expected:
         raise damaged(file, "its checksum differs from the index")
-    return _parsed(file, data)
+    state = _parsed(TypeAdapter(schema), file, data)
+    named = STEP_NAME.match(path.name)
+    if named is not None and int(named[1]) != state.step:
+        raise damaged(file, f"step: it is {state.step}, in a directory named {path.name}")
+    return state
 
 
 def damaged(file: Place, fault: str) -> CheckpointError:
     """An error that names the file and what is wrong with it."""
-    return CheckpointError(f"{file} is damaged: {fault}; use another checkpoint")
+    return CheckpointError(f"{file} is damaged: {fault}; {_REMEDY}")
 
 
 @contextmanager
-def telling(fault: str, remedy: str = "; use another checkpoint") -> Generator[None]:
+def telling(fault: str, remedy: str = f"; {_REMEDY}") -> Generator[None]:
     """Says what a disk or a store refuses in one sentence: the fault, the reason, the remedy."""
     try:
         yield
@@ -199,28 +243,24 @@ def telling(fault: str, remedy: str = "; use another checkpoint") -> Generator[N
         raise CheckpointError(f"{fault} ({error.strerror or error}){remedy}") from error
 
 
-def _read(file: Place) -> bytes:
+def _read(file: Place, *, limit_bytes: int) -> bytes:
     with telling(f"{file} cannot be read"):
-        return file.read()
+        return file.read(limit_bytes=limit_bytes)
 
 
-def _parsed(file: Place, data: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(data)
-    except ValueError as error:
-        raise damaged(file, str(error)) from error
-    if not isinstance(document, dict):
-        raise damaged(file, "it holds no object")
-    return document
+def _parsed(schema: TypeAdapter[Parsed], file: Place, data: bytes) -> Parsed:
+    return parse(schema, data, name=str(file), error=CheckpointError, remedy=_REMEDY)
 
 
 def _check_tiling(file: Place, name: str, record: ParameterRecord) -> None:
     kinds = {"value", "exp_avg", "exp_avg_sq"} if record.trainable else {"value"}
     if set(record.tensors) != kinds:
-        raise CheckpointError(f"{file} is damaged: {name} has {sorted(record.tensors)}")
+        raise damaged(file, f"{name} has {sorted(record.tensors)}")
+    if record.num_elements >= COUNT_BELOW:
+        raise damaged(file, f"{name} has the shape {record.shape}")
     for kind, chunks in record.tensors.items():
+        if len({chunk.box for chunk in chunks}) > _MOST_BOXES:
+            raise damaged(file, f"{name} ({kind}) lies in more than {_MOST_BOXES:,} boxes")
         fault = tiling_fault(tuple(record.shape), [chunk.region(record) for chunk in chunks])
         if fault is not None:
-            raise CheckpointError(
-                f"{file} is damaged: of {name} ({kind}), {fault} are not there exactly once"
-            )
+            raise damaged(file, f"of {name} ({kind}), {fault} are not there exactly once")

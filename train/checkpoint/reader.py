@@ -4,16 +4,17 @@ A chunk that goes whole into memory on the host is read right there; of others, 
 copied. Nothing is read twice, and nothing is unpickled.
 """
 
-import json
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final, TypeGuard
 
 import torch
 import xxhash
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from parallel.zero.state import StateSlice
 from train.checkpoint.chunks import NAMES, SLICE_BYTES, bytes_of
@@ -21,16 +22,28 @@ from train.checkpoint.format import Chunk, FileRecord, Index, damaged, telling
 from train.checkpoint.regions import copy_overlap, overlap
 from train.errors import CheckpointError
 from train.storage.place import Place, Source
+from train.storage.record import Count
 
-_TYPES = {name: dtype for dtype, name in NAMES.items()}
 _HEADER_BYTES_AT_MOST = 100_000_000
 """What the safetensors library accepts."""
+
+
+class _Entry(TypedDict):
+    """Where a slice lies in its file, and what it is there."""
+
+    dtype: str
+    shape: list[Count]
+    data_offsets: tuple[Count, Count]
+
+
+# What is no slice is metadata, which nobody needs.
+_HEADER: Final = TypeAdapter(dict[str, _Entry | dict[str, str]])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
     source: Source
-    header: dict[str, Any]
+    header: dict[str, _Entry]
     data_start: int
 
 
@@ -75,7 +88,7 @@ class ChunkReader:
         record = self._index.parameters[wanted.name]
         for chunk in self._needed(wanted):
             opened = self._opened(wanted.name, chunk)
-            dtype = _TYPES[opened.header[chunk.key]["dtype"]]
+            dtype = record.torch_dtype
             whole = _whole_part(wanted, chunk, dtype)
             stored = self._buffer(chunk, dtype) if whole is None else whole
             self._read(stored, wanted.name, chunk, opened)
@@ -93,7 +106,7 @@ class ChunkReader:
             for name, chunk in chunks:
                 try:
                     opened = self._opened(name, chunk)
-                    dtype = _TYPES[opened.header[chunk.key]["dtype"]]
+                    dtype = self._index.parameters[name].torch_dtype
                     self._read(self._buffer(chunk, dtype), name, chunk, opened)
                 except CheckpointError as error:
                     yield str(error)
@@ -110,7 +123,9 @@ class ChunkReader:
         opened = self._file(name, chunk.file)
         num_elements = chunk.flat_range[1] - chunk.flat_range[0]
         num_bytes = opened.source.num_bytes - opened.data_start
-        fault = _entry_fault(opened.header.get(chunk.key), num_elements, num_bytes)
+        # What a slice is, its checksum does not say: both must say the same.
+        dtype = self._index.parameters[name].torch_dtype
+        fault = _entry_fault(opened.header.get(chunk.key), num_elements, dtype, num_bytes)
         if fault is not None:
             raise damaged(file, f"its slice {chunk.key} of {name} {fault}")
         return opened
@@ -158,12 +173,14 @@ def _checked(file: Place, source: Source, expected: FileRecord) -> _File:
     if source.num_bytes != expected.bytes:
         raise damaged(file, f"it has {source.num_bytes} bytes and should have {expected.bytes}")
     length = int.from_bytes(_read_bytes(source, 0, 8), "little")
-    header = None
-    if length <= min(source.num_bytes - 8, _HEADER_BYTES_AT_MOST):
-        with suppress(ValueError):
-            header = json.loads(_read_bytes(source, 8, length))
-    if not isinstance(header, dict):
-        raise damaged(file, "its header is no safetensors header")
+    no_header = damaged(file, "its header is no safetensors header")
+    if length > min(source.num_bytes - 8, _HEADER_BYTES_AT_MOST):
+        raise no_header
+    try:
+        found = _HEADER.validate_json(bytes(_read_bytes(source, 8, length)), strict=True)
+    except ValidationError as error:
+        raise no_header from error
+    header = {key: entry for key, entry in found.items() if _is_slice(entry)}
     if expected.xxh3_128 is not None:
         # As the first writer left it: no chunk has a checksum of its own.
         digest = xxhash.xxh3_128()
@@ -174,18 +191,22 @@ def _checked(file: Place, source: Source, expected: FileRecord) -> _File:
     return _File(source=source, header=header, data_start=8 + length)
 
 
-def _entry_fault(entry: Any, num_elements: int, num_bytes: int) -> str | None:
+def _is_slice(entry: _Entry | dict[str, str]) -> TypeGuard[_Entry]:
+    return isinstance(entry.get("data_offsets"), tuple)
+
+
+def _entry_fault(
+    entry: _Entry | None, num_elements: int, dtype: torch.dtype, num_bytes: int
+) -> str | None:
     """What is wrong with a header's entry of a chunk, in a file with so many bytes of data."""
     if entry is None:
         return "is not there"
-    try:
-        size = _TYPES[entry["dtype"]].itemsize
-        begin, end = entry["data_offsets"]
-        if entry["shape"] == [num_elements] and end - begin == num_elements * size:
-            return None if 0 <= begin <= end <= num_bytes else "lies outside the file"
-    except (KeyError, TypeError, ValueError):
-        pass
-    return "is not as the index says"
+    begin, end = entry["data_offsets"]
+    if (entry["dtype"], entry["shape"]) != (NAMES[dtype], [num_elements]):
+        return "is not as the index says"
+    if end - begin != num_elements * dtype.itemsize:
+        return "is not as the index says"
+    return None if end <= num_bytes else "lies outside the file"
 
 
 def _read_bytes(source: Source, offset: int, length: int) -> bytearray:

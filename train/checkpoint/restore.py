@@ -6,7 +6,6 @@ one. Paths of this host are welcome wherever a place is asked for.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -16,13 +15,24 @@ from parallel.zero.engine import ZeroEngine
 from parallel.zero.pages import release_files
 from parallel.zero.state import StateSlice, local_slices, publish, set_optimizer_steps
 from train.checkpoint.directory import resolve
-from train.checkpoint.format import STATE_NAME, Index, stored_state
+from train.checkpoint.format import STATE_NAME, Index, State, Stated, stored_state
 from train.checkpoint.reader import ChunkReader
 from train.errors import CheckpointError
 from train.storage.place import Place
+from train.storage.record import Count
 
 
-def restore(path: Place | Path, engine: ZeroEngine) -> dict[str, Any]:
+class TrainingState(State):
+    """What restoring needs beside the tensors.
+
+    Attributes:
+        optimizer_steps: updates that AdamW has made.
+    """
+
+    optimizer_steps: Count
+
+
+def restore(path: Place | Path, engine: ZeroEngine) -> TrainingState:
     """Brings weights, moments and AdamW's step count back; every rank must call it.
 
     Each rank reads the chunks that it needs, once, and hashes them on the way.
@@ -41,7 +51,7 @@ def restore(path: Place | Path, engine: ZeroEngine) -> dict[str, Any]:
             midway: the engine is then partly filled and must not be used.
     """
     # One rank reads what all need to know, so that all know the same.
-    path, index, state = on_first_rank(lambda: _read_index(path), CheckpointError)
+    path, index, state = on_first_rank(lambda: _read_index(path, TrainingState), CheckpointError)
     slices = local_slices(engine)
     here = {name for names in gathered({part.name for part in slices}) for name in names}
     on_all_ranks(lambda: _check_same_parameters(path, index, slices, here), CheckpointError)
@@ -58,19 +68,19 @@ def restore(path: Place | Path, engine: ZeroEngine) -> dict[str, Any]:
 
         on_all_ranks(check, CheckpointError)
         on_all_ranks(fill, CheckpointError)
-    set_optimizer_steps(engine, state["optimizer_steps"])
+    set_optimizer_steps(engine, state.optimizer_steps)
     publish(engine)
     return state
 
 
-def load_module(path: Place | Path, module: nn.Module) -> dict[str, Any]:
+def load_module(path: Place | Path, module: nn.Module) -> State:
     """Fills a plain module, in one process, and returns the state that was saved.
 
     Raises:
         CheckpointError: it is damaged, or of another model. The module is untouched unless a
             wrong checksum is found midway; it must not be used then.
     """
-    path, index, state = _read_index(path)
+    path, index, state = _read_index(path, State)
     _check_names(path, dict(module.named_parameters()), index)
     load_weights(path, module)
     return state
@@ -87,7 +97,7 @@ def load_weights(path: Place | Path, module: nn.Module, *, prefix: str = "") -> 
     Raises:
         CheckpointError: as `load_module`.
     """
-    path, index, _ = _read_index(path)
+    path, index, _ = _read_index(path, State)
     slices: list[StateSlice] = []
     for own_name, parameter in module.named_parameters():
         name, held = logical_name(prefix + own_name, parameter), placement(parameter)
@@ -104,19 +114,23 @@ def load_weights(path: Place | Path, module: nn.Module, *, prefix: str = "") -> 
             reader.fill(part)
 
 
-def read_state(path: Place | Path) -> dict[str, Any]:
+def read_state(path: Place | Path, schema: type[Stated] = State) -> Stated:
     """What was saved beside the tensors, such as `step` and `config`.
+
+    Args:
+        path: a checkpoint, or anything that `resolve` understands.
+        schema: what is known of it.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
     """
-    return _read_index(path)[2]
+    return _read_index(path, schema)[2]
 
 
-def _read_index(path: Place | Path) -> tuple[Place, Index, dict[str, Any]]:
+def _read_index(path: Place | Path, schema: type[Stated]) -> tuple[Place, Index, Stated]:
     path = resolve(path)
     index = Index.read(path)
-    return path, index, stored_state(path, index)
+    return path, index, stored_state(path, index, schema)
 
 
 _SAME_MODEL = f"set the config's model to that under config.model in its {STATE_NAME}"

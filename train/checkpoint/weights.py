@@ -1,6 +1,7 @@
 """Weights alone: out of any checkpoint, and into one without moments."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,12 @@ def read_values(path: Place | Path) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     with ChunkReader(path, index) as reader:
         for name, record in index.parameters.items():
-            flat = torch.empty(record.num_elements, dtype=getattr(torch, record.dtype))
+            nothing = torch.empty(0, dtype=record.torch_dtype)
             whole = Region.whole(tuple(record.shape))
-            reader.fill(StateSlice(name=name, kind="value", region=whole, tensor=flat))
+            wanted = StateSlice(name=name, kind="value", region=whole, tensor=nothing)
+            reader.check(wanted)  # before there is room for what an index only claims
+            flat = torch.empty(record.num_elements, dtype=record.torch_dtype)
+            reader.fill(replace(wanted, tensor=flat))
             values[name] = flat.view(record.shape)
     return values
 

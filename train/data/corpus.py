@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,26 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.document import DOCUMENTS_KIND
+from train.data.store.manifest import MANIFEST_NAME, Manifest, differing, require_sha256
 from train.data.store.shards import ShardStore, parse_array
-from train.data.tokens import SpecialTokens
 from train.errors import DataError
 from train.storage.config import StorageConfig
+from train.storage.record import COUNT_BELOW
 
 COUNTED_DOCUMENTS = 4_096
 """Training documents that are counted where a corpus brings no counts of its own."""
+TOKEN_COUNTS_NAME = "token_counts.npy"
+TOKENIZER_BYTES_AT_MOST = 1 << 30
+_OVERHEAD_BYTES = 4096
 
 
-def require_documents(manifest: Mapping[str, Any], *, place: str) -> None:
+def require_documents(manifest: Manifest, *, place: str) -> None:
     """Refuse a corpus of sequences of one length, as earlier versions built them.
 
     Raises:
         DataError: it is one.
     """
-    kind = manifest.get("kind")
+    kind = manifest.kind
     if kind != DOCUMENTS_KIND:
         rebuilt = "instruct" if kind == "instruction" else "build"
         raise DataError(
@@ -58,7 +61,7 @@ class Corpus:
             storage: how object storage is read.
 
         Raises:
-            DataError: a split is missing or is not MDS.
+            DataError: a split is missing or is not MDS, or they are not of one corpus.
         """
         self.root = root.rstrip("/")
         self.train, self.validation = (
@@ -68,8 +71,13 @@ class Corpus:
             for split in ("train", "validation")
         )
         require_documents(self.train.manifest, place=self.root)
-        self.special = SpecialTokens.from_manifest(self.train.manifest)
-        self.tokenizer_sha256 = str(self.train.manifest.get("tokenizer_sha256", "unknown"))
+        if others := differing(self.train.manifest, self.validation.manifest):
+            raise DataError(
+                f"{self.validation.root}/{MANIFEST_NAME} is of another corpus than that of train "
+                f"(its {' and '.join(others)}): copy or build the corpus again"
+            )
+        self.special = self.train.manifest.special_tokens
+        self.tokenizer_sha256 = self.train.manifest.tokenizer_sha256 or "unknown"
 
     @property
     def fingerprint(self) -> str:
@@ -90,9 +98,15 @@ class Corpus:
         """
         if destination.exists():
             return
-        content = self.train.read_beside("tokenizer.json")
+        content = self.train.read_beside("tokenizer.json", limit_bytes=TOKENIZER_BYTES_AT_MOST)
         if content is None:
             raise DataError(f"{self.root}/train has no tokenizer.json: build the corpus again")
+        stated = self.train.manifest.tokenizer_sha256
+        if stated not in (None, hashlib.sha256(content).hexdigest()):
+            raise DataError(
+                f"{self.root}/train/tokenizer.json is not the tokenizer of {MANIFEST_NAME}: copy "
+                "or build the corpus again"
+            )
         temporary = destination.with_suffix(".tmp")
         temporary.write_bytes(content)
         temporary.replace(destination)
@@ -105,19 +119,38 @@ class Corpus:
         Raises:
             DataError: the corpus has counts that are damaged or of another vocabulary.
         """
-        vocabulary = int(self.train.manifest["vocabulary"])
-        content = self.train.read_beside("token_counts.npy")
+        vocabulary = self.train.manifest.vocabulary
+        assert vocabulary is not None, "checked with the model's"
+        place, limit_bytes = self.train.root, 8 * vocabulary + _OVERHEAD_BYTES
+        content = self.train.read_beside(TOKEN_COUNTS_NAME, limit_bytes=limit_bytes)
         if content is not None:
-            name = f"{self.root}/train/token_counts.npy"
-            counts = parse_array(content, name=name)
-            if counts.shape != (vocabulary,) or counts.dtype.kind not in "iu" or counts.min() < 0:
-                raise DataError(
-                    f"{name} does not hold how often each of the {vocabulary} tokens occurs: "
-                    "remove it, or build the corpus again"
-                )
-            return counts
+            require_sha256(self.train.manifest, content, place=place, name=TOKEN_COUNTS_NAME)
+            return parse_token_counts(
+                content, name=f"{place}/{TOKEN_COUNTS_NAME}", vocabulary=vocabulary
+            )
         counts = np.zeros(vocabulary, dtype=np.int64)
         for number in range(min(COUNTED_DOCUMENTS, len(self.train))):
             tokens = np.asarray(self.train.columns(number)["tokens"], dtype=np.int64)
+            if tokens.size and tokens.max() >= vocabulary:
+                raise DataError(
+                    f"document {number} of {place} has token {tokens.max()}, but its vocabulary "
+                    f"has {vocabulary} entries: build the corpus again"
+                )
             counts += np.bincount(tokens, minlength=vocabulary)
         return counts
+
+
+def parse_token_counts(content: bytes, *, name: str, vocabulary: int) -> npt.NDArray[np.int64]:
+    """[V] how often each token occurs, from a file that is called `name` in messages.
+
+    Raises:
+        DataError: it does not say that.
+    """
+    counts = parse_array(content, name=name)
+    is_whole = counts.shape == (vocabulary,) and counts.dtype.kind in "iu"
+    if not is_whole or not 0 <= counts.min() <= counts.max() < COUNT_BELOW:
+        raise DataError(
+            f"{name} does not hold how often each of the {vocabulary} tokens occurs: remove it, or "
+            "build the corpus again"
+        )
+    return counts.astype(np.int64)

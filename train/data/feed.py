@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from model.batch import Batch
 from train.data.collate import Collator
-from train.data.plan import Entry, Ints, StepPlan, identities
+from train.data.plan import Entry, Ints, Position, StepPlan, identities
 from train.data.sequences import PlannedSequence
 from train.data.sources import Source
 from train.errors import DataError
@@ -43,7 +43,7 @@ class StepData:
     identities: Ints
     first: int
     entries: int
-    position: dict[str, Any]
+    position: Position
 
 
 class Feed(AbstractContextManager["Feed"]):

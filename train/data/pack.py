@@ -57,10 +57,12 @@ class PackedSequences:
 
     Attributes:
         parts: [P, 3] document (its place in the lengths), and the half-open range of its tokens.
+        lengths: [P] tokens of each part's document.
         starts: [sequences + 1].
     """
 
     parts: Ints
+    lengths: Ints
     starts: Ints
 
     def __len__(self) -> int:
@@ -69,6 +71,10 @@ class PackedSequences:
     def sequence(self, number: int) -> Ints:
         """[p, 3] parts of one sequence, in the order in which they are laid out."""
         return self.parts[self.starts[number] : self.starts[number + 1]]
+
+    def recorded(self, number: int) -> Ints:
+        """[p] lengths of the documents of one sequence."""
+        return self.lengths[self.starts[number] : self.starts[number + 1]]
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +98,8 @@ def pack(lengths: Ints, shape: SequenceShape) -> PackedSequences:
     sequences = _fill_gaps(_best_fit(parts, lengths, shape), shape)
     starts = np.cumsum([0, *(len(sequence.parts) for sequence in sequences)])
     flat = [part for sequence in sequences for part in sequence.parts]
-    return PackedSequences(parts=np.array(flat, dtype=np.int64).reshape(-1, 3), starts=starts)
+    laid = np.array(flat, dtype=np.int64).reshape(-1, 3)
+    return PackedSequences(parts=laid, lengths=lengths[laid[:, 0], 0], starts=starts)
 
 
 def _cut(lengths: Ints, shape: SequenceShape) -> Ints:

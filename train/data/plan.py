@@ -1,14 +1,16 @@
 """Sequences of each step: a pure function of the configuration and the sources."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from train.data.mixture import Mixture
 from train.data.sequences import FittedSequences, PlannedSequence
 from train.data.sources import Source, Sources
 from train.errors import DataError
+from train.storage.record import Count, Record
 
 Ints = npt.NDArray[np.int64]
 
@@ -27,6 +29,19 @@ class Entry(NamedTuple):
     source: Source
     sequence: PlannedSequence
     choice: int
+
+
+class Position(Record):
+    """How far a run has read.
+
+    Attributes:
+        rows_given: sequences that each source has given.
+        anchors: where the next one of each lies, see `FittedSequences.anchor`; None where any is
+            found at once.
+    """
+
+    rows_given: list[Count]
+    anchors: list[Annotated[list[Count], Field(min_length=4, max_length=4)] | None]
 
 
 class StepPlan:
@@ -62,36 +77,36 @@ class StepPlan:
             entries.append(Entry(number=number, source=source, sequence=sequence, choice=choice))
         return entries
 
-    def position(self, step: int) -> dict[str, Any]:
+    def position(self, step: int) -> Position:
         """What a checkpoint after a step keeps, so that going on needs no planning from the start.
 
         It is no more than a short cut: without it the same sequences follow.
         """
         given = self.mixture.given(step).tolist()
-        return {
-            "rows_given": given,
-            "anchors": [
+        return Position(
+            rows_given=given,
+            anchors=[
                 source.sequences.anchor(count)
                 for source, count in zip(self.sources.all, given, strict=True)
             ],
-        }
+        )
 
-    def start_at(self, position: dict[str, Any], *, step: int) -> None:
+    def start_at(self, position: Position, *, step: int) -> None:
         """Take the short cut.
 
         Raises:
             DataError: the position is not one of this plan.
         """
         given = self.mixture.given(step).tolist()
-        if position.get("rows_given") != given:
+        if position.rows_given != given or len(position.anchors) != len(given):
             raise DataError(
-                f"the checkpoint of step {step} has read {position.get('rows_given')} sequences of "
+                f"the checkpoint of step {step} has read {position.rows_given} sequences of "
                 f"the sources, but this configuration says {given}: change data.sources, batch and "
                 "steps back to what they were, or start another run with init_from"
             )
-        for source, anchor in zip(self.sources.all, position["anchors"], strict=True):
-            if isinstance(source.sequences, FittedSequences):
-                source.sequences.start_at(anchor)
+        for source, anchor, count in zip(self.sources.all, position.anchors, given, strict=True):
+            if isinstance(source.sequences, FittedSequences) and anchor is not None:
+                source.sequences.start_at(anchor, number=count)
 
 
 def identities(entries: list[Entry]) -> Ints:

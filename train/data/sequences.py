@@ -39,11 +39,13 @@ class PlannedSequence(NamedTuple):
         number: of the sequence in its epoch, or of its place in the stream; seeds what is random
             in it.
         parts: [p, 3] document in the store, and the half-open range of its tokens that is taken.
+        lengths: [p] tokens that each of these documents has, as recorded.
     """
 
     epoch: int
     number: int
     parts: Ints
+    lengths: Ints
 
 
 class FittedSequences:
@@ -72,7 +74,10 @@ class FittedSequences:
         first, epoch, window, first_of_epoch = self._window_of(number)
         packed = self._packed(epoch, window)
         return PlannedSequence(
-            epoch=epoch, number=number - first_of_epoch, parts=packed.sequence(number - first)
+            epoch=epoch,
+            number=number - first_of_epoch,
+            parts=packed.sequence(number - first),
+            lengths=packed.recorded(number - first),
         )
 
     def sequences_an_epoch(self, total_tokens: int) -> float:
@@ -97,13 +102,23 @@ class FittedSequences:
         """Where its window begins: first sequence, epoch, window, first sequence of the epoch."""
         return list(self._window_of(number))
 
-    def start_at(self, anchor: list[int]) -> None:
+    def start_at(self, anchor: list[int], *, number: int) -> None:
         """Know where one window begins, and with it all later ones.
 
+        Args:
+            anchor: what `anchor` gave.
+            number: for this sequence.
+
         Raises:
-            DataError: it is no anchor.
+            DataError: it is no anchor of it.
         """
-        if len(anchor) != 4 or min(anchor) < 0 or anchor[2] >= self.order.num_windows:
+        first, epoch, window, first_of_epoch = anchor
+        if (
+            not first_of_epoch <= first <= number
+            or window >= self.order.num_windows
+            or (window == 0 and first != first_of_epoch)
+            or (first_of_epoch == 0) != (epoch == 0)
+        ):
             raise DataError(f"the checkpoint's position in {self._store.root} is damaged: {anchor}")
         self._starts = [list(anchor)]
 
@@ -160,8 +175,10 @@ class FittedSequences:
         sizes = np.diff(packed.starts)
         # The inverse of a permutation tells where something goes.
         owners = np.repeat(np.argsort(sequences), sizes)
+        order = np.lexsort((np.argsort(parts), owners))
         return PackedSequences(
-            parts=packed.parts[np.lexsort((np.argsort(parts), owners))],
+            parts=packed.parts[order],
+            lengths=packed.lengths[order],
             starts=np.concatenate(([0], sizes[sequences].cumsum())),
         )
 
@@ -214,7 +231,12 @@ class StreamSequences:
         positions = self.order.range(block * _BLOCK, (block + 1) * _BLOCK)
         cut = self._cut(np.array([place for _, place in positions]))
         return [
-            PlannedSequence(epoch=epoch, number=place, parts=cut.sequence(offset))
+            PlannedSequence(
+                epoch=epoch,
+                number=place,
+                parts=cut.sequence(offset),
+                lengths=cut.recorded(offset),
+            )
             for offset, (epoch, place) in enumerate(positions)
         ]
 
@@ -227,14 +249,16 @@ class StreamSequences:
         found: list[Ints] = []
         for shard in np.unique(shards).tolist():
             mine = np.flatnonzero((shards == shard) & (ends > begins))
-            of, documents, begin, end = _touched(self._bounds(shard), begins[mine], ends[mine])
+            bounds = self._bounds(shard)
+            of, documents, begin, end = _touched(bounds, begins[mine], ends[mine])
             numbers = documents + self._documents[shard]
-            found.append(np.stack([owners[mine[of]], numbers, begin, end], axis=1))
+            lengths = bounds[documents + 1] - bounds[documents]
+            found.append(np.stack([owners[mine[of]], numbers, begin, end, lengths], axis=1))
         parts = np.concatenate(found)
         parts = parts[parts[:, 3] > parts[:, 2]]
         parts = parts[np.lexsort((parts[:, 1], parts[:, 0]))]
         starts = np.searchsorted(parts[:, 0], np.arange(len(places) + 1))
-        return PackedSequences(parts=parts[:, 1:], starts=starts)
+        return PackedSequences(parts=parts[:, 1:4], lengths=parts[:, 4], starts=starts)
 
     def _bounds_in(self, shard: int) -> Ints:
         """[n + 1] where each document of a shard begins, in tokens from its first, and the end."""

@@ -25,7 +25,6 @@ Ints = npt.NDArray[np.int64]
 
 _FIRST_MEDIUM: Final = 3
 """Column of the lengths where spans of other modalities begin."""
-_USUAL_SHARD_BYTES: Final = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,16 +127,16 @@ class Source:
         spans: list[Ints] = []
         documents: list[tuple[int, int]] = []
         at = int(not within)
-        for number, begin, end in parts:
+        for (number, begin, end), recorded in zip(parts, sequence.lengths.tolist(), strict=True):
             columns = store.columns(number)
             plain = plain_tokens(columns)
             document = _document(store, number, columns) if plain is None else None
             stored = plain if document is None else document.tokens
             assert stored is not None
-            if end > len(stored):
+            if len(stored) != recorded:
                 raise DataError(
-                    f"document {columns['id']} of {store.root} has {len(stored)} tokens, "
-                    f"fewer than the recorded lengths say ({end} or more): build the corpus again"
+                    f"document {columns['id']} of {store.root} has {len(stored)} tokens where the "
+                    f"recorded lengths say {recorded}: copy or build the corpus again"
                 )
             stop = at + within + end - begin
             documents.append((at, stop))
@@ -213,8 +212,8 @@ def stream_runs(store: ShardStore, *, sequence_tokens: int) -> list[int]:
             f"{store.root} holds too little text for one sequence of {sequence_tokens} tokens: "
             "build it with more, or lower data.sequence_tokens"
         )
-    token_bytes = 2 if int(store.manifest.get("vocabulary", 0)) <= 1 << 16 else 4
-    shard_bytes = int(store.manifest.get("recipe", {}).get("shard_bytes", _USUAL_SHARD_BYTES))
+    token_bytes = 2 if (store.manifest.vocabulary or 0) <= 1 << 16 else 4
+    shard_bytes = store.manifest.recipe.shard_bytes
     run = max(1, (shard_bytes - 204) // (token_bytes * (sequence_tokens + 1) + 11))
     whole, rest = divmod(num_sequences, run)
     return [run] * whole + ([rest] if rest else [])
@@ -274,6 +273,11 @@ class Sources:
                 raise DataError(
                     f"{other.corpus.root} was written with another tokenizer than {first.root}: "
                     "build it with that one (--tokenizer-of)"
+                )
+            if other.corpus.special != first.special:
+                raise DataError(
+                    f"{other.corpus.root} has other ids of special tokens than {first.root}, of "
+                    "the same tokenizer: copy or build the one again whose manifest was changed"
                 )
         self.special = first.special
         self.tokenizer_sha256 = first.tokenizer_sha256

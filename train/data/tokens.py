@@ -42,27 +42,6 @@ class SpecialTokens:
             )
         return cls(**{name: vocabulary[text] for name, text in SPECIAL_TEXT.items()})
 
-    @classmethod
-    def from_manifest(cls, manifest: Mapping[str, object]) -> Self:
-        """The ids that a corpus was written with; the defaults where its manifest names none.
-
-        Raises:
-            DataError: an id is none of the vocabulary.
-        """
-        ids = manifest.get("special_tokens")
-        if not isinstance(ids, Mapping):
-            return cls()
-        found = {name: ids[name] for name in SPECIAL_TEXT if name in ids}
-        vocabulary = manifest.get("vocabulary")
-        most = vocabulary if isinstance(vocabulary, int) else 1 << 32
-        for name, number in found.items():
-            if not isinstance(number, int) or not 0 <= number < most:
-                raise DataError(
-                    f"the corpus's manifest gives {SPECIAL_TEXT[name]} the id {number!r}, which is "
-                    "none of its vocabulary: build the corpus again"
-                )
-        return cls(**found)
-
     def to_manifest(self) -> dict[str, int]:
         """The ids by name, as a manifest stores them."""
         return asdict(self)

@@ -25,7 +25,7 @@ from train.storage.diagnosis import (
     lasting_fault,
 )
 from train.storage.patience import Patience, Tell
-from train.storage.place import Found, Place, Sink, Source
+from train.storage.place import Found, Place, Sink, Source, too_large
 
 Result = TypeVar("Result")
 
@@ -101,8 +101,8 @@ class StorePlace(Place):
         return self.find() is not None or next(self.files(), None) is not None
 
     @override
-    def read(self) -> bytes:
-        landing = _InMemory()
+    def read(self, *, limit_bytes: int | None = None) -> bytes:
+        landing = _InMemory(self, limit_bytes)
         self.fetch(landing)
         return landing.getvalue()
 
@@ -332,6 +332,15 @@ class StorePlace(Place):
 
 class _InMemory(io.BytesIO):
     """A landing for small files."""
+
+    def __init__(self, place: Place | None = None, limit_bytes: int | None = None) -> None:
+        super().__init__()
+        self._place, self._limit_bytes = place, limit_bytes
+
+    def write(self, data: Any, /) -> int:
+        if self._limit_bytes is not None and self.tell() + len(data) > self._limit_bytes:
+            raise too_large(self._place, self._limit_bytes)
+        return super().write(data)
 
     @property
     def num_bytes(self) -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
@@ -18,8 +17,6 @@ from train.storage.diagnosis import MissingError
 from train.storage.patience import StoppedError
 from train.storage.place import Place
 from train.storage.stored_file import FaultyFileError, StoredFile
-
-logger = logging.getLogger(__name__)
 
 _GIB: Final = 1 << 30
 _CLOSE_SECONDS: Final = 1.0
@@ -112,7 +109,7 @@ class CheckedFiles:
         else:
             descriptor = self.directory.open(file, check=check, remove=remove)
         if descriptor is not None:
-            self._note_checked(file)
+            self._checked.add(file.name)
         return descriptor
 
     def _bring(self, file: StoredFile, *, stopped: Event | None) -> int:
@@ -134,7 +131,7 @@ class CheckedFiles:
                     raise self.directory.unusable(error, f"read {file.name} back from") from error
                 if fault is not None:
                     raise FaultyFileError(fault)
-                self._note_checked(file)
+                self._checked.add(file.name)
                 return self.directory.take(landing)
             except MissingError as error:
                 raise FaultyFileError("is missing") from error
@@ -156,13 +153,6 @@ class CheckedFiles:
         else:
             # Whoever waits for it gets it; otherwise it is tried once more when it is read.
             ahead.set_exception(failed)
-
-    def _note_checked(self, file: StoredFile) -> None:
-        if file.digest is None and file.name not in self._checked:
-            logger.warning(
-                "%s is used unchecked: the index records no hash of it", self._root / file.name
-            )
-        self._checked.add(file.name)
 
 
 def default_cache(name: str) -> Path:

@@ -8,13 +8,23 @@ import shutil
 import stat
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Final
 
 from typing_extensions import override
 
-from train.storage.place import Found, Place, Sink, Source
+from train.errors import StorageError
+from train.storage.place import Found, Place, Sink, Source, too_large
 
 BUFFER_BYTES = 1 << 20
 """Small writes are gathered up to this; larger ones go straight to the system."""
+
+_NO_FILES: Final = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 class LocalPlace(Place):
@@ -55,8 +65,11 @@ class LocalPlace(Place):
         return os.path.lexists(self.path)
 
     @override
-    def read(self) -> bytes:
-        return Path(self).read_bytes()
+    def read(self, *, limit_bytes: int | None = None) -> bytes:
+        with os.fdopen(open_file(self.path), "rb") as file:
+            if limit_bytes is not None and os.fstat(file.fileno()).st_size > limit_bytes:
+                raise too_large(self, limit_bytes)
+            return file.read()
 
     @override
     def open(self) -> Source:
@@ -106,7 +119,7 @@ class LocalPlace(Place):
 class _OpenFile:
     def __init__(self, path: str) -> None:
         self._path = path
-        self._handle = os.open(path, os.O_RDONLY)
+        self._handle = open_file(path)
         self.num_bytes = os.fstat(self._handle).st_size
         if hasattr(os, "posix_fadvise"):
             # The system reads further ahead while pieces are hashed.
@@ -122,6 +135,33 @@ class _OpenFile:
 
     def close(self) -> None:
         os.close(self._handle)
+
+
+def open_file(path: str | Path) -> int:
+    """A descriptor of a file, to read from.
+
+    Raises:
+        StorageError: it is something else, such as a named pipe, which may never answer or end.
+        OSError: it is not there, or cannot be opened.
+    """
+    _require_file(path, os.stat(path))
+    # If a pipe has taken its place meanwhile, this does not wait for a writer.
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _require_file(path, os.fstat(handle))
+    except StorageError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _require_file(path: str | Path, status: os.stat_result) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise StorageError(
+            f"{path} is {_NO_FILES.get(kind, 'something else')} and no file: move it away, and put "
+            "the file in its place"
+        )
 
 
 def _found(path: str, name: str) -> Found | None:

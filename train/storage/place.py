@@ -157,8 +157,12 @@ class Place(ABC):
         """Whether it is a file, or a directory; in a store, one that holds something."""
 
     @abstractmethod
-    def read(self) -> bytes:
-        """The whole file."""
+    def read(self, *, limit_bytes: int | None = None) -> bytes:
+        """The whole file.
+
+        Args:
+            limit_bytes: refuse one that is larger, before anything is read of it.
+        """
 
     @abstractmethod
     def open(self) -> Source:
@@ -185,3 +189,11 @@ class Place(ABC):
     @abstractmethod
     def remove(self) -> None:
         """Remove the file, or the directory with all in it; for good."""
+
+
+def too_large(place: object, limit_bytes: int) -> StorageError:
+    """An error that says that a file is larger than any of its kind."""
+    return StorageError(
+        f"{place} is larger than {limit_bytes:,} bytes, which no such file is: put the right one "
+        "in its place"
+    )

@@ -2,15 +2,19 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import xxhash
+from typing_extensions import TypedDict
 
 from train.errors import StorageError
+from train.storage.local import open_file
+from train.storage.record import Count
 
 HASHERS: Final[Mapping[str, Callable[[], Any]]] = {
     "xxh3_64": xxhash.xxh3_64,
@@ -24,6 +28,8 @@ HASHERS: Final[Mapping[str, Callable[[], Any]]] = {
     if not name.startswith("shake_")
 }
 """The hashes that mosaicml-streaming may have written, the fastest first."""
+_IS_PLAIN: Final = re.compile(r"[\w-]+(\.[\w-]+)*").fullmatch
+"""As nearly all names are, of which there may be a million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,35 +39,12 @@ class StoredFile:
     Attributes:
         name: path below the corpus directory; stays inside it.
         num_bytes: its size.
-        digest: a hash algorithm and the hash in hexadecimal; None where the index has none that
-            is known here.
+        digest: a hash algorithm and the hash in hexadecimal.
     """
 
     name: str
     num_bytes: int
-    digest: tuple[str, str] | None
-
-    @classmethod
-    def from_entry(cls, entry: Mapping[str, Any]) -> "StoredFile":
-        """From `{"basename": ..., "bytes": ..., "hashes": {...}}`, read with suspicion.
-
-        Raises:
-            ValueError: the path leaves the directory, or the size is none.
-            KeyError: something is missing.
-            TypeError: something is of another type.
-        """
-        name, size, hashes = entry["basename"], entry["bytes"], entry["hashes"]
-        if not isinstance(name, str) or not isinstance(size, int) or not isinstance(hashes, dict):
-            raise TypeError("a file has a name, a size and hashes")
-        path = PurePosixPath(name)
-        outside = path.is_absolute() or ".." in path.parts or not path.parts
-        if outside or "\\" in name or "\0" in name:
-            raise ValueError(f"the shard path {name!r} leaves the corpus directory")
-        if size < 0:
-            raise ValueError(f"negative size of {name}")
-        known = next((name for name in HASHERS if name in hashes), None)
-        digests = cast("dict[str, Any]", hashes)
-        return cls(name, size, None if known is None else (known, str(digests[known])))
+    digest: tuple[str, str]
 
     def open(self, path: Path, *, check: bool) -> int:
         """A descriptor of the file as it lies on this host.
@@ -74,9 +57,11 @@ class StoredFile:
             FaultyFileError: it is not there, or not as the index says.
         """
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_file(path)
         except FileNotFoundError:
             raise FaultyFileError("is missing") from None
+        except StorageError as error:
+            raise FaultyFileError(f"cannot be read ({error})") from error
         except OSError as error:
             raise FaultyFileError(f"cannot be read ({error.strerror})") from error
         try:
@@ -101,7 +86,7 @@ class StoredFile:
         num_bytes = os.fstat(descriptor).st_size
         if num_bytes != self.num_bytes:
             return f"has {num_bytes:,} bytes where the index says {self.num_bytes:,}"
-        if not check or self.digest is None:
+        if not check:
             return None
         name, wanted = self.digest
         with os.fdopen(os.dup(descriptor), "rb", buffering=0) as file:
@@ -110,6 +95,35 @@ class StoredFile:
         if found == wanted:
             return None
         return f"is damaged: its {name} hash is not the one in the index"
+
+
+class FileEntry(TypedDict):
+    """A file as a document lists it."""
+
+    basename: str
+    bytes: Count
+    hashes: dict[str, str]
+
+
+def stored_file(entry: FileEntry) -> StoredFile:
+    """The file that an entry lists.
+
+    Raises:
+        ValueError: its path leaves the directory, or nothing vouches for its content.
+    """
+    name, hashes = entry["basename"], entry["hashes"]
+    if not _IS_PLAIN(name) and _leaves(name):
+        raise ValueError(f"the shard path {name!r} leaves the corpus directory")
+    known = next((known for known in HASHERS if known in hashes), None)
+    if known is None:
+        raise ValueError(f"it has no hash of {name} that is known here, such as sha256 or xxh64")
+    return StoredFile(name, entry["bytes"], (known, hashes[known]))
+
+
+def _leaves(name: str) -> bool:
+    path = PurePosixPath(name)
+    outside = path.is_absolute() or ".." in path.parts or not path.parts
+    return outside or "\\" in name or "\0" in name
 
 
 class FaultyFileError(StorageError):

@@ -111,6 +111,79 @@ def test_a_file_that_is_not_whole_is_named_before_anything_is_touched(
     assert any(CHUNKS in fault for fault in faults(saved))
 
 
+def _rewrite_header(file: Path, old: bytes, new: bytes) -> None:
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length]
+    assert old in header
+    changed = header.replace(old, new, 1)
+    file.write_bytes(data[:8] + changed.strip().ljust(length) + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        (b'"F32"', b'"I32"', "is not as the index says"),
+        (b'"data_offsets":[0,', b'"data_offsets":[0.0,', "its header is no safetensors header"),
+        (b'{"__metadata__":{"format":"pt"}', b'{"a":' + 9 * b"[", "its header is no safetensors"),
+    ],
+)
+def test_a_header_that_says_otherwise_is_named_before_anything_is_touched(
+    rank_pools: dict[int, RankPool], saved: Path, old: bytes, new: bytes, fault: str
+) -> None:
+    data = (saved / CHUNKS).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    # There is room for it: only the header changes, and what it says.
+    padded = (length + 64).to_bytes(8, "little") + data[8 : 8 + length].ljust(length + 64)
+    (saved / CHUNKS).write_bytes(padded + data[8 + length :])
+    index = json.loads((saved / "index.json").read_text())
+    index["files"][CHUNKS]["bytes"] += 64
+    (saved / "index.json").write_text(json.dumps(index))
+    assert not list(faults(saved))
+    _rewrite_header(saved / CHUNKS, old, new)
+    told = _refusal(rank_pools[2], saved)
+    assert f"{CHUNKS} is damaged" in told
+    assert fault in told
+    assert any(fault in found for found in faults(saved))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"step": 10**30}, "step: Input should be less than 9007199254740992"),
+        ({"step": 3}, "step: it is 3, in a directory named step_00000002"),
+        ({"step": None}, "step: Input should be a valid integer"),
+        ({"optimizer_steps": "word"}, "optimizer_steps: Input should be a valid integer"),
+        ({"optimizer_steps": 0.5}, "optimizer_steps: Input should be a valid integer"),
+        ({"config": []}, "config: Input should be an object"),
+    ],
+)
+def test_a_state_is_not_believed_for_its_checksum(
+    rank_pools: dict[int, RankPool], saved: Path, change: dict[str, Any], fault: str
+) -> None:
+    state = json.loads((saved / "state.json").read_text()) | change
+    content = json.dumps(state).encode()
+    (saved / "state.json").write_bytes(content)
+    index = json.loads((saved / "index.json").read_text())
+    index["files"]["state.json"] = record_of(content).model_dump()
+    (saved / "index.json").write_text(json.dumps(index))
+    assert f"state.json is damaged: {fault}; use another checkpoint" in _refusal(
+        rank_pools[2], saved
+    )
+
+
+def test_a_tensor_in_more_boxes_than_any_layout_has_is_refused_at_once(saved: Path) -> None:
+    index = json.loads((saved / "index.json").read_text())
+    parameter = index["parameters"]["embedding.weight"]
+    chunk = parameter["tensors"]["value"][0]
+    parameter["tensors"]["value"] = [
+        chunk | {"box": [[n, n + 1], [0, 1]], "flat_range": [0, 1]} for n in range(30_000)
+    ]
+    (saved / "index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="lies in more than 1,024 boxes"):
+        Index.read(saved)
+
+
 def test_state_and_index_are_checked(rank_pools: dict[int, RankPool], saved: Path) -> None:
     pool = rank_pools[2]
     state = (saved / "state.json").read_bytes()

@@ -37,7 +37,7 @@ def _train_and_save_for_ever(directory: Path, attempt: int, rank: int, announce:
     engine = engine_of(Toy(), stage=3 if attempt % 2 else 1)
     step = 0
     if (found := latest(directory)) is not None:
-        step = restore(found, engine)["step"]
+        step = restore(found, engine).step
     first = step + 1
     with saver_of(directory, keep=1) as saver:
         while True:
@@ -79,7 +79,7 @@ def kill_again_and_again(directory: Path, num_kills: int) -> None:
         assert not list(faults(found))
         state = load_module(found, Toy())
         # What was announced is there; what was being written, or not announced yet, may be.
-        assert last <= state["step"] <= last + 2, (attempt, state["step"], last)
+        assert last <= state.step <= last + 2, (attempt, state.step, last)
         sys.stdout.write(f"attempt {attempt}: step {last}, {sorted(os.listdir(directory))}\n")
 
 

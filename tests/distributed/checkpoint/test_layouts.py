@@ -44,7 +44,7 @@ def _continue(cell: Cell, directories: list[Path]) -> list[History]:
     histories: list[History] = []
     for directory in directories:
         state = restore(directory, engine)
-        assert (state["step"], state["optimizer_steps"]) == (NUM_STEPS, NUM_STEPS)
+        assert (state.step, state.optimizer_steps) == (NUM_STEPS, NUM_STEPS)
         histories.append(run_steps(engine, cell, [NUM_STEPS]))
     engine.close()
     return histories

@@ -37,8 +37,8 @@ def _resume_twice(
     for resumption in range(2):
         engine = engine_of(Toy(frozen=True), stage=stage, precision=precision)
         state = restore(path, engine)
-        begin = state["step"]
-        assert state == {**state_of(begin), "step": begin, "optimizer_steps": begin}
+        begin = state.step
+        assert state.model_dump() == {**state_of(begin), "step": begin, "optimizer_steps": begin}
         evaluations.append(evaluate(engine))
         if resumption == 0:
             save_now(directory / "again", engine, step=begin)
@@ -102,7 +102,7 @@ def test_weights_alone_go_into_plain_modules(
     # Whether a parameter trains does not matter to weights.
     model = Toy()
     state = load_module(tmp_path, model)
-    assert state["samples"] == 16
+    assert state.model_extra == {"samples": 16, "rate": 0.2, "run_id": "ab12", "optimizer_steps": 2}
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.flatten(), tensors_of(tmp_path)[f"{name}/value"])
     with pytest.raises(CheckpointError, match=r"embedding.weight has shape \[31, 13\] there"):

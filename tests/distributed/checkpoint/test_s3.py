@@ -34,7 +34,7 @@ def _train_and_save(environment: dict[str, str], directory: Place) -> Steps:
 def _resume_and_save(environment: dict[str, str], directory: Place) -> Steps:
     os.environ.update(environment)
     engine = engine_of(Toy(frozen=True), stage=1)
-    begin = restore(directory, engine)["step"]
+    begin = restore(directory, engine).step
     curve = [train_step(engine, begin)]
     with saver_of(directory, keep=2) as saver:
         for step in (begin + 1, begin + 2, begin + 2):
@@ -77,7 +77,7 @@ def test_a_url_is_saved_to_restored_from_and_pruned(
     assert here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in here)
     assert resolve(Place.parse(f"s3://{s3_lab.bucket}/saved")) == place / "step_00000002"
-    assert read_state(place)["samples"] == 16
+    assert read_state(place).model_dump()["samples"] == 16
 
     resumed = rank_pools[1].run(_resume_and_save, environment, place)[0]
     assert resumed == [pytest.approx(curve[2], rel=1e-6)]

@@ -207,7 +207,7 @@ def test_failing_training_ends_and_keeps_what_was_being_written(tmp_path: Path, 
     # The threads of all ranks lived on for long enough to commit.
     path = latest(tmp_path / "checkpoints")
     assert path is not None
-    assert read_state(path)["step"] == 1
+    assert read_state(path).step == 1
     assert time.monotonic() - started < 90
 
 

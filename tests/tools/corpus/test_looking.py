@@ -155,18 +155,20 @@ def test_padding_is_what_stays_empty() -> None:
 
 def test_cost_is_arithmetic(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     total = sum(len(d.tokens) for d in documents(corpus).values())
-    train = Corpus.at(str(corpus)).manifest["splits"]["train"]
-    assert train["tokens"] < total
-    size = train["bytes"]
+    train = Corpus.at(str(corpus)).manifest.splits["train"]
+    assert train.tokens is not None
+    assert train.bytes is not None
+    assert train.tokens < total
+    size = train.bytes
 
     found = dict(
         cost.cost(
             str(corpus),
             cost.Training(
-                tokens=train["tokens"] * 3.0,
+                tokens=train.tokens * 3.0,
                 sequence_tokens=10,
                 batch_sequences=7,
-                tokens_per_second=train["tokens"] / 3600,
+                tokens_per_second=train.tokens / 3600,
                 hosts=2,
                 price_per_gb_month=1e9,
                 price_per_gb_egress=2e9,
@@ -174,13 +176,13 @@ def test_cost_is_arithmetic(corpus: Path, capsys: pytest.CaptureFixture[str]) ->
         )
     )
 
-    sequences = -(-3 * train["tokens"] // 10)
+    sequences = -(-3 * train.tokens // 10)
     assert found["epochs"] == "3"
-    assert found["tokens"] == f"{train['tokens']:,}"
-    assert found["documents"] == f"{train['documents']:,}"
+    assert found["tokens"] == f"{train.tokens:,}"
+    assert found["documents"] == f"{train.documents:,}"
     assert found["sequences of 10"] == f"{sequences:,}"
     assert found["steps of 7"] == f"{-(-sequences // 7):,}"
-    assert found["bytes a token"] == f"{size / train['tokens']:.2f}"
+    assert found["bytes a token"] == f"{size / train.tokens:.2f}"
     assert found["hours"].startswith("3.0 at ")
     assert found["storage a month"] == f"{size:,.2f}"
     assert found["egress"] == f"{4 * size:,.2f}"
@@ -190,7 +192,7 @@ def test_cost_is_arithmetic(corpus: Path, capsys: pytest.CaptureFixture[str]) ->
     assert re.search(r"^to download +0\.\d+ MB by 1 host$", told, re.MULTILINE)
     assert re.search(r"^epochs +0\.5$", told, re.MULTILINE)
     assert re.search(r"^storage a month +0\.0+[1-9]\d*$", told, re.MULTILINE)
-    assert f"tokens to train on  {train['tokens'] * 0.5:,.0f}" in told
+    assert f"tokens to train on  {train.tokens * 0.5:,.0f}" in told
     assert "hours" not in told
     assert main(["cost", str(corpus), "--sequence-tokens", "0"]) == 2
     assert main(["cost", str(corpus), "--tokens", "nan"]) == 2

@@ -1,6 +1,5 @@
 """Damage of every kind is found and named; what is sound is called sound."""
 
-import io
 import json
 import re
 import shutil
@@ -49,6 +48,12 @@ def edit_json(path: Path, change: Callable[[Any], object]) -> None:
     path.write_text(json.dumps(value))
 
 
+def edit_listing(corpus: Path, name: str, change: Callable[[Any], object]) -> None:
+    """Change what lists files of a split; no manifest vouches for it, as in earlier versions."""
+    edit_json(corpus / "train" / name, change)
+    edit_manifests(corpus, lambda manifest: manifest.pop("sha256", None))
+
+
 def edit_manifests(corpus: Path, change: Callable[[Any], object]) -> None:
     for path in (corpus, corpus / "train", corpus / "validation"):
         edit_json(path / "manifest.json", change)
@@ -73,22 +78,58 @@ def relist(corpus: Path, shard: Path) -> None:
         entry["raw_data"]["bytes"] = len(data)
         entry["raw_data"]["hashes"] = {"xxh64": get_hash("xxh64", data)}
 
-    edit_json(shard.parent / "index.json", change)
+    edit_listing(corpus, "index.json", change)
 
 
 def change_lengths(corpus: Path) -> None:
-    path = min((corpus / "train").glob("*.lengths.npy"))
-    lengths = np.load(path)
-    lengths[0, 0] += 1
-    lengths[1, 0] -= 1
-    content = io.BytesIO()
-    np.save(content, lengths)
-    path.write_bytes(content.getvalue())
+    def change(lengths: Any) -> None:
+        lengths[0, 0] += 1
+        lengths[1, 0] -= 1
 
-    def relist_lengths(listing: dict[str, Any]) -> None:
-        listing["shards"][0]["hashes"]["xxh64"] = get_hash("xxh64", content.getvalue())
+    relist_lengths(corpus, change)
 
-    edit_json(corpus / "train/lengths.json", relist_lengths)
+
+def relist_lengths(corpus: Path, change: Callable[[Any], object]) -> None:
+    """Change the lengths of all shards of training, and all that lists them."""
+    told: list[dict[str, Any]] = []
+    for path in sorted((corpus / "train").glob("*.lengths.npy")):
+        lengths = np.load(path)
+        change(lengths)
+        np.save(path, lengths)
+        hashes = {"xxh64": get_hash("xxh64", path.read_bytes())}
+        told.append({"hashes": hashes, "totals": lengths.sum(axis=0).tolist()})
+
+    def relist(listing: dict[str, Any]) -> None:
+        for shard, new in zip(listing["shards"], told, strict=True):
+            shard.update(new)
+
+    edit_listing(corpus, "lengths.json", relist)
+
+
+def no_lengths(lengths: Any) -> None:
+    lengths[:] = 0
+
+
+def a_token_fewer(lengths: Any) -> None:
+    lengths[:, 0] -= 1
+
+
+def change_entries(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Change what the index says of each shard of training."""
+
+    def damage(corpus: Path) -> None:
+        edit_listing(corpus, "index.json", lambda index: [*map(change, index["shards"])])
+
+    return damage
+
+
+def encode(column: str, encoding: str) -> Callable[[Path], None]:
+    """Say in the index that a column is encoded otherwise."""
+
+    def change(entry: dict[str, Any]) -> None:
+        entry["column_encodings"][entry["column_names"].index(column)] = encoding
+
+    return change_entries(change)
 
 
 def change_tokens(corpus: Path) -> None:
@@ -102,7 +143,7 @@ def change_tokens(corpus: Path) -> None:
 
 def repeat_first_shard(corpus: Path) -> None:
     for name in ("index.json", "lengths.json"):
-        edit_json(corpus / "train" / name, lambda index: index["shards"].append(index["shards"][0]))
+        edit_listing(corpus, name, lambda index: index["shards"].append(index["shards"][0]))
     samples = json.loads((corpus / "train/index.json").read_text())["shards"][0]["samples"]
 
     def count(manifest: dict[str, Any]) -> None:
@@ -111,17 +152,10 @@ def repeat_first_shard(corpus: Path) -> None:
     edit_manifests(corpus, count)
 
 
-def pickle_a_column(corpus: Path) -> None:
-    def change(index: dict[str, Any]) -> None:
-        for entry in index["shards"]:
-            entry["column_encodings"][entry["column_names"].index("id")] = "pkl"
-
-    edit_json(corpus / "train/index.json", change)
-
-
 def leave_the_directory(corpus: Path) -> None:
-    edit_json(
-        corpus / "train/index.json",
+    edit_listing(
+        corpus,
+        "index.json",
         lambda index: index["shards"][0]["raw_data"].update(basename="../../secret.mds"),
     )
 
@@ -149,13 +183,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other totals": (
         lambda c: edit_manifests(c, lambda m: m["splits"]["train"].update(span_tokens=1)),
-        "span_tokens, and the manifest says 1",
+        "lengths.json counts 3 (span_tokens) where manifest.json promises 1",
     ),
     "other samples": (
         lambda c: edit_manifests(c, lambda m: m["splits"]["train"].update(samples=1)),
         "samples where its manifest.json promises 1",
     ),
-    "other counts": (lambda c: flip(c / "train/token_counts.npy"), "how often each token"),
+    "other counts": (lambda c: flip(c / "train/token_counts.npy"), "how often each"),
     "counts of another split": (
         lambda c: flip(c / "validation/token_counts.npy"),
         "is not that of the training split",
@@ -167,7 +201,28 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "twice the same": (repeat_first_shard, "lists part-00000.shard-00000.mds twice"),
     "special tokens": (other_special_tokens, "special tokens are not the manifest's"),
-    "pickle": (pickle_a_column, "pickled, and reading it could run any code"),
+    "no lengths at all": (lambda c: relist_lengths(c, no_lengths), "counts 0 (tokens) where manif"),
+    "a token fewer": (lambda c: relist_lengths(c, a_token_fewer), "(tokens) where manifest.json"),
+    "an index that nothing vouches for": (
+        change_entries(lambda entry: entry["raw_data"].update(hashes={})),
+        "it has no hash of part-00000.shard-00000.mds",
+    ),
+    "unknown hashes": (
+        change_entries(lambda entry: entry["raw_data"].update(hashes={"crc": "0"})),
+        "it has no hash of part-00000.shard-00000.mds",
+    ),
+    "signed tokens": (encode("tokens", "ndarray:int16"), "encoded as ndarray:int16, which no corp"),
+    "tokens that are reals": (encode("tokens", "ndarray:float16"), "encoded as ndarray:float16"),
+    "other segments": (encode("segments", "ndarray:uint32"), "has other columns than its index"),
+    "an index that was changed": (
+        lambda c: edit_json(c / "train/index.json", lambda index: index["shards"].reverse()),
+        "train/index.json is damaged: its sha256",
+    ),
+    "lengths that were listed otherwise": (
+        lambda c: edit_json(c / "train/lengths.json", lambda listing: listing.update(x=1)),
+        "train/lengths.json is damaged: its sha256",
+    ),
+    "pickle": (encode("id", "pkl"), "pickled, and reading it could run any code"),
     "a path outside": (leave_the_directory, "leaves the corpus directory"),
     "no index": (lambda c: (c / "validation/index.json").unlink(), "it has no index.json"),
 }
@@ -224,7 +279,7 @@ def test_a_document_whose_segments_do_not_add_up(tmp_path: Path, corpus: Path) -
                     "id": str(number),
                     "tokens": np.array([5, 2], np.uint16),
                     "segments": np.array([[0, 3, 1]], np.int32),
-                    "payload": b"",
+                    "payload": bytes(1000),
                 }
             )
     shutil.copy(tmp_path / "w/shard.00000.mds", shard)

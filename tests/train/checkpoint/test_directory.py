@@ -28,7 +28,7 @@ def test_paths_are_resolved(tmp_path: Path) -> None:
     (directory / "latest").write_text("step_00000020\n")
     for path in (run, directory, directory / "step_00000020"):
         assert resolve(path) == Place.of(directory / "step_00000020")
-    assert read_state(directory / "step_00000010")["step"] == 10
+    assert read_state(directory / "step_00000010").step == 10
     (directory / "latest").unlink()
     assert latest(directory) == Place.of(directory / "step_00000020")
     (directory / "step_00000030").mkdir()  # without an index it is none

@@ -32,4 +32,4 @@ def test_checkpoints_in_s3_continue_a_run(
     resumed = run(corpus, tmp_path / "run", "steps=5", *options, environment=environment)
     assert resumed.runs[-1].step == 4
     assert resumed.train[-1].loss == whole.train[-1].loss
-    assert read_state(place)["step"] == 5
+    assert read_state(place).step == 5

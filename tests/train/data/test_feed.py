@@ -18,7 +18,7 @@ from train.data.collate import Collator
 from train.data.corpus import Corpus
 from train.data.feed import Feed
 from train.data.mixture import Mixture, SourceConfig, shares
-from train.data.plan import StepPlan, identities
+from train.data.plan import Position, StepPlan, identities
 from train.data.sources import Laying, Source, Sources
 from train.data.spans.at_random import RandomSpansConfig
 from train.data.spans.protocol import SpanCapacity
@@ -123,7 +123,7 @@ def test_ranks_and_resume_points_change_nothing(corpora: list[Corpus], data: st.
     }
     whole = read(plan_of(corpora, **settings_of_run), first=0, last=STEPS, ranks=1, micro=ENTRIES)
     stops = sorted(data.draw(st.sets(st.integers(1, STEPS - 1), max_size=3)))
-    position: dict[str, Any] | None = None
+    position: Position | None = None
     for first, last in zip([0, *stops], [*stops, STEPS], strict=True):
         # A new process: nothing is known but what a checkpoint keeps, or not even that.
         plan = plan_of(corpora, **settings_of_run)
@@ -310,7 +310,7 @@ def read_first_step(plan: StepPlan) -> None:
 def test_lengths_that_are_too_long_are_noticed(tmp_path: Path, corpora: list[Corpus]) -> None:
     root = write_documents(tmp_path / "corpus", lie_about_tokens=3)
     plan = plan_of([Corpus(str(root))], weights=[1.0])
-    with pytest.raises(DataError, match="fewer than the recorded lengths say"):
+    with pytest.raises(DataError, match=r"has \d+ tokens where the recorded lengths say \d+"):
         read_first_step(plan)
 
 
@@ -331,11 +331,17 @@ def test_other_lengths_or_special_tokens_are_other_data(tmp_path: Path) -> None:
         root = write_documents(tmp_path / name, lie_about_tokens=lie)
         prints.add(Corpus(str(root)).fingerprint)
     assert len(prints) == 2
-    manifest = tmp_path / "a" / "train" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"document": 2', '"document": 7'))
+    one, other = (tmp_path / "a" / split / "manifest.json" for split in ("train", "validation"))
+    one.write_text(one.read_text().replace('"document": 2', '"document": 7'))
+    with pytest.raises(DataError, match=r"of another corpus than that of train \(its special_tok"):
+        Corpus(str(tmp_path / "a"))
+    other.write_text(one.read_text())
     assert Corpus(str(tmp_path / "a")).fingerprint not in prints
-    manifest.write_text(manifest.read_text().replace('"document": 7', '"document": 700'))
-    with pytest.raises(DataError, match="id 700, which is none of its vocabulary"):
+    changed = Corpus(str(tmp_path / "a"))
+    with pytest.raises(DataError, match=r"a has other ids of special tokens than .*b, of the same"):
+        plan_of([Corpus(str(tmp_path / "b")), changed], weights=[1.0, 1.0])
+    one.write_text(one.read_text().replace('"document": 7', '"document": 700'))
+    with pytest.raises(DataError, match="the id 700, which is none of the vocabulary"):
         Corpus(str(tmp_path / "a"))
 
 

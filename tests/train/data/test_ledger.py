@@ -25,7 +25,7 @@ from train.data.ledger import (
 )
 from train.data.ledger_check import Ledger, check
 from train.data.mixture import Mixture
-from train.data.plan import StepPlan, identities
+from train.data.plan import Position, StepPlan, identities
 from train.data.sources import Laying, Source, Sources
 from train.errors import DataError, RunDirectoryError
 
@@ -142,8 +142,11 @@ def test_a_last_step_that_only_some_ranks_finished_does_not_count(plan: StepPlan
     assert "ledger ends at step 4" in check(ledger, plan, saved_step=5).faults[0]
 
 
+NOWHERE = Position(rows_given=[], anchors=[])
+
+
 def data_of(read: np.ndarray) -> StepData:
-    return StepData(batches=[], identities=read, first=0, entries=ENTRIES, position={})
+    return StepData(batches=[], identities=read, first=0, entries=ENTRIES, position=NOWHERE)
 
 
 def write(directory: Path, plan: StepPlan, *, steps: int, limit_bytes: int = 1 << 20) -> Path:

@@ -14,6 +14,7 @@ from tests.corpora import write_corpus, write_documents
 from train.data.corpus import Corpus
 from train.data.order import GlobalOrder
 from train.data.sources import Laying, Source, stream_runs
+from train.data.store.manifest import Manifest, RecipeRecord
 from train.errors import DataError
 
 S = 48
@@ -96,7 +97,7 @@ def test_runs_are_as_long_as_shards_of_sequences_were(
         writer._reset_cache()
     store: Any = SimpleNamespace(
         totals=np.array([[count * sequence_tokens]]),
-        manifest={"vocabulary": vocabulary, "recipe": {"shard_bytes": shard_bytes}},
+        manifest=Manifest(vocabulary=vocabulary, recipe=RecipeRecord(shard_bytes=shard_bytes)),
     )
     assert stream_runs(store, sequence_tokens=sequence_tokens) == stored
 

@@ -1,13 +1,17 @@
+import json
+
 import pytest
 
+from train.data.store.manifest import parse_manifest
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
 
 
 def test_ids_survive_a_manifest() -> None:
     tokens = SpecialTokens(start=9, paragraph=8, document=7, padding=6)
-    assert SpecialTokens.from_manifest({"special_tokens": tokens.to_manifest()}) == tokens
-    assert SpecialTokens.from_manifest({}) == SpecialTokens()
+    manifest = json.dumps({"special_tokens": tokens.to_manifest()}).encode()
+    assert parse_manifest(manifest, place="corpus").special_tokens == tokens
+    assert parse_manifest(b"{}", place="corpus").special_tokens == SpecialTokens()
 
 
 def test_ids_come_from_a_vocabulary() -> None:

@@ -1,5 +1,8 @@
 """What a place is, by what a user writes."""
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from train.errors import StorageError
 from train.storage.bucket import StorePlace
 from train.storage.config import StorageConfig
 from train.storage.place import Place
+from train.storage.stored_file import FaultyFileError, StoredFile
 
 
 def test_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +104,39 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 def test_how_a_store_is_reached_goes_with_the_place() -> None:
     storage = StorageConfig(timeout_seconds=7)
     assert (Place.parse("s3://b/x", storage) / "y").parent.storage is storage
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+@pytest.mark.timeout(20)  # a pipe that is opened to be read waits for a writer
+@pytest.mark.parametrize(
+    ("make", "is_called"),
+    [
+        (os.mkfifo, "a named pipe"),
+        (os.mkdir, "a directory"),
+        (_socket, "a socket"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device"),
+    ],
+)
+def test_only_files_are_opened(
+    make: Callable[[Path], object], is_called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    make(Path("file"))
+    told = rf"file is {is_called} and no file: move it away, and put the file in its place"
+    with pytest.raises(StorageError, match=told):
+        Place.parse("file").read()
+    with pytest.raises(StorageError, match=told):
+        Place.parse("file").open()
+    with pytest.raises(FaultyFileError, match=told):
+        StoredFile("file", 3, ("sha256", "0")).open(Path("file"), check=True)
+
+
+def test_nothing_is_read_of_a_file_that_is_too_large(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", 1 << 40)
+    with pytest.raises(StorageError, match="file is larger than 1,000 bytes, which no such file"):
+        Place.of(tmp_path / "file").read(limit_bytes=1000)

@@ -1,27 +1,30 @@
-"""The index of an MDS directory and the listing of its documents' lengths, read with suspicion."""
+"""The index of an MDS directory and the listing of its documents' lengths."""
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator, FailFast, Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
-from train.data.store.mds import Decode, document_decoder
+from train.data.store.mds import Columns, columns_of
 from train.errors import DataError
-from train.storage.stored_file import StoredFile
-
-Rest = TypeVar("Rest")
+from train.storage.record import Count, Record, parse
+from train.storage.stored_file import FileEntry, StoredFile, stored_file
 
 INDEX_NAME: Final = "index.json"
+INDEX_BYTES_AT_MOST: Final = 1 << 29
+"""A million shards, of which every rank keeps a list."""
 
 _VERSION: Final = 2
-_LENGTHS_VERSION: Final = 1
-_MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+_SHARD_BYTES_AT_MOST: Final = 1 << 32
+"""Offsets in a shard are 32 bits wide."""
+_LENGTHS_OVERHEAD_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,13 +34,13 @@ class ShardIndex:
     Attributes:
         files: each shard's file.
         samples: [shards] samples in each.
-        decoders: what decodes the samples of each; shards with the same columns share one.
+        columns: of the samples of each; shards with the same columns share one.
         sha256: of the index: equal on two ranks or two runs if and only if the data are.
     """
 
     files: list[StoredFile]
     samples: npt.NDArray[np.int64]
-    decoders: list[Decode]
+    columns: list[Columns]
     sha256: str
 
 
@@ -56,6 +59,70 @@ class LengthsIndex:
     sha256: str
 
 
+class _ShardEntry(TypedDict):
+    format: str
+    version: int
+    compression: str | None
+    zip_data: object
+    column_names: tuple[str, ...]
+    column_encodings: tuple[str, ...]
+    column_sizes: tuple[Count | None, ...]
+    raw_data: FileEntry
+    samples: Count
+
+
+def _shard(entry: _ShardEntry) -> tuple[StoredFile, int, Columns]:
+    """What is kept of an entry, at once: those of 100,000 shards are 45 MB of JSON."""
+    if entry["format"] != "mds":
+        raise ValueError(f"it lists {entry['format']} shards, and only MDS can be read")
+    if entry["version"] != _VERSION:
+        raise ValueError(f"it is of MDS version {entry['version']}, and only {_VERSION} is known")
+    if entry["compression"] or entry["zip_data"]:
+        raise ValueError(
+            f"it lists compressed shards ({entry['compression']}): write them with compression=None"
+        )
+    samples, file = entry["samples"], stored_file(entry["raw_data"])
+    if 4 * (samples + 2) > file.num_bytes:
+        raise ValueError(f"{file.name} is too small for {samples:,} samples")
+    if file.num_bytes > _SHARD_BYTES_AT_MOST:
+        raise ValueError(f"{file.name} is larger than a shard can be")
+    columns = columns_of(entry["column_names"], entry["column_encodings"], entry["column_sizes"])
+    return file, samples, columns
+
+
+class _Index(Record):
+    version: Literal[2]
+    shards: Annotated[list[Annotated[_ShardEntry, AfterValidator(_shard)]], FailFast()]
+
+
+class _LengthsEntry(FileEntry):
+    documents: Count
+    totals: Annotated[list[Count], Field(min_length=6, max_length=6)]
+
+
+def _lengths(entry: _LengthsEntry) -> tuple[StoredFile, int, list[int]]:
+    file, documents = stored_file(entry), entry["documents"]
+    if file.num_bytes > 4 * len(LENGTH_COLUMNS) * documents + _LENGTHS_OVERHEAD_BYTES:
+        raise ValueError(f"{file.name} is too large for {documents:,} documents")
+    return file, documents, entry["totals"]
+
+
+def _columns(columns: list[str]) -> list[str]:
+    if tuple(columns) != LENGTH_COLUMNS:
+        raise ValueError(f"they should be {', '.join(LENGTH_COLUMNS)}")
+    return columns
+
+
+class _Lengths(Record):
+    format_version: Literal[1]
+    columns: Annotated[list[str], AfterValidator(_columns)]
+    shards: Annotated[list[Annotated[_LengthsEntry, AfterValidator(_lengths)]], FailFast()]
+
+
+_INDEX: Final[TypeAdapter[Any]] = TypeAdapter(_Index)
+_LENGTHS: Final[TypeAdapter[Any]] = TypeAdapter(_Lengths)
+
+
 def parse_index(data: bytes, *, place: str) -> ShardIndex:
     """What an index says.
 
@@ -64,112 +131,59 @@ def parse_index(data: bytes, *, place: str) -> ShardIndex:
         place: what to call the directory in messages.
 
     Raises:
-        DataError: it is no index of uncompressed MDS shards with a `tokens` column, a column
-            would have to be unpickled, or an entry points outside the directory.
+        DataError: it is no index of uncompressed MDS shards with hashes and a `tokens` column, a
+            column would have to be unpickled, or an entry points outside the directory.
     """
     where = f"{place}/{INDEX_NAME}"
-    known: dict[str, Decode] = {}
-
-    def take(entry: dict[str, Any]) -> tuple[StoredFile, int, Decode]:
-        _require_plain_mds(entry)
-        columns = [entry["column_names"], entry["column_encodings"], entry["column_sizes"]]
-        decoder = known.get(repr(columns))
-        if decoder is None:
-            decoder = known[repr(columns)] = document_decoder(*columns)
-        samples, file = entry["samples"], StoredFile.from_entry(entry["raw_data"])
-        if not isinstance(samples, int) or samples < 0:
-            raise ValueError(f"a shard has {samples!r} samples")
-        if 4 * (samples + 2) > file.num_bytes:
-            raise ValueError(f"{file.name} is too small for {samples:,} samples")
-        return file, samples, decoder
-
-    try:
-        _, entries = _parse(data, "raw_data", take)
-        counts = np.array([samples for _, samples, _ in entries], dtype=np.int64)
-    except _MALFORMED as error:
-        raise DataError(
-            f"{where} is damaged or is no MDS index ({type(error).__name__}: {error}); copy or "
-            "build the corpus again."
-        ) from error
+    remedy = "copy or build the corpus again"
+    index = parse(_INDEX, data, name=where, error=DataError, remedy=remedy)
+    files, samples, columns = _unzipped(index.shards, where)
+    counts = np.array(samples, dtype=np.int64)
     if not counts.any():
         raise DataError(f"{where} lists no samples; build the corpus again with more text.")
     return ShardIndex(
-        files=[file for file, _, _ in entries],
-        samples=counts,
-        decoders=[decoder for _, _, decoder in entries],
-        sha256=hashlib.sha256(data).hexdigest(),
+        files=files, samples=counts, columns=columns, sha256=hashlib.sha256(data).hexdigest()
     )
 
 
-def parse_lengths_index(data: bytes, *, place: str, samples: npt.NDArray[np.int64]) -> LengthsIndex:
+def parse_lengths_index(data: bytes, *, place: str, index: ShardIndex) -> LengthsIndex:
     """What the listing of lengths says.
 
     Args:
         data: the file's content.
         place: what to call the directory in messages.
-        samples: [shards] documents in each shard, as the index says.
+        index: of the shards.
 
     Raises:
         DataError: it is no listing of lengths, or does not belong to this index.
     """
     where = f"{place}/{LENGTHS_NAME}"
-
-    def take(entry: dict[str, Any]) -> tuple[StoredFile, int, list[int]]:
-        if not all(isinstance(total, int) and total >= 0 for total in entry["totals"]):
-            raise ValueError(f"totals are {entry['totals']!r}")
-        return StoredFile.from_entry(entry), entry["documents"], entry["totals"]
-
-    try:
-        rest, entries = _parse(data, "documents", take)
-        if rest["format_version"] != _LENGTHS_VERSION:
-            raise ValueError(f"format_version is {rest['format_version']!r}")
-        if tuple(rest["columns"]) != LENGTH_COLUMNS:
-            raise ValueError(f"columns are {rest['columns']!r}")
-        totals = np.array([totals for _, _, totals in entries], dtype=np.int64)
-        totals = totals.reshape(len(entries), len(LENGTH_COLUMNS))
-        documents = np.array([documents for _, documents, _ in entries], dtype=np.int64)
-    except _MALFORMED as error:
-        raise DataError(
-            f"{where} is damaged or of another version ({type(error).__name__}: {error}); build "
-            "the corpus again with `python -m tools.corpus`."
-        ) from error
-    if not np.array_equal(documents, samples):
+    remedy = "build the corpus again with `python -m tools.corpus`"
+    lengths = parse(_LENGTHS, data, name=where, error=DataError, remedy=remedy)
+    files, documents, sums = _unzipped(lengths.shards, where)
+    if documents != index.samples.tolist():
         raise DataError(
             f"{where} does not belong to the {INDEX_NAME} beside it: it lists other numbers of "
-            "documents; build the corpus again with `python -m tools.corpus`."
+            f"documents; {remedy}."
         )
-    return LengthsIndex(
-        files=[file for file, _, _ in entries],
-        totals=totals,
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
+    totals = np.array(sums, dtype=np.int64).reshape(len(files), len(LENGTH_COLUMNS))
+    room = np.array([file.num_bytes for file in index.files])
+    impossible = np.flatnonzero((totals > room[:, None]).any(axis=1)).tolist()
+    if impossible:
+        name = index.files[impossible[0]].name
+        raise DataError(f"{where} lists more in {name} than there is room for; {remedy}.")
+    return LengthsIndex(files=files, totals=totals, sha256=hashlib.sha256(data).hexdigest())
 
 
-def _parse(
-    data: bytes, key: str, take: Callable[[dict[str, Any]], tuple[StoredFile, int, Rest]]
-) -> tuple[dict[str, Any], list[tuple[StoredFile, int, Rest]]]:
-    """A JSON object, and what becomes of the entries of its `shards`, which have this key.
+def _unzipped(entries: Sequence[Any], where: str) -> tuple[list[StoredFile], list[int], list[Any]]:
+    """Files of a listing, how much each holds, and what more there is of each.
 
-    Each is taken as soon as it is parsed: those of a hundred thousand shards are 60 MB of JSON,
-    and as objects ten times as much, in every rank.
+    Raises:
+        DataError: a file is there twice.
     """
-    document = json.loads(data, object_hook=lambda found: take(found) if key in found else found)
-    entries = document["shards"]
-    if not isinstance(entries, list) or not all(isinstance(entry, tuple) for entry in entries):
-        raise ValueError(f"not all shards have {key}")
-    counts = Counter(file.name for file, _, _ in entries)
-    if len(counts) < len(entries):
-        raise ValueError(f"it lists {counts.most_common(1)[0][0]} twice")
-    return document, entries
-
-
-def _require_plain_mds(entry: dict[str, Any]) -> None:
-    if entry["format"] != "mds":
-        raise ValueError(f"it lists {entry['format']} shards, and only MDS can be read")
-    if entry["version"] != _VERSION:
-        raise ValueError(f"it is of MDS version {entry['version']}, and only {_VERSION} is known")
-    if entry.get("compression") or entry.get("zip_data"):
-        raise ValueError(
-            f"it lists compressed shards ({entry.get('compression')}): write them with "
-            "compression=None"
-        )
+    files, counts, more = ([entry[k] for entry in entries] for k in range(3))
+    names = Counter(file.name for file in files)
+    if len(names) < len(files):
+        twice = names.most_common(1)[0][0]
+        raise DataError(f"{where} lists {twice} twice; copy or build the corpus again.")
+    return files, counts, more

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from train.data.store.mds import Columns
 from train.errors import DataError
 from train.storage.cache_directory import touch
 
@@ -25,30 +26,42 @@ class OpenShard:
     kills the process, while a short read is an error like any other.
     """
 
-    def __init__(self, descriptor: int, *, name: str, samples: int, is_cached: bool) -> None:
+    def __init__(
+        self, descriptor: int, *, name: str, samples: int, columns: Columns, is_cached: bool
+    ) -> None:
         """Take over a descriptor and read the header.
 
         Args:
             descriptor: of the shard's file; closed with the shard, or if this raises.
             name: what to call the shard in messages.
             samples: how many the index promises.
+            columns: of them, likewise.
             is_cached: it lies in a cache, which wants to know when it was used last.
 
         Raises:
             EvictedError: it has left the cache.
-            DataError: the header is not that of a shard with this many samples.
+            DataError: the header is not that of a shard with these samples.
         """
         self._descriptor = descriptor
+        self._num_bytes = os.fstat(descriptor).st_size
         self._name = name
         self._is_cached = is_cached
         self._touched_seconds = time.monotonic()
         try:
             # The number of samples, then where each begins, then the end of the last.
-            header = np.frombuffer(self._pread(_COUNT_BYTES * (samples + 2), 0), np.uint32)
-            if header[0] != samples or (np.diff(header[1:].astype(np.int64)) < 0).any():
+            begin = _COUNT_BYTES * (samples + 2)
+            header = np.frombuffer(self._pread(begin, 0), np.uint32)
+            bounds = header.astype(np.int64)
+            bounds[0] = begin
+            if header[0] != samples or (np.diff(bounds) < 0).any() or bounds[-1] > self._num_bytes:
                 raise DataError(
                     f"Shard {name} does not hold the {samples} samples that its index promises; "
                     "build the corpus again."
+                )
+            if not columns.are_those_of(self._pread(int(bounds[1]) - begin, begin)):
+                raise DataError(
+                    f"Shard {name} has other columns than its index says; copy or build the corpus "
+                    "again."
                 )
         except BaseException:
             self.close()

@@ -8,6 +8,7 @@ shared, and whatever is wrong with a shard is an error that names it, in the thr
 import bisect
 import contextlib
 import io
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
@@ -19,8 +20,22 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
-from train.data.store.index import INDEX_NAME, LengthsIndex, parse_index, parse_lengths_index
-from train.data.store.manifest import MANIFEST_NAME, parse_manifest, require_promised
+from train.data.store.index import (
+    INDEX_BYTES_AT_MOST,
+    INDEX_NAME,
+    LengthsIndex,
+    parse_index,
+    parse_lengths_index,
+)
+from train.data.store.manifest import (
+    MANIFEST_BYTES_AT_MOST,
+    MANIFEST_NAME,
+    Manifest,
+    parse_manifest,
+    require_lengths,
+    require_promised,
+    require_sha256,
+)
 from train.data.store.open_shard import EvictedError, OpenShard
 from train.errors import DataError, StorageError
 from train.storage.cache import CheckedFiles
@@ -61,13 +76,15 @@ class ShardStore:
                 _require_directory(self.place)
             self._files = CheckedFiles(self.place, cache)
         self.root = str(self.place)
-        self.index = parse_index(self._read_index(), place=self.root)
-        self._bounds: list[int] = [0, *np.cumsum(self.index.samples).tolist()]
-        manifest = self.read_beside(MANIFEST_NAME)
-        self.manifest: dict[str, Any] = (
-            {} if manifest is None else parse_manifest(manifest, place=self.root)
+        index = self._read_index()
+        manifest = self.read_beside(MANIFEST_NAME, limit_bytes=MANIFEST_BYTES_AT_MOST)
+        self.manifest = (
+            Manifest() if manifest is None else parse_manifest(manifest, place=self.root)
         )
         """What the corpus builder noted beside the index; empty if it noted nothing."""
+        require_sha256(self.manifest, index, place=self.root, name=INDEX_NAME)
+        self.index = parse_index(index, place=self.root)
+        self._bounds: list[int] = [0, *np.cumsum(self.index.samples).tolist()]
         require_promised(self.manifest, place=self.root, samples=len(self))
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
@@ -97,7 +114,7 @@ class ShardStore:
         shard = bisect.bisect_right(self._bounds, sample_id) - 1
         place = sample_id - self._bounds[shard]
         try:
-            return self.index.decoders[shard](self._read(shard, place))
+            return self.index.columns[shard].decode(self._read(shard, place))
         except _UNDECODABLE as error:
             raise DataError(
                 f"Sample {place} of {self.root}/{self.index.files[shard].name} cannot be decoded "
@@ -157,18 +174,19 @@ class ShardStore:
             while self._opened:
                 self._opened.popitem()[1].close()
 
-    def read_beside(self, name: str) -> bytes | None:
-        """A small file that lies beside the index, always fresh; None if there is none.
+    def read_beside(self, name: str, *, limit_bytes: int) -> bytes | None:
+        """A file that lies beside the index, always fresh; None if there is none.
 
         Args:
             name: such as `tokenizer.json`, which the corpus builder puts there.
+            limit_bytes: refuse one that is larger.
 
         Raises:
-            DataError: it could not be read in time.
+            DataError: it is no file, or could not be read in time.
         """
         try:
             with _data_errors():
-                return (self.place / name).read()
+                return (self.place / name).read(limit_bytes=limit_bytes)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -212,6 +230,7 @@ class ShardStore:
             descriptor,
             name=f"{self.root}/{file.name}",
             samples=int(self.index.samples[shard]),
+            columns=self.index.columns[shard],
             is_cached=self.place.is_remote,
         )
 
@@ -228,19 +247,23 @@ class ShardStore:
         Raises:
             DataError: the corpus has no lengths.
         """
-        data = self.read_beside(LENGTHS_NAME)
+        data = self.read_beside(LENGTHS_NAME, limit_bytes=INDEX_BYTES_AT_MOST)
         if data is None:
             raise DataError(
                 f"{self.root} has no {LENGTHS_NAME}, which lists how long its documents are; "
                 "build it with `python -m tools.corpus`."
             )
-        return parse_lengths_index(data, place=self.root, samples=self.index.samples)
+        require_sha256(self.manifest, data, place=self.root, name=LENGTHS_NAME)
+        lengths = parse_lengths_index(data, place=self.root, index=self.index)
+        sums = lengths.totals.sum(axis=0).tolist()
+        require_lengths(self.manifest, place=self.root, name=LENGTHS_NAME, totals=sums)
+        return lengths
 
     def _read_index(self) -> bytes:
-        index = self.read_beside(INDEX_NAME)
+        index = self.read_beside(INDEX_NAME, limit_bytes=INDEX_BYTES_AT_MOST)
         if index is None:
             hint = ""
-            if self.read_beside(f"train/{INDEX_NAME}") is not None:
+            if (self.place / f"train/{INDEX_NAME}").exists():
                 hint = f" (did you mean {self.root}/train?)"
             raise DataError(
                 f"{self.root} is not an MDS directory: it has no {INDEX_NAME}{hint}. Correct the "
@@ -256,9 +279,22 @@ def parse_array(content: bytes, *, name: str) -> npt.NDArray[Any]:
         DataError: there is none.
     """
     try:
-        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        file = io.BytesIO(content)
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("it is of another version")
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.hasobject:
+            raise ValueError("it is a pickle")
+        # Its own word for its size is not taken before anything is allocated.
+        if math.prod(shape) * dtype.itemsize != len(content) - file.tell() or min(shape) < 0:
+            raise ValueError(f"it is not as long as it says, {shape} of {dtype}")
+        flat = np.frombuffer(content, dtype, offset=file.tell())
+        return flat.reshape(shape, order="F" if is_fortran else "C")
     except Exception as error:  # of many kinds, as the damage has it
-        raise DataError(f"{name} holds no array ({error}); build the corpus again.") from error
+        told = str(error).splitlines()[:1] or [type(error).__name__]
+        raise DataError(
+            f"{name} holds no array ({told[0][:100]}); build the corpus again."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def test_no_lengths(corpus: Path) -> None:
 
 
 def test_a_listing_of_another_version(corpus: Path) -> None:
-    with pytest.raises(DataError, match=r"lengths.json is damaged or of another .*version is 2"):
+    with pytest.raises(DataError, match=r"lengths.json is damaged: format_version: "):
         _ = edit(corpus, lambda listing: listing.update(format_version=2)).totals
 
 
@@ -129,7 +129,7 @@ def test_a_listing_that_leaves_the_directory(corpus: Path) -> None:
 
 def test_a_listing_that_names_a_file_twice(corpus: Path) -> None:
     store = edit(corpus, lambda listing: listing["shards"][1].update(basename="shard.00000.npy"))
-    with pytest.raises(DataError, match=r"lengths.json .* lists shard.00000.npy twice"):
+    with pytest.raises(DataError, match=r"lengths.json lists shard.00000.npy twice"):
         _ = store.totals
 
 
@@ -170,7 +170,7 @@ def test_an_index_with_other_samples_than_the_manifest_promises(
 
 
 def test_a_manifest_that_promises_nothing_for_this_split(corpus: Path) -> None:
-    for manifest in ({"splits": {"validation": {"samples": 3}}}, {"splits": 3}, {}):
+    for manifest in ({"splits": {"validation": {"samples": 3}}}, {}):
         (corpus / "manifest.json").write_text(json.dumps(manifest))
         assert len(ShardStore(str(corpus))) == 30
 
@@ -179,5 +179,5 @@ def test_an_index_that_lists_a_shard_twice(corpus: Path) -> None:
     index = json.loads((corpus / "index.json").read_text())
     index["shards"].append(index["shards"][0])
     (corpus / "index.json").write_text(json.dumps(index))
-    with pytest.raises(DataError, match=r"index.json .* lists shard.00000.mds twice"):
+    with pytest.raises(DataError, match=r"index.json lists shard.00000.mds twice"):
         ShardStore(str(corpus))

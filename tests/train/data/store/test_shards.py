@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.train.data.store.mds import SEQUENCE_TOKENS, write_mds
-from train.data.store.manifest import require_vocabulary
+from train.data.store.manifest import Manifest, require_vocabulary
 from train.data.store.shards import ShardStore
 from train.errors import DataError
 
@@ -113,10 +113,9 @@ def test_any_recorded_hash_is_checked(tmp_path: Path) -> None:
         ShardStore(str(corpus)).columns(0)
 
 
-def test_without_hashes_a_warning_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = ShardStore(str(write_mds(tmp_path / "mds", hashes=[])))
-    assert store.columns(0)["tokens"][0] == 0
-    assert "records no hash" in caplog.text
+def test_without_hashes_nothing_is_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"index.json is damaged: .*no hash of shard.00000.mds"):
+        ShardStore(str(write_mds(tmp_path / "mds", hashes=[])))
 
 
 def test_a_shard_cut_short_while_open_is_an_error(corpus: Path) -> None:
@@ -217,14 +216,14 @@ def test_requirements(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="vocabulary has 64 entries and the model's 65"):
         require_vocabulary(store.manifest, place=store.root, wanted=65)
     bare = ShardStore(str(write_mds(tmp_path / "mds")))
-    assert bare.manifest == {}
+    assert bare.manifest == Manifest()
     with pytest.raises(DataError, match=r"no manifest.json that states its vocabulary"):
         require_vocabulary(bare.manifest, place=bare.root, wanted=64)
 
 
 def test_a_manifest_that_is_not_json(corpus: Path) -> None:
     (corpus / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match=r"manifest.json is not JSON"):
+    with pytest.raises(DataError, match=r"manifest.json is damaged: it is not JSON"):
         ShardStore(str(corpus))
 
 
