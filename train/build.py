@@ -135,13 +135,15 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
         span_share=config.span_share,
     )
     model = build_part(config.built_model, layout, mesh, seed=config.seed)
-    for modality, part in config.built_model.encoders.items():
-        if part.encoder.init_from is not None:
-            load_encoder(Place.parse(part.encoder.init_from, config.storage), model, modality)
-    if config.init_from is not None:
-        path = Place.parse(config.init_from, config.storage)
-        refuse_other_architecture(path, architecture(config.built_model))
-        load_weights(path, model)
+    for path, prefix in first_weights(config):
+        here = architecture(config.built_model)
+        if prefix:
+            here = {f"{prefix}encoder": here[f"{prefix}encoder"]}
+        refuse_other_architecture(path, here)
+        # An encoder is not on every stage of a pipeline.
+        part = dict(model.named_modules()).get(prefix.rstrip("."))
+        if part is not None:
+            load_weights(path, part, prefix=prefix)
     if config.lora is not None:
         try:
             add_adapters(model, config.lora, seed=config.seed)
@@ -194,16 +196,17 @@ def refuse_other_architecture(path: Place, here: dict[str, Any]) -> None:
             )
 
 
-def load_encoder(path: Place, model: SemiCausal, modality: str) -> None:
-    """Fill one encoder, where this rank has it, from the same encoder of another checkpoint.
-
-    Raises:
-        CheckpointError: that checkpoint has no such encoder, or one of another shape.
-    """
-    part = f"encoders.{modality}.encoder"
-    refuse_other_architecture(path, {part: architecture(model.config)[part]})
-    if modality in model.encoders:
-        load_weights(path, model.encoders[modality], prefix=f"encoders.{modality}.")
+def first_weights(config: RunConfig) -> list[tuple[Place, str]]:
+    """The checkpoints that supply first weights, in order, and what names of these begin with."""
+    named = [
+        (part.encoder.init_from, f"encoders.{modality}.")
+        for modality, part in config.built_model.encoders.items()
+    ]
+    return [
+        (Place.parse(path, config.storage), prefix)
+        for path, prefix in [*named, (config.init_from, "")]
+        if path is not None
+    ]
 
 
 def count_parameters(config: RunConfig, model: torch.nn.Module) -> int:

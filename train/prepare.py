@@ -17,10 +17,11 @@ from train.build import (
     build_model,
     build_plan,
     count_parameters,
+    first_weights,
 )
 from train.checkpoint.directory import latest, resolve
 from train.checkpoint.format import State
-from train.checkpoint.restore import read_state, restore
+from train.checkpoint.restore import load_masters, read_state, restore
 from train.config import RunConfig
 from train.config_files import differences, dump, from_stored, read_file
 from train.data.collate import Collator
@@ -105,6 +106,9 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
     num_parameters = count_parameters(config, model)
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     engine = build_engine(config, model, mesh)
+    if saved is None and (config.precision, config.optim.precision) == ("bf16", "fp32"):
+        for path, prefix in first_weights(config):
+            load_masters(path, engine, prefix=prefix)
     if saved is not None:
         restore(saved.path, engine)
         if saved.state.data is not None:

@@ -114,6 +114,36 @@ def load_weights(path: Place | Path, module: nn.Module, *, prefix: str = "") -> 
             reader.fill(part)
 
 
+def load_masters(path: Place | Path, engine: ZeroEngine, *, prefix: str = "") -> None:
+    """Gives masters the values of a checkpoint, which the narrower type of weights has rounded.
+
+    Every rank must call it, before the first step, with weights that come from that checkpoint.
+
+    Args:
+        path: a checkpoint, or anything that `resolve` understands.
+        engine: whose weights that train have masters of a wider type.
+        prefix: of the names of the weights that come from there; others, such as adapters, that
+            the checkpoint does not have stay as they are.
+
+    Raises:
+        CheckpointError: it is damaged; on all ranks.
+    """
+    path, index, _ = on_first_rank(lambda: _read_index(path), CheckpointError)
+    slices = local_slices(engine)
+    training = {part.name for part in slices if part.kind != "value"}
+
+    def fill() -> None:
+        for part in slices:
+            is_there = part.name in index.parameters and part.name.startswith(prefix)
+            if part.kind == "value" and part.name in training and is_there:
+                reader.fill(part)
+                release_files()
+
+    with ChunkReader(path, index) as reader:
+        on_all_ranks(fill, CheckpointError)
+    publish(engine)
+
+
 def read_state(path: Place | Path, schema: type[Stated] = State) -> Stated:
     """What was saved beside the tensors, such as `step` and `config`.
 
