@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tools.command import command_line
 from train.checkpoint.directory import resolve
+from train.checkpoint.restore import read_state
 from train.errors import CheckpointError
 from train.loading import load_model
 from train.run_directory import kept_tokenizer
@@ -41,11 +42,11 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--temperature must be above 0; --top-p 0 is greedy")
     path = resolve(Place.parse(options.checkpoint))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = options.tokenizer or kept_tokenizer(path)
+    tokenizer = options.tokenizer or kept_tokenizer(path, read_state(path).model_dump())
     if tokenizer is None:
         raise CheckpointError(
-            f"there is no tokenizer.json in {path.parent.parent} or {path}: name the corpus's own "
-            "with --tokenizer"
+            f"the tokenizer.json that the run was trained with is neither in {path.parent.parent} "
+            f"nor in {path}: name the corpus's own with --tokenizer"
         )
     speaker = Speaker(load_model(path, device=device), tokenizer)
     text = speaker.speak(

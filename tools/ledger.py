@@ -75,6 +75,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         write_json(options.out, asdict(findings))
     total = max(1, sum(share.entries for share in findings.shares))
     rows = {
+        "steps made before, with another run directory": f"{findings.begun:,}",
         "global batches read": f"{findings.steps:,}",
         "sequences": f"{findings.entries:,}",
         "data ranks, start by start": " → ".join(map(str, findings.starts)),

@@ -51,6 +51,6 @@ def merge(path: Place | Path, out: Place | Path) -> Place:
     # The weights are whole now: what they started from says nothing about the merged model.
     state["config"] |= {"lora": None, "init_from": None}
     out = write_values(out, merge_adapters(read_values(path), config), state)
-    if (tokenizer := kept_tokenizer(path)) is not None:
+    if (tokenizer := kept_tokenizer(path, state)) is not None:
         (out / tokenizer.name).write(tokenizer.read())
     return out

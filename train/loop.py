@@ -21,7 +21,7 @@ from train.evaluate import validate
 from train.exit_status import ExitStatus
 from train.optim import learning_rate
 from train.preemption import Preemption
-from train.prepare import agreed, checkpoints_of, claim, find_saved, leases_of, prepare
+from train.prepare import Saved, agreed, checkpoints_of, claim, find_saved, leases_of, prepare
 from train.step import StepResult, reseed, train_step
 from train.watch.metrics import BaselineRecord, TrainRecord
 from train.watch.monitor import Monitor
@@ -70,6 +70,7 @@ def train(
     agreed(lambda: claim(config, leases) if world.is_main else None)
     step = first_step = 0 if saved is None else saved.step
     validated = partial(validate, config, plan.sources, collate, engine)
+    begins = None if saved is None else goes_on(config, saved)
     ledger = open_ledger(config, plan, mesh, first_step=first_step)
     monitor = agreed(
         lambda: Monitor(
@@ -91,7 +92,7 @@ def train(
     seconds_to_first_step: float | None = None
     with monitor, saver, build_feed(config, plan, collate, mesh) as feed:
         entropy = on_first_rank(lambda: look_at_data(config, plan, collate), UserError)
-        for note in filter(None, (warning, saved and f"continuing from {saved.path}")):
+        for note in filter(None, (warning, begins)):
             monitor.note(note)
         monitor.write(BaselineRecord(step=first_step, unigram_entropy=entropy))
         if first_step % config.validation.every_steps == 0:
@@ -147,6 +148,15 @@ def train(
     if world.is_main:
         wrap_up(config, latest, seconds_to_first_step=seconds_to_first_step)
     return ExitStatus.COMPLETE
+
+
+def goes_on(config: RunConfig, saved: Saved) -> str:
+    """What is said of the checkpoint that a run goes on from."""
+    told = f"continuing from {saved.path}"
+    before = saved.state.config["run_directory"]
+    if before != config.run_directory and not config.directory.ledger.exists():
+        told += f"; metrics and ledger of its {saved.step} steps stay in {before} and begin here"
+    return told
 
 
 def open_ledger(

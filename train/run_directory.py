@@ -1,8 +1,13 @@
 """The directory of a run: the one place that names what lies in it."""
 
+import contextlib
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from train.checkpoint.directory import CHECKPOINTS_NAME
+from train.errors import UserError
 from train.storage.lease import LEASE_PREFIX
 from train.storage.place import Place
 
@@ -52,7 +57,19 @@ class RunDirectory:
         )
 
 
-def kept_tokenizer(checkpoint: Place) -> Place | None:
-    """The tokenizer kept in a checkpoint, as `tools.merge` does, or by its run; None without."""
-    kept = (place / TOKENIZER for place in (checkpoint, checkpoint.parent.parent))
-    return next((tokenizer for tokenizer in kept if tokenizer.exists()), None)
+def kept_tokenizer(checkpoint: Place, state: Mapping[str, Any]) -> Place | None:
+    """The tokenizer kept in a checkpoint, as `tools.merge` does, or by its run; None without.
+
+    Args:
+        checkpoint: it may lie elsewhere than its run.
+        state: of the checkpoint.
+    """
+    places = [checkpoint, checkpoint.parent.parent]
+    with contextlib.suppress(UserError):  # a place of another host
+        places.append(Place.parse(state["config"]["run_directory"]))
+    known = state.get("tokenizer_sha256", "unknown")
+    for tokenizer in (place / TOKENIZER for place in places):
+        # A file of this name beside a directory of checkpoints may be another run's.
+        if tokenizer.exists() and known in ("unknown", sha256(tokenizer.read()).hexdigest()):
+            return tokenizer
+    return None

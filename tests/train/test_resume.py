@@ -7,8 +7,12 @@ import pytest
 
 from tests.corpora import write_corpus
 from tests.train.runs import kill_at, run, start
+from tools.ledger import check_run
+from train.checkpoint.directory import resolve
+from train.checkpoint.restore import read_state
 from train.exit_status import ExitStatus
-from train.run_directory import RunDirectory
+from train.run_directory import RunDirectory, kept_tokenizer
+from train.storage.place import Place
 from train.watch.metrics import Metrics, read_metrics
 
 STEPS = "steps=40"
@@ -104,6 +108,29 @@ def test_complete_run_under_another_name(corpus: Path, tmp_path: Path) -> None:
     assert again.code == 0
     assert f"is complete: {tmp_path / 'saved'}/step_00000002 is its last" in again.output
     assert not (tmp_path / "other").exists()
+
+
+def test_an_unfinished_run_under_another_name(corpus: Path, tmp_path: Path) -> None:
+    """It goes on there, says where the rest is, and its ledger is sound."""
+    saved, there, here = (tmp_path / name for name in ("saved", "there", "here"))
+    steps = ("steps=4", "optim.warmup_steps=1", f"checkpoint.directory={saved}")
+    whole = run(corpus, there, *steps)
+    (saved / "latest").write_text("step_00000002\n")
+    half = run(corpus, here, *steps)
+    assert [(r.step, r.loss) for r in half.train] == [(r.step, r.loss) for r in whole.train[2:]]
+    assert half.notes[0].text == (
+        f"continuing from {saved}/step_00000002; metrics and ledger of its 2 steps stay in {there} "
+        "and begin here"
+    )
+    # Beside the checkpoints lies what is not this run's.
+    (tmp_path / "tokenizer.json").write_text("{}")
+    newest = resolve(saved)
+    assert kept_tokenizer(newest, read_state(newest).model_dump()) == Place.of(
+        here / "tokenizer.json"
+    )
+    for directory, begun in ((there, 0), (here, 2)):
+        findings = check_run(directory)
+        assert (findings.begun, findings.steps, findings.faults) == (begun, 4 - begun, [])
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:

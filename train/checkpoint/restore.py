@@ -128,7 +128,7 @@ def load_masters(path: Place | Path, engine: ZeroEngine, *, prefix: str = "") ->
     Raises:
         CheckpointError: it is damaged; on all ranks.
     """
-    path, index, _ = on_first_rank(lambda: _read_index(path), CheckpointError)
+    path, index, _ = on_first_rank(lambda: _read_index(path, State), CheckpointError)
     slices = local_slices(engine)
     training = {part.name for part in slices if part.kind != "value"}
 

@@ -34,6 +34,7 @@ class Findings:
     Attributes:
         steps: global batches of the history that counts.
         entries: in them.
+        begun: steps made before the first start, by a run whose ledger lies in another directory.
         starts: data ranks at each start.
         steps_again: steps that were made, rolled back with a crash, and made again.
         entries_lost: entries that no rank read, or that were read otherwise than planned.
@@ -44,6 +45,7 @@ class Findings:
 
     steps: int = 0
     entries: int = 0
+    begun: int = 0
     starts: list[int] = field(default_factory=list)
     steps_again: int = 0
     entries_lost: int = 0
@@ -72,13 +74,13 @@ def check(
     """
     findings = Findings()
     history = _history(ledger, findings, entries=plan.entries)
-    last = max(history, default=0)
+    last = max(history, default=findings.begun)
     if last < saved_step:
         findings.faults.append(
             f"the newest checkpoint is of step {saved_step}, but the ledger ends at step {last}"
         )
         findings.entries_lost += (saved_step - last) * plan.entries
-    for step in watch(range(1, last + 1)):
+    for step in watch(range(findings.begun + 1, last + 1)):
         records = history.get(step)
         if records is None:
             findings.faults.append(f"step {step} was left out")
@@ -87,7 +89,8 @@ def check(
         findings.steps += 1
         findings.entries += sum(record.entries for record in records)
         _compare(step, records, plan, findings)
-    given, due = plan.mixture.given(last), plan.mixture.due(last)
+    mixture, begun = plan.mixture, findings.begun
+    given, due = mixture.given(last) - mixture.given(begun), mixture.due(last) - mixture.due(begun)
     for source, entries, owed in zip(plan.sources.all, given.tolist(), due.tolist(), strict=True):
         times = plan.choices
         findings.shares.append(Share(name=source.name, entries=entries * times, due=owed * times))
@@ -97,7 +100,7 @@ def check(
 def _history(ledger: Ledger, findings: Findings, *, entries: int) -> dict[int, list[Record]]:
     """Of each step the records that count: those of the last start that made it."""
     history: dict[int, list[Record]] = {}
-    for number in sorted(ledger):
+    for place, number in enumerate(sorted(ledger), start=1):
         ranks = ledger[number]
         starts = [start for start, _ in ranks.values() if start.ranks]
         if not starts:
@@ -109,6 +112,8 @@ def _history(ledger: Ledger, findings: Findings, *, entries: int) -> dict[int, l
             findings.faults.append(
                 f"start {number} had another global batch than {entries} entries"
             )
+        is_first = not findings.starts and place == number  # and none before it is missing
+        findings.begun = first if is_first else min(findings.begun, first)
         findings.starts.append(size)
         by_step: dict[int, list[Record]] = {}
         for _, records in ranks.values():
@@ -116,7 +121,7 @@ def _history(ledger: Ledger, findings: Findings, *, entries: int) -> dict[int, l
                 by_step.setdefault(record.step, []).append(record)
         # A step that not all ranks finished was not made; it can only be the last one.
         made = {step for step, records in by_step.items() if len(records) >= size}
-        reached = max(history, default=0)
+        reached = max(history, default=findings.begun)
         if first > reached:
             findings.faults.append(
                 f"start {number} goes on from step {first}, but only {reached} were made before"

@@ -20,16 +20,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from train.errors import InUseError
 from train.storage.place import Place
+from train.storage.record import Record
 
 logger = logging.getLogger(__name__)
 
 LEASE_PREFIX: Final = ".lock"
 """How the names of the files begin."""
 RENEWED_EVERY_SECONDS: Final = 15.0
+_BYTES_AT_MOST: Final = 1 << 16
 _MISSED_PERIODS: Final = 4
 _POLLS_A_PERIOD: Final = 10
 _NAME: Final = re.compile(r"^\.lock\.(\d{1,18})$")
@@ -37,7 +39,7 @@ _NAME: Final = re.compile(r"^\.lock\.(\d{1,18})$")
 _LEFTOVER: Final = re.compile(r"^\.\.lock\.\d+\.tmp-\w+$")
 
 
-class Holder(BaseModel, frozen=True):
+class Holder(Record):
     """A process that holds a lease, as its file says.
 
     Attributes:
@@ -269,7 +271,7 @@ class Lease(AbstractContextManager["Lease"]):
             if number is None:
                 return None
             with contextlib.suppress(FileNotFoundError):  # given back meanwhile
-                content = (directory / f"{LEASE_PREFIX}.{number}").read()
+                content = (directory / f"{LEASE_PREFIX}.{number}").read(limit_bytes=_BYTES_AT_MOST)
                 return _Found(number, content, _parsed(content))
 
     def _file(self, number: int) -> Place:

@@ -134,6 +134,19 @@ def test_a_gap_between_starts_is_noticed(plan: StepPlan) -> None:
     assert findings.entries_lost == 2 * ENTRIES
 
 
+def test_a_ledger_may_begin_where_that_of_another_run_directory_ends(plan: StepPlan) -> None:
+    ledger = history(plan, [(1, 4, 6), (2, 5, 7)])
+    findings = check(ledger, plan, saved_step=7)
+    assert (findings.begun, findings.steps, findings.faults) == (4, 3, [])
+    assert sum(share.entries for share in findings.shares) == 3 * ENTRIES
+    findings = check(history(plan, [(1, 4, 6), (2, 2, 7)]), plan, saved_step=7)
+    assert (findings.begun, findings.steps, findings.faults) == (2, 5, []), "gone back before it"
+    assert check(history(plan, [(1, 4, 4)]), plan, saved_step=4).faults == [], "it made no step"
+    del ledger[1]
+    findings = check(ledger, plan, saved_step=7)
+    assert findings.entries_lost == 5 * ENTRIES, "of its first start there is nothing left"
+
+
 def test_a_last_step_that_only_some_ranks_finished_does_not_count(plan: StepPlan) -> None:
     ledger = history(plan, [(2, 0, 5)])
     ledger[1][1][1].pop()
