@@ -184,8 +184,15 @@ def _cost(options: argparse.Namespace, console: Console) -> None:
 
 
 def mebibytes(told: str) -> int:
-    """The bytes of a number of mebibytes."""
-    return int(float(told) * 2**20)
+    """The bytes of a number of mebibytes.
+
+    Raises:
+        ArgumentTypeError: it is no size of a part of a disk.
+    """
+    size = float(told) * 2**20
+    if not 1 <= size < 2**60:
+        raise argparse.ArgumentTypeError(f"{told} is not above 0 and finite")
+    return int(size)
 
 
 _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {

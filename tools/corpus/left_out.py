@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pydantic import TypeAdapter
@@ -12,8 +12,8 @@ from train.data.store.manifest import Manifest, SourceRecord
 from train.errors import DataError
 from train.storage.record import Record, parse
 
-LEFT_OUT_NAME: Final = "left_out.jsonl"
-"""A line for each file: its source, the reason, its name."""
+LEFT_OUT_NAME: Final = "left_out.json"
+"""Lists each file: its source, the reason, its name."""
 _NAMED: Final = 3
 """Files of a reason that messages name."""
 
@@ -51,14 +51,15 @@ def shown(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def lines(sources: Mapping[str, LeftOut]) -> bytes:
-    """The content of the file that names what is left out."""
-    return "".join(
-        json.dumps({"source": source, "reason": reason, "name": name}, ensure_ascii=False) + "\n"
+def listed(sources: Mapping[str, LeftOut]) -> bytes:
+    """The content of the file that names what is left out; empty if nothing is."""
+    rows = [
+        json.dumps({"source": source, "reason": reason, "name": name}, ensure_ascii=False)
         for source, left_out in sources.items()
         for reason, names in sorted(left_out.items())
         for name in names
-    ).encode()
+    ]
+    return ("[\n" + ",\n".join(rows) + "\n]\n").encode() if rows else b""
 
 
 def told(manifest: Manifest) -> list[str]:
@@ -75,7 +76,8 @@ def _told(source: SourceRecord) -> str:
         facts.append(counted(source.duplicates_removed, "duplicate"))
     if not facts:
         return ""
-    where = f"; {LEFT_OUT_NAME} names them" if files else ""
+    # Corpora of older versions name none.
+    where = f"; {LEFT_OUT_NAME} names them" if files and source.records is not None else ""
     return f"left out of {source.name}: {', '.join(facts)}{where}"
 
 
@@ -101,9 +103,10 @@ def faults(manifest: Manifest, content: bytes | None, *, place: str) -> list[str
             )
         stated.update({(name, reason): n for reason, n in source.left_out_files.items()})
     try:
-        named = Counter(_named(content or b"", place))
+        rows = _rows(content, place)
     except DataError as error:
         return [*found, str(error)]
+    named = Counter((row.source, row.reason) for row in rows)
     for source, reason in sorted({*stated, *named}):
         count, names = stated[source, reason], named[source, reason]
         if count != names:
@@ -114,16 +117,15 @@ def faults(manifest: Manifest, content: bytes | None, *, place: str) -> list[str
     return found
 
 
-class _Line(Record):
+class _Row(Record):
     source: str
     reason: str
 
 
-_LINE: Final = TypeAdapter(_Line)
+_ROWS: Final = TypeAdapter(list[_Row])
 
 
-def _named(content: bytes, place: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(content.splitlines(), start=1):
-        name, remedy = f"{place}:{number}", "build the corpus again"
-        row = parse(_LINE, line, name=name, error=DataError, remedy=remedy)
-        yield row.source, row.reason
+def _rows(content: bytes | None, place: str) -> list[_Row]:
+    if content is None:
+        return []
+    return parse(_ROWS, content, name=place, error=DataError, remedy="build the corpus again")

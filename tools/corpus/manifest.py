@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tools.corpus.left_out import LEFT_OUT_NAME, LeftOut, lines
+from tools.corpus.left_out import LEFT_OUT_NAME, LeftOut, listed
 from tools.corpus.part import Job, PartRecord
 from tools.corpus.plan import BuildPlan, Source
 from tools.corpus.request import FORMAT_VERSION
@@ -105,7 +105,7 @@ def finish(
     for split in filter(shards.get, shards):
         for name, content in beside.items():
             workshop.write(workshop.root / split / name, content)
-    named = lines(left_out)
+    named = listed(left_out)
     if named:
         workshop.write(workshop.root / LEFT_OUT_NAME, named)
     for name, content in files.items():

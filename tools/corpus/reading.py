@@ -104,7 +104,9 @@ class PartReader:
                         raise row
                     entry = self._entry(piece, number, row)
                 except (RowError, DataError) as error:
-                    self.note_bad(f"{piece.path}{'' if is_one else f':{number}'}: {error}")
+                    told = f"{piece.path}{'' if is_one else f':{number}'}: {error}"
+                    # A key of a row may hold half a character.
+                    self.note_bad(told.encode("utf-8", "backslashreplace").decode())
                 else:
                     yield entry
             if self.records == records and piece.begin == 0 and piece.end is None:
@@ -273,9 +275,11 @@ def _csv_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:
     # What is not UTF-8 is marked in its cell, so that a row is left out and not all after it.
     with io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
         rows = csv.DictReader(text, strict=True)
-        _require_columns(rows.fieldnames or (), fields)
+        fault = _repeated(rows.fieldnames or (), fields)
         for row in rows:
-            if None in row or None in row.values():
+            if fault is not None:
+                found = fault
+            elif None in row or None in row.values():
                 found = RowError(f"not {len(rows.fieldnames or ())} columns")
             else:
                 # An empty cell is how CSV says that there is nothing.
@@ -290,21 +294,27 @@ def _csv_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:
             yield rows.line_num, found, file.tell() / max(1, piece.file_bytes)
 
 
-def _require_columns(names: Sequence[str], fields: Fields) -> None:
-    for name in fields.wanted:
+def _repeated(names: Sequence[str], fields: Fields) -> RowError | None:
+    """What is wrong with every row of a table in which one of two columns could be read."""
+    for name in sorted(fields.wanted):
         if names.count(name) > 1:
-            raise DataError(f"`{name}` names {names.count(name)} columns, and one could be read")
+            return RowError(f"`{name}` names {names.count(name)} columns, and one could be read")
+    return None
 
 
 def _parquet_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:
     table = pq.ParquetFile(file, page_checksum_verification=True)
     groups = range(piece.begin, table.num_row_groups if piece.end is None else piece.end)
     names = table.schema_arrow.names
-    _require_columns(names, fields)
     columns = [name for name in names if name in fields.wanted]
-    if not columns:
-        raise DataError(f"there is no column `{fields.text}` (it has {', '.join(names)})")
     total = sum(table.metadata.row_group(number).num_rows for number in groups)
+    fault = _repeated(names, fields)
+    if not columns:
+        fault = RowError(f"there is no column `{fields.text}` (it has {', '.join(names)})")
+    if fault is not None:
+        for count in range(total):
+            yield piece.first_row + count, fault, (count + 1) / total
+        return
     batches = table.iter_batches(
         batch_size=_ROWS_AT_ONCE, row_groups=list(groups), columns=columns, use_threads=False
     )

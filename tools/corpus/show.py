@@ -115,8 +115,14 @@ class Printer:
 
 
 def chosen_numbers(printer: Printer, options: Any) -> list[int]:
-    """The samples that options ask for: some at random, or one by its id or its number."""
+    """The samples that options ask for: some at random, or one by its id or its number.
+
+    Raises:
+        DataError: there are none such.
+    """
     if options.random is not None:
+        if options.random < 1:
+            raise DataError(f"--random {options.random}: give 1 or more.")
         count = min(options.random, len(printer))
         return sorted(random.Random(options.seed).sample(range(len(printer)), count))
     return [options.number or 0 if options.id is None else printer.number_of(options.id)]

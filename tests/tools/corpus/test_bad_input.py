@@ -61,6 +61,7 @@ BAD_LINES = {
     "a key twice": ('{"text": "a", "text": "b"}', "`text` stands in it twice"),
     "spelled otherwise": ('{"text": "a", "te\\u0078t": "b"}', "`text` stands in it twice"),
     "twice inside": ('{"segments": [{"text": "a", "text": "b"}]}', "`text` stands in it twice"),
+    "half a key": ('{"\\udce9": "a"}', "there is no `text` (it has \\udce9)"),
     "UTF-16": ('{"text": "a"}'.encode("utf-16").decode("latin-1"), "not JSON ("),
     "too deep": ('{"text": ' + "[" * 100_000, "not JSON"),
 }
@@ -257,6 +258,17 @@ def test_orders_that_make_no_sense(
     assert "Cannot use" in told
     told = refusal(capsys, source, out="nowhere://a/b", tokenizer=tokenizer)
     assert "nowhere://a/b is not a place" in told
+
+
+@pytest.mark.parametrize("size", ["inf", "nan", "-1", "0", "1e-9", "x"])
+@pytest.mark.parametrize("flag", ["--shard-mebibytes", "--part-mebibytes"])
+def test_sizes_that_make_no_sense(
+    flag: str, size: str, tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build(tmp_path, f"{flag}={size}", out=tmp_path / "out", tokenizer=tokenizer)
+    assert ended.value.code == 2
+    assert flag in capsys.readouterr().err
 
 
 def test_ids_that_come_twice(

@@ -28,10 +28,9 @@ ROWS = [{"text": text} for text in passages(40)]
 
 def left_out(corpus: Path) -> dict[str, set[str]]:
     """What the file beside a corpus names, by reason; its manifest must count the same."""
-    path = corpus / "left_out.jsonl"
+    path = corpus / "left_out.json"
     found: dict[str, set[str]] = defaultdict(set)
-    for line in path.read_text().splitlines() if path.exists() else ():
-        row = json.loads(line)
+    for row in json.loads(path.read_text()) if path.exists() else ():
         found[row["reason"]].add(row["name"])
     counts = {reason: len(names) for reason, names in found.items()}
     stated: dict[str, int] = {}
@@ -249,6 +248,16 @@ def test_sources_of_which_nothing_is_read(
     assert "is neither a file nor a directory" in told
 
 
+def test_a_corpus_inside_its_source(tmp_path: Path, tokenizer: Path) -> None:
+    source = make_tree(tmp_path)
+    first = build(source, out=source / "out", tokenizer=tokenizer)
+    manifest = (first / "manifest.json").read_bytes()
+    build(source, out=source / "out", tokenizer=tokenizer)  # it is built already
+    second = build(source, out=tmp_path / "out", tokenizer=tokenizer)
+    assert (first / "manifest.json").read_bytes() == manifest
+    assert len(documents(first)) == len(documents(second)) == 41
+
+
 def test_hidden_files_that_are_asked_for(tmp_path: Path, tokenizer: Path) -> None:
     source = write_lines(tmp_path / ".a.jsonl", ROWS)
     out = build(source, out=tmp_path / "out", tokenizer=tokenizer)
@@ -256,9 +265,10 @@ def test_hidden_files_that_are_asked_for(tmp_path: Path, tokenizer: Path) -> Non
 
 
 DAMAGES: dict[str, tuple[str, Any, str]] = {
-    "a name is gone": ("left_out.jsonl", lambda text: text.split("\n", 1)[1], "names 0 files of"),
-    "the file is gone": ("left_out.jsonl", None, "names 0 files of"),
-    "no JSON": ("left_out.jsonl", lambda text: "{" + text, "cannot be read"),
+    "a name is gone": ("left_out.json", lambda text: "[\n" + text.split("\n", 2)[2],
+                       "names 0 files of"),
+    "the file is gone": ("left_out.json", None, "names 0 files of"),
+    "no JSON": ("left_out.json", lambda text: "{" + text, "is damaged: it is not JSON"),
     "records": ("manifest.json", lambda text: text.replace('"records": 4', '"records": 5'),
                 "records were read, but"),
     "counts": ("manifest.json", lambda text: text.replace('".pdf": 1', '".pdf": 2'),

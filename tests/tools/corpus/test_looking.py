@@ -88,6 +88,7 @@ def test_which_documents_are_shown(corpus: Path, capsys: pytest.CaptureFixture[s
     for arguments, reason in (
         (["--split", "test"], "has no split test; it has train, validation"),
         (["--number", "999"], "train has samples 0 to"),
+        (["--random", "-1"], "--random -1: give 1 or more"),
         (["--id", "none"], "has no document none in train"),
     ):
         assert main(["inspect", str(corpus), *arguments]) == 2
