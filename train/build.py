@@ -90,18 +90,31 @@ def build_plan(config: RunConfig) -> StepPlan:
         ConfigError: epochs or tokens of the sources do not make up the run.
     """
     sources = open_sources(config)
+    entries, choices = config.batch.sequences, config.data.span_choices
+    return StepPlan(sources, build_mixture(config, sources), entries=entries, choices=choices)
+
+
+def build_mixture(config: RunConfig, sources: Sources) -> Mixture:
+    """How the steps of a run are shared among its sources.
+
+    Args:
+        config: of the run.
+        sources: its own, and more of them behind.
+
+    Raises:
+        ConfigError: epochs or tokens of the sources do not make up the run.
+    """
     mixed, choices = config.data.mixed, config.data.span_choices
     amounts = {
         source.name: source.sequences_for(
             epochs=mixed[source.name].epochs, tokens=mixed[source.name].tokens
         )
         for source in sources.all
-        if mixed[source.name].is_budgeted
+        if source.name in mixed and mixed[source.name].is_budgeted
     }
     sequences = config.batch.sequences // choices
     table = shares(mixed, amounts, steps=config.steps, sequences=sequences)
-    mixture = Mixture(table, sequences=sequences, seed=config.seed)
-    return StepPlan(sources, mixture, entries=config.batch.sequences, choices=choices)
+    return Mixture(table, sequences=sequences, seed=config.seed)
 
 
 def build_feed(config: RunConfig, plan: StepPlan, collate: Collator, mesh: Mesh) -> Feed:

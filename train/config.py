@@ -177,6 +177,11 @@ class RunConfig(Config):
         """What the run leaves, by name."""
         return RunDirectory(local_path(self.run_directory))
 
+    @property
+    def schedule_steps(self) -> int:
+        """Steps over which the learning rate falls."""
+        return self.optim.schedule_steps or self.steps
+
     def on_corpus(self, corpus: str | None) -> Self:
         """The same, but reading one corpus in place of its sources; unchanged for None."""
         if corpus is None:
@@ -231,6 +236,7 @@ class RunConfig(Config):
             "seed", "steps", "precision", "model", "spans", "optim", "init_from", "lora"
         }  # fmt: skip
         identity = self.model_dump(mode="json", include=kept)
+        identity["optim"]["schedule_steps"] = self.schedule_steps
         # A matter of memory: the sums are the same but for their rounding.
         del identity["model"]["decoder"]["loss_chunk_tokens"]
         identity["batch"] = {"sequences": self.batch.sequences}
@@ -310,9 +316,9 @@ def _faults(config: RunConfig) -> list[str]:
             f"model.decoder.heads: {decoder.heads} heads do not divide width {decoder.width}",
         ),
         (
-            config.optim.warmup_steps > config.steps,
+            config.optim.warmup_steps > config.schedule_steps,
             f"optim.warmup_steps: {config.optim.warmup_steps} steps of warm-up exceed the run's "
-            f"steps ({config.steps}): lower it, or raise steps",
+            f"steps, or optim.schedule_steps ({config.schedule_steps}): lower it, or raise these",
         ),
         (
             layout.sequence_parallel and rows % layout.tensor,

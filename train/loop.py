@@ -13,6 +13,7 @@ from parallel.mesh import Mesh, straddling_warning
 from train.build import build_feed
 from train.checkpoint.saver import Saver
 from train.config import RunConfig
+from train.config_files import differences
 from train.data.feed import Feed, StepData
 from train.data.ledger import LedgerWriter, Start, next_start
 from train.data.plan import Position, StepPlan
@@ -153,6 +154,8 @@ def train(
 def goes_on(config: RunConfig, saved: Saved) -> str:
     """What is said of the checkpoint that a run goes on from."""
     told = f"continuing from {saved.path}"
+    if changed := differences(saved.config.identity(), config.identity()):
+        told += f"; changed from step {saved.step + 1} on: {'; '.join(changed)}"
     before = saved.state.config["run_directory"]
     if before != config.run_directory and not config.directory.ledger.exists():
         told += f"; metrics and ledger of its {saved.step} steps stay in {before} and begin here"

@@ -26,7 +26,10 @@ class OptimConfig(Config):
     clip_norm: Annotated[float, Field(gt=0)] = 2.0
     """Largest global gradient norm."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the rate falls from its peak to `final_ratio` of it at the last step."""
+    """How the rate falls from its peak to `final_ratio` of it at the last of `schedule_steps`."""
+    schedule_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps over which the rate falls; what comes after them keeps their last rate. Default: all
+    of the run. A run that is extended must say it, see docs/decisions."""
     warmup_steps: Annotated[int, Field(ge=0)] = 375
     final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -48,7 +51,15 @@ class OptimConfig(Config):
 
 
 def learning_rate(config: OptimConfig, *, step: int, total_steps: int) -> float:
-    """Rate of step `step`, counted from 1: rises linearly to the peak, then falls."""
+    """Rate of step `step`, counted from 1: rises linearly to the peak, falls, then stays.
+
+    Args:
+        config: with the schedule.
+        step: counted from 1.
+        total_steps: of the run, over which the rate falls where `schedule_steps` says nothing.
+    """
+    total_steps = config.schedule_steps or total_steps
+    step = min(step, total_steps)
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     span = max(1, total_steps - config.warmup_steps)

@@ -14,6 +14,7 @@ from parallel.zero.engine import ZeroEngine
 from train.build import (
     build_collator,
     build_engine,
+    build_mixture,
     build_model,
     build_plan,
     count_parameters,
@@ -28,6 +29,7 @@ from train.data.collate import Collator
 from train.data.plan import Position, StepPlan
 from train.data.sources import Sources
 from train.errors import CheckpointError, RunDirectoryError, StorageError, UserError
+from train.optim import learning_rate
 from train.run_directory import RunDirectory
 from train.storage.lease import Lease
 from train.storage.place import Place
@@ -68,6 +70,15 @@ class Saved:
         """Steps made so far."""
         return self.state.step
 
+    @property
+    def config(self) -> RunConfig:
+        """Of the run that made them.
+
+        Raises:
+            ConfigError: this version does not understand it.
+        """
+        return from_stored(RunConfig, self.state.config, place=str(self.path))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -100,7 +111,7 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
         UserError: some rank cannot have its part; raised on every rank.
     """
     plan = agreed(lambda: build_plan(config))
-    agreed(lambda: _refuse_other_data(config, plan.sources, saved))
+    agreed(lambda: _refuse_other_data(config, plan, saved))
     mesh = build_mesh(config.layout, world)
     model = agreed(lambda: build_model(config, mesh))
     num_parameters = count_parameters(config, model)
@@ -145,7 +156,7 @@ def find_saved(config: RunConfig, checkpoints: Place) -> Saved | None:
         return None
     saved = Saved(path=path, state=read_state(path, RunState))
     # A directory of checkpoints may be shared, a run's own may have been copied into.
-    refuse_other_run(config, from_stored(RunConfig, saved.state.config, place=str(path)), path)
+    refuse_other_run(config, saved.config, path)
     return saved
 
 
@@ -206,6 +217,7 @@ def claim(config: RunConfig, leases: Sequence[Lease]) -> None:
         try:
             lease.take()
             if lease.directory == Place.of(config.directory.path):
+                config.directory.summary.unlink(missing_ok=True)  # of a run that is extended
                 Place.of(config.directory.config).write(dump(config).encode())
         except StorageError:
             raise
@@ -232,12 +244,38 @@ def refuse_other_run(config: RunConfig, owner: RunConfig, place: Place | RunDire
             "data.pack=fit; one on sequences of one length goes on with the version that began it "
             f"alone, and another run_directory begins with its weights (init_from={place})"
         )
-    changed = differences(owner.identity(), config.identity())
+    there, here = owner.identity(), config.identity()
+    names = list(owner.data.mixed)
+    if names == list(config.data.mixed)[: len(names)]:
+        # What they give to steps that were made is held against the checkpoint.
+        del there["data"]["sources"], here["data"]["sources"]
+    if config.steps > owner.steps:
+        _require_rate(config, owner, place)
+        for identity in (there, here):
+            del identity["steps"], identity["optim"]["schedule_steps"]
+    changed = differences(there, here)
     if changed:
         raise RunDirectoryError(
             f"{place} holds a different run: delete it, name another one, or undo\n"
             + "\n".join(f"  {change}" for change in changed)
         )
+
+
+def _require_rate(config: RunConfig, owner: RunConfig, place: Place | RunDirectory) -> None:
+    """Refuses to extend a run by guessing what its learning rate is to do."""
+    if config.optim.schedule == "constant" or config.optim.schedule_steps is not None:
+        return
+    ends = owner.schedule_steps
+    last, anew = (
+        learning_rate(optim, step=owner.steps + 1, total_steps=config.steps)
+        for optim in (config.optim.model_copy(update={"schedule_steps": ends}), config.optim)
+    )
+    raise RunDirectoryError(
+        f"{place} holds a run of {owner.steps} steps, which steps={config.steps} extends: say what "
+        f"its learning rate does then; optim.schedule_steps={ends} goes on as planned, with the "
+        f"last rate after it ({last:.3g} at step {owner.steps + 1}), optim.schedule_steps="
+        f"{config.steps} plans it anew over all steps ({anew:.3g})"
+    )
 
 
 def refuse_other_corpus(
@@ -252,16 +290,43 @@ def refuse_other_corpus(
         raise CheckpointError(
             f"{path} was trained on a corpus of another tokenizer: set data.corpus to that one"
         )
-    if resuming and state.corpus_fingerprint != sources.fingerprint:
+    names = [source.name for source in sources.all]
+    if resuming and not f"{sources.fingerprint}+".startswith(f"{state.corpus_fingerprint}+"):
         raise CheckpointError(
             f"{path} was trained on other data than {sources.places} holds now: set data.corpus "
-            "(or data.sources) to what it was, or start another run with init_from"
+            "(or data.sources) to what it was, or start another run with init_from; new text is "
+            f"another source behind {' and '.join(names)} in data.sources, such as NAME: {{corpus: "
+            f"PLACE, weight_by_step: [[{state.step}, 0], [{state.step + 1}, 1]]}}"
         )
 
 
-def _refuse_other_data(config: RunConfig, sources: Sources, saved: Saved | None) -> None:
+def _refuse_other_data(config: RunConfig, plan: StepPlan, saved: Saved | None) -> None:
     if config.init_from is not None:
         path = resolve(Place.parse(config.init_from, config.storage))
-        refuse_other_corpus(sources, read_state(path, RunState), path)
+        refuse_other_corpus(plan.sources, read_state(path, RunState), path)
     if saved is not None:
-        refuse_other_corpus(sources, saved.state, saved.path, resuming=True)
+        refuse_other_corpus(plan.sources, saved.state, saved.path, resuming=True)
+        _refuse_other_plan(config, plan, saved)
+
+
+def _refuse_other_plan(config: RunConfig, plan: StepPlan, saved: Saved) -> None:
+    """Refuses shares of the sources by which steps that were made would have read otherwise.
+
+    Raises:
+        RunDirectoryError: they would.
+    """
+    owner = saved.config
+    if (owner.steps, owner.data.mixed) == (config.steps, config.data.mixed):
+        return
+    before = build_mixture(owner, plan.sources).history(saved.step)
+    now = plan.mixture.history(saved.step)
+    num_before = before.shape[1]
+    if (now[:, :num_before] != before).any() or now[:, num_before:].any():
+        changed = differences(owner.identity(), config.identity())
+        raise RunDirectoryError(
+            f"{saved.path} has made {saved.step} steps with other shares of its sources than "
+            f"steps={config.steps} and data.sources say now: what comes may change, as with "
+            "weight_by_step, what was read may not, and epochs and tokens are spread over all "
+            "steps; go back, or start "
+            "another run with init_from\n" + "\n".join(f"  {change}" for change in changed)
+        )

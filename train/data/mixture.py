@@ -146,6 +146,11 @@ class Mixture:
             self._apportion(min(step + _STEPS_AT_ONCE, len(self._due)))
         return self._given[step]
 
+    def history(self, step: int) -> Ints:
+        """[step + 1, sources] sequences that each has given by the end of steps 0 to `step`."""
+        self.given(step)
+        return self._given[: step + 1]
+
     def step(self, step: int) -> list[tuple[int, int]]:
         """The source of each sequence of a step, and its number among those of the source.
 

@@ -98,13 +98,15 @@ class StepPlan:
             DataError: the position is not one of this plan.
         """
         given = self.mixture.given(step).tolist()
-        if position.rows_given != given or len(position.anchors) != len(given):
+        # Sources that are new have given nothing.
+        rows_given = position.rows_given + [0] * (len(given) - len(position.rows_given))
+        if rows_given != given or len(position.anchors) != len(position.rows_given):
             raise DataError(
                 f"the checkpoint of step {step} has read {position.rows_given} sequences of "
                 f"the sources, but this configuration says {given}: change data.sources, batch and "
                 "steps back to what they were, or start another run with init_from"
             )
-        for source, anchor, count in zip(self.sources.all, position.anchors, given, strict=True):
+        for source, anchor, count in zip(self.sources.all, position.anchors, given, strict=False):
             if isinstance(source.sequences, FittedSequences) and anchor is not None:
                 source.sequences.start_at(anchor, number=count)
 

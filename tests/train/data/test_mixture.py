@@ -113,3 +113,18 @@ def test_budgets_that_do_not_make_up_the_run_are_refused() -> None:
 def test_senseless_sources_are_refused(keys: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SourceConfig.model_validate({"corpus": "x", **keys})
+
+
+@given(st.lists(st.floats(0.1, 9), min_size=1, max_size=3), st.integers(1, 30), st.integers(1, 9))
+def test_a_source_that_comes_later_changes_nothing_before(
+    weights: list[float], step: int, sequences: int
+) -> None:
+    before = {f"s{i}": SourceConfig(corpus="x", weight=weight) for i, weight in enumerate(weights)}
+    later = SourceConfig(corpus="x", weight_by_step=[[step, 0.0], [step + 1, 1.0]])
+    old, new = (
+        Mixture(shares(mixed, {}, steps=steps, sequences=sequences), sequences=sequences, seed=3)
+        for mixed, steps in ((before, step), (before | {"late": later}, step + 9))
+    )
+    np.testing.assert_array_equal(new.history(step)[:, :-1], old.history(step))
+    assert not new.history(step)[:, -1].any()
+    assert all(new.step(each) == old.step(each) for each in range(1, step + 1))
