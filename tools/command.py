@@ -10,6 +10,7 @@ from typing import ParamSpec
 
 from train.errors import StorageError, UserError
 from train.exit_status import ExitStatus
+from train.preemption import raise_when_asked
 from train.storage.path import local_path as parsed
 from train.watch.streams import lasting_streams
 
@@ -32,6 +33,7 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
     def guarded(*arguments: P.args, **options: P.kwargs) -> int:
         with lasting_streams() as streams:
             try:
+                raise_when_asked()
                 return main(*arguments, **options) or streams.status()
             except UserError as error:
                 sys.stderr.write(f"{error}\n")

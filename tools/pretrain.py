@@ -6,20 +6,28 @@ fit `--minutes`, lets the model speak, and writes the numbers to `out/pretrain.j
 the steps instead, and nothing is measured.
 """
 
+from train.preemption import quiet_until_asked
+
+if __name__ == "__main__":
+    quiet_until_asked()  # what is imported next takes seconds
+
 import argparse
 import contextlib
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +38,7 @@ from train.config import RunConfig
 from train.config_files import load
 from train.data.store.index import INDEX_NAME
 from train.errors import UserError
+from train.exit_status import ExitStatus
 from train.prepare import check
 from train.run_directory import RunDirectory
 from train.storage.place import Place
@@ -37,6 +46,7 @@ from train.watch.metrics import read_metrics
 
 EXPERIMENT = "configs/experiment/first_light.yaml"
 PINNED = "steps="
+GO_ON = "stopped; the same command goes on from here"
 
 LEAST_TOKENS = 900_000
 """With a schedule of 819,200 tokens the loss ends 0.71 nats below the unigram entropy."""
@@ -86,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int | None:
         console.rule("corpus")
         corpus, vocabulary = str(config.data.corpus), str(config.model.decoder.vocabulary)
         command = [sys.executable, "-m", "tools.corpus", "build", corpus]
-        if code := subprocess.run([*command, "--vocabulary", vocabulary]).returncode:
+        if code := build([*command, "--vocabulary", vocabulary]):
             return code
     console.rule("training")
     run = config.directory
@@ -103,6 +113,8 @@ def main(arguments: list[str] | None = None) -> int | None:
     if code := launch(arguments, choice.ranks, choice.threads).returncode:
         return code
     console.rule("result")
+    if not run.summary.exists():
+        raise UserError(f"the run is saved, but {run.summary} was not written: see what it said")
     summary = json.loads(run.summary.read_text())
     if run.summary.stat().st_mtime < options.started and options.out.exists():
         # Nothing was trained now: the numbers of the time it was stay.
@@ -111,6 +123,16 @@ def main(arguments: list[str] | None = None) -> int | None:
         summary = {**asdict(choice), **summary, "seconds_total": time.time() - options.started}
         write_json(options.out, summary)
     show(console, summary, run)
+
+
+def build(command: Sequence[str]) -> int:
+    """Build a corpus; its exit status."""
+    with subprocess.Popen(command) as builder:
+        try:
+            return builder.wait()
+        except KeyboardInterrupt:
+            builder.wait()  # a terminal tells it, too
+            raise KeyboardInterrupt(GO_ON) from None
 
 
 def pinned_steps(overrides: Sequence[str]) -> int | None:
@@ -248,17 +270,70 @@ def launch(
         environment.setdefault("DS_ACCELERATOR", "cpu")
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)),
-        *("--master_port", str(free_ports(1)[0]), "--log_level", "error"),
+        *("--master_port", str(free_ports(1)[0]), "--log_level", "critical"),
         *("--module", "train", *arguments),
     ]
     out, errors = (subprocess.PIPE, subprocess.STDOUT) if quiet else (None, None)
-    launcher = subprocess.Popen(command, env=environment, text=True, stdout=out, stderr=errors)
-    try:
+    launcher = subprocess.Popen(
+        command, env=environment, text=True, stdout=out, stderr=errors, start_new_session=True
+    )
+    with relayed(launcher) as asked:
         told, _ = launcher.communicate()
-    except KeyboardInterrupt:
-        launcher.wait()  # a terminal tells the ranks, too, and they save
-        raise KeyboardInterrupt("interrupted; the same command goes on from here") from None
+    if asked and (quiet or launcher.returncode != ExitStatus.SAVED):
+        raise KeyboardInterrupt(GO_ON)
+    if asked:
+        sys.stderr.write(f"{GO_ON}\n")
     return subprocess.CompletedProcess(command, launcher.returncode, told)
+
+
+@contextlib.contextmanager
+def relayed(launcher: subprocess.Popen[str]) -> Generator[list[int]]:
+    """Have what this command is sent reach the ranks: they save and stop, or end at once.
+
+    The launcher is in a session of its own. A terminal's Ctrl-C would else reach it too, which then
+    shows a traceback and kills, after half a minute, ranks that still save.
+
+    Yields:
+        The signals that came.
+    """
+    asked: list[int] = []
+
+    def relay(number: int, frame: FrameType | None) -> None:
+        del frame
+        ranks = [each for each in _below(launcher.pid) if _is_rank(each)]
+        if not ranks or signal.SIGINT in asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)
+        elif not asked:
+            with contextlib.suppress(OSError):
+                os.write(2, b"saving and stopping; Ctrl-C again ends at once\n")
+            for rank in ranks:
+                with contextlib.suppress(psutil.Error):
+                    rank.terminate()
+        asked.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    heard = [each for each in numbers if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, relay) for number in heard}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _below(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    try:
+        return any(word.startswith("--local_rank=") for word in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def show(console: Console, summary: dict[str, float], run: RunDirectory) -> None:

@@ -1,5 +1,10 @@
 """`python -m train A.yaml B.yaml key=value`: pretrain or finetune a model."""
 
+from train.preemption import quiet_until_asked
+
+if __name__ == "__main__":
+    quiet_until_asked()  # what is imported next takes seconds
+
 import argparse
 import contextlib
 import os

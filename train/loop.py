@@ -53,7 +53,7 @@ def train(
     Returns:
         `COMPLETE`, or `SAVED` when it stopped early.
     """
-    preemption = Preemption()
+    preemption = Preemption(answers=world.is_main)
     checkpoints = agreed(lambda: checkpoints_of(config, config.directory))
     leases = leases_of(config, checkpoints) if world.is_main else []
     for lease in leases:

@@ -1,19 +1,32 @@
 """Signals that ask a run to save and stop."""
 
+import contextlib
+import os
 import signal
+import time
 from types import FrameType
+from typing import Final
+
+_SAME_SECONDS: Final = 0.1
+"""A terminal's SIGINT and the one that a launcher passes on come this close together."""
 
 
 class Preemption:
     """Remembers that SIGTERM, SIGUSR1 or SIGHUP came, or Ctrl-C. Slurm repeats its own.
 
-    A terminal sends SIGHUP when it is closed. A second Ctrl-C ends at once. Where whoever started
+    A terminal sends SIGHUP when it is closed. The first Ctrl-C is answered, for a step may take
+    long; a second one ends at once. Where whoever started
     the process has it ignore SIGINT, as shells do in the background, or SIGHUP, as nohup does, it
     still does.
+
+    Args:
+        answers: whether this rank answers for all.
     """
 
-    def __init__(self):
+    def __init__(self, *, answers: bool = True):
         self.requested = False
+        self._answers = answers
+        self._interrupted: float | None = None
         self._numbers = [signal.SIGTERM, signal.SIGUSR1]
         for number in (signal.SIGHUP, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -28,6 +41,30 @@ class Preemption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
         self.requested = True
+        if number != signal.SIGINT:
+            return
+        now = time.monotonic()
+        if self._interrupted is None:
+            self._interrupted = now
+            if self._answers:
+                # Not through `sys.stderr`, in whose middle the signal may have come.
+                with contextlib.suppress(OSError):
+                    os.write(2, b"saving and stopping after this step; Ctrl-C again ends at once\n")
+        elif now - self._interrupted > _SAME_SECONDS:
+            raise KeyboardInterrupt
+
+
+def quiet_until_asked() -> None:
+    """Let Ctrl-C end a process that has nothing to save yet, without a traceback.
+
+    Until `Preemption` or `raise_when_asked` takes over. Where it is ignored it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def raise_when_asked() -> None:
+    """Let Ctrl-C raise `KeyboardInterrupt` again."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

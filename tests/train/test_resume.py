@@ -1,6 +1,7 @@
 """A killed run continues as if it had never stopped: the same losses to the last bit."""
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -134,14 +135,33 @@ def test_an_unfinished_run_under_another_name(corpus: Path, tmp_path: Path) -> N
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
-    """The second one ends at once."""
     attempt = start(corpus, tmp_path / "run", "steps=100000", "validation.every_steps=1000")
     while not _reached(tmp_path / "run", 3) and attempt.ranks[0].poll() is None:
         pass
     attempt.signal(signal.SIGINT)
     ended = attempt.wait()
     assert ended.code == ExitStatus.SAVED, ended.output[-3000:]
+    assert ended.output.count("saving and stopping after this step; Ctrl-C again ends") == 1
     assert "on a signal; run again to continue" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_ctrl_c_twice_ends_at_once(corpus: Path, tmp_path: Path) -> None:
+    """Even in the middle of a step that takes long."""
+    slow = ("steps=100000", "batch={sequences: 4096, micro_sequences: 1}", "optim.warmup_steps=1")
+    attempt = start(corpus, tmp_path / "run", *slow)
+    while not RunDirectory(tmp_path / "run").metrics.exists() and attempt.ranks[0].poll() is None:
+        time.sleep(0.01)
+    time.sleep(1)
+    attempt.signal(signal.SIGINT)
+    time.sleep(0.01)
+    attempt.signal(signal.SIGINT)  # a launcher passes on what the terminal has sent, too
+    time.sleep(0.3)
+    assert attempt.ranks[0].poll() is None
+    attempt.signal(signal.SIGINT)
+    ended = attempt.wait()
+    assert ended.code == ExitStatus.INTERRUPTED, ended.output[-3000:]
+    assert "the same command goes on from the last checkpoint" in ended.output
     assert "Traceback" not in ended.output
 
 

@@ -3,6 +3,11 @@
 `python -m tools.corpus instruct OUT --corpus CORPUS` builds a small task for finetuning.
 """
 
+from train.preemption import quiet_until_asked
+
+if __name__ == "__main__":
+    quiet_until_asked()  # what is imported next takes seconds
+
 import argparse
 import contextlib
 import dataclasses
