@@ -2,7 +2,8 @@
 # warning of preemption on to the ranks, and requeue the job once they have saved.
 #
 # The trainer's side of the agreement: on SIGUSR1 or SIGTERM it finishes the step, saves, and exits
-# with status 75; started again with the same run directory, it continues from there.
+# with status 75; started again with the same run directory, it continues from there. All statuses,
+# and what is done about each: docs/exit-status.md.
 #
 # Sourced, not run: with `--signal=B:USR1@…` Slurm warns the batch shell alone, and that is this one.
 

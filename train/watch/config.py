@@ -12,7 +12,8 @@ class WatchConfig(Config):
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Weights & Biases: files under RUN/wandb (`wandb sync` uploads them), live upload (falls back
-    to files when the server is unreachable), or nothing."""
+    to files when the server is unreachable), or nothing. `WANDB_MODE` and `WANDB_DISABLED` hold
+    where this is not set; where it is, the one that sends less."""
     wandb_project: str = Field(default="semicausal", min_length=1)
     """W&B project."""
     wandb_entity: str | None = None

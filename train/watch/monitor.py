@@ -21,7 +21,7 @@ from train.storage.place import Place
 from train.watch.metrics import MetricsFile, NoteRecord, Record, RunRecord, SampleRecord
 from train.watch.progress import Display
 from train.watch.streams import Streams
-from train.watch.wandb_writer import WandbWriter, new_run_id
+from train.watch.wandb_writer import WandbWriter, mode_of, run_id_of
 
 
 class Monitor:
@@ -69,7 +69,7 @@ class Monitor:
             started=time.time(),
         )
         self._step = first_step
-        self.wandb_run_id = wandb_run_id or new_run_id()
+        self.wandb_run_id = run_id_of(wandb_run_id)
         self._streams = streams
         self._failed: set[str] = set()
         self._metrics: MetricsFile | None = None
@@ -90,10 +90,13 @@ class Monitor:
             watch = self._config.watch
             with self.guard("the display"):
                 self._display = Display(self._run, watch)
-            if watch.wandb != "disabled":
+            mode, said = mode_of(watch)
+            if mode != "disabled":
                 with self.guard("W&B"):
-                    self._wandb = WandbWriter(self._config, run_id=self.wandb_run_id)
+                    self._wandb = WandbWriter(self._config, run_id=self.wandb_run_id, mode=mode)
             self.write(self._run)
+            if said is not None:
+                self.note(said)
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: Any) -> None:

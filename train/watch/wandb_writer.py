@@ -11,11 +11,12 @@ import os
 import queue
 import secrets
 import threading
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import psutil
 
 from train.config import RunConfig
+from train.watch.config import WatchConfig
 from train.watch.metrics import (
     GIB_BYTES,
     BaselineRecord,
@@ -27,6 +28,8 @@ from train.watch.metrics import (
     ValidationRecord,
     perplexity,
 )
+
+_SWITCHES: Final = ("WANDB_DISABLED", "WANDB_MODE")
 
 MAX_WAITING = 10_000
 """Records that may wait for W&B; beyond that they are dropped, so that memory stays bounded."""
@@ -42,24 +45,73 @@ CUT_OFF_SECONDS = 2.0
 """How long the thread may take to notice that its service was killed."""
 
 
-def new_run_id() -> str:
-    """A fresh W&B run id; it is ours, so that it can travel in checkpoints."""
-    return secrets.token_hex(4)
+Mode = Literal["disabled", "offline", "online"]
+
+_MODES: Final[dict[str, Mode]] = {
+    **{"disabled": "disabled", "offline": "offline", "dryrun": "offline"},
+    **{"online": "online", "run": "online"},
+}
+_OPENNESS: Final = ("disabled", "offline", "online")
+"""What less leaves this host comes first."""
+
+
+def mode_of(watch: WatchConfig) -> tuple[Mode, str | None]:
+    """Whether and where W&B writes, and what to say if its own switches say another thing.
+
+    `WANDB_MODE` and `WANDB_DISABLED` hold where `watch.wandb` is not set. Where both are, the one
+    that sends less is obeyed.
+    """
+    mode: Mode
+    switches = {name: os.environ.get(name, "").strip().lower() for name in _SWITCHES}
+    if switches["WANDB_DISABLED"] in ("1", "true", "t", "yes", "y", "on"):
+        switch, mode = "WANDB_DISABLED", "disabled"
+    elif switches["WANDB_MODE"] in _MODES:
+        switch, mode = "WANDB_MODE", _MODES[switches["WANDB_MODE"]]
+    elif switches["WANDB_MODE"]:
+        return watch.wandb, (
+            f"WANDB_MODE={switches['WANDB_MODE'][:40]} is none of {', '.join(_MODES)}: W&B is "
+            f"{watch.wandb}, as watch.wandb says"
+        )
+    else:
+        return watch.wandb, None
+    if "wandb" not in watch.model_fields_set:
+        return mode, None
+    chosen: Mode = mode if _OPENNESS.index(mode) < _OPENNESS.index(watch.wandb) else watch.wandb
+    if mode == watch.wandb:
+        return chosen, None
+    said = f"{switch}={os.environ[switch]}"
+    return chosen, f"W&B is {chosen}: {said}, and watch.wandb is {watch.wandb}; the lesser holds"
+
+
+def run_id_of(saved: str | None) -> str:
+    """The id of a W&B run: what a checkpoint has kept, or a fresh one; ours, so that it can travel.
+
+    `WANDB_RUN_ID` names a new run; with `WANDB_RESUME=never` each start of a run is a new one.
+    """
+    if saved is not None and os.environ.get("WANDB_RESUME") != "never":
+        return saved
+    return os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
 
 
 class WandbWriter:
     """Writes one W&B run from a thread of its own; no method raises or waits, save `finish`.
 
     Online, an unreachable server turns the run into an offline one, which
-    `wandb sync RUN/wandb/offline-*` uploads later.
+    `wandb sync RUN/wandb/offline-*` uploads later. What W&B reads from the environment holds where
+    the configuration does not say another thing.
 
     Args:
         config: of the run; shown with it.
-        run_id: id of the run; the same after every restart, see `new_run_id`.
+        run_id: id of the run; the same after every restart, see `run_id_of`.
+        mode: see `mode_of`.
     """
 
-    def __init__(self, config: RunConfig, *, run_id: str) -> None:
+    def __init__(
+        self, config: RunConfig, *, run_id: str, mode: Literal["offline", "online"]
+    ) -> None:
         self._config = config
+        self._mode: Literal["offline", "online"] = mode
+        self._directory = os.environ.get("WANDB_DIR") or str(config.directory)
         self._run_id = run_id
         # Records, and at the end the exit code.
         self._queue: queue.Queue[Record | int] = queue.Queue(maxsize=MAX_WAITING)
@@ -143,13 +195,13 @@ class WandbWriter:
                 wandb.teardown()
 
     def _open_run(self, wandb: Any) -> Any:
-        if self._config.watch.wandb == "online":
+        if self._mode == "online":
             try:
                 return self._init(wandb, "online")
             except Exception as error:
                 self._notes.put(
                     f"W&B is not reachable, logging offline: {_describe(error)}; "
-                    f"later: wandb sync {self._config.directory}/wandb/offline-*"
+                    f"later: wandb sync {self._directory}/wandb/offline-*"
                 )
                 # The service keeps the run id of the attempt that failed; a new one has none.
                 wandb.teardown()
@@ -168,17 +220,26 @@ class WandbWriter:
             finish_timeout=0.75 * FINISH_SECONDS,
             x_stats_sampling_interval=30.0,
         )
+        os.makedirs(self._directory, exist_ok=True)
+        resume = os.environ.get("WANDB_RESUME", "allow").lower()
         return wandb.init(
             mode=mode,
-            dir=str(self._config.directory),
-            resume="allow",
+            dir=self._directory,
+            resume=resume if resume in ("allow", "must", "never", "auto") else "allow",
             settings=settings,
-            project=self._config.watch.wandb_project,
-            entity=self._config.watch.wandb_entity,
-            name=self._config.name,
+            project=self._unless("WANDB_PROJECT", "wandb_project"),
+            entity=self._unless("WANDB_ENTITY", "wandb_entity"),
+            name=os.environ.get("WANDB_NAME") or self._config.name,
             id=self._run_id,
             config=self._config.model_dump(mode="json"),
         )
+
+    def _unless(self, variable: str, key: str) -> str | None:
+        """What the configuration says; None where only W&B's variable does, which it then reads."""
+        watch = self._config.watch
+        if os.environ.get(variable) and key not in watch.model_fields_set:
+            return None
+        return getattr(watch, key)
 
 
 def _values(record: Record) -> dict[str, float]:

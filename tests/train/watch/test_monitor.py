@@ -155,6 +155,17 @@ def test_wandb_is_offline_unless_asked(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl").notes == []
 
 
+def test_wandb_switched_off_from_outside_is_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with open_monitor(tmp_path, "watch.wandb=online") as monitor:
+        monitor.write(train_record(1))
+    assert not (tmp_path / "wandb").exists()
+    [note] = read_metrics(tmp_path / "metrics.jsonl").notes
+    assert note.text.startswith("W&B is disabled: WANDB_MODE=disabled")
+
+
 def test_the_file_is_whole_when_the_loop_raises(tmp_path: Path) -> None:
     def train() -> None:
         with open_monitor(tmp_path) as monitor:

@@ -16,7 +16,8 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from tests.train.records import run_config, train_record
-from train.watch.wandb_writer import WandbWriter, new_run_id
+from train.watch.config import WatchConfig
+from train.watch.wandb_writer import WandbWriter, mode_of, run_id_of
 
 ROOT = Path(__file__).parents[3]
 KEY = "0123456789abcdef" * 2 + "01234567"
@@ -36,7 +37,7 @@ config = run_config(Path({directory!r}), "watch.wandb={mode}")
 clock = time.perf_counter
 times = [clock()]
 wandb_writer.INIT_SECONDS, wandb_writer.FINISH_SECONDS = 2.0, {bound}
-writer = wandb_writer.WandbWriter(config, run_id="abcd1234")
+writer = wandb_writer.WandbWriter(config, run_id=wandb_writer.run_id_of(None), mode="{mode}")
 times.append(clock())
 for step in range(1, 101):
     writer.write(train_record(step, loss=1.0 / step))
@@ -153,10 +154,77 @@ def test_offline_keeps_our_steps(tmp_path: Path) -> None:
     assert any("samples" in str(row) and row["step"] == 100 for row in history(tmp_path))
 
 
+def test_its_own_switches_hold(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere/deeper"
+    names = {"DIR": str(elsewhere), "RUN_ID": "mine1234", "PROJECT": "theirs", "NAME": "called"}
+    variables = {f"WANDB_{name}": value for name, value in names.items()}
+    result = run_writer(tmp_path / "run", mode="offline", variables=variables)
+    assert result["notes"] == []
+    assert not (tmp_path / "run/wandb").exists()
+    [path] = elsewhere.glob("wandb/offline-run-*-mine1234/run-mine1234.wandb")
+    found = [WandbRecord.FromString(payload) for payload in records(path.read_bytes())]
+    [run] = [each.run for each in found if each.WhichOneof("record_type") == "run"][-1:]
+    assert (run.project, run.display_name) == ("theirs", "called")
+
+
+@pytest.mark.parametrize(
+    ("configured", "variables", "mode", "said"),
+    [
+        (None, {}, "offline", None),
+        (None, {"MODE": "online"}, "online", None),
+        (None, {"MODE": "dryrun"}, "offline", None),
+        (None, {"MODE": "disabled"}, "disabled", None),
+        (None, {"DISABLED": "true"}, "disabled", None),
+        (None, {"DISABLED": "false", "MODE": "online"}, "online", None),
+        (
+            "online",
+            {"MODE": "disabled"},
+            "disabled",
+            "WANDB_MODE=disabled, and watch.wandb is online",
+        ),
+        ("online", {"DISABLED": "True"}, "disabled", "WANDB_DISABLED=True, and watch.wandb is onl"),
+        ("online", {"MODE": "offline"}, "offline", "W&B is offline: WANDB_MODE=offline"),
+        ("offline", {"MODE": "online"}, "offline", "WANDB_MODE=online, and watch.wandb is offline"),
+        ("disabled", {"MODE": "online"}, "disabled", "the lesser holds"),
+        ("online", {"MODE": "online"}, "online", None),
+        ("online", {"MODE": "ofline"}, "online", "WANDB_MODE=ofline is none of disabled, offline,"),
+    ],
+)
+def test_the_one_that_sends_less_holds(
+    configured: Any,
+    variables: dict[str, str],
+    mode: str,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MODE", "DISABLED"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    watch = WatchConfig() if configured is None else WatchConfig(wandb=configured)
+    chosen, told = mode_of(watch)
+    assert chosen == mode
+    assert (told is None) == (said is None)
+    assert said is None or said in str(told)
+
+
+def test_a_start_may_be_a_new_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    monkeypatch.delenv("WANDB_RESUME", raising=False)
+    assert run_id_of("kept") == "kept"
+    assert run_id_of(None) != run_id_of(None)
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    assert (run_id_of("kept"), run_id_of(None)) == ("kept", "mine")
+    monkeypatch.setenv("WANDB_RESUME", "never")
+    assert run_id_of("kept") == "mine"
+
+
 def test_a_resumed_run_goes_on_under_the_same_id_and_steps(tmp_path: Path) -> None:
-    run_id = new_run_id()
+    run_id = run_id_of(None)
     for first_step in (1, 4):
-        writer = WandbWriter(run_config(tmp_path, "watch.wandb=offline"), run_id=run_id)
+        writer = WandbWriter(
+            run_config(tmp_path, "watch.wandb=offline"), run_id=run_id, mode="offline"
+        )
         for step in range(first_step, first_step + 3):
             writer.write(train_record(step))
         writer.finish()
@@ -234,7 +302,7 @@ def test_wandb_that_cannot_even_start_is_a_note(tmp_path: Path) -> None:
 
 def test_an_init_that_raises_is_a_note(tmp_path: Path) -> None:
     config = run_config(tmp_path, "watch.wandb=offline", "watch.wandb_project=a/b")
-    writer = WandbWriter(config, run_id="no/such:id")
+    writer = WandbWriter(config, run_id="no/such:id", mode="offline")
     writer.finish()
     notes = writer.take_notes()
     assert [note.split(":")[0] for note in notes] == ["W&B stopped"]
