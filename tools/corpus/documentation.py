@@ -150,7 +150,7 @@ class Documentation:
         left_out = LeftOut()
         for source in self.sources:
             found, about, licence_text = (
-                _from_package(source, self.cache, report)
+                _from_package(source, self.cache, report, left_out)
                 if source in PACKAGES
                 else _from_directory(source, left_out)
             )
@@ -194,7 +194,9 @@ def is_documentation(source: str) -> bool:
     return source in PACKAGES or source.startswith(PREFIX)
 
 
-def _from_package(name: str, cache: Path, report: Callable[[str], None]) -> _Found:
+def _from_package(
+    name: str, cache: Path, report: Callable[[str], None], left_out: LeftOut
+) -> _Found:
     tree = PACKAGES[name]
     package, sha256 = obtain(name, cache=cache, report=report)
     copyright_path = f"usr/share/doc/{name}/copyright"
@@ -212,7 +214,10 @@ def _from_package(name: str, cache: Path, report: Callable[[str], None]) -> _Fou
             copyright_text = content.decode(errors="replace")
             continue
         inner = path.removeprefix(tree.root).removesuffix(".gz")
-        documents.append((f"{name}/{inner}", _unpacked(content, path).decode(errors="replace")))
+        try:
+            documents.append((f"{name}/{inner}", decoded(_unpacked(content, path), path)))
+        except RowError:
+            left_out.add("not UTF-8", f"{name}/{inner}")
     found = licences(copyright_text or "")
     if sha256 != tree.measured_sha256:
         report(

@@ -145,8 +145,11 @@ def totals(shards: Sequence[ShardRecord]) -> dict[str, int]:
 def _left_out(source: Source, records: Sequence[PartRecord]) -> LeftOut:
     """What a source held that is not in the corpus."""
     left_out = LeftOut(source.left_out)
-    for name in (name for record in records for name in record.empty):
-        left_out.add("empty", name)
+    for record in records:
+        for name in record.empty:
+            left_out.add("empty", name)
+        for name in record.cut_short:
+            left_out.add("cannot be read to its end", name)
     fetched = {path for record in records for path in record.fetched}
     missing = [path for path in source.payloads if path not in fetched]
     if missing and "://" not in missing[0]:  # a row may name a file by a link

@@ -38,6 +38,7 @@ class PartRecord(BaseModel):
         bad: what could not be made a document.
         records: that were read: documents, duplicates and bad ones; None of an older version.
         empty: names of files that hold no record.
+        cut_short: names of files that cannot be read to their end.
         fetched: paths of payloads that rows named, where payloads lie in the source.
         read_back: how its texts differ from what its tokens spell.
         drawn: lowest and highest of its documents' draws in [0, 1], which decide their splits; None
@@ -52,6 +53,7 @@ class PartRecord(BaseModel):
     bad: list[str]
     records: int | None = None
     empty: list[str] = Field(default_factory=list)
+    cut_short: list[str] = Field(default_factory=list)
     fetched: list[str] = Field(default_factory=list)
     read_back: ReadBack = Field(default_factory=ReadBack)
     drawn: tuple[float, float] | None = None
@@ -148,6 +150,7 @@ class PartBuilder:
             bad=bad.found,
             records=entries.records,
             empty=entries.empty,
+            cut_short=entries.cut_short,
             fetched=sorted(entries.fetched) if source.payloads else [],
             read_back=encoder.read_back,
             drawn=(min(drawn), max(drawn)) if drawn else None,

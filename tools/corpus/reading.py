@@ -50,6 +50,10 @@ Row = tuple[int, dict[str, Any] | RowError, float]
 """A record's number, its fields or what is wrong, and which share of its slice is read then."""
 
 
+class _UnreadableError(RowError):
+    """What follows in a file cannot be read."""
+
+
 def ignore(*_: object) -> None:
     """Takes what nobody wants to know."""
 
@@ -67,6 +71,7 @@ class PartReader:
         done_bytes: of the part's `num_bytes`, as far as it has been read.
         records: that were read, good or bad.
         empty: names of files that hold no record.
+        cut_short: names of files that cannot be read to their end.
         fetched: paths of files that rows named.
     """
 
@@ -78,6 +83,7 @@ class PartReader:
     done_bytes: int = 0
     records: int = 0
     empty: list[str] = field(default_factory=list)
+    cut_short: list[str] = field(default_factory=list)
     fetched: set[str] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[Entry]:
@@ -98,6 +104,8 @@ class PartReader:
             records = self.records
             for number, row, share in rows:
                 self.records += 1
+                if isinstance(row, _UnreadableError):
+                    self.cut_short.append(piece.name)
                 self.done_bytes = before + int(piece.num_bytes * share)
                 try:
                     if isinstance(row, RowError):
@@ -212,7 +220,7 @@ def _rows(piece: Slice, fields: Fields) -> Generator[Row]:
         left = f"about {1 - share:.0%} of it" if 0 < share < 0.995 else "its end"
         rest = left if last >= piece.first_row else "none of its rows"
         told = f"the file cannot be read from here on: {error} ({rest})"
-        yield last + 1, RowError(told), 1.0
+        yield last + 1, _UnreadableError(told), 1.0
 
 
 def _json_rows(piece: Slice, file: BinaryIO, fields: Fields) -> Generator[Row]:

@@ -68,6 +68,7 @@ def cache(tmp_path: Path) -> Path:
             f"{root}/copyright": COPYRIGHT.encode(),
             f"{root}/Documentation/mm/ksm.rst.gz": gzip.compress(KSM.encode()),
             f"{root}/Documentation/index.rst": INDEX.encode(),
+            f"{root}/Documentation/latin.rst": "A naïve café for the kernel.".encode("latin-1"),
             f"{root}/Documentation/translations/it_IT/x.rst": b"Testo.",
             f"{root}/Documentation/devicetree/bindings/x.txt": b"Table.",
             f"{root}/Documentation/logo.gif": b"GIF",
@@ -91,6 +92,7 @@ def test_a_cached_package_needs_no_network_and_a_changed_hash_warns(cache: Path)
         "overview",
         "mm",
     ]
+    assert made.left_out == {"not UTF-8": ["linux-doc-6.1/latin.rst"]}
     [described] = made.described
     assert described["version"] == "1:2.0-1"
     assert made.licences == ["GFDL-1.1+", "GPL-2"]

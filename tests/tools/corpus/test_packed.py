@@ -48,7 +48,12 @@ def test_what_is_sound_in_a_file_is_kept(name: str, tmp_path: Path, tokenizer: P
     flags = (f"--skip-bad={len(bad)}", "--validation=0")
     out = build(source, *flags, out=tmp_path / "out", tokenizer=tokenizer)
 
-    skipped = json.loads((out / "manifest.json").read_text())["skipped"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    skipped = manifest["skipped"]
+    is_cut = bad == ["cannot be read from here on"]
+    assert manifest["sources"][0]["left_out_files"] == (
+        {"cannot be read to its end": 1} if is_cut else {}
+    )
     assert len(documents(out)) == kept
     assert len(skipped) == len(bad)
     assert all(reason in told for reason, told in zip(bad, skipped, strict=True)), skipped
