@@ -26,9 +26,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Annotated, Any, Final
 
 import psutil
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
@@ -37,11 +39,12 @@ from tools.lab.daemons import free_ports
 from train.config import RunConfig
 from train.config_files import load
 from train.data.store.index import INDEX_NAME
-from train.errors import UserError
+from train.errors import DataError, UserError
 from train.exit_status import ExitStatus
 from train.prepare import check
 from train.run_directory import RunDirectory
 from train.storage.place import Place
+from train.storage.record import Count, Record, content_of, parse
 from train.watch.metrics import read_metrics
 
 EXPERIMENT = "configs/experiment/first_light.yaml"
@@ -71,12 +74,32 @@ MEASURED = (
 class Choice:
     """How a run fits this machine; kept in its directory, so that it goes on as it began."""
 
-    steps: int
-    ranks: int
-    threads: int
+    steps: Annotated[Count, Field(ge=1)]
+    ranks: Annotated[Count, Field(ge=1)]
+    threads: Annotated[Count, Field(ge=1)]
     """CPU threads of each rank."""
     tokens_per_second_measured: float | None = None
     """Before the first step; None where nothing was measured."""
+
+
+class Summary(Record):
+    """Numbers of a complete run, of which some are shown."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+
+    validation_loss_first: float
+    validation_loss_last: float
+    unigram_entropy: float
+    tokens_per_second: float
+    data_wait_fraction: float
+    seconds_training: float
+    checkpoint: str
+    report: str
+
+
+_CHOICE: Final = TypeAdapter(Choice)
+_SUMMARY: Final = TypeAdapter(Summary)
+SMALL_BYTES: Final = 1 << 20
 
 
 @command_line
@@ -115,10 +138,10 @@ def main(arguments: list[str] | None = None) -> int | None:
     console.rule("result")
     if not run.summary.exists():
         raise UserError(f"the run is saved, but {run.summary} was not written: see what it said")
-    summary = json.loads(run.summary.read_text())
+    summary = read_summary(run.summary)
     if run.summary.stat().st_mtime < options.started and options.out.exists():
         # Nothing was trained now: the numbers of the time it was stay.
-        summary = json.loads(options.out.read_text())
+        summary = read_summary(options.out)
     else:
         summary = {**asdict(choice), **summary, "seconds_total": time.time() - options.started}
         write_json(options.out, summary)
@@ -244,9 +267,25 @@ def recall(run: RunDirectory, *, steps: int) -> Choice | None:
     if not run.config.exists():
         return None
     if run.choice.exists():
-        return Choice(**json.loads(run.choice.read_text()))
+        content = content_of(run.choice, limit_bytes=SMALL_BYTES)
+        remedy = "delete it to choose anew"
+        return parse(_CHOICE, content, name=str(run.choice), error=DataError, remedy=remedy)
     # It was begun by `python -m train`, or before there was a choice.
     return Choice(steps, *spreads()[0])
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The numbers of a run, as they were written.
+
+    Raises:
+        DataError: the file is missing, or says something else.
+    """
+    remedy = "run again with another run_directory, or look at its report"
+    try:
+        content = content_of(path, limit_bytes=SMALL_BYTES)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: {remedy}") from None
+    return parse(_SUMMARY, content, name=str(path), error=DataError, remedy=remedy).model_dump()
 
 
 def keep(choice: Choice, run: RunDirectory) -> None:
@@ -336,7 +375,7 @@ def _is_rank(process: psutil.Process) -> bool:
         return False
 
 
-def show(console: Console, summary: dict[str, float], run: RunDirectory) -> None:
+def show(console: Console, summary: dict[str, Any], run: RunDirectory) -> None:
     """Print what was learnt, and where things are."""
     first, last = summary["validation_loss_first"], summary["validation_loss_last"]
     unigram = summary["unigram_entropy"]

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from model.lora import LoraConfig, is_adapter, merge_adapters, peft_config, peft_name
 from train.checkpoint.restore import read_state, resolve
 from train.checkpoint.weights import read_values, write_values
+from train.data.tokens import TOKENIZER_BYTES_AT_MOST
 from train.errors import CheckpointError
 from train.loading import load_config
 from train.run_directory import kept_tokenizer
@@ -52,5 +53,6 @@ def merge(path: Place | Path, out: Place | Path) -> Place:
     state["config"] |= {"lora": None, "init_from": None}
     out = write_values(out, merge_adapters(read_values(path), config), state)
     if (tokenizer := kept_tokenizer(path, state)) is not None:
-        (out / tokenizer.name).write(tokenizer.read())
+        content = tokenizer.read(limit_bytes=TOKENIZER_BYTES_AT_MOST)
+        (out / tokenizer.name).write(content)
     return out

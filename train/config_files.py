@@ -13,6 +13,7 @@ from train.errors import ConfigError, UserError
 from train.explain import RENAMED, in_words, shortened
 from train.plain_yaml import MOST_BYTES, MOST_LEVELS, Tree, YamlError, parse
 from train.plain_yaml import dump as dump_yaml
+from train.storage.local import open_file
 from train.storage.path import local_path
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -123,14 +124,18 @@ class Files:
         return self._merged[name]
 
 
-def read_file(path: Path) -> Tree:
+def read_file(path: Path, *, is_stored: bool = False) -> Tree:
     """The keys and values of one file.
+
+    Args:
+        path: of the file; a user may also name a pipe, as shells make them.
+        is_stored: whether it can only be a file, which a run has written.
 
     Raises:
         ConfigError: it cannot be read, or holds something else.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_file(path), "rb") if is_stored else path.open("rb") as file:
             document = parse(file.read(MOST_BYTES + 1))
     except FileNotFoundError:
         beside = os.listdir(path.parent) if path.parent.is_dir() else ()
@@ -138,7 +143,9 @@ def read_file(path: Path) -> Tree:
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"{path}: there is no such file{hint}") from None
     except (OSError, YamlError) as error:
-        reason = error if isinstance(error, YamlError) else f"cannot be read: {error.strerror}"
+        reason = (
+            error if isinstance(error, YamlError) else f"cannot be read: {error.strerror or error}"
+        )
         raise ConfigError(f"{path}: {reason}") from None
     if not isinstance(document, dict | None):
         raise ConfigError(f"{path}: must hold keys and values at its top")

@@ -166,7 +166,7 @@ def stored_config(directory: RunDirectory) -> RunConfig:
     Raises:
         ConfigError: this version does not understand it, or it is missing.
     """
-    return from_stored(RunConfig, read_file(directory.config), place=str(directory))
+    return from_stored(RunConfig, read_file(directory.config, is_stored=True), place=str(directory))
 
 
 def check(config: RunConfig) -> None:

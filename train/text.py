@@ -13,7 +13,7 @@ from model.semicausal import ModelConfig, SemiCausal
 from train.data.spans.places import FlatSpans
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import pack_text
-from train.data.tokens import SpecialTokens, read_tokenizer
+from train.data.tokens import TOKENIZER_BYTES_AT_MOST, SpecialTokens, read_tokenizer
 from train.errors import UserError
 from train.prompt import TEXT, parse
 from train.storage.place import Place
@@ -51,7 +51,7 @@ class Speaker:
 
     def __init__(self, model: SemiCausal, tokenizer: Place | Path):
         try:
-            content = Place.of(tokenizer).read()
+            content = Place.of(tokenizer).read(limit_bytes=TOKENIZER_BYTES_AT_MOST)
         except OSError as error:
             told = error.strerror or error
             raise UserError(f"{tokenizer} cannot be read as a tokenizer: {told}") from None

@@ -14,7 +14,7 @@ from train import adapter
 from train.config import RunConfig
 from train.data.collate import Collator
 from train.data.plan import StepPlan
-from train.errors import RunDirectoryError, UserError
+from train.errors import DataError, RunDirectoryError, UserError
 from train.evaluate import validation_batches
 from train.loading import load_model
 from train.prompt import plain
@@ -30,6 +30,9 @@ def look_at_data(config: RunConfig, plan: StepPlan, collate: Collator) -> float:
 
     Returns:
         Cross-entropy of the sources' token frequencies on the scored tokens of validation.
+
+    Raises:
+        DataError: there are none, or the data cannot be read.
     """
     plan.sources.copy_tokenizer(config.directory.tokenizer)
     count = config.validation.sequences
@@ -38,8 +41,14 @@ def look_at_data(config: RunConfig, plan: StepPlan, collate: Collator) -> float:
         for source in plan.sources.all
         for batch in validation_batches(source, collate, sequences=count, micro_sequences=1)
     ]
-    counts = plan.sources.token_counts(plan.mixture.mean)
-    return unigram_cross_entropy(counts, np.concatenate(targets))
+    scored = np.concatenate(targets)
+    if not scored.size:
+        raise DataError(
+            f"validation.sequences: the first {count} of {plan.sources.places} hold no token that "
+            "is scored: raise it, lower the ratio of spans, or build the corpus again with a "
+            "larger --validation"
+        )
+    return unigram_cross_entropy(plan.sources.token_counts(plan.mixture.mean), scored)
 
 
 def unigram_cross_entropy(

@@ -286,8 +286,9 @@ class Stage:
         if code == 0:
             changed = not damage.is_silent and said != expected
             return f"{told}: goes on with other data\n{said[:300]}" if changed else None
-        name = Path(damage.file).name
-        if code not in (1, 2) or (name not in said and name.partition(".")[0] not in said):
+        path = Path(damage.file)
+        names = path.name, path.name.partition(".")[0], f"{path.parent.name} cannot be read"
+        if code not in (1, 2) or not any(name in said for name in names):
             return f"{told}: exit {code}, says {said[:300]!r}"
         return f"{told}: says too much ({len(said):,})" if len(said) > 6000 else None
 

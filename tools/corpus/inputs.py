@@ -224,14 +224,19 @@ def opened(path: str) -> Generator[BinaryIO]:
             yield cast(BinaryIO, file)
 
 
-def content(path: Place | str) -> bytes:
+def content(path: Place | str, *, limit_bytes: int | None = None) -> bytes:
     """A whole small file.
+
+    Args:
+        path: of the file.
+        limit_bytes: refuse one that is larger.
 
     Raises:
         DataError: it cannot be read.
     """
     with named(path):
-        return (Place.parse(path, expand=False) if isinstance(path, str) else path).read()
+        place = Place.parse(path, expand=False) if isinstance(path, str) else path
+        return place.read(limit_bytes=limit_bytes)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tools.corpus import inputs
 from tools.corpus.media import RowError
 from tools.corpus.words import counted
-from train.data.tokens import SPECIAL_TEXT, SpecialTokens, read_tokenizer
+from train.data.tokens import SPECIAL_TEXT, TOKENIZER_BYTES_AT_MOST, SpecialTokens, read_tokenizer
 from train.errors import DataError
 from train.storage.place import Place
 
@@ -201,7 +201,8 @@ class CorpusTokenizer:
         Raises:
             DataError: there is none at `path`, or it lacks a special token.
         """
-        return cls.from_content(inputs.content(Place.of(path)), name=str(path))
+        content = inputs.content(Place.of(path), limit_bytes=TOKENIZER_BYTES_AT_MOST)
+        return cls.from_content(content, name=str(path))
 
     def encode(self, texts: Sequence[str]) -> list[list[int] | RowError]:
         """The ids of each text, or why it has none; a control token may be among them."""

@@ -209,8 +209,7 @@ def _vocabulary(corpus: Corpus) -> int:
 
 
 def _content(place: Place) -> bytes:
-    with inputs.named(place):
-        return place.read(limit_bytes=MANIFEST_BYTES_AT_MOST)
+    return inputs.content(place, limit_bytes=MANIFEST_BYTES_AT_MOST)
 
 
 def _faults_beside(corpus: Corpus) -> list[str]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from train.data.document import DOCUMENTS_KIND
 from train.data.store.manifest import MANIFEST_NAME, Manifest, differing, require_sha256
 from train.data.store.shards import ShardStore, parse_array
+from train.data.tokens import TOKENIZER_BYTES_AT_MOST
 from train.errors import DataError
 from train.storage.config import StorageConfig
 from train.storage.record import COUNT_BELOW
@@ -18,7 +19,6 @@ from train.storage.record import COUNT_BELOW
 COUNTED_DOCUMENTS = 4_096
 """Training documents that are counted where a corpus brings no counts of its own."""
 TOKEN_COUNTS_NAME = "token_counts.npy"
-TOKENIZER_BYTES_AT_MOST = 1 << 30
 _OVERHEAD_BYTES = 4096
 
 

@@ -12,16 +12,20 @@ import re
 import struct
 import zlib
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from pydantic import TypeAdapter
 
 from train.data.feed import StepData
 from train.errors import DataError, RunDirectoryError
+from train.storage import record as stored
 from train.storage.appended import AppendedFile
+from train.storage.record import Count, Version, content_of, parse
 
 Ints = npt.NDArray[np.int64]
 
@@ -30,6 +34,9 @@ FORMAT_VERSION: Final = 1
 _RECORD: Final = struct.Struct("<QIII16s")
 """Step, first entry, entries, bytes of the list, digest; then the list, then the checksum."""
 _CHECKSUM: Final = struct.Struct("<I")
+_BYTES_AT_MOST: Final = 1 << 34
+_HEADER_BYTES_AT_MOST: Final = 256
+_LIST_BYTES_AT_MOST: Final = 1 << 30
 _NAME: Final = re.compile(r"^(\d+)-(\d+)\.bin$")
 
 
@@ -75,8 +82,11 @@ class Record:
         """[p, 6] entry, source, epoch, number, begin, end; None beyond the file's limit."""
         if not self.listed:
             return None
-        flat = np.frombuffer(zlib.decompress(self.listed), "<i8")
-        return flat.reshape(6, -1).T.astype(np.int64)
+        try:
+            content = zlib.decompressobj().decompress(self.listed, _LIST_BYTES_AT_MOST)
+            return np.frombuffer(content, "<i8").reshape(6, -1).T.astype(np.int64)
+        except (ValueError, zlib.error) as error:
+            raise DataError(f"the ledger's list of step {self.step} is none ({error})") from error
 
 
 def listed(identities: Ints) -> bytes:
@@ -193,20 +203,33 @@ def _files(directory: Path) -> list[tuple[int, int, Path]]:
     return sorted((int(m[1]), int(m[2]), path) for path, m in named if m is not None)
 
 
+class _Header(stored.Record):
+    """The first line: a `Start`, whose entries were called rows."""
+
+    start: Count
+    first_step: Count
+    rank: Count
+    ranks: Count
+    rows: Count
+
+
+_VERSION: Final = TypeAdapter(Version)
+_HEADER: Final = TypeAdapter(_Header)
+
+
 def _read(path: Path) -> tuple[Start, list[Record]]:
-    content = path.read_bytes()
+    content = content_of(path, limit_bytes=_BYTES_AT_MOST)
     line, newline, rest = content.partition(b"\n")
-    try:
-        header = json.loads(line)
-        version = header.pop("format_version")
-        start = Start(entries=header.pop("rows"), **header)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        if not newline:  # killed as it began
-            number, rank = (int(part) for part in path.stem.split("-"))
-            return Start(start=number, first_step=-1, rank=rank, ranks=0, entries=0), []
-        raise DataError(f"{path} does not begin as a ledger does: it was changed") from None
+    if not newline and len(content) < _HEADER_BYTES_AT_MOST:  # killed as it began
+        number, rank = (int(part) for part in path.stem.split("-"))
+        return Start(start=number, first_step=-1, rank=rank, ranks=0, entries=0), []
+    remedy = "what it said of the run is lost"
+    taken = partial(parse, data=line, name=str(path), error=DataError, remedy=remedy)
+    version = taken(_VERSION).format_version
     if version != FORMAT_VERSION:
         raise DataError(f"{path} has format version {version}; this version reads {FORMAT_VERSION}")
+    header = taken(_HEADER).model_dump()
+    start = Start(entries=header.pop("rows"), **header)
     records: list[Record] = []
     at = 0
     while at + _RECORD.size <= len(rest):

@@ -73,7 +73,7 @@ def check(
         watch: passes steps on, and may show how far they are.
     """
     findings = Findings()
-    history = _history(ledger, findings, entries=plan.entries)
+    history = _history(ledger, findings, entries=plan.entries, steps=plan.mixture.steps)
     last = max(history, default=findings.begun)
     if last < saved_step:
         findings.faults.append(
@@ -97,7 +97,9 @@ def check(
     return findings
 
 
-def _history(ledger: Ledger, findings: Findings, *, entries: int) -> dict[int, list[Record]]:
+def _history(
+    ledger: Ledger, findings: Findings, *, entries: int, steps: int
+) -> dict[int, list[Record]]:
     """Of each step the records that count: those of the last start that made it."""
     history: dict[int, list[Record]] = {}
     for place, number in enumerate(sorted(ledger), start=1):
@@ -112,12 +114,20 @@ def _history(ledger: Ledger, findings: Findings, *, entries: int) -> dict[int, l
             findings.faults.append(
                 f"start {number} had another global batch than {entries} entries"
             )
+        if first > steps:
+            findings.faults.append(f"start {number} began at step {first}, but the run has {steps}")
+            continue
         is_first = not findings.starts and place == number  # and none before it is missing
         findings.begun = first if is_first else min(findings.begun, first)
         findings.starts.append(size)
         by_step: dict[int, list[Record]] = {}
         for _, records in ranks.values():
             for record in records:
+                if record.step > steps:
+                    findings.faults.append(
+                        f"start {number} made step {record.step}, but the run has {steps}"
+                    )
+                    continue
                 by_step.setdefault(record.step, []).append(record)
         # A step that not all ranks finished was not made; it can only be the last one.
         made = {step for step, records in by_step.items() if len(records) >= size}

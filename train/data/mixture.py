@@ -132,6 +132,11 @@ class Mixture:
         self._known_steps = 0
 
     @property
+    def steps(self) -> int:
+        """Of the run."""
+        return len(self._due)
+
+    @property
     def mean(self) -> list[float]:
         """[sources] each one's share of the whole run."""
         return (self._due[-1] / self._due[-1].sum()).tolist()

@@ -8,6 +8,9 @@ from tokenizers import Tokenizer, models
 
 from train.errors import DataError
 
+TOKENIZER_BYTES_AT_MOST: Final = 1 << 28
+"""Of a tokenizer.json; those of 250,000 entries have 30 MB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialTokens:

@@ -4,11 +4,13 @@ What is believed of a document is what its schema states. Numbers are counts of 
 can be, so that none of them makes a program wait or allocate for ever.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from train.errors import UserError
+from train.errors import DataError, UserError
+from train.storage.place import Place
 
 COUNT_BELOW: Final = 1 << 53
 """JSON's numbers are exact up to here."""
@@ -24,6 +26,31 @@ class Record(BaseModel):
     """A document, or a part of one; keys of a later version are passed over."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Version(Record):
+    """What a document of any version says."""
+
+    format_version: Count
+
+
+def content_of(path: Path, *, limit_bytes: int) -> bytes:
+    """All of a file of this host.
+
+    Args:
+        path: of the file.
+        limit_bytes: refuse one that is larger.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DataError: it is no file, is larger, or cannot be read.
+    """
+    try:
+        return Place.of(path).read(limit_bytes=limit_bytes)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
 def parse(

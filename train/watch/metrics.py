@@ -6,19 +6,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from train.errors import DataError
+from train.storage import record as stored
 from train.storage.appended import AppendedFile
+from train.storage.record import Count, content_of, fault_of
 
 GIB_BYTES = 2**30
+_BYTES_AT_MOST = 1 << 32
 
 Real = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """JSON has no NaN and no infinity: they become null, and null reads as NaN."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)  # fields of a later version are left out
+class _Record(stored.Record):
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    step: Count
 
 
 class RunRecord(_Record):
@@ -37,13 +42,12 @@ class RunRecord(_Record):
     """
 
     kind: Literal["run"] = "run"
-    step: int
-    total_steps: int
+    total_steps: Count
     name: str
-    num_ranks: int
-    num_threads: int
+    num_ranks: Count
+    num_threads: Count
     precision: str
-    num_parameters: int
+    num_parameters: Count
     machine: str
     started: Real
 
@@ -66,17 +70,16 @@ class TrainRecord(_Record):
     """
 
     kind: Literal["train"] = "train"
-    step: int
     loss: Real
-    first_of_span_loss: float | None
-    other_loss: float | None
+    first_of_span_loss: Real | None
+    other_loss: Real | None
     learning_rate: Real
     gradient_norm: Real
-    tokens: int
-    scored_tokens: int
+    tokens: Count
+    scored_tokens: Count
     step_seconds: Real
     data_wait_seconds: Real
-    memory_bytes: int
+    memory_bytes: Count
 
     @property
     def tokens_per_second(self) -> float:
@@ -97,11 +100,10 @@ class ValidationRecord(_Record):
     """
 
     kind: Literal["validation"] = "validation"
-    step: int
     loss: Real
-    first_of_span_loss: float | None
-    other_loss: float | None
-    scored_tokens: int
+    first_of_span_loss: Real | None
+    other_loss: Real | None
+    scored_tokens: Count
     seconds: Real
     by_source: dict[str, Real] | None = None
 
@@ -110,7 +112,6 @@ class BaselineRecord(_Record):
     """Cross-entropy in nats that the corpus's unigram distribution has on the validation tokens."""
 
     kind: Literal["baseline"] = "baseline"
-    step: int
     unigram_entropy: Real
 
 
@@ -118,7 +119,6 @@ class SampleRecord(_Record):
     """A text that the model generated after a prompt."""
 
     kind: Literal["sample"] = "sample"
-    step: int
     prompt: str
     text: str
 
@@ -127,7 +127,6 @@ class NoteRecord(_Record):
     """Something a reader of the run should know."""
 
     kind: Literal["note"] = "note"
-    step: int
     text: str
 
 
@@ -217,7 +216,7 @@ def read_metrics(path: Path) -> Metrics:
         DataError: the file is missing, or a line that is not the last one is damaged.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = content_of(path, limit_bytes=_BYTES_AT_MOST).split(b"\n")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: is this the directory of a run?") from None
     latest: dict[tuple[str, int, str | None], Record] = {}
@@ -225,13 +224,16 @@ def read_metrics(path: Path) -> Metrics:
         if not line:
             continue
         try:
-            record = _RECORD.validate_json(line)
+            record = _RECORD.validate_json(line, strict=True)
         except ValidationError as error:
             if error.errors()[0]["type"] == "union_tag_invalid":
                 continue  # a kind of a later version
             if number == len(lines):
                 break
-            raise DataError(f"{path}:{number} is damaged: delete this line to go on") from None
+            reason = fault_of(error)
+            raise DataError(
+                f"{path}:{number} is damaged: {reason}; delete this line to go on"
+            ) from None
         # A step has one record of a kind, but any number of texts.
         text = getattr(record, "prompt", getattr(record, "text", None))
         latest[record.kind, record.step, text] = record

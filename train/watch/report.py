@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import jinja2
 
+from train.plain_yaml import MOST_BYTES
 from train.run_directory import RunDirectory
 from train.storage.place import Place
+from train.storage.record import content_of
 from train.watch.charts import Chart, Line, draw_chart, smoothed
 from train.watch.metrics import (
     GIB_BYTES,
@@ -50,7 +52,11 @@ def write_report(directory: RunDirectory, *, out: Path | None = None) -> Path:
         DataError: there is no `metrics.jsonl`, or it is damaged.
     """
     metrics = read_metrics(directory.metrics)
-    config = directory.config.read_text(encoding="utf-8") if directory.config.exists() else ""
+    config = ""
+    if directory.config.exists():
+        # As it stands there, readable or not: it is shown, not believed.
+        content = content_of(directory.config, limit_bytes=MOST_BYTES)
+        config = content.decode(errors="replace")
     out = out or directory.report
     # Whole at once: a browser that reloads never sees half a page.
     Place.of(out).write(render_report(metrics, config=config).encode())
