@@ -99,6 +99,15 @@ READERS: Final[dict[str, tuple[str, ...]]] = {
 """Files that are read back, and who reads them."""
 
 
+SHOWN: Final = {
+    *(("corpus/manifest.json", command) for command in ("corpus inspect", "corpus stats")),
+    *((f"{STEP}/index.json", command) for command in ("checkpoint inspect",)),
+    *(("run/metrics.jsonl", command) for command in ("report",)),
+    *(("run/config.yaml", command) for command in ("report",)),
+}
+"""Documents that a command shows as they are, and what nothing vouches for in them."""
+
+
 def _pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -284,10 +293,13 @@ class Stage:
         except BaseException as error:
             return f"{told}: {type(error).__name__}: {str(error)[:200]}"
         if code == 0:
-            changed = not damage.is_silent and said != expected
+            shown = (damage.file, command) in SHOWN
+            changed = not (damage.is_silent or shown) and said != expected
             return f"{told}: goes on with other data\n{said[:300]}" if changed else None
         path = Path(damage.file)
-        names = path.name, path.name.partition(".")[0], f"{path.parent.name} cannot be read"
+        # Of a run or a checkpoint, that is named whole: what is wrong lies between its files.
+        place = () if path.parts[0] == "corpus" else (str(self.root / path.parts[0]),)
+        names = path.name, path.name.partition(".")[0], f"{path.parent.parent} cannot be", *place
         if code not in (1, 2) or not any(name in said for name in names):
             return f"{told}: exit {code}, says {said[:300]!r}"
         return f"{told}: says too much ({len(said):,})" if len(said) > 6000 else None

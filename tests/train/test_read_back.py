@@ -1,15 +1,19 @@
 """What is read back is believed only as far as it is checked: a table of damages."""
 
+import random
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from tests.corpora import write_tokenizer
 from tests.tools.corpus.making import build, passages, write_lines
-from tests.train.damages import Stage
+from tests.train.damages import READERS, Damage, Stage, damages, field_damages
 from tests.train.runs import run
 
+WHOLE_PARTS, FIELD_PARTS = 16, 40
+"""Of the tables, so many parts, of which `make test` does the first."""
 OLD = Path(__file__).parents[1] / "fixtures" / "run_7cd86b9"
 
 
@@ -22,3 +26,27 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     run(root / "corpus", root / "run", "data.pack=fit")
     shutil.copytree(OLD / "finetuned", root / "lora")
     return Stage(root, tmp_path_factory.mktemp("damaged"))
+
+
+def _faults(stage: Stage, cases: list[tuple[Damage, str]]) -> list[str]:
+    return [told for damage, command in cases if (told := stage.fault(damage, command))]
+
+
+def _cases(damages: Iterable[Damage]) -> list[tuple[Damage, str]]:
+    found = [(damage, command) for damage in damages for command in READERS[damage.file]]
+    random.Random(0).shuffle(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, WHOLE_PARTS))]
+)
+def test_a_damaged_file_is_named_or_changes_nothing(stage: Stage, part: int) -> None:
+    assert not _faults(stage, _cases(damages())[part::WHOLE_PARTS])
+
+
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, FIELD_PARTS))]
+)
+def test_a_damaged_field_is_named_or_changes_nothing(stage: Stage, part: int) -> None:
+    assert not _faults(stage, _cases(field_damages(stage.whole))[part::FIELD_PARTS])

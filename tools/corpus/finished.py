@@ -55,6 +55,11 @@ class Corpus:
         if not manifest.splits:
             raise DataError(f"{place}/{MANIFEST_NAME} names no splits; build the corpus again.")
         names = [name for name, numbers in manifest.splits.items() if numbers.samples != 0]
+        if "train" not in names and not any("/" in name for name in names):
+            raise DataError(
+                f"{place}/{MANIFEST_NAME} names no split train, which every corpus has; build the "
+                "corpus again."
+            )
         if any("/" in name or name.startswith(".") for name in names):
             raise DataError(f"{place}/{MANIFEST_NAME} names splits outside the corpus: {names}.")
         return cls(place=place, manifest=manifest, splits={name: place / name for name in names})

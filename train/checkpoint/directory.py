@@ -82,8 +82,8 @@ def latest(directory: Place | Path) -> Place | None:
             return directory / names[-1] if names else None
         if not STEP_NAME.match(name) or (directory / name / INDEX_NAME).find() is None:
             raise CheckpointError(
-                f"{pointer} names {name[:_NAME_SHOWN]!r}, which is no checkpoint there: write the "
-                "name of one into it"
+                f"{pointer} names {name[:_NAME_SHOWN]!r}, which is no checkpoint there, with its "
+                f"{INDEX_NAME}: write the name of one into it"
             )
     return directory / name
 

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from parallel.zero.state import StateSlice
 from train.checkpoint.chunks import NAMES, SLICE_BYTES, bytes_of
-from train.checkpoint.format import Chunk, FileRecord, Index, damaged, telling
+from train.checkpoint.format import INDEX_NAME, Chunk, FileRecord, Index, damaged, telling
 from train.checkpoint.regions import copy_overlap, overlap
 from train.errors import CheckpointError
 from train.storage.place import Place, Source
@@ -112,6 +112,10 @@ class ChunkReader:
                     yield str(error)
                     if file not in self._files:
                         break  # the fault is the file's
+            if file in self._files:
+                unknown = self._files[file].header.keys() - {chunk.key for _, chunk in chunks}
+                for key in sorted(unknown):
+                    yield str(damaged(self._path / INDEX_NAME, f"it lacks {key} of {file}"))
 
     def _needed(self, wanted: StateSlice) -> Iterator[Chunk]:
         record = self._index.parameters[wanted.name]

@@ -20,15 +20,21 @@ COUNTED_DOCUMENTS = 4_096
 """Training documents that are counted where a corpus brings no counts of its own."""
 TOKEN_COUNTS_NAME = "token_counts.npy"
 _OVERHEAD_BYTES = 4096
+_KINDS_OF_SEQUENCES = ("pretraining", "instruction")
 
 
 def require_documents(manifest: Manifest, *, place: str) -> None:
-    """Refuse a corpus of sequences of one length, as earlier versions built them.
+    """Refuse what is no corpus of documents, such as one of sequences of earlier versions.
 
     Raises:
-        DataError: it is one.
+        DataError: it is none.
     """
     kind = manifest.kind
+    if kind not in (DOCUMENTS_KIND, *_KINDS_OF_SEQUENCES) and manifest.sequence_tokens is None:
+        raise DataError(
+            f"{place}/{MANIFEST_NAME} is damaged: it is of the kind {str(kind)[:40]}, not "
+            f"{DOCUMENTS_KIND}; copy or build the corpus again"
+        )
     if kind != DOCUMENTS_KIND:
         rebuilt = "instruct" if kind == "instruction" else "build"
         raise DataError(

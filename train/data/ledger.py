@@ -218,7 +218,10 @@ _HEADER: Final = TypeAdapter(_Header)
 
 
 def _read(path: Path) -> tuple[Start, list[Record]]:
-    content = content_of(path, limit_bytes=_BYTES_AT_MOST)
+    try:
+        content = content_of(path, limit_bytes=_BYTES_AT_MOST)
+    except FileNotFoundError:
+        raise DataError(f"{path} is a link to nothing, or was removed just now") from None
     line, newline, rest = content.partition(b"\n")
     if not newline and len(content) < _HEADER_BYTES_AT_MOST:  # killed as it began
         number, rank = (int(part) for part in path.stem.split("-"))

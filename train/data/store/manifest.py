@@ -69,6 +69,7 @@ class Manifest(Record):
 
     Attributes:
         kind: of what it holds; None where that is not stated, as by other builders.
+        sequence_tokens: of each sequence, in corpora of earlier versions.
         vocabulary: ids that its tokenizer may give.
         tokenizer_sha256: of its tokenizer.json.
         special_tokens: their ids.
@@ -83,6 +84,7 @@ class Manifest(Record):
     """
 
     kind: str | None = None
+    sequence_tokens: Count | None = None
     vocabulary: Annotated[int, Field(ge=1, le=MOST_IDS)] | None = None
     tokenizer_sha256: str | None = None
     special_tokens: SpecialTokens = SpecialTokens()
