@@ -68,7 +68,7 @@ def write_corpus(
                 documents.append(
                     {"id": name, "tokens": tokens, "segments": np.array(segments, dtype=np.int32)}
                 )
-    return _write(root, splits, shard_bytes=shard_bytes)
+    return write_splits(root, splits, shard_bytes=shard_bytes)
 
 
 def write_documents(
@@ -102,7 +102,7 @@ def write_documents(
         ]
         for split, count in (("train", train), ("validation", validation))
     }
-    return _write(root, splits, shard_bytes=shard_bytes, media=media, lie=lie_about_tokens)
+    return write_splits(root, splits, shard_bytes=shard_bytes, media=media, lie=lie_about_tokens)
 
 
 def write_partly_scored(root: Path, *, train: int = 48) -> Path:
@@ -115,10 +115,10 @@ def write_partly_scored(root: Path, *, train: int = 48) -> Path:
             is_scored = split == "validation" or number % 2
             document["segments"] = np.array([[0, 64, int(is_scored)]], dtype=np.int32)
             splits[split].append(document)
-    return _write(root, splits, shard_bytes=8192)
+    return write_splits(root, splits, shard_bytes=8192)
 
 
-def _write(
+def write_splits(
     root: Path,
     splits: dict[str, list[dict[str, Any]]],
     *,
@@ -126,6 +126,7 @@ def _write(
     media: bool = False,
     lie: int = 0,
 ) -> Path:
+    """A corpus of these documents, by split."""
     root.mkdir(parents=True, exist_ok=True)
     manifest = {
         "format_version": 1,

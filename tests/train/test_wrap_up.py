@@ -1,11 +1,19 @@
 """The unigram baseline against its definition, token by token."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from train.wrap_up import unigram_cross_entropy
+from tests.corpora import write_splits
+from tests.train.runs import TINY_RUN
+from train.build import build_collator, build_plan
+from train.config import RunConfig
+from train.config_files import load
+from train.errors import DataError
+from train.wrap_up import look_at_data, unigram_cross_entropy
 
 
 def test_equals_the_definition() -> None:
@@ -25,6 +33,23 @@ def test_equals_the_definition() -> None:
 def test_without_a_corpus_every_token_costs_the_logarithm_of_the_vocabulary() -> None:
     cost = unigram_cross_entropy(np.zeros(8192, dtype=np.int64), np.array([3, 8191]))
     assert cost == pytest.approx(math.log(8192), rel=1e-12)
+
+
+def test_a_validation_set_that_scores_nothing_names_its_key(tmp_path: Path) -> None:
+    documents: dict[str, list[dict[str, Any]]] = {}
+    for split, scored in (("train", 1), ("validation", 0)):
+        tokens = np.full(80, 7, np.uint16)
+        segments = np.array([[0, 80, scored]], np.int32)
+        documents[split] = [{"id": f"{split}/0", "tokens": tokens, "segments": segments}] * 9
+    root = write_splits(tmp_path / "corpus", documents, shard_bytes=4096)
+    paths = f"data.corpus={root}", f"run_directory={tmp_path / 'run'}"
+    config = load(RunConfig, [str(TINY_RUN), *paths, "data.pack=fit"])
+    (tmp_path / "run").mkdir()
+    plan = build_plan(config)
+    with pytest.raises(
+        DataError, match=r"validation.sequences: the first 7 of .*corpus hold no tok"
+    ):
+        look_at_data(config, plan, build_collator(config, plan.sources.special))
 
 
 def test_a_validation_set_that_scores_nothing_is_refused() -> None:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from model.config import Config
 from parallel.zero.config import Precision
 from train.errors import ConfigError
+from train.storage.record import content_of
 
 MachineKind = Literal["h100", "h200", "a100", "cpu"]
 KINDS: tuple[MachineKind, ...] = ("h100", "h200", "a100", "cpu")
@@ -265,15 +266,19 @@ def require_writable(path: Path) -> None:
         raise ConfigError(f"{path}: cannot be written: name a file in a directory that can be")
 
 
+_BYTES_AT_MOST = 1 << 20
+
+
 def read_machine(path: Path) -> Machine:
     """A calibration that was kept.
 
     Raises:
         ConfigError: it is missing or damaged.
+        DataError: it is no file, or cannot be read.
     """
     try:
-        return Machine.model_validate_json(path.read_text())
-    except OSError as error:
+        return Machine.model_validate_json(content_of(path, limit_bytes=_BYTES_AT_MOST))
+    except FileNotFoundError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError:
         raise ConfigError(

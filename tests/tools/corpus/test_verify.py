@@ -110,6 +110,10 @@ def no_lengths(lengths: Any) -> None:
     lengths[:] = 0
 
 
+def many_tokens(lengths: Any) -> None:
+    lengths[0, 0] = 10**9
+
+
 def a_token_fewer(lengths: Any) -> None:
     lengths[:, 0] -= 1
 
@@ -203,6 +207,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "special tokens": (other_special_tokens, "special tokens are not the manifest's"),
     "no lengths at all": (lambda c: relist_lengths(c, no_lengths), "counts 0 (tokens) where manif"),
     "a token fewer": (lambda c: relist_lengths(c, a_token_fewer), "(tokens) where manifest.json"),
+    "10^9 tokens": (lambda c: relist_lengths(c, many_tokens), "than there is room for"),
     "an index that nothing vouches for": (
         change_entries(lambda entry: entry["raw_data"].update(hashes={})),
         "it has no hash of part-00000.shard-00000.mds",

@@ -290,3 +290,10 @@ def test_an_object_that_is_not_removed_at_first(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(StorageError, match="DeleteObject"):
         Place.parse("s3://bucket/x", storage).remove()
     assert len(client.codes) == 8, "asked again"
+
+
+def test_no_more_is_read_of_an_object_than_there_can_be(lab: S3Lab) -> None:
+    place = store(lab.environment["S3_ENDPOINT_URL"])
+    assert place.read(limit_bytes=SIZE) == CONTENT
+    with pytest.raises(StorageError, match=f"is larger than {SIZE - 1:,} bytes, which no such"):
+        place.read(limit_bytes=SIZE - 1)
