@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint.directory import CHECKPOINTS_NAME
+from train.data.tokens import TOKENIZER_BYTES_AT_MOST
 from train.errors import UserError
 from train.storage.lease import LEASE_PREFIX
 from train.storage.place import Place
+from train.storage.record import content_of
 
 TOKENIZER = "tokenizer.json"
 
@@ -66,10 +68,12 @@ def kept_tokenizer(checkpoint: Place, state: Mapping[str, Any]) -> Place | None:
     """
     places = [checkpoint, checkpoint.parent.parent]
     with contextlib.suppress(UserError):  # a place of another host
-        places.append(Place.parse(state["config"]["run_directory"]))
+        places.append(Place.parse(str(state["config"].get("run_directory", checkpoint))))
     known = state.get("tokenizer_sha256", "unknown")
     for tokenizer in (place / TOKENIZER for place in places):
         # A file of this name beside a directory of checkpoints may be another run's.
-        if tokenizer.exists() and known in ("unknown", sha256(tokenizer.read()).hexdigest()):
-            return tokenizer
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            content = content_of(tokenizer, limit_bytes=TOKENIZER_BYTES_AT_MOST)
+            if known in ("unknown", sha256(content).hexdigest()):
+                return tokenizer
     return None

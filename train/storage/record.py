@@ -34,20 +34,20 @@ class Version(Record):
     format_version: Count
 
 
-def content_of(path: Path, *, limit_bytes: int) -> bytes:
-    """All of a file of this host.
+def content_of(path: Place | Path, *, limit_bytes: int) -> bytes:
+    """All of a file.
 
     Args:
         path: of the file.
         limit_bytes: refuse one that is larger.
 
     Raises:
-        FileNotFoundError: it is not there.
+        OSError: it is not there; FileNotFoundError or NotADirectoryError.
         DataError: it is no file, is larger, or cannot be read.
     """
     try:
         return Place.of(path).read(limit_bytes=limit_bytes)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
