@@ -12,7 +12,7 @@ from tests.tools.corpus.making import build, passages, write_lines
 from tests.train.damages import READERS, Damage, Stage, damages, field_damages
 from tests.train.runs import run
 
-WHOLE_PARTS, FIELD_PARTS = 16, 40
+WHOLE_PARTS, FIELD_PARTS = 20, 60
 """Of the tables, so many parts, of which `make test` does the first."""
 OLD = Path(__file__).parents[1] / "fixtures" / "run_7cd86b9"
 
