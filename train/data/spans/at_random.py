@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from model.config import MOST_TOKENS, Tokens
 from model.encoders.protocol import SpanLoad
 from train.data.sample import Sample
 from train.data.spans.places import NO_SPANS, Range, Spans, generator, places
@@ -32,7 +33,13 @@ class RandomSpansConfig(TextSpansConfig):
     """Share of a sequence's slots that spans fill; 0 makes the model a GPT."""
     ratio_by_tokens: (
         Annotated[
-            list[Annotated[list[float], Field(min_length=2, max_length=2)]], Field(min_length=1)
+            list[
+                Annotated[
+                    list[Annotated[float, Field(ge=-1, le=MOST_TOKENS)]],
+                    Field(min_length=2, max_length=2),
+                ]
+            ],
+            Field(min_length=1),
         ]
         | None
     ) = None
@@ -40,11 +47,11 @@ class RandomSpansConfig(TextSpansConfig):
     [[256, 0.1], [1024, 0.25]]: the share of a document, or of its part in a sequence, by its
     length; linear between pairs and constant beyond them. Spans are then placed document by
     document, each as if it were the sequence."""
-    min_tokens: Annotated[int, Field(ge=2)] = 64
+    min_tokens: Annotated[Tokens, Field(ge=2)] = 64
     """Shortest span at `full_sequence_tokens` and beyond; scaled down on shorter sequences."""
-    max_tokens: Annotated[int, Field(ge=2)] = 128
+    max_tokens: Annotated[Tokens, Field(ge=2)] = 128
     """Longest span."""
-    full_sequence_tokens: Annotated[int, Field(ge=2)] = 1024
+    full_sequence_tokens: Annotated[Tokens, Field(ge=2)] = 1024
     """Sequence length from which spans have their full length."""
 
     @model_validator(mode="after")
@@ -78,7 +85,9 @@ class RandomSpansConfig(TextSpansConfig):
         Spans of short documents are short, so there may be many.
         """
         shortest, longest = self.lengths(sequence_tokens)
-        tokens = max(longest, math.ceil(1.25 * self.largest_ratio * sequence_tokens))
+        budget = self.largest_ratio * sequence_tokens
+        most = _sum_above(int(budget) + 1, shortest, longest)
+        tokens = max(longest, most, math.ceil(1.25 * budget))
         return tokens, math.ceil(tokens / (2 if self.ratio_by_tokens else shortest))
 
     @property
@@ -100,6 +109,30 @@ class RandomSpansConfig(TextSpansConfig):
         # Rounded up, and 3 at least: every budget is then a sum of lengths from here to there.
         longest = min(self.max_tokens, max(3, math.ceil(self.max_tokens * scale)))
         return max(2, min(longest, round(self.min_tokens * scale))), longest
+
+    def shortfall(self, sequence_tokens: int) -> str | None:
+        """That a sequence of so many slots cannot be filled as asked, with the key, if so.
+
+        Spans in random places leave gaps, and long ones of one length find no place in them.
+        """
+        if self.largest_ratio <= 0.5:
+            return None
+        shortest, longest = self.lengths(sequence_tokens)
+        slots = min(sequence_tokens, 16 * longest)
+        drawn = placed = 0
+        for seed in range(500):
+            random = np.random.Generator(np.random.Philox(seed))
+            drawn += sum(_drawn(random, self.largest_ratio * slots, shortest, longest))
+            random = np.random.Generator(np.random.Philox(seed))
+            spans = _fill(random, [(1, slots)], self.largest_ratio * slots, shortest, longest)
+            placed += sum(stop - start for start, stop in spans)
+        if placed >= 0.96 * drawn:
+            return None
+        return (
+            f"ratio: {self.largest_ratio} of {sequence_tokens} slots is not reached by spans of "
+            f"{shortest} to {longest} tokens, which fill about {self.largest_ratio * placed / drawn:.2f} "
+            "of them: lower it, or min_tokens"
+        )
 
     def choose(
         self, sample: Sample, *, seed: int, epoch: int, choice: int, special: SpecialTokens
@@ -138,9 +171,7 @@ def _fill(
 
     How often and for what `random` is asked must stay as it is: runs go on under later versions.
     """
-    # Rounded at random, so that the ratio holds on average where a token is a large share.
-    budget = int(tokens + random.random())
-    lengths = _lengths(random, budget, shortest, longest)
+    lengths = _drawn(random, tokens, shortest, longest)
     free = [(start, stop) for start, stop in free if stop - start >= shortest]
     spans: list[Range] = []
     left_over = 0
@@ -160,22 +191,46 @@ def _fill(
     return spans
 
 
+def _drawn(random: np.random.Generator, tokens: float, shortest: int, longest: int) -> list[int]:
+    """Random lengths of so many tokens, on average."""
+    # Rounded at random, so that the ratio holds where a token is a large share.
+    return _lengths(random, int(tokens + random.random()), shortest, longest)
+
+
 def _lengths(random: np.random.Generator, budget: int, shortest: int, longest: int) -> list[int]:
-    """Random lengths in [shortest, longest] that sum to the budget, or nearly on short ones."""
-    if budget < shortest:
-        # Too short for one span every time: one span, as often as the ratio on average allows.
-        return [shortest] if random.random() < budget / shortest else []
+    """Random lengths in [shortest, longest] that sum to the budget, at least on average."""
+    if not _is_sum(budget, shortest, longest):
+        # The nearest sums, below and above, as often as gives the budget on average.
+        below = budget // shortest * longest
+        above = _sum_above(budget, shortest, longest)
+        budget = above if random.random() < (budget - below) / (above - below) else below
     lengths: list[int] = []
     left = budget
-    while left >= shortest:
+    while left:
         # A length that would leave an unusable rest is not drawn: leave 0 or at least `shortest`.
         last = min(longest, left - shortest)
         choices = [*range(shortest, last + 1), *([left] if left <= longest else [])]
-        if not choices:
-            choices = [longest]  # the bounds lie too close to divide the rest
+        if _are_close(shortest, longest):
+            choices = [k for k in choices if _is_sum(left - k, shortest, longest)]
         lengths.append(choices[random.integers(len(choices))])
         left -= lengths[-1]
     return lengths
+
+
+def _is_sum(tokens: int, shortest: int, longest: int) -> bool:
+    """Whether spans of some lengths have so many tokens together."""
+    return -(-tokens // longest) * shortest <= tokens
+
+
+def _sum_above(tokens: int, shortest: int, longest: int) -> int:
+    """The least tokens, so many at least, that spans of some lengths have together."""
+    is_sum = _is_sum(tokens, shortest, longest)
+    return tokens if is_sum else (tokens // shortest + 1) * shortest
+
+
+def _are_close(shortest: int, longest: int) -> bool:
+    """Whether there are numbers above the shortest length that no sum of lengths gives."""
+    return longest < 2 * shortest - 1
 
 
 def _place(

@@ -107,6 +107,47 @@ def test_spans_fit_the_capacity_made_for_their_ratio(
     assert len(lengths) <= spans
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 0.6])
+@pytest.mark.parametrize(
+    ("shortest", "longest"), [(100, 100), (100, 110), (96, 128), (60, 64), (20, 20), (250, 260)]
+)
+def test_ratio_holds_where_lengths_leave_little_choice(shortest: int, longest: int, ratio: float):
+    policy = sampler(ratio=ratio, min_tokens=shortest, max_tokens=longest)
+    assert policy.config.shortfall(1024) is None
+    tokens, _ = policy.config.room(1024)
+    filled: list[int] = []
+    for i in range(300):
+        spans = policy.choose(long_document(1024, id=i), epoch=0)
+        check_lengths(policy.config.lengths(1024), spans)
+        filled.append(sum(lengths_of(spans)))
+    assert max(filled) <= tokens
+    # Where one span fills more than the ratio, few sequences have one.
+    assert np.mean(filled) / 1024 == pytest.approx(ratio, rel=max(0.03, 3 * scatter(filled)))
+
+
+def scatter(filled: list[int]) -> float:
+    """Standard error of the mean, relative to it."""
+    return float(np.std(filled) / np.mean(filled) / len(filled) ** 0.5)
+
+
+def check_lengths(bounds: tuple[int, int], spans: Spans) -> None:
+    assert all(bounds[0] <= length <= bounds[1] for length in lengths_of(spans))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shortest", "longest"), [(0.75, 500, 500), (0.75, 250, 260), (0.6, 500, 500)]
+)
+def test_a_ratio_that_is_not_reached_is_said(ratio: float, shortest: int, longest: int):
+    policy = sampler(ratio=ratio, min_tokens=shortest, max_tokens=longest)
+    told = policy.config.shortfall(1024)
+    assert told is not None
+    reached = float(told.partition("fill about ")[2].split()[0])
+    filled = [
+        sum(lengths_of(policy.choose(long_document(1024, id=i), epoch=0))) for i in range(200)
+    ]
+    assert np.mean(filled) / 1024 == pytest.approx(reached, abs=0.03)
+
+
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.4, 0.5])
 @pytest.mark.parametrize("slots", [64, 96, 100, 128, 200, 256, 333, 512, 1000, 1024, 2048])
 def test_ratio_means_what_it_says_at_every_length(slots: int, ratio: float):
