@@ -2,7 +2,18 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+# Bounds are far beyond what anybody trains, and below what breaks: index types, tables of a run.
+MOST_TOKENS = 2**20
+Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+"""Of a sequence, or what lies in one."""
+Width = Annotated[int, Field(ge=8, le=2**17)]
+HiddenWidth = Annotated[int, Field(ge=8, le=2**20)]
+Vocabulary = Annotated[int, Field(ge=8, le=2**24)]
+Depth = Annotated[int, Field(ge=1, le=2**12)]
+Heads = Annotated[int, Field(ge=1, le=2**12)]
+Dropout = Annotated[float, Field(ge=0, le=0.99)]
 
 MOST_PATH_BYTES = 4095
 MOST_NAME_BYTES = 255

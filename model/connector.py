@@ -24,7 +24,7 @@ class MlpConnectorConfig(Config):
     """A feed-forward net, as in the vision-language model (MetaLM §4.2: three layers)."""
 
     kind: Literal["mlp"]
-    num_layers: Annotated[int, Field(ge=2)] = 3
+    num_layers: Annotated[int, Field(ge=2, le=2**12)] = 3
 
 
 ConnectorConfig = Annotated[LinearConnectorConfig | MlpConnectorConfig, Field(discriminator="kind")]

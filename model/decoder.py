@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model.attention import CausalSelfAttention, KeyValueCache
 from model.block import Block, NormKind, run_block
-from model.config import Config
+from model.config import Config, Depth, Dropout, Heads, HiddenWidth, Tokens, Vocabulary, Width
 from model.layers import Layers, normal
 from model.loss import LinearCrossEntropy
 from model.recompute import Recompute
@@ -33,23 +33,23 @@ TIED_NAME = "decoder.embedding.weight"
 class DecoderConfig(Config):
     """Shape of the decoder."""
 
-    vocabulary: Annotated[int, Field(ge=8)]
+    vocabulary: Vocabulary
     """Tokens in the vocabulary, special ones included."""
-    width: Annotated[int, Field(ge=8)]
+    width: Width
     """H."""
-    num_layers: Annotated[int, Field(ge=1)]
-    heads: Annotated[int, Field(ge=1)]
-    feed_forward: Annotated[int, Field(ge=8)]
+    num_layers: Depth
+    heads: Heads
+    feed_forward: HiddenWidth
     """F, usually 4 H."""
-    max_tokens: Annotated[int, Field(ge=2)]
+    max_tokens: Annotated[Tokens, Field(ge=2)]
     """Longest sequence in decoder slots."""
     norm: NormKind = "deepnorm"
     """`deepnorm` as in the paper, or `pre`."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Dropout = 0.0
     """Share of each residual branch dropped in training; the paper uses none."""
     tied_head: bool = True
     """Whether the head is the token embedding, as in the paper, or a matrix of its own."""
-    loss_chunk_tokens: Annotated[int, Field(ge=1)] = 256
+    loss_chunk_tokens: Tokens = 256
     """Scored slots whose logits exist at once."""
 
 

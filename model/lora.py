@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from model import torchvision_free
-from model.config import Config
+from model.config import Config, Dropout
 
 ADAPTER = "default"
 
@@ -18,9 +18,9 @@ class LoraConfig(Config):
     Source: LoRA (2106.09685): W + (alpha / rank) B A, with B zero at first.
     """
 
-    rank: Annotated[int, Field(ge=1)] = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rank: Annotated[int, Field(ge=1, le=2**17)] = 8
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
+    dropout: Dropout = 0.0
     targets: list[str] = Field(default=["qkv", "out", "up", "down"], min_length=1)
     """Names of the linear layers that get adapters, in decoder and encoders alike."""
 

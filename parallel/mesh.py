@@ -19,7 +19,7 @@ from parallel import cuda_free
 from parallel.launch import World
 from parallel.megatron import core
 
-Degree = Annotated[int, Field(ge=1)]
+Degree = Annotated[int, Field(ge=1, le=2**17)]
 
 
 class LayoutConfig(Config):

@@ -22,6 +22,7 @@ from parallel.mesh import forget_groups
 from parallel.zero.config import why_unsupported
 from train.config import RunConfig, batch_fault
 from train.config_files import dump, load
+from train.data.spans.at_random import RandomSpansConfig
 from train.dry_run import dry_run
 from train.errors import ConfigError, StorageError, UserError
 from train.exit_status import ExitStatus
@@ -50,8 +51,15 @@ def main() -> int:
 def run(options: argparse.Namespace, streams: Streams) -> int:
     """Check, join the other ranks, train."""
     try:
-        launched = announced()
-        config = resolve(load(RunConfig, options.arguments), ranks=launched.size)
+        launched, config = announced(), load(RunConfig, options.arguments)
+        ranks = launched.size
+        if options.print and ranks == 1:  # to look at, a layout needs no launcher
+            ranks = config.layout.model_ranks
+        config = resolve(config, ranks=ranks)
+        for modality, kind in config.spans.items():
+            is_random = isinstance(kind, RandomSpansConfig)
+            if is_random and (missed := kind.shortfall(config.data.sequence_tokens)) is not None:
+                say(f"note: spans.{modality}.{missed}")
         if options.print:
             sys.stdout.write(dump(config))
             return streams.status()
@@ -140,9 +148,17 @@ def _local_faults(config: RunConfig) -> Iterator[str]:
 
 def complain(error: LaunchError | UserError) -> int:
     """Print the message alone; the exit status of a mistake that the user can mend."""
-    if os.environ.get("RANK", "0") == "0" or not isinstance(error, ConfigError):
+    if isinstance(error, ConfigError):
+        say(str(error))
+    else:
         sys.stderr.write(f"{error}\n")
     return ExitStatus.MISTAKE
+
+
+def say(text: str) -> None:
+    """Print what all ranks know, once."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from model.config import Config, PathText
+from model.config import Config, PathText, Tokens
 from model.encoders.protocol import SpanLoad
 from model.lora import LoraConfig
 from model.semicausal import ModelConfig
@@ -19,13 +19,18 @@ from train.data.pack import Pack
 from train.data.spans.kinds import SpansConfig
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.scoring import Unscored
-from train.optim import OptimConfig
+from train.optim import MOST_STEPS, OptimConfig
 from train.run_directory import RunDirectory
-from train.storage.config import StorageConfig
+from train.storage.config import MOST_SECONDS, StorageConfig
 from train.storage.path import local_path
 from train.watch.config import WatchConfig
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**12)]
+Sequences = Annotated[int, Field(ge=1, le=2**20)]
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,128}$")]
+"""A line that can head a report, and that W&B takes."""
+Modality = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 USUAL_SPAN_SHARE = 0.25
 """The paper's ratio, where the samples decide."""
@@ -34,18 +39,18 @@ USUAL_SPAN_SHARE = 0.25
 class BatchConfig(Config):
     """How many sequences make a step, however many ranks share them."""
 
-    sequences: Positive
+    sequences: Sequences
     """Sequences in a global batch."""
-    micro_sequences: Positive
+    micro_sequences: Sequences
     """Sequences that one rank computes at a time."""
 
 
 class SpanCapacityConfig(Config):
     """Static room for spans in one sequence."""
 
-    tokens: Positive
+    tokens: Tokens
     """Span tokens."""
-    spans: Positive
+    spans: Tokens
     """Spans; each costs the encoder one start token."""
 
 
@@ -54,16 +59,16 @@ class DataConfig(Config):
 
     corpus: PathText | None = None
     """Directory or `s3://bucket/path` that `tools.corpus` wrote."""
-    sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    sources: dict[Name, SourceConfig] = Field(default_factory=dict)
     """Several corpora by name instead of one, each with its share of the sequences."""
-    sequence_tokens: Positive
+    sequence_tokens: Annotated[Tokens, Field(ge=2)]
     """Slots of a sequence."""
     shuffle_window: Positive = 65_536
     """Samples shuffled among each other, after the shards have been shuffled; documents packed
     together."""
     span_choices: Positive = 1
     """Choices of spans with which a step holds each sequence."""
-    ledger_mib: Annotated[float, Field(gt=0)] = 64.0
+    ledger_mib: Annotated[float, Field(gt=0, le=1e6)] = 64.0
     """Size from which a rank's ledger of what it read holds digests only."""
     unscored: Unscored = "stop"
     """What a step does whose batch has no scored token: `stop` ends the run and names the
@@ -130,24 +135,24 @@ class SamplesConfig(Config):
     prompts: list[str] = Field(default_factory=list)
     """A part between [[ and ]] is read by the encoder, `\\[[` is as it stands (`train/prompt.py`).
     Written at each validation."""
-    max_new_tokens: Positive = 48
+    max_new_tokens: Tokens = 48
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
 class RunConfig(Config):
     """Everything that defines a run."""
 
-    name: str
+    name: Name
     run_directory: PathText
     """Holds metrics, checkpoints and the report; running again continues there."""
-    seed: Annotated[int, Field(ge=0)] = 1
-    steps: Positive
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    steps: Steps
     """Optimiser steps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of parameters and activations; of masters, moments and gradient sums, see `optim.precision`.
     `auto` is bf16 where the hardware multiplies it, else fp32."""
     model: ModelConfig
-    spans: dict[str, SpansConfig] = Field(default_factory=dict)
+    spans: dict[Modality, SpansConfig] = Field(default_factory=dict)
     """How the spans of each modality are chosen."""
     data: DataConfig
     storage: StorageConfig = Field(default_factory=StorageConfig)
@@ -163,7 +168,7 @@ class RunConfig(Config):
     """Checkpoint that supplies all first weights, as for finetuning."""
     lora: LoraConfig | None = None
     """Train low-rank adapters and keep the rest fixed; needs `init_from`."""
-    collective_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    collective_timeout_seconds: Annotated[float, Field(ge=1, le=MOST_SECONDS)] = 600.0
     """How long a rank may wait for the slowest one."""
 
     @model_validator(mode="after")
@@ -338,6 +343,11 @@ def _faults(config: RunConfig) -> list[str]:
         (
             config.lora is not None and config.init_from is None,
             "lora: needs init_from, a checkpoint whose weights the adapters bend",
+        ),
+        (
+            config.lora is not None and config.lora.rank > decoder.width,
+            f"lora.rank: {config.lora and config.lora.rank} is more than model.decoder.width "
+            f"({decoder.width}): no layer has so many directions",
         ),
     ]
     needs_whole = {

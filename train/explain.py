@@ -73,6 +73,9 @@ def explain(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
             return _wrong_kind(where, given, [kind for each in members for kind in _kinds(each)])
         case "model_type" | "model_attributes_type" | "dict_type":
             message = "must hold keys and values"
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            ((_, bound),) = fault["ctx"].items()
+            message = f"{message.rpartition(' ')[0]} {bound:,}"
         case "int_type" if isinstance(given, str) and given.replace("_", "").isdecimal():
             message += " without _"
         case _:
@@ -95,27 +98,28 @@ def _located(
         if kind is None and any(map(_kinds, members)):
             members, kind = [each for each in members if part in _kinds(each)], str(part)
             continue
-        path.append(name if (name := str(part)).isprintable() else repr(name)[1:-1])
+        name = str(part)
+        path.append(name if name and name.isprintable() else repr(name))
         members = [found for each in members for found in _children(each, part)]
         kind, section_kind = None, kind
     return tuple(path), section_kind, members
 
 
 def _wrong_kind(where: str, section: Any, kinds: Sequence[str]) -> str:
-    named = ", ".join(kinds)
+    named = " or ".join(kinds)
     if KIND in section:
         given = shortened(str(section[KIND]), 80)
         near = get_close_matches(given, kinds, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {named}"
+        hint = f"did you mean {near[0]}?" if near else f"say {named}"
         return f"{where}.{KIND}: there is no kind {given}; {hint}"
     if near := get_close_matches(KIND, section, n=1):
         return f"{where}.{near[0]}: no such key; did you mean {where}.{KIND}?"
-    return f"{where}.{KIND}: is missing: say one of {named}"
+    return f"{where}.{KIND}: is missing: say {named}"
 
 
 def _suggestion(model: type[BaseModel], path: Key, kind: str | None) -> str:
     *above, key = path
-    key = shortened(key, 80)
+    key = shortened(key, 80).lower()
     keys = _keys(model)
     siblings = [
         found[-1]

@@ -3,14 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from torch import nn
 
 from model.attention import SpanSelfAttention
 from model.block import Block
-from model.config import Config
+from model.config import Config, Depth, Heads, HiddenWidth, Width
 from model.layers import Layers
 from model.recompute import Recompute
 
@@ -68,11 +67,11 @@ class EncoderKind(Config):
 
     kind: Any
     """Its name, which no other has."""
-    width: Annotated[int, Field(ge=8)]
+    width: Width
     """E, channels of its vectors."""
-    num_layers: Annotated[int, Field(ge=1)]
-    heads: Annotated[int, Field(ge=1)]
-    feed_forward: Annotated[int, Field(ge=8)]
+    num_layers: Depth
+    heads: Heads
+    feed_forward: HiddenWidth
 
     @property
     @abstractmethod

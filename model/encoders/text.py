@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.attention import SpanGrid
 from model.batch import PackedSpans
 from model.block import run_block
-from model.config import PathText
+from model.config import Dropout, PathText, Tokens
 from model.encoders.protocol import EncoderKind, SpanLoad, Stack
 from model.layers import Layers, normal
 from model.recompute import Recompute
@@ -26,15 +26,15 @@ class TextEncoderConfig(EncoderKind):
     """Shape of the text encoder, and what of it trains."""
 
     kind: Literal["text"] = "text"
-    max_tokens: Annotated[int, Field(ge=2)]
+    max_tokens: Annotated[Tokens, Field(ge=2)]
     """Longest span, its start token included."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: Dropout = 0.1
     """Share of the embedding and of each residual branch dropped in training."""
-    start_token: Annotated[int, Field(ge=0)] = 0
+    start_token: Annotated[int, Field(ge=0, lt=2**24)] = 0
     """Token that opens each span; its output is dropped. `<s>` of our tokenizers."""
     init_from: PathText | None = None
     """Checkpoint whose text encoder supplies the first weights."""
-    trainable_layers: Annotated[int, Field(ge=0)] | None = None
+    trainable_layers: Annotated[int, Field(ge=0, le=2**12)] | None = None
     """Train only the last this many layers; needs `init_from`. Default: all, or 2 with
     `init_from`, as the paper does (MetaLM §3.2)."""
 

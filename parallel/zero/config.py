@@ -11,6 +11,8 @@ from model.config import Config, PathText
 
 Precision = Literal["fp32", "bf16"]
 
+MOST_ELEMENTS = 2**40
+
 
 class Sharding(Enum):
     """Where the full-precision weights and the moments live."""
@@ -29,12 +31,12 @@ class ZeroConfig(Config):
     stage: Literal[0, 1, 2, 3] = 1
     """What each rank holds only a share of: nothing (0), optimiser state (1), gradients too (2),
     parameters too (3)."""
-    bucket_elements: Annotated[int, Field(gt=0)] = 50_000_000
+    bucket_elements: Annotated[int, Field(gt=0, le=MOST_ELEMENTS)] = 50_000_000
     """Elements sent in one collective call, and at stage 3 about as many are updated at a time;
     larger is faster and takes more memory."""
-    persist_parameters_below: Annotated[int, Field(ge=0)] = 10_000
+    persist_parameters_below: Annotated[int, Field(ge=0, le=MOST_ELEMENTS)] = 10_000
     """Stage 3 keeps parameters of at most this many elements whole on every rank."""
-    live_elements: Annotated[int, Field(ge=0)] = 1_000_000_000
+    live_elements: Annotated[int, Field(ge=0, le=MOST_ELEMENTS)] = 1_000_000_000
     """Stage 3 keeps about this many elements of gathered parameters at a time, so that one used
     again soon is not gathered twice; smaller saves memory."""
     offload_directory: PathText | None = None

@@ -1,15 +1,19 @@
 """How files and overrides become a configuration, and how faults are told."""
 
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
 
 from tests.train.runs import TINY_RUN
 from train.config import RunConfig
 from train.config_files import Files, load
 from train.errors import ConfigError
+from train.explain import _members
 from train.prepare import stored_config
 from train.run_directory import RunDirectory
 
@@ -40,7 +44,9 @@ OVERRIDES = [
     ("\udce9=1", "\\udce9: is no key"),
     ("run_directory=runs/a #1", "line 1, column 8: a comment begins here: put the whole value"),
     ("name=@here", "name: cannot read '@here' as a YAML value: line 1, column 1: is not YAML"),
-    ('optim={"lr\\n": 1}', "optim.lr\\n: no such key; did you mean optim.lr?"),
+    ('optim={"lr\\n": 1}', "optim.'lr\\n': no such key"),
+    ("optim.LR=1", "optim.LR: no such key; did you mean optim.lr?"),
+    ("optim.eps=0", "optim.eps: input should be greater than or equal to 1e-20 (got 0)"),
     ("steps=", "steps: input should be a valid integer (got None)"),
     ("steps.x=1", "steps: input should be a valid integer"),
     ("optim=1", "optim: must hold keys and values (got 1)"),
@@ -55,7 +61,7 @@ OVERRIDES = [
     (f"spans.{250_000 * 'a'}.kind=random", "spans.aaa"),
     (f"spans.text.kind={250_000 * 'a'}", "spans.text.kind: there is no kind aaa"),
     ("spans.text.kind=radnom", "spans.text.kind: there is no kind radnom; did you mean random?"),
-    ("spans.text.kind=5", "spans.text.kind: there is no kind 5; there are random, rules, fixed, "),
+    ("spans.text.kind=5", "spans.text.kind: there is no kind 5; say random or rules or fixed or"),
     ("spans.text.kind=[random]", "spans.text.kind: there is no kind ['random']; did you mean"),
     (
         "model.encoders.text.encoder.kind=txt",
@@ -63,7 +69,7 @@ OVERRIDES = [
     ),
     (
         "model.encoders.text.connector={num_layers: 3}",
-        "model.encoders.text.connector.kind: is missing: say one of linear, mlp",
+        "model.encoders.text.connector.kind: is missing: say linear or mlp",
     ),
     (
         "model.encoders.text.connector={knid: mlp}",
@@ -160,3 +166,34 @@ def test_a_damaged_stored_configuration_is_named(tmp_path: Path, content: bytes)
     with pytest.raises(ConfigError, match=str(directory.config)) as error:
         stored_config(directory)
     assert len(str(error.value).splitlines()) == 1
+
+
+def numbers(annotation: Any, above: str = "") -> Iterator[tuple[str, type[int] | type[float]]]:
+    """Every number of a configuration that stands alone, as its key, with its type."""
+    for member in _members(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            for name, field in member.model_fields.items():
+                yield from numbers(field.annotation, f"{above}.{name}".lstrip("."))
+        elif get_origin(member) is dict:
+            named = {"data.sources": "a"}.get(above, "text")
+            yield from numbers(get_args(member)[1], f"{above}.{named}")
+        elif member in (int, float):
+            yield above, member
+
+
+KINDS = {
+    "spans.text.which": ["spans.text={kind: rules, which: first}"],
+    "data.sources": ["data.corpus=null", "data.sources={a: {corpus: x}}"],
+    "data.span_capacity": ["data.span_capacity={text: {tokens: 4, spans: 1}}"],
+    "lora": ["init_from=x", "lora={}"],
+    "connector": ["model.encoders.text.connector={kind: mlp}"],
+}
+
+
+@pytest.mark.parametrize(("key", "kind"), sorted(set(numbers(RunConfig)), key=str))
+def test_senseless_sizes_are_refused(key: str, kind: type) -> None:
+    makes_room = [argument for part in KINDS if part in key for argument in KINDS[part]]
+    halves = ("0.5",) if kind is int else ()
+    for value in (-(10**30), -1, 10**30, "1e300", ".nan", ".inf", "-.inf", "true", "''", *halves):
+        told = faults(*makes_room, f"{key}={value}")
+        assert told[0].startswith(f"{key}: input should be"), told

@@ -104,7 +104,7 @@ MISTAKES = [
         "1 of 2 layers would train and the rest stay random",
     ),
     (["spans.image={kind: random}"], "spans.image: there is no encoder model.encoders.image"),
-    (["spans.text.kind=whole"], "spans.text.kind: there is no kind whole; there are random, rules"),
+    (["spans.text.kind=whole"], "spans.text.kind: there is no kind whole; say random or rules"),
     (["model.encoders.text.encoder.max_tokens=8"], "exceed model.encoders.text.encoder.max_tokens"),
     (["seed=-1"], "seed: input should be greater than or equal to 0"),
     (["optim.lr=.inf"], "optim.lr: input should be a finite number"),
@@ -403,3 +403,15 @@ def test_bad_shard_ends_all_ranks_and_is_named(corpus: Path, tmp_path: Path, dam
     assert "of 2)" in told[0]
     assert ended.code == 2
     assert "Traceback" not in ended.output
+
+
+def test_print_needs_no_launcher_and_says_what_is_not_reached(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spans = "spans.text={kind: random, ratio: 0.75, min_tokens: 500, max_tokens: 500}"
+    arguments = tiny("c", tmp_path, "layout.pipeline=2", "layout.tensor=2", spans)
+    monkeypatch.setattr("sys.argv", ["train", "--print", *arguments])
+    assert command.main() == 0
+    told = capsys.readouterr()
+    assert "note: spans.text.ratio: 0.75 of 64 slots is not reached by spans of 31 to" in told.err
+    assert "pipeline: 2" in told.out

@@ -19,6 +19,8 @@ from train.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
 
+Bounded = Annotated[float, Field(ge=-1e9, le=1e9)]
+
 _MIX: Final = 4
 _STEPS_AT_ONCE: Final = 4_096
 
@@ -28,13 +30,13 @@ class SourceConfig(Config):
 
     corpus: PathText
     """Directory or `s3://bucket/path` that `tools.corpus` wrote."""
-    weight: Annotated[float, Field(ge=0)] | None = None
+    weight: Annotated[float, Field(ge=0, le=1e9)] | None = None
     """Beside the weights of the other sources; 1 where nothing is said."""
-    weight_by_step: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None
+    weight_by_step: list[Annotated[list[Bounded], Field(min_length=2, max_length=2)]] | None = None
     """[step, weight] pairs in rising order; in between, the weight changes evenly."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """How often the run goes through its training documents, spread evenly over the steps."""
-    tokens: Annotated[int, Field(ge=1)] | None = None
+    tokens: Annotated[int, Field(ge=1, le=2**60)] | None = None
     """How many of its tokens the run reads, spread evenly over the steps."""
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ class WatchConfig(Config):
     """W&B project."""
     wandb_entity: str | None = None
     """W&B user or team; null for the account's default."""
-    log_every_steps: int = Field(default=10, ge=1)
+    log_every_steps: int = Field(default=10, ge=1, le=10**9)
     """Steps between two plain progress lines; a line also comes every 10 seconds."""
     progress: bool | None = None
     """A live progress bar (true), plain lines (false), or whichever suits the output (null)."""

@@ -128,10 +128,11 @@ class RandomSpansConfig(TextSpansConfig):
             placed += sum(stop - start for start, stop in spans)
         if placed >= 0.96 * drawn:
             return None
+        ratio = self.largest_ratio
         return (
-            f"ratio: {self.largest_ratio} of {sequence_tokens} slots is not reached by spans of "
-            f"{shortest} to {longest} tokens, which fill about {self.largest_ratio * placed / drawn:.2f} "
-            "of them: lower it, or min_tokens"
+            f"ratio: {ratio} of {sequence_tokens} slots is not reached by spans of {shortest} to "
+            f"{longest} tokens, which fill about {ratio * placed / drawn:.2f} of them: lower it, "
+            "or min_tokens"
         )
 
     def choose(

@@ -8,18 +8,21 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from model.config import MOST_TOKENS
 from model.encoders.protocol import EncoderKind, SpanLoad
 from train.data.sample import Sample
 from train.data.spans.places import NO_SPANS, Spans
 from train.data.spans.text import TextSpansConfig
 from train.data.tokens import SpecialTokens
 
+Slot = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+
 
 class FixedSpansConfig(TextSpansConfig):
     """The same spans in every sequence; for tests and for comparisons on the same tokens."""
 
     kind: Literal["fixed"]
-    ranges: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
+    ranges: list[Annotated[list[Slot], Field(min_length=2, max_length=2)]]
     """Half-open [start, stop] pairs in rising order."""
 
     @model_validator(mode="after")

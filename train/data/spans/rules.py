@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from model.config import Tokens
 from model.encoders.protocol import SpanLoad
 from train.data.sample import Sample
 from train.data.spans.places import NO_SPANS, Range, Spans, generator, places
@@ -29,9 +30,9 @@ class RuleSpansConfig(TextSpansConfig):
     ratio has room for, at random. Segments below `min_tokens` are passed over."""
     ratio: Annotated[float, Field(gt=0, le=0.75)] = 0.5
     """Largest share of a document's tokens in spans: each keeps text that the decoder predicts."""
-    min_tokens: Annotated[int, Field(ge=1)] = 8
+    min_tokens: Tokens = 8
     """Shortest span."""
-    max_tokens: Annotated[int, Field(ge=1)] = 128
+    max_tokens: Tokens = 128
     """Longest span. Of a longer segment, or of one that the ratio has no room for, the encoder
     reads the beginning and the decoder goes on from there."""
 
