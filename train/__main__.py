@@ -24,7 +24,7 @@ from train.config import RunConfig, batch_fault
 from train.config_files import dump, load
 from train.data.spans.at_random import RandomSpansConfig
 from train.dry_run import dry_run
-from train.errors import ConfigError, StorageError, UserError
+from train.errors import ConfigError, StorageError, UserError, named
 from train.exit_status import ExitStatus
 from train.loop import train
 from train.prepare import check
@@ -82,7 +82,10 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from the last checkpoint\n")
         abandon(ExitStatus.INTERRUPTED)
-    except Exception:
+    except Exception as error:
+        if isinstance(lacking := named(error), UserError):
+            complain(lacking)
+            abandon(ExitStatus.MISTAKE)
         traceback.print_exc()
         abandon(ExitStatus.FAULT)
     forget_groups()

@@ -31,3 +31,21 @@ class InUseError(UserError):
 
 class DivergedError(UserError):
     """Loss or gradients are no longer finite; nothing was stepped."""
+
+
+class MemoryExceededError(UserError):
+    """A rank has no memory left for what the configuration asks."""
+
+
+def named(error: Exception) -> Exception:
+    """An error as it is to be told: one of lacking memory says what to do about it."""
+    text = str(error)
+    is_torch = isinstance(error, RuntimeError) and "memory" in text and "allocate" in text
+    if not isinstance(error, MemoryError) and not is_torch:
+        return error
+    asked = next((line for line in text.splitlines() if "allocate" in line), "no memory is left")
+    return MemoryExceededError(
+        f"model, batch: a rank lacks memory ({asked}): lower batch.micro_sequences or "
+        "data.sequence_tokens, set zero.stage=3 or layout.recompute=full, or take more ranks or a "
+        "smaller model; python -m tools.plan says what fits"
+    )

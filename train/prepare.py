@@ -28,7 +28,7 @@ from train.config_files import differences, dump, from_stored, read_file
 from train.data.collate import Collator
 from train.data.plan import Position, StepPlan
 from train.data.sources import Sources
-from train.errors import CheckpointError, RunDirectoryError, StorageError, UserError
+from train.errors import CheckpointError, RunDirectoryError, StorageError, UserError, named
 from train.optim import learning_rate
 from train.run_directory import RunDirectory
 from train.storage.lease import Lease
@@ -135,7 +135,16 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
 
 def agreed(work: Callable[[], Result]) -> Result:
     """What `work` gives on this rank, if it succeeds on all; it must not talk to other ranks."""
-    return on_all_ranks(work, UserError)
+
+    def told() -> Result:
+        try:
+            return work()
+        except Exception as error:
+            if (lacking := named(error)) is not error:
+                raise lacking from error
+            raise
+
+    return on_all_ranks(told, UserError)
 
 
 def checkpoints_of(config: RunConfig, directory: RunDirectory) -> Place:

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from train.build import build_collator, build_model, open_sources
 from train.config import RunConfig
 from train.config_files import from_stored, load
 from train.data.sample import Sample
-from train.errors import CheckpointError, ConfigError, DataError, InUseError
+from train.errors import CheckpointError, ConfigError, DataError, InUseError, UserError
 from train.explain import RENAMED
-from train.prepare import checkpoints_of, claim, leases_of
+from train.prepare import agreed, checkpoints_of, claim, leases_of
 from train.storage.lease import Lease
 
 
@@ -415,3 +416,17 @@ def test_print_needs_no_launcher_and_says_what_is_not_reached(
     told = capsys.readouterr()
     assert "note: spans.text.ratio: 0.75 of 64 slots is not reached by spans of 31 to" in told.err
     assert "pipeline: 2" in told.out
+
+
+@pytest.mark.parametrize(
+    "take", [lambda: torch.empty(2**50), lambda: np.empty(2**50)], ids=["torch", "numpy"]
+)
+def test_too_little_memory_says_what_to_lower(take: Callable[[], Any]) -> None:
+    with pytest.raises(UserError, match=r"lacks memory \(.*allocate.*batch.micro_sequences.*plan"):
+        agreed(take)
+    with pytest.raises(UserError, match="RuntimeError: another"):
+        agreed(lambda: fail(RuntimeError("another")))
+
+
+def fail(error: Exception) -> None:
+    raise error
