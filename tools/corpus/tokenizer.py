@@ -106,8 +106,7 @@ class ReadBack(BaseModel):
         if not facts:
             return ""
         told = f"of {counted(self.texts, 'text')} read back {', '.join(facts)}"
-        for kind in kinds[:1]:
-            name, text, back = self.examples[kind][0]
+        for name, text, back in self.examples.get(kinds[0], [])[:1] if kinds else ():
             told += f"; {text!r} in {name} became {back!r}"
         return told
 

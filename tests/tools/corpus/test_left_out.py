@@ -317,3 +317,11 @@ def test_object_storage(
         "no suffix": {"sub_$folder$"},
         "empty": {"empty.jsonl"},
     }
+
+    for key in ("docs/a.rst", "docs/sub/b.md", "docs/.c.md", "docs/d.pdf"):
+        text = f"The kernel maps {key} and a page of memory for the device."
+        s3.client(s3_lab.environment).put_object(Bucket=s3_lab.bucket, Key=key, Body=text.encode())
+    source = f"prose:s3://{s3_lab.bucket}/docs"
+    out = build(source, "--validation=0", out=tmp_path / "prose", tokenizer=tokenizer)
+    assert set(documents(out)) == {"docs/a.rst", "docs/sub/b.md"}
+    assert left_out(out) == {"hidden": {"docs/.c.md"}, ".pdf": {"docs/d.pdf"}}
