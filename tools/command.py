@@ -35,6 +35,10 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
             try:
                 raise_when_asked()
                 return main(*arguments, **options) or streams.status()
+            except SystemExit as ended:  # argparse has shown its help, or told a mistake
+                if ended.code in (None, 0) and (status := streams.status()):
+                    raise SystemExit(status) from None
+                raise
             except UserError as error:
                 sys.stderr.write(f"{error}\n")
                 return ExitStatus.MISTAKE

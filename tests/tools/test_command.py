@@ -12,11 +12,12 @@ from train.exit_status import ExitStatus
 
 ROOT = Path(__file__).parents[2]
 TALKATIVE = """
-import sys
+import argparse, sys
 from tools.command import command_line
 
 @command_line
 def main():
+    argparse.ArgumentParser().parse_args()
     for number in range(20_000):
         sys.stdout.write(f"{number} ├ \\udc80\\n")
 
@@ -64,6 +65,8 @@ def test_write_json_makes_the_directory(tmp_path: Path) -> None:
         (">/dev/full", 74, "standard output cannot be written (No space left on device)"),
         (">&-", 0, ""),
         (">/dev/full 2>&1", 74, ""),
+        ("--help >/dev/full", 74, "standard output cannot be written"),
+        ("--help >&-", 0, ""),
         ("2>&- >&-", 0, ""),
         ("| (exec <&-; sleep 1)", 0, ""),
     ],

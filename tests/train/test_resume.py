@@ -12,6 +12,7 @@ from tools.ledger import check_run
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
 from train.exit_status import ExitStatus
+from train.preemption import Preemption
 from train.run_directory import RunDirectory, kept_tokenizer
 from train.storage.place import Place
 from train.watch.metrics import Metrics, read_metrics
@@ -28,6 +29,9 @@ def numbers(metrics: Metrics) -> list[tuple[object, ...]]:
         for r in metrics.train
     ]
     return [*train, *((r.step, r.loss, r.scored_tokens) for r in metrics.validation)]
+
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +172,19 @@ def test_ctrl_c_twice_ends_at_once(corpus: Path, tmp_path: Path) -> None:
 def _reached(directory: Path, step: int) -> bool:
     path = RunDirectory(directory).metrics
     return path.exists() and len(read_metrics(path).train) >= step
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_what_was_ignored_stays_ignored(number: signal.Signals) -> None:
+    """As nohup has SIGHUP, and shells SIGINT of what they start in the background."""
+    kept = {each: signal.getsignal(each) for each in signal.Signals if each in STOPPING}
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        preemption = Preemption()
+        signal.raise_signal(number)
+        assert not preemption.requested
+        signal.raise_signal(signal.SIGTERM)
+        assert preemption.requested
+    finally:
+        for each, handler in kept.items():
+            signal.signal(each, handler)
