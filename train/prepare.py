@@ -3,6 +3,7 @@
 What fails on one rank fails on all, with the reason of the first: none is left waiting for another.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -200,13 +201,14 @@ def check(config: RunConfig) -> None:
 
 def leases_of(config: RunConfig, checkpoints: Place) -> list[Lease]:
     """What one process must have, none of which it has yet, to write what a run leaves."""
-    return [
-        Lease(place, instead=f"choose another {key}")
-        for key, place in (
-            ("run_directory", Place.of(config.directory.path)),
-            ("checkpoint.directory", checkpoints),
-        )
-    ]
+    places = {"run_directory": Place.of(config.directory.path), "checkpoint.directory": checkpoints}
+    # By their real names: one directory may serve for both.
+    named = {
+        str(place) if place.is_remote else os.path.realpath(place): (place, key)
+        for key, place in reversed(places.items())
+    }
+    found = reversed(named.values())
+    return [Lease(place, instead=f"choose another {key}") for place, key in found]
 
 
 def claim(config: RunConfig, leases: Sequence[Lease]) -> None:

@@ -287,6 +287,16 @@ def test_directory_in_use(corpus: Path, tmp_path: Path) -> None:
         lease.release()
 
 
+def test_checkpoints_in_the_run_directory_itself(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for name in ("run", "link"):
+        both = leases(corpus, tmp_path / "run", f"checkpoint.directory={tmp_path / name}")
+        claim(config(corpus, tmp_path / "run"), both)
+        assert [lease.file.name for lease in both] == [".lock.1"]
+        assert (tmp_path / "run" / "config.yaml").exists()
+        both[0].release()
+
+
 def leases(corpus: Path, directory: Path, *overrides: str) -> list[Lease]:
     changed = config(corpus, directory, *overrides)
     return leases_of(changed, checkpoints_of(changed, changed.directory))

@@ -14,6 +14,10 @@ SLOW_DOWN = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n\r\n"
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
+NOT_IMPLEMENTED = (
+    b"HTTP/1.1 501 Not Implemented\r\nContent-Type: application/xml\r\nConnection: close\r\n\r\n"
+    b"<Error><Code>NotImplemented</Code><Message>A header you provided.</Message></Error>"
+)
 
 
 @dataclass(frozen=True)

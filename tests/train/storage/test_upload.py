@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.lab_fixtures import S3Lab
-from tests.train.storage.relay import SLOW_DOWN, Fault, relay
+from tests.train.storage.relay import NOT_IMPLEMENTED, SLOW_DOWN, Fault, relay
 from tests.train.storage.wire import CONTENT, OTHER, SIZE, first, lab, store
 from tools.lab import s3
 from train.errors import StorageError
@@ -28,6 +28,20 @@ def test_a_write_goes_on_after_what_can_happen_to_it(lab: S3Lab) -> None:
         writer.write(OTHER)
         assert len(wire.requests) == 4
         assert writer.read() == OTHER
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(answer=NOT_IMPLEMENTED), Fault(cut_after_bytes=40)],
+    ids=["a store that does not know the condition", "a lost answer"],
+)
+def test_a_file_is_written_unless_there_is_one(lab: S3Lab, fault: Fault) -> None:
+    with relay(lab.environment["S3_ENDPOINT_URL"], first(fault)) as wire:
+        place = store(wire.url, f"new-{hash(fault)}", budget_seconds=10.0)
+        place.write_new(OTHER)
+        assert place.read() == OTHER
+        place.write_new(b"another")
+        assert place.read() == OTHER
 
 
 def test_a_slow_write_is_no_fault(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
