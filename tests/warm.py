@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tools.ranks import replace_environment
+from tools.ranks import replace_environment, shorten_sockets
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).parents[1]
 @cache
 def context() -> ForkServerContext:
     """Starts the server, which every process of this context comes from."""
+    shorten_sockets()
     found = multiprocessing.get_context("forkserver")
     if torch.version.cuda is None:
         found.set_forkserver_preload(["tests.imported"])

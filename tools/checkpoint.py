@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from tools.arguments import whole
 from tools.command import command_line
 from train.checkpoint.directory import (
     CHECKPOINTS_NAME,
@@ -41,10 +42,12 @@ def main(arguments: list[str] | None = None) -> int | None:
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("directory", metavar="DIR")
         if name == "prune":
-            command.add_argument("--keep", type=_positive, required=True, help="newest to keep")
+            command.add_argument(
+                "--keep", type=whole(least=1), required=True, help="newest to keep"
+            )
             command.add_argument(
                 "--keep-every-steps",
-                type=_positive,
+                type=whole(least=1),
                 metavar="N",
                 help="keep those whose step is a multiple of N as well",
             )
@@ -174,13 +177,6 @@ def _layout(config: dict[str, Any]) -> str:
     layout = {**layout, "zero": zero.get("stage")}
     told = [f"{key}={value}" for key, value in layout.items() if value is not None]
     return " ".join(told) or "(not stored)"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The door of every command line: one exit status and one way to tell for each kind of end."""
 
-import argparse
 import functools
 import json
 import sys
@@ -8,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from train.errors import StorageError, UserError
+from train.errors import UserError, explained, told
 from train.exit_status import ExitStatus
 from train.preemption import raise_when_asked
-from train.storage.path import local_path as parsed
 from train.watch.streams import lasting_streams
 
 P = ParamSpec("P")
@@ -25,8 +23,9 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
 
     Returns:
         The same, but it ends with an `ExitStatus`: what the user can mend (`UserError`) is told
-        alone and gives `MISTAKE`, as a wrong argument does, and Ctrl-C gives `INTERRUPTED`, with
-        what a `KeyboardInterrupt` says, if it says more. A reader of its output may leave.
+        alone and gives `MISTAKE`, as a wrong argument and what the system refuses (`explained`)
+        do, and Ctrl-C gives `INTERRUPTED`, with what a `KeyboardInterrupt` says, if it says more. A
+        reader of its output may leave.
     """
 
     @functools.wraps(main)
@@ -35,26 +34,25 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
             try:
                 raise_when_asked()
                 return main(*arguments, **options) or streams.status()
-            except SystemExit as ended:  # argparse has shown its help, or told a mistake
-                if ended.code in (None, 0) and (status := streams.status()):
-                    raise SystemExit(status) from None
-                raise
             except UserError as error:
-                sys.stderr.write(f"{error}\n")
+                sys.stderr.write(f"{told(error)}\n")
                 return ExitStatus.MISTAKE
+            except (OSError, MemoryError) as error:
+                if (sentence := explained(error)) is None:
+                    raise
+                sys.stderr.write(f"{sentence}\n")
+                return ExitStatus.MISTAKE
+            except SystemExit as ended:  # argparse has shown its help, or told a mistake
+                if ended.code in (None, 0):
+                    return streams.status()
+                if not isinstance(ended.code, int):
+                    raise
+                return ended.code
             except KeyboardInterrupt as interrupt:
                 sys.stderr.write(f"{str(interrupt) or 'interrupted'}\n")
                 return ExitStatus.INTERRUPTED
 
     return guarded
-
-
-def local_path(text: str) -> Path:
-    """The type of an argument that names a file or directory of this host."""
-    try:
-        return parsed(text)
-    except StorageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def write_json(path: Path, document: object) -> None:

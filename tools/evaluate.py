@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,7 +12,8 @@ from rich.table import Table
 from model.batch import Batch
 from model.loss import Loss
 from model.semicausal import SemiCausal
-from tools.command import command_line, local_path, write_json
+from tools.arguments import output_file, whole
+from tools.command import command_line, write_json
 from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
@@ -104,11 +104,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
     parser.add_argument("--corpus", help="default: the corpus the run was trained on")
-    parser.add_argument("--sequences", type=int, help="default: the whole validation split")
-    parser.add_argument("--out", type=local_path, default=Path("out/evaluate.json"))
+    parser.add_argument(
+        "--sequences", type=whole(least=1), help="default: the whole validation split"
+    )
+    parser.add_argument("--out", type=output_file, default="out/evaluate.json")
     options = parser.parse_args(arguments)
-    if options.sequences is not None and options.sequences < 1:
-        parser.error("--sequences must be at least 1")
     path = resolve(Place.parse(options.checkpoint))
     config = load_config(path).on_corpus(options.corpus)
     sources = open_sources(config)

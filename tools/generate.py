@@ -1,13 +1,13 @@
 """`python -m tools.generate CHECKPOINT --prompt TEXT`: let a trained model continue a text."""
 
 import argparse
-import math
 import sys
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
+from tools.arguments import real, whole
 from tools.command import command_line
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
@@ -26,20 +26,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--prompt",
         required=True,
-        help="text to continue; a part between [[ and ]] is read by the bidirectional encoder",
+        help=r"text to continue; a part between [[ and ]] is read by the bidirectional encoder, "
+        r"\[[ is as it stands",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--top-p", type=float, default=0.0, help="nucleus; 0 (default) is greedy")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-new-tokens", type=whole(least=1), default=64)
+    parser.add_argument(
+        "--top-p", type=real(least=0, most=1), default=0.0, help="nucleus; 0 (default) is greedy"
+    )
+    parser.add_argument("--temperature", type=real(above=0), default=1.0)
+    parser.add_argument("--seed", type=whole(), default=0)
     parser.add_argument("--tokenizer", type=Place.parse, help="default: the one the run kept")
     options = parser.parse_args(arguments)
-    if not 0 <= options.top_p <= 1:
-        parser.error("--top-p must lie between 0 and 1")
-    if options.max_new_tokens < 1:
-        parser.error("--max-new-tokens must be at least 1")
-    if not 0 < options.temperature < math.inf:
-        parser.error("--temperature must be above 0; --top-p 0 is greedy")
     path = resolve(Place.parse(options.checkpoint))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = options.tokenizer or kept_tokenizer(path, read_state(path).model_dump())

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tools.command import command_line, local_path, write_json
+from tools.arguments import local_path, output_file, whole
+from tools.command import command_line, write_json
 from train.build import build_plan
 from train.checkpoint.directory import latest
 from train.checkpoint.restore import read_state
@@ -36,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     proof = commands.add_parser("check", help="prove that every batch was read once, in order")
     proof.set_defaults(action=_check)
     proof.add_argument("run", type=local_path, metavar="RUN", help="run directory")
-    proof.add_argument("--out", type=local_path, help="write the findings as JSON")
+    proof.add_argument("--out", type=output_file, help="write the findings as JSON")
     shown = commands.add_parser("show", help="what a step was made of")
     shown.set_defaults(action=_show)
     shown.add_argument("run", type=local_path, metavar="RUN", help="run directory")
-    shown.add_argument("--step", type=int, required=True)
+    shown.add_argument("--step", type=whole(least=1), required=True)
     for command in (proof, shown):
         command.add_argument(
             "--corpus", help="where the data lie now, if they were moved (one source only)"

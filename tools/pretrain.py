@@ -34,7 +34,8 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from tools.command import command_line, local_path, write_json
+from tools.arguments import output_file, real
+from tools.command import command_line, write_json
 from tools.lab.daemons import free_ports
 from train.config import RunConfig
 from train.config_files import load
@@ -106,9 +107,9 @@ SMALL_BYTES: Final = 1 << 20
 def main(arguments: list[str] | None = None) -> int | None:
     """Build, measure, train, report; the exit status of the first command that fails."""
     parser = argparse.ArgumentParser(prog="python -m tools.pretrain", description=__doc__)
-    parser.add_argument("--started", type=float, default=time.time(), help="Unix seconds")
-    parser.add_argument("--minutes", type=float, default=6.0, help="what training may take")
-    parser.add_argument("--out", type=local_path, default=Path("out/pretrain.json"))
+    parser.add_argument("--started", type=real(), default=time.time(), help="Unix seconds")
+    parser.add_argument("--minutes", type=real(above=0), default=6.0, help="what training may take")
+    parser.add_argument("--out", type=output_file, default="out/pretrain.json")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args(arguments)
     overrides: list[str] = options.overrides

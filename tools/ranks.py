@@ -22,13 +22,21 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any, Final, TypeVar
+
+from train.errors import UserError
 
 Result = TypeVar("Result")
 
 START_SECONDS: Final = 15.0
 """What each rank adds to the first call's limit, for which everything may have to be imported."""
+
+MOST_DIRECTORY_BYTES: Final = 64
+"""A socket's path may have 107, and multiprocessing adds up to 40."""
+
+SHORT_DIRECTORIES: Final = ("/tmp", "/var/tmp", "/dev/shm")
 
 GRACE_SECONDS: Final = 3.0
 """How long the other ranks may still answer once one has failed."""
@@ -49,6 +57,25 @@ def run_ranks(
     """Calls `work(*arguments)` on fresh ranks, see `RankPool.run`; returns what rank 0 returned."""
     with RankPool(ranks, threads=threads, cuda=cuda) as pool:
         return pool.run(work, *arguments, timeout_seconds=timeout_seconds)[0]
+
+
+def shorten_sockets() -> None:
+    """Has multiprocessing keep its sockets where their paths fit, if `TMPDIR` is too long.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    usual = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) <= MOST_DIRECTORY_BYTES:
+        return
+    usable = [path for path in SHORT_DIRECTORIES if os.access(path, os.W_OK | os.X_OK)]
+    if not usable:
+        raise UserError(f"TMPDIR is too long for sockets: {tempfile.gettempdir()}; shorten it")
+    tempfile.tempdir = usable[0]
+    try:
+        get_temp_dir()  # which is kept, and inherited by processes
+    finally:
+        tempfile.tempdir = usual
 
 
 class RankPool(contextlib.AbstractContextManager["RankPool"]):
@@ -136,6 +163,7 @@ class RankPool(contextlib.AbstractContextManager["RankPool"]):
         self._processes, self._pipes = [], []
 
     def _start(self) -> None:
+        shorten_sockets()
         directory = tempfile.TemporaryDirectory(prefix="ranks-")
         self._directory = self._opened.enter_context(directory)
         for rank in range(self._num_ranks):
@@ -238,6 +266,8 @@ def _serve(
         try:
             work, arguments = pickle.loads(request)
             answer = pickle.dumps((True, work(*arguments)))
+        except UserError as error:
+            answer = pickle.dumps((False, f"{error}\n"))
         except BaseException:
             answer = pickle.dumps((False, traceback.format_exc()))
         sys.stdout.flush()

@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tools.command import command_line, local_path
+from tools.arguments import local_path, output_file
+from tools.command import command_line
 from train.run_directory import RunDirectory
 from train.watch.report import write_report
 
@@ -14,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the report and prints its path."""
     parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__)
     parser.add_argument("run", type=local_path, help="directory of the run")
-    parser.add_argument("--out", type=local_path, help="file to write (default: RUN/report.html)")
+    parser.add_argument("--out", type=output_file, help="file to write (default: RUN/report.html)")
     options = parser.parse_args(arguments)
     sys.stdout.write(f"{write_report(RunDirectory(options.run), out=options.out)}\n")
 

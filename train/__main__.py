@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import torch
@@ -24,7 +24,7 @@ from train.config import RunConfig, batch_fault
 from train.config_files import dump, load
 from train.data.spans.at_random import RandomSpansConfig
 from train.dry_run import dry_run
-from train.errors import ConfigError, StorageError, UserError, named
+from train.errors import ConfigError, StorageError, UserError, explained, named, told
 from train.exit_status import ExitStatus
 from train.loop import train
 from train.prepare import check
@@ -35,7 +35,7 @@ from train.watch.streams import PATIENCE_SECONDS, Streams, lasting_streams
 IMPORTED = time.perf_counter()
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments, and do as they say."""
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="FILE.yaml|key=value")
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="build all, run one batch, report")
     # Launchers add it in either spelling; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(arguments)
     with lasting_streams(patience_seconds=PATIENCE_SECONDS) as streams:
         return run(options, streams)
 
@@ -70,6 +70,10 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
         world = join(timeout_seconds=config.collective_timeout_seconds)
     except (LaunchError, UserError) as error:
         return complain(error)
+    except (OSError, MemoryError) as error:
+        if (sentence := explained(error)) is None:
+            raise
+        return complain(UserError(sentence))
     try:
         if options.dry_run:
             code = dry_run(config, world)
@@ -152,9 +156,9 @@ def _local_faults(config: RunConfig) -> Iterator[str]:
 def complain(error: LaunchError | UserError) -> int:
     """Print the message alone; the exit status of a mistake that the user can mend."""
     if isinstance(error, ConfigError):
-        say(str(error))
+        say(told(error))
     else:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{told(error)}\n")
     return ExitStatus.MISTAKE
 
 

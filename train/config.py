@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from model.config import Config, PathText, Tokens
 from model.encoders.protocol import SpanLoad
@@ -19,6 +19,7 @@ from train.data.pack import Pack
 from train.data.spans.kinds import SpansConfig
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.scoring import Unscored
+from train.errors import ConfigError
 from train.optim import MOST_STEPS, OptimConfig
 from train.run_directory import RunDirectory
 from train.storage.config import MOST_SECONDS, StorageConfig
@@ -188,9 +189,17 @@ class RunConfig(Config):
         return self.optim.schedule_steps or self.steps
 
     def on_corpus(self, corpus: str | None) -> Self:
-        """The same, but reading one corpus in place of its sources; unchanged for None."""
+        """The same, but reading one corpus in place of its sources; unchanged for None.
+
+        Raises:
+            ConfigError: nothing can have such a name.
+        """
         if corpus is None:
             return self
+        try:
+            SourceConfig(corpus=corpus)
+        except ValidationError:
+            raise ConfigError(f"{corpus!r} cannot be the name of a corpus: name another") from None
         data = self.data.model_copy(update={"corpus": corpus, "sources": {}})
         return self.model_copy(update={"data": data})
 

@@ -135,6 +135,9 @@ def read_file(path: Path, *, is_stored: bool = False) -> Tree:
         ConfigError: it cannot be read, or holds something else.
     """
     try:
+        # One without a name is the output of a command: `<(…)` in a shell.
+        if path.is_fifo() and path.parts[:2] not in (("/", "dev"), ("/", "proc")):
+            raise ConfigError(f"{path}: is a named pipe, which may never answer: name a file")
         with os.fdopen(open_file(path), "rb") if is_stored else path.open("rb") as file:
             document = parse(file.read(MOST_BYTES + 1))
     except FileNotFoundError:

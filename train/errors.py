@@ -1,5 +1,35 @@
 """The few errors that a user can cause. Each message says what to change."""
 
+import errno
+import re
+from typing import Final
+
+_LONG_WORD: Final = re.compile(r"(\S{300})\S+")
+
+_ANOTHER: Final = "name another, or change its permissions"
+_ROOM: Final = "make room there, or name another place"
+
+_REMEDIES: Final = {
+    errno.EACCES: _ANOTHER,
+    errno.EPERM: _ANOTHER,
+    errno.EROFS: "name a place that can be written",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "what it should lie in is a file: name another",
+    errno.EEXIST: "name another",
+    errno.ELOOP: "a link leads back to itself: name what it should mean",
+    errno.ENAMETOOLONG: "name a shorter one",
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EMFILE: "allow this process more open files (ulimit -n)",
+    errno.ENFILE: "allow this host more open files",
+    errno.EIO: "its disk fails: name a place on another",
+    errno.ESTALE: "mount its file system again",
+    errno.ENXIO: "name a file",
+}
+"""What a user can do where the system refuses. A missing file is not among them: whoever opens one
+that a user named says so, and any other is a fault of ours."""
+
 
 class UserError(Exception):
     """Something the user can mend; commands print the message alone and exit with status 2."""
@@ -49,3 +79,18 @@ def named(error: Exception) -> Exception:
         "data.sequence_tokens, set zero.stage=3 or layout.recompute=full, or take more ranks or a "
         "smaller model; python -m tools.plan says what fits"
     )
+
+
+def told(error: BaseException | str) -> str:
+    """What an error says, without words so long that nobody reads them."""
+    return _LONG_WORD.sub(r"\1…", str(error))
+
+
+def explained(error: OSError | MemoryError) -> str | None:
+    """What the system refuses, with the remedy, in a sentence; None for what no user can mend."""
+    if isinstance(error, MemoryError):
+        return "there is too little memory for this: ask for less at a time, or use a larger host"
+    if error.errno not in _REMEDIES:
+        return None
+    name = error.filename if isinstance(error.filename, str) else "a file"
+    return _LONG_WORD.sub(r"\1…", f"{name}: {error.strerror}; {_REMEDIES[error.errno]}")

@@ -5,12 +5,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from rich.console import Console
 
+from tools.arguments import output_file
 from tools.bench import (
     building,
     causal,
@@ -26,7 +26,7 @@ from tools.bench import (
 from tools.bench.loading.case import from_shards
 from tools.bench.rounds import Findings
 from tools.bench.shapes import Plan
-from tools.command import command_line, local_path
+from tools.command import command_line
 from tools.ranks import RanksFailed, run_ranks
 from train.errors import UserError
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     parser.set_defaults(plan=shapes.FULL)
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help=", ".join(CASES))
-    parser.add_argument("--out", type=local_path, default=Path("out/bench.json"))
+    parser.add_argument("--out", type=output_file, default="out/bench.json")
     options = parser.parse_args(arguments)
     plan: Plan = options.plan
     chosen: list[str] = options.only or list(CASES)
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[red]other processes keep {load:.1f} cores busy: measure when they rest[/]")
     started = time.perf_counter()
     findings: dict[str, Findings] = {}
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     for name in chosen:
         case = CASES[name]
         console.print(f"{name}: {case.about} ...")
@@ -112,12 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RanksFailed as error:
             # What the others found stands.
             sys.stderr.write(f"{name}: {error}\n")
-            failed.append(name)
+            failed[name] = str(error)
     if not findings:
         return 1
     seconds = time.perf_counter() - started
     report.show(console, findings)
-    report.write(options.out, findings, plan=plan, load=load, seconds=seconds)
+    report.write(options.out, findings, failed=failed, plan=plan, load=load, seconds=seconds)
     console.print(f"{seconds / 60:.1f} minutes; {options.out} holds the numbers", highlight=False)
     return 1 if failed else 0
 

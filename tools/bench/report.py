@@ -154,9 +154,15 @@ def medians(findings: Iterable[Findings]) -> dict[str, float]:
 
 
 def write(
-    path: Path, findings: Mapping[str, Findings], *, plan: Plan, load: float, seconds: float
+    path: Path,
+    findings: Mapping[str, Findings],
+    *,
+    failed: Mapping[str, str],
+    plan: Plan,
+    load: float,
+    seconds: float,
 ) -> None:
-    """Write `ratios`, `machine` with its load before the bench, and what each case rests on."""
+    """Write `ratios`, `machine` with its load before, what cases rest on, and why some failed."""
     machine = {
         "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -175,6 +181,7 @@ def write(
         "machine": machine,
         "plan": plan.name,
         "seconds_total": seconds,
+        "failed": dict(failed),
         "cases": {case: {"case": case} | asdict(found) for case, found in findings.items()},
     }
     write_json(path, document)

@@ -15,12 +15,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, get_args
 
 from rich.console import Console
 
-from tools.command import command_line, local_path
+from tools.arguments import local_path, output_file, real, whole
+from tools.command import command_line
 from tools.corpus import build, cost, left_out, show, stats, verify
 from tools.corpus.documentation import (
     PACKAGES,
@@ -189,22 +189,15 @@ def _cost(options: argparse.Namespace, console: Console) -> None:
 
 
 def mebibytes(told: str) -> int:
-    """The bytes of a number of mebibytes.
-
-    Raises:
-        ArgumentTypeError: it is no size of a part of a disk.
-    """
-    size = float(told) * 2**20
-    if not 1 <= size < 2**60:
-        raise argparse.ArgumentTypeError(f"{told} is not above 0 and finite")
-    return int(size)
+    """The bytes of a number of mebibytes."""
+    return int(real(least=2**-20, most=2**40)(told) * 2**20)
 
 
 _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "sources": {"nargs": "*", "metavar": "SOURCE", "help": "see below"},
     "out": {"metavar": "OUT", "help": "directory, or s3://bucket/path"},
     "corpus": {"metavar": "CORPUS", "help": "directory, or s3://bucket/path"},
-    "--batch-sequences": {"type": int, "default": 256, "metavar": "N"},
+    "--batch-sequences": {"type": whole(), "default": 256, "metavar": "N"},
     "--cache": {"type": local_path, "metavar": "DIRECTORY", "help": "keeps downloaded packages"},
     "--corpus": {"required": True, "help": "whose tokenizer and documents to use"},
     "--dedup": {
@@ -213,41 +206,41 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
         "or nearly equal",
     },
     "--dedup-permutations": {
-        "type": int,
+        "type": whole(),
         "default": Dedup.permutations,
         "metavar": "N",
         "help": "of minhash (default %(default)s)",
     },
     "--dedup-threshold": {
-        "type": float,
+        "type": real(),
         "default": Dedup.threshold,
         "metavar": "SHARE",
         "help": "of five-word sequences in common, for minhash (default %(default)s)",
     },
-    "--epochs": {"type": float, "default": 1.0, "metavar": "N", "help": "default 1"},
-    "--hosts": {"type": int, "default": 1, "metavar": "N", "help": "that download"},
+    "--epochs": {"type": real(), "default": 1.0, "metavar": "N", "help": "default 1"},
+    "--hosts": {"type": whole(), "default": 1, "metavar": "N", "help": "that download"},
     "--id": {"metavar": "ID", "help": "of a document; reads all before it"},
     "--id-field": {"metavar": "NAME", "help": "default: file and row"},
     "--licence": {"action": "append", "default": [], "metavar": "NAME=SPDX", "help": "of a source"},
-    "--limit-megabytes": {"type": float, "metavar": "N", "help": "of documentation to train on"},
+    "--limit-megabytes": {"type": real(above=0), "metavar": "N", "help": "of documentation"},
     "--media": {"action": "store_true", "help": "store payloads whatever the first rows show"},
-    "--number": {"type": int, "metavar": "N", "help": "from 0 (default 0)"},
-    "--out": {"type": local_path, "default": Path("stats.html"), "help": "default stats.html"},
+    "--number": {"type": whole(), "metavar": "N", "help": "from 0 (default 0)"},
+    "--out": {"type": output_file, "default": "stats.html", "help": "default stats.html"},
     "--part-mebibytes": {
         "type": mebibytes, "metavar": "N", "help": "input that a process handles at once",
     },
-    "--passage-tokens": {"type": int, "default": 64, "help": "longest passage (default 64)"},
-    "--price-per-gb-egress": {"type": float, "metavar": "PRICE"},
-    "--price-per-gb-month": {"type": float, "metavar": "PRICE"},
-    "--random": {"type": int, "metavar": "K", "help": "as many, drawn at random"},
-    "--samples": {"type": int, "default": 4000, "help": "for training (default 4000)"},
-    "--seed": {"type": int, "default": 0, "help": "of --random (default 0)"},
-    "--sequence-tokens": {"type": int, "default": 2048, "metavar": "S"},
+    "--passage-tokens": {"type": whole(), "default": 64, "help": "longest passage (default 64)"},
+    "--price-per-gb-egress": {"type": real(), "metavar": "PRICE"},
+    "--price-per-gb-month": {"type": real(), "metavar": "PRICE"},
+    "--random": {"type": whole(least=1), "metavar": "K", "help": "as many, drawn at random"},
+    "--samples": {"type": whole(), "default": 4000, "help": "for training (default 4000)"},
+    "--seed": {"type": whole(), "default": 0, "help": "of --random (default 0)"},
+    "--sequence-tokens": {"type": whole(), "default": 2048, "metavar": "S"},
     "--shard-mebibytes": {
         "type": mebibytes, "metavar": "N", "help": "default 64; 4 for documentation alone",
     },
     "--skip-bad": {
-        "type": int, "default": 0, "metavar": "N", "help": "leave out up to N bad documents",
+        "type": whole(), "default": 0, "metavar": "N", "help": "leave out up to N bad documents",
     },
     "--split": {"metavar": "NAME", "help": "default: the first, train"},
     "--text-field": {"default": "text", "metavar": "NAME", "help": "default text"},
@@ -258,22 +251,22 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
         "metavar": "CORPUS",
         "help": "take a corpus's tokenizer",
     },
-    "--tokens": {"type": float, "metavar": "N", "help": "budget, such as 30e9"},
-    "--tokens-per-second": {"type": float, "metavar": "N", "help": "of all GPUs"},
+    "--tokens": {"type": real(), "metavar": "N", "help": "budget, such as 30e9"},
+    "--tokens-per-second": {"type": real(), "metavar": "N", "help": "of all GPUs"},
     "--validation": {
-        "type": float,
+        "type": real(),
         "metavar": "SHARE",
         "help": f"of documents (default {DEFAULT_VALIDATION}; documentation is always split by "
         f"{VALIDATION_SHARE})",
     },
-    "--validation-samples": {"type": int, "default": 300, "help": "for validation (default 300)"},
+    "--validation-samples": {"type": whole(), "default": 300, "help": "default 300"},
     "--vocabulary": {
-        "type": int,
+        "type": whole(),
         "metavar": "N",
         "help": f"train a tokenizer of N entries (default {DEFAULT_VOCABULARY})",
     },
     "--workers": {
-        "type": int,
+        "type": whole(),
         "default": len(os.sched_getaffinity(0)),
         "metavar": "N",
         "help": "processes (default: one for each core)",

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from train.errors import DataError
+from train.storage.path import user_cache
 
 DOWNLOAD_TIMEOUT_SECONDS: Final = 300.0
 
 
 def package_cache() -> Path:
     """Where downloaded packages are kept, so that a second build needs no network."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "semicausal" / "packages"
+    return user_cache("packages")
 
 
 def obtain(name: str, *, cache: Path, report: Callable[[str], None]) -> tuple[Path, str]:
@@ -138,7 +138,7 @@ def _download(name: str, scratch: Path) -> Path:
         raise DataError(
             f"Could not download the Debian package {name} ({reason}). Check the network and the "
             f"mirror in /etc/apt, or put its .deb and a .sha256 beside it into "
-            f"{package_cache() / name}, or name a directory of text as prose:DIRECTORY."
+            f"{scratch.parent}, or name a directory of text as prose:DIRECTORY."
         )
     return found[0]
 

@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, forkserver
 from typing import Any, Final, TypeVar
 
+from tools.ranks import shorten_sockets
 from train.errors import DataError
 
 Task = TypeVar("Task")
@@ -57,6 +58,7 @@ def spread(
         for task in tasks:
             yield task, worker(task, report)
         return
+    shorten_sockets()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOAD])
     counts = context.SimpleQueue()

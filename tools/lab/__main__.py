@@ -12,7 +12,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from tools.command import command_line, local_path
+from tools.arguments import local_path, whole
+from tools.command import command_line
 from tools.lab import s3, slurm
 from tools.lab.daemons import LabError, Record
 
@@ -40,12 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 help="default: %(default)s",
             )
             if action == "up" and name == "slurm":
-                command.add_argument("--nodes", dest="num_nodes", type=int, default=2)
                 command.add_argument(
-                    "--cpus", dest="num_cpus", type=int, default=2, help="CPUs a node claims"
+                    "--nodes", dest="num_nodes", type=whole(least=1, most=1000), default=2
+                )
+                command.add_argument(
+                    "--cpus",
+                    dest="num_cpus",
+                    type=whole(least=1, most=1024),
+                    default=2,
+                    help="CPUs a node claims",
                 )
             if action == "up" and name == "s3":
-                command.add_argument("--port", type=int, default=0, help="default: any free port")
+                command.add_argument(
+                    "--port", type=whole(most=65_535), default=0, help="default: any free port"
+                )
                 command.add_argument("--bucket", help="create this bucket")
     options = vars(parser.parse_args(arguments))
     name, action = options.pop("service"), options.pop("action")

@@ -58,11 +58,18 @@ class Record(BaseModel):
 
     @classmethod
     def load(cls, directory: Path) -> Self | None:
-        """Read the record of `directory`; None where no lab was ever started."""
+        """Read the record of `directory`; None where no lab was ever started.
+
+        Raises:
+            LabError: it is damaged.
+        """
         path = directory / RECORD_NAME
         if not path.exists():
             return None
-        return cls.model_validate({"directory": directory, **json.loads(path.read_text())})
+        try:
+            return cls.model_validate({"directory": directory, **json.loads(path.read_bytes())})
+        except (ValueError, TypeError):
+            raise LabError(f"{path} is no record of a lab: choose another --directory") from None
 
     @classmethod
     def running(cls, directory: Path) -> Self | None:

@@ -6,8 +6,8 @@ written: the node names are known to Slurm alone and need no entry in `/etc/host
 node's `NodeAddr` is 127.0.0.1 (programs that need an address ask `scontrol show node`).
 """
 
-import getpass
 import os
+import pwd
 import socket
 import subprocess
 import time
@@ -106,6 +106,12 @@ def up(directory: Path, *, num_nodes: int = 2, num_cpus: int = 2) -> Record:
                 "take it down first"
             )
         return record
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise LabError(
+            f"user {os.getuid()} has no name, which Slurm asks for: start it as one who has"
+        ) from None
     names = ("munged", "slurmctld", "slurmd", "scontrol", "sinfo")
     programs = {name: find_program(name, install_hint=INSTALL_HINT) for name in names}
     munge = directory / "munge.socket"
@@ -117,7 +123,7 @@ def up(directory: Path, *, num_nodes: int = 2, num_cpus: int = 2) -> Record:
     environment = {"SLURM_CONF": str(directory / "slurm.conf")}
     record = Record(directory=directory, settings=settings, environment=environment)
     record.begin()
-    _configure(directory, num_nodes=num_nodes, num_cpus=num_cpus)
+    _configure(directory, user=user, num_nodes=num_nodes, num_cpus=num_cpus)
 
     def launch(name: str, *arguments: str) -> None:
         record.start([programs[name], *arguments], log=f"{name}.out")
@@ -146,7 +152,7 @@ def up(directory: Path, *, num_nodes: int = 2, num_cpus: int = 2) -> Record:
     return record
 
 
-def _configure(directory: Path, *, num_nodes: int, num_cpus: int) -> None:
+def _configure(directory: Path, *, user: str, num_nodes: int, num_cpus: int) -> None:
     for name in ("state", "run"):
         (directory / name).mkdir()
     key = directory / "munge.key"
@@ -160,7 +166,7 @@ def _configure(directory: Path, *, num_nodes: int, num_cpus: int) -> None:
         nodes.append(NODE.format(index=index, host=host, port=port, cpus=num_cpus))
     text = CONFIGURATION.format(
         host=host,
-        user=getpass.getuser(),
+        user=user,
         directory=directory,
         controller_port=controller_port,
         first_job_id=1 + int.from_bytes(os.urandom(2)),

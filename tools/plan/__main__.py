@@ -8,6 +8,7 @@ whatever it says.
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-from tools.command import command_line, local_path
+from tools.arguments import local_path, output_file, whole
+from tools.command import command_line
 from tools.plan.machines import (
     GIB,
     KINDS,
@@ -25,7 +27,6 @@ from tools.plan.machines import (
     calibration_path,
     nominal,
     read_machine,
-    require_writable,
 )
 from tools.plan.search import Plan, all_plans
 from tools.plan.table import console, layout_words, show
@@ -33,9 +34,11 @@ from tools.plan.task import task_of
 from tools.ranks import RanksFailed
 from train.config import RunConfig
 from train.config_files import load
-from train.errors import ConfigError
+from train.errors import ConfigError, StorageError
 
 NOTHING_FITS = 1
+
+MOST_RANKS = 1 << 20
 
 
 @command_line
@@ -61,20 +64,21 @@ def plan(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m tools.plan", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="FILE.yaml|key=value")
-    parser.add_argument("--gpus", type=int, required=True, help="ranks: GPUs, or cores of CPUs")
-    parser.add_argument("--gpu", choices=KINDS, required=True, help="what the ranks are")
-    parser.add_argument("--top", type=int, default=10, help="rows of the table")
     parser.add_argument(
-        "--write", type=local_path, metavar="OUT.yaml", help="write the first one's keys"
+        "--gpus",
+        type=whole(least=1, most=MOST_RANKS),
+        required=True,
+        help="ranks: GPUs, or cores of CPUs",
+    )
+    parser.add_argument("--gpu", choices=KINDS, required=True, help="what the ranks are")
+    parser.add_argument("--top", type=whole(least=1), default=10, help="rows of the table")
+    parser.add_argument(
+        "--write", type=output_file, metavar="OUT.yaml", help="write the first one's keys"
     )
     parser.add_argument(
         "--calibration", type=local_path, help="measured rates; default: those kept"
     )
     options = parser.parse_intermixed_args(arguments)
-    if options.gpus < 1 or options.top < 1:
-        parser.error("--gpus and --top must be at least 1")
-    if options.write is not None:
-        require_writable(options.write)
     config = load(RunConfig, options.arguments)
     machine, source = machine_for(options.gpu, options.calibration)
     task = task_of(config, kind=options.gpu)
@@ -111,8 +115,11 @@ def machine_for(kind: MachineKind, calibration: Path | None) -> tuple[Machine, s
     Raises:
         ConfigError: the calibration that was named is missing, damaged or of another kind.
     """
-    path = calibration or calibration_path(kind)
-    if calibration is not None or path.exists():
+    path = calibration
+    if path is None:
+        with contextlib.suppress(StorageError):  # who has no home has kept none
+            path = calibration_path(kind)
+    if path is not None and (path == calibration or path.exists()):
         machine = read_machine(path)
         if machine.kind != kind:
             raise ConfigError(f"{path}: is of {machine.kind}, not {kind}")

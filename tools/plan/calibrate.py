@@ -17,7 +17,8 @@ from parallel.engine import build_part
 from parallel.launch import World, join, multiplies_bf16, processor_name
 from parallel.mesh import LayoutConfig, Mesh, build_mesh
 from parallel.zero.config import Precision
-from tools.command import local_path, write_json
+from tools.arguments import local_path, require_writable
+from tools.command import write_json
 from tools.plan.machines import (
     KINDS,
     ZERO_RATES,
@@ -28,7 +29,6 @@ from tools.plan.machines import (
     RatesAt,
     calibration_path,
     nominal,
-    require_writable,
 )
 from tools.plan.measure import batches_of, engine_of, measured_task
 from tools.plan.rates import (

@@ -10,7 +10,6 @@ import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,9 +19,10 @@ from rich.table import Table
 from model.semicausal import ModelConfig, parameter_counts
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
-from tools.command import local_path, write_json
+from tools.arguments import local_path, output_file
+from tools.command import write_json
 from tools.plan.__main__ import machine_for
-from tools.plan.machines import GIB, Machine, require_writable
+from tools.plan.machines import GIB, Machine
 from tools.plan.measure import Observation, measured_task, observe
 from tools.plan.memory import rank_memory
 from tools.plan.search import one_plan, with_best_split
@@ -73,14 +73,13 @@ def main(arguments: list[str]) -> int:
         RanksFailed: a rank failed or hung.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.plan check", description=__doc__)
-    parser.add_argument("--out", type=local_path, default=Path("out/plan.json"))
+    parser.add_argument("--out", type=output_file, default="out/plan.json")
     parser.add_argument(
         "--calibration", type=local_path, help="measured rates; default: those kept"
     )
     parser.add_argument("--tiny", action="store_true", help="only try that it runs")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the layouts")
     options = parser.parse_args(arguments)
-    require_writable(options.out)
     machine, source = machine_for("cpu", options.calibration)
     task = TINY if options.tiny else FULL
     trials = layouts(task, machine)

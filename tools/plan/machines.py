@@ -1,7 +1,6 @@
 """Rates of machines: nominal presets, and constants measured by a calibration."""
 
 import math
-import os
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -11,6 +10,7 @@ from pydantic import Field, ValidationError
 from model.config import Config
 from parallel.zero.config import Precision
 from train.errors import ConfigError
+from train.storage.path import user_cache
 from train.storage.record import content_of
 
 MachineKind = Literal["h100", "h200", "a100", "cpu"]
@@ -252,18 +252,7 @@ def _links(*, latency: float, nominal_rate: float) -> Links:
 
 def calibration_path(kind: MachineKind) -> Path:
     """Where the calibration of a kind of machine is kept."""
-    return Path.home() / ".cache" / "semicausal" / f"machine-{kind}.json"
-
-
-def require_writable(path: Path) -> None:
-    """Refuses a file that cannot be written, before the work whose result it is for.
-
-    Raises:
-        ConfigError: it is a directory, or its directory cannot be made or written to.
-    """
-    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if nearest.is_dir() == (nearest == path) or not os.access(nearest, os.W_OK):
-        raise ConfigError(f"{path}: cannot be written: name a file in a directory that can be")
+    return user_cache(f"machine-{kind}.json")
 
 
 _BYTES_AT_MOST = 1 << 20

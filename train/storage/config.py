@@ -1,6 +1,5 @@
 """The section `storage:` of a configuration: how files are read and written, wherever they lie."""
 
-import os
 import urllib.parse
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from model.config import Config, PathText
-from train.storage.path import local_path
+from train.storage.path import local_path, user_cache
 
 MOST_SECONDS = 1e7
 
@@ -53,8 +52,7 @@ class StorageConfig(Config):
         """What `cache_gib` is for: all cached files of this host, or those of `cache`."""
         if self.cache is not None:
             return local_path(self.cache)
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return base / "semicausal" / "shards"
+        return user_cache("shards", instead="storage.cache")
 
     @property
     def cache_limit_bytes(self) -> int | None:

@@ -78,6 +78,11 @@ class LocalPlace(Place):
     @override
     @contextlib.contextmanager
     def create(self) -> Generator[Sink]:
+        if _is_device(self.path):
+            # Such as /dev/null: it takes bytes, and is never replaced by a file, nor removed.
+            with open(self.path, "wb", buffering=BUFFER_BYTES) as file:
+                yield file
+            return
         _make_directory(self.parent.path)
         try:
             with open(self.path, "wb", buffering=BUFFER_BYTES) as file:
@@ -91,6 +96,10 @@ class LocalPlace(Place):
 
     @override
     def write(self, data: bytes) -> None:
+        if _is_device(self.path):
+            with self.create() as file:
+                file.write(data)
+            return
         temporary = self.parent / f".{self.name}.tmp-{secrets.token_hex(4)}"
         with temporary.create() as file:
             file.write(data)
@@ -162,6 +171,13 @@ def _require_file(path: str | Path, status: os.stat_result) -> None:
             f"{path} is {_NO_FILES.get(kind, 'something else')} and no file: move it away, and put "
             "the file in its place"
         )
+
+
+def _is_device(path: str) -> bool:
+    try:
+        return stat.S_ISCHR(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _found(path: str, name: str) -> Found | None:

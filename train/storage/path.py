@@ -46,3 +46,22 @@ def local_path(text: str) -> Path:
             f"{text} is no directory of this host, where this has to lie: name one as a path"
         )
     return Path(path)
+
+
+def user_cache(name: str, *, instead: str = "XDG_CACHE_HOME") -> Path:
+    """Where files of this user are kept between commands.
+
+    Args:
+        name: of the files' directory.
+        instead: what the user can set to a place of their own.
+
+    Raises:
+        StorageError: the user has no home, as in many a container.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise StorageError(
+            f"there is no place to keep {name}: this user has no home directory; set {instead} to "
+            "a directory that can be written"
+        )
+    return Path(base, "semicausal", name)

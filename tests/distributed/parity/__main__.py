@@ -28,6 +28,8 @@ from tests.distributed.parity.results import (
     tolerances,
 )
 from tests.distributed.semicausal_runs import Cell, History, on_ranks
+from tools.arguments import output_file
+from tools.command import command_line
 from tools.ranks import RankPool
 
 OUT = Path("out/parity.json")
@@ -91,6 +93,7 @@ def table(results: Iterable[Result]) -> Table:
     return shown
 
 
+@command_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the table; 0 if every planned cell was run and none has failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.distributed.parity", description=__doc__)
@@ -99,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="*",
         help="look at these alone, such as tp2+sp; the rest counts as missing",
     )
-    parser.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT}")
+    parser.add_argument("--out", type=output_file, default=str(OUT), help=f"default: {OUT}")
     options = parser.parse_args(arguments)
     console, started = Console(), time.monotonic()
     if not console.is_terminal:

@@ -2,7 +2,9 @@
 
 import os
 import socket
+import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,25 @@ def test_nothing_is_read_of_a_file_that_is_too_large(tmp_path: Path) -> None:
     os.truncate(tmp_path / "file", 1 << 40)
     with pytest.raises(StorageError, match="file is larger than 1,000 bytes, which no such file"):
         Place.of(tmp_path / "file").read(limit_bytes=1000)
+
+
+@pytest.mark.parametrize("device", ["null", "full"])
+def test_a_device_is_never_replaced_by_a_file(device: str, tmp_path: Path) -> None:
+    """Else who may write there takes the system's own away: `--out /dev/null`."""
+    numbers = {"null": os.makedev(1, 3), "full": os.makedev(1, 7)}
+    path = tmp_path / device
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, numbers[device])
+        path.open("ab").close()
+    except PermissionError:
+        pytest.skip("only root makes devices, and not in every container")
+    for write in (lambda: Place.of(path).write(b"x"), lambda: _create(Place.of(path))):
+        with pytest.raises(OSError, match="No space") if device == "full" else nullcontext():
+            write()
+        assert stat.S_ISCHR(path.stat().st_mode)
+        assert os.listdir(tmp_path) == [device]
+
+
+def _create(place: Place) -> None:
+    with place.create() as file:
+        file.write(b"x")
