@@ -211,10 +211,9 @@ def damages() -> Iterator[Damage]:
 def field_damages(root: Path) -> Iterator[Damage]:
     """All that are done to fields of documents; where a checksum vouches for one, it is renewed."""
     for file in READERS:
-        if not file.endswith(".json") or "tokenizer" in file:
+        if not file.endswith((".json", ".jsonl")) or "tokenizer" in file:
             continue
-        document = json.loads((root / file).read_text())
-        for path in _fields(document):
+        for path in _fields(_document(root / file)):
             named = ".".join(map(str, path))
             for what, value in {"nothing": _GONE, **VALUES}.items():
                 yield Damage(
@@ -223,6 +222,19 @@ def field_damages(root: Path) -> Iterator[Damage]:
                     lambda root, file=file, path=path, value=value: _edit(root, file, path, value),
                     is_silent=file.endswith("state.json"),
                 )
+
+
+def _document(file: Path) -> Any:
+    """What a file holds: JSON, or a line of JSON of each kind."""
+    if file.suffix == ".json":
+        return json.loads(file.read_text())
+    return {row["kind"]: row for row in map(json.loads, file.read_text().splitlines()[::-1])}
+
+
+def _content(file: Path, document: Any) -> bytes:
+    if file.suffix == ".json":
+        return json.dumps(document).encode()
+    return "".join(json.dumps(row) + "\n" for row in document.values()).encode()
 
 
 def _fields(document: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -244,7 +256,7 @@ def _fields(document: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[
 
 
 def _edit(root: Path, file: str, path: tuple[str | int, ...], value: Any) -> None:
-    document = json.loads((root / file).read_text())
+    document = _document(root / file)
     holder = document
     for key in path[:-1]:
         holder = holder[key]
@@ -252,7 +264,7 @@ def _edit(root: Path, file: str, path: tuple[str | int, ...], value: Any) -> Non
         del holder[path[-1]]
     else:
         holder[path[-1]] = value
-    content = json.dumps(document).encode()
+    content = _content(root / file, document)
     (root / file).write_bytes(content)
     if file.endswith("state.json"):
         index = root / file.replace("state.json", "index.json")

@@ -15,9 +15,13 @@ from train.storage.record import Count, content_of, fault_of
 
 GIB_BYTES = 2**30
 _BYTES_AT_MOST = 1 << 32
+_YEAR_9999_SECONDS = 253_370_764_800
 
 Real = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """JSON has no NaN and no infinity: they become null, and null reads as NaN."""
+Finite = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+"""What is measured, and never anything else; some thousand years, in seconds."""
+Moment = Annotated[float, Field(ge=0, lt=_YEAR_9999_SECONDS, allow_inf_nan=False)]
 
 
 class _Record(stored.Record):
@@ -49,7 +53,7 @@ class RunRecord(_Record):
     precision: str
     num_parameters: Count
     machine: str
-    started: Real
+    started: Moment
 
 
 class TrainRecord(_Record):
@@ -77,8 +81,8 @@ class TrainRecord(_Record):
     gradient_norm: Real
     tokens: Count
     scored_tokens: Count
-    step_seconds: Real
-    data_wait_seconds: Real
+    step_seconds: Finite
+    data_wait_seconds: Finite
     memory_bytes: Count
 
     @property
@@ -104,7 +108,7 @@ class ValidationRecord(_Record):
     first_of_span_loss: Real | None
     other_loss: Real | None
     scored_tokens: Count
-    seconds: Real
+    seconds: Finite
     by_source: dict[str, Real] | None = None
 
 
@@ -112,7 +116,7 @@ class BaselineRecord(_Record):
     """Cross-entropy in nats that the corpus's unigram distribution has on the validation tokens."""
 
     kind: Literal["baseline"] = "baseline"
-    unigram_entropy: Real
+    unigram_entropy: Finite
 
 
 class SampleRecord(_Record):
