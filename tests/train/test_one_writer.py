@@ -25,7 +25,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-@pytest.fixture(params=["here", "in a store"])
+@pytest.fixture(params=[pytest.param("here", marks=pytest.mark.long), "in a store"])
 def saved(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     if request.param == "here":
         return Place.of(tmp_path / "saved")

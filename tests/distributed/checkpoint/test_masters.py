@@ -34,7 +34,9 @@ def save_begun(source: Path, directory: Path, stage: int) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize(("num_ranks", "stages"), [(1, (0, 3)), (2, (1, 2, 3))])
+@pytest.mark.parametrize(
+    ("num_ranks", "stages"), [pytest.param(1, (0, 3), marks=pytest.mark.long), (2, (1, 2, 3))]
+)
 def test_masters_of_any_sharding(
     rank_pools: dict[int, RankPool], tmp_path: Path, num_ranks: int, stages: tuple[int, ...]
 ) -> None:
@@ -65,7 +67,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("init_from", ("zero.stage=3",), ""),
         ("model.encoders.text.encoder.init_from", ("zero.stage=1",), "encoders."),
-        ("init_from", ("lora={rank: 2}", "zero.stage=2"), "frozen"),
+        pytest.param(
+            "init_from", ("lora={rank: 2}", "zero.stage=2"), "frozen", marks=pytest.mark.long
+        ),
     ],
     ids=["whole", "encoder", "lora"],
 )
