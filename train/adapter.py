@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 from model.lora import LoraConfig, is_adapter, merge_adapters, peft_config, peft_name
 from train.checkpoint.restore import read_state, resolve
 from train.checkpoint.weights import read_values, write_values
+from train.config_files import from_stored
 from train.data.tokens import TOKENIZER_BYTES_AT_MOST
 from train.errors import CheckpointError
-from train.loading import load_config
 from train.run_directory import kept_tokenizer
 from train.storage.place import Place
 
@@ -44,11 +44,14 @@ def merge(path: Place | Path, out: Place | Path) -> Place:
     Raises:
         CheckpointError: the checkpoint has no adapters, or `out` exists.
     """
-    path = resolve(path)
-    config = load_config(path).lora
-    if config is None:
-        raise CheckpointError(f"{path} has no adapters to merge: name a LoRA run's checkpoint")
+    path, out = resolve(path), Place.of(out)
+    if out.exists():  # before anything large is read
+        raise CheckpointError(f"{out} exists: choose another place for the checkpoint")
     state = read_state(path).model_dump()
+    stored = state["config"].get("lora")
+    if stored is None:
+        raise CheckpointError(f"{path} has no adapters to merge: name a LoRA run's checkpoint")
+    config = from_stored(LoraConfig, stored, place=str(path))
     # The weights are whole now: what they started from says nothing about the merged model.
     state["config"] |= {"lora": None, "init_from": None}
     out = write_values(out, merge_adapters(read_values(path), config), state)

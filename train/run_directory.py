@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint.directory import CHECKPOINTS_NAME
+from train.checkpoint.directory import CHECKPOINTS_NAME, CONFIG_NAME
 from train.data.tokens import TOKENIZER_BYTES_AT_MOST
 from train.errors import UserError
 from train.storage.lease import LEASE_PREFIX
@@ -35,7 +35,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.yaml"
+        self.config = path / CONFIG_NAME
         self.choice = path / "pretrain.json"
         self.checkpoints = path / CHECKPOINTS_NAME
         self.metrics = path / "metrics.jsonl"

@@ -23,6 +23,8 @@ from train.storage.place import Place
 
 LATEST_NAME = "latest"
 CHECKPOINTS_NAME = "checkpoints"
+CONFIG_NAME = "config.yaml"
+"""Of a run, in its directory."""
 _NAME_BYTES_AT_MOST = 4096
 _NAME_SHOWN = 80
 # Of an atomic write that was cut short, and directories of the writers before.
@@ -101,8 +103,12 @@ def resolve(path: Place | Path) -> Place:
         for directory in (path / CHECKPOINTS_NAME, path):
             if (found := latest(directory)) is not None:
                 return found
-        exists = path.exists()
-    reason = "holds no checkpoint" if exists else "is not there"
+        reason = "holds no checkpoint" if path.exists() else "is not there"
+        if (path / CONFIG_NAME).exists():
+            raise CheckpointError(
+                f"{path} is a run that has made no checkpoint yet, or keeps them elsewhere: wait "
+                "for the first, or name its checkpoint.directory"
+            )
     raise CheckpointError(
         f"{path} {reason}: name a run directory, its {CHECKPOINTS_NAME}/, or one "
         f"step_... directory in it"

@@ -39,6 +39,10 @@ def test_paths_are_resolved(tmp_path: Path) -> None:
     assert latest(tmp_path / "nowhere") is None
     with pytest.raises(CheckpointError, match="holds no checkpoint: name a run directory"):
         resolve(tmp_path)
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "config.yaml").touch()
+    with pytest.raises(CheckpointError, match="has made no checkpoint yet, or keeps them else"):
+        resolve(tmp_path / "young")
     with pytest.raises(CheckpointError, match="is not there: name a run directory"):
         resolve(tmp_path / "nowhere")
 
