@@ -103,8 +103,8 @@ def finish(
         MANIFEST_NAME: as_json(manifest),
     }
     for split in filter(shards.get, shards):
-        for name, content in beside.items():
-            workshop.write(workshop.root / split / name, content)
+        for name in (TOKENIZER_NAME, MANIFEST_NAME):
+            workshop.write(workshop.root / split / name, beside[name])
     named = listed(left_out)
     if named:
         workshop.write(workshop.root / LEFT_OUT_NAME, named)
