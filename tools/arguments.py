@@ -6,7 +6,9 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NoReturn
+
+from typing_extensions import override
 
 from train.errors import StorageError, UserError, told
 from train.storage import path as paths
@@ -14,6 +16,27 @@ from train.storage import path as paths
 MOST_WHOLE: Final = 2**63 - 1
 _WHOLE: Final = re.compile(r"[-+]?[0-9]+")
 _SHOWN_CHARACTERS: Final = 40
+
+
+class Parser(argparse.ArgumentParser):
+    """Parses the arguments of a command; what it refuses is said in few words."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        super().error(told(message))
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # Python 3.11 makes an empty list of it, whatever the type.
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            raise argparse.ArgumentError(action, "'--' is no value")
+        return super()._get_values(action, arg_strings)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def utf8(text: str) -> str:
+    """The type of a text, where bytes that are not UTF-8 make no sense."""
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise _refused(text, "write it in UTF-8")
+    return text
 
 
 def whole(*, least: int = 0, most: int = MOST_WHOLE) -> Callable[[str], int]:

@@ -3,7 +3,6 @@
 DIR is a run directory, its checkpoints/, one step_... in it, or the s3:// URL of one of these.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from tools.arguments import whole
+from tools.arguments import Parser, whole
 from tools.command import command_line
 from train.checkpoint.directory import (
     CHECKPOINTS_NAME,
@@ -32,7 +31,7 @@ from train.storage.place import Place
 @command_line
 def main(arguments: list[str] | None = None) -> int | None:
     """Do as asked; 1 if `verify` found a fault, 2 for a mistake of the user."""
-    parser = argparse.ArgumentParser(prog="python -m tools.checkpoint", description=__doc__)
+    parser = Parser(prog="python -m tools.checkpoint", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (
         ("inspect", "step, configuration and parameters of a checkpoint"),

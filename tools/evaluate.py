@@ -1,6 +1,5 @@
 """`python -m tools.evaluate CHECKPOINT`: loss and perplexity on the validation split."""
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,7 @@ from rich.table import Table
 from model.batch import Batch
 from model.loss import Loss
 from model.semicausal import SemiCausal
-from tools.arguments import output_file, whole
+from tools.arguments import Parser, output_file, whole
 from tools.command import command_line, write_json
 from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
@@ -101,7 +100,7 @@ def with_stored_spans(config: RunConfig) -> RunConfig:
 @command_line
 def main(arguments: list[str] | None = None) -> None:
     """Print losses and write them to `out/evaluate.json`."""
-    parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
+    parser = Parser(prog="python -m tools.evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
     parser.add_argument("--corpus", help="default: the corpus the run was trained on")
     parser.add_argument(

@@ -1,13 +1,12 @@
 """`python -m tools.generate CHECKPOINT --prompt TEXT`: let a trained model continue a text."""
 
-import argparse
 import sys
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
-from tools.arguments import real, whole
+from tools.arguments import Parser, real, whole
 from tools.command import command_line
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
@@ -21,7 +20,7 @@ from train.text import Speaker
 @command_line
 def main(arguments: list[str] | None = None) -> None:
     """Print the prompt's continuation."""
-    parser = argparse.ArgumentParser(prog="python -m tools.generate", description=__doc__)
+    parser = Parser(prog="python -m tools.generate", description=__doc__)
     parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
     parser.add_argument(
         "--prompt",

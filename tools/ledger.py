@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tools.arguments import local_path, output_file, whole
+from tools.arguments import Parser, local_path, output_file, whole
 from tools.command import command_line, write_json
 from train.build import build_plan
 from train.checkpoint.directory import latest
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, 1 where the ledger and the plan part, 2 where the user has something to
         mend.
     """
-    parser = argparse.ArgumentParser(prog="python -m tools.ledger", description=__doc__)
+    parser = Parser(prog="python -m tools.ledger", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     proof = commands.add_parser("check", help="prove that every batch was read once, in order")
     proof.set_defaults(action=_check)

@@ -11,7 +11,6 @@ from train.preemption import quiet_until_asked
 if __name__ == "__main__":
     quiet_until_asked()  # what is imported next takes seconds
 
-import argparse
 import contextlib
 import json
 import math
@@ -34,7 +33,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from tools.arguments import output_file, real
+from tools.arguments import Parser, output_file, real
 from tools.command import command_line, write_json
 from tools.lab.daemons import free_ports
 from train.config import RunConfig
@@ -106,7 +105,7 @@ SMALL_BYTES: Final = 1 << 20
 @command_line
 def main(arguments: list[str] | None = None) -> int | None:
     """Build, measure, train, report; the exit status of the first command that fails."""
-    parser = argparse.ArgumentParser(prog="python -m tools.pretrain", description=__doc__)
+    parser = Parser(prog="python -m tools.pretrain", description=__doc__)
     parser.add_argument("--started", type=real(), default=time.time(), help="Unix seconds")
     parser.add_argument("--minutes", type=real(above=0), default=6.0, help="what training may take")
     parser.add_argument("--out", type=output_file, default="out/pretrain.json")

@@ -69,7 +69,7 @@ LACKING = {"tools.bench", "tools.corpus instruct", "tools.lab slurm env", "tools
 """Commands that need what is not there: a peer, documentation, a service that runs."""
 
 HOSTILE = (
-    *("", " ", "-", "--", "---", "~", "~nobody/x", "$UNSET", "${UNSET}/x", "a\nb", "\udcff\udcfe"),
+    *("", " ", "-", "--", "---", "~", "~no-one/x", "$UNSET", "$UNSET/x", "a\nb", "\udcff\udcfe"),
     *("x" * 5000, "é" * 300, "[red]", "\x1b[31m", "%s", "{0}", "null", "[1", "{}", "a=b", "="),
     *("0", "-1", "1e400", "nan", "inf", "-inf", "1" * 31, "1" * 5000, "٣", "1_000", "0x10", "1.5"),
     *("..", ".", "null", "full", "pipe", "missing", "missing/deep/er", "rows.jsonl"),

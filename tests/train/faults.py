@@ -4,7 +4,6 @@
 `{case, outcome, expected, seconds, samples_lost, samples_repeated}`. Needs root, nginx and weed.
 """
 
-import argparse
 import json
 import os
 import re
@@ -23,7 +22,7 @@ torchvision_free.install()
 from tests.train import fault_plays as plays  # noqa: E402  # after install()
 from tests.train.fault_lab import DOCUMENTS, Lab, Played, losses_of  # noqa: E402
 from tests.train.fault_plays import FREEZE_SECONDS, flip, victim  # noqa: E402
-from tools.arguments import output_file  # noqa: E402
+from tools.arguments import Parser, output_file  # noqa: E402
 from tools.command import command_line  # noqa: E402
 from tools.ledger import check_run  # noqa: E402
 from train.errors import DataError  # noqa: E402
@@ -287,7 +286,7 @@ def play(case: Case, lab: Lab) -> Result:
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play all cases; 1 if one ends otherwise than expected."""
-    parser = argparse.ArgumentParser(prog="python -m tests.train.faults", description=__doc__)
+    parser = Parser(prog="python -m tests.train.faults", description=__doc__)
     parser.add_argument("--out", type=output_file, default="out/faults-data.json")
     options = parser.parse_args(arguments)
     with (

@@ -1,6 +1,5 @@
 """`python -m tools.bench`: speed against peers and against our own other ways, as ratios."""
 
-import argparse
 import os
 import sys
 import time
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from tools.arguments import output_file
+from tools.arguments import Parser, output_file
 from tools.bench import (
     building,
     causal,
@@ -65,7 +64,7 @@ ON_GPU = "metalm_1p3b"
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the cases one after another, show and write what was found; 1 if one failed."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
+    parser = Parser(prog="python -m tools.bench", description=__doc__)
     effort = parser.add_mutually_exclusive_group()
     for less, about in (
         (shapes.QUICK, "fewer rounds: two minutes"),

@@ -19,7 +19,7 @@ from typing import Any, Final, get_args
 
 from rich.console import Console
 
-from tools.arguments import local_path, output_file, real, whole
+from tools.arguments import Parser, local_path, output_file, real, utf8, whole
 from tools.command import command_line
 from tools.corpus import build, cost, left_out, show, stats, verify
 from tools.corpus.documentation import (
@@ -220,8 +220,8 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "--epochs": {"type": real(), "default": 1.0, "metavar": "N", "help": "default 1"},
     "--hosts": {"type": whole(), "default": 1, "metavar": "N", "help": "that download"},
     "--id": {"metavar": "ID", "help": "of a document; reads all before it"},
-    "--id-field": {"metavar": "NAME", "help": "default: file and row"},
-    "--licence": {"action": "append", "default": [], "metavar": "NAME=SPDX", "help": "of a source"},
+    "--id-field": {"type": utf8, "metavar": "NAME", "help": "default: file and row"},
+    "--licence": {"type": utf8, "action": "append", "default": [], "metavar": "NAME=SPDX"},
     "--limit-megabytes": {"type": real(above=0), "metavar": "N", "help": "of documentation"},
     "--media": {"action": "store_true", "help": "store payloads whatever the first rows show"},
     "--number": {"type": whole(), "metavar": "N", "help": "from 0 (default 0)"},
@@ -243,7 +243,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
         "type": whole(), "default": 0, "metavar": "N", "help": "leave out up to N bad documents",
     },
     "--split": {"metavar": "NAME", "help": "default: the first, train"},
-    "--text-field": {"default": "text", "metavar": "NAME", "help": "default text"},
+    "--text-field": {"type": utf8, "default": "text", "metavar": "NAME", "help": "default text"},
     "--tokenizer": {"type": Place.parse, "metavar": "FILE", "help": "a tokenizer.json"},
     "--tokenizer-of": {
         "type": lambda corpus: Place.parse(corpus) / TOKENIZER_NAME,
@@ -296,7 +296,7 @@ _COMMANDS: Final = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.corpus", description=__doc__)
+    parser = Parser(prog="python -m tools.corpus", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (action, about, arguments) in _COMMANDS.items():
         command = commands.add_parser(name, help=about)

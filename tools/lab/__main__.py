@@ -8,11 +8,13 @@
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from tools.arguments import local_path, whole
+from tools.arguments import Parser, local_path, whole
 from tools.command import command_line
 from tools.lab import s3, slurm
 from tools.lab.daemons import LabError, Record
@@ -23,7 +25,7 @@ SERVICES = {"slurm": slurm, "s3": s3}
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line asks."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tools.lab",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 command.add_argument("--bucket", help="create this bucket")
     options = vars(parser.parse_args(arguments))
     name, action = options.pop("service"), options.pop("action")
-    directory = options.pop("directory").resolve()
+    directory = Path(os.path.realpath(options.pop("directory")))
     service = SERVICES[name]
     if action == "down":
         service.down(directory)

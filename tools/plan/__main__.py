@@ -7,7 +7,6 @@ whatever it says.
 `python -m tools.plan check` holds predictions to real runs.
 """
 
-import argparse
 import contextlib
 import importlib
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from tools.arguments import local_path, output_file, whole
+from tools.arguments import Parser, local_path, output_file, whole
 from tools.command import command_line
 from tools.plan.machines import (
     GIB,
@@ -62,7 +61,7 @@ def plan(arguments: list[str]) -> int:
     Raises:
         UserError: the configuration, the rates or the file to write are wrong.
     """
-    parser = argparse.ArgumentParser(prog="python -m tools.plan", description=__doc__)
+    parser = Parser(prog="python -m tools.plan", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="FILE.yaml|key=value")
     parser.add_argument(
         "--gpus",

@@ -1,6 +1,5 @@
 """`python -m tools.plan calibrate`: this machine's rates, measured in about a minute."""
 
-import argparse
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from parallel.engine import build_part
 from parallel.launch import World, join, multiplies_bf16, processor_name
 from parallel.mesh import LayoutConfig, Mesh, build_mesh
 from parallel.zero.config import Precision
-from tools.arguments import local_path, require_writable
+from tools.arguments import Parser, local_path, require_writable
 from tools.command import write_json
 from tools.plan.machines import (
     KINDS,
@@ -64,7 +63,7 @@ def main(arguments: list[str]) -> int:
         ConfigError: the file for the rates cannot be written.
         RanksFailed: a process failed or hung.
     """
-    parser = argparse.ArgumentParser(prog="python -m tools.plan calibrate", description=__doc__)
+    parser = Parser(prog="python -m tools.plan calibrate", description=__doc__)
     parser.add_argument("--gpu", choices=KINDS, help="what this machine is; needed with GPUs")
     parser.add_argument("--calibration", type=local_path, help="where to keep it")
     options = parser.parse_args(arguments)

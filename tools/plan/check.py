@@ -5,7 +5,6 @@ ranks of one thread each, and writes predicted and measured memory and time to `
 Calibrate first, and run nothing else meanwhile.
 """
 
-import argparse
 import os
 import statistics
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from rich.table import Table
 from model.semicausal import ModelConfig, parameter_counts
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
-from tools.arguments import local_path, output_file
+from tools.arguments import Parser, local_path, output_file
 from tools.command import write_json
 from tools.plan.__main__ import machine_for
 from tools.plan.machines import GIB, Machine
@@ -72,7 +71,7 @@ def main(arguments: list[str]) -> int:
         UserError: the rates cannot be read, or the record not be written.
         RanksFailed: a rank failed or hung.
     """
-    parser = argparse.ArgumentParser(prog="python -m tools.plan check", description=__doc__)
+    parser = Parser(prog="python -m tools.plan check", description=__doc__)
     parser.add_argument("--out", type=output_file, default="out/plan.json")
     parser.add_argument(
         "--calibration", type=local_path, help="measured rates; default: those kept"

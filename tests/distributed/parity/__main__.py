@@ -4,7 +4,6 @@ Writes out/parity.json, one row for each cell, and fails if a cell does, or if a
 not run. Where the rows come from: `plan`.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -28,7 +27,7 @@ from tests.distributed.parity.results import (
     tolerances,
 )
 from tests.distributed.semicausal_runs import Cell, History, on_ranks
-from tools.arguments import output_file
+from tools.arguments import Parser, output_file
 from tools.command import command_line
 from tools.ranks import RankPool
 
@@ -96,7 +95,7 @@ def table(results: Iterable[Result]) -> Table:
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the table; 0 if every planned cell was run and none has failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.distributed.parity", description=__doc__)
+    parser = Parser(prog="python -m tests.distributed.parity", description=__doc__)
     parser.add_argument(
         "--layout",
         nargs="*",
