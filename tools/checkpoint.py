@@ -146,23 +146,26 @@ def prune(place: Place, retention: Retention, console: Console, *, dry_run: bool
         InUseError: a run writes there.
     """
     for directory in (place / CHECKPOINTS_NAME, place):
-        newest = latest(directory)
-        if newest is not None:
+        if latest(directory) is not None:
             break
     else:
         raise CheckpointError(
             f"{place} holds no checkpoints: name a run directory or its {CHECKPOINTS_NAME}/"
         )
-    with telling(f"{directory} cannot be changed", ": check permissions"):
-        names = complete(directory)
+    lease = Lease(directory, instead="let its checkpoint.keep thin them out")
+    with telling(f"{directory} cannot be changed", ": check permissions"), lease:
+        if not dry_run:
+            lease.take()
+        # Only now: who had it may have saved meanwhile.
+        newest, names = latest(directory), complete(directory)
+        if newest is None:
+            return
         # One behind the newest is about to become it, or was abandoned by a run gone back: a
         # writer's business.
         names = names[: names.index(newest.name) + 1]
         retired = retention.retired(names, newest=newest.name)
         if not dry_run:
-            with Lease(directory, instead="let its checkpoint.keep thin them out") as lease:
-                lease.take()
-                retire(directory, retired)
+            retire(directory, retired)
         done = "would go:" if dry_run else "removed"
         for name in names:
             console.print(f"{done if name in retired else 'kept'} {name}", markup=False)

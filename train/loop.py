@@ -24,6 +24,7 @@ from train.optim import learning_rate
 from train.preemption import Preemption
 from train.prepare import Saved, agreed, checkpoints_of, claim, find_saved, leases_of, prepare
 from train.step import StepResult, reseed, train_step
+from train.storage.lease import take_those_there
 from train.watch.metrics import BaselineRecord, TrainRecord
 from train.watch.monitor import Monitor
 from train.watch.streams import Streams
@@ -59,7 +60,7 @@ def train(
     for lease in leases:
         held.enter_context(lease)
     # Before anything in them is looked at; what is not there yet is made once all is prepared.
-    agreed(lambda: [lease.take_if_there() for lease in leases])
+    agreed(lambda: take_those_there(leases))
     saved = on_first_rank(lambda: find_saved(config, checkpoints), UserError)
     if saved is not None and saved.step >= config.steps:
         if world.is_main:
@@ -68,7 +69,7 @@ def train(
     run = prepare(config, world, saved=saved)
     plan, collate, engine, mesh = run.plan, run.collate, run.engine, run.engine.mesh
     # Only now is the directory this run's: what failed so far can be mended and tried again.
-    agreed(lambda: claim(config, leases) if world.is_main else None)
+    agreed(lambda: claim(config, leases, checkpoints, saved) if world.is_main else None)
     step = first_step = 0 if saved is None else saved.step
     validated = partial(validate, config, plan.sources, collate, engine)
     begins = None if saved is None else goes_on(config, saved)
@@ -86,6 +87,7 @@ def train(
     saver = Saver(
         checkpoints,
         retention=config.checkpoint.retention,
+        continues=None if saved is None else saved.path,
         asynchronous=config.checkpoint.asynchronous,
         guard=lambda: [lease.check() for lease in leases],
     )

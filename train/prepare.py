@@ -3,8 +3,8 @@
 What fails on one rank fails on all, with the reason of the first: none is left waiting for another.
 """
 
-import os
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,7 +29,14 @@ from train.config_files import differences, dump, from_stored, read_file
 from train.data.collate import Collator
 from train.data.plan import Position, StepPlan
 from train.data.sources import Sources
-from train.errors import CheckpointError, RunDirectoryError, StorageError, UserError, named
+from train.errors import (
+    CheckpointError,
+    InUseError,
+    RunDirectoryError,
+    StorageError,
+    UserError,
+    named,
+)
 from train.optim import learning_rate
 from train.run_directory import RunDirectory
 from train.storage.lease import Lease
@@ -201,41 +208,59 @@ def check(config: RunConfig) -> None:
 
 def leases_of(config: RunConfig, checkpoints: Place) -> list[Lease]:
     """What one process must have, none of which it has yet, to write what a run leaves."""
-    places = {"run_directory": Place.of(config.directory.path), "checkpoint.directory": checkpoints}
-    # By their real names: one directory may serve for both.
-    named = {
-        str(place) if place.is_remote else os.path.realpath(place): (place, key)
-        for key, place in reversed(places.items())
-    }
-    found = reversed(named.values())
-    return [Lease(place, instead=f"choose another {key}") for place, key in found]
+    leases = [
+        Lease(place, instead=f"choose another {key}")
+        for key, place in (
+            ("run_directory", Place.of(config.directory.path)),
+            ("checkpoint.directory", checkpoints),
+        )
+    ]
+    # One directory may serve for both.
+    return leases[: len({lease.real_name for lease in leases})]
 
 
-def claim(config: RunConfig, leases: Sequence[Lease]) -> None:
+def claim(
+    config: RunConfig, leases: Sequence[Lease], checkpoints: Place, saved: Saved | None
+) -> None:
     """Makes the directory this run's; one rank calls it, after all are prepared.
 
     Args:
         config: of the run.
         leases: from `leases_of`.
+        checkpoints: where they lie.
+        saved: what was found there, and is gone on from.
 
     Raises:
         RunDirectoryError: as `check`; or a directory cannot be written.
-        InUseError: another process writes there.
+        InUseError: another process writes there, or has done so since.
         StorageError: a store refuses, or does not answer.
     """
-    check(config)
     for lease in leases:
-        try:
+        with _writing(lease):
             lease.take()
-            if lease.directory == Place.of(config.directory.path):
-                config.directory.summary.unlink(missing_ok=True)  # of a run that is extended
-                Place.of(config.directory.config).write(dump(config).encode())
-        except StorageError:
-            raise
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{lease.directory} cannot be written ({error.strerror}): {lease.instead}"
-            ) from None
+        if lease is leases[0]:
+            check(config)
+    # Until now nobody was kept out of what was not there when this run began to prepare.
+    if latest(checkpoints) != (None if saved is None else saved.path):
+        raise InUseError(
+            f"another run has saved to {checkpoints} while this one prepared: start again to go on "
+            "from there"
+        )
+    with _writing(leases[0]):
+        config.directory.summary.unlink(missing_ok=True)  # of a run that is extended
+        Place.of(config.directory.config).write(dump(config).encode())
+
+
+@contextlib.contextmanager
+def _writing(lease: Lease) -> Generator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{lease.directory} cannot be written ({error.strerror}): {lease.instead}"
+        ) from None
 
 
 def refuse_other_run(config: RunConfig, owner: RunConfig, place: Place | RunDirectory) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from train.checkpoint.directory import CHECKPOINTS_NAME, CONFIG_NAME
 from train.data.tokens import TOKENIZER_BYTES_AT_MOST
 from train.errors import UserError
-from train.storage.lease import LEASE_PREFIX
+from train.storage.lease import LEASE_PREFIXES
 from train.storage.place import Place
 from train.storage.record import content_of
 
@@ -53,7 +53,7 @@ class RunDirectory:
     def holds_other_files(self) -> bool:
         """Whether there is anything that neither a run nor what starts it has left."""
         choice, draft = self.choice.name, f".{self.config.name}"
-        ours = ("slurm-", LEASE_PREFIX, draft, choice, f".{choice}")
+        ours = ("slurm-", *LEASE_PREFIXES, draft, choice, f".{choice}")
         return self.path.is_dir() and any(
             not entry.name.startswith(ours) for entry in self.path.iterdir()
         )

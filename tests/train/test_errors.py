@@ -23,7 +23,7 @@ from train.data.sample import Sample
 from train.errors import CheckpointError, ConfigError, DataError, InUseError, UserError
 from train.explain import RENAMED
 from train.prepare import agreed, checkpoints_of, claim, leases_of
-from train.storage.lease import Lease
+from train.storage.lease import Lease, take_those_there
 
 
 @pytest.fixture(scope="module")
@@ -266,11 +266,11 @@ def test_resume_on_other_data(corpus: Path, tmp_path: Path) -> None:
 def test_directory_in_use(corpus: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     mine = leases(corpus, directory)
-    mine[0].take_if_there()
+    take_those_there(mine)
     assert not directory.exists(), "only a run that is about to begin makes its directory"
-    claim(config(corpus, directory), mine)
+    claim_new(config(corpus, directory), mine)
     with pytest.raises(InUseError, match=f"{directory} is in use .* another run_directory"):
-        leases(corpus, directory)[0].take_if_there()
+        take_those_there(leases(corpus, directory))
     elsewhere = leases(corpus, tmp_path / "other", f"checkpoint.directory={directory}/checkpoints")
     with pytest.raises(InUseError, match=r"checkpoints is in use .* another checkpoint.directory"):
         elsewhere[1].take()
@@ -282,7 +282,7 @@ def test_directory_in_use(corpus: Path, tmp_path: Path) -> None:
     (directory / "checkpoints" / "latest").unlink()
     for lease in mine:
         lease.release()
-    claim(config(corpus, directory), again := leases(corpus, directory))
+    claim_new(config(corpus, directory), again := leases(corpus, directory))
     for lease in again:
         lease.release()
 
@@ -291,10 +291,29 @@ def test_checkpoints_in_the_run_directory_itself(corpus: Path, tmp_path: Path) -
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for name in ("run", "link"):
         both = leases(corpus, tmp_path / "run", f"checkpoint.directory={tmp_path / name}")
-        claim(config(corpus, tmp_path / "run"), both)
-        assert [lease.file.name for lease in both] == [".lock.1"]
+        claim_new(config(corpus, tmp_path / "run"), both)
+        assert [lease.directory.name for lease in both] == ["run"]
         assert (tmp_path / "run" / "config.yaml").exists()
         both[0].release()
+
+
+def test_another_run_while_one_prepares(corpus: Path, tmp_path: Path) -> None:
+    """In a directory that was not there when the one looked for what it is to go on from."""
+    directory = tmp_path / "run"
+    begins = leases(corpus, directory)
+    take_those_there(begins)
+    run(corpus, directory, "steps=3", "checkpoint.every_steps=1")
+    kept = {path.name for path in directory.iterdir()}
+    with pytest.raises(InUseError, match=rf"saved to {directory}/checkpoints while this one prep"):
+        claim_new(config(corpus, directory, "steps=3", "checkpoint.every_steps=1"), begins)
+    for lease in begins:
+        lease.release()
+    assert {path.name for path in directory.iterdir()} == kept
+    assert "summary.json" in kept
+
+
+def claim_new(config: RunConfig, leases: list[Lease]) -> None:
+    claim(config, leases, checkpoints_of(config, config.directory), None)
 
 
 def leases(corpus: Path, directory: Path, *overrides: str) -> list[Lease]:

@@ -72,15 +72,17 @@ def test_two_runs_that_save_to_one_place(corpus: Path, saved: Place, tmp_path: P
 
 
 def test_runs_of_hosts_that_died(corpus: Path, saved: Place, tmp_path: Path) -> None:
-    """On what another host began, a run waits and goes on; requeued, it does not wait."""
+    """On what another host began, a run waits and goes on; requeued, it does not wait.
+
+    The first host was asleep: long after, it touches nothing.
+    """
     steps = (*ENDLESS, f"checkpoint.directory={saved}")
     job = {"SLURM_JOB_ID": "77"}
     first = start(corpus, tmp_path / "a", *steps, environment=job)
     reach(first, tmp_path / "a", step=4)
     while latest(saved) is None:
         time.sleep(0.05)
-    first.signal(signal.SIGKILL)
-    first.wait()
+    first.signal(signal.SIGSTOP)
     change_lease(saved, 1)
     second = start(corpus, tmp_path / "b", *steps, environment=job)
     reach(second, tmp_path / "b", step=2)
@@ -101,3 +103,9 @@ def test_runs_of_hosts_that_died(corpus: Path, saved: Place, tmp_path: Path) -> 
     assert requeued.wait().code == ExitStatus.SAVED
     for directory in (saved, Place.of(tmp_path / "b")):
         assert not [name for name in directory.names() if name.startswith(".lock")]
+    left = {name: latest(saved) for name in saved.names()}
+    first.signal(signal.SIGCONT)
+    ended = first.wait()
+    assert ended.code == 2
+    assert f"{saved}/.lock.1 is gone" in ended.output
+    assert {name: latest(saved) for name in saved.names()} == left

@@ -20,7 +20,7 @@ from tools.corpus.writing import npy
 from train.data.store.manifest import MANIFEST_NAME
 from train.errors import DataError
 from train.storage.cache import default_cache
-from train.storage.lease import LEASE_PREFIX, Lease
+from train.storage.lease import LEASE_PREFIXES, Lease
 from train.storage.place import Place
 
 SPLITS: Final = ("train", "validation")
@@ -104,7 +104,7 @@ class Workshop:
         there = begun if manifest is None else manifest.get("recipe", {})
         differing = [] if there is None else differences(there, recipe)
         if there is None:
-            ours = (WORKING_DIRECTORY, LEASE_PREFIX)
+            ours = (WORKING_DIRECTORY, *LEASE_PREFIXES)
             others = [name for name in self.root.names() if not name.startswith(ours)]
             if others:
                 raise DataError(

@@ -73,21 +73,27 @@ def latest(directory: Place | Path) -> Place | None:
         CheckpointError: the pointer names a checkpoint that is not there, or cannot be read.
     """
     directory = Place.of(directory)
-    pointer = directory / LATEST_NAME
     with _reading(directory):
-        try:
-            content = pointer.read(limit_bytes=_NAME_BYTES_AT_MOST)
-            name = content.decode(errors="replace").strip()
-        except (FileNotFoundError, NotADirectoryError):
+        name = pointed_to(directory)
+        if name is None:
             # A writer that died between the first checkpoint and its pointer.
             names = complete(directory)
             return directory / names[-1] if names else None
         if not STEP_NAME.match(name) or (directory / name / INDEX_NAME).find() is None:
             raise CheckpointError(
-                f"{pointer} names {name[:_NAME_SHOWN]!r}, which is no checkpoint there, with its "
-                f"{INDEX_NAME}: write the name of one into it"
+                f"{directory / LATEST_NAME} names {name[:_NAME_SHOWN]!r}, which is no checkpoint "
+                f"there, with its {INDEX_NAME}: write the name of one into it"
             )
     return directory / name
+
+
+def pointed_to(directory: Place) -> str | None:
+    """What a directory of checkpoints names its newest, whatever it is; None if nothing."""
+    try:
+        content = (directory / LATEST_NAME).read(limit_bytes=_NAME_BYTES_AT_MOST)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return content.decode(errors="replace").strip()
 
 
 def resolve(path: Place | Path) -> Place:

@@ -20,7 +20,7 @@ from parallel.agreement import gathered, on_all_ranks, on_first_rank
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import StateSlice, local_slices, optimizer_steps
 from train.checkpoint.chunks import cut, write_chunks
-from train.checkpoint.directory import Retention, clean, commit, stage
+from train.checkpoint.directory import Retention, clean, commit, pointed_to, stage
 from train.checkpoint.format import Index, json_bytes, seal
 from train.errors import CheckpointError, InUseError
 from train.storage.place import Place
@@ -33,6 +33,8 @@ SLOWEST_WRITE = timedelta(hours=6)
 LAST_WRITE_SECONDS = 60.0
 """How long a write may still go on when training has failed."""
 
+_NAME_SHOWN = 80
+
 
 class _TakenOverError(CheckpointError):
     """The directory is another process's by now."""
@@ -43,7 +45,7 @@ class Saver:
 
     A crash at any instant leaves the previous checkpoint whole. As a context it finishes the last
     write; if training has failed it gives the write a minute, for this rank cannot know whether
-    the others still live.
+    the others still live. Who interrupts it does not wait.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Saver:
         directory: Place | Path,
         *,
         retention: Retention,
+        continues: Place | None = None,
         asynchronous: bool = True,
         guard: Callable[[], object] = lambda: None,
     ) -> None:
@@ -59,6 +62,8 @@ class Saver:
         Args:
             directory: where the run's checkpoints live, on storage that all ranks share.
             retention: which earlier ones stay.
+            continues: the checkpoint in `directory` that the run goes on from. Where another one
+                is the newest, another run has been here, and nothing is removed or committed.
             asynchronous: write in the background, from a copy of this rank's share in host
                 memory; else write before `save` returns, without the copy.
             guard: called on the first rank before anything is removed or committed; raises
@@ -68,6 +73,7 @@ class Saver:
         self._retention = retention
         self._asynchronous = asynchronous
         self._guard = guard
+        self._ours = set() if continues is None else {continues.name}
         # A rank may write longer than the others by as much as its store is slower.
         self._group: Any = dist.new_group(backend="gloo", timeout=SLOWEST_WRITE)
         self._room: torch.Tensor | None = None
@@ -83,7 +89,7 @@ class Saver:
         if kind is None:
             self._wait()
             dist.destroy_process_group(self._group)
-        elif self._thread is not None:
+        elif self._thread is not None and not issubclass(kind, KeyboardInterrupt):
             self._thread.join(LAST_WRITE_SECONDS)
 
     def save(
@@ -194,19 +200,33 @@ class Saver:
         except CheckpointError:
             # A full disk should not stay full; a store that does not answer is not asked again.
             if dist.get_rank() == 0 and not self._directory.is_remote:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, InUseError):
+                    self._require_ours()
                     clean(self._directory)
             raise
         self._path = staged
 
     def _stage(self, step: int) -> Place:
-        self._guard()
+        self._require_ours()
         return stage(self._directory, step)
 
     def _commit(self, staged: Place, parts: list[Index], document: bytes) -> None:
-        self._guard()
+        self._require_ours()
         seal(staged, parts, document)
+        self._ours.add(staged.name)  # even if it looks as if this failed
         commit(staged, retention=self._retention)
+        self._ours = {staged.name}
+
+    def _require_ours(self) -> None:
+        """See that no other run has saved here meanwhile."""
+        self._guard()
+        newest = pointed_to(self._directory)
+        if newest is not None and newest not in self._ours:
+            raise InUseError(
+                f"the newest checkpoint in {self._directory} is {newest[:_NAME_SHOWN]!r}, which "
+                "this run has not written: another one has been here meanwhile, so this one stops, "
+                "and removes nothing there; start it again to go on from there"
+            )
 
     def _agreed(
         self, ranks: Callable[..., Result], place: Place, work: Callable[[], Result]

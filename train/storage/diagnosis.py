@@ -43,6 +43,10 @@ class MissingError(StorageError, FileNotFoundError):
     """The storage answered, and says that there is no such file."""
 
 
+class DeniedError(StorageError, PermissionError):
+    """The storage knows who asks, and does not let them."""
+
+
 def lasting_fault(
     error: BaseException, *, url: str, verb: str, store: str, ask_bucket: Callable[[], str | None]
 ) -> StorageError | None:
@@ -83,7 +87,7 @@ def lasting_fault(
         )
     if code in _DENIED:
         rights = _RIGHTS[verb]
-        return StorageError(
+        return DeniedError(
             f"{store} knows the credentials but does not let them {verb} {url}; grant them "
             f"{rights} there, or check the name"
         )

@@ -3,7 +3,8 @@
 Who writes there keeps a file `.lock.N` in it, which says who it is, and writes it anew every few
 seconds. The highest N counts. A newcomer that finds its process dead, or sees nobody write it for
 some periods, creates N + 1, which only one of several can. No clocks of two hosts are compared, and
-nothing is asked of a file system or a store but that a file is created once.
+nothing is asked of a file system or a store but that a file is created once. Who is done removes
+the file; who slept for so long that others were there meanwhile finds its own one gone.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,21 +24,24 @@ from typing import Annotated, Final, NamedTuple, Self
 
 from pydantic import Field, ValidationError
 
-from train.errors import InUseError
+from train.errors import InUseError, StorageError
 from train.storage.place import Place
 from train.storage.record import Record
 
 logger = logging.getLogger(__name__)
 
-LEASE_PREFIX: Final = ".lock"
-"""How the names of the files begin."""
+LEASE_PREFIXES: Final = (".lock", "..lock.")
+"""How the names of the files begin, and of those that were not renewed to the end."""
 RENEWED_EVERY_SECONDS: Final = 15.0
+_GIVEN_BACK_WITHIN_SECONDS: Final = 10.0
 _BYTES_AT_MOST: Final = 1 << 16
 _MISSED_PERIODS: Final = 4
 _POLLS_A_PERIOD: Final = 10
-_NAME: Final = re.compile(r"^\.lock\.(\d{1,18})$")
+_READ_AT_MOST: Final = 5
+_SAID_AT_MOST: Final = 200
+_NAME: Final = re.compile(r"^\.lock\.([1-9]\d{0,8})$")
 # Of a renewal that was cut short.
-_LEFTOVER: Final = re.compile(r"^\.\.lock\.\d+\.tmp-\w+$")
+_LEFTOVER: Final = re.compile(r"^\.\.lock\.([1-9]\d{0,8})\.tmp-\w+$")
 
 
 class Holder(Record):
@@ -44,6 +49,7 @@ class Holder(Record):
 
     Attributes:
         id: no other lease has it.
+        place: what the lease is for, by its real name; empty if not known.
         host: name of its host.
         pid: its number there.
         user: whose process it is.
@@ -57,8 +63,9 @@ class Holder(Record):
     """
 
     id: str
+    place: str = ""
     host: str
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
     user: str
     since: str
     kernel: str = ""
@@ -69,19 +76,20 @@ class Holder(Record):
     renewals: int = 0
 
     @classmethod
-    def of_this_process(cls) -> Self:
+    def of_this_process(cls, place: str = "") -> Self:
         """Nobody has the lease yet."""
         restarts = os.environ.get("SLURM_RESTART_COUNT", "")
         return cls(
             id=secrets.token_hex(8),
-            host=socket.gethostname(),
+            place=_sayable(place),
+            host=_sayable(socket.gethostname()),
             pid=os.getpid(),
-            user=_user(),
+            user=_sayable(_user()),
             since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
             kernel=_kernel(),
-            started=_started(os.getpid()),
-            job=os.environ.get("SLURM_JOB_ID", ""),
-            restarts=int(restarts) if restarts.isdecimal() else 0,
+            started=_started(os.getpid()) or "",
+            job=_sayable(os.environ.get("SLURM_JOB_ID", "")),
+            restarts=int(restarts) if re.fullmatch("[0-9]{1,9}", restarts) else 0,
             renewed_every_seconds=RENEWED_EVERY_SECONDS,
         )
 
@@ -96,7 +104,9 @@ class Holder(Record):
             here: this process.
         """
         if here.kernel and self.kernel == here.kernel:
-            return _started(self.pid) == self.started
+            lives = _lives(self.pid, self.started)
+            # It may be a copy of what a living process writes to elsewhere.
+            return None if lives and self.place not in ("", here.place) else lives
         if here.job and self.job == here.job and self.restarts < here.restarts:
             return False  # Slurm requeues a job when it has ended
         return None
@@ -133,8 +143,12 @@ class Lease(AbstractContextManager["Lease"]):
         self.fault: InUseError | None = None
         """Set once another process is seen to have taken the lease over."""
         self.instead = instead
-        self._me = Holder.of_this_process()
+        self.real_name = str(directory) if directory.is_remote else os.path.realpath(directory)
+        """Of the directory, whatever links lead to it."""
+        self._me = Holder.of_this_process(self.real_name)
         self._number: int | None = None
+        self._watched: _Found | None = None
+        self._watched_until = 0.0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -146,6 +160,11 @@ class Lease(AbstractContextManager["Lease"]):
         """Where the lease lies, if it was taken."""
         return self._file(self._number or 1)
 
+    @property
+    def _poll_seconds(self) -> float:
+        period_seconds = self._watched.period_seconds if self._watched else RENEWED_EVERY_SECONDS
+        return period_seconds / _POLLS_A_PERIOD
+
     def take(self) -> None:
         """Take the lease, unless this object has it; makes the directory.
 
@@ -156,29 +175,19 @@ class Lease(AbstractContextManager["Lease"]):
             InUseError: another process holds it.
             OSError: the directory cannot be written to.
         """
-        while self._number is None:
-            found = self._newest()
-            if found is not None and self._lives(found):
-                raise InUseError(
-                    f"{self.directory} is in use by another process, "
-                    f"{self._told(self._newest() or found)}: wait until it ends, or {self.instead}"
-                )
-            self._claim(1 if found is None else found.number + 1)
+        _take([self])
 
-    def take_if_there(self) -> None:
-        """Take the lease of a directory that exists; one that cannot be written is left alone.
+    @property
+    def is_there(self) -> bool:
+        """Whether the directory exists, and may be written to as far as that can be seen.
 
         Raises:
-            InUseError: another process holds it.
             StorageError: the store refuses, or does not answer.
         """
         directory = self.directory
         if directory.is_remote:
-            is_there = directory.exists()
-        else:
-            is_there = os.path.isdir(directory) and os.access(directory, os.W_OK)
-        if is_there:
-            self.take()
+            return directory.exists()
+        return os.path.isdir(directory) and os.access(directory, os.W_OK)
 
     def check(self) -> None:
         """See that no other process has taken the lease over, as if this one had died.
@@ -190,21 +199,100 @@ class Lease(AbstractContextManager["Lease"]):
         self._check(self.directory)
 
     def release(self) -> None:
-        """Give the lease back; the store may be away."""
-        self._ended.set()
+        """Give the lease back; where the store is away, it is not waited for."""
         if self._thread is not None:
-            self._thread.join()
-        if self._number is not None:
-            with contextlib.suppress(OSError, InUseError):
-                self._check(self.directory.in_haste)
-                self.file.in_haste.remove()
-            self._number = None
+            self._ended.set()
+            self._thread.join(_GIVEN_BACK_WITHIN_SECONDS)
+        self._number = self._thread = None
+
+    def _attempt(self) -> bool:
+        """Take the lease, unless somebody has it who may live; whether this object has it now.
+
+        Raises:
+            InUseError: somebody lives who has it.
+            OSError: the directory cannot be read or written to.
+        """
+        if self._number is None:
+            found = self._newest()
+            if found is None or self._is_over(found):
+                self._claim(1 if found is None else found.number + 1)
+        return self._number is not None
+
+    def _is_over(self, found: _Found) -> bool:
+        """Whether the process that had it is done or dead, as far as that is known by now."""
+        lives = None if found.holder is None else found.holder.lives(self._me)
+        if lives is None and self._watched is None:
+            patience_seconds = _MISSED_PERIODS * found.period_seconds
+            self._watched, self._watched_until = found, time.monotonic() + patience_seconds
+            logger.warning(
+                "%s was held by %s; waiting %.0f s to see whether that lives",
+                *(self.directory, self._told(found), patience_seconds),
+            )
+        elif lives is None:
+            is_seen_to_live = found != self._watched
+            lives = is_seen_to_live or (None if time.monotonic() < self._watched_until else False)
+        if lives:
+            raise InUseError(
+                f"{self.directory} is in use by another process, {self._told(found)}: wait until "
+                f"it ends, or {self.instead}"
+            )
+        return lives is False
+
+    def _claim(self, number: int) -> None:
+        """Try to have the file with a number."""
+        file = self._file(number)
+        if not _NAME.match(file.name):
+            raise StorageError(f"{self._file(number - 1)} was left by no process: remove it")
+        file.write_new(self._me.model_dump_json().encode())
+        found = self._newest()
+        # Asked, since an answer may have been lost, and a store may not know what "new" means.
+        if found is None or found.holder is None or found.holder.id != self._me.id:
+            return
+        self._number = number
+        for name in self.directory.names():
+            match = _NAME.match(name) or _LEFTOVER.match(name)
+            if match is not None and int(match[1]) < number:
+                with contextlib.suppress(OSError):
+                    (self.directory / name).remove()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(
+            target=self._keep, args=(number, self._ended), name="lease", daemon=True
+        )
+        self._thread.start()
+
+    def _keep(self, number: int, ended: threading.Event) -> None:
+        """Renew the lease until it is given back."""
+        directory, file = self.directory.in_haste, self._file(number).in_haste
+        has_warned = is_over = False
+        while not is_over:
+            is_over = ended.wait(self._me.renewed_every_seconds)
+            try:
+                self._check(directory)
+                if is_over:
+                    file.remove()
+                    return
+                renewals = self._me.renewals + 1
+                self._me = self._me.model_copy(update={"renewals": renewals})
+                file.write(self._me.model_dump_json().encode())
+            except InUseError:
+                return
+            except OSError:
+                pass  # a store that is away, or a full disk, ends nothing: checkpoints will tell
+            except Exception as error:
+                if not has_warned:
+                    logger.warning("%s cannot be renewed: %r; it is tried again", file, error)
+                has_warned = True
 
     def _check(self, directory: Place) -> None:
         if self.fault is None and self._number is not None:
             found = self._newest(directory)
-            # Where nothing is left, somebody has removed it, and another process may come.
-            if found is not None and not self._is_mine(found):
+            if found is None:
+                self.fault = InUseError(
+                    f"{self.file} is gone, by which {self.directory} was this process's: another "
+                    "one has been there since, or somebody has removed it, so this one stops, and "
+                    "writes nothing more there; start it again"
+                )
+            elif found.number != self._number or not self._may_be_mine(found):
                 self.fault = InUseError(
                     f"{self.directory} was taken over by another process, {self._told(found)}, for "
                     "which this one looked dead: it stops, and writes nothing more there"
@@ -212,73 +300,50 @@ class Lease(AbstractContextManager["Lease"]):
         if self.fault is not None:
             raise self.fault
 
-    def _is_mine(self, found: _Found) -> bool:
-        assert self._number is not None
-        if found.number != self._number:
-            return found.number < self._number
+    def _may_be_mine(self, found: _Found) -> bool:
         return found.holder is None or found.holder.id == self._me.id
-
-    def _lives(self, found: _Found) -> bool:
-        """Whether the process that has a file lives; it is watched where that cannot be told."""
-        lives = None if found.holder is None else found.holder.lives(self._me)
-        if lives is not None:
-            return lives
-        patience_seconds = _MISSED_PERIODS * found.period_seconds
-        logger.warning(
-            "%s was held by %s; waiting %.0f s to see whether that lives",
-            *(self.directory, self._told(found), patience_seconds),
-        )
-        deadline = time.monotonic() + patience_seconds
-        while time.monotonic() < deadline:
-            time.sleep(found.period_seconds / _POLLS_A_PERIOD)
-            if (newest := self._newest()) != found:
-                return newest is not None  # it was given back
-        return False
-
-    def _claim(self, number: int) -> None:
-        """Try to have the file with a number."""
-        self._file(number).write_new(self._me.model_dump_json().encode())
-        found = self._newest()
-        # Asked, since an answer may have been lost, and a store may not know what "new" means.
-        if found is None or found.holder is None or found.holder.id != self._me.id:
-            return
-        self._number = number
-        for name in self.directory.names():
-            if name != self.file.name and (_NAME.match(name) or _LEFTOVER.match(name)):
-                with contextlib.suppress(OSError):
-                    (self.directory / name).remove()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self._thread.start()
-
-    def _renew(self) -> None:
-        directory, file = self.directory.in_haste, self.file.in_haste
-        while not self._ended.wait(self._me.renewed_every_seconds):
-            # A store that is away, or a full disk, is no reason to end: checkpoints will tell.
-            with contextlib.suppress(OSError):
-                try:
-                    self._check(directory)
-                except InUseError:
-                    return
-                renewals = self._me.renewals + 1
-                self._me = self._me.model_copy(update={"renewals": renewals})
-                file.write(self._me.model_dump_json().encode())
 
     def _newest(self, directory: Place | None = None) -> _Found | None:
         directory = directory or self.directory
-        while True:
+        number = 0
+        for _ in range(_READ_AT_MOST):
             named = map(_NAME.match, directory.names())
-            number = max((int(match[1]) for match in named if match), default=None)
-            if number is None:
+            number = max((int(match[1]) for match in named if match), default=0)
+            if not number:
                 return None
-            with contextlib.suppress(FileNotFoundError):  # given back meanwhile
-                content = (directory / f"{LEASE_PREFIX}.{number}").read(limit_bytes=_BYTES_AT_MOST)
+            with contextlib.suppress(FileNotFoundError):  # a newer one has come meanwhile
+                content = (directory / f".lock.{number}").read(limit_bytes=_BYTES_AT_MOST)
                 return _Found(number, content, _parsed(content))
+        raise StorageError(
+            f"{self._file(number)} is no file, or goes as fast as it comes: remove it"
+        )
 
     def _file(self, number: int) -> Place:
-        return self.directory / f"{LEASE_PREFIX}.{number}"
+        return self.directory / f".lock.{number}"
 
     def _told(self, found: _Found) -> str:
         return f"{found.holder or 'nobody knows whom'} (it has {self._file(found.number)})"
+
+
+def take_those_there(leases: Sequence[Lease]) -> None:
+    """Take the leases of directories that exist; those that may not be written are left alone.
+
+    All that have to be watched are watched at the same time.
+
+    Raises:
+        InUseError: another process holds one.
+        StorageError: the store refuses, or does not answer.
+    """
+    there = [lease for lease in leases if lease.is_there]
+    with contextlib.suppress(PermissionError):
+        _take(there)
+
+
+def _take(leases: Sequence[Lease]) -> None:
+    for lease in leases:
+        lease._watched = None
+    while waiting := [lease for lease in leases if not lease._attempt()]:
+        time.sleep(min(lease._poll_seconds for lease in waiting))
 
 
 def _parsed(content: bytes) -> Holder | None:
@@ -304,11 +369,33 @@ def _kernel() -> str:
         return ""
 
 
-def _started(pid: int) -> str:
-    """When a process began, which tells it from others of its number; empty for a dead one."""
+def _sayable(text: str) -> str:
+    """What of a text may stand in a file and in a sentence."""
+    return "".join(char if char.isprintable() else "?" for char in text[:_SAID_AT_MOST])
+
+
+def _lives(pid: int, started: str) -> bool | None:
+    """Whether a process of this kernel lives, None where that is hidden from this user."""
+    now = _started(pid)
+    if now is not None and started:
+        return now == started
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return None
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, which tells it from others of its number; empty for a dead one.
+
+    None where the system does not say, since it is gone or another user's.
+    """
     try:
         # The name before may hold anything, a bracket too.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
-        return ""
+        return None
     return "" if fields[0] in "ZX" else fields[19]

@@ -110,11 +110,11 @@ class LocalPlace(Place):
     def write_new(self, data: bytes) -> None:
         _make_directory(self.parent.path)
         try:
-            with open(self.path, "xb") as file:
-                file.write(data)
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         except FileExistsError:
             return
-        settle(self.parent.path)
+        with self.create() as file:  # which removes what it cannot finish
+            file.write(data)
 
     @override
     def remove(self) -> None:

@@ -12,7 +12,7 @@ from parallel.zero.config import Precision
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import StateSlice
 from tests.distributed.toy import Toy, engine_of, evaluate, train_step
-from train.checkpoint.directory import Retention, resolve
+from train.checkpoint.directory import Retention, latest, resolve
 from train.checkpoint.format import Index
 from train.checkpoint.reader import ChunkReader
 from train.checkpoint.saver import Saver
@@ -27,6 +27,8 @@ def state_of(step: int) -> dict[str, Any]:
 
 
 def saver_of(directory: Place | Path, *, keep: int = 2, **options: Any) -> Saver:
+    if "continues" not in options:
+        options["continues"] = latest(directory)
     return Saver(directory, retention=Retention(keep=keep), **options)
 
 

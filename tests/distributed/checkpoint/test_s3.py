@@ -106,7 +106,7 @@ def _save_with_wrong_secret(environment: dict[str, str], directory: Place) -> st
     before = dict(os.environ)
     os.environ.update(environment, AWS_SECRET_ACCESS_KEY="wrong")
     engine = engine_of(Toy(), stage=1)
-    saver = saver_of(directory)
+    saver = saver_of(directory, continues=None)
     saver.save(engine, state_of(1), step=1)
     with pytest.raises(CheckpointError) as caught:
         saver.finish()

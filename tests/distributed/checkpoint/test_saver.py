@@ -1,5 +1,6 @@
 """Saving while training goes on: what is written, what is raised and when, what is kept."""
 
+import re
 import resource
 import signal
 import subprocess
@@ -143,6 +144,32 @@ def test_retention_and_steps_written_again(rank_pools: dict[int, RankPool], tmp_
         ["latest", "notes.txt", "step_00000020.2", "step_00000020.3"],
     ]
     assert latest(tmp_path) == Place.of(tmp_path / "step_00000020.3")
+
+
+def _save_where_another_has(directory: Path) -> tuple[str, list[list[str]]]:
+    """A saver slept while another one of the same start saved twice; what it says, what is left."""
+    engine = engine_of(Toy(), stage=0)
+    with saver_of(directory, keep=1) as first:
+        first.save(engine, state_of(1), step=1)
+        first.finish()
+        with saver_of(directory, keep=1) as other:
+            for step in (2, 3):
+                other.save(engine, state_of(step), step=step)
+        (directory / "step_00000004").mkdir()  # the other is about to write it
+        before = sorted(path.name for path in directory.rglob("*"))
+        first.save(engine, state_of(2), step=2)
+        with pytest.raises(CheckpointError) as refused:
+            first.finish()
+    engine.close()
+    return str(refused.value), [before, sorted(path.name for path in directory.rglob("*"))]
+
+
+def test_what_another_has_saved_meanwhile_stays(
+    rank_pools: dict[int, RankPool], tmp_path: Path
+) -> None:
+    told, (before, after) = rank_pools[1].run(_save_where_another_has, tmp_path)[0]
+    assert re.search(r"is 'step_00000003', which this run has not written: .*start it again", told)
+    assert before == after
 
 
 def test_milestones_stay(rank_pools: dict[int, RankPool], tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.lab_fixtures import S3Lab
-from train.errors import InUseError
-from train.storage.lease import Holder, Lease
+from train.errors import InUseError, StorageError
+from train.storage.lease import Holder, Lease, take_those_there
 from train.storage.place import Place
 
 PERIOD_SECONDS = 0.1
@@ -36,7 +36,7 @@ def lease(place: Place) -> Lease:
     return Lease(place, instead="choose another place")
 
 
-def left_by(place: Place, *, number: int = 1, **about: Any) -> Place:
+def left_by(place: Place, *, number: int | str = 1, **about: Any) -> Place:
     """The file of a process of another host."""
     known = {"kernel": "another", "host": "node9", "job": "", "restarts": 0}
     known |= {"renewed_every_seconds": PERIOD_SECONDS} | about
@@ -48,7 +48,7 @@ def left_by(place: Place, *, number: int = 1, **about: Any) -> Place:
 
 def test_one_has_it_and_gives_it_back(place: Place) -> None:
     first, second = lease(place), lease(place)
-    second.take_if_there()
+    take_those_there([second])
     assert place.names() == [], "only what is about to begin makes a directory"
     with first:
         first.take()
@@ -56,14 +56,15 @@ def test_one_has_it_and_gives_it_back(place: Place) -> None:
         assert place.names() == [".lock.1"]
         held = rf"in use by another process, pid {os.getpid()} of .*/.lock.1\): wait .* another pl"
         with pytest.raises(InUseError, match=held):
-            second.take_if_there()
+            take_those_there([second])
         first.check()
-    assert place.names() == []
-    second.take_if_there()
-    if not place.is_remote:  # its directory is there
-        assert place.names() == [".lock.1"]
-    second.take()
-    second.release()
+    for _ in range(2):
+        assert place.names() == []
+        take_those_there([second])
+        if not place.is_remote:  # its directory is there
+            assert place.names() == [".lock.1"]
+        second.take()
+        second.release()
     assert place.names() == []
 
 
@@ -175,7 +176,7 @@ def test_one_of_many_newcomers_gets_it(place: Place) -> None:
     (one,) = taken
     one.check()
     one.release()
-    assert place.names() == []
+    assert [name for name in place.names() if name != ".lock.1"] == []
 
 
 def test_who_was_taken_over_stops(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +195,192 @@ def test_who_was_taken_over_stops(place: Place, monkeypatch: pytest.MonkeyPatch)
         first.check()
     first.release()
     assert ".lock.2" in place.names(), "what is another's stays"
+
+
+def test_who_slept_sees_that_others_were_here(place: Place) -> None:
+    """However long ago they ended, and though the newest is as old as its own."""
+    sleeper, other = lease(place), lease(place)
+    sleeper.take()
+    asleep(sleeper)
+    with other:
+        other.take()
+    assert place.names() == []
+    with pytest.raises(InUseError, match=r"\.lock\.1 is gone, .* another one has been there"):
+        sleeper.check()
+    sleeper.fault = None
+    with other:
+        other.take()
+        with pytest.raises(InUseError, match="taken over"):
+            sleeper.check()
+    sleeper.release()
+    assert place.names() == []
+
+
+def asleep(sleeper: Lease) -> None:
+    """As on another host, which does not renew it."""
+    file = sleeper.file
+    about = json.loads(file.read()) | {"kernel": "another", "renewed_every_seconds": PERIOD_SECONDS}
+    file.write(json.dumps(about).encode())
+
+
+def test_a_slow_newcomer_leaves_a_faster_ones(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_by(place, kernel=Holder.of_this_process().kernel, started="1")
+    slow, fast = lease(place), lease(place)
+    names = type(place).names
+    seen: list[list[str]] = []
+
+    def listed(directory: Place) -> list[str]:
+        found = names(directory)
+        seen.append(found)
+        if len(seen) == 3:  # `slow` has the file of its number, and clears away
+            fast._claim(3)  # pyright: ignore[reportPrivateUsage]
+            return names(directory)
+        return found
+
+    monkeypatch.setattr(type(place), "names", listed)
+    slow.take()
+    assert place.names() == [".lock.3"]
+    fast.check()
+    with pytest.raises(InUseError, match="was taken over by another"):
+        slow.check()
+    fast.release()
+
+
+@pytest.mark.parametrize("number", ["3", "007", "1" * 18, "999999999"])
+def test_what_no_process_left(place: Place, number: str) -> None:
+    """Ends in a lease or a sentence, not in turning for ever."""
+    if number == "3" and place.is_remote:
+        (place / ".lock.3" / "x").write(b"")
+    elif number == "3":
+        Path(place).mkdir()
+        (Path(place) / ".lock.3").symlink_to("/nowhere")
+    else:
+        left_by(place, number=number, kernel=Holder.of_this_process().kernel, started="1")
+    with lease(place) as mine:
+        if number in ("3", "999999999"):
+            with pytest.raises(StorageError, match=rf"{place}/.lock.{number} .*: remove it$"):
+                mine.take()
+        else:
+            mine.take()
+            assert ".lock.1" in place.names()
+
+
+def test_a_process_that_is_hidden_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a mount of /proc hides those of other users."""
+
+    def hidden(path: Path, **_: object) -> str:
+        raise FileNotFoundError(path)
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here = Holder.of_this_process("/a")
+    living, dead = (
+        here.model_copy(update={"pid": pid, "started": "1"}) for pid in (os.getppid(), ended.pid)
+    )
+    assert here.lives(here) is True
+    assert here.model_copy(update={"place": "/b"}).lives(here) is None, "a copy of its directory"
+    assert living.lives(here) is False, "its number is another's by now"
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert living.lives(here) is None
+    assert dead.lives(here) is False
+
+
+def test_a_newcomer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys; from train.storage.place import Place; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+        "from train.storage.lease import Lease; Lease(Place.parse(sys.argv[1]), instead='').take()"
+    )
+    file = left_by(Place.of(tmp_path), kernel=Holder.of_this_process().kernel, started="1")
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert "File too large" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_all_are_watched_at_the_same_time(
+    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = [lease(place), lease(Place.of(tmp_path / "other"))]
+    for each in mine:
+        left_by(each.directory, renewed_every_seconds=0.3)
+    take_those_there(mine)
+    first, second = (record.created for record in caplog.records if "waiting" in record.message)
+    assert second - first < 4 * 0.3
+    for each in mine:
+        each.check()
+        each.release()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LOGNAME", "\udcff"),
+        ("LOGNAME", "a\nb\x1b[31m"),
+        ("SLURM_JOB_ID", "\udcff"),
+        ("SLURM_JOB_ID", "7" * 70_000),
+        ("SLURM_RESTART_COUNT", "9" * 5_000),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_any_environment(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    place = Place.of(tmp_path)
+    with lease(place) as mine:
+        mine.take()
+        with pytest.raises(
+            InUseError, match=rf"in use by another process, pid {os.getpid()} "
+        ) as e:
+            lease(place).take()
+        assert str(e.value).isprintable()
+        assert len(str(e.value)) < 1000
+
+
+def test_any_fault_of_a_renewal_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("train.storage.lease.RENEWED_EVERY_SECONDS", PERIOD_SECONDS / 10)
+    place = Place.of(tmp_path)
+    write, faults = type(place).write, iter([OSError(), MemoryError(), ValueError("no")])
+
+    def fails(file: Place, data: bytes) -> None:
+        for fault in faults:
+            raise fault
+        write(file, data)
+
+    with lease(place) as mine:
+        for _ in range(2):  # taken again it is renewed again
+            mine.take()
+            alive = mine.file.read()
+            monkeypatch.setattr(type(place), "write", fails)
+            deadline = time.monotonic() + 20
+            while mine.file.read() == alive:
+                assert time.monotonic() < deadline
+            mine.release()
+    assert [message for message in caplog.messages if "cannot be renewed" in message] == [
+        f"{place}/.lock.1 cannot be renewed: MemoryError(); it is tried again"
+    ]
+
+
+def test_a_store_that_is_away_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.storage.lease._GIVEN_BACK_WITHIN_SECONDS", 0.2)
+    mine, hangs = lease(Place.of(tmp_path)), threading.Event()
+    mine.take()
+    monkeypatch.setattr(type(mine.directory), "write", lambda *_: hangs.wait(20))
+    begun = time.monotonic()
+    mine.release()
+    assert time.monotonic() - begun < 2
+    hangs.set()
 
 
 @contextlib.contextmanager
