@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fnmatch
 import glob
 import io
 import os
@@ -179,11 +180,12 @@ def _matching(base: Place, pattern: str) -> Listing:
 
 def _expression(pattern: str) -> str:
     """A pattern of paths as a regular expression: `**/` is any directories, `*` stays in one."""
-    signs = re.split(r"(\*\*/|\*|\?|\[!?\]?[^]]*\])", pattern)
+    signs = re.split(r"(\*\*/|\*|\?|\[!?\]?[^]/]*\])", pattern)
     meant = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "?": "[^/]"}
     return "".join(
-        meant.get(sign) or (sign.replace("[!", "[^", 1) if number % 2 else re.escape(sign))
-        for number, sign in enumerate(signs)
+        # What stands in brackets is for fnmatch, as in patterns that glob takes; \Z ends it.
+        meant.get(sign) or ("(?!/)" + fnmatch.translate(sign)[:-2] if at % 2 else re.escape(sign))
+        for at, sign in enumerate(signs)
     )
 
 

@@ -278,7 +278,8 @@ class Chance(random.Random):
         if self.happens(0.85) or not any("/" not in name for name in drawn.entries):
             return str(drawn.root)
         drawn.entries = {name for name in drawn.entries if not re.search(r"(^|/)\.", name)}
-        return f"{drawn.root}/**"
+        everything = self.choice(("**", "**/[!z-a]*", "**/[!]]*"))
+        return f"{drawn.root}/{everything}"
 
     def flags(self) -> list[str]:
         found = [f"--skip-bad={self.choice((0, 3, 100, 100, 100))}"]

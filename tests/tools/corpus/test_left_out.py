@@ -21,7 +21,9 @@ from tests.tools.corpus.making import (
 )
 from tools.corpus import verify
 from tools.corpus.__main__ import main
+from tools.corpus.inputs import listing
 from tools.lab import s3
+from train.errors import DataError
 
 ROWS = [{"text": text} for text in passages(40)]
 
@@ -196,6 +198,31 @@ def test_patterns(
 
     assert len(documents(out)) == kept
     assert reasons <= set(left_out(out))
+
+
+PATTERNS = [
+    *("[^b]", "[!b]", "[z-a]", "[!z-a]", "[\\]", "[]", "[]]", "[]a]", "[!]", "[!]a]", "["),
+    *("[[:alpha:]]", "[[-\\]", "[a-]", "[--a]", "[a&&b]", "[a~~b]", "[+-9]*", "a[!c]b", "a[+-9]b"),
+    *("[a", "[*]", "?[a/b]", "[!a/b]", "?", "*]", "[^]", "[!^]", "z[!a]", "[a-b-z]*"),
+]  # fmt: skip
+
+
+def test_brackets_mean_the_same_with_and_without_asterisks(tmp_path: Path) -> None:
+    for name in ("b", "c", *"^![]-\\&~:", "[]", "[a", "a/b", "x[a/b]", "a]", ":]", "z\n", "[!"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(pattern: str) -> list[str]:
+        try:
+            names = [file.name for file in listing(f"{tmp_path}/{pattern}").files]
+        except DataError:
+            return []
+        depth = pattern.removeprefix("**/").count("/")
+        return [name for name in names if name.count("/") == depth]
+
+    for pattern in PATTERNS:
+        assert found(f"**/{pattern}") == found(pattern), pattern
+    assert found("[^b]") == ["^", "b"], "as in glob"
 
 
 @pytest.mark.parametrize("kind", ["", "prose:"])
