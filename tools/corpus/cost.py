@@ -40,13 +40,8 @@ def cost(path: str, training: Training) -> list[tuple[str, str]]:
     """Names and values, as they are shown.
 
     Raises:
-        DataError: there is no corpus with a training split, or a number makes no sense.
+        DataError: there is no corpus with a training split.
     """
-    for name, value in vars(training).items():
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise DataError(f"--{name.replace('_', '-')} {value} is not a number from 0 on.")
-    if min(training.sequence_tokens, training.batch_sequences) < 1:
-        raise DataError("--sequence-tokens and --batch-sequences must be 1 or more.")
     corpus = Corpus.at(path)
     split = "train" if "train" in corpus.splits else next(iter(corpus.splits))
     store = corpus.store(split)

@@ -121,8 +121,6 @@ def chosen_numbers(printer: Printer, options: Any) -> list[int]:
         DataError: there are none such.
     """
     if options.random is not None:
-        if options.random < 1:
-            raise DataError(f"--random {options.random}: give 1 or more.")
         count = min(options.random, len(printer))
         return sorted(random.Random(options.seed).sample(range(len(printer)), count))
     return [options.number or 0 if options.id is None else printer.number_of(options.id)]
