@@ -244,7 +244,7 @@ def test_orders_that_make_no_sense(
         ((source, "--workers=0"), "--workers: '0': give a whole number from 1 on"),
         ((source, "--shard-mebibytes=4096"), "--shard-mebibytes"),
         ((source, "--id-field=nr"), "there is no `nr` to call the document by"),
-        ((source, "--dedup-threshold=2"), "--dedup-threshold: '2': give a number above 0 and at most 1"),
+        ((source, "--dedup-threshold=2"), "--dedup-threshold: '2': give a number above 0"),
         ((source, "--vocabulary=999"), "leave out --vocabulary"),
     ]
     for number, (arguments, reason) in enumerate(cases):
