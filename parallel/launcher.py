@@ -19,8 +19,10 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from parallel.errors import UserError
 
-class LaunchError(ValueError):
+
+class LaunchError(UserError):
     """A process was started in a way that makes no sense; the message says what to change."""
 
 
@@ -78,6 +80,9 @@ def announced() -> Launched:
 def read(environment: Mapping[str, str]) -> Launched:
     """What the variables of the first launcher say that has set its own.
 
+    A launcher says a size (or RANK). Without, nothing has started this process: LOCAL_RANK and
+    MASTER_ADDR alone, which shells and batch scripts export, mean nothing.
+
     Raises:
         LaunchError: they contradict themselves or another launcher's, or something is missing.
     """
@@ -91,6 +96,8 @@ def read(environment: Mapping[str, str]) -> Launched:
         return _alone(environment)
     name, variables = next(iter(launchers.items()))
     size = _number(environment, variables.size, name)
+    if size == 0:
+        raise LaunchError(f"{variables.size}: 0 processes are none: set it to 1 or more")
     if size == 1 and environment.get(variables.rank, "") == "":
         rank = 0
     else:
@@ -187,9 +194,12 @@ def _number(environment: Mapping[str, str], name: str, launcher: str) -> int:
             f"{name}: is missing beside what else {launcher} sets: start with it, or unset "
             f"{', '.join(each for each in LAUNCHERS[launcher] if environment.get(each))}"
         )
-    if not (text.isascii() and text.isdecimal()):
-        raise LaunchError(f"{name}: {text[:40]!r} is no number: {launcher} sets it, or unset it")
-    return int(text[:9])
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise LaunchError(
+            f"{name}: {text[:40]!r} is no number of at most nine digits: {launcher} sets it, or "
+            "unset it"
+        )
+    return int(text)
 
 
 def _local_rank(
@@ -218,7 +228,7 @@ def _check_meeting_place(environment: Mapping[str, str], size: int) -> None:
             "the host of rank 0 and a free port"
         )
     address, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
-    if not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) < 2**16):
+    if not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 2**16):
         raise LaunchError(f"MASTER_PORT: {port[:40]!r} is no port: choose one from 1024 to 65535")
     try:
         socket.getaddrinfo(address, int(port))

@@ -12,12 +12,12 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
 
 import torch
+import torch.distributed as dist
 
 from parallel.launch import join, leave, multiplies_bf16
-from parallel.launcher import LaunchError, announced
+from parallel.launcher import announced
 from parallel.mesh import forget_groups
 from parallel.zero.config import why_unsupported
 from train.config import RunConfig, batch_fault
@@ -68,40 +68,41 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
         if launched.remark is not None:
             sys.stderr.write(f"{launched.remark}\n")
         world = join(timeout_seconds=config.collective_timeout_seconds)
-    except (LaunchError, UserError) as error:
-        return complain(error)
-    except (OSError, MemoryError) as error:
-        if (sentence := explained(error)) is None:
-            raise
-        return complain(UserError(sentence))
-    try:
         if options.dry_run:
             code = dry_run(config, world)
         else:
             with contextlib.ExitStack() as held:
                 code = train(config, world, imported=IMPORTED, held=held, streams=streams)
-    except UserError as error:
-        complain(error)
-        abandon(ExitStatus.MISTAKE)
+        forget_groups()
+        leave()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from the last checkpoint\n")
-        abandon(ExitStatus.INTERRUPTED)
+        code = abandon(ExitStatus.INTERRUPTED)
     except Exception as error:
-        if isinstance(lacking := named(error), UserError):
-            complain(lacking)
-            abandon(ExitStatus.MISTAKE)
-        traceback.print_exc()
-        abandon(ExitStatus.FAULT)
-    forget_groups()
-    leave()
+        if isinstance(mendable := _mendable(error), UserError):
+            complain(mendable)
+            code = abandon(ExitStatus.MISTAKE)
+        else:
+            traceback.print_exc()
+            code = abandon(ExitStatus.FAULT)
     return code
 
 
-def abandon(code: int) -> NoReturn:
-    """End at once: others may be inside a collective, and are the launcher's to end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _mendable(error: Exception) -> Exception:
+    """An error as it is to be told; what the system refuses to a run is rarely the user's."""
+    if isinstance(error, OSError | MemoryError) and not dist.is_initialized():
+        sentence = None if isinstance(error, UserError) else explained(error)
+        return error if sentence is None else UserError(sentence)
+    return named(error)
+
+
+def abandon(code: int) -> int:
+    """End at once if others may be inside a collective: they are the launcher's to end."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
@@ -153,13 +154,12 @@ def _local_faults(config: RunConfig) -> Iterator[str]:
             yield f"{key}: {error}"
 
 
-def complain(error: LaunchError | UserError) -> int:
-    """Print the message alone; the exit status of a mistake that the user can mend."""
+def complain(error: UserError) -> None:
+    """Print the message alone."""
     if isinstance(error, ConfigError):
         say(told(error))
     else:
         sys.stderr.write(f"{told(error)}\n")
-    return ExitStatus.MISTAKE
 
 
 def say(text: str) -> None:

@@ -4,6 +4,8 @@ import errno
 import re
 from typing import Final
 
+from parallel.errors import UserError
+
 _LONG_WORD: Final = re.compile(r"(\S{300})\S+")
 
 _ANOTHER: Final = "name another, or change its permissions"
@@ -29,10 +31,6 @@ _REMEDIES: Final = {
 }
 """What a user can do where the system refuses. A missing file is not among them: whoever opens one
 that a user named says so, and any other is a fault of ours."""
-
-
-class UserError(Exception):
-    """Something the user can mend; commands print the message alone and exit with status 2."""
 
 
 class ConfigError(UserError):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from parallel.launcher import LaunchError
 from tools.command import command_line, write_json
 from train.errors import DataError
 from train.exit_status import ExitStatus
@@ -38,6 +39,7 @@ def _tool(end: BaseException | int | None) -> int | None:
         (None, 0, ""),
         (1, 1, ""),
         (DataError("name another corpus"), 2, "name another corpus\n"),
+        (LaunchError("RANK: is missing"), 2, "RANK: is missing\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

@@ -21,6 +21,7 @@ from train.config import RunConfig
 from train.config_files import from_stored, load
 from train.data.sample import Sample
 from train.errors import CheckpointError, ConfigError, DataError, InUseError, UserError
+from train.exit_status import ExitStatus
 from train.explain import RENAMED
 from train.prepare import agreed, checkpoints_of, claim, leases_of
 from train.storage.lease import Lease, take_those_there
@@ -433,6 +434,21 @@ def test_bad_shard_ends_all_ranks_and_is_named(corpus: Path, tmp_path: Path, dam
     assert "of 2)" in told[0]
     assert ended.code == 2
     assert "Traceback" not in ended.output
+
+
+def test_ctrl_c_while_ranks_meet(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    def join(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["train", *tiny(corpus, tmp_path / "run")])
+    monkeypatch.setattr(command, "join", join)
+    assert command.main() == ExitStatus.INTERRUPTED
+    assert capsys.readouterr().err.startswith("interrupted; the same command goes on")
 
 
 def test_print_needs_no_launcher_and_says_what_is_not_reached(
