@@ -105,14 +105,20 @@ def write_documents(
     return write_splits(root, splits, shard_bytes=shard_bytes, media=media, lie=lie_about_tokens)
 
 
-def write_partly_scored(root: Path, *, train: int = 48) -> Path:
-    """Documents that fill a sequence of 64 tokens each, of which every second scores none."""
+def write_partly_scored(root: Path, *, train: int = 48, scores_any: bool = True) -> Path:
+    """Documents that fill a sequence of 64 tokens each; every second of training scores none.
+
+    Args:
+        root: directory to write.
+        train: documents of the training split.
+        scores_any: else none of its documents scores a token.
+    """
     random = np.random.default_rng(0)
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for split, count in (("train", train), ("validation", 8)):
         for number in range(count):
             document = _document(random, f"{split}/{number}", 64, False, False)
-            is_scored = split == "validation" or number % 2
+            is_scored = split == "validation" or (scores_any and number % 2)
             document["segments"] = np.array([[0, 64, int(is_scored)]], dtype=np.int32)
             splits[split].append(document)
     return write_splits(root, splits, shard_bytes=8192)

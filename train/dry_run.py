@@ -1,6 +1,7 @@
 """`--dry-run`: build everything, run one batch, say what it takes."""
 
 import time
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -11,7 +12,8 @@ from parallel.launch import World, peak_memory_bytes
 from parallel.mesh import Mesh
 from train.build import build_feed
 from train.config import RunConfig
-from train.prepare import prepare
+from train.loop import pass_over
+from train.prepare import agreed, prepare
 from train.step import reseed, train_step
 from train.watch.metrics import GIB_BYTES
 
@@ -28,6 +30,10 @@ def dry_run(config: RunConfig, world: World) -> int:
         data = feed.try_step(1)
         result = train_step(run.engine, data if isinstance(data, Exception) else data.batches)
         step_seconds = time.perf_counter() - started
+        assert not isinstance(data, Exception)
+        loss, note = f"{result.averages.loss:.4f}", None
+        if result.averages.scored_tokens == 0:
+            loss, note = "none", agreed(partial(pass_over, config, feed, data, step=1))
     run.engine.close()
     if world.is_main:
         kind = "GPU" if torch.cuda.is_available() else "resident"
@@ -36,14 +42,17 @@ def dry_run(config: RunConfig, world: World) -> int:
             "parameters that train, rank 0": f"{run.num_trainable:,}",
             "tensor x pipeline x data": _layout(config, run.engine.mesh),
             "precision, ZeRO stage": f"{config.precision}, {config.zero.stage}",
-            "first loss": f"{result.averages.loss:.4f}",
+            "first loss": loss,
             "seconds to build, for the step": f"{built_seconds:.1f}, {step_seconds:.1f}",
             f"peak {kind} memory of rank 0": f"{peak_memory_bytes() / GIB_BYTES:.2f} GiB",
         }
         table = Table("what", "value", title=f"dry run of {config.name}", title_justify="left")
         for row in rows.items():
             table.add_row(*row)
-        Console().print(table)
+        console = Console()
+        console.print(table)
+        if note is not None:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 from parallel.agreement import gathered, on_first_rank
 from parallel.launch import World, peak_memory_bytes
@@ -17,7 +18,7 @@ from train.config_files import differences
 from train.data.feed import Feed, StepData
 from train.data.ledger import LedgerWriter, Start, next_start
 from train.data.plan import Position, StepPlan
-from train.errors import DataError, UserError
+from train.errors import CheckpointError, DataError, DivergedError, InUseError, UserError
 from train.evaluate import validate
 from train.exit_status import ExitStatus
 from train.optim import learning_rate
@@ -93,7 +94,15 @@ def train(
     )
     warning = next(filter(None, gathered(straddling_warning(mesh))), None)
     seconds_to_first_step: float | None = None
-    with monitor, saver, build_feed(config, plan, collate, mesh) as feed:
+
+    def save(step: int, position: Position) -> None:
+        state = state_of(config, plan, monitor.wandb_run_id, step, position)
+        lost = saver.save(engine, state, step=step)
+        if lost is not None:
+            monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
+
+    made = Made(save, saver, ledger, monitor)
+    with monitor, saver, build_feed(config, plan, collate, mesh) as feed, made:
         entropy = on_first_rank(lambda: look_at_data(config, plan, collate), UserError)
         for note in filter(None, (warning, begins)):
             monitor.note(note)
@@ -107,19 +116,17 @@ def train(
             lr = learning_rate(config.optim, step=step, total_steps=config.steps)
             engine.set_learning_rate(lr)
             data = feed.try_step(step)
-            taken_over = next(filter(None, [lease.fault for lease in leases]), None)
-            data = taken_over or data
+            if ledger is not None and isinstance(data, StepData):
+                data = ledger.add(step, data) or data
+            data = next(filter(None, [lease.fault for lease in leases]), data)
             batches = data if isinstance(data, Exception) else data.batches
-            must_stop = ledger is not None and ledger.fault is not None
-            stop = preemption.requested or must_stop
-            result = train_step(engine, batches, stop=stop, unscored="pass_over")
+            result = train_step(engine, batches, stop=preemption.requested)
             finished = time.perf_counter()
             assert not isinstance(data, Exception)
             is_passed_over = result.averages.scored_tokens == 0
             if is_passed_over:
                 monitor.note(agreed(partial(pass_over, config, feed, data, step=step)))
-            if ledger is not None:
-                ledger.add(step, data)
+            made.add(step, data.position)
             seconds_to_first_step = seconds_to_first_step or finished - imported
             times = {"seconds": finished - started, "waited": feed.wait_seconds}
             if not is_passed_over:
@@ -128,22 +135,15 @@ def train(
             if is_last or (step % config.validation.every_steps == 0 and not result.stop):
                 monitor.write(validated(step=step))
             if is_last or result.stop or step % config.checkpoint.every_steps == 0:
-                agreed(lambda: ledger.settle() if ledger is not None else None)
-                state = state_of(config, plan, monitor.wandb_run_id, step, data.position)
-                lost = saver.save(engine, state, step=step)
-                if lost is not None:
-                    monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
+                made.save()
                 if config.samples.prompts and not result.stop:
                     # Samples are the words of what was saved.
                     write_samples(config, saver.finish(), monitor, world, step=step)
             if result.stop and not is_last:
                 saver.finish()
-                agreed(lambda: ledger.refuse_more() if ledger is not None else None)
                 monitor.note(f"stopped after step {step} on a signal; run again to continue")
                 break
     latest = saver.finish()
-    if ledger is not None:
-        ledger.close()
     preemption.ignore()
     engine.close()
     if step < config.steps:
@@ -151,6 +151,71 @@ def train(
     if world.is_main:
         wrap_up(config, latest, seconds_to_first_step=seconds_to_first_step)
     return ExitStatus.COMPLETE
+
+
+class Made:
+    """The last step that was made, until it is saved.
+
+    As a context it saves that step before an error ends the run, if all ranks know of the error
+    between two steps: data, validation or ledger cannot be read or written.
+
+    Args:
+        save: begins to save a step, with its position in the data.
+        saver: what saves.
+        ledger: this rank's, brought to the disk before.
+        monitor: told of what is saved in the end.
+    """
+
+    def __init__(
+        self,
+        save: Callable[[int, Position], None],
+        saver: Saver,
+        ledger: LedgerWriter | None,
+        monitor: Monitor,
+    ) -> None:
+        self._save = save
+        self._saver = saver
+        self._ledger = ledger
+        self._monitor = monitor
+        self._unsaved: tuple[int, Position] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
+        if kind is None or not issubclass(kind, UserError) or self._unsaved is None:
+            return
+        if issubclass(kind, CheckpointError | DivergedError | InUseError):
+            return  # nothing can be saved, or should
+        step = self._unsaved[0]
+        # Where the ledger cannot be brought to the disk, its gap is a smaller loss than the steps.
+        with contextlib.suppress(UserError):
+            self._settle()
+        try:
+            self._save(*self._unsaved)
+            self._saver.finish()
+        except CheckpointError as second:
+            raise kind(f"{error}; nor could step {step} be saved: {second}") from second
+        self._monitor.note(f"step {step} is saved, and the run ends")
+
+    def add(self, step: int, position: Position) -> None:
+        """Take note of a step."""
+        self._unsaved = step, position
+
+    def save(self) -> None:
+        """Save the last step; every rank must call it.
+
+        Raises:
+            RunDirectoryError: some rank's ledger lacks steps.
+            CheckpointError: as `Saver.save` says.
+        """
+        assert self._unsaved is not None, "only once"
+        self._settle()
+        self._save(*self._unsaved)
+        self._unsaved = None
+
+    def _settle(self) -> None:
+        agreed(lambda: self._ledger.settle() if self._ledger is not None else None)
 
 
 def goes_on(config: RunConfig, saved: Saved) -> str:
@@ -212,8 +277,10 @@ def pass_over(config: RunConfig, feed: Feed, data: StepData, *, step: int) -> st
     Raises:
         DataError: such a step ends the run.
     """
-    names = ", ".join(feed.name_documents(data, most=NAMED_DOCUMENTS))
-    fault = f"step {step}: no token of its batch is scored, which holds {names} and others"
+    names = feed.name_documents(data, most=NAMED_DOCUMENTS + 1)
+    is_all = len(names) <= NAMED_DOCUMENTS and data.entries == feed.plan.entries
+    shown = ", ".join(names[:NAMED_DOCUMENTS]) + ("" if is_all else " and others")
+    fault = f"step {step}: no token of its batch is scored, which holds {shown}"
     if config.data.unscored == "stop":
         raise DataError(
             f"{fault}: set data.unscored=pass_over to go on without such steps, or score some of "

@@ -15,8 +15,7 @@ from parallel.launch import total
 from parallel.mesh import Mesh
 from parallel.pipeline import forward_backward
 from parallel.zero.engine import ZeroEngine
-from train.data.spans.scoring import Unscored
-from train.errors import DataError, DivergedError, UserError
+from train.errors import DivergedError, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,6 @@ def train_step(
     batches: Sequence[Batch] | Exception,
     *,
     stop: bool = False,
-    unscored: Unscored = "stop",
 ) -> StepResult:
     """Minimise the sum of losses over scored tokens divided by their global count.
 
@@ -108,12 +106,12 @@ def train_step(
         engine: the model under ZeRO.
         batches: this rank's microbatches, or why it has none.
         stop: whether this rank was told to stop after the step.
-        unscored: what to do where no token of the global batch is scored; passed over, nothing is
-            computed or stepped, and the loss is NaN.
+
+    Returns:
+        What was done; where no token of the global batch is scored, nothing, and the loss is NaN.
 
     Raises:
         UserError: some rank has no microbatches: on every rank, with the reason of the first.
-        DataError: no token of the global batch is scored, and that is not passed over.
         DivergedError: loss or gradient is not finite; parameters and moments are unchanged.
     """
     # The count comes before the first backward: a mean of ranks' or microbatches' means would
@@ -128,8 +126,6 @@ def train_step(
     if failures:
         raise_first(batches if failed else None, UserError)
     assert not isinstance(batches, Exception)
-    if count == 0 and unscored == "stop":
-        raise DataError("no token of this batch is scored: check the corpus and the spans")
     if count == 0:
         return StepResult(averages=averaged([]), gradient_norm=0.0, stop=stops > 0)
     batches = [batch.to(mesh.world.device) for batch in batches]

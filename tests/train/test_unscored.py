@@ -36,7 +36,7 @@ def test_it_stops_and_names_them(corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("zero", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_it_passes_over_on_request(zero: int, corpus: Path, tmp_path: Path) -> None:
     """The run that stopped goes on, and ranks that change read and step the same."""
-    options = (*SMALL, f"zero.stage={zero}", "checkpoint.every_steps=1")
+    options = (*SMALL, f"zero.stage={zero}", "checkpoint.every_steps=24")
     passes = "data.unscored=pass_over"
     whole = run(corpus, tmp_path / "whole", *options, passes, ranks=1)
     passed = [int(re.findall(r"step (\d+): no token", note.text)[0]) for note in whole.notes]
@@ -45,6 +45,8 @@ def test_it_passes_over_on_request(zero: int, corpus: Path, tmp_path: Path) -> N
 
     directory = RunDirectory(tmp_path / "run")
     assert start(corpus, directory.path, *options, ranks=2).wait().code == ExitStatus.MISTAKE
+    if passed[0] == 1:  # nothing was made that could be saved
+        assert not directory.checkpoints.exists()
     resumed = run(corpus, directory.path, *options, passes, ranks=2)
     assert resumed.runs[-1].step == passed[0] - 1
     for here, there in zip(resumed.train, whole.train, strict=True):
@@ -52,3 +54,22 @@ def test_it_passes_over_on_request(zero: int, corpus: Path, tmp_path: Path) -> N
         assert here.loss == pytest.approx(there.loss, rel=1e-4)
     for place in (tmp_path / "whole", directory.path):
         assert ledger.main(["check", str(place)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        ((), ExitStatus.MISTAKE, "set data.unscored"),
+        (("data.unscored=pass_over",), 0, "passed over"),
+    ],
+)
+def test_a_dry_run_judges_as_the_run(
+    options: tuple[str, ...], code: int, told: str, tmp_path: Path
+) -> None:
+    corpus = write_partly_scored(tmp_path / "corpus", scores_any=False)
+    ended = start(corpus, tmp_path / "run", *SMALL, *options, "--dry-run").wait()
+    said = " ".join(ended.output.split())
+    assert (ended.code, "Traceback" in said) == (code, False), said
+    one = r"document (\d+) of corpus \(train/\d+\)"
+    named = rf"its batch is scored, which holds {one}, {one}: {told}"
+    assert re.search(named, said), said  # and no others

@@ -1,10 +1,10 @@
 """Ledger of what each rank has read, step by step, so that it can be checked afterwards.
 
 One file for each rank and start, `ledger/START-RANK.bin`: a line of JSON about the start, then a
-record a step. A record says which entries of the global batch the rank read, with a digest of the
-documents and token ranges in them, and the list itself as long as the file is
-below its limit. Records are checked one by one; a process that is killed leaves at most its last
-one unfinished.
+record a step, written before the step is made. A record says which entries of the global batch the
+rank read, with a digest of the documents and token ranges in them, and the list itself as long as
+the file is below its limit. Records are checked one by one; a process that is killed leaves at most
+its last one unfinished.
 """
 
 import json
@@ -100,10 +100,9 @@ def digest_of(identities: Ints) -> bytes:
 
 
 class LedgerWriter:
-    """Appends to one rank's file; each record reaches the system before the next step begins.
+    """Appends to one rank's file; each record reaches the system before its step is made.
 
-    A disk that fills up still takes some records, in room that was kept aside for them: the run
-    can save what the ledger tells of, and stop.
+    So a step that cannot be noted is not made, and the run can save the one before and stop.
 
     Args:
         directory: of the run's ledger.
@@ -116,8 +115,6 @@ class LedgerWriter:
 
     def __init__(self, directory: Path, start: Start, *, limit_bytes: int):
         self._limit_bytes = limit_bytes
-        self.fault: RunDirectoryError | None = None
-        """Why the run must save and stop."""
         self._path = directory / f"{start.start:05d}-{start.rank:05d}.bin"
         header = {"format_version": FORMAT_VERSION, **asdict(start)}
         header["rows"] = header.pop("entries")
@@ -125,16 +122,15 @@ class LedgerWriter:
         self._num_bytes = len(line)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = AppendedFile(self._path, is_new=True, keeps_room=True)
+            self._file = AppendedFile(self._path, is_new=True)
             self._file.append(line)
             self._file.settle()
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def add(self, step: int, data: StepData) -> None:
-        """Note what a finished step has read."""
-        lists = self.fault is None and self._num_bytes < self._limit_bytes
-        parts = listed(data.identities) if lists else b""
+    def add(self, step: int, data: StepData) -> RunDirectoryError | None:
+        """Note what a step has read; why it cannot be noted, for the ranks to agree on first."""
+        parts = listed(data.identities) if self._num_bytes < self._limit_bytes else b""
         head = _RECORD.pack(step, data.first, data.entries, len(parts), digest_of(data.identities))
         record = head + parts
         record += _CHECKSUM.pack(zlib.crc32(record))
@@ -142,31 +138,19 @@ class LedgerWriter:
         try:
             self._file.append(record)
         except OSError as error:
-            self.fault = self.fault or self._unwritable(error)
+            return self._unwritable(error)
+        return None
 
     def settle(self) -> None:
         """Bring what was noted to the disk, before a checkpoint counts on it.
 
         Raises:
-            RunDirectoryError: it could not be.
+            RunDirectoryError: some of it could not be; the rest is there.
         """
         try:
             self._file.settle()
         except OSError as error:
             raise self._unwritable(error) from error
-
-    def refuse_more(self) -> None:
-        """Say why the run has stopped, once all is saved.
-
-        Raises:
-            RunDirectoryError: something went wrong while it noted.
-        """
-        if self.fault is not None:
-            raise self.fault
-
-    def close(self) -> None:
-        """Give back what is held, after the last step."""
-        self._file.close()
 
     def _unwritable(self, error: OSError) -> RunDirectoryError:
         return RunDirectoryError(

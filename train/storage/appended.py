@@ -1,16 +1,10 @@
 """A file of this host to which a run appends for days, whatever happens to it meanwhile."""
 
-import contextlib
-import errno
 import os
-import shutil
 from pathlib import Path
 from typing import IO
 
 from train.storage.local import settle
-
-_ROOM_BYTES = 8 << 10
-"""What is kept aside for a full disk; two blocks of a usual file system."""
 
 
 class AppendedFile:
@@ -22,20 +16,16 @@ class AppendedFile:
     Args:
         path: of the file; its directory exists.
         is_new: whether it must not be there yet.
-        keeps_room: keep a little of the disk aside, so that a few pieces fit when it is full.
 
     Raises:
         OSError: it cannot be opened, or is there already.
     """
 
-    def __init__(self, path: Path, *, is_new: bool = False, keeps_room: bool = False) -> None:
+    def __init__(self, path: Path, *, is_new: bool = False) -> None:
         self._path = path
         self._waiting = bytearray()
-        self._is_full = False
-        self._room = path.with_name(f".room-{path.name}") if keeps_room else None
         # Unbuffered: each piece reaches the system before the next step begins.
         self._file: IO[bytes] = path.open("xb+" if is_new else "ab+", buffering=0)
-        self._keep_room()
 
     def read(self) -> bytes:
         """What is in the file."""
@@ -53,51 +43,29 @@ class AppendedFile:
             Whether the file had been removed, and was written again.
 
         Raises:
-            OSError: it cannot be written now, and waits; or it took of the room kept aside.
+            OSError: it cannot be written now, and waits.
         """
         self._waiting += data
         is_lost = self._is_elsewhere() and self._follow()
         while self._waiting:
-            try:
-                written = self._file.write(self._waiting)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._give_room():
-                    raise
-            else:
-                del self._waiting[:written]
-        if self._is_full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            del self._waiting[: self._file.write(self._waiting)]
         return is_lost
 
     def settle(self) -> None:
-        """Bring all to the disk, what waits included.
+        """Bring all to the disk.
 
         Raises:
-            OSError: it could not be.
+            OSError: something still waits, or the disk has failed; the rest is there.
         """
-        with contextlib.suppress(OSError):  # told by those who appended
+        try:
             self.append(b"")
-        if self._waiting:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(self._file.fileno())
-        settle(self._path.parent)
+        finally:
+            os.fsync(self._file.fileno())
+            settle(self._path.parent)
 
     def close(self) -> None:
-        """Close the file, and give back the room kept aside."""
+        """Close the file."""
         self._file.close()
-        self._give_room()
-
-    def _keep_room(self) -> None:
-        if self._room is not None:
-            self._room.write_bytes(os.urandom(_ROOM_BYTES))  # no file system makes nothing of it
-
-    def _give_room(self) -> bool:
-        """Whether there was any."""
-        if self._room is None or self._is_full:
-            return False
-        self._is_full = True
-        self._room.unlink(missing_ok=True)
-        return True
 
     def _is_elsewhere(self) -> bool:
         try:
@@ -106,18 +74,12 @@ class AppendedFile:
             return True
 
     def _follow(self) -> bool:
-        """Open what bears the name now; whether it had to be written again."""
+        """Open what bears the name now; whether it has to be written again."""
         is_lost = not self._path.exists()
+        before = self.read() if is_lost else b""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         found: IO[bytes] = self._path.open("ab+", buffering=0)
-        try:
-            if is_lost:
-                self._file.seek(0)
-                shutil.copyfileobj(self._file, found)
-                self._keep_room()
-        except BaseException:
-            found.close()
-            raise
+        self._waiting[:0] = before
         self._file.close()
         self._file = found
         return is_lost

@@ -133,9 +133,10 @@ class Monitor:
 
     @contextmanager
     def guard(self, what: str) -> Generator[None]:
-        """What only watches is done in here: its errors are said, each of `what` once."""
+        """What only watches is done in here: its errors are said, once until it goes well."""
         try:
             yield
+            self._failed.discard(what)
         except Exception as error:
             if what not in self._failed:
                 self._failed.add(what)

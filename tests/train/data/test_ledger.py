@@ -227,22 +227,29 @@ def test_a_ledger_of_another_version_is_refused(plan: StepPlan, tmp_path: Path) 
         read_ledger(tmp_path / "none")
 
 
-def test_a_full_disk_ends_the_ledger_and_is_told(plan: StepPlan, tmp_path: Path) -> None:
+def test_what_was_noted_before_a_full_disk_settles(plan: StepPlan, tmp_path: Path) -> None:
     start = Start(start=1, first_step=0, rank=0, ranks=1, entries=ENTRIES)
     with small_disk(tmp_path / "disk", num_bytes=16 << 10) as disk:
         writer = LedgerWriter(disk, start, limit_bytes=1 << 20)
-        kept_room_since: int | None = None
-        for step in range(1, 400):
-            writer.add(step, data_of(identities(plan.step(1 + step % 30))))
-            if writer.fault is not None and kept_room_since is None:
-                kept_room_since = step
-                writer.settle()  # what it could not have promised without the room
-        assert "No space left on device" in str(writer.fault)
-        with pytest.raises(RunDirectoryError, match="make room there"):
-            writer.refuse_more()
-        with pytest.raises(RunDirectoryError, match="make room there"):
+        step, fault = 0, None
+        while fault is None:
+            step += 1
+            fault = writer.add(step, data_of(identities(plan.step(1 + step % 30))))
+        assert "(No space left on device): make room there" in str(fault)
+        with pytest.raises(RunDirectoryError, match="No space left on device"):
             writer.settle()
         _, records = read_ledger(disk)[1][0]
-        assert [record.step for record in records] == list(range(1, len(records) + 1))
-        assert kept_room_since is not None
-        assert len(records) > kept_room_since + 10
+        assert [record.step for record in records] == list(range(1, step))
+
+
+def test_a_ledger_that_is_replaced_is_told_as_what_it_is(plan: StepPlan, tmp_path: Path) -> None:
+    start = Start(start=1, first_step=0, rank=0, ranks=1, entries=ENTRIES)
+    writer = LedgerWriter(tmp_path, start, limit_bytes=1 << 20)
+    (tmp_path / "00001-00000.bin").unlink()
+    (tmp_path / "00001-00000.bin").mkdir()
+    assert "(Is a directory)" in str(writer.add(1, data_of(identities(plan.step(1)))))
+    with pytest.raises(RunDirectoryError, match="Is a directory"):
+        writer.settle()
+    (tmp_path / "00001-00000.bin").rmdir()
+    assert writer.add(2, data_of(identities(plan.step(2)))) is None
+    assert [record.step for record in read_ledger(tmp_path)[1][0][1]] == [1, 2]

@@ -12,16 +12,21 @@ from pathlib import Path
 
 import pytest
 
+from parallel.launch import World
 from tests.corpora import write_corpus
 from tests.train.records import train_record
-from tests.train.runs import Run, start
+from tests.train.runs import TINY_RUN, Run, start
 from tests.train.storage.disks import small_disk
 from tools import ledger
 from train.checkpoint.directory import latest
+from train.config import RunConfig
+from train.config_files import load
 from train.exit_status import ExitStatus
 from train.run_directory import RunDirectory
+from train.storage.appended import AppendedFile
 from train.storage.place import Place
 from train.watch.metrics import MetricsFile, read_metrics
+from train.watch.monitor import Monitor
 
 STEPS = 12
 
@@ -180,6 +185,31 @@ def test_metrics_wait_for_room(tmp_path: Path) -> None:
         file.write(train_record(101))
         recorded = read_metrics(disk / "metrics.jsonl")
     assert [record.step for record in recorded.train] == list(range(1, 102))
+
+
+def test_a_file_that_is_removed_on_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    pieces = [b"%d %s\n" % (number, b"a" * 4000) for number in range(12)]
+    with small_disk(tmp_path / "disk", num_bytes=48 << 10) as disk:
+        file = AppendedFile(disk / "appended")
+        for piece in pieces[:7]:
+            file.append(piece)
+        (disk / "appended").unlink()  # what is open still takes its room
+        for piece in pieces[7:]:
+            with suppress(OSError):
+                file.append(piece)
+        file.append(b"")
+        assert (disk / "appended").read_bytes() == b"".join(pieces)
+
+
+def test_what_fails_again_is_said_again(corpus: Path, tmp_path: Path) -> None:
+    files = [f"data.corpus={corpus}", f"run_directory={tmp_path}"]
+    config = load(RunConfig, [str(TINY_RUN), *files, "precision=fp32"])
+    monitor = Monitor(config, World.here(), first_step=0, num_parameters=1)
+    for fails in (True, True, False, True):
+        with monitor.guard("the report"):
+            assert not fails
+    monitor.write(train_record(1))
+    assert (tmp_path / "metrics.jsonl").read_text().count("the report: not written") == 2
 
 
 def wait_for(attempt: Run, directory: RunDirectory, *, step: int) -> None:
