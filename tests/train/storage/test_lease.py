@@ -376,7 +376,7 @@ def test_a_store_that_is_away_is_not_waited_for(
     monkeypatch.setattr("train.storage.lease._GIVEN_BACK_WITHIN_SECONDS", 0.2)
     mine, hangs = lease(Place.of(tmp_path)), threading.Event()
     mine.take()
-    monkeypatch.setattr(type(mine.directory), "write", lambda *_: hangs.wait(20))
+    monkeypatch.setattr(type(mine.directory), "remove", lambda *_: hangs.wait(20))
     begun = time.monotonic()
     mine.release()
     assert time.monotonic() - begun < 2
