@@ -56,10 +56,7 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
         if options.print and ranks == 1:  # to look at, a layout needs no launcher
             ranks = config.layout.model_ranks
         config = resolve(config, ranks=ranks)
-        for modality, kind in config.spans.items():
-            is_random = isinstance(kind, RandomSpansConfig)
-            if is_random and (missed := kind.shortfall(config.data.sequence_tokens)) is not None:
-                say(f"note: spans.{modality}.{missed}")
+        say_what_spans_miss(config)
         if options.print:
             sys.stdout.write(dump(config))
             return streams.status()
@@ -160,6 +157,17 @@ def complain(error: UserError) -> None:
         say(told(error))
     else:
         sys.stderr.write(f"{told(error)}\n")
+
+
+def say_what_spans_miss(config: RunConfig) -> None:
+    """Note each ratio of random spans that their lengths do not reach, on the first rank."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for modality, kind in config.spans.items():
+        if isinstance(kind, RandomSpansConfig):
+            missed = kind.shortfall(config.data.sequence_tokens)
+            if missed is not None:
+                say(f"note: spans.{modality}.{missed}")
 
 
 def say(text: str) -> None:

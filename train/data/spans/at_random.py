@@ -85,9 +85,7 @@ class RandomSpansConfig(TextSpansConfig):
         Spans of short documents are short, so there may be many.
         """
         shortest, longest = self.lengths(sequence_tokens)
-        budget = self.largest_ratio * sequence_tokens
-        most = _sum_above(int(budget) + 1, shortest, longest)
-        tokens = max(longest, most, math.ceil(1.25 * budget))
+        tokens = max(longest, math.ceil(1.25 * self.largest_ratio * sequence_tokens))
         return tokens, math.ceil(tokens / (2 if self.ratio_by_tokens else shortest))
 
     @property
@@ -111,29 +109,49 @@ class RandomSpansConfig(TextSpansConfig):
         return max(2, min(longest, round(self.min_tokens * scale))), longest
 
     def shortfall(self, sequence_tokens: int) -> str | None:
-        """That a sequence of so many slots cannot be filled as asked, with the key, if so.
+        """That whole sequences, or documents, are not filled as asked: a sentence, its key first.
 
-        Spans in random places leave gaps, and long ones of one length find no place in them.
+        Lengths close to each other leave rests that no span fills, in the ratio and between places.
+        Documents that share a sequence leave more of them, of which this knows nothing.
         """
-        if self.largest_ratio <= 0.5:
+        key, what, sizes = "ratio", "{} slots", [sequence_tokens]
+        if self.ratio_by_tokens is not None:
+            key, what = "ratio_by_tokens", "a document of {} tokens"
+            within = {min(int(tokens), sequence_tokens) for tokens, _ in self.ratio_by_tokens}
+            sizes = sorted({*within, sequence_tokens})[-8:]
+        reached, size = min((self._reached(size, 1 / len(sizes)), size) for size in sizes)
+        if reached >= 0.96:
             return None
-        shortest, longest = self.lengths(sequence_tokens)
-        slots = min(sequence_tokens, 16 * longest)
-        drawn = placed = 0
-        for seed in range(500):
-            random = np.random.Generator(np.random.Philox(seed))
-            drawn += sum(_drawn(random, self.largest_ratio * slots, shortest, longest))
-            random = np.random.Generator(np.random.Philox(seed))
-            spans = _fill(random, [(1, slots)], self.largest_ratio * slots, shortest, longest)
-            placed += sum(stop - start for start, stop in spans)
-        if placed >= 0.96 * drawn:
-            return None
-        ratio = self.largest_ratio
+        ratio = self.ratio_of(size)
+        shortest, longest = self.lengths(size)
         return (
-            f"ratio: {ratio} of {sequence_tokens} slots is not reached by spans of {shortest} to "
-            f"{longest} tokens, which fill about {ratio * placed / drawn:.2f} of them: lower it, "
-            "or min_tokens"
+            f"{key}: {ratio:.3g} of {what.format(size)} is not reached by spans of {shortest} to "
+            f"{longest} tokens, which fill about {ratio * reached:.3g} of it: lower it, or "
+            "min_tokens"
         )
+
+    def _reached(self, slots: int, effort: float) -> float:
+        """Share of what is asked of so many slots that drawn spans fill, in 0.1 s at most."""
+        shortest, longest = self.lengths(slots)
+        tokens = self.ratio_of(slots) * slots
+        longest = max(shortest, min(longest, math.ceil(tokens)))
+        if slots < 4 or tokens == 0:
+            return 1
+        # One span or none is right on average; lengths that differ by much reach 98 % and more.
+        if shortest < slots and (tokens <= shortest or longest >= 4 * shortest):
+            return 1
+        # Long spans are tried as shorter ones of shorter sequences, many spans as 50 of them.
+        scale = min(1, 256 / longest)
+        shrink = scale * min(1, 50 * longest / tokens)
+        shortest, longest = max(2, round(shortest * scale)), max(2, round(longest * scale))
+        slots, tokens = math.ceil(slots * shrink), tokens * shrink
+        tries = max(10, min(300, int(effort * 3000 * shortest / tokens)))
+        placed = 0
+        for seed in range(tries):
+            random = np.random.Generator(np.random.Philox(seed))
+            spans = _fill(random, [(1, slots)], tokens, shortest, longest)
+            placed += sum(stop - start for start, stop in spans)
+        return placed / tries / tokens
 
     def choose(
         self, sample: Sample, *, seed: int, epoch: int, choice: int, special: SpecialTokens
@@ -172,7 +190,9 @@ def _fill(
 
     How often and for what `random` is asked must stay as it is: runs go on under later versions.
     """
-    lengths = _drawn(random, tokens, shortest, longest)
+    # Rounded at random, so that the ratio holds on average where a token is a large share.
+    budget = int(tokens + random.random())
+    lengths = _lengths(random, budget, shortest, longest)
     free = [(start, stop) for start, stop in free if stop - start >= shortest]
     spans: list[Range] = []
     left_over = 0
@@ -192,46 +212,22 @@ def _fill(
     return spans
 
 
-def _drawn(random: np.random.Generator, tokens: float, shortest: int, longest: int) -> list[int]:
-    """Random lengths of so many tokens, on average."""
-    # Rounded at random, so that the ratio holds where a token is a large share.
-    return _lengths(random, int(tokens + random.random()), shortest, longest)
-
-
 def _lengths(random: np.random.Generator, budget: int, shortest: int, longest: int) -> list[int]:
-    """Random lengths in [shortest, longest] that sum to the budget, at least on average."""
-    if not _is_sum(budget, shortest, longest):
-        # The nearest sums, below and above, as often as gives the budget on average.
-        below = budget // shortest * longest
-        above = _sum_above(budget, shortest, longest)
-        budget = above if random.random() < (budget - below) / (above - below) else below
+    """Random lengths in [shortest, longest] that sum to the budget, or nearly on short ones."""
+    if budget < shortest:
+        # Too short for one span every time: one span, as often as the ratio on average allows.
+        return [shortest] if random.random() < budget / shortest else []
     lengths: list[int] = []
     left = budget
-    while left:
+    while left >= shortest:
         # A length that would leave an unusable rest is not drawn: leave 0 or at least `shortest`.
         last = min(longest, left - shortest)
         choices = [*range(shortest, last + 1), *([left] if left <= longest else [])]
-        if _are_close(shortest, longest):
-            choices = [k for k in choices if _is_sum(left - k, shortest, longest)]
+        if not choices:
+            choices = [longest]  # the bounds lie too close to divide the rest
         lengths.append(choices[random.integers(len(choices))])
         left -= lengths[-1]
     return lengths
-
-
-def _is_sum(tokens: int, shortest: int, longest: int) -> bool:
-    """Whether spans of some lengths have so many tokens together."""
-    return -(-tokens // longest) * shortest <= tokens
-
-
-def _sum_above(tokens: int, shortest: int, longest: int) -> int:
-    """The least tokens, so many at least, that spans of some lengths have together."""
-    is_sum = _is_sum(tokens, shortest, longest)
-    return tokens if is_sum else (tokens // shortest + 1) * shortest
-
-
-def _are_close(shortest: int, longest: int) -> bool:
-    """Whether there are numbers above the shortest length that no sum of lengths gives."""
-    return longest < 2 * shortest - 1
 
 
 def _place(

@@ -21,6 +21,7 @@ from tests.train.data.packed import (
     packed_samples,
 )
 from train.data.sample import Sample
+from train.data.spans import at_random
 from train.data.spans.at_random import RandomSpansConfig
 from train.data.spans.given import FixedSpansConfig, StoredSpansConfig
 from train.data.spans.kinds import SpansConfig
@@ -107,45 +108,74 @@ def test_spans_fit_the_capacity_made_for_their_ratio(
     assert len(lengths) <= spans
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 0.6])
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 0.75])
 @pytest.mark.parametrize(
-    ("shortest", "longest"), [(100, 100), (100, 110), (96, 128), (60, 64), (20, 20), (250, 260)]
+    ("shortest", "longest", "slots"),
+    [
+        (64, 128, 1024),
+        (100, 100, 1024),
+        (100, 110, 1024),
+        (96, 128, 2048),
+        (60, 64, 1024),
+        (20, 80, 1024),
+        (250, 260, 1024),
+        (500, 500, 1024),
+        (1000, 1100, 8192),
+        (2000, 4000, 1024),
+    ],
 )
-def test_ratio_holds_where_lengths_leave_little_choice(shortest: int, longest: int, ratio: float):
-    policy = sampler(ratio=ratio, min_tokens=shortest, max_tokens=longest)
-    assert policy.config.shortfall(1024) is None
-    tokens, _ = policy.config.room(1024)
-    filled: list[int] = []
-    for i in range(300):
-        spans = policy.choose(long_document(1024, id=i), epoch=0)
-        check_lengths(policy.config.lengths(1024), spans)
-        filled.append(sum(lengths_of(spans)))
-    assert max(filled) <= tokens
-    # Where one span fills more than the ratio, few sequences have one.
-    assert np.mean(filled) / 1024 == pytest.approx(ratio, rel=max(0.03, 3 * scatter(filled)))
-
-
-def scatter(filled: list[int]) -> float:
-    """Standard error of the mean, relative to it."""
-    return float(np.std(filled) / np.mean(filled) / len(filled) ** 0.5)
-
-
-def check_lengths(bounds: tuple[int, int], spans: Spans) -> None:
-    assert all(bounds[0] <= length <= bounds[1] for length in lengths_of(spans))
-
-
-@pytest.mark.parametrize(
-    ("ratio", "shortest", "longest"), [(0.75, 500, 500), (0.75, 250, 260), (0.6, 500, 500)]
-)
-def test_a_ratio_that_is_not_reached_is_said(ratio: float, shortest: int, longest: int):
-    policy = sampler(ratio=ratio, min_tokens=shortest, max_tokens=longest)
-    told = policy.config.shortfall(1024)
-    assert told is not None
-    reached = float(told.partition("fill about ")[2].split()[0])
+@pytest.mark.parametrize("key", ["ratio", "ratio_by_tokens"])
+def test_a_ratio_is_reached_or_what_is_reached_is_said(
+    key: str, shortest: int, longest: int, slots: int, ratio: float
+):
+    by_tokens = key == "ratio_by_tokens"
+    given: dict[str, Any] = {key: [[slots, ratio]] if by_tokens else ratio}
+    policy = sampler(min_tokens=shortest, max_tokens=longest, **given)
+    told = policy.config.shortfall(slots)
     filled = [
-        sum(lengths_of(policy.choose(long_document(1024, id=i), epoch=0))) for i in range(200)
+        sum(lengths_of(policy.choose(long_document(slots, id=i), epoch=0))) / slots
+        for i in range(100)
     ]
-    assert np.mean(filled) / 1024 == pytest.approx(reached, abs=0.03)
+    # Where one span fills more than the ratio, few sequences have one.
+    error = 3 * float(np.std(filled)) / 100**0.5 + 0.01 * ratio
+    if told is None:
+        assert np.mean(filled) >= 0.96 * ratio - error
+        return
+    what = f"a document of {slots} tokens" if by_tokens else f"{slots} slots"
+    assert told.startswith(f"{key}: {ratio} of {what} is not reached by spans of {shortest} to")
+    reached = float(told.partition("fill about ")[2].split()[0])
+    assert reached < 0.96 * ratio
+    assert np.mean(filled) == pytest.approx(reached, abs=error)
+
+
+def test_ratios_of_documents_are_looked_at_by_their_lengths():
+    config = sampler(
+        ratio_by_tokens=[[100, 0.25], [1024, 0]], min_tokens=100, max_tokens=110
+    ).config
+    told = config.shortfall(2048)
+    assert told is not None
+    assert "ratio_by_tokens: 0.25 of a document of 100 tokens is not reached by spans of 10" in told
+
+
+@pytest.mark.parametrize(
+    ("shortest", "longest", "slots"),
+    [(2, 65536, 2**17), (4096, 8192, 2**17), (64, 255, 2**20), (2, 2**20, 2**20), (2, 3, 2**20)],
+)
+def test_what_is_reached_is_found_at_once(
+    shortest: int, longest: int, slots: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Counted in places, of which 0.1 s has some 5,000."""
+    asked = 0
+
+    def place(*arguments: Any) -> at_random.Range | None:
+        nonlocal asked
+        asked += 1
+        return placed(*arguments)
+
+    placed = at_random._place  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(at_random, "_place", place)
+    sampler(ratio=0.6, min_tokens=shortest, max_tokens=longest).config.shortfall(slots)
+    assert asked < 5000
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.4, 0.5])
@@ -259,6 +289,38 @@ def test_choices_are_those_of_earlier_versions():
                 spans = sampler(seed=place, ratio=ratio).choose(sample, epoch=id)
                 digest.update(spans.astype("<i8").tobytes() + bytes([len(spans) % 256]))
     assert digest.hexdigest() == "09dc23da4c4ac6cf4d99ecb6d22af45d1300078a84c45fb1b0be7917991967cb"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"ratio": 0.25}, "45ccf24b2d630441"),
+        ({"ratio": 0.4}, "da7b3d84daafc0c3"),
+        ({"ratio": 0.75}, "c01b719b1827deba"),
+        ({"ratio": 0.01}, "82c99fd55f3ba3bb"),
+        ({"ratio": 0.001}, "c35887a957f1a447"),
+        ({"min_tokens": 100, "max_tokens": 110}, "3bdc00e8ee365ea4"),
+        ({"min_tokens": 64, "max_tokens": 64}, "a343e1cf9d6e6fac"),
+        ({"min_tokens": 12, "max_tokens": 13, "full_sequence_tokens": 64}, "e8911ee1e3c78075"),
+        ({"min_tokens": 2, "max_tokens": 1000, "ratio": 0.6}, "c01b1c1339d88810"),
+        ({"ratio_by_tokens": [[256, 0.1], [1024, 0.25]]}, "1229670e07fa18de"),
+        ({"ratio_by_tokens": [[8, 0.0], [64, 0.05], [1024, 0.25]]}, "c464ee679e99f771"),
+        ({"ratio_by_tokens": [[1, 0.05]], "min_tokens": 128}, "454a23a0d24b98ac"),
+        ({"ratio_by_tokens": [[16, 0.75]], "min_tokens": 120}, "c46b3dd8fdb2dc9a"),
+    ],
+    ids=str,
+)
+def test_no_draw_moves(options: dict[str, Any], expected: str):
+    """Of any configuration: a run that goes on would see other spans, and nothing would say so."""
+    digest = hashlib.sha256()
+    documents = ([], [310, 500, 170, 420], [40] * 60, [70] * 30, [5, 900, 3], [7, 100, 2] * 30)
+    for id, slots in enumerate([1, 5, 17, 48, 64, 100, 255, 512, 1000, 1024, 2048]):
+        for place, lengths in enumerate(documents):
+            for epoch in range(3):
+                sample = sample_of(list(lengths), id=id + place * 2**33, slots=slots)
+                spans = sampler(seed=place, **options).choose(sample, epoch=epoch)
+                digest.update(spans.astype("<i8").tobytes() + bytes([len(spans) % 256]))
+    assert digest.hexdigest()[:16] == expected
 
 
 def test_choice_ignores_what_the_tokens_say():
