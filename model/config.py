@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # Bounds are far beyond what anybody trains, and below what breaks: index types, tables of a run.
-MOST_TOKENS = 2**20
+MOST_TOKENS = 2**24
 Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 """Of a sequence, or what lies in one."""
 Width = Annotated[int, Field(ge=8, le=2**17)]

@@ -30,7 +30,8 @@ def load(model: type[Model], arguments: Sequence[str]) -> Model:
             `include:` names files beside it that are merged before it.
 
     Raises:
-        ConfigError: with every fault, each at its full path with the nearest valid key.
+        ConfigError: with every fault, each at its full path with the nearest valid key; or it
+            is too large to be read back from where a run stores it.
     """
     tree: Tree = {}
     faults: list[str | Mapping[str, Any]] = []
@@ -55,6 +56,10 @@ def load(model: type[Model], arguments: Sequence[str]) -> Model:
         faults += [fault for fault in error.errors() if whole or fault["type"] != "missing"]
     else:
         if not faults:
+            try:
+                parse(dump(config).encode())
+            except YamlError as error:
+                raise ConfigError(f"with all defaults, as runs store it, it {error}") from None
             return config
     raise ConfigError(in_words(model, faults))
 

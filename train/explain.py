@@ -76,13 +76,21 @@ def explain(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             ((_, bound),) = fault["ctx"].items()
             message = f"{message.rpartition(' ')[0]} {bound:,}"
-        case "int_type" if isinstance(given, str) and given.replace("_", "").isdecimal():
+        case "int_type" | "float_type" if isinstance(given, str) and _has_underscores(given):
             message += " without _"
+        case "int_type" if isinstance(given, float) and given.is_integer() and abs(given) < 1e15:
+            message += f", written as {given:.0f}"
+        case "value_error" if any(_children(each, message.split(":")[0]) for each in members):
+            return f"{where}.{message}"
         case _:
             pass
     is_scalar = isinstance(given, str | int | float | bool | None)
     shown = f" (got {shortened(repr(given), 80)})" if is_scalar else ""
     return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _has_underscores(number: str) -> bool:
+    return "_" in number and number.replace("_", "").replace(".", "", 1).isdecimal()
 
 
 def _located(

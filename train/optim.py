@@ -45,8 +45,8 @@ class OptimConfig(Config):
     def _decays_less_than_all(self) -> "OptimConfig":
         if self.lr * self.weight_decay >= 1:
             raise ValueError(
-                f"weight_decay: lr x weight_decay is {self.lr * self.weight_decay:g}, and a step "
-                "would take away more than the whole weight: lower it"
+                f"weight_decay: times lr it is {self.lr * self.weight_decay:g}, and a step "
+                "would take away more than the whole weight: lower weight_decay or lr"
             )
         return self
 

@@ -197,6 +197,8 @@ class _Builder:
     def _key(self, event: Any, level: int) -> str:
         if isinstance(event, yaml.ScalarEvent) and event.tag in _UNTAGGED:
             self._count(1, event.start_mark)
+            if event.anchor is not None:
+                self._anchors[event.anchor] = event.value, 1
             return event.value
         name = self._value(event, level=level + 1)
         if not isinstance(name, str):
@@ -211,9 +213,9 @@ class _Builder:
 
 def _scalar(event: Any) -> Any:
     text: str = event.value
-    if event.tag in _UNTAGGED and not event.implicit[0]:
+    if event.tag == "!" or (event.tag is None and not event.implicit[0]):
         return text
-    given = None if event.tag in _UNTAGGED else event.tag.removeprefix(_PREFIX)
+    given = None if event.tag is None else event.tag.removeprefix(_PREFIX)
     if given == "str":
         return text
     if given is not None and given not in _SCHEMA:
@@ -222,7 +224,7 @@ def _scalar(event: Any) -> Any:
         if given not in (None, name) or pattern.fullmatch(text) is None:
             continue
         try:
-            if len(text) > MOST_DIGITS:
+            if name == "int" and len(text) > MOST_DIGITS:
                 raise OverflowError
             return construct(text)
         except OverflowError:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
+from model.config import Tokens
 from tests.train.runs import TINY_RUN
 from train.config import RunConfig
 from train.config_files import Files, load
@@ -54,6 +55,11 @@ OVERRIDES = [
     ("steps=1:30", "steps: input should be a valid integer (got '1:30')"),
     ("steps=1e٣", "steps: input should be a valid integer (got '1e٣')"),
     ("steps=1_000", "steps: input should be a valid integer without _ (got '1_000')"),
+    ("steps=1e6", "steps: input should be a valid integer, written as 1000000 (got 1000000.0)"),
+    ("steps='5'", "steps: input should be a valid integer (got '5')"),
+    ("optim.lr=1_0", "optim.lr: input should be a valid number without _ (got '1_0')"),
+    ("optim={lr: 1, weight_decay: 9}", "optim.weight_decay: times lr it is 9, and a step would"),
+    ("spans.text={max_tokens: 2}", "spans.text.min_tokens: must not exceed max_tokens"),
     ("steps=true", "steps: input should be a valid integer (got True)"),
     (f"name=[{250_000 * 'a'}]", "name: input should be a valid string"),
     (f"steps={250_000 * 'a'}", "steps: input should be a valid integer (got 'aaa"),
@@ -97,6 +103,17 @@ def test_many_faults_are_not_all_told() -> None:
     lines = faults(f"spans.text={many}", f"optim={many}")
     assert len(lines) == 21
     assert lines[-1].startswith("and 17,")
+
+
+def test_what_could_not_be_read_back_once_it_is_stored(tmp_path: Path) -> None:
+    sources = ", ".join(f"s{i}: {{corpus: x}}" for i in range(3_900))
+    (tmp_path / "a.yaml").write_text(f"data: {{corpus: null, sources: {{{sources}}}}}")
+    with pytest.raises(ConfigError, match=r"as runs store it, it .*holds more than 20,000 values"):
+        load(RunConfig, [str(TINY_RUN), str(tmp_path / "a.yaml")])
+
+
+def test_a_context_of_a_million_tokens_and_one() -> None:
+    assert TypeAdapter(Tokens).validate_python(1_048_577)
 
 
 def written(directory: Path, **files: str) -> str:

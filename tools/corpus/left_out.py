@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from tools.corpus.words import counted
 from train.data.store.manifest import Manifest, SourceRecord
 from train.errors import DataError
-from train.storage.record import Record, parse
+from train.storage.record import parse
 
 LEFT_OUT_NAME: Final = "left_out.json"
 """Lists each file: its source, the reason, its name."""
@@ -106,7 +107,7 @@ def faults(manifest: Manifest, content: bytes | None, *, place: str) -> list[str
         rows = _rows(content, place)
     except DataError as error:
         return [*found, str(error)]
-    named = Counter((row.source, row.reason) for row in rows)
+    named = Counter((row["source"], row["reason"]) for row in rows)
     for source, reason in sorted({*stated, *named}):
         count, names = stated[source, reason], named[source, reason]
         if count != names:
@@ -117,7 +118,7 @@ def faults(manifest: Manifest, content: bytes | None, *, place: str) -> list[str
     return found
 
 
-class _Row(Record):
+class _Row(TypedDict):
     source: str
     reason: str
 

@@ -38,7 +38,7 @@ MOST_PARTS: Final = 256
 LEAST_PART_BYTES: Final = 4 << 20
 _FILE_BYTES: Final = 512
 """What opening a file costs, as bytes: folders of many small files are cut into parts too."""
-_DESCRIPTION: Final = re.compile(r"(readme|licen[cs]e|notice|changelog)\b", re.IGNORECASE)
+_DESCRIPTION: Final = re.compile(r"(readme|licen[cs]e|notice|changelog)(?![^\W_])", re.IGNORECASE)
 """Files that tell of the tables beside them."""
 _NAMED: Final = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)$", re.DOTALL)
 

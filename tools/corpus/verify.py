@@ -163,7 +163,7 @@ def verify(path: str, *, workers: int, console: Console) -> list[str]:
     faults = _faults_beside(corpus)
     if corpus.place not in corpus.splits.values():
         place = corpus.place / left_out.LEFT_OUT_NAME
-        content = _content(place) if place.exists() else None
+        content = inputs.content(place) if place.exists() else None
         faults += left_out.faults(corpus.manifest, content, place=str(place))
     shards: list[Shard] = []
     of_splits: dict[str, Findings] = {}

@@ -28,7 +28,7 @@ from parallel.zero.state import TensorKind
 from train.checkpoint.regions import tiling_fault
 from train.errors import CheckpointError, StorageError
 from train.storage.place import Place
-from train.storage.record import COUNT_BELOW, Count, Record, parse
+from train.storage.record import COUNT_BELOW, Count, Record, Version, parse
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -66,10 +66,6 @@ class State(Record):
 
     step: Count
     config: dict[str, Any] = Field(default={})
-
-
-class _Version(Record):
-    format_version: Count
 
 
 class Chunk(_Strict):
@@ -176,7 +172,7 @@ class Index(_Strict):
 
 
 _INDEX: Final[TypeAdapter[Any]] = TypeAdapter(Index)
-_VERSION: Final = TypeAdapter(_Version)
+_VERSION: Final = TypeAdapter(Version)
 
 
 def record_of(data: bytes) -> FileRecord:

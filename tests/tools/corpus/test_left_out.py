@@ -69,7 +69,8 @@ def make_tree(root: Path) -> Path:
     (inside / "paper.pdf").write_text("x")
     (inside / "Makefile").write_text("x")
     Path(os.fsdecode(os.fsencode(inside) + b"/caf\xe9.doc")).write_text("x")
-    (inside / "README.md").write_text("about the tables")
+    for name in ("README.md", "README_en.md", "LICENSE_1.txt", "notice-2024.md"):
+        (inside / name).write_text("about the tables")
     (inside / "p").mkdir()
     (inside / "p/1.png").write_bytes(picture(1))
     (inside / "p/2.png").write_bytes(picture(2))
@@ -96,7 +97,7 @@ def test_one_of_everything(
         ".pdf": {"paper.pdf"},
         ".doc": {"caf\\xe9.doc"},
         "no suffix": {"Makefile"},
-        "description of a table": {"README.md"},
+        "description of a table": {"README.md", "README_en.md", "LICENSE_1.txt", "notice-2024.md"},
         "named by no row": {"p/2.png"},
     }
     assert ".pdf: 1 file, paper.pdf" in shown.err, "told before the work begins"

@@ -57,10 +57,10 @@ class RandomSpansConfig(TextSpansConfig):
     @model_validator(mode="after")
     def _ordered(self) -> "RandomSpansConfig":
         if self.min_tokens > self.max_tokens:
-            raise ValueError("min_tokens must not exceed max_tokens")
+            raise ValueError("min_tokens: must not exceed max_tokens")
         points = self.ratio_by_tokens or []
         if any(a[0] >= b[0] for a, b in pairwise(points)):
-            raise ValueError("ratio_by_tokens must rise in tokens")
+            raise ValueError("ratio_by_tokens: must rise in tokens")
         if any(not 0 <= ratio <= 0.75 for _, ratio in points):
             raise ValueError("ratio_by_tokens: a ratio must lie between 0 and 0.75")
         return self

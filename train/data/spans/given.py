@@ -30,9 +30,9 @@ class FixedSpansConfig(TextSpansConfig):
         bounds = [bound for pair in self.ranges for bound in pair]
         rising = all(a <= b for a, b in pairwise(bounds))
         if not rising or any(start >= stop for start, stop in self.ranges):
-            raise ValueError("ranges must rise, not overlap, and hold at least one token each")
+            raise ValueError("ranges: must rise, not overlap, and hold at least one token each")
         if bounds and bounds[0] < 1:
-            raise ValueError("a span cannot start at slot 0, which holds <s>")
+            raise ValueError("ranges: a span cannot start at slot 0, which holds <s>")
         return self
 
     @cached_property

@@ -39,7 +39,7 @@ class RuleSpansConfig(TextSpansConfig):
     @model_validator(mode="after")
     def _ordered(self) -> "RuleSpansConfig":
         if self.min_tokens > self.max_tokens:
-            raise ValueError("min_tokens must not exceed max_tokens")
+            raise ValueError("min_tokens: must not exceed max_tokens")
         return self
 
     def room(self, sequence_tokens: int) -> tuple[int, int]:

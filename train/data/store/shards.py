@@ -286,7 +286,10 @@ def parse_array(content: bytes, *, name: str) -> npt.NDArray[Any]:
         if dtype.hasobject:
             raise ValueError("it is a pickle")
         # Its own word for its size is not taken before anything is allocated.
-        if math.prod(shape) * dtype.itemsize != len(content) - file.tell() or min(shape) < 0:
+        if (
+            math.prod(shape) * dtype.itemsize != len(content) - file.tell()
+            or min(shape, default=0) < 0
+        ):
             raise ValueError(f"it is not as long as it says, {shape} of {dtype}")
         flat = np.frombuffer(content, dtype, offset=file.tell())
         return flat.reshape(shape, order="F" if is_fortran else "C")

@@ -508,5 +508,5 @@ def test_impossible_ranges_are_refused(ranges: list[list[int]], says: str):
 
 
 def test_lengths_the_wrong_way_round_are_refused():
-    with pytest.raises(ValidationError, match="min_tokens must not exceed max_tokens"):
+    with pytest.raises(ValidationError, match="min_tokens: must not exceed max_tokens"):
         RandomSpansConfig(min_tokens=9, max_tokens=8)

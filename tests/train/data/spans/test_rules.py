@@ -179,7 +179,7 @@ def test_random_segments_differ_by_epoch_layout_source_and_seed():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"min_tokens": 20, "max_tokens": 10}, "min_tokens must not exceed max_tokens"),
+        ({"min_tokens": 20, "max_tokens": 10}, "min_tokens: must not exceed max_tokens"),
         ({"ratio": 0.9}, "less than or equal to 0.75"),
         ({"which": "middle"}, "'first', 'last', 'alternate', 'longest' or 'random'"),
     ],

@@ -144,7 +144,7 @@ def test_damaged_lengths(corpus: Path) -> None:
 
 def test_lengths_that_do_not_add_up(corpus: Path) -> None:
     lengths = ShardStore(str(corpus)).lengths(0)
-    for wrong in (lengths + np.uint32(1), lengths[:-1]):
+    for wrong in (lengths + np.uint32(1), lengths[:-1], np.uint32(1)):
         with pytest.raises(DataError, match=r"00000.npy does not hold the lengths that lengths"):
             save(corpus, wrong).lengths(0)
 
