@@ -19,7 +19,7 @@ QUICK := $(addprefix tests/,golden model parallel distributed/test_tensor.py dis
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
 
-test: .venv/dev  ## all that matters, at most 12 minutes on two cores
+test: .venv/dev  ## all that matters, 10 to 15 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long" $(SHARED) $(ARGS)
 
 test-all: .venv/dev  ## the long tables besides, 20 minutes

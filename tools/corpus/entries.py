@@ -120,7 +120,7 @@ def pieces_of_row(
     if text is None:
         others = f" or `{CAPTION_FIELD}`" if kinds else ""
         there = ", ".join(name for name, value in row.items() if value is not None) or "nothing"
-        told = "it is null" if fields.text in row else f"it has {there}"
+        told = "it is null" if fields.text in row else f"it has {there}; --text-field names another"
         raise RowError(f"there is no `{fields.text}`{others} ({told})")
     payloads = [media_piece(media.KINDS[name], row[name], fetch=fetch) for name in kinds]
     return (*payloads, TextPiece(text=require_text(text, fields.text)))

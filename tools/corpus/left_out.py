@@ -1,5 +1,6 @@
 """What was given and is not in a corpus: counted by reason, and named in a file beside it."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from tools.corpus.words import counted
-from train.data.store.manifest import Manifest, SourceRecord
+from train.data.store.manifest import MANIFEST_NAME, Manifest, SourceRecord
 from train.errors import DataError
 from train.storage.record import parse
 
@@ -77,9 +78,13 @@ def _told(source: SourceRecord) -> str:
         facts.append(counted(source.duplicates_removed, "duplicate"))
     if not facts:
         return ""
-    # Corpora of older versions name none.
-    where = f"; {LEFT_OUT_NAME} names them" if files and source.records is not None else ""
-    return f"left out of {source.name}: {', '.join(facts)}{where}"
+    # Corpora of older versions name no files. Duplicates were asked to go, and are counted alone.
+    where = {
+        f"{LEFT_OUT_NAME} names the files": files and source.records is not None,
+        f"`skipped` in {MANIFEST_NAME} names the bad records": source.skipped,
+    }
+    names = "".join(f"; {told}" for told, is_so in where.items() if is_so)
+    return f"left out of {source.name}: {', '.join(facts)}{names}"
 
 
 def faults(manifest: Manifest, content: bytes | None, *, place: str) -> list[str]:
@@ -103,6 +108,9 @@ def faults(manifest: Manifest, content: bytes | None, *, place: str) -> list[str
                 f"{duplicates:,} duplicates and {bad:,} bad ones are accounted for"
             )
         stated.update({(name, reason): n for reason, n in source.left_out_files.items()})
+    wanted = manifest.sha256.get(LEFT_OUT_NAME)
+    if wanted is not None and hashlib.sha256(content or b"").hexdigest() != wanted:
+        found.append(f"{place} is not the file that was built: copy or build the corpus again")
     try:
         rows = _rows(content, place)
     except DataError as error:

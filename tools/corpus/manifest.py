@@ -74,6 +74,8 @@ def finish(
         if found
         for name, content in {**_listings(found), TOKEN_COUNTS_NAME: npy(counts)}.items()
     }
+    if named := listed(left_out):
+        files[LEFT_OUT_NAME] = named
     manifest = {
         "format_version": FORMAT_VERSION,
         "kind": DOCUMENTS_KIND,
@@ -93,7 +95,7 @@ def finish(
         "skipped": [bad for record in records for bad in record.bad],
         "read_back": read_back.model_dump(),
         "recipe": recipe,
-        # What a run reads beside the shards, whose own hashes are among it.
+        # Of what lies beside the shards, whose own hashes are among it.
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
     # In this order: with its manifest at the top the corpus is there.
@@ -105,9 +107,6 @@ def finish(
     for split in filter(shards.get, shards):
         for name in (TOKENIZER_NAME, MANIFEST_NAME):
             workshop.write(workshop.root / split / name, beside[name])
-    named = listed(left_out)
-    if named:
-        workshop.write(workshop.root / LEFT_OUT_NAME, named)
     for name, content in files.items():
         workshop.write(workshop.root / name, content)
     for name, content in beside.items():

@@ -147,6 +147,8 @@ class Lease(AbstractContextManager["Lease"]):
         """Of the directory, whatever links lead to it."""
         self._me = Holder.of_this_process(self.real_name)
         self._number: int | None = None
+        self.renewed_at = 0.0
+        """When its file was last written, by a clock that goes on while this host sleeps."""
         self._watched: _Found | None = None
         self._watched_until = 0.0
         self._ended = threading.Event()
@@ -249,6 +251,7 @@ class Lease(AbstractContextManager["Lease"]):
         if found is None or found.holder is None or found.holder.id != self._me.id:
             return
         self._number = number
+        self.renewed_at = _awake_or_asleep_seconds()
         for name in self.directory.names():
             match = _NAME.match(name) or _LEFTOVER.match(name)
             if match is not None and int(match[1]) < number:
@@ -274,6 +277,7 @@ class Lease(AbstractContextManager["Lease"]):
                 renewals = self._me.renewals + 1
                 self._me = self._me.model_copy(update={"renewals": renewals})
                 file.write(self._me.model_dump_json().encode())
+                self.renewed_at = _awake_or_asleep_seconds()
             except InUseError:
                 return
             except OSError:
@@ -286,6 +290,9 @@ class Lease(AbstractContextManager["Lease"]):
     def _check(self, directory: Place) -> None:
         if self.fault is None and self._number is not None:
             found = self._newest(directory)
+            slept_seconds = _awake_or_asleep_seconds() - self.renewed_at
+            if found is None and slept_seconds < _MISSED_PERIODS * self._me.renewed_every_seconds:
+                return  # nobody was here: the file was removed, and is written again
             if found is None:
                 self.fault = InUseError(
                     f"{self.file} is gone, by which {self.directory} was this process's: another "
@@ -344,6 +351,11 @@ def _take(leases: Sequence[Lease]) -> None:
         lease._watched = None
     while waiting := [lease for lease in leases if not lease._attempt()]:
         time.sleep(min(lease._poll_seconds for lease in waiting))
+
+
+def _awake_or_asleep_seconds() -> float:
+    """A clock of this host that goes on while the host, or this process, sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _parsed(content: bytes) -> Holder | None:

@@ -32,7 +32,7 @@ BAD_LINES = {
     "not JSON": ("{", "not JSON (Expecting property name"),
     "not UTF-8": ('{"text": "\xff"}', "not JSON ('utf-8' codec can't decode"),
     "a list": ("[1]", "a JSON list, not an object"),
-    "no text": ('{"txt": "a"}', "there is no `text` (it has txt)"),
+    "no text": ('{"txt": "a"}', "there is no `text` (it has txt; --text-field names another)"),
     "null text": ('{"text": null, "a": 1}', "there is no `text` (it is null)"),
     "a number": ('{"text": 3}', "`text` is int, not text"),
     "empty": ('{"text": " \\n\\n "}', "the document is empty"),
@@ -61,7 +61,7 @@ BAD_LINES = {
     "a key twice": ('{"text": "a", "text": "b"}', "`text` stands in it twice"),
     "spelled otherwise": ('{"text": "a", "te\\u0078t": "b"}', "`text` stands in it twice"),
     "twice inside": ('{"segments": [{"text": "a", "text": "b"}]}', "`text` stands in it twice"),
-    "half a key": ('{"\\udce9": "a"}', "there is no `text` (it has \\udce9)"),
+    "half a key": ('{"\\udce9": "a"}', "(it has \\udce9; --text-field names another)"),
     "UTF-16": ('{"text": "a"}'.encode("utf-16").decode("latin-1"), "not JSON ("),
     "too deep": ('{"text": ' + "[" * 100_000, "not JSON"),
 }

@@ -295,6 +295,8 @@ def test_hidden_files_that_are_asked_for(tmp_path: Path, tokenizer: Path) -> Non
 DAMAGES: dict[str, tuple[str, Any, str]] = {
     "a name is gone": ("left_out.json", lambda text: "[\n" + text.split("\n", 2)[2],
                        "names 0 files of"),
+    "another name": ("left_out.json", lambda text: text.replace(".pdf", ".pdx"),
+                     "is not the file that was built"),
     "the file is gone": ("left_out.json", None, "names 0 files of"),
     "no JSON": ("left_out.json", lambda text: "{" + text, "is damaged: it is not JSON"),
     "records": ("manifest.json", lambda text: text.replace('"records": 4', '"records": 5'),

@@ -221,6 +221,24 @@ def asleep(sleeper: Lease) -> None:
     file = sleeper.file
     about = json.loads(file.read()) | {"kernel": "another", "renewed_every_seconds": PERIOD_SECONDS}
     file.write(json.dumps(about).encode())
+    sleeper.renewed_at -= 60
+
+
+def test_a_file_that_is_removed_is_written_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can have been here since it was renewed, so nobody has taken it over."""
+    monkeypatch.setattr("train.storage.lease.RENEWED_EVERY_SECONDS", PERIOD_SECONDS)
+    with lease(place) as holder:
+        holder.take()
+        holder.file.remove()
+        holder.check()
+        deadline = time.monotonic() + 10
+        while holder.file.find() is None:
+            assert time.monotonic() < deadline
+            time.sleep(PERIOD_SECONDS / 4)
+        with lease(place) as other, pytest.raises(InUseError, match="in use by another process"):
+            other.take()
 
 
 def test_a_slow_newcomer_leaves_a_faster_ones(
