@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import xxhash
 from typing_extensions import TypedDict
@@ -91,7 +91,7 @@ class StoredFile:
         name, wanted = self.digest
         with os.fdopen(os.dup(descriptor), "rb", buffering=0) as file:
             file.seek(0)
-            found = hashlib.file_digest(file, HASHERS[name]).hexdigest()
+            found = hashlib.file_digest(file, cast("Callable[[], Any]", HASHERS[name])).hexdigest()
         if found == wanted:
             return None
         return f"is damaged: its {name} hash is not the one in the index"
