@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--print", action="store_true", help="show the resolved config and exit")
     parser.add_argument("--dry-run", action="store_true", help="build all, run one batch, report")
     # Launchers add it in either spelling; the environment says the same.
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
     with lasting_streams(patience_seconds=PATIENCE_SECONDS) as streams:
         return run(options, streams)

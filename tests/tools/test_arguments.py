@@ -76,7 +76,7 @@ HOSTILE = (
     *("rows.jsonl/below", "empty", "binary", "loop", "dangling", "broken.yaml", "tiny_run.yaml"),
     *("corpus", "corpus/train", "corpus/train/index.json", "corpus/tokenizer.json"),
     *(f"{STORED}/pretrained", f"{STORED}/finetuned/checkpoints", "corpus/train/lengths.json"),
-    *("s3://nowhere/x", "s3://lab/x", "s3://", "memory://x", "file:///x", "*", "[a]", "a#b?c"),
+    *("s3://nowhere/x", "s3://lab/x", "s3://", "memory://x", "file://x/y", "*", "[a]", "a#b?c"),
     *("[[", "]]", "[[image:x]]", r"\[[", "=1", "steps=x", "optim.lr=nan", "data.corpus=missing"),
 )  # fmt: skip
 
@@ -405,7 +405,7 @@ def test_one_argument_at_fault(world: World) -> None:
     tried(
         world,
         [(command, words) for command in commands() for words in one_fault(command)],
-        allowed=ExitStatus,
+        allowed=[*ExitStatus],
     )
 
 

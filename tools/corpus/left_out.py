@@ -16,7 +16,7 @@ from train.storage.record import parse
 
 LEFT_OUT_NAME: Final = "left_out.json"
 """Lists each file: its source, the reason, its name."""
-_NAMED: Final = 3
+_NAMED: Final = 2
 """Files of a reason that messages name."""
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.arguments import Parser, local_path, whole
+from tools.arguments import Parser, local_path, utf8, whole
 from tools.command import command_line
 from tools.lab import s3, slurm
 from tools.lab.daemons import LabError, Record
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command = actions.add_parser(action)
             command.add_argument(
                 "--directory",
-                type=local_path,
+                type=lambda text: local_path(utf8(text)),
                 default=f"out/lab/{name}",
                 help="default: %(default)s",
             )

@@ -145,7 +145,7 @@ def test_a_ledger_on_a_full_disk_saves_and_stops(corpus: Path, tmp_path: Path) -
     """It does not watch, it promises: what was read is noted before it is saved."""
     arguments = (corpus, tmp_path / "disk/run", f"checkpoint.directory={tmp_path / 'saved'}")
     directory = RunDirectory(tmp_path / "disk/run")
-    with small_disk(tmp_path / "disk", num_bytes=256 << 10) as disk:
+    with small_disk(tmp_path / "disk", num_bytes=2 << 20) as disk:
         attempt = start(*arguments, "steps=2000", "validation.every_steps=2000")
         wait_for(attempt, directory, step=3)
         with (disk / "full").open("wb", buffering=0) as file, suppress(OSError):
