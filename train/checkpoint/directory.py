@@ -80,6 +80,8 @@ def latest(directory: Place | Path) -> Place | None:
             names = complete(directory)
             return directory / names[-1] if names else None
         if not STEP_NAME.match(name) or (directory / name / INDEX_NAME).find() is None:
+            if pointed_to(directory) not in (name, None):
+                return latest(directory)  # a run has saved and dropped it meanwhile
             raise CheckpointError(
                 f"{directory / LATEST_NAME} names {name[:_NAME_SHOWN]!r}, which is no checkpoint "
                 f"there, with its {INDEX_NAME}: write the name of one into it"
