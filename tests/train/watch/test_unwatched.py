@@ -145,8 +145,8 @@ def test_a_ledger_on_a_full_disk_saves_and_stops(corpus: Path, tmp_path: Path) -
     """It does not watch, it promises: what was read is noted before it is saved."""
     arguments = (corpus, tmp_path / "disk/run", f"checkpoint.directory={tmp_path / 'saved'}")
     directory = RunDirectory(tmp_path / "disk/run")
-    with small_disk(tmp_path / "disk", num_bytes=2 << 20) as disk:
-        attempt = start(*arguments, "steps=2000", "validation.every_steps=2000")
+    with small_disk(tmp_path / "disk", num_bytes=4 << 20) as disk:
+        attempt = start(*arguments, "steps=100000", "validation.every_steps=100000")
         wait_for(attempt, directory, step=3)
         with (disk / "full").open("wb", buffering=0) as file, suppress(OSError):
             while True:
@@ -156,9 +156,9 @@ def test_a_ledger_on_a_full_disk_saves_and_stops(corpus: Path, tmp_path: Path) -
         assert ended.output.count("ledger/00001-00000.bin cannot be written (No space") == 1
         assert "Traceback" not in ended.output
         stopped = saved_step(directory, tmp_path / "saved")
-        assert 3 < stopped < 2000
+        assert 3 < stopped < 100000
         (disk / "full").unlink()
-        attempt = start(*arguments, "steps=2000", "validation.every_steps=2000")
+        attempt = start(*arguments, "steps=100000", "validation.every_steps=100000")
         wait_for(attempt, directory, step=stopped + 3)
         attempt.signal(signal.SIGHUP)  # as a terminal does that is closed
         assert attempt.wait().code == ExitStatus.SAVED
