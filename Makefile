@@ -22,7 +22,7 @@ pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (min
 test: .venv/dev  ## all that matters, 10 to 15 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long" $(SHARED) $(ARGS)
 
-test-all: .venv/dev  ## the long tables besides, 20 minutes
+test-all: .venv/dev  ## the long tables besides; the fuzz of configurations alone takes a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) $(ARGS)
 
 check-newest: .venv/newest/installed  ## the quick tests beside the newest torch and transformers (7 GB, minutes)

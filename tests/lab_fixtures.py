@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tools.lab import s3, slurm
+from train.storage.place import Place
 
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"})
 
@@ -88,6 +89,18 @@ class S3Lab:
     environment: Mapping[str, str]
     """What S3 clients need: `S3_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID` and so on."""
     bucket: str = "lab"
+
+
+def place_at(kind: str, name: str, request: pytest.FixtureRequest) -> Place:
+    """A place of a test's own: "here", in its temporary directory, or "in a store"."""
+    directory: Path = request.getfixturevalue("tmp_path")
+    if kind == "here":
+        return Place.of(directory / name)
+    lab: S3Lab = request.getfixturevalue("s3_lab")
+    patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    for variable, value in lab.environment.items():
+        patch.setenv(variable, value)
+    return Place.parse(f"s3://{lab.bucket}/{name}/{directory.name}")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ MOST_VALUES: Final = 20_000
 """Of a document, with aliases replaced by what they stand for."""
 MOST_LEVELS: Final = 32
 MOST_DIGITS: Final = 100
+_TOO_DEEP: Final = f"is nested deeper than {MOST_LEVELS} levels, as no configuration is"
 
 Tree = dict[str, Any]
 
@@ -88,7 +89,9 @@ def parse(text: str | bytes, *, comments: bool = True) -> Any:
     try:
         value = builder.document()
     except yaml.MarkedYAMLError as error:
-        _refuse(f"is not YAML: {error.problem}", error.problem_mark)
+        # libyaml has a limit of its own, which it meets first where it reads ahead.
+        is_deep = error.problem == "exceeded maximum nesting depth"
+        _refuse(_TOO_DEEP if is_deep else f"is not YAML: {error.problem}", error.problem_mark)
     comment = text.find("#", builder.end)
     if not comments and comment >= 0:
         raise YamlError(
@@ -141,7 +144,7 @@ class _Builder:
     def _value(self, event: Any, *, level: int) -> Any:
         mark = event.start_mark
         if level > MOST_LEVELS:
-            _refuse(f"is nested deeper than {MOST_LEVELS} levels, as no configuration is", mark)
+            _refuse(_TOO_DEEP, mark)
         if isinstance(event, yaml.AliasEvent):
             self.end = event.end_mark.index
             if event.anchor not in self._anchors:

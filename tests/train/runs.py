@@ -193,12 +193,17 @@ def run(
 
 def kill_at(run: Run, directory: Path, *, step: int) -> None:
     """Wait until the run has recorded a step, then kill all ranks at once."""
+    wait_for_step(run, directory, step=step)
+    run.signal(signal.SIGKILL)
+    for rank in run.ranks:
+        rank.wait()
+
+
+def wait_for_step(run: Run, directory: Path, *, step: int) -> None:
+    """Until the run has recorded a step."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < deadline:
         if any(seen >= step for seen in _steps(directory)):
-            run.signal(signal.SIGKILL)
-            for rank in run.ranks:
-                rank.wait()
             return
         if all(rank.poll() is not None for rank in run.ranks):
             raise AssertionError(f"the run ended before step {step}: {run.wait().output[-3000:]}")

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.corpora import write_corpus
-from tests.lab_fixtures import S3Lab
-from tests.train.runs import Run, start
+from tests.lab_fixtures import place_at
+from tests.train.runs import start, wait_for_step
 from tools.checkpoint import main
 from train.checkpoint.directory import complete, latest
 from train.exit_status import ExitStatus
-from train.run_directory import RunDirectory
 from train.storage.place import Place
-from train.watch.metrics import read_metrics
 
 ENDLESS = ("steps=100000", "validation.every_steps=100000", "checkpoint.every_steps=3")
 
@@ -26,20 +24,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=[pytest.param("here", marks=pytest.mark.long), "in a store"])
-def saved(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    if request.param == "here":
-        return Place.of(tmp_path / "saved")
-    lab: S3Lab = request.getfixturevalue("s3_lab")
-    for name, value in lab.environment.items():
-        monkeypatch.setenv(name, value)
-    return Place.parse(f"s3://{lab.bucket}/runs/{tmp_path.name}")
-
-
-def reach(attempt: Run, directory: Path, *, step: int) -> None:
-    metrics = RunDirectory(directory).metrics
-    while not (metrics.exists() and len(read_metrics(metrics).train) >= step):
-        assert attempt.ranks[0].poll() is None, attempt.wait().output[-3000:]
-        time.sleep(0.01)
+def saved(request: pytest.FixtureRequest) -> Place:
+    return place_at(request.param, "saved", request)
 
 
 def change_lease(directory: Place, number: int, **about: object) -> None:
@@ -53,7 +39,7 @@ def test_two_runs_that_save_to_one_place(corpus: Path, saved: Place, tmp_path: P
     """The second is refused, and the first loses nothing; taken over, it stops."""
     steps = (*ENDLESS, f"checkpoint.directory={saved}")
     first = start(corpus, tmp_path / "first", *steps, "checkpoint.keep=100")
-    reach(first, tmp_path / "first", step=7)
+    wait_for_step(first, tmp_path / "first", step=7)
     for other in ("seed=2", "seed=1"):
         second = start(corpus, tmp_path / "second", *steps, "checkpoint.keep=1", other).wait()
         assert second.code == 2
@@ -79,13 +65,13 @@ def test_runs_of_hosts_that_died(corpus: Path, saved: Place, tmp_path: Path) -> 
     steps = (*ENDLESS, f"checkpoint.directory={saved}")
     job = {"SLURM_JOB_ID": "77"}
     first = start(corpus, tmp_path / "a", *steps, environment=job)
-    reach(first, tmp_path / "a", step=4)
+    wait_for_step(first, tmp_path / "a", step=4)
     while latest(saved) is None:
         time.sleep(0.05)
     first.signal(signal.SIGSTOP)
     change_lease(saved, 1)
     second = start(corpus, tmp_path / "b", *steps, environment=job)
-    reach(second, tmp_path / "b", step=2)
+    wait_for_step(second, tmp_path / "b", step=2)
     told = second.ranks[0].output()
     assert f"{saved} was held by pid" in told
     assert "on node9 since" in told
@@ -97,7 +83,7 @@ def test_runs_of_hosts_that_died(corpus: Path, saved: Place, tmp_path: Path) -> 
     change_lease(saved, 2, renewed_every_seconds=60)
     change_lease(Place.of(tmp_path / "b"), 1, renewed_every_seconds=60)
     requeued = start(corpus, tmp_path / "b", *steps, environment=job | {"SLURM_RESTART_COUNT": "1"})
-    reach(requeued, tmp_path / "b", step=20)
+    wait_for_step(requeued, tmp_path / "b", step=20)
     assert "to see whether that lives" not in requeued.ranks[0].output()
     requeued.signal(signal.SIGUSR1)
     assert requeued.wait().code == ExitStatus.SAVED
@@ -107,6 +93,6 @@ def test_runs_of_hosts_that_died(corpus: Path, saved: Place, tmp_path: Path) -> 
     first.signal(signal.SIGCONT)
     ended = first.wait()
     assert ended.code == 2
-    assert "another one has been" in ended.output
-    assert "so this one stops" in ended.output
+    assert f"the newest checkpoint in {saved} is 'step_" in ended.output
+    assert "another one has been here meanwhile, so this one stops, and removes" in ended.output
     assert {name: latest(saved) for name in saved.names()} == left

@@ -2,14 +2,13 @@
 
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.corpora import write_corpus
-from tests.train.runs import Run, start
+from tests.train.runs import start, wait_for_step
 from tools import ledger
 from train.checkpoint.directory import latest
 from train.exit_status import ExitStatus
@@ -54,7 +53,7 @@ def test_it_is_saved(
     write_corpus(corpus, train=400, shard_bytes=1024)  # most shards are first opened later
     options = ("steps=400", "checkpoint.every_steps=400", "validation.every_steps=400")
     attempt = start(corpus, directory.path, *options, ranks=2)
-    wait_for(attempt, directory, step=3)
+    wait_for_step(attempt, directory.path, step=3)
     break_it(corpus, directory)
     ended = attempt.wait()
     assert ended.code == ExitStatus.MISTAKE, ended.output[-3000:]
@@ -66,18 +65,9 @@ def test_it_is_saved(
     assert int(found.name.removeprefix("step_")) == made < 400
     mend(corpus, directory)
     again = start(corpus, directory.path, *options, ranks=2)
-    wait_for(again, directory, step=made + 2)
+    wait_for_step(again, directory.path, step=made + 2)
     again.signal(signal.SIGTERM)
     assert again.wait().code == ExitStatus.SAVED
     recorded = read_metrics(directory.metrics)
     assert recorded.runs[-1].step == made
     assert ledger.main(["check", str(directory.path)]) == 0
-
-
-def wait_for(attempt: Run, directory: RunDirectory, *, step: int) -> None:
-    deadline = time.monotonic() + 60
-    while attempt.ranks[0].poll() is None and time.monotonic() < deadline:
-        if directory.metrics.exists() and len(read_metrics(directory.metrics).train) >= step:
-            return
-        time.sleep(0.01)
-    raise AssertionError(attempt.wait().output[-3000:])

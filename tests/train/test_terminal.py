@@ -1,17 +1,16 @@
 """Ctrl-C on a terminal: once saves and says how to go on, twice ends at once."""
 
 import os
-import pty
 import re
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.corpora import write_corpus
+from tests.terminal import Terminal
 from tests.train.runs import TINY_RUN
 from tools.lab.daemons import free_ports
 
@@ -85,38 +84,26 @@ def test_ctrl_c(
 
 def on_a_terminal(command: list[str], after: str | float, times: int) -> tuple[int, str]:
     """Run a command, press Ctrl-C; its status, and what it has said since."""
-    leader, follower = pty.openpty()
-    shown: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while data := os.read(leader, 4096):
-                shown.append(data)
-        except OSError:  # The terminal is gone: that is how a pty ends.
-            return
-
-    def screen() -> str:
-        return b"".join(shown).decode(errors="replace")
-
-    threading.Thread(target=read, daemon=True).start()
+    terminal = Terminal()
     process = subprocess.Popen(
         ["setsid", "--ctty", "--wait", *command],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
+        stdin=terminal.follower,
+        stdout=terminal.follower,
+        stderr=terminal.follower,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TERM": "dumb"},
     )
     began = time.monotonic()
-    while not (after in screen() if isinstance(after, str) else time.monotonic() - began > after):
-        assert process.poll() is None, screen()
-        assert time.monotonic() - began < 120, screen()
+    while not (
+        after in terminal.screen if isinstance(after, str) else time.monotonic() - began > after
+    ):
+        assert process.poll() is None, terminal.screen
+        assert time.monotonic() - began < 120, terminal.screen
         time.sleep(0.02)
-    before = len(screen())
+    before = len(terminal.screen)
     for _ in range(times):
-        os.write(leader, b"\x03")
+        os.write(terminal.leader, b"\x03")
         time.sleep(0.5)
     code = process.wait(timeout=60)
-    time.sleep(0.5)
-    os.close(follower)
-    return code, screen()[before:]
+    terminal.close()
+    return code, terminal.screen[before:]

@@ -61,7 +61,10 @@ BAD_LINES = {
     "a key twice": ('{"text": "a", "text": "b"}', "`text` stands in it twice"),
     "spelled otherwise": ('{"text": "a", "te\\u0078t": "b"}', "`text` stands in it twice"),
     "twice inside": ('{"segments": [{"text": "a", "text": "b"}]}', "`text` stands in it twice"),
-    "half a key": ('{"\\udce9": "a"}', "(it has \\udce9; --text-field names another)"),
+    "half a key": (
+        '{"\\udce9": "a"}',
+        "there is no `text` (it has \\udce9; --text-field names another)",
+    ),
     "UTF-16": ('{"text": "a"}'.encode("utf-16").decode("latin-1"), "not JSON ("),
     "too deep": ('{"text": ' + "[" * 100_000, "not JSON"),
 }
@@ -244,7 +247,10 @@ def test_orders_that_make_no_sense(
         ((source, "--workers=0"), "--workers: '0': give a whole number from 1 on"),
         ((source, "--shard-mebibytes=4096"), "--shard-mebibytes"),
         ((source, "--id-field=nr"), "there is no `nr` to call the document by"),
-        ((source, "--dedup-threshold=2"), "--dedup-threshold: '2': give a number above 0"),
+        (
+            (source, "--dedup-threshold=2"),
+            "--dedup-threshold: '2': give a number above 0 and at most 1",
+        ),
         ((source, "--vocabulary=999"), "leave out --vocabulary"),
     ]
     for number, (arguments, reason) in enumerate(cases):

@@ -105,3 +105,22 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="merged exists: choose another place"):
         _checkpoint(tmp_path / "merged", 11)
     assert read_values(tmp_path / "merged")["weight"].tolist() == [0, 1, 2]
+
+
+def test_who_looks_while_a_run_saves_finds_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the pointer and its checkpoint, the run has saved another one and dropped that."""
+    _checkpoint(tmp_path / "step_00000020", 20)
+    (tmp_path / "latest").write_text("step_00000010\n")
+    real = checkpoint_directory.pointed_to
+    looked: list[str | None] = []
+
+    def pointed_to(directory: Place) -> str | None:
+        looked.append(real(directory))
+        (tmp_path / "latest").write_text("step_00000020\n")
+        return looked[-1]
+
+    monkeypatch.setattr(checkpoint_directory, "pointed_to", pointed_to)
+    assert latest(tmp_path) == Place.of(tmp_path / "step_00000020")
+    assert looked[0] == "step_00000010"

@@ -14,33 +14,33 @@ from typing import Any
 
 import pytest
 
-from tests.lab_fixtures import S3Lab
+from tests.lab_fixtures import place_at
 from train.errors import InUseError, StorageError
-from train.storage.lease import Holder, Lease, take_those_there
+from train.storage.holder import Holder
+from train.storage.lease import Lease, take_those_there
 from train.storage.place import Place
 
 PERIOD_SECONDS = 0.1
 
 
 @pytest.fixture(params=["here", "in a store"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    if request.param == "here":
-        return Place.of(tmp_path / "place")
-    lab: S3Lab = request.getfixturevalue("s3_lab")
-    for name, value in lab.environment.items():
-        monkeypatch.setenv(name, value)
-    return Place.parse(f"s3://{lab.bucket}/lease/{tmp_path.name}")
+def place(request: pytest.FixtureRequest) -> Place:
+    return place_at(request.param, "lease", request)
 
 
 def lease(place: Place) -> Lease:
     return Lease(place, instead="choose another place")
 
 
+def of_this_process(place: str = "") -> Holder:
+    return Holder.of_this_process(place, renewed_every_seconds=PERIOD_SECONDS)
+
+
 def left_by(place: Place, *, number: int | str = 1, **about: Any) -> Place:
     """The file of a process of another host."""
     known = {"kernel": "another", "host": "node9", "job": "", "restarts": 0}
     known |= {"renewed_every_seconds": PERIOD_SECONDS} | about
-    holder = Holder.of_this_process().model_copy(update=known)
+    holder = of_this_process().model_copy(update=known)
     file = place / f".lock.{number}"
     file.write(holder.model_dump_json().encode())
     return file
@@ -86,7 +86,7 @@ def test_who_is_known_to_be_dead_is_not_waited_for(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if "kernel" in about:
-        about["kernel"] = Holder.of_this_process().kernel
+        about["kernel"] = of_this_process().kernel
     left_by(place, renewed_every_seconds=60.0, number=4, **about)
     with lease(place) as mine:
         mine.take()
@@ -244,7 +244,7 @@ def test_a_file_that_is_removed_is_written_again(
 def test_a_slow_newcomer_leaves_a_faster_ones(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left_by(place, kernel=Holder.of_this_process().kernel, started="1")
+    left_by(place, kernel=of_this_process().kernel, started="1")
     slow, fast = lease(place), lease(place)
     names = type(place).names
     seen: list[list[str]] = []
@@ -275,7 +275,7 @@ def test_what_no_process_left(place: Place, number: str) -> None:
         Path(place).mkdir()
         (Path(place) / ".lock.3").symlink_to("/nowhere")
     else:
-        left_by(place, number=number, kernel=Holder.of_this_process().kernel, started="1")
+        left_by(place, number=number, kernel=of_this_process().kernel, started="1")
     with lease(place) as mine:
         if number in ("3", "999999999"):
             with pytest.raises(StorageError, match=rf"{place}/.lock.{number} .*: remove it$"):
@@ -295,7 +295,7 @@ def test_a_process_that_is_hidden_is_watched(
 
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    here = Holder.of_this_process("/a")
+    here = of_this_process("/a")
     living, dead = (
         here.model_copy(update={"pid": pid, "started": "1"}) for pid in (os.getppid(), ended.pid)
     )
@@ -314,7 +314,7 @@ def test_a_newcomer_that_fails_leaves_nothing(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
         "from train.storage.lease import Lease; Lease(Place.parse(sys.argv[1]), instead='').take()"
     )
-    file = left_by(Place.of(tmp_path), kernel=Holder.of_this_process().kernel, started="1")
+    file = left_by(Place.of(tmp_path), kernel=of_this_process().kernel, started="1")
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
     )

@@ -1,10 +1,8 @@
 """The monitor: what lands in the run directory and what a person sees."""
 
 import os
-import pty
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from parallel.launch import World
+from tests.terminal import Terminal
 from tests.train.records import run_config, train_record, validation_record
 from train.watch.config import WatchConfig
 from train.watch.metrics import BaselineRecord, MetricsFile, SampleRecord, read_metrics
@@ -93,31 +92,19 @@ with open_monitor(Path({str(tmp_path)!r}), "watch.progress=null") as monitor:
         monitor.write(train_record(step))
     time.sleep(0.5)
 """
-    leader, follower = pty.openpty()
-    shown: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while data := os.read(leader, 4096):
-                shown.append(data)
-        except OSError:  # The terminal is gone: that is how a pty ends.
-            return
-
-    reader = threading.Thread(target=read)
-    reader.start()
+    terminal = Terminal()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120", "NO_COLOR": "1"}
     subprocess.run(
         [sys.executable, "-c", program],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
+        stdin=terminal.follower,
+        stdout=terminal.follower,
+        stderr=terminal.follower,
         env=environment,
         timeout=60,
         check=True,
     )
-    os.close(follower)
-    reader.join(timeout=10)
-    screen = b"".join(shown).decode()
+    terminal.close()
+    screen = terminal.screen
     assert "step 12/12" in screen
     assert "━" in screen
     assert "tokens/s" in screen

@@ -5,7 +5,6 @@ import pty
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from parallel.launch import World
 from tests.corpora import write_corpus
 from tests.train.records import train_record
-from tests.train.runs import TINY_RUN, Run, start
+from tests.train.runs import TINY_RUN, start, wait_for_step
 from tests.train.storage.disks import small_disk
 from tools import ledger
 from train.checkpoint.directory import latest
@@ -106,7 +105,7 @@ def test_places_that_cannot_be_written(corpus: Path, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     with small_disk(tmp_path / "disk", num_bytes=8192) as disk:
         attempt = start(corpus, directory.path, "steps=40", "samples.prompts=[the]")
-        wait_for(attempt, directory, step=1)
+        wait_for_step(attempt, directory.path, step=1)
         for path in (directory.samples, directory.report):
             path.unlink(missing_ok=True)
             path.mkdir()
@@ -129,7 +128,7 @@ def test_a_directory_that_is_removed_is_written_again(corpus: Path, tmp_path: Pa
     directory = RunDirectory(tmp_path / "run")
     saved = f"checkpoint.directory={tmp_path / 'saved'}"
     attempt = start(corpus, directory.path, "steps=40", saved)
-    wait_for(attempt, directory, step=3)
+    wait_for_step(attempt, directory.path, step=3)
     while directory.path.exists() and not directory.path.with_name("gone").exists():
         directory.path.rename(directory.path.with_name("gone"))
     shutil.rmtree(directory.path.with_name("gone"))
@@ -147,7 +146,7 @@ def test_a_ledger_on_a_full_disk_saves_and_stops(corpus: Path, tmp_path: Path) -
     directory = RunDirectory(tmp_path / "disk/run")
     with small_disk(tmp_path / "disk", num_bytes=4 << 20) as disk:
         attempt = start(*arguments, "steps=100000", "validation.every_steps=100000")
-        wait_for(attempt, directory, step=3)
+        wait_for_step(attempt, directory.path, step=3)
         with (disk / "full").open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(4096))
@@ -159,7 +158,7 @@ def test_a_ledger_on_a_full_disk_saves_and_stops(corpus: Path, tmp_path: Path) -
         assert 3 < stopped < 100000
         (disk / "full").unlink()
         attempt = start(*arguments, "steps=100000", "validation.every_steps=100000")
-        wait_for(attempt, directory, step=stopped + 3)
+        wait_for_step(attempt, directory.path, step=stopped + 3)
         attempt.signal(signal.SIGHUP)  # as a terminal does that is closed
         assert attempt.wait().code == ExitStatus.SAVED
         recorded = read_metrics(directory.metrics)
@@ -210,15 +209,6 @@ def test_what_fails_again_is_said_again(corpus: Path, tmp_path: Path) -> None:
             assert not fails
     monitor.write(train_record(1))
     assert (tmp_path / "metrics.jsonl").read_text().count("the report: not written") == 2
-
-
-def wait_for(attempt: Run, directory: RunDirectory, *, step: int) -> None:
-    deadline = time.monotonic() + 60
-    while attempt.ranks[0].poll() is None and time.monotonic() < deadline:
-        if directory.metrics.exists() and len(read_metrics(directory.metrics).train) >= step:
-            return
-        time.sleep(0.01)
-    raise AssertionError(attempt.wait().output[-3000:])
 
 
 def saved_step(directory: RunDirectory, checkpoints: Path | None = None) -> int:
