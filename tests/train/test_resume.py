@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -156,10 +157,10 @@ def test_ctrl_c_twice_ends_at_once(corpus: Path, tmp_path: Path) -> None:
     attempt = start(corpus, tmp_path / "run", *slow)
     while not RunDirectory(tmp_path / "run").metrics.exists() and attempt.ranks[0].poll() is None:
         time.sleep(0.01)
-    time.sleep(1)
     attempt.signal(signal.SIGINT)
-    time.sleep(0.01)
-    attempt.signal(signal.SIGINT)  # a launcher passes on what the terminal has sent, too
+    # Two signals that a busy process has not taken yet are one.
+    while "Ctrl-C again" not in attempt.ranks[0].output() and attempt.ranks[0].poll() is None:
+        time.sleep(0.01)
     time.sleep(0.3)
     assert attempt.ranks[0].poll() is None
     attempt.signal(signal.SIGINT)
@@ -169,22 +170,40 @@ def test_ctrl_c_twice_ends_at_once(corpus: Path, tmp_path: Path) -> None:
     assert "Traceback" not in ended.output
 
 
+@pytest.fixture
+def signals_kept() -> Iterator[None]:
+    """What the tests' own process does on a signal is put back."""
+    kept = {each: signal.getsignal(each) for each in STOPPING}
+    yield
+    for each, handler in kept.items():
+        signal.signal(each, handler)
+
+
+@pytest.mark.usefixtures("signals_kept")
+def test_a_launcher_passes_on_what_the_terminal_has_sent_too() -> None:
+    """The second of two that come together is no second Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    preemption = Preemption()
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    assert preemption.requested
+    time.sleep(0.2)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
 def _reached(directory: Path, step: int) -> bool:
     path = RunDirectory(directory).metrics
     return path.exists() and len(read_metrics(path).train) >= step
 
 
+@pytest.mark.usefixtures("signals_kept")
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_what_was_ignored_stays_ignored(number: signal.Signals) -> None:
     """As nohup has SIGHUP, and shells SIGINT of what they start in the background."""
-    kept = {each: signal.getsignal(each) for each in signal.Signals if each in STOPPING}
-    try:
-        signal.signal(number, signal.SIG_IGN)
-        preemption = Preemption()
-        signal.raise_signal(number)
-        assert not preemption.requested
-        signal.raise_signal(signal.SIGTERM)
-        assert preemption.requested
-    finally:
-        for each, handler in kept.items():
-            signal.signal(each, handler)
+    signal.signal(number, signal.SIG_IGN)
+    preemption = Preemption()
+    signal.raise_signal(number)
+    assert not preemption.requested
+    signal.raise_signal(signal.SIGTERM)
+    assert preemption.requested
