@@ -14,13 +14,22 @@ SEED = 1
 FIRST_WORD = 5
 
 
-def random_samples(*, vocabulary: int, sequence_tokens: int, count: int) -> list[Sample]:
-    """Random tokens, one document each."""
+def random_samples(
+    *, vocabulary: int, sequence_tokens: int, count: int, documents: int = 1
+) -> list[Sample]:
+    """Random tokens, in so many documents each, all about as long."""
     random = np.random.default_rng(SEED)
-    return [
-        Sample(id=i, tokens=random.integers(FIRST_WORD, vocabulary, sequence_tokens + 1))
-        for i in range(count)
-    ]
+    bounds = np.linspace(0, sequence_tokens + 1, documents + 1).astype(np.int64)
+    samples: list[Sample] = []
+    for number in range(count):
+        tokens = random.integers(FIRST_WORD, vocabulary, sequence_tokens + 1)
+        if documents == 1:
+            samples.append(Sample(id=number, tokens=tokens))
+            continue
+        tokens[bounds[:-1]] = SpecialTokens().start
+        ranges = np.stack([bounds[:-1], bounds[1:]], axis=1)
+        samples.append(Sample(id=number, tokens=tokens, documents=ranges))
+    return samples
 
 
 def random_spans(sequence_tokens: int, *, ratio: float) -> Collator:

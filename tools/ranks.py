@@ -6,18 +6,22 @@ call has a hard time limit, after which the stacks of all ranks are shown and th
 several failures the first one is shown, for the others often follow from it.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import gc
 import multiprocessing
 import os
 import pickle
+import runpy
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
@@ -235,6 +239,41 @@ def changed_environment(changes: Mapping[str, str | None]) -> Generator[dict[str
         yield changed
     finally:
         replace_environment(before)
+
+
+def run_module(
+    name: str, arguments: Sequence[str], output: Path, environment: Mapping[str, str]
+) -> None:
+    """`python -X faulthandler -m NAME ARGUMENTS`, all of this process that calls it.
+
+    Args:
+        name: of the module.
+        arguments: what it is given.
+        output: file that all it prints is appended to.
+        environment: all its variables.
+    """
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    faulthandler.enable()
+    # That the module is imported already, where a process was forked from one that had.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
+    replace_environment(environment)
+    sys.argv = [name, *arguments]
+    code = 0
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # As the interpreter ends, which multiprocessing's own end leaves out.
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # private
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _stacks_file(directory: str, rank: int) -> Path:

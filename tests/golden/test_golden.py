@@ -3,6 +3,7 @@
 `make golden` rewrites them after a change that is meant to alter them.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 
 from model.semicausal import SemiCausal
 from parallel.engine import decays
+from tests import warm
 from tests.corpora import write_corpus
 from tests.train.runs import TINY_RUN, run
+from tools.gpu_check import parity
+from tools.ranks import RankPool
 from train.config import RunConfig
 from train.config_files import dump, load
 
@@ -62,3 +66,17 @@ def test_twenty_steps(request: pytest.FixtureRequest, tmp_path: Path) -> None:
         path.write_text("".join(f"{r.step} {r.loss:.6f}\n" for r in metrics.train))
     golden = [float(line.split()[1]) for line in path.read_text().splitlines()]
     assert [r.loss for r in metrics.train] == pytest.approx(golden, rel=1e-4)
+
+
+def test_losses_that_a_gpu_is_held_against(request: pytest.FixtureRequest) -> None:
+    with RankPool(1, cuda=True, context=warm.context()) as pool:
+        [found] = pool.run(parity.references)
+    if request.config.getoption("--update-golden"):
+        parity.GOLDEN.write_text(parity.dumped(found))
+    golden = json.loads(parity.GOLDEN.read_text())
+    assert set(golden) == set(found)
+    for name, history in found.items():
+        # Processors round sums differently, and products of bf16 more so.
+        tolerance = 1e-5 if "fp32" in name else parity.TOLERANCES["bf16"]
+        losses, wanted = ([loss for loss, _ in steps] for steps in (history, golden[name]))
+        assert losses == pytest.approx(wanted, rel=tolerance), name

@@ -1,24 +1,17 @@
 """Real runs for tests: `python -m train` on one or two ranks, as a launcher would start it."""
 
-import atexit
 import contextlib
-import faulthandler
 import os
-import runpy
 import signal
 import socket
-import sys
 import tempfile
-import threading
 import time
-import traceback
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests import warm
-from tools.ranks import replace_environment
+from tools.ranks import run_module
 from train.run_directory import RunDirectory
 from train.watch.metrics import Metrics, read_metrics
 
@@ -40,7 +33,7 @@ class Rank:
     def __init__(self, arguments: list[str], output: Path, environment: dict[str, str]):
         # A daemon: one that hangs must not keep the tests from ending.
         self._process = warm.context().Process(
-            target=_train, args=(arguments, output, environment), daemon=True
+            target=run_module, args=("train", arguments, output, environment), daemon=True
         )
         self._output = output
         self._process.start()
@@ -66,32 +59,6 @@ class Rank:
     def output(self) -> str:
         """What it has printed."""
         return self._output.read_text() if self._output.is_file() else ""
-
-
-def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
-    """`python -X faulthandler -m train ARGUMENTS`, in a process that has imported all it needs."""
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    faulthandler.enable()
-    # That the module is imported already, as it is here alone.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
-    replace_environment(environment)
-    sys.argv = ["train", *arguments]
-    code = 0
-    try:
-        runpy.run_module("train", run_name="__main__", alter_sys=True)
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    # As the interpreter ends, which multiprocessing's own end leaves out.
-    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # private
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 class Run:

@@ -1,36 +1,48 @@
-"""The 1.3B on a GPU: tokens/s and MFU of full training steps in bf16."""
+"""The 1.3B on a GPU: tokens/s and MFU of full training steps, as `python -m train` takes them.
 
+What is measured is a configuration of a run, so that every switch of one can be tried.
+"""
+
+import contextlib
 import gc
-from dataclasses import replace
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import torch
-from torch.utils.benchmark import Timer
+from torch import nn
 
-from model.semicausal import ModelConfig, SemiCausal
-from parallel.launch import join
+from model.batch import Batch
+from parallel.engine import build_part
+from parallel.launch import World, join, peak_memory_bytes
+from parallel.mesh import build_mesh
 from tools.bench import flops
-from tools.bench.rounds import Findings, Step
-from tools.bench.shapes import RATIO, Plan, Shape
-from tools.bench.training import engine_of, engine_step, num_parameters
+from tools.bench.instruments import counting_waits, timing_parts
+from tools.bench.rounds import Findings
+from tools.bench.shapes import Plan
+from tools.bench.training import engine_step, num_parameters
+from tools.random_batches import random_samples
+from train.build import build_collator, build_engine
+from train.config import RunConfig
+from train.config_files import load
+from train.data.tokens import SpecialTokens
 
-METALM = Shape(
-    width=2048,
-    num_layers=24,
-    heads=32,
-    vocabulary=64_000,
-    sequence_tokens=2048,
-    sequences=1,
-    encoder_width=1024,
-    encoder_heads=16,
-)
-"""configs/model/metalm_1p3b.yaml."""
+METALM = ("configs/experiment/metalm_1p3b.yaml", "configs/cluster/h100x8.yaml")
 
-ENCODER_TOKENS = 512
-MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
+REPEATABLE = ("optim.lr=3e-4", "model.encoders.text.encoder.dropout=0")
+"""Dropout is cheap and no product; without it runs repeat. The rate suits weights drawn here."""
+
+CAUSAL = "spans.text.ratio=0"
+
+MICRO_BATCHES = (1, 2, 4, 8, 12, 16, 24, 32)
 WORTHWHILE = 1.02
 """A larger microbatch that gains less than this ends the search."""
 
 TIMED_STEPS = 10
+WARMUP_STEPS = 3
+LOOKED_AT_STEPS = 2
+"""Steps with instruments, which cost a little time, after those that are timed without."""
+NUM_BATCHES = 2
 INIT_STD = 0.02
 
 FORMULA = (
@@ -60,9 +72,10 @@ def metalm_1p3b(_: Plan) -> Findings:
     name = torch.cuda.get_device_name(device)
     measured = matmul_flops(device)
     peak = peak_flops(name) or measured
+    semi_causal = load(RunConfig, [*METALM, *REPEATABLE])
     found = Findings(
-        settings=METALM.settings
-        | {
+        settings={
+            **semi_causal.model.decoder.model_dump(),
             "device": name,
             "peak_flops": peak,
             "peak_is": "nominal" if peak_flops(name) else "measured matrix product",
@@ -72,80 +85,205 @@ def metalm_1p3b(_: Plan) -> Findings:
             "counted": COUNTED,
         },
     )
-    for mode, config, ratio in (
-        ("causal", METALM.causal(), 0.0),
-        ("semi-causal", METALM.semi_causal(max_tokens=ENCODER_TOKENS), RATIO),
+    for mode, config in (
+        ("causal", load(RunConfig, [*METALM, *REPEATABLE, CAUSAL])),
+        ("semi-causal", semi_causal),
     ):
-        found.contestants[mode] = _measure(config, ratio=ratio, peak=peak, device=device)
+        with Subject(config, device) as subject:
+            found.contestants[mode] = _fastest(subject, peak)
     return found
 
 
-def _measure(
-    config: ModelConfig, *, ratio: float, peak: float, device: torch.device
-) -> dict[str, object]:
-    """Tokens/s and MFU at the microbatch that is fastest, of those that fit."""
-    with device:
-        model = SemiCausal(config)
-    decoder_parameters = sum(parameter.numel() for parameter in model.decoder.parameters())
-    parameters = num_parameters(model)
-    _fill(model)
-    engine = engine_of(model, stage=1, precision="bf16")
-    flops_per_token = (
-        6 * decoder_parameters + 12 * METALM.num_layers * METALM.width * METALM.sequence_tokens
-    )
-    best: dict[str, object] = {}
-    fastest = 0.0
+def _fastest(subject: "Subject", peak: float) -> dict[str, object]:
+    """What was measured at the microbatch that is fastest, of those that fit."""
+    best: Measured | None = None
     for sequences in MICRO_BATCHES:
-        shape = replace(METALM, sequences=sequences)
-        given = [batch.to(device) for batch in shape.batches(ratio=ratio, count=2)]
-        torch.cuda.reset_peak_memory_stats(device)
         try:
-            seconds = _seconds(engine_step(engine, given), repeats=TIMED_STEPS)
+            measured = subject.measure(sequences=sequences, microbatches=1, peak=peak)
         except torch.OutOfMemoryError:
             break
-        speed = shape.tokens / seconds
-        if speed < fastest * WORTHWHILE:
+        if best is not None and (measured.tokens_per_second < best.tokens_per_second * WORTHWHILE):
             break
-        fastest = speed
-        counted = sum(flops.training(config, batch) for batch in given) / len(given)
-        best = {
-            "step_seconds": seconds,
-            "tokens_per_second": speed,
-            "tokens_per_step": shape.tokens,
-            "parameters": parameters,
-            "precision": "bf16",
-            "sequences": sequences,
-            "mfu": speed * flops_per_token / peak,
-            "mfu_counted": counted / seconds / peak,
-            "memory_bytes": torch.cuda.max_memory_allocated(device),
-        }
-    engine.close()
-    del engine, model
-    gc.collect()
-    torch.cuda.empty_cache()
-    if not best:
+        best = measured
+    if best is None:
         raise RuntimeError("not even one sequence fits: this GPU is too small for the 1.3B")
-    return best
+    return {**asdict(best), "parameters": subject.parameters, "precision": "bf16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What training steps took.
+
+    Attributes:
+        step_seconds: mean, from when the device rests until it rests again.
+        tokens_per_second: decoder slots.
+        tokens_per_step: of all microbatches.
+        sequences: of a microbatch.
+        microbatches: of a step.
+        mfu: by `FORMULA`.
+        mfu_counted: by `COUNTED`.
+        memory_bytes: most that was allocated.
+        host_seconds: of a step, in which the host does not wait for the device.
+        waits: calls of a step by which the host waits for the device.
+        forward_seconds: of a step, all microbatches.
+        backward_seconds: likewise.
+        update_seconds: of a step: norm, clipping, AdamW.
+    """
+
+    step_seconds: float
+    tokens_per_second: float
+    tokens_per_step: int
+    sequences: int
+    microbatches: int
+    mfu: float
+    mfu_counted: float
+    memory_bytes: int
+    host_seconds: float
+    waits: float
+    forward_seconds: float
+    backward_seconds: float
+    update_seconds: float
+
+
+class Subject(contextlib.AbstractContextManager["Subject"]):
+    """The model of a run under ZeRO on one device, to be trained on random tokens.
+
+    Args:
+        config: of the run; its data are not read.
+        device: of this process, which has joined a group.
+
+    Attributes:
+        parameters: that train.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self._config, self._device = config, device
+        mesh = build_mesh(config.layout, World.here(device))
+        with device:
+            model = build_part(config.built_model, config.layout, mesh, seed=None)
+        _fill(model)
+        self.parameters = num_parameters(model)
+        self._decoder_parameters = sum(p.numel() for p in model.decoder.parameters())
+        self._engine = build_engine(config, model, mesh)
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.close()
+        del self._engine
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def flops_per_token(self) -> int:
+        """Operations that `FORMULA` counts."""
+        decoder, S = self._config.model.decoder, self._config.data.sequence_tokens
+        return 6 * self._decoder_parameters + 12 * decoder.num_layers * decoder.width * S
+
+    def batches(self, *, sequences: int, count: int) -> list[Batch]:
+        """Fixed batches on the device, with spans as the run chooses them."""
+        config = self._config
+        samples = random_samples(
+            vocabulary=config.model.decoder.vocabulary,
+            sequence_tokens=config.data.sequence_tokens,
+            count=count * sequences,
+        )
+        collate = build_collator(config, SpecialTokens())
+        return [
+            collate([(0, sample) for sample in samples[i : i + sequences]]).to(self._device)
+            for i in range(0, len(samples), sequences)
+        ]
+
+    def measure(
+        self, *, sequences: int, microbatches: int, peak: float, steps: int = TIMED_STEPS
+    ) -> Measured:
+        """Time steps, then look at some more through instruments.
+
+        Args:
+            sequences: of a microbatch.
+            microbatches: of a step.
+            peak: operations a second that are the whole of MFU.
+            steps: that are timed.
+        """
+        device = self._device
+        given = self.batches(sequences=sequences, count=max(NUM_BATCHES, microbatches))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        step = engine_step(self._engine, given, at_once=microbatches)
+        for _ in range(WARMUP_STEPS):
+            step()
+        seconds = timed(step, device, repeats=steps)
+        tokens = sequences * self._config.data.sequence_tokens * microbatches
+        counted = sum(flops.training(self._config.built_model, each.to(CPU)) for each in given)
+        memory_bytes = peak_memory_bytes()
+        looked_at = range(LOOKED_AT_STEPS)
+        with timing_parts(self._engine, device) as parts:
+            for _ in looked_at:
+                step()
+        with counting_waits(device) as waits:
+            whole = timed(step, device, repeats=len(looked_at), resting=False)
+        count = len(looked_at)
+        return Measured(
+            step_seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            tokens_per_step=tokens,
+            sequences=sequences,
+            microbatches=microbatches,
+            mfu=tokens / seconds * self.flops_per_token / peak,
+            mfu_counted=counted / len(given) * microbatches / seconds / peak,
+            memory_bytes=memory_bytes,
+            host_seconds=whole - waits.seconds / count,
+            waits=waits.calls / count,
+            forward_seconds=parts.forward / count,
+            backward_seconds=parts.backward / count,
+            update_seconds=parts.update / count,
+        )
+
+
+CPU = torch.device("cpu")
+
+
+def timed(
+    work: Callable[[], object], device: torch.device, *, repeats: int, resting: bool = True
+) -> float:
+    """Mean seconds, from when the device rests until it rests again, or until the host goes on."""
+    rest(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    if resting:
+        rest(device)
+    return (time.perf_counter() - started) / repeats
+
+
+def rest(device: torch.device) -> None:
+    """Until the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @torch.no_grad()
-def _fill(model: SemiCausal) -> None:
+def _fill(model: nn.Module) -> None:
     """Plausible weights made where they lie; our own initialiser draws on the host, for minutes."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0, INIT_STD)
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, nn.Linear):
             module.bias.zero_()
 
 
-def matmul_flops(device: torch.device) -> float:
-    """Operations a second of a large bf16 matrix product: what this card reaches at best."""
-    size = 8192
+def matmul_flops(device: torch.device, *, size: int = 8192) -> float:
+    """Operations a second of a large bf16 matrix product: what this device reaches at best."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 / _seconds(lambda: torch.mm(a, b), repeats=20)
+    return 2 * size**3 / _warm(lambda: torch.mm(a, b), device)
 
 
-def _seconds(work: Step, *, repeats: int) -> float:
-    """Mean seconds, from when the device rests until it rests again, after two warm-ups."""
-    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return timer.timeit(repeats).mean
+def copy_bytes(device: torch.device, *, size_bytes: int = 1 << 30) -> float:
+    """Bytes a second that a large copy reads and writes in the device's own memory."""
+    a = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    return 2 * size_bytes / _warm(lambda: b.copy_(a), device)
+
+
+def _warm(work: Callable[[], object], device: torch.device) -> float:
+    timed(work, device, repeats=2)
+    return timed(work, device, repeats=20)

@@ -1,0 +1,96 @@
+"""The levers of speed: one table of what can be turned off, by the keys of a run's configuration.
+
+A lever changes speed and no number, so a run may turn it either way at any time. `make gpu-check`
+measures each off against all on, in the order of the table: most valuable first.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+
+
+def anywhere() -> str | None:
+    """Nothing is needed."""
+    return None
+
+
+def on_cuda() -> str | None:
+    """Why this machine lacks CUDA, None if it does not."""
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+def with_compiler() -> str | None:
+    """Why torch cannot compile for this machine's GPU, None if it can."""
+    if (
+        torch.version.cuda is not None
+        and shutil.which("cc") is None
+        and shutil.which("gcc") is None
+    ):
+        return "no C compiler, which Triton needs"
+    return on_cuda()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lever:
+    """Something that makes a run faster and can be turned off.
+
+    Attributes:
+        name: in tables.
+        off: overrides of the configuration that turn it off.
+        on: overrides that turn it on, where the defaults do not.
+        off_environment: variables that turn it off; their processes are started for it alone.
+        lacks: why this machine cannot have it, None if it can.
+    """
+
+    name: str
+    off: Sequence[str] = ()
+    on: Sequence[str] = ()
+    off_environment: Mapping[str, str] = field(default_factory=dict)
+    lacks: Callable[[], str | None] = anywhere
+
+
+LEVERS: Final = (
+    Lever(
+        name="large loss chunks",
+        off=("model.decoder.loss_chunk_tokens=256",),
+        on=("model.decoder.loss_chunk_tokens=4096",),
+    ),
+    Lever(
+        name="expandable segments",
+        off_environment={"PYTORCH_ALLOC_CONF": "expandable_segments:False"},
+        lacks=on_cuda,
+    ),
+)
+
+
+def usable() -> list[Lever]:
+    """Those that this machine can have."""
+    return [lever for lever in LEVERS if lever.lacks() is None]
+
+
+def overrides(off: Sequence[str] = ()) -> list[str]:
+    """Overrides of a configuration with all usable levers on but those of these names.
+
+    Raises:
+        KeyError: there is no lever of such a name.
+    """
+    chosen = {lever.name: lever for lever in LEVERS}
+    turned_off = [chosen[name] for name in off]
+    return [
+        override
+        for lever in usable()
+        for override in (lever.off if lever in turned_off else lever.on)
+    ]
+
+
+def environment(off: Sequence[str]) -> dict[str, str | None]:
+    """Variables that a process needs in which levers of these names are off."""
+    return {
+        name: value
+        for lever in LEVERS
+        if lever.name in off
+        for name, value in lever.off_environment.items()
+    }
