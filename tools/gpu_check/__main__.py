@@ -39,6 +39,8 @@ USUAL_CORPUS: Final = "data/pretrain"
 SEQUENCES: Final = ((120, 16), (70, 12), (40, 4))
 """Sequences of the 1.3B that fit, by GiB of the device's memory; on smaller ones, one."""
 ABLATED_SEQUENCES: Final = 8
+HANGS: Final = "did not answer"
+"""In the first line of what `tools.ranks` says of such."""
 SEVERAL: Final = 4
 """Microbatches of a step in which its fixed part is shared."""
 
@@ -52,17 +54,19 @@ class Effort:
         saves: whether the real run is of the 1.3B, whose checkpoint has 20 GB, or a tiny one.
         is_tiny: whether all is of the tiny model.
         steps: that are timed.
+        patience: times the expected seconds after which a part hangs.
     """
 
     minutes: float
     saves: bool
     is_tiny: bool = False
     steps: int = 10
+    patience: float = 3
 
 
 FULL: Final = Effort(minutes=8, saves=True)
 QUICK: Final = Effort(minutes=3, saves=False)
-PLUMBING: Final = Effort(minutes=3, saves=False, is_tiny=True, steps=2)
+PLUMBING: Final = Effort(minutes=30, saves=False, is_tiny=True, steps=2, patience=10)
 
 REAL: Final = Scale(saved=12, repeated=8, sequences=16)
 TINY_REAL: Final = Scale(saved=5, repeated=3, sequences=4)
@@ -198,7 +202,7 @@ class Check:
                     directory=Path(made),
                     corpus=None if is_tiny else self._corpus,
                     is_tiny=is_tiny,
-                    timeout_seconds=min(1.5 * expected, self._left),
+                    timeout_seconds=min(self._effort.patience / 2 * expected, self._left),
                     context=self._context,
                 )
             except RealRunError as error:
@@ -277,7 +281,7 @@ class Check:
         row = row or Row(case=name)
         if not self._fits(name, expected_seconds, row):
             return None
-        limit = max(5.0, min(3 * expected_seconds, self._left - START_SECONDS))
+        limit = max(5.0, min(self._effort.patience * expected_seconds, self._left - START_SECONDS))
         try:
             if pool is not None:
                 return pool.run(work, *arguments, timeout_seconds=limit)[0]
@@ -305,8 +309,9 @@ class Check:
     def _failed(self, name: str, why: str, row: Row | None = None) -> None:
         self._report.failures.append((name, why))
         sys.stderr.write(f"{name}: {why}\n")
-        last = [line for line in why.splitlines() if line.strip()][-1].strip()
-        self._note(name, row, f"failed: {last[:200]}")
+        first, *_, last = [line.strip() for line in f"{why}\n{why}".splitlines() if line.strip()]
+        # Of a traceback the last line tells; of one that hangs, the first.
+        self._note(name, row, f"failed: {(first if HANGS in first else last)[:200]}")
 
     def _note(self, name: str, row: Row | None, what: str) -> None:
         row = row or Row(case=name)
