@@ -14,7 +14,7 @@ NEWEST := torch torchvision transformers
 QUICK := $(addprefix tests/,golden model parallel distributed/test_tensor.py distributed/test_zero.py \
 	train/test_lora.py tools/test_use.py)
 
-.PHONY: pretrain test test-all check-newest parity faults-data check gpu-check bench golden clean
+.PHONY: pretrain test test-all check-newest parity faults-data check gpu-check test-cuda bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -42,6 +42,9 @@ check: .venv/dev  ## style, types, import directions
 
 gpu-check: .venv/runtime  ## all that one GPU can tell, as out/gpu.json and a page (8 minutes; ARGS=--quick: 3)
 	$(BIN)/python -m tools.gpu_check $(ARGS)
+
+test-cuda: .venv/dev  ## what only a GPU shows; skipped without one
+	$(BIN)/pytest -m cuda tests/cuda $(ARGS)
 
 bench: .venv/bench  ## speed beside transformers, litgpt and DDP (minutes)
 	$(BIN)/python -m tools.bench $(ARGS)

@@ -1,9 +1,10 @@
 """`python -m tools.pretrain`: the first run, from packages to a trained model, on this machine.
 
 Builds the corpus unless there is one at `data.corpus` (a directory or `s3://bucket/path`), measures
-the machine in a few real steps, trains `configs/experiment/first_light.yaml` for as many steps as
-fit `--minutes`, lets the model speak, and writes the numbers to `out/pretrain.json`. `steps=N` sets
-the steps instead, and nothing is measured.
+the machine in a few real steps, trains `configs/experiment/first_light.yaml`, or where there is a
+GPU the larger `first_light_gpu.yaml`, for as many steps as fit `--minutes`, lets the model speak,
+and writes the numbers to `out/pretrain.json`. `steps=N` sets the steps instead, and nothing is
+measured.
 """
 
 from train.preemption import quiet_until_asked
@@ -48,6 +49,7 @@ from train.storage.record import Count, Record, content_of, parse
 from train.watch.metrics import read_metrics
 
 EXPERIMENT = "configs/experiment/first_light.yaml"
+EXPERIMENT_ON_GPU = "configs/experiment/first_light_gpu.yaml"
 PINNED = "steps="
 GO_ON = "stopped; the same command goes on from here"
 
@@ -167,6 +169,11 @@ def pinned_steps(overrides: Sequence[str]) -> int | None:
         return None
 
 
+def experiment() -> str:
+    """The configuration that suits this machine."""
+    return EXPERIMENT_ON_GPU if torch.cuda.is_available() else EXPERIMENT
+
+
 def scheduled(overrides: Sequence[str], steps: int | None = None) -> list[str]:
     """Arguments of a run of so many steps, whose warm-up keeps its share unless it was set.
 
@@ -174,12 +181,12 @@ def scheduled(overrides: Sequence[str], steps: int | None = None) -> list[str]:
         ConfigError: the overrides are wrong.
     """
     if steps is None:
-        return [EXPERIMENT, *overrides]
+        return [experiment(), *overrides]
     rest = [override for override in overrides if not override.startswith(PINNED)]
     if not any(override.startswith("optim.warmup_steps=") for override in rest):
-        whole = load(RunConfig, [EXPERIMENT, *rest])
+        whole = load(RunConfig, [experiment(), *rest])
         rest.append(f"optim.warmup_steps={round(whole.optim.warmup_steps * steps / whole.steps)}")
-    return [EXPERIMENT, *rest, f"steps={steps}"]
+    return [experiment(), *rest, f"steps={steps}"]
 
 
 def spreads() -> list[tuple[int, int]]:
@@ -241,7 +248,7 @@ def settle(config: RunConfig, overrides: Sequence[str], minutes: float, console:
     def measure(ranks: int, threads: int) -> float:
         with tempfile.TemporaryDirectory() as scratch:
             run = RunDirectory(Path(scratch) / "run")
-            arguments = [EXPERIMENT, *overrides, *MEASURED, f"run_directory={run}"]
+            arguments = [experiment(), *overrides, *MEASURED, f"run_directory={run}"]
             ended = launch(arguments, ranks, threads, quiet=True)
             if ended.returncode:
                 raise UserError(f"the run that measures this machine failed:\n{ended.stdout}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from model.semicausal import parameter_counts
 from tools import pretrain
 from tools.pretrain import Choice, choose, scheduled
 from train.config import RunConfig
@@ -44,6 +45,16 @@ def test_a_choice_is_a_function_of_what_was_measured(
     assert chosen == expected, case
     assert asked == list(rates), case
     assert chosen.steps * 4096 >= 800_000
+
+
+def test_a_gpu_trains_the_larger_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = load(RunConfig, scheduled([], 600))
+    assert config.name == "first_light_gpu"
+    assert (config.steps, config.optim.warmup_steps) == (600, 60)
+    assert 120e6 < sum(parameter_counts(config.built_model).values()) < 128e6
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert load(RunConfig, scheduled([])).name == "first_light"
 
 
 def test_a_machine_with_one_core_has_one_thread_whatever_its_ranks() -> None:
