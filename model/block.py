@@ -1,6 +1,8 @@
 """One transformer block, with DeepNorm or pre-norm residuals, around either kind of attention."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -35,9 +37,14 @@ class FeedForward(nn.Module):
         self.up = layers.column(width, hidden, init=up)
         self.down = layers.row(hidden, width, init=down)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[.., width] -> [.., width]."""
-        return self.down(F.gelu(self.up(x)))
+    def forward(self, x: Tensor, steps: "Steps") -> Tensor:
+        """[.., width] -> [.., width], but for the bias that `down` may leave."""
+        return self.down(steps.activate(self.up(x), bias_left(self.up)))
+
+
+def bias_left(layer: Any) -> Tensor | None:
+    """The bias that a layer leaves to the step behind it, None if it has added its bias itself."""
+    return layer.bias if getattr(layer, "skip_bias_add", False) else None
 
 
 class Block(nn.Module):
@@ -55,6 +62,9 @@ class Block(nn.Module):
         depth: layers of the full stack, from which DeepNorm's constants follow.
         dropout: share of each branch that is dropped in training.
         recompute: what is computed again in the backward.
+
+    Attributes:
+        steps: the functions that compute it.
     """
 
     def __init__(
@@ -74,6 +84,7 @@ class Block(nn.Module):
         self.norm_kind: NormKind = norm
         self.dropout = layers.dropout(dropout)
         self.recompute: Recompute = recompute
+        self.steps = Steps()
         self.alpha, beta = deepnorm_constants(depth)
         if norm == "deepnorm":
             query_key, inner, out = xavier(), xavier(beta), xavier(beta)
@@ -94,14 +105,70 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """[.., width] -> [.., width]; `context` goes to the attention."""
-        if self.norm_kind == "deepnorm":
-            x = self.attention_norm(self._residual(x, self.attention(x, *context)))
-            return self.feed_forward_norm(self._residual(x, self.feed_forward(x)))
-        x = x + self.dropout(self.attention(self.attention_norm(x), *context))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return self.steps.whole(self, x, *context)
 
-    def _residual(self, x: Tensor, branch: Tensor) -> Tensor:
-        return torch.add(self.dropout(branch), x, alpha=self.alpha)
+
+def compute(block: Block, x: Tensor, *context: Any) -> Tensor:
+    """A whole block."""
+    steps, attention, feed_forward = block.steps, block.attention, block.feed_forward
+    if block.norm_kind == "deepnorm":
+        branch = block.dropout(attention(x, *context))
+        x = steps.post_norm(block, block.attention_norm, x, branch, bias_left(attention.out))
+        branch = block.dropout(feed_forward(x, steps))
+        bias = bias_left(feed_forward.down)
+        return steps.post_norm(block, block.feed_forward_norm, x, branch, bias)
+    branch = block.dropout(attention(block.attention_norm(x), *context))
+    bias = bias_left(attention.out)
+    x, normed = steps.pre_norm(block, block.feed_forward_norm, x, branch, bias)
+    branch = block.dropout(feed_forward(normed, steps))
+    return steps.join(block, x, branch, bias_left(feed_forward.down))
+
+
+def activate(x: Tensor, bias: Tensor | None) -> Tensor:
+    """GELU of what a layer computed."""
+    return F.gelu(x if bias is None else x + bias)
+
+
+def join(block: Block, x: Tensor, branch: Tensor, bias: Tensor | None) -> Tensor:
+    """The residual and its branch, added."""
+    if bias is not None:
+        branch = branch + bias
+    alpha = block.alpha if block.norm_kind == "deepnorm" else 1
+    return torch.add(branch, x, alpha=alpha)
+
+
+def post_norm(
+    block: Block, norm: nn.Module, x: Tensor, branch: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The norm of residual and branch."""
+    return norm(join(block, x, branch, bias))
+
+
+def pre_norm(
+    block: Block, norm: nn.Module, x: Tensor, branch: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Residual and branch, and the norm of them that the next branch reads."""
+    x = join(block, x, branch, bias)
+    return x, norm(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The functions that a block computes; in the place of each, one that is compiled may stand.
+
+    Attributes:
+        whole: all of a block.
+        activate: between the two linear layers of the feed-forward.
+        join: behind a branch.
+        post_norm: behind a branch, with DeepNorm.
+        pre_norm: behind the first branch, with pre-norm.
+    """
+
+    whole: Callable[..., Tensor] = compute
+    activate: Callable[..., Tensor] = activate
+    join: Callable[..., Tensor] = join
+    post_norm: Callable[..., Tensor] = post_norm
+    pre_norm: Callable[..., tuple[Tensor, Tensor]] = pre_norm
 
 
 def run_block(block: nn.Module, x: Tensor, *context: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """The base of every configuration class."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -14,6 +14,9 @@ Vocabulary = Annotated[int, Field(ge=8, le=2**24)]
 Depth = Annotated[int, Field(ge=1, le=2**12)]
 Heads = Annotated[int, Field(ge=1, le=2**12)]
 Dropout = Annotated[float, Field(ge=0, le=0.99)]
+
+Compile = Literal["auto", "none", "blocks"]
+"""What is compiled: nothing, the blocks, or these where it pays and can be done."""
 
 MOST_PATH_BYTES = 4095
 MOST_NAME_BYTES = 255

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.attention import document_mask
 from model.batch import Batch, PackedSpans
-from model.config import Config
+from model.config import Compile, Config
 from model.connector import Connector, ConnectorConfig, LinearConnectorConfig
 from model.decoder import Decoder, DecoderConfig, Piece, whole_piece
 from model.encoders.kinds import AnyEncoderConfig
@@ -32,6 +32,10 @@ class ModelConfig(Config):
     decoder: DecoderConfig
     encoders: Annotated[dict[str, EncoderConfig], Field(default_factory=dict)]
     """Keyed by modality."""
+    compile: Compile = "auto"
+    """`blocks` compiles the blocks of decoder and encoders for training, which fuses what lies
+    between their matrix products; `auto` does so on CUDA where there is a compiler. The first step
+    waits for it (a minute, less with a warm `compile_cache`). `none` computes as it stands."""
 
 
 class SemiCausal(nn.Module):

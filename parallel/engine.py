@@ -17,6 +17,7 @@ from torch import nn
 
 from model.layers import Layers, initialize
 from model.semicausal import ModelConfig, SemiCausal
+from parallel.compiled import blocks_of, compilation_of, compile_if
 from parallel.mesh import LayoutConfig, Mesh, held_pieces
 from parallel.tensor import TensorLayers
 from parallel.zero import deepspeed_access, pages
@@ -36,6 +37,8 @@ def build_part(
         layout: as configured; a pipeline's has its split (see `with_split`).
         mesh: this rank's place.
         seed: of the first values; None leaves them out.
+
+    Blocks are compiled on this rank's device if the configuration says so.
     """
     layers = encoder_layers = Layers()
     if mesh.tensor_group is not None:
@@ -52,6 +55,7 @@ def build_part(
     )
     if seed is not None:
         initialize(model, seed=seed)
+    compile_if(config.compile, model, device=mesh.world.device)
     return model
 
 
@@ -101,6 +105,10 @@ def build_engine(
         # which stage 1 becomes in bf16, computes the same numbers in no more memory.
         stage = 1
     deepspeed = deepspeed_access.imported()
+    compilation = compilation_of(model)
+    if stage == 3 and compilation is not None and compilation.failure is None:
+        # Parameters are gathered a block at a time: hooks inside of it would break its graph.
+        deepspeed_access.gather_whole(blocks_of(model))
     topology = deepspeed_access.tell_groups(mesh)
     directory = None if zero.offload_directory is None else Path(zero.offload_directory)
     assert directory is None or on_cpu, "refused when the run starts"

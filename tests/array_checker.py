@@ -8,8 +8,27 @@ import types
 from collections.abc import Callable
 from typing import Any, get_args
 
+import jaxtyping
+import torch
 from beartype import beartype
 from jaxtyping import AbstractArray
+
+
+class _CheckedUnlessTraced(type(jaxtyping.config)):
+    """A graph holds what a function computes, not the checks around it."""
+
+    @property
+    def jaxtyping_disable(self) -> bool:
+        return torch.compiler.is_compiling()
+
+    @jaxtyping_disable.setter
+    def jaxtyping_disable(self, value: bool) -> None:
+        raise NotImplementedError
+
+
+def leave_graphs_alone() -> None:
+    """Has functions that torch's compiler traces run without their checks."""
+    jaxtyping.config.__class__ = _CheckedUnlessTraced
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:

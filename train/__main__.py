@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 
-from parallel.launch import join, leave, multiplies_bf16
+from parallel.compiled import REMEDY, why_no_compiler
+from parallel.launch import join, leave, multiplies_bf16, own_device
 from parallel.launcher import announced
 from parallel.mesh import forget_groups
 from parallel.zero.config import why_unsupported
@@ -27,7 +28,7 @@ from train.dry_run import dry_run
 from train.errors import ConfigError, StorageError, UserError, explained, named, told
 from train.exit_status import ExitStatus
 from train.loop import train
-from train.prepare import check
+from train.prepare import check, use_compile_cache
 from train.storage.path import local_path
 from train.text import prompt_fault
 from train.watch.streams import PATIENCE_SECONDS, Streams, lasting_streams
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
             return streams.status()
         if not options.dry_run:
             check(config)
+        use_compile_cache(config)
         if launched.remark is not None:
             sys.stderr.write(f"{launched.remark}\n")
         world = join(timeout_seconds=config.collective_timeout_seconds)
@@ -114,12 +116,18 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     unsupported = why_unsupported(config.zero.stage, config.precision)
     uneven = batch_fault(config, ranks=ranks)
     marks = prompt_fault(config.samples.prompts, config.model)
+    no_compiler = why_no_compiler(own_device()) if config.model.compile == "blocks" else None
     rules = [
         # Not a check of the configuration: what earlier versions stored must stay readable.
         *((fault, fault) for fault in _local_faults(config)),
         (uneven, uneven),
         (marks, f"samples.prompts: {marks}"),
         (unsupported, f"precision: {unsupported}"),
+        (
+            no_compiler,
+            f"model.compile: blocks cannot be compiled here, {no_compiler}: install it, or "
+            f"{REMEDY}",
+        ),
         (
             config.optim.precision == "bf16" and config.precision == "fp32",
             "optim.precision: bf16 is for runs whose parameters are bf16 too: set precision=bf16, "
@@ -143,6 +151,7 @@ def _local_faults(config: RunConfig) -> Iterator[str]:
         "run_directory": config.run_directory,
         "zero.offload_directory": config.zero.offload_directory,
         "storage.cache": config.storage.cache,
+        "compile_cache": config.compile_cache,
     }
     for key, text in named.items():
         try:

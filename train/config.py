@@ -169,6 +169,9 @@ class RunConfig(Config):
     """Checkpoint that supplies all first weights, as for finetuning."""
     lora: LoraConfig | None = None
     """Train low-rank adapters and keep the rest fixed; needs `init_from`."""
+    compile_cache: PathText | None = None
+    """Directory of this host in which `model.compile` keeps what it has compiled, for later starts
+    and other ranks and runs. Default: one of this user's, in the system's temporary directory."""
     collective_timeout_seconds: Annotated[float, Field(ge=1, le=MOST_SECONDS)] = 600.0
     """How long a rank may wait for the slowest one."""
 
@@ -251,8 +254,9 @@ class RunConfig(Config):
         }  # fmt: skip
         identity = self.model_dump(mode="json", include=kept)
         identity["optim"]["schedule_steps"] = self.schedule_steps
-        # A matter of memory: the sums are the same but for their rounding.
+        # Matters of memory and speed: the sums are the same but for their rounding.
         del identity["model"]["decoder"]["loss_chunk_tokens"]
+        del identity["model"]["compile"]
         identity["batch"] = {"sequences": self.batch.sequences}
         identity["data"] = {
             "sequence_tokens": self.data.sequence_tokens,

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any, Self
 
 from parallel.agreement import gathered, on_first_rank
+from parallel.compiled import news
 from parallel.launch import World, peak_memory_bytes
 from parallel.mesh import Mesh, straddling_warning
 from train.build import build_feed
@@ -104,7 +105,7 @@ def train(
     made = Made(save, saver, ledger, monitor)
     with monitor, saver, build_feed(config, plan, collate, mesh) as feed, made:
         entropy = on_first_rank(lambda: look_at_data(config, plan, collate), UserError)
-        for note in filter(None, (warning, begins)):
+        for note in filter(None, (warning, begins, *news(engine.module, step=0))):
             monitor.note(note)
         monitor.write(BaselineRecord(step=first_step, unigram_entropy=entropy))
         if first_step % config.validation.every_steps == 0:
@@ -131,6 +132,8 @@ def train(
             times = {"seconds": finished - started, "waited": feed.wait_seconds}
             if not is_passed_over:
                 monitor.write(record_of(config, step, result, lr=lr, **times))
+            for note in news(engine.module, step=step - first_step):
+                monitor.note(note)
             is_last = step == config.steps
             if is_last or (step % config.validation.every_steps == 0 and not result.stop):
                 monitor.write(validated(step=step))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from parallel import compiled
 from parallel.agreement import on_all_ranks
 from parallel.launch import World
 from parallel.mesh import build_mesh
@@ -31,6 +32,7 @@ from train.data.plan import Position, StepPlan
 from train.data.sources import Sources
 from train.errors import (
     CheckpointError,
+    ConfigError,
     InUseError,
     RunDirectoryError,
     StorageError,
@@ -40,6 +42,7 @@ from train.errors import (
 from train.optim import learning_rate
 from train.run_directory import RunDirectory
 from train.storage.lease import Lease
+from train.storage.path import local_path
 from train.storage.place import Place
 
 Result = TypeVar("Result")
@@ -204,6 +207,23 @@ def check(config: RunConfig) -> None:
         raise RunDirectoryError(
             f"{directory} holds files but no run: choose another run_directory, or empty it"
         )
+
+
+def use_compile_cache(config: RunConfig) -> None:
+    """Has what is compiled kept where the configuration says; called before anything is.
+
+    Raises:
+        ConfigError: the directory cannot be written.
+    """
+    if config.compile_cache is None:
+        return
+    try:
+        compiled.keep_in(local_path(config.compile_cache))
+    except OSError as error:
+        raise ConfigError(
+            f"compile_cache: {config.compile_cache} cannot be written "
+            f"({error.strerror or error}): name another directory, or leave it out"
+        ) from None
 
 
 def leases_of(config: RunConfig, checkpoints: Place) -> list[Lease]:

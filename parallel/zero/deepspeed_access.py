@@ -3,11 +3,13 @@
 import importlib
 import os
 import warnings
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from parallel.megatron import refuse_other_version
 from parallel.mesh import Mesh
@@ -55,6 +57,24 @@ def _assert_same_in_data_group(numbers: list[int]) -> None:
             f"rank {dist.get_rank()} runs other modules than the first rank of its data group: "
             f"{mine.tolist()} instead of {first.tolist()}"
         )
+
+
+def gather_whole(modules: Iterable[nn.Module]) -> None:
+    """Has ZeRO-3 gather all that is in a module before it, and nothing inside."""
+    set_leaf = importlib.import_module("deepspeed.utils").set_z3_leaf_module
+    for module in modules:
+        set_leaf(module, True)
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            module.register_forward_pre_hook(_ask_for_gradient)
+
+
+def _ask_for_gradient(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    # DeepSpeed takes the backward of such a module for done when its input has a gradient, or,
+    # where it asks for none, as behind frozen layers, at once: its parameters would be gone.
+    rows, *context = inputs
+    if torch.is_grad_enabled() and not rows.requires_grad:
+        rows = rows.detach().requires_grad_()
+    return rows, *context
 
 
 def tell_groups(mesh: Mesh) -> Any:

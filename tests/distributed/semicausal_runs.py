@@ -15,6 +15,7 @@ from model.loss import Loss
 from model.recompute import Recompute
 from model.region import Region
 from model.semicausal import ModelConfig, SemiCausal
+from parallel.compiled import compilation_of, compile_blocks
 from parallel.engine import build_engine, build_part, parameter_groups
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh, build_mesh, layout_faults
@@ -73,6 +74,7 @@ class Cell:
             of two, so that some microbatches have none.
         frozen: whether part of the encoder is fixed.
         attend: whether slots see across the two documents that each sample then holds.
+        compiled: by which of torch's back ends, None for as it stands.
     """
 
     tensor: int = 1
@@ -90,6 +92,7 @@ class Cell:
     precision: Precision = "fp32"
     dropout: float = 0.0
     attend: Attend = "across"
+    compiled: Literal["eager", "aot_eager"] | None = None
     steps: int = NUM_STEPS
 
     @property
@@ -129,7 +132,7 @@ class Cell:
 
 ALONE: dict[str, Any] = {
     "tensor": 1, "pipeline": 1, "data": 1, "sequence_parallel": False, "chunks": 1, "zero": 0,
-    "microbatches": 1, "recompute": "none",
+    "microbatches": 1, "recompute": "none", "compiled": None,
 }  # fmt: skip
 
 
@@ -162,7 +165,11 @@ def model_config(cell: Cell) -> ModelConfig:
 def build(cell: Cell, mesh: Mesh) -> SemiCausal:
     config = model_config(cell)
     layout = with_split(cell.spread(), config, sequence_tokens=SLOTS, span_share=0.25)
-    return build_part(config, layout, mesh, seed=3)
+    model = build_part(config, layout, mesh, seed=3)
+    if cell.compiled is not None:
+        torch._dynamo.reset()
+        compile_blocks(model, backend=cell.compiled)
+    return model
 
 
 def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
@@ -259,6 +266,8 @@ def run_steps(engine: ZeroEngine, cell: Cell, steps: Iterable[int]) -> History:
         batches = microbatches(cell, step, rank=engine.mesh.data_rank)
         result = train_step(engine, batches)
         history.append((result.averages.loss, result.gradient_norm))
+    compilation = compilation_of(engine.module)
+    assert compilation is None or (compilation.num_graphs and compilation.failure is None)
     return history
 
 

@@ -51,6 +51,15 @@ DAILY_WITHIN: list[Row] = [{}, {"tensor": 2, "sequence_parallel": True}, INTERLE
 """Layouts in which a mask meets all rows, some heads, and stages that compute again."""
 
 
+DAILY_COMPILED: list[Row] = [
+    {"tensor": 2, "zero": 1, "norm": "pre"},
+    {"tensor": 2, "sequence_parallel": True, "zero": 3, "frozen": True, "recompute": "full"},
+    {"data": 2, "zero": 3, "frozen": True, "spans": "first rank", "recompute": "selective"},
+]
+"""Blocks compiled whole and between their layers; parameters gathered around graphs, once where no
+input of a block has a gradient."""
+
+
 def planned_cells() -> list[Cell]:
     """The table's cells, those of one mesh after each other, the fewest ranks first."""
     rows = [
@@ -59,6 +68,7 @@ def planned_cells() -> list[Cell]:
         *_bf16_rows(),
         *_dropout_rows(),
         *_within_rows(({}, *FURTHER_LAYOUTS)),
+        *_compiled_rows(),
         *_trained_rows(),
     ]
     return _ordered(rows)
@@ -88,6 +98,7 @@ def daily_cells() -> list[Cell]:
         {"data": data, "zero": 3, "microbatches": 2} | row for data in (1, 2) for row in others
     ]
     rows += _within_rows(DAILY_WITHIN)
+    rows += [row | {"microbatches": 2, "compiled": "eager"} for row in DAILY_COMPILED]
     return _ordered(rows)
 
 
@@ -145,6 +156,20 @@ def _within_rows(layouts: Iterable[Row]) -> list[Row]:
         | {"attend": "within"}
         for layout in layouts
         for zero, recompute, spans in ((1, "full", "everywhere"), (3, "selective", "first rank"))
+    ]
+
+
+def _compiled_rows() -> list[Row]:
+    choices: dict[str, Any] = {
+        "zero": (0, 1, 3),
+        "recompute": RECOMPUTE,
+        "norm": ("deepnorm", "pre"),
+        "frozen": (False, True),
+    }
+    return [
+        layout | row | {"microbatches": 2, "compiled": "aot_eager"}
+        for layout in ({}, *FURTHER_LAYOUTS)
+        for row in pairwise(choices)
     ]
 
 

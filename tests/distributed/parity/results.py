@@ -84,6 +84,7 @@ class Result:
             "precision": cell.precision,
             "dropout": cell.dropout,
             "attend": cell.attend,
+            "compiled": cell.compiled,
             "steps": cell.steps,
             "weight_difference": self.weight_difference,
             "against": against(cell),

@@ -18,6 +18,7 @@ def name(cell: Cell) -> str:
     parts += [] if cell.tied else ["untied"]
     parts += ["frozen"] if cell.frozen else []
     parts += ["within"] if cell.attend == "within" else []
+    parts += ["compiled"] if cell.compiled else []
     return "-".join(parts).replace(" ", "-")
 
 
