@@ -24,6 +24,7 @@ from train.data.spans.scoring import scored_tokens
 from train.data.spans.text import TextSpansConfig
 from train.evaluate import VALIDATION_EPOCH, evaluate, validation_batches
 from train.loading import load_config, load_model
+from train.microbatch import settled
 from train.prepare import RunState, refuse_other_corpus
 from train.step import Averages, averaged
 from train.storage.place import Place
@@ -67,7 +68,7 @@ def evaluate_checkpoint(
                 source,
                 collate,
                 sequences=sequences,
-                micro_sequences=config.batch.micro_sequences,
+                micro_sequences=settled(config, ranks=1).micro_sequences,
                 change=change,
             )
         )

@@ -1,13 +1,16 @@
 """`python -m train A.yaml B.yaml key=value`: pretrain or finetune a model."""
 
+import os
+
+from parallel.allocator import let_segments_expand
 from train.preemption import quiet_until_asked
 
 if __name__ == "__main__":
     quiet_until_asked()  # what is imported next takes seconds
+    let_segments_expand(os.environ)
 
 import argparse
 import contextlib
-import os
 import sys
 import time
 import traceback

@@ -122,7 +122,7 @@ def build_feed(config: RunConfig, plan: StepPlan, collate: Collator, mesh: Mesh)
     return Feed(
         plan,
         collate,
-        micro_sequences=config.batch.micro_sequences,
+        micro_sequences=config.micro_sequences,
         rank=mesh.data_rank,
         ranks=mesh.data_size,
         # The store knows better what went wrong; this deadline is for what it cannot see. It ends

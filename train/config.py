@@ -42,8 +42,12 @@ class BatchConfig(Config):
 
     sequences: Sequences
     """Sequences in a global batch."""
-    micro_sequences: Sequences
-    """Sequences that one rank computes at a time."""
+    micro_sequences: Sequences | Literal["auto"] = "auto"
+    """Sequences that one rank computes at a time. `auto` on GPUs: the most that fit, as far as more
+    still gain something; on CPUs as many as make 4,096 slots."""
+    try_first: bool | None = None
+    """Make a step without an update before the first, which shows whether a microbatch fits.
+    Default: on GPUs alone."""
 
 
 class SpanCapacityConfig(Config):
@@ -216,6 +220,12 @@ class RunConfig(Config):
         }
         return self.model.model_copy(update={"encoders": encoders})
 
+    @property
+    def micro_sequences(self) -> int:
+        """Sequences of a microbatch, once `auto` is settled (`train.microbatch`)."""
+        assert self.batch.micro_sequences != "auto", "settled when the run is prepared"
+        return self.batch.micro_sequences
+
     def span_capacity(self, modality: str) -> SpanCapacity:
         """Static room for spans of a modality in one sequence."""
         S = self.data.sequence_tokens
@@ -285,12 +295,14 @@ def batch_fault(config: RunConfig, *, ranks: int) -> str | None:
     if (fault := rank_fault(layout, ranks=ranks)) is not None:
         return fault
     ranks //= layout.model_ranks
-    share = ranks * batch.micro_sequences
+    is_auto = batch.micro_sequences == "auto"
+    share = ranks * (1 if batch.micro_sequences == "auto" else batch.micro_sequences)
     if batch.sequences % share:
         near = max(1, round(batch.sequences / share)) * share
+        times = "" if is_auto else f" x batch.micro_sequences {batch.micro_sequences}"
         return (
-            f"batch.sequences: {batch.sequences} does not divide into {ranks} data rank(s) x "
-            f"batch.micro_sequences {batch.micro_sequences}; the nearest that does is {near}"
+            f"batch.sequences: {batch.sequences} does not divide into {ranks} data rank(s)"
+            f"{times}; the nearest that does is {near}"
         )
     num_microbatches = batch.sequences // share
     return microbatch_fault(num_microbatches, pipeline=layout.pipeline, chunks=layout.chunks)
@@ -300,7 +312,9 @@ def _faults(config: RunConfig) -> list[str]:
     data, layout, zero = config.data, config.layout, config.zero
     encoders, decoder, S = config.model.encoders, config.model.decoder, data.sequence_tokens
     patience = config.storage.timeout_seconds + config.storage.retry_budget_seconds
-    rows = config.batch.micro_sequences * S
+    micro_sequences = config.batch.micro_sequences
+    # What `auto` could take in any case: all that a data rank has.
+    rows = S * (config.batch.sequences if micro_sequences == "auto" else micro_sequences)
     rules = [
         (
             data.corpus is None and not data.sources,

@@ -22,6 +22,7 @@ def dry_run(config: RunConfig, world: World) -> int:
     """Run one step without touching the run directory; every rank must call it."""
     started = time.perf_counter()
     run = prepare(config, world)
+    config = run.config
     built_seconds = time.perf_counter() - started
     run.engine.set_learning_rate(config.optim.lr)
     with build_feed(config, run.plan, run.collate, run.engine.mesh) as feed:
@@ -57,7 +58,7 @@ def dry_run(config: RunConfig, world: World) -> int:
 
 
 def _layout(config: RunConfig, mesh: Mesh) -> str:
-    micro = config.batch.micro_sequences
+    micro = config.micro_sequences
     num_microbatches = config.batch.sequences // (mesh.data_size * micro)
     degrees = f"{mesh.tensor_size} x {mesh.pipeline_size} x {mesh.data_size}"
     return f"{degrees}; {num_microbatches} microbatches of {micro} sequences"

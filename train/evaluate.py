@@ -109,7 +109,7 @@ def validate(
                 source,
                 collate,
                 sequences=config.validation.sequences,
-                micro_sequences=config.batch.micro_sequences,
+                micro_sequences=config.micro_sequences,
                 rank=mesh.data_rank,
                 ranks=mesh.data_size,
             )

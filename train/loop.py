@@ -69,6 +69,7 @@ def train(
             say_complete(config, saved.path)
         return ExitStatus.COMPLETE
     run = prepare(config, world, saved=saved)
+    config = run.config
     plan, collate, engine, mesh = run.plan, run.collate, run.engine, run.engine.mesh
     # Only now is the directory this run's: what failed so far can be mended and tried again.
     agreed(lambda: claim(config, leases, checkpoints, saved) if world.is_main else None)
@@ -105,7 +106,7 @@ def train(
     made = Made(save, saver, ledger, monitor)
     with monitor, saver, build_feed(config, plan, collate, mesh) as feed, made:
         entropy = on_first_rank(lambda: look_at_data(config, plan, collate), UserError)
-        for note in filter(None, (warning, begins, *news(engine.module, step=0))):
+        for note in filter(None, (warning, begins, run.note, *news(engine.module, step=0))):
             monitor.note(note)
         monitor.write(BaselineRecord(step=first_step, unigram_entropy=entropy))
         if first_step % config.validation.every_steps == 0:

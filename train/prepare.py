@@ -39,6 +39,7 @@ from train.errors import (
     UserError,
     named,
 )
+from train.microbatch import tried
 from train.optim import learning_rate
 from train.run_directory import RunDirectory
 from train.storage.lease import Lease
@@ -101,6 +102,8 @@ class Run:
         engine: the model under ZeRO, restored if the run goes on.
         num_parameters: of the whole model.
         num_trainable: parameters that train, of this rank's part.
+        config: of the run, with a microbatch that fits.
+        note: what the run should say of it, if anything.
     """
 
     plan: StepPlan
@@ -108,6 +111,8 @@ class Run:
     engine: ZeroEngine
     num_parameters: int
     num_trainable: int
+    config: RunConfig
+    note: str | None
 
 
 def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> Run:
@@ -135,12 +140,17 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
         restore(saved.path, engine)
         if saved.state.data is not None:
             plan.start_at(saved.state.data, step=saved.step)
+    collate = build_collator(config, plan.sources.special)
+    fitting = tried(config, engine, collate)
+    is_auto = config.batch.micro_sequences == "auto"
     return Run(
         plan=plan,
-        collate=build_collator(config, plan.sources.special),
+        collate=collate,
         engine=engine,
         num_parameters=num_parameters,
         num_trainable=num_trainable,
+        config=fitting,
+        note=f"batch.micro_sequences: auto takes {fitting.micro_sequences}" if is_auto else None,
     )
 
 

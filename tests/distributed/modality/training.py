@@ -50,8 +50,8 @@ def batches(config: RunConfig, step: int, *, rank: int = 0, ranks: int = 1) -> l
     count = config.batch.sequences
     mine = [(0, sample(step * count + i)) for i in range(count)][rank * count // ranks :]
     return [
-        collate(mine[i : i + config.batch.micro_sequences])
-        for i in range(0, count // ranks, config.batch.micro_sequences)
+        collate(mine[i : i + config.micro_sequences])
+        for i in range(0, count // ranks, config.micro_sequences)
     ]
 
 
