@@ -4,16 +4,14 @@ Pure arithmetic on shapes: no tensor is allocated and no process started. The co
 what is trained; `layout`, `zero.stage` and `batch.micro_sequences` are the planner's to choose,
 whatever it says.
 `python -m tools.plan calibrate` measures this machine's rates, which later plans for its kind use;
-`python -m tools.plan check` holds predictions to real runs.
+`python -m tools.plan check` holds predictions to real runs, `python -m tools.plan published` to
+what others have published; `python -m tools.plan cost CONFIG... --gpu h100` tells hours.
 """
 
-import contextlib
 import importlib
-import os
 import sys
 from pathlib import Path
 
-import psutil
 import yaml
 
 from tools.arguments import Parser, local_path, output_file, whole
@@ -21,11 +19,7 @@ from tools.command import command_line
 from tools.plan.machines import (
     GIB,
     KINDS,
-    Machine,
-    MachineKind,
-    calibration_path,
-    nominal,
-    read_machine,
+    machine_for,
 )
 from tools.plan.search import Plan, all_plans
 from tools.plan.table import console, layout_words, show
@@ -33,18 +27,18 @@ from tools.plan.task import task_of
 from tools.ranks import RanksFailed
 from train.config import RunConfig
 from train.config_files import load
-from train.errors import ConfigError, StorageError
 
 NOTHING_FITS = 1
+COMMANDS = ("calibrate", "check", "cost", "published")
 
 MOST_RANKS = 1 << 20
 
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Plan, calibrate or check."""
+    """Plan, or do as one of the other commands."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] not in (["calibrate"], ["check"]):
+    if arguments[:1] not in [[name] for name in COMMANDS]:
         return plan(arguments)
     # Only when asked for: they import what trains, and a plan is quick.
     command = importlib.import_module(f"tools.plan.{arguments[0]}")
@@ -106,27 +100,6 @@ def write_overlay(path: Path, plan: Plan, *, title: str) -> None:
         f"{plan.tokens_per_second:,.0f} tokens/s, {plan.memory.total / GIB:.1f} GiB on the fullest "
         f"rank\n{text}"
     )
-
-
-def machine_for(kind: MachineKind, calibration: Path | None) -> tuple[Machine, str]:
-    """The calibration named or kept, else the preset; and which it is, in words.
-
-    Raises:
-        ConfigError: the calibration that was named is missing, damaged or of another kind.
-    """
-    path = calibration
-    if path is None:
-        with contextlib.suppress(StorageError):  # who has no home has kept none
-            path = calibration_path(kind)
-    if path is not None and (path == calibration or path.exists()):
-        machine = read_machine(path)
-        if machine.kind != kind:
-            raise ConfigError(f"{path}: is of {machine.kind}, not {kind}")
-        return machine, f"measured ({path}, {machine.device})"
-    preset = nominal(
-        kind, cores=os.cpu_count() or 1, memory_bytes=float(psutil.virtual_memory().total)
-    )
-    return preset, "nominal, not measured (python -m tools.plan calibrate, on such a machine)"
 
 
 if __name__ == "__main__":

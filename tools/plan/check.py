@@ -20,8 +20,7 @@ from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
 from tools.arguments import Parser, local_path, output_file
 from tools.command import write_json
-from tools.plan.__main__ import machine_for
-from tools.plan.machines import GIB, Machine
+from tools.plan.machines import GIB, Machine, machine_for
 from tools.plan.measure import Observation, measured_task, observe
 from tools.plan.memory import rank_memory
 from tools.plan.search import one_plan, with_best_split

@@ -1,15 +1,18 @@
 """Rates of machines: nominal presets, and constants measured by a calibration."""
 
+import contextlib
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+import psutil
 from pydantic import Field, ValidationError
 
 from model.config import Config
 from parallel.zero.config import Precision
-from train.errors import ConfigError
+from train.errors import ConfigError, StorageError
 from train.storage.path import user_cache
 from train.storage.record import content_of
 
@@ -28,10 +31,12 @@ class Link(Config):
 
     latency_seconds: NotNegative
     bytes_per_second: Positive
+    hop_seconds: NotNegative = 0.0
+    """What each further rank adds that a message passes on its way."""
 
-    def seconds(self, num_bytes: float) -> float:
+    def seconds(self, num_bytes: float, *, hops: float = 0.0) -> float:
         """Time of a message."""
-        return self.latency_seconds + num_bytes / self.bytes_per_second
+        return self.latency_seconds + hops * self.hop_seconds + num_bytes / self.bytes_per_second
 
 
 class Links(Config):
@@ -45,14 +50,18 @@ class Links(Config):
     """From one stage to the next."""
 
     def all_reduce(self, num_bytes: float, *, ranks: int, times: float = 1) -> float:
-        """Seconds of `times` all-reduces of a tensor of so many bytes."""
+        """Seconds of `times` all-reduces of a tensor of so many bytes, up and down a tree."""
+        if ranks == 1:
+            return 0.0
         sent = 2 * (ranks - 1) / ranks * num_bytes
-        return times * self.reduce.seconds(sent) if ranks > 1 else 0.0
+        return times * self.reduce.seconds(sent, hops=2 * math.log2(ranks / 2))
 
     def all_gather(self, num_bytes: float, *, ranks: int, times: float = 1) -> float:
-        """Seconds of `times` all-gathers to, or reduce-scatters of, so many bytes."""
+        """Seconds of `times` all-gathers to, or reduce-scatters of, so many bytes, in a ring."""
+        if ranks == 1:
+            return 0.0
         sent = (ranks - 1) / ranks * num_bytes
-        return times * self.gather.seconds(sent) if ranks > 1 else 0.0
+        return times * self.gather.seconds(sent, hops=ranks - 2)
 
 
 class Rates(Config):
@@ -180,17 +189,23 @@ class _Sheet(NamedTuple):
     memory_rate: float
     node_link: float
     network: float
+    products: float
+    """Share of the peak that products sustain at most; of the H200 measured in steps of 1.3 B."""
+    attention: float
+    """Share of the peak that causal attention attains; of the H200 likewise, with heads of 64."""
 
 
 _SHEETS: dict[MachineKind, _Sheet] = {
-    "h100": _Sheet("H100 SXM 80 GB", 67e12, 989e12, 79.1, 3.35e12, 450e9, 50e9),
-    "h200": _Sheet("H200 SXM 141 GB", 67e12, 989e12, 139.8, 4.8e12, 450e9, 50e9),
-    "a100": _Sheet("A100 SXM 80 GB", 19.5e12, 312e12, 79.1, 2.04e12, 300e9, 25e9),
-    "cpu": _Sheet("a core with AVX-512", 95e9, 215e9, 0.0, 8e9, 1.25e9, 1.25e9),
+    "h100": _Sheet("H100 SXM 80 GB", 67e12, 989e12, 79.1, 3.35e12, 450e9, 50e9, 0.70, 0.30),
+    "h200": _Sheet("H200 SXM 141 GB", 67e12, 989e12, 139.8, 4.8e12, 450e9, 50e9, 0.73, 0.30),
+    "a100": _Sheet("A100 SXM 80 GB", 19.5e12, 312e12, 79.1, 2.04e12, 300e9, 25e9, 0.78, 0.40),
+    "cpu": _Sheet("a core with AVX-512", 95e9, 215e9, 0.0, 8e9, 1.25e9, 1.25e9, 0.78, 0.40),
 }
 
 _NOMINAL_PRODUCTS = ((256, 0.15), (512, 0.35), (1024, 0.60), (2048, 0.72), (4096, 0.78))
-"""Share of the peak that products of a size attain."""
+"""Share of the peak that products of a size attain, where the device sustains so much."""
+HOP_SECONDS = 5e-6
+"""What each rank of a ring over several nodes adds to a message's way."""
 
 
 def nominal(kind: MachineKind, *, cores: int = 1, memory_bytes: float = 8 * GIB) -> Machine:
@@ -215,25 +230,27 @@ def nominal(kind: MachineKind, *, cores: int = 1, memory_bytes: float = 8 * GIB)
             RatesAt(
                 precision=precision,
                 busy_ranks=1,
-                rates=_nominal_rates(peak, sheet.memory_rate, call=5e-4 if on_cpu else 2e-4),
+                rates=_nominal_rates(peak, sheet, call=5e-4 if on_cpu else 2e-4),
             )
             for precision, peak in peaks.items()
         ],
         within_node=_links(latency=near, nominal_rate=sheet.node_link),
-        between_nodes=_links(latency=far, nominal_rate=sheet.network),
+        between_nodes=_links(
+            latency=far, nominal_rate=sheet.network, hop=0.0 if on_cpu else HOP_SECONDS
+        ),
         has_fused_span_attention=not on_cpu,
     )
 
 
-def _nominal_rates(peak: float, memory_rate: float, *, call: float) -> Rates:
-    moved = 0.70 * memory_rate
+def _nominal_rates(peak: float, sheet: _Sheet, *, call: float) -> Rates:
+    moved = 0.70 * sheet.memory_rate
     return Rates(
-        products=[(size, share * peak) for size, share in _NOMINAL_PRODUCTS],
-        attention=0.40 * peak,
+        products=[(size, min(share, sheet.products) * peak) for size, share in _NOMINAL_PRODUCTS],
+        attention=sheet.attention * peak,
         span_attention=0.10 * peak,
         elementwise=moved,
         logits=moved,
-        update=0.80 * memory_rate,
+        update=0.80 * sheet.memory_rate,
         block_seconds=call,
         microbatch_seconds=5 * call,
         # Bytes an element that DeepSpeed moves: gradients copied, summed, their norm, scaled.
@@ -244,9 +261,9 @@ def _nominal_rates(peak: float, memory_rate: float, *, call: float) -> Rates:
     )
 
 
-def _links(*, latency: float, nominal_rate: float) -> Links:
+def _links(*, latency: float, nominal_rate: float, hop: float = 0.0) -> Links:
     """All at 80 % of what is nominal."""
-    link = Link(latency_seconds=latency, bytes_per_second=0.8 * nominal_rate)
+    link = Link(latency_seconds=latency, bytes_per_second=0.8 * nominal_rate, hop_seconds=hop)
     return Links(reduce=link, gather=link, send=link)
 
 
@@ -274,3 +291,24 @@ def read_machine(path: Path) -> Machine:
             f"{path}: is no calibration of this version; measure again with python -m tools.plan "
             "calibrate"
         ) from None
+
+
+def machine_for(kind: MachineKind, calibration: Path | None) -> tuple[Machine, str]:
+    """The calibration named or kept, else the preset; and which it is, in words.
+
+    Raises:
+        ConfigError: the calibration that was named is missing, damaged or of another kind.
+    """
+    path = calibration
+    if path is None:
+        with contextlib.suppress(StorageError):  # who has no home has kept none
+            path = calibration_path(kind)
+    if path is not None and (path == calibration or path.exists()):
+        machine = read_machine(path)
+        if machine.kind != kind:
+            raise ConfigError(f"{path}: is of {machine.kind}, not {kind}")
+        return machine, f"measured ({path}, {machine.device})"
+    preset = nominal(
+        kind, cores=os.cpu_count() or 1, memory_bytes=float(psutil.virtual_memory().total)
+    )
+    return preset, "nominal, not measured (python -m tools.plan calibrate, on such a machine)"

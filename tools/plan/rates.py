@@ -18,15 +18,10 @@ from model.layers import Layers, initialize, normal
 from model.loss import LinearCrossEntropy
 from parallel.costs import causal_stack
 from parallel.launch import own_device
-from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
 from tools.plan.machines import ZERO_RATES, Link, Links, Rates
-from tools.plan.step_time import (
-    UPDATE_BYTES,
-    block_moves,
-    block_seconds,
-    head_moves,
-)
+from tools.plan.step_time import UPDATE_BYTES, block_seconds, head_moves
+from tools.plan.task import block_moves, block_products
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -273,12 +268,13 @@ class _Bench:
         rest = taken - block_seconds(
             known,
             stack,
-            LayoutConfig(),
-            rows_split=1,
+            tensor=1,
+            products=block_products(stack.width, stack.hidden, tensor=1),
+            moved_bytes=0,
             attention_rate=known.attention,
-            element_bytes=0,
         )
-        moved = block_moves(stack, tensor=1, rows_split=1) * x.element_size()
+        moved = rows * block_moves(stack.width, stack.hidden, tensor=1, rows_split=1)
+        moved *= x.element_size()
         return moved, max(rest, 0.02 * taken), taken
 
     def _random(self, *shape: int) -> Tensor:

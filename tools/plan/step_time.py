@@ -1,11 +1,11 @@
-"""Seconds of a training step by part, from a machine's rates; nothing is assumed to overlap.
+"""Seconds of a training step by part, from a machine's rates.
 
 A stage's time for a microbatch is that of its products, attention, element-wise work and calls, and
 of the tensor group's traffic. With m microbatches, c chunks and stages of T_s seconds, a step takes
 m max(T) for the slowest stage and (sum(T) - max(T)) / c of bubble: at equal stages the usual
-(p - 1) / (m c). Then come gradients over data ranks, and the update. DeepSpeed hides traffic behind
-the backward at ZeRO-3 alone, and on CPUs not at all; so predictions for ZeRO-3 on GPUs are on the
-safe side.
+(p - 1) / (m c). Then come gradients over data ranks, and the update. Nothing overlaps unless a
+candidate's `wire` says so: DeepSpeed hides traffic behind the backward at ZeRO-3 alone, and on CPUs
+not at all; so predictions for ZeRO-3 on GPUs are on the safe side.
 """
 
 import math
@@ -17,21 +17,18 @@ from model.encoders.protocol import Stack
 from parallel.costs import Load
 from parallel.mesh import LayoutConfig
 from tools.plan.machines import Links, Machine, Rates
-from tools.plan.task import Candidate, Task
+from tools.plan.task import PRECISION_BYTES, Candidate, Products, Task, block_moves, block_products
 from tools.plan.weights import Share
 
 FP32 = 4
 UPDATE_BYTES = 28
 """AdamW reads weight, gradient and two moments, and writes three of them, in fp32."""
 
-WHOLE_MOVES = 20
-"""Elements of width moved in a block: two norms and two residuals, forward and backward."""
-SPLIT_MOVES = 11
-"""The same between the projections: layout of queries, keys and values; biases' gradients."""
-HIDDEN_MOVES = 6
-"""Elements of hidden width: GELU forward and backward, a bias's gradient."""
 LOGIT_MOVES = 10
 """Passes over fp32 logits: maximum, shift, exponential, sum, division, casts."""
+CONTENTION = 0.7
+"""Of the time of a message that travels while the device computes, what it costs all the same:
+NCCL's kernels have processors and memory meanwhile, and layers wait for each other's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +106,12 @@ def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces
     layer = block_seconds(
         rates,
         task.decoder_layer(candidate.micro_sequences),
-        layout,
-        rows_split=layout.tensor if layout.sequence_parallel else 1,
+        tensor=layout.tensor,
+        products=task.layer_products(tensor=layout.tensor),
+        moved_bytes=task.layer_moves(layout) * e,
         attention_rate=rates.attention,
-        element_bytes=e,
+        again=task.again(layout),
+        attention_again=layout.recompute == "selective",
     )
     # Which slots are apart, which later, their union; the mask made, and filled.
     mask = task.mask_elements(candidate.micro_sequences) * (4 + 2 * e) / rates.elementwise
@@ -147,19 +146,20 @@ def step_seconds(task: Task, candidate: Candidate, machine: Machine) -> Seconds:
         share = task.share(candidate, rank)
         num_blocks = share.layers + share.is_first * encoder_blocks
         cost = pieces.of(share, chunks=layout.chunks)
-        handling = (
-            share.trained * rates.microbatch_element_seconds[stage]
-            + num_blocks * rates.microbatch_block_seconds[stage]
-            + rates.microbatch_seconds
-        )
+        updating = share.trained / owned * UPDATE_BYTES / rates.update
+        handling = rates.microbatch_seconds
+        if not candidate.wire.by_layer:  # else neither is DeepSpeed's
+            handling += (
+                share.trained * rates.microbatch_element_seconds[stage]
+                + num_blocks * rates.microbatch_block_seconds[stage]
+            )
+            updating += (
+                share.trained * rates.step_element_seconds[stage]
+                + num_blocks * rates.step_block_seconds[stage]
+            )
         stages.append(Cost(cost.compute + handling, cost.traffic))
-        updating = (
-            share.trained * rates.step_element_seconds[stage]
-            + num_blocks * rates.step_block_seconds[stage]
-            + share.trained / owned * UPDATE_BYTES / rates.update
-        )
         update = max(update, updating)
-        data = max(data, _data(task, candidate, machine, share))
+        data = max(data, _data(task, candidate, machine, share, compute=cost.compute))
     slowest = max(stages, key=lambda cost: cost.total)
     return Seconds(
         compute=candidate.num_microbatches * slowest.compute,
@@ -174,40 +174,49 @@ def step_seconds(task: Task, candidate: Candidate, machine: Machine) -> Seconds:
 def block_seconds(
     rates: Rates,
     stack: Stack,
-    layout: LayoutConfig,
     *,
-    rows_split: int,
+    tensor: int,
+    products: Products,
+    moved_bytes: float,
     attention_rate: float,
-    element_bytes: int,
+    again: float = 0.0,
+    attention_again: bool = False,
 ) -> float:
-    """Forward and backward of one block on a rank."""
-    tensor, rows, width, hidden = layout.tensor, stack.rows, stack.width, stack.hidden
-    products = sum(
-        rates.product_seconds(rows, inner, outer)
-        for inner, outer in (
-            (width, 3 * width / tensor),
-            (width / tensor, width),
-            (width, hidden / tensor),
-            (hidden / tensor, width),
-        )
-    )
+    """Forward and backward of one block on a rank.
+
+    Args:
+        rates: of the rank.
+        stack: the block, and what goes through it.
+        tensor: ranks that share it.
+        products: widths of its products on the rank.
+        moved_bytes: a row, forward and backward, besides products and attention.
+        attention_rate: operations a second.
+        again: share of the forward that is computed again.
+        attention_again: whether attention is, alone.
+    """
+    multiplied = sum(rates.product_seconds(stack.rows, inner, outer) for inner, outer in products)
     # Rates count a backward as two forwards: one of three parts each.
-    attention = 4 * stack.pairs * width / tensor / attention_rate
-    moved = block_moves(stack, tensor=tensor, rows_split=rows_split) * element_bytes
-    forward = products + attention + moved / rates.elementwise / 3
-    times = 3 if stack.trains else 1
-    again = 0.0
-    if stack.trains and layout.recompute == "full":
-        times += 1
-    if stack.trains and layout.recompute == "selective":
-        again = attention
-    return times * (forward + rates.block_seconds / 3) + again
+    attention = 4 * stack.pairs * stack.width / tensor / attention_rate
+    forward = multiplied + attention + stack.rows * moved_bytes / rates.elementwise / 3
+    if not stack.trains:
+        return forward + rates.block_seconds / 3
+    return (3 + again) * (forward + rates.block_seconds / 3) + attention * attention_again
 
 
-def block_moves(stack: Stack, *, tensor: int, rows_split: int) -> float:
-    """Elements that a block moves, forward and backward, besides its products and attention."""
-    split = SPLIT_MOVES * stack.width + HIDDEN_MOVES * stack.hidden
-    return stack.rows * (WHOLE_MOVES * stack.width / rows_split + split / tensor)
+def stack_seconds(rates: Rates, stack: Stack, layout: LayoutConfig, *, element_bytes: int) -> float:
+    """Forward and backward of one block of an encoder on a rank."""
+    tensor = layout.tensor
+    moves = block_moves(stack.width, stack.hidden, tensor=tensor, rows_split=1)
+    return block_seconds(
+        rates,
+        stack,
+        tensor=tensor,
+        products=block_products(stack.width, stack.hidden, tensor=tensor),
+        moved_bytes=moves * element_bytes,
+        attention_rate=rates.span_attention,
+        again=float(layout.recompute == "full"),
+        attention_again=layout.recompute == "selective",
+    )
 
 
 def _first(task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: Load) -> Cost:
@@ -222,14 +231,7 @@ def _first(task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: L
         spans = load.spans[modality]
         stacks = part.encoder.stacks(spans)
         for stack in stacks:
-            compute += stack.num_blocks * block_seconds(
-                rates,
-                stack,
-                layout,
-                rows_split=1,
-                attention_rate=rates.span_attention,
-                element_bytes=e,
-            )
+            compute += stack.num_blocks * stack_seconds(rates, stack, layout, element_bytes=e)
             sums = (4 + 2 * (layout.recompute == "full")) if stack.trains else 2
             traffic += links.all_reduce(
                 stack.rows * stack.width * e, ranks=tensor, times=stack.num_blocks * sums
@@ -281,29 +283,64 @@ def _pipeline(task: Task, candidate: Candidate, machine: Machine) -> float:
     return 2 * candidate.num_microbatches * layout.chunks * links.send.seconds(num_bytes)
 
 
-def _data(task: Task, candidate: Candidate, machine: Machine, share: Share) -> float:
-    """Gradients over data ranks, parameters gathered, and the tied embedding over its two ends."""
-    layout, data = candidate.layout, candidate.data
+def _data(
+    task: Task, candidate: Candidate, machine: Machine, share: Share, *, compute: float
+) -> float:
+    """Gradients over data ranks, parameters gathered, and the tied embedding over its two ends.
+
+    Args:
+        task: the run.
+        candidate: how it is spread.
+        machine: what it runs on.
+        share: what the rank holds.
+        compute: seconds of a microbatch, forward and backward.
+    """
+    layout, data, wire = candidate.layout, candidate.data, candidate.wire
     links = machine.links(span=candidate.ranks, stride=layout.model_ranks)
-    gradients = share.trained * task.state_bytes
+    reduce_bytes = task.state_bytes if wire.reduce_in is None else PRECISION_BYTES[wire.reduce_in]
+    gradients = share.trained * reduce_bytes
     weights = share.elements * task.element_bytes
-    seconds = 0.0
-    if data > 1 and candidate.stage == 3:
-        # Three times a microbatch, in about six messages a layer.
-        messages = 6 * (share.layers + 1)
-        seconds += candidate.num_microbatches * (
-            links.all_gather(weights, ranks=data, times=2)
-            + links.all_gather(gradients, ranks=data)
-            + 3 * messages * links.gather.latency_seconds
-        )
-    elif data > 1:
-        times = candidate.num_microbatches if candidate.stage == 2 else 1
-        seconds += links.all_reduce(gradients, ranks=data, times=times)
+    # What is gathered for forwards, and what for backwards or reduced after them.
+    forward = backward = 0.0
+    times, messages = candidate.num_microbatches, share.layers + 1
+    if data == 1:
+        pass
+    elif wire.by_layer:
+        gathered = links.all_gather(weights / messages, ranks=data, times=messages)
+        reduced = links.all_gather(gradients / messages, ranks=data, times=messages)
+        forward, backward = gathered, reduced + gathered * (candidate.stage == 3)
+    elif candidate.stage == 3:
+        # About six messages a layer each time.
+        latency = 6 * messages * links.gather.latency_seconds
+        forward = links.all_gather(weights, ranks=data) + latency
+        backward = forward + links.all_gather(gradients, ranks=data) + latency
+    else:
+        messages = math.ceil(share.trained / task.zero.bucket_elements)
+        reduce = links.all_gather if wire.scatters else links.all_reduce
+        backward = reduce(gradients, ranks=data, times=times if candidate.stage == 2 else 1)
         if candidate.stage > 0 or task.precision == "bf16":
-            seconds += links.all_gather(weights, ranks=data)
+            forward = links.all_gather(weights, ranks=data)
+        if candidate.stage == 2:
+            # Weights once a step, gradients in every microbatch.
+            forward, backward = forward / times, backward / times
+        else:
+            times = 1
+    seconds = forward + backward
+    if wire.overlaps:
+        seconds = _exposed(forward, behind=compute / 3, messages=messages)
+        seconds += _exposed(backward, behind=2 * compute / 3, messages=messages)
+    seconds *= times
     is_end = share.is_first or share.is_last
     if layout.pipeline > 1 and is_end and task.model.decoder.tied_head:
         table = share.vocabulary_rows * task.model.decoder.width * task.state_bytes
         held = 1 if candidate.stage == 0 else data
         seconds += machine.links(span=layout.model_ranks).all_reduce(table / held, ranks=2)
     return seconds
+
+
+def _exposed(seconds: float, *, behind: float, messages: int) -> float:
+    """What traffic costs that travels while the device computes for so long.
+
+    The last message, or the first, has nothing to hide behind.
+    """
+    return max(seconds - behind, seconds / messages, CONTENTION * seconds)

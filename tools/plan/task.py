@@ -21,6 +21,29 @@ from train.errors import ConfigError
 PRECISION_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 
 
+Products = tuple[tuple[float, float], ...]
+"""(inner, outer) widths of matrix products that the same rows go through."""
+
+WHOLE_MOVES = 20
+"""Elements of width moved in a block: two norms and two residuals, forward and backward."""
+SPLIT_MOVES = 11
+"""The same between the projections: layout of queries, keys and values; biases' gradients."""
+HIDDEN_MOVES = 6
+"""Elements of hidden width: GELU forward and backward, a bias's gradient."""
+
+
+def block_products(width: float, hidden: float, *, tensor: int) -> Products:
+    """Widths that a block's products have on a rank: [H, 3H], [H, H], [H, F] and [F, H]."""
+    split, inner = width / tensor, hidden / tensor
+    return (width, 3 * split), (split, width), (width, inner), (inner, width)
+
+
+def block_moves(width: float, hidden: float, *, tensor: int, rows_split: int) -> float:
+    """Elements a row that a block moves, forward and backward, besides products and attention."""
+    split = SPLIT_MOVES * width + HIDDEN_MOVES * hidden
+    return WHOLE_MOVES * width / rows_split + split / tensor
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
     """A run, as far as it does not depend on how it is spread.
@@ -71,6 +94,23 @@ class Task:
             sequence_tokens=self.sequence_tokens,
             masked=self.attend == "within",
         )
+
+    def layer_products(self, *, tensor: int) -> Products:
+        """Widths that a decoder layer's products have on a rank."""
+        decoder = self.model.decoder
+        return block_products(decoder.width, decoder.feed_forward, tensor=tensor)
+
+    def layer_moves(self, layout: LayoutConfig) -> float:
+        """Elements that a decoder layer moves for each row besides products and attention."""
+        decoder = self.model.decoder
+        rows_split = layout.tensor if layout.sequence_parallel else 1
+        return block_moves(
+            decoder.width, decoder.feed_forward, tensor=layout.tensor, rows_split=rows_split
+        )
+
+    def again(self, layout: LayoutConfig) -> float:
+        """Share of a layer's forward that is computed again in its backward."""
+        return float(layout.recompute == "full")
 
     def mask_elements(self, sequences: int) -> int:
         """Of the mask of a microbatch, which each piece makes for itself."""
@@ -130,6 +170,28 @@ def task_of(config: RunConfig, *, kind: MachineKind) -> Task:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wire:
+    """How gradients and weights travel over data ranks.
+
+    The defaults are what DeepSpeed does as `parallel.zero` drives it.
+
+    Attributes:
+        reduce_in: type of gradients under way; None: that in which they are summed.
+        scatters: whether each gradient is summed on its owner alone, where DeepSpeed's stages 1
+            and 2 sum all of it on every rank.
+        overlaps: whether gradients travel while the backward goes on, and weights while the forward
+            does.
+        by_layer: whether each layer is gathered and reduced by itself, in every microbatch, as FSDP
+            does it.
+    """
+
+    reduce_in: Precision | None = None
+    scatters: bool = False
+    overlaps: bool = False
+    by_layer: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One way to spread a task.
 
@@ -139,6 +201,7 @@ class Candidate:
         stage: of ZeRO.
         micro_sequences: sequences in a microbatch.
         num_microbatches: microbatches of a model copy in a step.
+        wire: how data ranks talk.
     """
 
     layout: LayoutConfig
@@ -146,6 +209,7 @@ class Candidate:
     stage: int
     micro_sequences: int
     num_microbatches: int
+    wire: Wire = Wire()
 
     @property
     def split(self) -> tuple[int, ...]:

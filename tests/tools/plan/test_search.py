@@ -123,30 +123,31 @@ def test_mfu_and_days_follow_from_the_step(job: Task, h100: Machine) -> None:
     operations = flops_per_token(job) * plan.tokens_per_second
     assert plan.mfu == pytest.approx(operations / (8 * 989e12))
     assert plan.days == pytest.approx(300_000 * plan.seconds.total / 86_400)
-    # What such runs are known to reach: 42 to 49 % on one node.
-    assert 0.40 < plan.mfu < 0.55
+    # What such runs are known to reach, 42 to 49 % on one node, less the encoder.
+    assert 0.38 < plan.mfu < 0.50
 
 
 FROZEN = [
-    ("bf16", "h100", {"stage": 1}, 39825735680, 0.8779232076707708),
-    ("bf16", "h100", {"stage": 3, "data": 8}, 17092926080, 1.5475957773283873),
+    ("bf16", "h100", {"stage": 1}, 39825735680, 0.9301603328553687),
+    ("bf16", "h100", {"stage": 3, "data": 8}, 17092926080, 1.5998329025129854),
     (
         *("bf16", "a100", {"stage": 2, "data": 4, "tensor": 2, "sequence_parallel": True}),
         *(10463238144, 1.3575986171271968),
     ),
     (
         *("bf16", "h200", {"data": 2, "pipeline": 2, "split": [10, 14], "recompute": "selective"}),
-        *(19513577472, 0.49402052199491636),
+        *(19513577472, 0.5215717884139777),
     ),
     (
         *("fp32", "h100"),
         {"data": 8, "tensor": 4, "pipeline": 2, "chunks": 2, "split": [5, 7, 7, 5]}
         | {"recompute": "full"},
-        *(4761255168, 1.5940828117495056),
+        *(4761255168, 1.6815269078628046),
     ),
     ("fp32", "cpu", {"stage": 0, "data": 2}, 43975624704, 4465.434549367987),
 ]
-"""Precision, machine, layout; bytes of the fullest rank and seconds of a step."""
+"""Precision, machine, layout; bytes of the fullest rank and seconds of a step. Seconds on H100 and
+H200 are 3 to 6 % more since products and attention have the rates measured on an H200."""
 
 
 @pytest.mark.parametrize(("precision", "kind", "keys", "memory", "seconds"), FROZEN)
