@@ -30,6 +30,7 @@ from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from parallel.allocator import SETTINGS, let_segments_expand
 from train.errors import UserError
 
 Result = TypeVar("Result")
@@ -190,8 +191,10 @@ class RankPool(contextlib.AbstractContextManager["RankPool"]):
             **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(self._num_ranks)),
         }
         if self._cuda:
+            settings = dict(os.environ)
+            let_segments_expand(settings)
             # An address left over from a launcher would make a lone rank wait for others.
-            return variables | {"MASTER_ADDR": None}
+            return variables | {"MASTER_ADDR": None, SETTINGS: settings.get(SETTINGS)}
         # DeepSpeed asks that an address be set, and does not use it.
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
         return variables | address | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Final, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -35,6 +35,7 @@ def in_words(model: type[BaseModel], faults: Sequence[str | Mapping[str, Any]]) 
         model: configuration class that was to be filled.
         faults: lines, and what pydantic says of further ones.
     """
+    faults = [fault for fault in faults if isinstance(fault, str) or not _is_other_word(fault)]
     lines = [
         fault if isinstance(fault, str) else explain(model, fault) for fault in faults[:MOST_FAULTS]
     ]
@@ -80,6 +81,8 @@ def explain(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
             message += " without _"
         case "int_type" if isinstance(given, float) and given.is_integer() and abs(given) < 1e15:
             message += f", written as {given:.0f}"
+        case "int_type" | "float_type" if words := [w for each in members for w in _words(each)]:
+            message += f" or {' or '.join(words)}"
         case "value_error" if any(_children(each, message.split(":")[0]) for each in members):
             return f"{where}.{message}"
         case _:
@@ -87,6 +90,12 @@ def explain(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
     is_scalar = isinstance(given, str | int | float | bool | None)
     shown = f" (got {shortened(repr(given), 80)})" if is_scalar else ""
     return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _is_other_word(fault: Mapping[str, Any]) -> bool:
+    """Whether it says that what may be a number or a word is not the word: so does the other."""
+    location = fault["loc"]
+    return fault["type"] == "literal_error" and str(location[-1]).startswith("literal[")
 
 
 def _has_underscores(number: str) -> bool:
@@ -103,6 +112,8 @@ def _located(
     path: list[str] = []
     members, kind, section_kind = [model], None, None
     for part in location:
+        if any(map(_words, members)):
+            continue  # not a key: it says that a number was tried, where a word may stand too
         if kind is None and any(map(_kinds, members)):
             members, kind = [each for each in members if part in _kinds(each)], str(part)
             continue
@@ -169,6 +180,11 @@ def _kinds(member: Any) -> tuple[str, ...]:
     if isinstance(member, type) and issubclass(member, BaseModel) and KIND in member.model_fields:
         return get_args(member.model_fields[KIND].annotation)
     return ()
+
+
+def _words(member: Any) -> tuple[str, ...]:
+    """What a value may be that is one of a few words."""
+    return get_args(member) if get_origin(member) is Literal else ()
 
 
 def _children(member: Any, part: str | int) -> list[Any]:

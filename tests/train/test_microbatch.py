@@ -85,6 +85,15 @@ def test_auto_with_a_batch_that_ranks_cannot_share() -> None:
         resolve(_config(), ranks=3)
 
 
+def test_neither_a_number_nor_auto() -> None:
+    for value in ("most", "true", "[]", "null"):
+        with pytest.raises(ConfigError) as error:
+            _config(f"batch.micro_sequences={value}")
+        told = "batch.micro_sequences: input should be a valid integer or auto"
+        assert str(error.value).startswith(told)
+        assert "\n" not in str(error.value)
+
+
 def test_auto_that_no_size_satisfies() -> None:
     layout = "layout={tensor: 4, pipeline: 2, chunks: 2, sequence_parallel: true}"
     odd = ("data.sequence_tokens=62", "batch.sequences=2", "model.decoder.num_layers=4")
