@@ -108,7 +108,7 @@ def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces
         task.decoder_layer(candidate.micro_sequences),
         tensor=layout.tensor,
         products=task.layer_products(tensor=layout.tensor),
-        moved_bytes=task.layer_moves(layout) * e,
+        moved_bytes=task.layer_moves(layout),
         attention_rate=rates.attention,
         again=task.again(layout),
         attention_again=layout.recompute == "selective",
@@ -203,7 +203,9 @@ def block_seconds(
     return (3 + again) * (forward + rates.block_seconds / 3) + attention * attention_again
 
 
-def stack_seconds(rates: Rates, stack: Stack, layout: LayoutConfig, *, element_bytes: int) -> float:
+def stack_seconds(
+    rates: Rates, stack: Stack, layout: LayoutConfig, *, element_bytes: float
+) -> float:
     """Forward and backward of one block of an encoder on a rank."""
     tensor = layout.tensor
     moves = block_moves(stack.width, stack.hidden, tensor=tensor, rows_split=1)
@@ -231,7 +233,9 @@ def _first(task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: L
         spans = load.spans[modality]
         stacks = part.encoder.stacks(spans)
         for stack in stacks:
-            compute += stack.num_blocks * stack_seconds(rates, stack, layout, element_bytes=e)
+            compute += stack.num_blocks * stack_seconds(
+                rates, stack, layout, element_bytes=task.moved_bytes
+            )
             sums = (4 + 2 * (layout.recompute == "full")) if stack.trains else 2
             traffic += links.all_reduce(
                 stack.rows * stack.width * e, ranks=tensor, times=stack.num_blocks * sums

@@ -30,6 +30,8 @@ SPLIT_MOVES = 11
 """The same between the projections: layout of queries, keys and values; biases' gradients."""
 HIDDEN_MOVES = 6
 """Elements of hidden width: GELU forward and backward, a bias's gradient."""
+COMPILED_MOVES = 0.77
+"""Share of these that compiled blocks move: measured on an H200, 12 ms of 53 less."""
 
 
 def block_products(width: float, hidden: float, *, tensor: int) -> Products:
@@ -58,6 +60,7 @@ class Task:
         spans: spans in one sequence on average, by modality.
         zero: buckets and the like; its stage is the planner's to choose.
         steps: optimiser steps of the run.
+        compiled: whether blocks are.
     """
 
     model: ModelConfig
@@ -69,6 +72,7 @@ class Task:
     spans: Mapping[str, SpanLoad]
     zero: ZeroConfig
     steps: int
+    compiled: bool = False
 
     @property
     def element_bytes(self) -> int:
@@ -100,11 +104,16 @@ class Task:
         decoder = self.model.decoder
         return block_products(decoder.width, decoder.feed_forward, tensor=tensor)
 
+    @property
+    def moved_bytes(self) -> float:
+        """Of an element that a block moves as it stands."""
+        return self.element_bytes * (COMPILED_MOVES if self.compiled else 1.0)
+
     def layer_moves(self, layout: LayoutConfig) -> float:
-        """Elements that a decoder layer moves for each row besides products and attention."""
+        """Bytes that a decoder layer moves for each row besides products and attention."""
         decoder = self.model.decoder
         rows_split = layout.tensor if layout.sequence_parallel else 1
-        return block_moves(
+        return self.moved_bytes * block_moves(
             decoder.width, decoder.feed_forward, tensor=layout.tensor, rows_split=rows_split
         )
 
@@ -166,6 +175,7 @@ def task_of(config: RunConfig, *, kind: MachineKind) -> Task:
         spans={modality: config.span_load(modality) for modality in model.encoders},
         zero=config.zero,
         steps=config.steps,
+        compiled=kind != "cpu" and config.model.compile != "none",
     )
 
 
