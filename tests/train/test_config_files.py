@@ -18,13 +18,17 @@ from train.explain import _members
 from train.prepare import stored_config
 from train.run_directory import RunDirectory
 
+SOON_SECONDS = 5.0
+"""Of processor time: 0.1 s, and a collection of the process's garbage may fall into it; what is
+guarded against took 15 s."""
+
 
 def faults(*arguments: str) -> list[str]:
     """What is wrong with the tiny run when it is given these arguments too; told soon."""
     started = time.process_time()
     with pytest.raises(ConfigError) as error:
         load(RunConfig, [str(TINY_RUN), *arguments])
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < SOON_SECONDS
     lines = str(error.value).splitlines()
     assert max(map(len, lines)) < 800
     return lines
@@ -131,7 +135,7 @@ def test_includes_that_double_are_read_once(
     written(tmp_path, z="z: 1")
     started = time.process_time()
     assert sorted(Files().read(tmp_path / "a.yaml")) == list(letters)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < SOON_SECONDS
 
 
 def test_a_diamond(tmp_path: Path) -> None:
