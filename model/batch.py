@@ -1,6 +1,6 @@
 """A microbatch of static shape, and the spans in it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -30,7 +30,11 @@ class PackedSpans:
 
     def to(self, device: torch.device) -> Self:
         """The same spans with every tensor on `device`."""
-        return type(self)(**_moved(self, device))
+        return type(self)(**_each(self, lambda value: value.to(device, non_blocking=True)))
+
+    def pinned(self) -> Self:
+        """The same spans in page-locked memory."""
+        return type(self)(**_each(self, Tensor.pin_memory))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,14 +65,20 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """The same batch with every tensor on `device`."""
-        values = _moved(self, device)
+        values = _each(self, lambda value: value.to(device, non_blocking=True))
         values["spans"] = {kind: spans.to(device) for kind, spans in self.spans.items()}
         return type(self)(**values)
 
+    def pinned(self) -> Self:
+        """The same batch in page-locked memory, from where a GPU copies while the host goes on."""
+        values = _each(self, Tensor.pin_memory)
+        values["spans"] = {kind: spans.pinned() for kind, spans in self.spans.items()}
+        return type(self)(**values)
 
-def _moved(record: Any, device: torch.device) -> dict[str, Any]:
+
+def _each(record: Any, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        name: change(value) if isinstance(value, Tensor) else value
         for name, value in values.items()
     }

@@ -121,8 +121,6 @@ def build_engine(
                 zero,
                 stage=stage,
                 precision=precision,
-                # Without ZeRO the engine clips, from the same norm.
-                clip_norm=adamw.clip_norm if stage > 0 else None,
                 num_elements=sum(p.numel() for p in model.parameters()),
                 states=adamw.precision,
             ),
@@ -169,7 +167,6 @@ def _deepspeed_options(
     *,
     stage: int,
     precision: Precision,
-    clip_norm: float | None,
     num_elements: int,
     states: Precision,
 ) -> dict[str, Any]:
@@ -181,15 +178,20 @@ def _deepspeed_options(
         "train_micro_batch_size_per_gpu": 1,
         # Nor does it count microbatches: a pipeline's backwards come in their own order.
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": clip_norm or 0.0,
+        # It neither clips nor looks for what is not finite: it would wait for the device.
+        "gradient_clipping": 0.0,
         "bf16": {
             "enabled": precision == "bf16",
+            "check_grad_overflow": False,
+            "immediate_grad_update": config.immediate_gradients,
             "bf16_master_weights_and_grads": states == "bf16",
             "bf16_optimizer_states": states == "bf16",
         },
         "data_types": {"grad_accum_dtype": states},
         "communication_data_type": states,
         "steps_per_print": None,
+        # It waits for the device before each forward and after each step.
+        "timers": {"throughput": {"enabled": False}},
         "zero_optimization": {
             "stage": stage,
             "reduce_bucket_size": bucket_elements,

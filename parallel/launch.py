@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -93,11 +94,14 @@ def leave() -> None:
 
 
 def total(*values: float) -> list[float]:
-    """Sums of host numbers over all ranks, exact in fp64; every rank must call it."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=own_device())
+    """Sums of host numbers over all ranks, exact in fp64; every rank must call it.
+
+    They travel between hosts: whatever devices compute, nobody waits for it.
+    """
+    numbers = np.array(values, dtype=np.float64)
     if dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor.tolist()
+        dist.all_reduce(torch.from_numpy(numbers))
+    return numbers.tolist()
 
 
 def multiplies_bf16() -> bool:

@@ -2,15 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Self
+from typing import Any
 
 from parallel.agreement import gathered, on_first_rank
 from parallel.compiled import news
-from parallel.launch import World, peak_memory_bytes
+from parallel.launch import World
 from parallel.mesh import Mesh, straddling_warning
 from train.build import build_feed
 from train.checkpoint.saver import Saver
@@ -19,15 +17,16 @@ from train.config_files import differences
 from train.data.feed import Feed, StepData
 from train.data.ledger import LedgerWriter, Start, next_start
 from train.data.plan import Position, StepPlan
-from train.errors import CheckpointError, DataError, DivergedError, InUseError, UserError
+from train.errors import DataError, UserError
 from train.evaluate import validate
 from train.exit_status import ExitStatus
+from train.made import Made
 from train.optim import learning_rate
 from train.preemption import Preemption
 from train.prepare import Saved, agreed, checkpoints_of, claim, find_saved, leases_of, prepare
-from train.step import StepResult, reseed, train_step
+from train.step import accumulate, reseed, update
 from train.storage.lease import take_those_there
-from train.watch.metrics import BaselineRecord, TrainRecord
+from train.watch.metrics import BaselineRecord
 from train.watch.monitor import Monitor
 from train.watch.streams import Streams
 from train.wrap_up import look_at_data, say_complete, wrap_up, write_samples
@@ -95,7 +94,6 @@ def train(
         guard=lambda: [lease.check() for lease in leases],
     )
     warning = next(filter(None, gathered(straddling_warning(mesh))), None)
-    seconds_to_first_step: float | None = None
 
     def save(step: int, position: Position) -> None:
         state = state_of(config, plan, monitor.wandb_run_id, step, position)
@@ -103,7 +101,7 @@ def train(
         if lost is not None:
             monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
 
-    made = Made(save, saver, ledger, monitor)
+    made = Made(config, save, saver, ledger, monitor, imported=imported)
     with monitor, saver, build_feed(config, plan, collate, mesh) as feed, made:
         entropy = on_first_rank(lambda: look_at_data(config, plan, collate), UserError)
         for note in filter(None, (warning, begins, run.note, *news(engine.module, step=0))):
@@ -122,28 +120,31 @@ def train(
                 data = ledger.add(step, data) or data
             data = next(filter(None, [lease.fault for lease in leases]), data)
             batches = data if isinstance(data, Exception) else data.batches
-            result = train_step(engine, batches, stop=preemption.requested)
-            finished = time.perf_counter()
+            gradients = accumulate(engine, batches, stop=preemption.requested)
+            # Of the step before: the device has this one's gradients to compute meanwhile.
+            made.settle()
+            launched = update(engine, gradients)
             assert not isinstance(data, Exception)
-            is_passed_over = result.averages.scored_tokens == 0
-            if is_passed_over:
+            if launched.is_passed_over:
                 monitor.note(agreed(partial(pass_over, config, feed, data, step=step)))
-            made.add(step, data.position)
-            seconds_to_first_step = seconds_to_first_step or finished - imported
-            times = {"seconds": finished - started, "waited": feed.wait_seconds}
-            if not is_passed_over:
-                monitor.write(record_of(config, step, result, lr=lr, **times))
+            made.add(
+                step, launched, data.position, lr=lr, started=started, waited=feed.wait_seconds
+            )
+            is_last = step == config.steps
+            validates = is_last or (step % config.validation.every_steps == 0 and not launched.stop)
+            saves = is_last or launched.stop or step % config.checkpoint.every_steps == 0
+            if launched.is_done or validates or saves:
+                made.settle()
             for note in news(engine.module, step=step - first_step):
                 monitor.note(note)
-            is_last = step == config.steps
-            if is_last or (step % config.validation.every_steps == 0 and not result.stop):
+            if validates:
                 monitor.write(validated(step=step))
-            if is_last or result.stop or step % config.checkpoint.every_steps == 0:
+            if saves:
                 made.save()
-                if config.samples.prompts and not result.stop:
+                if config.samples.prompts and not launched.stop:
                     # Samples are the words of what was saved.
                     write_samples(config, saver.finish(), monitor, world, step=step)
-            if result.stop and not is_last:
+            if launched.stop and not is_last:
                 saver.finish()
                 monitor.note(f"stopped after step {step} on a signal; run again to continue")
                 break
@@ -153,73 +154,8 @@ def train(
     if step < config.steps:
         return ExitStatus.SAVED
     if world.is_main:
-        wrap_up(config, latest, seconds_to_first_step=seconds_to_first_step)
+        wrap_up(config, latest, seconds_to_first_step=made.seconds_to_first_step)
     return ExitStatus.COMPLETE
-
-
-class Made:
-    """The last step that was made, until it is saved.
-
-    As a context it saves that step before an error ends the run, if all ranks know of the error
-    between two steps: data, validation or ledger cannot be read or written.
-
-    Args:
-        save: begins to save a step, with its position in the data.
-        saver: what saves.
-        ledger: this rank's, brought to the disk before.
-        monitor: told of what is saved in the end.
-    """
-
-    def __init__(
-        self,
-        save: Callable[[int, Position], None],
-        saver: Saver,
-        ledger: LedgerWriter | None,
-        monitor: Monitor,
-    ) -> None:
-        self._save = save
-        self._saver = saver
-        self._ledger = ledger
-        self._monitor = monitor
-        self._unsaved: tuple[int, Position] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
-        if kind is None or not issubclass(kind, UserError) or self._unsaved is None:
-            return
-        if issubclass(kind, CheckpointError | DivergedError | InUseError):
-            return  # nothing can be saved, or should
-        step = self._unsaved[0]
-        # Where the ledger cannot be brought to the disk, its gap is a smaller loss than the steps.
-        with contextlib.suppress(UserError):
-            self._settle()
-        try:
-            self._save(*self._unsaved)
-            self._saver.finish()
-        except CheckpointError as second:
-            raise kind(f"{error}; nor could step {step} be saved: {second}") from second
-        self._monitor.note(f"step {step} is saved, and the run ends")
-
-    def add(self, step: int, position: Position) -> None:
-        """Take note of a step."""
-        self._unsaved = step, position
-
-    def save(self) -> None:
-        """Save the last step; every rank must call it.
-
-        Raises:
-            RunDirectoryError: some rank's ledger lacks steps.
-            CheckpointError: as `Saver.save` says.
-        """
-        assert self._unsaved is not None, "only once"
-        self._settle()
-        self._save(*self._unsaved)
-        self._unsaved = None
-
-    def _settle(self) -> None:
-        agreed(lambda: self._ledger.settle() if self._ledger is not None else None)
 
 
 def goes_on(config: RunConfig, saved: Saved) -> str:
@@ -291,19 +227,3 @@ def pass_over(config: RunConfig, feed: Feed, data: StepData, *, step: int) -> st
             "their tokens and build the corpus again"
         )
     return f"{fault}: passed over"
-
-
-def record_of(
-    config: RunConfig, step: int, result: StepResult, *, lr: float, seconds: float, waited: float
-) -> TrainRecord:
-    """What is noted of a step."""
-    return TrainRecord(
-        step=step,
-        learning_rate=lr,
-        gradient_norm=result.gradient_norm,
-        tokens=config.batch.sequences * config.data.sequence_tokens,
-        step_seconds=seconds,
-        data_wait_seconds=waited,
-        memory_bytes=peak_memory_bytes(),
-        **asdict(result.averages),
-    )

@@ -1,4 +1,9 @@
-"""One optimiser step: forward and backward of each microbatch, checks, update; sums of losses."""
+"""One optimiser step: forward and backward of each microbatch, update, what came of it.
+
+The host launches all of it without waiting for the device. What came of a step is best asked for
+when the next one's backward has been launched, before its update: the device then has work while
+the host waits, and a step that failed is found before anything is built on it.
+"""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +19,7 @@ from parallel.agreement import raise_first
 from parallel.launch import total
 from parallel.mesh import Mesh
 from parallel.pipeline import forward_backward
-from parallel.zero.engine import ZeroEngine
+from parallel.zero.engine import Update, ZeroEngine
 from train.errors import DivergedError, UserError
 
 
@@ -38,11 +43,11 @@ class Averages:
 def sums_of(batch: Batch, loss: Loss) -> Tensor:
     """[4] sums of the losses of all scored tokens and of first ones of spans, and both counts.
 
-    They stay on the device: nothing waits for them.
+    fp64, on the device: nothing waits for them.
     """
     first = batch.first_of_span[: batch.num_scored]
     terms = loss.terms[: batch.num_scored].double()
-    count = terms.new_tensor(batch.num_scored)
+    count = torch.full_like(loss.total, batch.num_scored, dtype=torch.float64)
     return torch.stack([terms.sum(), (terms * first).sum(), count, first.sum()])
 
 
@@ -55,8 +60,12 @@ def averaged(sums: Sequence[Tensor]) -> Averages:
     Returns:
         The means; of the loss NaN where nothing was scored.
     """
-    own = torch.stack(list(sums)).sum(dim=0).tolist() if sums else [0.0] * 4
-    loss, first_loss, count, first_count = total(*own)
+    return averages_of(total(*torch.stack(list(sums)).sum(dim=0).tolist() if sums else [0.0] * 4))
+
+
+def averages_of(sums: Sequence[float]) -> Averages:
+    """Means of the four sums over all ranks."""
+    loss, first_loss, count, first_count = sums
     other_count, other_loss = count - first_count, loss - first_loss
     return Averages(
         loss=loss / count if count else math.nan,
@@ -92,27 +101,75 @@ def reseed(seed: int, *, step: int, mesh: Mesh) -> None:
     torch.manual_seed(int(state[0]) >> 1)
 
 
-def train_step(
-    engine: ZeroEngine,
-    batches: Sequence[Batch] | Exception,
-    *,
-    stop: bool = False,
-) -> StepResult:
-    """Minimise the sum of losses over scored tokens divided by their global count.
+@dataclass(frozen=True, kw_only=True)
+class Gradients:
+    """What the microbatches of a step have added up to, as far as the device has come.
+
+    Attributes:
+        sums: [4] this rank's, as `sums_of` gives them; None where no token of the global batch is
+            scored, and there is no gradient.
+        stop: some rank was asked to stop after this step.
+    """
+
+    sums: Tensor | None
+    stop: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingStep:
+    """A step that was launched.
+
+    Attributes:
+        update: of the parameters; None where there was nothing to do.
+        stop: some rank was asked to stop after this step.
+    """
+
+    update: Update | None
+    stop: bool
+
+    @property
+    def is_passed_over(self) -> bool:
+        """Whether no token of the global batch is scored."""
+        return self.update is None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the host has made the step itself; the same on every rank."""
+        return self.update is None or self.update.told.is_here
+
+    def result(self) -> StepResult:
+        """What was done, the same on every rank; waits for the device where it must.
+
+        Raises:
+            DivergedError: loss or gradient is not finite: parameters and moments are unchanged,
+                and so they are after steps that were launched since.
+        """
+        if self.update is None:
+            return StepResult(averages=averages_of([0.0] * 4), gradient_norm=0.0, stop=self.stop)
+        try:
+            norm, sums = self.update.read()
+        except FloatingPointError as error:
+            raise DivergedError(
+                f"{error}: nothing was stepped; lower optim.lr, or look at the data"
+            ) from None
+        return StepResult(averages=averages_of(sums), gradient_norm=norm, stop=self.stop)
+
+
+def accumulate(
+    engine: ZeroEngine, batches: Sequence[Batch] | Exception, *, stop: bool = False
+) -> Gradients:
+    """Forward and backward of a step: the sum of losses over their global count of scored tokens.
 
     Every rank must call it, with as many microbatches; the ranks of one model copy with the same.
+    The host waits for the other ranks, not for the device.
 
     Args:
         engine: the model under ZeRO.
         batches: this rank's microbatches, or why it has none.
         stop: whether this rank was told to stop after the step.
 
-    Returns:
-        What was done; where no token of the global batch is scored, nothing, and the loss is NaN.
-
     Raises:
         UserError: some rank has no microbatches: on every rank, with the reason of the first.
-        DivergedError: loss or gradient is not finite; parameters and moments are unchanged.
     """
     # The count comes before the first backward: a mean of ranks' or microbatches' means would
     # weigh tokens unevenly. Asking about preemption and failed reads in the same exchange costs
@@ -127,19 +184,33 @@ def train_step(
         raise_first(batches if failed else None, UserError)
     assert not isinstance(batches, Exception)
     if count == 0:
-        return StepResult(averages=averaged([]), gradient_norm=0.0, stop=stops > 0)
+        return Gradients(sums=None, stop=stops > 0)
     batches = [batch.to(mesh.world.device) for batch in batches]
     losses = forward_backward(engine, batches, scale=1 / count)
-    sums = list(map(sums_of, batches, losses)) if mesh.speaks_for_sample else []
-    averages = averaged(sums)
-    if not math.isfinite(averages.loss):
-        raise DivergedError(
-            f"the loss is {averages.loss}: nothing was stepped; lower optim.lr, or look at the data"
-        )
-    try:
-        gradient_norm = engine.step()
-    except FloatingPointError as error:
-        raise DivergedError(
-            f"{error}: nothing was stepped; lower optim.lr, or look at the data"
-        ) from None
-    return StepResult(averages=averages, gradient_norm=gradient_norm, stop=stops > 0)
+    if mesh.speaks_for_sample:
+        sums = torch.stack(list(map(sums_of, batches, losses))).sum(dim=0)
+    else:
+        sums = torch.zeros(4, dtype=torch.float64, device=mesh.world.device)
+    return Gradients(sums=sums, stop=stops > 0)
+
+
+def update(engine: ZeroEngine, gradients: Gradients) -> PendingStep:
+    """Launches the update by what was accumulated; every rank must call it.
+
+    Where loss or gradient turn out not to be finite it changes nothing.
+    """
+    if gradients.sums is None:
+        return PendingStep(update=None, stop=gradients.stop)
+    return PendingStep(update=engine.step(gradients.sums), stop=gradients.stop)
+
+
+def train_step(
+    engine: ZeroEngine, batches: Sequence[Batch] | Exception, *, stop: bool = False
+) -> StepResult:
+    """`accumulate`, `update`, and what came of it; every rank must call it.
+
+    Raises:
+        UserError: as `accumulate` says.
+        DivergedError: as `PendingStep.result` says.
+    """
+    return update(engine, accumulate(engine, batches, stop=stop)).result()

@@ -39,6 +39,9 @@ class ZeroConfig(Config):
     live_elements: Annotated[int, Field(ge=0, le=MOST_ELEMENTS)] = 1_000_000_000
     """Stage 3 keeps about this many elements of gathered parameters at a time, so that one used
     again soon is not gathered twice; smaller saves memory."""
+    immediate_gradients: bool = True
+    """In bf16 without sharded gradients: each gradient is added to its fp32 sum as soon as it is
+    there, and dropped; without, all are kept until the backward has ended."""
     offload_directory: PathText | None = None
     """At stage 3 on CPUs: a directory on a local disk for the master weights and moments, of which
     memory then holds only what is being updated. It needs 12 bytes a parameter of a rank's share,

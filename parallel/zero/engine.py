@@ -3,7 +3,8 @@
 A training step reads::
 
     losses = pipeline.forward_backward(engine, microbatches, scale=...)
-    grad_norm = engine.step()                  # raises, having changed nothing, if not finite
+    update = engine.step(sums)             # changes nothing if gradient or sums are not finite
+    norm, sums = update.read()             # waits for the device; raises if nothing was changed
 
 DeepSpeed's own pipeline engine refuses ZeRO-2 and ZeRO-3. They work under megatron-core's pipeline
 schedule if this module and its neighbours do four things:
@@ -14,20 +15,59 @@ schedule if this module and its neighbours do four things:
 3. Sum partial gradients (`gradients`): those of a tied embedding over the first and last pipeline
    stage, and those of sequence-parallel parameters over the tensor group.
 4. Take the gradient norm over every element of the model once, in fp64.
+
+The host never waits for the device in it: the norm, the clipping, and whether a step is made at
+all stay there, where AdamW's fused kernel reads them.
 """
 
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.later import Later
 from parallel.mesh import Mesh
-from parallel.zero import gradients, pages
+from parallel.zero import accumulation, gradients, pages
 from parallel.zero.config import Sharding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """An update that was launched.
+
+    Attributes:
+        told: what decided about it, once the device has computed it: the squared norm of the
+            gradient as those have it who speak for its elements, the same as the mean over copies,
+            and the sums over all ranks of what was passed to `ZeroEngine.step`.
+    """
+
+    told: Later
+
+    def read(self) -> tuple[float, list[float]]:
+        """Norm of the whole gradient before clipping, and the sums; the same on every rank.
+
+        Raises:
+            FloatingPointError: the gradient is not finite, or the sums are not. The gradient is
+                dropped, no parameter and no moment has changed.
+            RuntimeError: ranks that should have the same gradient do not; nothing has changed.
+        """
+        spoken, mean, *sums = self.told.read()
+        for what, values in (("loss", sums), ("gradient", (spoken, mean))):
+            # Of one copy of a gradient alone it may be, which another rank speaks for.
+            if not all(map(math.isfinite, values)):
+                raise FloatingPointError(f"the {what} is not finite")
+        if gradients.differ(spoken, mean):
+            raise RuntimeError(
+                "ranks that should hold the same gradient do not: its squared norm is "
+                f"{spoken:.9g} on those that speak for it and {mean:.9g} on the average; this is "
+                "a fault of the layout, nothing was stepped"
+            )
+        return math.sqrt(spoken), sums
 
 
 class ZeroEngine:
@@ -62,9 +102,9 @@ class ZeroEngine:
         self._clip_norm = clip_norm
         self._spares_memory = spares_memory
         self._backwards_left = 0
-        self._norm = math.nan
+        self._weights = gradients.Weights(mesh.world.device)
         if sharding is not Sharding.REPLICATED:
-            self._provide_norm()
+            self._decide_instead()
             # Before DeepSpeed's own hooks on the output, which are put on after this one.
             self.module.register_forward_hook(self._announce_backward)
 
@@ -95,7 +135,8 @@ class ZeroEngine:
         if self.sharding is Sharding.REPLICATED:
             self._backwards_left = 0
             self._deepspeed.set_gradient_accumulation_boundary(True)
-            self._deepspeed.allreduce_gradients()
+            if self.mesh.data_size > 1:
+                self._deepspeed.allreduce_gradients()
         assert self._backwards_left == 0, "fewer backwards than announced"
 
     def _announce_backward(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -110,64 +151,51 @@ class ZeroEngine:
         self.zero_optimizer.clear_backward_seen_flag()
         self._deepspeed.set_gradient_accumulation_boundary(self._backwards_left == 0)
 
-    def step(self) -> float:
+    @torch.no_grad()
+    def step(self, sums: Tensor | None = None) -> Update:
         """Clips the gradients and updates the parameters; every rank must call it.
 
-        Returns:
-            L2 norm of the whole gradient before clipping, the same on every rank.
+        The host does not wait for it. If gradient or sums are not finite, or copies of a gradient
+        differ, the device changes nothing, on any rank; reading the result tells.
 
-        Raises:
-            FloatingPointError: the gradient is not finite. It is raised on every rank; the
-                gradient is dropped, no parameter and no moment has changed.
-            RuntimeError: ranks that should have the same gradient do not.
+        Args:
+            sums: [n] this rank's part of what is summed over all ranks besides, such as losses.
         """
         held = gradients.collect(self)
         gradients.sum_shared(held, self.mesh)
-        self._norm = gradients.global_norm(held, self.mesh)
-        if self.sharding is Sharding.REPLICATED:
-            self._step_replicated(held)
-            return self._norm
-        # DeepSpeed asks for the norm first and skips the update if it is not finite.
+        told = gradients.squares(held, self._weights.of(held))
+        if sums is not None:
+            told = torch.cat([told, sums.double()])
+        dist.all_reduce(told)
+        spoken, mean = told[0], told[1]
+        is_bad = ~told.isfinite().all() | gradients.differ(spoken, mean)
+        optimizer: Any = self.base_optimizer
+        # What torch's fused AdamW divides gradients by, and leaves everything as it is for.
+        optimizer.found_inf = is_bad.float()
+        if self._clip_norm is not None:
+            optimizer.grad_scale = ((spoken.sqrt() + 1e-6) / self._clip_norm).clamp(min=1).float()
         self._deepspeed.step()
-        if not self._deepspeed.was_step_applied():
-            raise FloatingPointError("the gradient is not finite")
-        return self._norm
+        return Update(told=Later(told))
 
-    def _step_replicated(self, held: list[gradients.Gradient]) -> None:
-        # DeepSpeed neither clips by this norm nor checks it without ZeRO.
-        if not math.isfinite(self._norm):
-            self._deepspeed.zero_grad()
-            raise FloatingPointError("the gradient is not finite")
-        if self._clip_norm is not None and self._norm > self._clip_norm:
-            for gradient in held:
-                gradient.value.mul_(self._clip_norm / (self._norm + 1e-6))
-        self._deepspeed.step()
+    def _decide_instead(self) -> None:
+        """Leaves DeepSpeed nothing to decide: norms that it asks for are 1, and nothing is clipped.
 
-    def _provide_norm(self) -> None:
-        """Makes DeepSpeed clip by, and report, the norm that `gradients` has computed."""
+        Whatever it decided itself it would have to wait for the device for.
+        """
         optimizer = self.zero_optimizer
-
-        def tensor(value: float) -> Tensor:
-            return torch.tensor(value, dtype=torch.float32, device=self.mesh.world.device)
-
-        def norm() -> Tensor:
-            # DeepSpeed's sign for a norm that is not finite.
-            return tensor(self._norm if math.isfinite(self._norm) else -1.0)
-
         match self.sharding:
             case Sharding.PER_PARAMETER:
-                optimizer._get_norm_groups = lambda: [norm()]
+                optimizer._get_norm_groups = lambda: [1.0]
+                optimizer.unscale_and_clip_grads = lambda *_: None
+                # They are the parts of the flat buffer already.
+                optimizer._unflatten_partitioned_parameters = lambda _: None
             case Sharding.FLAT_GROUPS if hasattr(optimizer, "get_grads_for_norm"):
-                original = optimizer.get_grads_for_norm
-
-                def grads_for_norm(for_clipping: bool = False) -> Any:
-                    # What it adds up over the model group must come from one rank of it.
-                    part = tensor(self._norm if self.mesh.model_rank == 0 else 0.0)
-                    return original(for_clipping=True) if for_clipping else ([part], {})
-
-                optimizer.get_grads_for_norm = grads_for_norm
+                optimizer.get_grads_for_norm = lambda *_, **__: ([], {})
+                accumulation.spare_traffic(self._deepspeed, alone=self.mesh.data_size == 1)
             case _:
-                optimizer.scaled_global_norm = norm
+                optimizer.scaled_global_norm = lambda: 1.0
+                # They are views of the flat buffer already.
+                optimizer._update_model_bit16_weights = lambda _: None
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets the learning rate of the next step, for all parameter groups."""

@@ -12,9 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.launch import World
-from parallel.mesh import LayoutConfig, build_mesh
-from parallel.zero import gradients, pages
+from parallel.zero import pages
 from parallel.zero.config import Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import local_slices
@@ -196,26 +194,6 @@ def _engine_on_a_full_disk(directory: Path) -> str:
 def test_a_disk_full_on_one_rank_ends_all(rank_pools: dict[int, RankPool], tmp_path: Path) -> None:
     said = rank_pools[2].run(_engine_on_a_full_disk, tmp_path, timeout_seconds=60)
     assert said == ["No space left on device (rank 1 of 2)"] * 2
-
-
-def test_the_norm_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = build_mesh(LayoutConfig(), World.here(torch.device("cpu")))
-    values = [torch.randn(7, 11).T, torch.randn(5)]
-    held = [
-        gradients.Gradient(
-            parameter=torch.nn.Parameter(value),
-            value=value,
-            is_tied=False,
-            is_copy=False,
-            num_copies=1,
-        )
-        for value in values
-    ]
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
-    expected = sum(float(value.double().square().sum()) for value in values) ** 0.5
-    for chunk_elements in (1, 4, 1 << 24):
-        monkeypatch.setattr(gradients, "NORM_CHUNK_ELEMENTS", chunk_elements)
-        assert gradients.global_norm(held, mesh) == pytest.approx(expected, rel=1e-12)
 
 
 def test_files_need_stage_3() -> None:

@@ -370,7 +370,7 @@ def _train(arguments: list[str]) -> dict[str, Any]:
     """Until a signal asks to stop, heard in the second step."""
     gc.disable()
     taken = 0
-    original = loop.train_step
+    original = loop.update
 
     def counted(*given: Any, **options: Any) -> Any:
         nonlocal taken
@@ -384,7 +384,7 @@ def _train(arguments: list[str]) -> dict[str, Any]:
         raise SystemExit(code)
 
     told = io.StringIO()
-    loop.train_step, command.abandon = counted, leave
+    loop.update, command.abandon = counted, leave
     sys.argv = ["train", *arguments]
     try:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):

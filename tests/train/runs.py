@@ -6,8 +6,9 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests import warm
@@ -17,6 +18,12 @@ from train.watch.metrics import Metrics, read_metrics
 
 TINY_RUN = Path(__file__).parent.parent / "tiny_run.yaml"
 DEADLINE_SECONDS = 120
+
+Main = Callable[[list[str], Path, dict[str, str]], None]
+"""A process of a run: its arguments, where its output goes, its environment."""
+
+train: Main = partial(run_module, "train")
+"""`python -m train`."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,10 @@ class Finished:
 class Rank:
     """One process of a run, as far as `subprocess.Popen` has the same."""
 
-    def __init__(self, arguments: list[str], output: Path, environment: dict[str, str]):
+    def __init__(self, arguments: list[str], output: Path, environment: dict[str, str], main: Main):
         # A daemon: one that hangs must not keep the tests from ending.
         self._process = warm.context().Process(
-            target=run_module, args=("train", arguments, output, environment), daemon=True
+            target=main, args=(arguments, output, environment), daemon=True
         )
         self._output = output
         self._process.start()
@@ -72,6 +79,7 @@ class Run:
         environment: Mapping[str, str],
         last_rank: Sequence[str] = (),
         output: Path | None = None,
+        main: Main | None = None,
     ):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -92,6 +100,7 @@ class Run:
                     "MASTER_PORT": str(port),
                     **environment,
                 },
+                main or train,
             )
             for rank in range(ranks)
         ]
@@ -127,6 +136,7 @@ def start(
     environment: Mapping[str, str] | None = None,
     last_rank: Sequence[str] = (),
     output: Path | None = None,
+    main: Main | None = None,
 ) -> Run:
     """Start the tiny run.
 
@@ -138,10 +148,16 @@ def start(
         environment: what is in it besides.
         last_rank: overrides of the last rank alone.
         output: a file, pipe or terminal to which all ranks write; None keeps it for `Finished`.
+        main: what each process does instead of `train`.
     """
     arguments = [str(TINY_RUN), f"data.corpus={corpus}", f"run_directory={directory}", *overrides]
     return Run(
-        arguments, ranks=ranks, environment=environment or {}, last_rank=last_rank, output=output
+        arguments,
+        ranks=ranks,
+        environment=environment or {},
+        last_rank=last_rank,
+        output=output,
+        main=main,
     )
 
 
@@ -151,9 +167,12 @@ def run(
     *overrides: str,
     ranks: int = 1,
     environment: Mapping[str, str] | None = None,
+    main: Main | None = None,
 ) -> Metrics:
     """Run the tiny run to its end; what it recorded."""
-    finished = start(corpus, directory, *overrides, ranks=ranks, environment=environment).wait()
+    finished = start(
+        corpus, directory, *overrides, ranks=ranks, environment=environment, main=main
+    ).wait()
     assert finished.code == 0, finished.output[-6000:]
     return read_metrics(RunDirectory(directory).metrics)
 

@@ -15,13 +15,12 @@ from model.lora import add_adapters
 from parallel.engine import build_part
 from parallel.launch import World, join
 from parallel.mesh import build_mesh
-from tools.bench.training import engine_step
 from tools.random_batches import random_samples
 from train.build import build_collator, build_engine
 from train.config import RunConfig
 from train.config_files import load
 from train.data.tokens import SpecialTokens
-from train.step import StepResult
+from train.step import train_step
 
 TINY: Final = Path(__file__).with_name("tiny.yaml")
 GOLDEN: Final = Path(__file__).with_name("parity.json")
@@ -94,11 +93,9 @@ def steps_of(overrides: tuple[str, ...]) -> History:
         collate([(0, sample) for sample in samples[i : i + micro]])
         for i in range(0, len(samples), micro)
     ]
-    step = engine_step(engine, batches, at_once=MICROBATCHES)
     history: History = []
     for _ in range(STEPS):
-        result = step()
-        assert isinstance(result, StepResult)
+        result = train_step(engine, batches)
         history.append((result.averages.loss, result.gradient_norm))
     engine.close()
     return history

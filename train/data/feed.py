@@ -12,6 +12,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Final, TypeVar
 
+import torch
+
 from model.batch import Batch
 from train.data.collate import Collator
 from train.data.plan import Entry, Ints, Position, StepPlan, identities
@@ -147,11 +149,14 @@ class Feed(AbstractContextManager["Feed"]):
         samples = [(entry.sequence.epoch, entry.source.read(entry.sequence)) for entry in entries]
         choices = [entry.choice for entry in entries]
         M = self.micro_sequences
+        batches = [
+            self.collate(samples[i : i + M], choices=choices[i : i + M])
+            for i in range(0, len(entries), M)
+        ]
+        if torch.cuda.is_available():
+            batches = [batch.pinned() for batch in batches]
         return StepData(
-            batches=[
-                self.collate(samples[i : i + M], choices=choices[i : i + M])
-                for i in range(0, len(entries), M)
-            ],
+            batches=batches,
             identities=identities(entries),
             first=self.first,
             entries=self.share,

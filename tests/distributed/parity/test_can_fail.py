@@ -11,11 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.launch import World
-from parallel.mesh import Mesh
+from parallel.later import Later
 from parallel.zero import gradients
-from parallel.zero.engine import ZeroEngine
-from parallel.zero.gradients import Gradient, global_norm
+from parallel.zero.engine import Update, ZeroEngine
+from parallel.zero.gradients import Gradient, Weights
 from tests.distributed.parity.results import TOLERANCE, differences
 from tests.distributed.semicausal_runs import Cell, History, engine_of, on_ranks, oracle, run_steps
 from tools.ranks import RankPool, RanksFailed
@@ -132,8 +131,7 @@ def test_a_backward_that_is_not_announced_is_refused(rank_pools: dict[int, RankP
 def _norms(cases: list[tuple[float, float]]) -> list[float | str]:
     """Norms of one replicated gradient, of which rank r holds `case[r]`."""
     rank = dist.get_rank()
-    world = World(rank=rank, size=2, device=torch.device("cpu"))
-    mesh = Mesh(world=world, tensor_rank=rank, tensor_size=2, data_rank=0, data_size=1)
+    weights = Weights(torch.device("cpu"))
     answers: list[float | str] = []
     for case in cases:
         gradient = Gradient(
@@ -143,9 +141,11 @@ def _norms(cases: list[tuple[float, float]]) -> list[float | str]:
             is_copy=rank > 0,
             num_copies=2,
         )
+        squares = gradients.squares([gradient], weights.of([gradient]))
+        dist.all_reduce(squares)
         try:
-            answers.append(global_norm([gradient], mesh))
-        except RuntimeError as error:
+            answers.append(Update(told=Later(squares)).read()[0])
+        except (FloatingPointError, RuntimeError) as error:
             answers.append(str(error))
     return answers
 
@@ -159,5 +159,5 @@ def test_copies_that_differ_are_refused(rank_pools: dict[int, RankPool]) -> None
 
 def test_a_norm_that_is_not_finite_is_no_disagreement(rank_pools: dict[int, RankPool]) -> None:
     """A bad value on one rank alone is reported as such: the step is dropped, not the run."""
-    for norms in rank_pools[2].run(_norms, [(math.inf, 3.0), (3.0, math.nan)]):
-        assert not any(isinstance(norm, str) or math.isfinite(norm) for norm in norms), norms
+    for answers in rank_pools[2].run(_norms, [(math.inf, 3.0), (3.0, math.nan)]):
+        assert answers == ["the gradient is not finite"] * 2

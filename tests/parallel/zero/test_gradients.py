@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from model.decoder import TIED_NAME
 from model.semicausal import SemiCausal
@@ -9,20 +10,33 @@ from parallel.engine import build_part
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh
 from parallel.zero import gradients
-from parallel.zero.gradients import tied_over_stages
+from parallel.zero.gradients import Gradient, Weights, tied_over_stages
 from tests.distributed.semicausal_runs import Cell, model_config
+
+
+def _square(*values: torch.Tensor) -> torch.Tensor:
+    held = [
+        Gradient(
+            parameter=nn.Parameter(value), value=value, is_tied=False, is_copy=False, num_copies=1
+        )
+        for value in values
+    ]
+    spoken, mean = gradients.squares(held, Weights(torch.device("cpu")).of(held))
+    assert torch.equal(spoken, mean) or not spoken.isfinite()
+    return spoken
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 3), (1000,)])
 def test_squares_are_summed_in_fp64(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(gradients, "NORM_CHUNK_ELEMENTS", 4)
     value = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     expected = value.double().square().sum().item()
-    square = gradients._square(value)
-    assert square.dtype == torch.float64
-    assert square.item() == pytest.approx(expected, rel=1e-12)
+    for chunk in (4, 1 << 24):
+        monkeypatch.setattr(gradients, "NORM_CHUNK_ELEMENTS", chunk)
+        square = _square(value, value.T if value.dim() > 1 else value)
+        assert square.dtype == torch.float64
+        assert square.item() == pytest.approx(2 * expected, rel=1e-12)
 
 
 def test_many_small_elements_are_not_lost() -> None:
@@ -30,14 +44,44 @@ def test_many_small_elements_are_not_lost() -> None:
     value = torch.full((1 << 21,), 1e-3)
     value[0] = 1e3
     expected = value.double().square().sum().item()
-    assert gradients._square(value).item() == pytest.approx(expected, rel=1e-10)
+    assert _square(value).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_fp32_norms_of_a_gpu_are_close_for_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lever's numbers on a CPU, whose fp32 norms are good enough below 10^5 elements."""
+    foreach_norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+    values = [torch.randn(size) for size in (1, 999, 90_000)]
+    exact = _square(*values).item()
+    monkeypatch.setattr(torch, "_foreach_norm", lambda given, order, dtype: foreach_norm(given, 2))
+    rounded = _square(*values).item()
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=2e-6)
+
+
+def test_a_rank_without_a_gradient_counts_for_nothing() -> None:
+    assert _square().item() == 0
+
+
+def test_copies_count_once_and_share() -> None:
+    value = torch.tensor([3.0, 4.0])
+    held = [
+        Gradient(
+            parameter=nn.Parameter(value), value=value, is_tied=False, is_copy=copy, num_copies=num
+        )
+        for copy, num in ((False, 1), (True, 2), (False, 5))
+    ]
+    weights = Weights(torch.device("cpu"))
+    kept = weights.of(held)
+    assert gradients.squares(held, kept).tolist() == pytest.approx([50, 25 * 1.7])
+    assert weights.of(held) is kept
+    assert gradients.squares(held[:1], weights.of(held[:1])).tolist() == [25, 25]
 
 
 def test_bad_values_stay_bad() -> None:
     for bad in (float("nan"), float("inf")):
         value = torch.ones(5)
         value[2] = bad
-        assert not gradients._square(value).isfinite()
+        assert not _square(torch.ones(3), value).isfinite()
 
 
 def _stage(rank: int, *, tied: bool, ends: object) -> tuple[SemiCausal, Mesh]:
