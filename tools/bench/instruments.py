@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from parallel.zero.engine import ZeroEngine
+from parallel.zero.engine import Update, ZeroEngine
 
 READING: Final = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
 """Methods of a tensor by which the host reads what the device computes."""
@@ -94,11 +94,11 @@ def timing_parts(engine: ZeroEngine, device: torch.device) -> Generator[Parts]:
 
     update = engine.step
 
-    def timed_update() -> float:
+    def timed_update(sums: Tensor | None = None) -> Update:
         begun = mark(device)
-        norm = update()
+        launched = update(sums)
         spans["update"].append((begun, mark(device)))
-        return norm
+        return launched
 
     hooks = [
         engine.module.register_forward_pre_hook(begin),

@@ -59,6 +59,11 @@ LEVERS: Final = (
         on=("model.decoder.loss_chunk_tokens=4096",),
     ),
     Lever(
+        name="gradients added as they come",
+        off=("zero.immediate_gradients=false",),
+        on=("zero.immediate_gradients=true",),
+    ),
+    Lever(
         name="expandable segments",
         off_environment={"PYTORCH_ALLOC_CONF": "expandable_segments:False"},
         lacks=on_cuda,
