@@ -17,7 +17,7 @@ from parallel.zero.config import AdamW, Precision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from tools.bench.rounds import Contestant, Step
 from tools.random_batches import SEED
-from train.step import train_step
+from train.step import PendingStep, accumulate, update
 
 ADAMW = AdamW(learning_rate=3e-4)
 
@@ -115,9 +115,20 @@ def engine_of(model: SemiCausal, *, stage: Literal[1, 3], precision: Precision) 
 
 
 def engine_step(engine: ZeroEngine, given: Sequence[Batch], *, at_once: int = 1) -> Step:
-    """A step of `python -m train`, without its log: the next `at_once` batches, round and round."""
+    """A step of `python -m train`, without its log: the next `at_once` batches, round and round.
+
+    As there, the host asks for a step's result when the next one's gradients are under way.
+    """
     upcoming = cycle(given)
-    return lambda: train_step(engine, [next(upcoming) for _ in range(at_once)])
+    launched: list[PendingStep] = []
+
+    def step() -> None:
+        gradients = accumulate(engine, [next(upcoming) for _ in range(at_once)])
+        if launched:
+            launched.pop().result()
+        launched.append(update(engine, gradients))
+
+    return step
 
 
 def _mesh() -> Mesh:
