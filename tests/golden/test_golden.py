@@ -69,12 +69,14 @@ def test_twenty_steps(request: pytest.FixtureRequest, tmp_path: Path) -> None:
 
 
 def test_losses_that_a_gpu_is_held_against(request: pytest.FixtureRequest) -> None:
+    """Of one mode; tests/tools/test_gpu_check.py looks at all of them."""
+    is_update = request.config.getoption("--update-golden")
+    modes = [*parity.MODES] if is_update else [parity.FIRST]
     with RankPool(1, cuda=True, context=warm.context()) as pool:
-        [found] = pool.run(parity.references)
-    if request.config.getoption("--update-golden"):
+        [found] = pool.run(parity.references, modes)
+    if is_update:
         parity.GOLDEN.write_text(parity.dumped(found))
     golden = json.loads(parity.GOLDEN.read_text())
-    assert set(golden) == set(found)
     for name, history in found.items():
         # Processors round sums differently, and products of bf16 more so.
         tolerance = 1e-5 if "fp32" in name else parity.TOLERANCES["bf16"]

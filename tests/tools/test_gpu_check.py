@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from rich.console import Console
 from tests import warm
 from tools.bench.gpu import METALM
 from tools.bench.instruments import counting_waits
+from tools.gpu_check import __main__ as door
 from tools.gpu_check import levers, parity, speed
-from tools.gpu_check.__main__ import PARTS, PLUMBING, Effort, check, main
+from tools.gpu_check.__main__ import PARTS, PLUMBING, TINY_REAL, Effort, check, main
 from tools.gpu_check.levers import LEVERS
 from tools.gpu_check.real_run import RealRunError, Scale, real_run
 from tools.gpu_check.report import KEYS, Report
@@ -43,7 +45,7 @@ def test_quick_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found["matmul_tflops"] > 0
     assert found["copy_tbps"] > 0
     assert found["versions"]["torch"] == torch.__version__
-    assert len(found["parity"]) == len(list(parity.ways()))
+    assert len(found["parity"]) == len(list(parity.ways(is_brief=True)))
     assert all(row["is_equal"] for row in found["parity"]), found["parity"]
     rows: list[dict[str, Any]] = found["rows"]
     assert all(set(row) == ROW and row["ms"] > 0 for row in rows), rows
@@ -96,10 +98,18 @@ def test_what_does_not_fit_the_time_is_listed(tmp_path: Path) -> None:
     assert off == [lever.name for lever in levers.usable()]
 
 
+def test_a_disk_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "TINY_REAL", replace(TINY_REAL, disk_bytes=10**18))
+    report = Report(tmp_path / "gpu.json")
+    assert check(PLUMBING, report, Console(), parts=["run"]) == 0
+    [row] = report.found["rows"]
+    assert row["case"].startswith("run, not run: 1000000000 GB of disk are needed, ")
+
+
 def test_a_real_run_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(RealRunError, match=r"status 2 too early:\n.*nowhere"):
         real_run(
-            Scale(saved=2, repeated=1, sequences=2),
+            Scale(saved=4, repeated=1, sequences=2),
             directory=tmp_path / "made",
             corpus=str(tmp_path / "nowhere"),
             is_tiny=True,

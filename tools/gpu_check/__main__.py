@@ -11,6 +11,7 @@ from train.preemption import quiet_until_asked
 if __name__ == "__main__":
     quiet_until_asked()  # what is imported next takes seconds
 
+import shutil
 import sys
 import tempfile
 import time
@@ -68,8 +69,8 @@ FULL: Final = Effort(minutes=8, saves=True)
 QUICK: Final = Effort(minutes=3, saves=False)
 PLUMBING: Final = Effort(minutes=30, saves=False, is_tiny=True, steps=2, patience=10)
 
-REAL: Final = Scale(saved=12, repeated=8, sequences=16)
-TINY_REAL: Final = Scale(saved=5, repeated=3, sequences=4)
+REAL: Final = Scale(saved=12, repeated=8, sequences=16, disk_bytes=45 * 10**9)
+TINY_REAL: Final = Scale(saved=30, repeated=4, sequences=4)
 
 
 @command_line
@@ -177,7 +178,8 @@ class Check:
         self._report.write()
 
     def _parity(self) -> None:
-        rows = self._alone("parity", 50, parity.rows, list(parity.ways()))
+        ways = list(parity.ways(is_brief=self._effort.is_tiny))
+        rows = self._alone("parity", 50, parity.rows, ways)
         self._report.found["parity"] = rows or []
         self._report.write()
 
@@ -194,6 +196,11 @@ class Check:
         scale = TINY_REAL if is_tiny else replace(REAL, sequences=self._sequences)
         expected = 40 if is_tiny else 200
         if not self._fits("run", expected):
+            return
+        self._report.write()  # which makes the directory
+        if (free := shutil.disk_usage(self._report.out.parent).free) < scale.disk_bytes:
+            lacking = f"{scale.disk_bytes / 1e9:.0f} GB of disk are needed, {free / 1e9:.0f} free"
+            self._note("run", None, f"not run: {lacking}")
             return
         with tempfile.TemporaryDirectory(prefix="gpu-check-", dir=self._report.out.parent) as made:
             try:

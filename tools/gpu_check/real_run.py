@@ -45,14 +45,16 @@ class Scale:
     """How large a run is.
 
     Attributes:
-        saved: step that is saved, and gone on from.
-        repeated: steps after it that are compared.
+        saved: steps between saves.
+        repeated: steps after one that are computed again, fewer than lie between saves.
         sequences: of a step, one microbatch.
+        disk_bytes: that two checkpoints may take.
     """
 
     saved: int
     repeated: int
     sequences: int
+    disk_bytes: int = 0
 
 
 class RealRunError(Exception):
@@ -115,34 +117,41 @@ def real_run(
         *(f"checkpoint.every_steps={scale.saved}", "checkpoint.keep=1"),
         *("validation.every_steps=1000", f"validation.sequences={scale.sequences}"),
     ]
-    last = scale.saved + scale.repeated
 
-    def is_saved() -> bool:
-        return bool(complete(Place.of(run.checkpoints))) and done(run) >= last
+    def saved() -> int:
+        """The step of the newest checkpoint."""
+        names = complete(Place.of(run.checkpoints))
+        return int(names[-1].removeprefix("step_").split(".")[0]) if names else 0
 
-    first = commands.start("train", arguments, "first")
-    first.wait_for(is_saved)
-    first.kill()
-    before = records(run)
-    # So that what the second one writes is told from it.
-    run.metrics.rename(directory / "first.jsonl")
+    while True:
+        first = commands.start("train", arguments, "first")
+        first.wait_for(lambda: 0 < saved() <= done(run) - scale.repeated)
+        first.kill()
+        before, start = records(run), saved()
+        # So that what the next one writes is told from it.
+        run.metrics.rename(directory / "first.jsonl")
+        if start < max(before):
+            break
+        # It has saved again before it could be killed: it goes on, to be killed in time.
+    last = min(start + scale.repeated, max(before))
     second = commands.start("train", arguments, "second")
     second.wait_for(lambda: done(run) >= last)
     second.send(signal.SIGUSR1)
     second.finish(ExitStatus.SAVED)
     after = records(run)
-    pairs = [(before[step].loss, after[step].loss) for step in range(scale.saved + 1, last + 1)]
-    off = max(abs(a - b) / abs(a) for a, b in pairs)
-    arguments = [str(run), "--prompt", PROMPT, "--max-new-tokens", "16"]
-    speaker = commands.start("tools.generate", arguments, "generate")
+    again = range(start + 1, last + 1)
+    off = max(abs(before[step].loss - after[step].loss) / before[step].loss for step in again)
+    spoken = [str(run), "--prompt", PROMPT, "--max-new-tokens", "16"]
+    speaker = commands.start("tools.generate", spoken, "generate")
     speaker.finish(ExitStatus.COMPLETE)
-    timed = [before[step].tokens_per_second for step in range(1 + WARM, scale.saved + 1)]
+    # While a save goes on behind, steps are slower.
+    timed = [record.tokens_per_second for step, record in before.items() if step <= start]
     return Found(
-        tokens_per_second=statistics.median(timed),
+        tokens_per_second=statistics.median(timed[WARM:]),
         resumed_equal=off <= EQUAL,
         remarks=[
-            f"a run was killed after step {max(before)} and gone on with from step {scale.saved}; "
-            f"its losses up to step {last} came again, {off:.1e} off at most",
+            f"a run was killed after step {max(before)} and gone on with from step {start}; its "
+            f"losses up to step {last} came again, {off:.1e} off at most",
             f"SIGUSR1 saved step {max(after)} and ended it with status {int(ExitStatus.SAVED)}",
             f"tools.generate went on: {speaker.said().strip().splitlines()[-1][:200]}",
             f"all of it took {time.monotonic() - started:.0f} s",
