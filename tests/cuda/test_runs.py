@@ -14,7 +14,7 @@ from tools.ranks import RankPool
 def measured(*off: str) -> dict[str, float]:
     arguments = ("row", [Shape(sequences=4, steps=3)], "semi-causal", off, True, None, False)
     with RankPool(1, cuda=True) as pool:
-        [[row]] = pool.run(speed.rows, *arguments, timeout_seconds=300)
+        [([row], _)] = pool.run(speed.rows, *arguments, timeout_seconds=300)
     return row
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from model.batch import Batch
+from parallel.compiled import news
 from parallel.engine import build_part
 from parallel.launch import World, join, peak_memory_bytes
 from parallel.mesh import build_mesh
@@ -154,6 +155,7 @@ class Subject(contextlib.AbstractContextManager["Subject"]):
 
     Attributes:
         parameters: that train.
+        notes: what there is to say of compiling it.
     """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
@@ -165,6 +167,8 @@ class Subject(contextlib.AbstractContextManager["Subject"]):
         self.parameters = num_parameters(model)
         self._decoder_parameters = sum(p.numel() for p in model.decoder.parameters())
         self._engine = build_engine(config, model, mesh)
+        self._steps = 0
+        self.notes: list[str] = []
 
     def __exit__(self, *_: object) -> None:
         self._engine.close()
@@ -211,6 +215,7 @@ class Subject(contextlib.AbstractContextManager["Subject"]):
         step = engine_step(self._engine, given, at_once=microbatches)
         for _ in range(WARMUP_STEPS):
             step()
+        self._take_note(WARMUP_STEPS)
         seconds = timed(step, device, repeats=steps)
         tokens = sequences * self._config.data.sequence_tokens * microbatches
         counted = sum(flops.training(self._config.built_model, each.to(CPU)) for each in given)
@@ -222,6 +227,7 @@ class Subject(contextlib.AbstractContextManager["Subject"]):
         with counting_waits(device) as waits:
             whole = timed(step, device, repeats=len(looked_at), resting=False)
         count = len(looked_at)
+        self._take_note(steps + 2 * count)
         return Measured(
             step_seconds=seconds,
             tokens_per_second=tokens / seconds,
@@ -237,6 +243,10 @@ class Subject(contextlib.AbstractContextManager["Subject"]):
             backward_seconds=parts.backward / count,
             update_seconds=parts.update / count,
         )
+
+    def _take_note(self, steps: int) -> None:
+        self._steps += steps
+        self.notes += news(self._engine.module, step=self._steps)
 
 
 CPU = torch.device("cpu")

@@ -34,7 +34,7 @@ from tools.ranks import START_SECONDS, RankPool, RanksFailed, changed_environmen
 from train.storage.place import Place
 from train.watch.metrics import GIB_BYTES
 
-PARTS: Final = ("rates", "parity", "speed", "run", "ablation", "modes")
+PARTS: Final = ("rates", "parity", "speed", "run", "ablation", "compiled", "modes")
 USUAL_CORPUS: Final = "data/pretrain"
 
 SEQUENCES: Final = ((120, 16), (70, 12), (40, 4))
@@ -159,6 +159,7 @@ class Check:
         self._effort, self._report, self._console = effort, report, console
         self._corpus, self._context = corpus, context
         self._started = time.monotonic()
+        self._levers = [lever.name for lever in levers.usable()]
         self._memory_bytes = 0
         self._sequences = 2 if effort.is_tiny else 1
 
@@ -178,15 +179,23 @@ class Check:
         self._report.write()
 
     def _parity(self) -> None:
-        ways = list(parity.ways(is_brief=self._effort.is_tiny))
-        rows = self._alone("parity", 50, parity.rows, ways)
-        self._report.found["parity"] = rows or []
+        compiled = [] if "compiled blocks" not in self._levers else list(parity.compiled_ways())
+        ways = [*parity.ways(is_brief=self._effort.is_tiny), *compiled[:1]]
+        self._compare("parity", 50, ways)
+
+    def _compiled(self) -> None:
+        if "compiled blocks" in self._levers:
+            self._compare("parity of compiled blocks", 80, list(parity.compiled_ways())[1:])
+
+    def _compare(self, name: str, expected_seconds: float, ways: list[parity.Way]) -> None:
+        rows = self._alone(name, expected_seconds, parity.rows, ways)
+        self._report.found["parity"] += rows or []
         self._report.write()
 
     def _speed(self) -> None:
         once = Shape(sequences=self._sequences, steps=self._effort.steps)
         several = replace(once, microbatches=SEVERAL, steps=min(4, once.steps))
-        everything = [lever.name for lever in levers.usable()]
+        everything = self._levers
         shapes = [once, several] if self._effort.saves or self._effort.is_tiny else [once]
         self._measure("all on", shapes, expected_seconds=75, with_parts=True)
         self._measure("all off", shapes, expected_seconds=50, off=everything)
@@ -271,7 +280,9 @@ class Check:
                     microbatches=shapes[0].microbatches),
             environment=levers.environment(off),
         )  # fmt: skip
-        self._report.found["rows"] += rows or []
+        if rows is not None:
+            self._report.found["rows"] += rows[0]
+            self._report.remarks += rows[1]
         self._report.write()
 
     def _alone(

@@ -4,12 +4,13 @@ A lever changes speed and no number, so a run may turn it either way at any time
 measures each off against all on, in the order of the table: most valuable first.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import torch
+
+from parallel.compiled import why_no_compiler
 
 
 def anywhere() -> str | None:
@@ -23,14 +24,8 @@ def on_cuda() -> str | None:
 
 
 def with_compiler() -> str | None:
-    """Why torch cannot compile for this machine's GPU, None if it can."""
-    if (
-        torch.version.cuda is not None
-        and shutil.which("cc") is None
-        and shutil.which("gcc") is None
-    ):
-        return "no C compiler, which Triton needs"
-    return on_cuda()
+    """Why blocks are not compiled here, None if they are."""
+    return on_cuda() or why_no_compiler(torch.device("cuda"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +48,7 @@ class Lever:
 
 
 LEVERS: Final = (
+    Lever(name="compiled blocks", off=("model.compile=none",), lacks=with_compiler),
     Lever(
         name="large loss chunks",
         off=("model.decoder.loss_chunk_tokens=256",),

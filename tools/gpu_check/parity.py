@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from model.lora import add_adapters
 from parallel.engine import build_part
@@ -69,11 +69,6 @@ class ParityRow:
     fault: str = ""
 
 
-def reference(mode: str, precision: str) -> History:
-    """What `parity.json` holds of a mode, computed here."""
-    return steps_of((*MODES[mode], f"precision={precision}", *SPREAD["ZeRO-1"]))
-
-
 def steps_of(overrides: tuple[str, ...]) -> History:
     """Losses and norms of the tiny model's first steps; needs a process group of one rank."""
     config = load(RunConfig, [str(TINY), *overrides])
@@ -102,8 +97,29 @@ def steps_of(overrides: tuple[str, ...]) -> History:
     return history
 
 
-def ways(*, is_brief: bool = False) -> Iterator[tuple[str, str, str]]:
-    """Mode, precision and ZeRO stage of each row: all stages of the first mode, one of the others.
+class Way(NamedTuple):
+    """One way to compute the steps: a mode, a precision, a ZeRO stage, compiled or not."""
+
+    mode: str
+    precision: str
+    stage: str
+    compiled: bool = False
+
+    @property
+    def case(self) -> str:
+        """In words."""
+        return f"{self.mode}, {self.precision}, {self.stage}" + ", compiled" * self.compiled
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Of the tiny model's configuration."""
+        blocks = "blocks" if self.compiled else "none"
+        chosen = (f"precision={self.precision}", f"model.compile={blocks}")
+        return (*MODES[self.mode], *chosen, *SPREAD[self.stage])
+
+
+def ways(*, is_brief: bool = False) -> Iterator[Way]:
+    """All stages of the first mode, one of the others; nothing compiled.
 
     Args:
         is_brief: leave out stages, as other tests have them all on CPUs.
@@ -113,29 +129,35 @@ def ways(*, is_brief: bool = False) -> Iterator[tuple[str, str, str]]:
             stages = list(SPREAD) if mode == FIRST and not is_brief else ["ZeRO-1"]
             stages += ["ZeRO-3"] * (mode == FIRST and is_brief)
             for stage in stages:
-                yield mode, precision, stage
+                yield Way(mode, precision, stage)
 
 
-def row(mode: str, precision: str, stage: str, golden: Mapping[str, Any]) -> ParityRow:
+def compiled_ways() -> Iterator[Way]:
+    """With compiled blocks, those first that a run takes where it is not told otherwise."""
+    for mode in MODES:
+        for precision in PRECISIONS[::-1]:
+            for stage in ("ZeRO-1", "ZeRO-3") if mode == FIRST else ("ZeRO-1",):
+                yield Way(mode, precision, stage, compiled=True)
+
+
+def row(way: Way, golden: Mapping[str, Any]) -> ParityRow:
     """Compute one way and hold it against the CPU's."""
-    tolerance = TOLERANCES[precision]
-    case = f"{mode}, {precision}, {stage}"
+    tolerance = TOLERANCES[way.precision]
     try:
-        found = steps_of((*MODES[mode], f"precision={precision}", *SPREAD[stage]))
+        found = steps_of(way.overrides)
     except Exception as error:  # one way that cannot be computed is a finding like the others
-        fault = f"{type(error).__name__}: {error}"
         return ParityRow(
-            case=case,
+            case=way.case,
             loss_off=None,
             norm_off=None,
             tolerance=tolerance,
             is_equal=False,
-            fault=fault,
+            fault=f"{type(error).__name__}: {error}",
         )
-    loss_off, norm_off = differences(found, golden[f"{mode}, {precision}"])
+    loss_off, norm_off = differences(found, golden[f"{way.mode}, {way.precision}"])
     is_equal = loss_off <= tolerance and norm_off <= tolerance * NORM_TOLERANCE
     return ParityRow(
-        case=case,
+        case=way.case,
         loss_off=loss_off if math.isfinite(loss_off) else None,
         norm_off=norm_off if math.isfinite(norm_off) else None,
         tolerance=tolerance,
@@ -152,18 +174,18 @@ def differences(found: History, wanted: History) -> tuple[float, float]:
     return loss_off, norm_off
 
 
-def rows(chosen: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
+def rows(chosen: list[Way]) -> list[dict[str, Any]]:
     """The rows of these ways; joins a process group of one rank."""
     join(timeout_seconds=60)
     golden = json.loads(GOLDEN.read_text())
-    return [asdict(row(*way, golden)) for way in chosen]
+    return [asdict(row(way, golden)) for way in chosen]
 
 
 def references(modes: Iterable[str] = tuple(MODES)) -> dict[str, History]:
     """What `parity.json` holds of modes, computed here; joins a process group of one rank."""
     join(timeout_seconds=60)
     return {
-        f"{mode}, {precision}": reference(mode, precision)
+        f"{mode}, {precision}": steps_of(Way(mode, precision, "ZeRO-1").overrides)
         for mode in modes
         for precision in PRECISIONS
     }

@@ -100,8 +100,8 @@ def rows(
     is_tiny: bool,
     peak: float | None,
     with_parts: bool,
-) -> list[dict[str, Any]]:
-    """Rows of one model at some shapes; joins a process group of one rank.
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of one model at some shapes, and remarks; joins a process group of one rank.
 
     Args:
         case: what the rows are called.
@@ -155,4 +155,5 @@ def rows(
                         ("norm and update", measured.update_seconds),
                     )
                 ]
-    return [asdict(row) for row in found]
+        remarks = [f"{case}: {note}" for note in subject.notes]
+    return [asdict(row) for row in found], remarks
