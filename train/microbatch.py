@@ -1,10 +1,10 @@
 """How many sequences a rank computes at a time: what `auto` takes, and whether it fits.
 
-Before its first step a run makes one whose gradient is not finite: forward, backward, reduction and
-norm take the memory that they will take, and nothing is updated. It reads as many span tokens as
-there is room for. Two small steps before it show how memory grows with the microbatch; so `auto`
-finds what fits, and what does not fit is refused by all ranks together, before one of them runs out
-of memory while the others wait for it.
+Before its first step a run makes one whose gradient is not finite: forward, backward, reduction,
+norm and update take the memory that they will take, and the update changes nothing. It reads as
+many span tokens as there is room for. Two small steps before it show how memory grows with the
+microbatch; so `auto` finds what fits, and what does not fit is refused by all ranks together,
+before one of them runs out of memory while the others wait for it.
 """
 
 import math
@@ -191,7 +191,7 @@ class _Trial:
         try:
             batch = fullest_batch(self._config, self._collate, size).to(device)
             forward_backward(self._engine, [batch] * min(most, enough), scale=math.inf)
-            self._engine.step()
+            self._engine.step().read()
         except FloatingPointError:
             return
         except Exception as error:
