@@ -1,12 +1,14 @@
 """Self-attention: causal over decoder slots, bidirectional over packed spans."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from torch import Generator, Tensor, nn
 
+from model.backend import Backend, attend
+from model.documents import attend_within
 from model.layers import Initializer, Layers
 from model.recompute import Recompute, run
 
@@ -23,20 +25,6 @@ def query_key_value(*, heads: int, query_key: Initializer, value: Initializer) -
             parts[:, part] = whole.view(heads, -1, width)
 
     return fill
-
-
-def document_mask(
-    segment_ids: Int64[Tensor, "B S"], dtype: torch.dtype
-) -> Float[Tensor, "B 1 S S"]:
-    """What is added to scores so that a slot sees the slots of its own document up to itself.
-
-    Added rather than boolean, which every layer would turn into this anew.
-    """
-    apart = segment_ids[:, None, :, None] != segment_ids[:, None, None, :]
-    S = segment_ids.shape[1]
-    later = torch.ones(S, S, dtype=torch.bool, device=segment_ids.device).triu(diagonal=1)
-    mask = torch.zeros(apart.shape, dtype=dtype, device=segment_ids.device)
-    return mask.masked_fill_(apart | later, float("-inf"))
 
 
 @dataclass
@@ -59,6 +47,9 @@ class KeyValueCache:
 
 class SelfAttention(nn.Module):
     """The projections that both kinds of attention share.
+
+    Attributes:
+        backend: what computes between them; the whole model's, which sets it.
 
     Args:
         width: H of a decoder, E of an encoder.
@@ -85,12 +76,13 @@ class SelfAttention(nn.Module):
         self.qkv = layers.column(width, 3 * width, init=qkv_init)
         self.out = layers.row(width, width, init=out_init)
         self.again = recompute == "selective"
+        self.backend: Backend = "auto"
 
 
 class CausalSelfAttention(SelfAttention):
     """Plain lower-triangular attention over all slots, span slots included.
 
-    With a mask, over those of the same document only.
+    Where documents are kept apart, over those of the same document only.
 
     Works on rows, sequence after sequence. A rank that holds some heads only, or some rows, sees
     all rows of its heads between the two projections.
@@ -102,7 +94,7 @@ class CausalSelfAttention(SelfAttention):
         self,
         x: Float[Tensor, "R H"],
         num_sequences: int,
-        mask: Float[Tensor, "B 1 S S"] | None = None,
+        documents: Int32[Tensor, "N"] | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "R H"]:
         """Attend; with a cache, `x` holds the newest slots only.
@@ -110,30 +102,46 @@ class CausalSelfAttention(SelfAttention):
         Args:
             x: rows.
             num_sequences: B.
-            mask: see `document_mask`; None where slots attend across documents.
+            documents: see `Batch.documents`; None where slots attend across them.
             cache: past slots, when generating.
         """
-        mixed = run(self._mix, self.qkv(x), num_sequences, mask, cache, again=self.again)
+        mixed = run(self._mix, self.qkv(x), num_sequences, documents, cache, again=self.again)
         return self.out(mixed)
 
     def _mix(
-        self, qkv: Tensor, num_sequences: int, mask: Tensor | None, cache: KeyValueCache | None
+        self,
+        qkv: Tensor,
+        num_sequences: int,
+        documents: Tensor | None,
+        cache: KeyValueCache | None,
     ) -> Tensor:
         B, D = num_sequences, self.head_width
         S, A = qkv.shape[0] // B, qkv.shape[1] // (3 * D)
+        if documents is not None:
+            qkv_RA3D = qkv.view(B * S, A, 3, D)
+            mixed = attend_within(qkv_RA3D, documents, most_rows=S, backend=self.backend)
+            return mixed.view(B * S, -1)
         q_BASD, k_BASD, v_BASD = (
             part.transpose(1, 2) for part in qkv.view(B, S, A, 3, D).unbind(dim=3)
         )
-        causal = mask is None
+        causal = True
         if cache is not None:
             past = cache.length
             k_BASD, v_BASD = cache.extend(k_BASD, v_BASD)
             assert past == 0 or S == 1, "after the prompt, slots are added one by one"
             causal = past == 0
-        mixed = F.scaled_dot_product_attention(
-            q_BASD, k_BASD, v_BASD, attn_mask=mask, is_causal=causal
+        mixed = attend(
+            q_BASD, k_BASD, v_BASD, backend=self.backend, causal=causal, steady=cache is None
         )
         return mixed.transpose(1, 2).reshape(B * S, -1)
+
+
+GRID_ROWS_MULTIPLE = 16
+"""Of a grid's rows off the CPU. The memory-efficient kernel computes tiles of 64 anyway, and copies
+a bias in each layer unless its rows are aligned."""
+GRID_SPANS_MULTIPLE = 8
+"""Of a grid's spans off the CPU, so that there are few shapes. Their capacity would be one shape,
+and nearly twice the work."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,16 @@ class SpanGrid:
     num_spans: int
     longest_rows: int
 
+    @classmethod
+    def fitted(cls, cells: Int64[Tensor, "R"], num_spans: int, longest_rows: int) -> Self:
+        """The grid that suits the device: as small as can be on CPUs, else of few shapes."""
+        if not is_padded_on(cells.device):
+            return cls(cells, num_spans, longest_rows)
+        rows = -(-longest_rows // GRID_ROWS_MULTIPLE) * GRID_ROWS_MULTIPLE
+        spans = -(-num_spans // GRID_SPANS_MULTIPLE) * GRID_SPANS_MULTIPLE
+        before = cells.div(longest_rows, rounding_mode="floor")
+        return cls(cells + before * (rows - longest_rows), spans, rows)
+
     def scatter(self, rows: Tensor) -> Tensor:
         """Lay rows [R, ...] out as [N, L, ...], zeros where a span is shorter."""
         grid = rows.new_zeros(self.num_spans * self.longest_rows, *rows.shape[1:])
@@ -161,10 +179,20 @@ class SpanGrid:
         return grid.reshape(-1, *grid.shape[2:]).index_select(0, self.cells)
 
     def padding(self) -> Tensor:
-        """[N, 1, 1, L] True where a key is padding."""
-        empty = torch.ones(self.num_spans * self.longest_rows, dtype=torch.bool)
-        empty = empty.to(self.cells.device).index_fill(0, self.cells, False)
-        return empty.view(self.num_spans, 1, 1, self.longest_rows)
+        """[N, 1, 1, L] True where a key is padding; the first of a span never is.
+
+        A span that is padding as a whole sees that one, so that nothing divides by zero.
+        """
+        shape = (self.num_spans * self.longest_rows,)
+        empty = self.cells.new_ones(shape, dtype=torch.bool).index_fill_(0, self.cells, False)
+        empty = empty.view(self.num_spans, 1, 1, self.longest_rows)
+        empty[..., 0] = False
+        return empty
+
+
+def is_padded_on(device: torch.device) -> bool:
+    """Whether grids there are larger than their spans ask for."""
+    return device.type != "cpu"
 
 
 class SpanSelfAttention(SelfAttention):
@@ -186,5 +214,5 @@ class SpanSelfAttention(SelfAttention):
         R = qkv.shape[0]
         parts = grid.scatter(qkv.view(R, -1, 3, self.head_width)).unbind(dim=3)
         q_NALD, k_NALD, v_NALD = (part.transpose(1, 2) for part in parts)
-        mixed = F.scaled_dot_product_attention(q_NALD, k_NALD, v_NALD, attn_mask=bias)
+        mixed = attend(q_NALD, k_NALD, v_NALD, backend=self.backend, bias=bias)
         return grid.gather(mixed.transpose(1, 2)).reshape(R, -1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 from torch import Tensor
 
 UNSCORED = -100
@@ -49,8 +49,10 @@ class Batch:
         num_scored: scored slots, known to the host so that nothing has to synchronise.
         first_of_span: [C] True where the scored target is the first token of a span.
         spans: the spans, keyed by modality; every configured modality is present.
-        segment_ids: [B, S] number of the document that a slot belongs to, from 0 in each row, -1
-            on padding: slots attend within their document alone. None where they attend across.
+        documents: [N] rising indices in B*S of the first slot of each document, after which all
+            are B*S; padding at the end of a row is a document too. Slots attend within theirs
+            alone. One of few sizes, whatever the number of documents. None where they attend
+            across documents.
         positions: [B, S] place of each slot in its document; None where rows count their slots.
     """
 
@@ -60,7 +62,7 @@ class Batch:
     num_scored: int
     first_of_span: Tensor
     spans: Mapping[str, PackedSpans]
-    segment_ids: Int64[Tensor, "B S"] | None = None
+    documents: Int32[Tensor, "N"] | None = None
     positions: Int64[Tensor, "B S"] | None = None
 
     def to(self, device: torch.device) -> Self:

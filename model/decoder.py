@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -181,13 +181,13 @@ class Decoder(nn.Module):
         piece: Piece,
         *,
         num_sequences: int,
-        mask: Float[Tensor, "B 1 S S"] | None = None,
+        documents: Int32[Tensor, "N"] | None = None,
         caches: Sequence[KeyValueCache] | None = None,
     ) -> Float[Tensor, "R H"]:
-        """Rows after the blocks of a piece, each of which attends as the mask says."""
+        """Rows after the blocks of a piece; slots see their own documents where these are given."""
         for index in range(piece.first_layer, piece.last_layer):
             cache = () if caches is None else (caches[index],)
-            rows = run_block(self.blocks[str(index)], rows, num_sequences, mask, *cache)
+            rows = run_block(self.blocks[str(index)], rows, num_sequences, documents, *cache)
         return rows
 
     def leave(self, rows: Float[Tensor, "R H"]) -> Float[Tensor, "R H"]:

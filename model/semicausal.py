@@ -8,7 +8,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from model.attention import document_mask
+from model.attention import SelfAttention
+from model.backend import Backend
 from model.batch import Batch, PackedSpans
 from model.config import Compile, Config
 from model.connector import Connector, ConnectorConfig, LinearConnectorConfig
@@ -36,6 +37,10 @@ class ModelConfig(Config):
     """`blocks` compiles the blocks of decoder and encoders for training, which fuses what lies
     between their matrix products; `auto` does so on CUDA where there is a compiler. The first step
     waits for it (a minute, less with a warm `compile_cache`). `none` computes as it stands."""
+    attention: Backend = "auto"
+    """What computes the decoder's attention: `auto` is what torch holds for fastest, but for calls
+    that it would plan anew for each shape; `flash`, `cudnn`, `efficient` or `math`, or `flash3` or
+    `flash4` of a package that is installed. `math` is also what computes the encoders'."""
 
 
 class SemiCausal(nn.Module):
@@ -78,6 +83,9 @@ class SemiCausal(nn.Module):
             self.connectors[modality] = Connector(
                 part.connector, part.encoder.width, width, encoder_layers
             )
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.backend = config.attention
 
     @property
     def has_tied_ends(self) -> bool:
@@ -118,9 +126,9 @@ class SemiCausal(nn.Module):
             inputs = self.inputs(batch.tokens, batch.spans)
             rows = self.decoder.enter(inputs, positions=batch.positions)
         assert rows is not None, "only the first piece starts from the batch"
-        segments = batch.segment_ids
-        mask = None if segments is None else document_mask(segments, rows.dtype)
-        rows = self.decoder.run(rows, part, num_sequences=len(batch.tokens), mask=mask)
+        rows = self.decoder.run(
+            rows, part, num_sequences=len(batch.tokens), documents=batch.documents
+        )
         if not part.is_last:
             return rows
         states = self.decoder.leave(rows).index_select(0, batch.scored)

@@ -137,10 +137,23 @@ def connector_products(config: ConnectorConfig, *, width: int, to: int, vectors:
 
 
 def causal_stack(
-    decoder: DecoderConfig, *, sequences: int, sequence_tokens: int, masked: bool = False
+    decoder: DecoderConfig,
+    *,
+    sequences: int,
+    sequence_tokens: int,
+    document_tokens: float | None = None,
 ) -> Stack:
-    """One layer of a decoder; with a mask no pair of slots is skipped."""
+    """One layer of a decoder.
+
+    Args:
+        decoder: its shape.
+        sequences: B.
+        sequence_tokens: S.
+        document_tokens: where documents are kept apart, slots of the one that a slot lies in, on
+            average: the sum of their squares over their sum. At most S, and S if it is not known.
+    """
     rows = sequences * sequence_tokens
+    reach = min(document_tokens or sequence_tokens, sequence_tokens)
     return Stack(
         num_blocks=1,
         width=decoder.width,
@@ -148,7 +161,7 @@ def causal_stack(
         heads=decoder.heads,
         rows=rows,
         cells=rows,
-        pairs=rows * (sequence_tokens if masked else (sequence_tokens + 1) / 2),
+        pairs=rows * (reach + 1) / 2,
         dropout=decoder.dropout > 0,
         trains=True,
         bias_trains=False,

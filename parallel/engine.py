@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.backend import activate
 from model.layers import Layers, initialize
 from model.semicausal import ModelConfig, SemiCausal
 from parallel.compiled import blocks_of, compilation_of, compile_if
@@ -46,6 +47,7 @@ def build_part(
         # The rows of spans are too few and too uneven to be shared.
         encoder_layers = TensorLayers(mesh.tensor_group, sequence_parallel=False)
     split = tuple(layout.split or [config.decoder.num_layers])
+    activate(config.attention)
     model = SemiCausal(
         config,
         layers,

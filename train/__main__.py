@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 
+from model import backend
 from parallel.compiled import REMEDY, why_no_compiler
 from parallel.launch import join, leave, multiplies_bf16, own_device
 from parallel.launcher import announced
@@ -120,12 +121,19 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     uneven = batch_fault(config, ranks=ranks)
     marks = prompt_fault(config.samples.prompts, config.model)
     no_compiler = why_no_compiler(own_device()) if config.model.compile == "blocks" else None
+    absent = backend.fault(
+        config.model.attention,
+        device=own_device(),
+        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        head_width=config.model.decoder.width // config.model.decoder.heads,
+    )
     rules = [
         # Not a check of the configuration: what earlier versions stored must stay readable.
         *((fault, fault) for fault in _local_faults(config)),
         (uneven, uneven),
         (marks, f"samples.prompts: {marks}"),
         (unsupported, f"precision: {unsupported}"),
+        (absent, f"model.attention: {absent}"),
         (
             no_compiler,
             f"model.compile: blocks cannot be compiled here, {no_compiler}: install it, or "

@@ -267,6 +267,7 @@ class RunConfig(Config):
         # Matters of memory and speed: the sums are the same but for their rounding.
         del identity["model"]["decoder"]["loss_chunk_tokens"]
         del identity["model"]["compile"]
+        del identity["model"]["attention"]
         identity["batch"] = {"sequences": self.batch.sequences}
         identity["data"] = {
             "sequence_tokens": self.data.sequence_tokens,

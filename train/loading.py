@@ -30,7 +30,8 @@ def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:
         CheckpointError: the checkpoint is missing or damaged.
     """
     config = load_config(path)
-    model = SemiCausal(config.built_model)
+    # What computed attention in training may not be there here, or not in fp32.
+    model = SemiCausal(config.built_model.model_copy(update={"attention": "auto"}))
     if config.lora is None:
         load_module(path, model)
     else:

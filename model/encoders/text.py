@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from model.attention import SpanGrid
+from model.attention import GRID_ROWS_MULTIPLE, SpanGrid
 from model.batch import PackedSpans
 from model.block import run_block
 from model.config import Dropout, PathText, Tokens
@@ -128,16 +128,15 @@ class TextSpans(PackedSpans):
     longest_rows: int
 
 
-def relative_buckets(longest: int) -> Int64[Tensor, "L L"]:
-    """Bucket of the distance from each query row to each key row.
+def distance_buckets(most_rows: int) -> Int64[Tensor, "P"]:
+    """Bucket of each distance from a query row to a key row, from 1 - most_rows to most_rows - 1.
 
     Half of the buckets look forward; in each half, half are exact and the rest grow by logarithm
     up to `MAX_DISTANCE`.
 
     Source: T5 §2.1, with the usual 32 buckets and distance 128.
     """
-    rows = torch.arange(longest)
-    distance = rows[None, :] - rows[:, None]
+    distance = torch.arange(1 - most_rows, most_rows)
     half = NUM_BUCKETS // 2
     exact = half // 2
     far = distance.abs()
@@ -146,11 +145,21 @@ def relative_buckets(longest: int) -> Int64[Tensor, "L L"]:
     return torch.where(far < exact, far, logarithmic) + half * (distance > 0).long()
 
 
+def relative_buckets(buckets: Int64[Tensor, "P"], longest: int) -> Int64[Tensor, "L L"]:
+    """Bucket of the distance from each query row to each key row, out of those of all distances."""
+    middle = len(buckets) // 2
+    near = buckets[middle - longest + 1 : middle + longest]
+    # Query i reads from distance -i on: the last window is the first query's.
+    return near.unfold(0, longest, 1).flip(0)
+
+
 class TextEncoder(nn.Module):
     """Token and learned position embeddings, a T5 relative bias shared by all layers, blocks.
 
     Source: MetaLM §3.2.
     """
+
+    buckets: Tensor
 
     def __init__(
         self,
@@ -167,6 +176,8 @@ class TextEncoder(nn.Module):
         self.embedding_norm = layers.norm(config.width)
         self.dropout = layers.dropout(config.dropout)
         self.relative_bias = layers.table(NUM_BUCKETS, config.heads, init=normal(0.02))
+        most_rows = config.max_tokens + GRID_ROWS_MULTIPLE - 1
+        self.register_buffer("buckets", distance_buckets(most_rows), persistent=False)
         self.blocks = config.blocks(layers, recompute, dropout=config.dropout)
         num_frozen = config.num_layers - config.layers_in_training
         if num_frozen:
@@ -180,7 +191,7 @@ class TextEncoder(nn.Module):
         Linear layers run over the real rows only (`num_rows`, known to the host).
         """
         R = spans.num_rows
-        grid = SpanGrid(spans.cells[:R], spans.num_spans, spans.longest_rows)
+        grid = SpanGrid.fitted(spans.cells[:R], spans.num_spans, spans.longest_rows)
         x = self.embedding(spans.tokens[:R]) + self.positions(spans.positions[:R])
         x = self.dropout(self.embedding_norm(x))
         bias = self._bias(grid)
@@ -189,6 +200,6 @@ class TextEncoder(nn.Module):
         return x.index_select(0, spans.vectors[: spans.num_vectors])
 
     def _bias(self, grid: SpanGrid) -> Float[Tensor, "N A L L"]:
-        buckets = relative_buckets(grid.longest_rows).to(grid.cells.device)
+        buckets = relative_buckets(self.buckets, grid.longest_rows)
         bias_1ALL = self.share(self.relative_bias(buckets)).permute(2, 0, 1)[None]
         return bias_1ALL.masked_fill(grid.padding(), float("-inf"))

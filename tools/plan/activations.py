@@ -55,7 +55,6 @@ def kept(task: Task, candidate: Candidate, share: Share, *, fused: bool) -> Kept
     logarithms = stack.rows * stack.heads * FP32 / layout.tensor
     layer = _block(stack, layout, e, rows_split=rows_split, attention=logarithms)
     entry = load.slots * decoder.width * e / rows_split
-    entry += task.mask_elements(candidate.micro_sequences) * e
     pieces = [layers * layer.kept + entry for layers in share.piece_layers]
     encoder = encoder_transient = 0.0
     encoders = task.model.encoders if share.is_first else {}

@@ -76,24 +76,22 @@ class Pieces:
 
     Attributes:
         layer: a decoder layer.
-        piece: what each piece does whatever its layers.
         first: what the first stage does besides.
         last: what the last stage does besides.
     """
 
     layer: Cost
-    piece: float
     first: Cost
     last: Cost
 
-    def of(self, share: Share, *, chunks: int) -> Cost:
+    def of(self, share: Share) -> Cost:
         """What a stage takes."""
         parts = (
             (share.layers, self.layer),
             (share.is_first, self.first),
             (share.is_last, self.last),
         )
-        compute = sum(count * cost.compute for count, cost in parts) + chunks * self.piece
+        compute = sum(count * cost.compute for count, cost in parts)
         return Cost(compute, sum(count * cost.traffic for count, cost in parts))
 
 
@@ -113,8 +111,6 @@ def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces
         again=task.again(layout),
         attention_again=layout.recompute == "selective",
     )
-    # Which slots are apart, which later, their union; the mask made, and filled.
-    mask = task.mask_elements(candidate.micro_sequences) * (4 + 2 * e) / rates.elementwise
     activation = load.slots * task.model.decoder.width * e
     sums = 4 + 2 * (layout.recompute == "full")
     layer_traffic = links.all_reduce(activation, ranks=layout.tensor, times=sums)
@@ -123,7 +119,6 @@ def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces
         layer_traffic = links.all_gather(activation, ranks=layout.tensor, times=2 * sums + 2)
     return Pieces(
         layer=Cost(layer, layer_traffic),
-        piece=mask,
         first=_first(task, layout, links, rates, load),
         last=_last(task, layout, links, rates, load),
     )
@@ -145,7 +140,7 @@ def step_seconds(task: Task, candidate: Candidate, machine: Machine) -> Seconds:
     for rank in range(layout.pipeline):
         share = task.share(candidate, rank)
         num_blocks = share.layers + share.is_first * encoder_blocks
-        cost = pieces.of(share, chunks=layout.chunks)
+        cost = pieces.of(share)
         updating = share.trained / owned * UPDATE_BYTES / rates.update
         handling = rates.microbatch_seconds
         if not candidate.wire.by_layer:  # else neither is DeepSpeed's

@@ -15,7 +15,6 @@ from parallel.zero.config import Precision, ZeroConfig
 from tools.plan.machines import MachineKind
 from tools.plan.weights import Share, Weights
 from train.config import RunConfig
-from train.data.collate import Attend
 from train.errors import ConfigError
 
 PRECISION_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
@@ -56,7 +55,7 @@ class Task:
         states: of master weights, moments and gradient sums.
         sequences: sequences of a global batch.
         sequence_tokens: S.
-        attend: whether documents of a sequence are kept apart, by a dense mask.
+        document_tokens: where documents are kept apart, see `parallel.costs.causal_stack`.
         spans: spans in one sequence on average, by modality.
         zero: buckets and the like; its stage is the planner's to choose.
         steps: optimiser steps of the run.
@@ -68,7 +67,7 @@ class Task:
     states: Precision = "fp32"
     sequences: int
     sequence_tokens: int
-    attend: Attend = "across"
+    document_tokens: float | None = None
     spans: Mapping[str, SpanLoad]
     zero: ZeroConfig
     steps: int
@@ -96,7 +95,7 @@ class Task:
             self.model.decoder,
             sequences=sequences,
             sequence_tokens=self.sequence_tokens,
-            masked=self.attend == "within",
+            document_tokens=self.document_tokens,
         )
 
     def layer_products(self, *, tensor: int) -> Products:
@@ -120,10 +119,6 @@ class Task:
     def again(self, layout: LayoutConfig) -> float:
         """Share of a layer's forward that is computed again in its backward."""
         return float(layout.recompute == "full")
-
-    def mask_elements(self, sequences: int) -> int:
-        """Of the mask of a microbatch, which each piece makes for itself."""
-        return sequences * self.sequence_tokens**2 if self.attend == "within" else 0
 
     def load(self, sequences: int) -> Load:
         """A microbatch of so many sequences."""
@@ -171,7 +166,6 @@ def task_of(config: RunConfig, *, kind: MachineKind) -> Task:
         states=config.optim.precision,
         sequences=config.batch.sequences,
         sequence_tokens=config.data.sequence_tokens,
-        attend=config.data.attend,
         spans={modality: config.span_load(modality) for modality in model.encoders},
         zero=config.zero,
         steps=config.steps,

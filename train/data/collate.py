@@ -99,7 +99,7 @@ class Collator:
             num_scored=len(scored),
             first_of_span=torch.from_numpy(first_of_span),
             spans=packed,
-            segment_ids=None if documents is None else torch.from_numpy(documents.ids),
+            documents=None if documents is None else torch.from_numpy(documents.bounds),
             positions=None if documents is None else torch.from_numpy(documents.positions),
         )
 

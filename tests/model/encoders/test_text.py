@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model import torchvision_free
-from model.encoders.text import TextEncoder, relative_buckets
+from model.encoders.text import TextEncoder, distance_buckets, relative_buckets
 from model.semicausal import SemiCausal
 from tests.model import reference
 from tests.model.examples import (
@@ -121,7 +121,7 @@ def test_dropout_works_in_training_only():
 
 
 def test_relative_buckets_equal_the_reference():
-    buckets = relative_buckets(300)
+    buckets = relative_buckets(distance_buckets(310), 300)
     for query in (0, 1, 150, 299):
         wanted = [reference.relative_bucket(key - query) for key in range(300)]
         assert buckets[query].tolist() == wanted
@@ -140,4 +140,4 @@ def test_relative_buckets_equal_t5():
         num_buckets=config.relative_attention_num_buckets,
         max_distance=config.relative_attention_max_distance,
     )
-    assert torch.equal(relative_buckets(520), wanted)
+    assert torch.equal(relative_buckets(distance_buckets(520), 520), wanted)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention, document_mask
+from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention
 from model.block import Block, run_block
 from model.encoders.protocol import SpanLoad
 from model.layers import Layers
@@ -107,18 +107,16 @@ def test_a_decoder_block_keeps_what_is_predicted(
     assert kept_by_torch(block, x, SEQUENCES) == pytest.approx(one, rel=0.01, abs=extra)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_a_mask_is_kept_once_whatever_the_layers(recompute: Recompute) -> None:
-    block = _block(CausalSelfAttention, "fp32", recompute)
-    x = torch.randn(SEQUENCES * SLOTS, WIDTH, requires_grad=True)
-    mask = document_mask(torch.arange(SEQUENCES * SLOTS).view(SEQUENCES, SLOTS) // 20, x.dtype)
-    assert kept_by_torch(block, x, SEQUENCES, mask) == kept_by_torch(block, x, SEQUENCES)
-    this = candidate(recompute=recompute)
-    within, across = (
-        kept(job, this, job.share(this, 0), fused=False).pieces[0]
-        for job in (task(attend="within"), task())
-    )
-    assert within - across == mask.nbytes
+def test_a_block_keeps_no_more_where_documents_are_apart(
+    precision: Precision, recompute: Recompute
+) -> None:
+    block = _block(CausalSelfAttention, precision, recompute)
+    x = torch.randn(SEQUENCES * SLOTS, WIDTH, dtype=DTYPES[precision], requires_grad=True)
+    documents = torch.tensor([0, 20, 23, 64, 100, 128, 128], dtype=torch.int32)
+    apart, across = (kept_by_torch(block, x, SEQUENCES, each) for each in (documents, None))
+    assert apart == pytest.approx(across, abs=1000)
 
 
 def test_a_part_is_whole_at_the_start() -> None:

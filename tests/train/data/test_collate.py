@@ -323,27 +323,33 @@ def test_documents_of_a_row_are_numbered_and_count_for_themselves(cuts: list[set
             )
         )
     batch = within()([(0, sample) for sample in samples])
-    assert batch.segment_ids is not None
+    assert batch.documents is not None
     assert batch.positions is not None
+    bounds = {len(samples) * S}
     for row, sample in enumerate(samples):
         assert sample.documents is not None
-        ids, positions, labels = [-1] * S, [0] * S, [UNSCORED] * S
-        for number, (start, stop) in enumerate(sample.documents.tolist()):
+        positions, labels = [0] * S, [UNSCORED] * S
+        bounds.add(row * S)
+        for start, stop in sample.documents.tolist():
+            bounds |= {row * S + min(start, S), row * S + min(stop, S)}
             for t in range(start, stop):
                 if t < S:
-                    ids[t], positions[t] = number, t - start
+                    positions[t] = t - start
                 if t > start and (sample.scored is None or sample.scored[t]):
                     labels[t - 1] = int(sample.tokens[t])
-        assert batch.segment_ids[row].tolist() == ids
         assert batch.positions[row].tolist() == positions
         assert batch.labels[row].tolist() == labels
     flat = batch.labels.flatten()
     assert (
         batch.scored[: batch.num_scored].tolist() == (flat != UNSCORED).nonzero().flatten().tolist()
     )
-    for tensor in (batch.segment_ids, batch.positions):
-        assert tensor.dtype == torch.int64
-        assert tensor.is_contiguous()
+    found = batch.documents.tolist()
+    assert found == sorted(found)
+    assert set(found) == bounds
+    assert batch.documents.dtype == torch.int32
+    assert len(found) - 1 in {len(samples) * 2**k for k in range(5)}, "few sizes"
+    assert batch.positions.dtype == torch.int64
+    assert batch.positions.is_contiguous()
 
 
 def test_the_last_token_of_a_row_belongs_to_its_last_document():
@@ -358,7 +364,7 @@ def test_the_last_token_of_a_row_belongs_to_its_last_document():
 def test_across_documents_nothing_is_numbered():
     sample = replace(sample_of([]), documents=np.array([[0, 12], [12, S + 1]]))
     batch = collator()([(0, sample)])
-    assert batch.segment_ids is None
+    assert batch.documents is None
     assert batch.positions is None
     assert batch.num_scored == S
 
@@ -366,9 +372,9 @@ def test_across_documents_nothing_is_numbered():
 def test_a_sample_that_names_no_documents_is_one():
     batch = within()([(0, sample_of([(2, 6)], num_tokens=9))])
     plain = collator()([(0, sample_of([(2, 6)], num_tokens=9))])
-    assert batch.segment_ids is not None
+    assert batch.documents is not None
     assert batch.positions is not None
-    assert batch.segment_ids.tolist() == [[0] * 9 + [-1] * (S - 9)]
+    assert batch.documents.tolist() == [0, 9, S]
     assert batch.positions.tolist() == [[*range(9), *[0] * (S - 9)]]
     assert torch.equal(batch.labels, plain.labels)
 

@@ -20,6 +20,11 @@ from train.data.spans.places import FlatSpans, Ints, Spans, runs
 
 Bools = npt.NDArray[np.bool_]
 
+USUAL_DOCUMENT_TOKENS = 512
+"""There is room for the bounds of as many documents as this length gives, or twice as many, and so
+on: few sizes, so that what is compiled for one serves, and none much too large, because kernels are
+launched for empty documents too."""
+
 Unscored = Literal["stop", "pass_over"]
 """What a step does whose batch has no scored token: end the run, or nothing."""
 
@@ -32,11 +37,13 @@ class Documents:
         ids: number of the document in its sequence, -1 on padding.
         positions: place in the document.
         goes_on: whether the next token is of the same document.
+        bounds: [N] int32, as in `Batch.documents`.
     """
 
     ids: Ints
     positions: Ints
     goes_on: Bools
+    bounds: npt.NDArray[np.int32]
 
     @classmethod
     def of(cls, samples: Sequence[Sample], sequence_tokens: int) -> "Documents":
@@ -46,14 +53,28 @@ class Documents:
         positions = np.zeros(shape, dtype=np.int64)
         goes_on = np.zeros(shape, dtype=np.bool_)
         count = np.arange(sequence_tokens)
+        bounds = {len(samples) * sequence_tokens}
         for row, sample in enumerate(samples):
             whole = [[0, len(sample.tokens)]]
             ranges = whole if sample.documents is None else sample.documents.tolist()
+            first = row * sequence_tokens
+            bounds.add(first)
             for number, (start, stop) in enumerate(ranges):
+                bounds.update(first + min(edge, sequence_tokens) for edge in (start, stop))
                 ids[row, start:stop] = number
                 positions[row, start:stop] = count[: min(stop, sequence_tokens) - start]
                 goes_on[row, start : stop - 1] = True
-        return cls(ids, positions, goes_on)
+        return cls(ids, positions, goes_on, _bounds(bounds, *shape))
+
+
+def _bounds(found: set[int], num_sequences: int, sequence_tokens: int) -> npt.NDArray[np.int32]:
+    """In rising order, the last repeated to one of few sizes."""
+    size = num_sequences * max(1, sequence_tokens // USUAL_DOCUMENT_TOKENS) + 1
+    while size < len(found):
+        size = 2 * size - 1
+    bounds = np.full(size, max(found), dtype=np.int32)
+    bounds[: len(found)] = sorted(found)
+    return bounds
 
 
 def scored_slots(
