@@ -1,5 +1,7 @@
 """What computes attention: each kind against the reference, and those that are not there."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -131,7 +133,7 @@ def test_blocks_are_one_graph(backend: Backend) -> None:
     assert frames.frame_count == 3
 
 
-def assert_same(compiled: torch.nn.Module, plain: Block, x: Tensor, *context: object) -> None:
+def assert_same(compiled: Callable[..., Tensor], plain: Block, x: Tensor, *context: object) -> None:
     results: list[tuple[Tensor, ...]] = []
     for module in (compiled, plain):
         plain.zero_grad()

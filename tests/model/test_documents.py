@@ -97,5 +97,5 @@ def test_nothing_of_all_pairs_of_slots_exists(longest: int) -> None:
         attend_within(qkv, documents, most_rows=S, backend="auto").sum().backward()
     assert 0 < meter.peak_bytes < S * S
     with metered() as all_pairs:
-        qkv[:, 0, 0] @ qkv[:, 0, 1].T
+        assert (qkv[:, 0, 0] @ qkv[:, 0, 1].T).shape == (S, S)
     assert all_pairs.peak_bytes >= 4 * S * S, "the meter sees them"

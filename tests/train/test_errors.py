@@ -75,6 +75,9 @@ MISTAKES = [
     ([f"init_from={256 * 'a'}"], "init_from: cannot be the name of a file"),
     (['data.corpus="a\\0"'], "data.corpus: cannot be the name of a file"),
     (["data.cache_gib=1"], "data.cache_gib: is called storage.cache_gib now"),
+    (["model.attention=cudnn"], "model.attention: cudnn is not there for the CPU in"),
+    (["model.attention=flash4"], "model.attention: flash4 is for GPUs, and this run is on the CPU"),
+    (["model.attention=flesh"], "model.attention: input should be 'auto', 'flash', 'cudnn'"),
     (["zero.stage=4"], "zero.stage: input should be 0, 1, 2 or 3 (got 4)"),
     (
         ["zero.stage=3", "zero.offload_directory=files", "checkpoint.asynchronous=true"],

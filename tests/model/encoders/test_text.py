@@ -1,10 +1,16 @@
 """Packed encoding against one span at a time, and the relative positions behind it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import torchvision_free
+from model import attention, torchvision_free
+from model.attention import SpanGrid
 from model.encoders.text import TextEncoder, distance_buckets, relative_buckets
 from model.semicausal import SemiCausal
 from tests.model import reference
@@ -12,6 +18,7 @@ from tests.model.examples import (
     SLOTS,
     START_TOKEN,
     Range,
+    collate,
     random_tokens,
     tiny_config,
     tiny_model,
@@ -98,6 +105,61 @@ def test_room_beyond_the_real_rows_is_never_read():
     spans.cells[spans.num_rows :] = 1
     spans.vectors[spans.num_vectors :] = 2
     assert torch.equal(before, encoder(spans))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_grid_of_few_shapes_computes_the_same(case: str, monkeypatch: pytest.MonkeyPatch):
+    """As on GPUs: rows beyond the longest span, and spans of padding alone."""
+    tokens = np.array(random_tokens(sequences=len(CASES[case]), slots=SLOTS - 1))
+    spans = packed(tokens, CASES[case])
+    results: list[list[Tensor]] = []
+    for is_padded in (False, True):
+        monkeypatch.setattr(attention, "is_padded_on", lambda _, padded=is_padded: padded)
+        encoder = text_encoder(tiny_model(tiny_config(), dtype=torch.float64))
+        vectors = encoder(spans)
+        vectors.square().sum().backward()
+        grads = [p.grad for p in encoder.parameters() if p.grad is not None]
+        norm = torch.stack([grad.norm() for grad in grads]).norm()
+        results.append([vectors, norm, *grads])
+    for found, wanted in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    grid = SpanGrid.fitted(spans.cells[: spans.num_rows], spans.num_spans, spans.longest_rows)
+    assert (grid.longest_rows % 16, grid.num_spans % 8) == (0, 0)
+    assert all(stride % 16 == 0 for stride in encoder._bias(grid).stride()[:-1])
+
+
+def test_a_grid_is_no_larger_than_its_spans_on_cpus():
+    spans = packed(np.array(random_tokens(slots=SLOTS - 1)), [[(3, 9), (12, 15)]])
+    grid = SpanGrid.fitted(spans.cells[: spans.num_rows], spans.num_spans, spans.longest_rows)
+    assert (grid.num_spans, grid.longest_rows) == (2, 7)
+
+
+class _OnTheHost(TorchDispatchMode):
+    """Operators that leave a tensor in the memory of the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in _pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.found += [str(func) for tensor in tensors if tensor.device.type == "cpu"]
+        return out
+
+
+@pytest.mark.parametrize("documents", [None, [[(0, 9), (9, 25)]]], ids=["across", "within"])
+def test_a_step_makes_nothing_on_the_host(documents: list[list[Range]] | None):
+    """What would be copied to a GPU and wait for it; the device here has no memory at all."""
+    batch = collate(random_tokens(), [[(2, 5), (12, 22)]], documents=documents)
+    elsewhere = torch.device("meta")
+    model, batch = tiny_model(tiny_config()).to(elsewhere), batch.to(elsewhere)
+    with _OnTheHost() as seen:
+        model(batch).total.backward()
+    assert seen.found == []
+    with _OnTheHost() as seen:
+        torch.ones(3).to(elsewhere)
+    assert seen.found == ["aten.ones.default"], "it sees what there is"
 
 
 def test_spans_do_not_see_each_other():
