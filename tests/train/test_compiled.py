@@ -1,5 +1,6 @@
 """Runs whose blocks are compiled, from the command line: what they say, keep and refuse."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,13 @@ def test_run_and_resume_with_a_warm_cache(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.long
 def test_a_compiler_that_fails(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus")
+    compiler = tmp_path / "bin" / "g++"
+    compiler.parent.mkdir()
+    compiler.write_text("#!/bin/sh\necho no licence >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    first = {"PATH": f"{compiler.parent}:{os.environ['PATH']}"}
     cache = f"compile_cache={tmp_path / 'compiled'}"
-    broken = {"CXX": "/bin/false"}
-    ended = start(corpus, tmp_path / "run", COMPILED, cache, environment=broken).wait()
+    ended = start(corpus, tmp_path / "run", COMPILED, cache, environment=first).wait()
     assert ended.code == 2
     last = ended.output.strip().splitlines()[-1]
     assert last.startswith("model.compile: the blocks cannot be compiled (")

@@ -51,6 +51,16 @@ DAILY_WITHIN: list[Row] = [{}, {"tensor": 2, "sequence_parallel": True}, INTERLE
 """Layouts in which a mask meets all rows, some heads, and stages that compute again."""
 
 
+COMPILED_LAYOUTS: list[Row] = [
+    {},
+    {"data": 2},
+    {"tensor": 2},
+    {"tensor": 2, "sequence_parallel": True},
+    {"pipeline": 2},
+    INTERLEAVED,
+    {"tensor": 2, "sequence_parallel": True, "pipeline": 2},
+]
+
 DAILY_COMPILED: list[Row] = [
     {"tensor": 2, "zero": 1, "norm": "pre"},
     {"tensor": 2, "sequence_parallel": True, "zero": 3, "frozen": True, "recompute": "full"},
@@ -168,7 +178,7 @@ def _compiled_rows() -> list[Row]:
     }
     return [
         layout | row | {"microbatches": 2, "compiled": "aot_eager"}
-        for layout in ({}, *FURTHER_LAYOUTS)
+        for layout in COMPILED_LAYOUTS
         for row in pairwise(choices)
     ]
 
