@@ -138,6 +138,7 @@ def build_engine(
         sharding=sharding,
         clip_norm=adamw.clip_norm,
         spares_memory=spares_memory,
+        travels_in=zero.reduce_precision,
     )
 
 
@@ -196,6 +197,7 @@ def _deepspeed_options(
         "timers": {"throughput": {"enabled": False}},
         "zero_optimization": {
             "stage": stage,
+            "overlap_comm": config.overlap or stage == 3,
             "reduce_bucket_size": bucket_elements,
             "allgather_bucket_size": bucket_elements,
             "stage3_prefetch_bucket_size": bucket_elements,

@@ -134,6 +134,7 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
         (marks, f"samples.prompts: {marks}"),
         (unsupported, f"precision: {unsupported}"),
         (absent, f"model.attention: {absent}"),
+        *((fault, fault) for fault in config.zero.faults(config.precision)),
         (
             no_compiler,
             f"model.compile: blocks cannot be compiled here, {no_compiler}: install it, or "

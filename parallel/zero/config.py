@@ -42,10 +42,31 @@ class ZeroConfig(Config):
     immediate_gradients: bool = True
     """In bf16 without sharded gradients: each gradient is added to its fp32 sum as soon as it is
     there, and dropped; without, all are kept until the backward has ended."""
+    overlap: bool = False
+    """At stage 2: gradients are reduced while the backward goes on, as stage 3 always does."""
+    reduce_precision: Precision = "fp32"
+    """In bf16 at stages 0 and 1: the type in which gradients travel between ranks; they are summed
+    in fp32 either way. `bf16` sends half, and rounds each rank's gradient once."""
     offload_directory: PathText | None = None
     """At stage 3 on CPUs: a directory on a local disk for the master weights and moments, of which
     memory then holds only what is being updated. It needs 12 bytes a parameter of a rank's share,
     and is empty again after the run. Default: all is kept in memory."""
+
+    def faults(self, precision: str) -> list[str]:
+        """What of it a run of this precision cannot have, each with its key."""
+        rules = [
+            (
+                self.overlap and self.stage != 2,
+                "zero.overlap: is a choice at zero.stage 2 alone: the stages below reduce when all "
+                "gradients are there, and stage 3 always while they come; leave it out",
+            ),
+            (
+                self.reduce_precision == "bf16" and (self.stage > 1 or precision == "fp32"),
+                "zero.reduce_precision: bf16 is for runs in precision bf16 at zero.stage 0 or 1, "
+                "whose sums we take ourselves: change these, or leave it out",
+            ),
+        ]
+        return [message for is_broken, message in rules if is_broken]
 
     @model_validator(mode="after")
     def _cross_check(self) -> "ZeroConfig":

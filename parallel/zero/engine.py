@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from parallel.later import Later
 from parallel.mesh import Mesh
 from parallel.zero import accumulation, gradients, pages
-from parallel.zero.config import Sharding
+from parallel.zero.config import Precision, Sharding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,7 @@ class ZeroEngine:
         sharding: Sharding,
         clip_norm: float | None,
         spares_memory: bool,
+        travels_in: Precision,
     ) -> None:
         """Wraps a DeepSpeed engine; use `build_engine`."""
         self.module: nn.Module = deepspeed_engine.module
@@ -104,7 +105,7 @@ class ZeroEngine:
         self._backwards_left = 0
         self._weights = gradients.Weights(mesh.world.device)
         if sharding is not Sharding.REPLICATED:
-            self._decide_instead()
+            self._decide_instead(travels_in)
             # Before DeepSpeed's own hooks on the output, which are put on after this one.
             self.module.register_forward_hook(self._announce_backward)
 
@@ -177,7 +178,7 @@ class ZeroEngine:
         self._deepspeed.step()
         return Update(told=Later(told))
 
-    def _decide_instead(self) -> None:
+    def _decide_instead(self, travels_in: Precision) -> None:
         """Leaves DeepSpeed nothing to decide: norms that it asks for are 1, and nothing is clipped.
 
         Whatever it decided itself it would have to wait for the device for.
@@ -191,7 +192,7 @@ class ZeroEngine:
                 optimizer._unflatten_partitioned_parameters = lambda _: None
             case Sharding.FLAT_GROUPS if hasattr(optimizer, "get_grads_for_norm"):
                 optimizer.get_grads_for_norm = lambda *_, **__: ([], {})
-                accumulation.spare_traffic(self._deepspeed, alone=self.mesh.data_size == 1)
+                accumulation.spare_traffic(self._deepspeed, self.mesh, travels_in=travels_in)
             case _:
                 optimizer.scaled_global_norm = lambda: 1.0
                 # They are views of the flat buffer already.

@@ -168,7 +168,7 @@ def _held(engine: "ZeroEngine") -> tuple[bool, Iterator[tuple[nn.Parameter, Tens
             pairs = _paired(optimizer.fp16_groups, averaged)
             return False, ((p, part) for p, part in pairs if p.requires_grad)
         case Sharding.FLAT_GROUPS if hasattr(optimizer, "fp32_groups_gradients"):
-            return True, _paired(optimizer.bf16_groups, optimizer.fp32_groups_gradients)
+            return False, _parts_of_buffers(optimizer)
         case Sharding.FLAT_GROUPS:
             return False, _parts_of_groups(optimizer)
 
@@ -176,6 +176,16 @@ def _held(engine: "ZeroEngine") -> tuple[bool, Iterator[tuple[nn.Parameter, Tens
 def _paired(groups: Any, gradients: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
     for of_group, its_gradients in zip(groups, gradients, strict=True):
         yield from zip(of_group, its_gradients, strict=True)
+
+
+def _parts_of_buffers(optimizer: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    parts: list[Tensor] = optimizer.fp32_groups_gradient_flat_partition
+    for parameters, part in zip(optimizer.bf16_groups, parts, strict=True):
+        for parameter in parameters:
+            mapping = parameter._hp_mapping
+            if mapping is not None:
+                address = mapping.hp_fragment_address
+                yield parameter, part.narrow(0, address.start, address.numel)
 
 
 def _parts_of_groups(optimizer: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from parallel.launch import World
+from parallel.mesh import LayoutConfig, build_mesh
 from parallel.zero import gradients
-from parallel.zero.config import Precision
+from parallel.zero.accumulation import mean_of_own_part
+from parallel.zero.config import Precision, ZeroConfig
 from parallel.zero.state import local_slices, optimizer_steps
 from tests.distributed import toy
 from tests.distributed.semicausal_runs import Cell, microbatches
@@ -232,3 +235,62 @@ def test_what_is_refused_changes_nothing(
 ) -> None:
     for said in rank_pools[2].run(_refused_updates, stage, precision):
         assert said == ["the loss is not finite"] * 2 + ["ranks that should hold the s"]
+
+
+def _means(travels_in: Precision) -> tuple[Tensor, Tensor]:
+    """This rank's part of a mean over ranks, and the same in fp64."""
+    mesh = build_mesh(LayoutConfig(), World.here())
+    parts = [torch.randn(4096, generator=torch.Generator().manual_seed(rank)) for rank in range(2)]
+    found = mean_of_own_part(parts[mesh.data_rank], mesh, travels_in=travels_in)
+    exact = torch.stack([part.double() for part in parts]).mean(dim=0)
+    return found, exact.chunk(2)[mesh.data_rank]
+
+
+def test_a_rank_gets_the_mean_of_its_part(rank_pools: dict[int, RankPool]) -> None:
+    for found, exact in rank_pools[2].run(_means, "fp32"):
+        assert torch.equal(found, exact.float())
+    for found, exact in rank_pools[2].run(_means, "bf16"):
+        off = (found - exact).abs()
+        assert found.dtype == torch.float32
+        # Each of the two is rounded to eight bits, half a unit at most; no sum is rounded again.
+        assert 0 < off.max() < 4 * 2**-9
+        assert (found.bfloat16().float() != found).float().mean() > 0.3
+
+
+def _curves(cases: list[dict[str, Any]]) -> list[list[tuple[float, float]]]:
+    curves: list[list[tuple[float, float]]] = []
+    for case in cases:
+        engine = engine_of(Toy(), **case)
+        curves.append([toy.train_step(engine, step, accumulation=2) for step in range(4)])
+        engine.close()
+    return curves
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_reduction_beside_the_backward_changes_nothing(
+    rank_pools: dict[int, RankPool], precision: Precision
+) -> None:
+    case = {"stage": 2, "precision": precision}
+    after, beside = rank_pools[2].run(_curves, [case, case | {"overlap": True}])[0]
+    assert beside == after
+
+
+def test_bf16_between_ranks_is_close(rank_pools: dict[int, RankPool]) -> None:
+    case = {"stage": 1, "precision": "bf16"}
+    whole, rounded = rank_pools[2].run(_curves, [case, case | {"reduce_precision": "bf16"}])[0]
+    assert rounded != whole
+    assert rounded == [pytest.approx(expected, rel=4e-3) for expected in whole]
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision", "told"),
+    [
+        ({"stage": 1, "overlap": True}, "bf16", "zero.overlap: is a choice at"),
+        ({"stage": 2, "reduce_precision": "bf16"}, "bf16", "zero.reduce_precision: bf16 is for"),
+        ({"stage": 1, "reduce_precision": "bf16"}, "fp32", "zero.reduce_precision: bf16 is for"),
+    ],
+)
+def test_what_cannot_be_had_is_told(zero: dict[str, Any], precision: str, told: str) -> None:
+    (fault,) = ZeroConfig(**zero).faults(precision)
+    assert fault.startswith(told)
+    assert ZeroConfig(stage=2, overlap=True).faults(precision) == []
