@@ -80,8 +80,8 @@ def main(arguments: list[str]) -> int:
     out.print(table)
     errors = [abs(row.error) for row in rows()]
     out.print(
-        f"rates: {source}; of {len(errors)} published runs the planner missed the tokens a second "
-        f"by {sum(errors) / len(errors):.0%} on average and {max(errors):.0%} at most "
+        f"rates: {source}; of {len(errors)} published runs, few of which set a rate, it missed the "
+        f"tokens a second by {sum(errors) / len(errors):.0%} on average, {max(errors):.0%} at most "
         "(python -m tools.plan published); validation, checkpoints and restarts are not in it",
         markup=False,
     )

@@ -7,7 +7,8 @@ of DeepSpeed 0.19 as `parallel.zero` drives it, read off its allocations. With P
 a rank, D data ranks and b elements in a bucket they are, in bytes:
 
 - 0: gradients 4 P, their sum over ranks once more.
-- 0 and 1 in bf16: gradient sums 4 P, bf16 gradients 2 P during a backward, the sum over ranks 4 P.
+- 0 and 1 in bf16: gradient sums 4 P; one bf16 gradient at a time, or without
+  `zero.immediate_gradients` all of them, 2 P, during a backward; the sum over ranks 4 P.
 - 1: gradients 4 P, then a bucket or this rank's part; in the update a flat group of gradients.
 - 2: this rank's part 4 P / D and a few buckets, twice over from the second microbatch on.
 - 3: a part of everything, a bucket, and gathered parameters; these are nearly twice the live ones,
@@ -175,7 +176,8 @@ def _state(task: Task, candidate: Candidate, share: Share) -> _State:
     keeps_masters = e != s or (stage in (1, 2) and task.precision == "fp32")
     copies = 2 + keeps_masters
     always = Memory(parameters=e * share.elements + _tables(task, share), optimizer=copies * part)
-    reduced = min(share.trained, REDUCED_AT_ONCE) * s
+    # A rank alone reduces nothing.
+    reduced = min(share.trained, REDUCED_AT_ONCE) * s if data > 1 else 0
     if stage == 0 and task.precision == "fp32":
         return _State(
             always=replace(always, optimizer=copies * whole),
@@ -186,7 +188,7 @@ def _state(task: Task, candidate: Candidate, share: Share) -> _State:
             update=norm,
         )
     if stage <= 1 and task.precision == "bf16":
-        begun = e * share.trained
+        begun = e * (share.largest if task.zero.immediate_gradients else share.trained)
         always = replace(always, gradients=whole)
         return _State(always=always, growing=begun, left=begun, reduction=reduced, update=norm)
     bucket_elements = min(task.zero.bucket_elements, share.elements)

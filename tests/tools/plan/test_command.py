@@ -47,7 +47,7 @@ def test_overlay_is_a_config_that_loads(tmp_path: Path, capsys: pytest.CaptureFi
     config = load(RunConfig, [EXPERIMENT, str(out)])
     assert config.batch.sequences == 1024
     copies = 32 // config.layout.model_ranks
-    assert 1024 % (copies * config.batch.micro_sequences) == 0
+    assert 1024 % (copies * config.micro_sequences) == 0
 
 
 def test_overlay_of_a_pipeline_names_its_split(tmp_path: Path) -> None:

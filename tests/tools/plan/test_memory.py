@@ -206,6 +206,20 @@ def test_training_state_of_each_stage() -> None:
     assert bf16.gradients >= 4 * elements
 
 
+def test_gradients_that_are_added_as_they_come_are_not_all_there() -> None:
+    """Of a step whose update is its fullest moment; a rank alone reduces nothing besides."""
+
+    def peak(*, immediate: bool, data: int) -> float:
+        job = task("bf16", zero=ZeroConfig(stage=1, immediate_gradients=immediate))
+        spread = candidate(stage=1, data=data, micro_sequences=1)
+        return rank_memory(job, spread, CPU, pipeline_rank=0).total
+
+    share = task().share(candidate(), 0)
+    spared = peak(immediate=False, data=2) - peak(immediate=True, data=2)
+    assert spared == 2 * (share.trained - share.largest)
+    assert peak(immediate=True, data=1) < peak(immediate=True, data=2) + 3 * 4 / 2 * share.trained
+
+
 def test_each_way_to_spare_memory_spares_some() -> None:
     job = task()
 
