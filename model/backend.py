@@ -1,5 +1,6 @@
 """Which of torch's attention kernels compute, and whether one that was asked for is there."""
 
+import functools
 import importlib
 import warnings
 from typing import Literal
@@ -74,6 +75,7 @@ def kernels_for(backend: Backend, device: torch.device, *, steady: bool) -> list
     return None if backend == "auto" else [_ONE_KIND[backend]]
 
 
+@functools.cache
 def activate(backend: Backend) -> None:
     """Put the package that is asked for in the place of torch's flash kernels, in this process.
 
@@ -86,8 +88,7 @@ def activate(backend: Backend) -> None:
     importlib.import_module(module)
     if not hasattr(attention, "activate_flash_attention_impl"):
         raise ImportError(f"torch {torch.__version__} cannot use it, torch 2.13 can")
-    if attention.current_flash_attention_impl() != name:
-        attention.activate_flash_attention_impl(name)
+    attention.activate_flash_attention_impl(name)
 
 
 def fault(

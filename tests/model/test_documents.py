@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model import documents as apart
 from model.backend import Backend
 from model.documents import FP32_BELOW_ROWS, attend_within
 from tools.plan.measure import metered
@@ -99,3 +100,15 @@ def test_nothing_of_all_pairs_of_slots_exists(longest: int) -> None:
     with metered() as all_pairs:
         assert (qkv[:, 0, 0] @ qkv[:, 0, 1].T).shape == (S, S)
     assert all_pairs.peak_bytes >= 4 * S * S, "the meter sees them"
+
+
+def test_calls_on_gpus_fit_torchs_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their arguments and shapes, by what torch holds of its kernels without a GPU."""
+    qkv = torch.empty(64, 4, 3, 16, dtype=torch.bfloat16, device="meta")
+    documents = torch.empty(5, dtype=torch.int32, device="meta")
+    promised = apart._shaped(qkv, documents, 32, "auto")
+    monkeypatch.setattr(apart, "_has_varlen", lambda *_: True)
+    found = apart._forward._init_fn(qkv, documents, 32, "auto")
+    assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in promised]
+    grad = apart._backward._init_fn(found[0], qkv, documents, *found, 32, "auto")
+    assert (grad.shape, grad.dtype) == (qkv.shape, qkv.dtype)

@@ -66,6 +66,13 @@ def plan(arguments: list[str]) -> int:
     parser.add_argument("--gpu", choices=KINDS, required=True, help="what the ranks are")
     parser.add_argument("--top", type=whole(least=1), default=10, help="rows of the table")
     parser.add_argument(
+        "--document-tokens",
+        type=whole(least=1),
+        metavar="N",
+        help="with data.attend=within: tokens of the document that a token lies in, on average "
+        "(the sum of squared lengths over their sum); default: whole sequences",
+    )
+    parser.add_argument(
         "--write", type=output_file, metavar="OUT.yaml", help="write the first one's keys"
     )
     parser.add_argument(
@@ -74,7 +81,7 @@ def plan(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     config = load(RunConfig, options.arguments)
     machine, source = machine_for(options.gpu, options.calibration)
-    task = task_of(config, kind=options.gpu)
+    task = task_of(config, kind=options.gpu, document_tokens=options.document_tokens)
     plans = all_plans(task, machine, ranks=options.gpus)
     out = console()
     show(out, plans, task, machine, ranks=options.gpus, top=options.top, source=source)

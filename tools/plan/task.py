@@ -137,16 +137,22 @@ class Task:
         return self._weights.share(candidate.layout, pipeline_rank)
 
 
-def task_of(config: RunConfig, *, kind: MachineKind) -> Task:
+def task_of(config: RunConfig, *, kind: MachineKind, document_tokens: float | None = None) -> Task:
     """What the planner needs of a run.
 
     Args:
         config: the run; its own layout, ZeRO stage and microbatch are not looked at.
         kind: settles `precision: auto`.
+        document_tokens: of its documents, see `Task`; for a run that keeps them apart.
 
     Raises:
-        ConfigError: the run is of a kind that cannot be planned.
+        ConfigError: the run is of a kind that cannot be planned, or its documents are not apart.
     """
+    if document_tokens is not None and config.data.attend != "within":
+        raise ConfigError(
+            "--document-tokens: tokens see across the documents of a sequence in this run: leave "
+            "it out, or plan with data.attend=within"
+        )
     if config.zero.offload_directory is not None and kind != "cpu":
         raise ConfigError(
             "zero.offload_directory: only training on CPUs is planned with it; leave it out"
@@ -166,6 +172,7 @@ def task_of(config: RunConfig, *, kind: MachineKind) -> Task:
         states=config.optim.precision,
         sequences=config.batch.sequences,
         sequence_tokens=config.data.sequence_tokens,
+        document_tokens=document_tokens,
         spans={modality: config.span_load(modality) for modality in model.encoders},
         zero=config.zero,
         steps=config.steps,

@@ -147,6 +147,19 @@ def test_a_run_becomes_a_task() -> None:
     assert task_of(stored, kind="h100").spans["text"].longest == 25
 
 
+def test_documents_apart_are_counted_by_their_length(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [EXPERIMENT, "--gpus", "8", "--gpu", "h100", "--document-tokens", "600"]
+    assert plan.main(asked) == 2
+    assert "--document-tokens: tokens see across the documents" in capsys.readouterr().err
+    assert plan.main([*asked, "data.attend=within", "data.pack=fit"]) == 0
+    config = load(RunConfig, [EXPERIMENT, "data.attend=within", "data.pack=fit"])
+    known, unknown = (
+        task_of(config, kind="h100", document_tokens=tokens).decoder_layer(1).pairs
+        for tokens in (600, None)
+    )
+    assert (known, unknown) == (2048 * 601 / 2, 2048 * 2049 / 2)
+
+
 def test_a_place_that_cannot_be_written_is_named_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
