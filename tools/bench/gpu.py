@@ -44,6 +44,8 @@ WARMUP_STEPS = 3
 LOOKED_AT_STEPS = 2
 """Steps with instruments, which cost a little time, after those that are timed without."""
 NUM_BATCHES = 2
+DOCUMENTS = 4
+"""In a sequence, where they are apart: of some 500 tokens each, as web pages have."""
 INIT_STD = 0.02
 
 FORMULA = (
@@ -190,6 +192,7 @@ class Subject(contextlib.AbstractContextManager["Subject"]):
             vocabulary=config.model.decoder.vocabulary,
             sequence_tokens=config.data.sequence_tokens,
             count=count * sequences,
+            documents=DOCUMENTS if config.data.attend == "within" else 1,
         )
         collate = build_collator(config, SpecialTokens())
         return [
