@@ -1,5 +1,6 @@
 """What a step does besides computing: how often the host waits, how long, and where time goes."""
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Generator
@@ -24,8 +25,9 @@ class Waits:
     """Waits of the host for the device.
 
     Attributes:
-        calls: those that wait: on CUDA as torch counts them, elsewhere calls that would wait there.
-        seconds: spent in calls by which the host reads, or copies to the device.
+        calls: those that wait: on CUDA what torch counts, and waits for events and streams, which
+            it does not; elsewhere calls that would wait there.
+        seconds: spent in calls by which the host reads, copies to the device, or waits for it.
     """
 
     calls: int = 0
@@ -37,32 +39,41 @@ def counting_waits(device: torch.device) -> Generator[Waits]:
     """Within the context, counts and times how the host waits for a device."""
     found, depth = Waits(), 0
 
-    def timed(name: str) -> Callable[..., Any]:
-        method = getattr(Tensor, name)
+    on_cuda = device.type == "cuda"
 
-        def call(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
+    def timed(owner: type, name: str, *, counts: bool) -> Callable[..., Any]:
+        method = getattr(owner, name)
+
+        def call(self: Any, *arguments: Any, **options: Any) -> Any:
             nonlocal depth
             started = time.perf_counter()
             depth += 1
             try:
-                return method(tensor, *arguments, **options)
+                return method(self, *arguments, **options)
             finally:
                 depth -= 1
                 if depth == 0:  # some call each other
                     found.seconds += time.perf_counter() - started
-                    found.calls += device.type != "cuda" and name in READING
+                    found.calls += counts
 
         return call
 
+    reading = {name: timed(Tensor, name, counts=not on_cuda) for name in READING}
+    reading["to"] = timed(Tensor, "to", counts=False)
+
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        if device.type == "cuda":
+        if on_cuda:
             torch.cuda.set_sync_debug_mode("warn")
         try:
-            with replaced(Tensor, **{name: timed(name) for name in (*READING, "to")}):
+            with contextlib.ExitStack() as changed:
+                changed.enter_context(replaced(Tensor, **reading))
+                for owner in (torch.cuda.Event, torch.cuda.Stream):
+                    wait = timed(owner, "synchronize", counts=True)
+                    changed.enter_context(replaced(owner, synchronize=wait))
                 yield found
         finally:
-            if device.type == "cuda":
+            if on_cuda:
                 torch.cuda.set_sync_debug_mode("default")
     found.calls += sum(SYNCHRONISED in str(warning.message) for warning in told)
 
@@ -119,15 +130,18 @@ def timing_parts(engine: ZeroEngine, device: torch.device) -> Generator[Parts]:
 
 @contextmanager
 def replaced(owner: object, **attributes: object) -> Generator[None]:
-    """Within the context, an object or a class has these attributes in place of inherited ones."""
-    assert not set(attributes) & set(vars(owner)), "only what is inherited comes back"
+    """Within the context, an object or a class has these attributes in place of others."""
+    before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
     for name, value in attributes.items():
         setattr(owner, name, value)
     try:
         yield
     finally:
         for name in attributes:
-            delattr(owner, name)
+            if name in before:
+                setattr(owner, name, before[name])
+            else:  # it was inherited
+                delattr(owner, name)
 
 
 def mark(device: torch.device) -> Any:

@@ -2,8 +2,8 @@
 
 Rates of the device; parity with losses computed on a CPU; the 1.3B with all levers on and off; a
 real run that is killed, gone on with and stopped; each lever off against all on. What is found goes
-to out/gpu.json and out/gpu.html as it comes. A part runs in a process of its own: one that fails,
-or hangs, is a row, and the others stand. Without CUDA a tiny model tries the plumbing.
+to out/gpu.json and out/gpu.html as it comes. What is measured runs in another process: a part that
+fails, or hangs, is a row, and the others stand. Without CUDA a tiny model tries the plumbing.
 """
 
 from train.preemption import quiet_until_asked
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -131,10 +132,10 @@ def check(
         corpus: of the real run; None to make one.
         context: makes the processes; by default each starts from nothing.
     """
-    running = Check(effort, report, console, corpus=corpus, context=context)
-    for part in PARTS:
-        if part in parts:
-            getattr(running, f"_{part}")()
+    with closing(Check(effort, report, console, corpus=corpus, context=context)) as running:
+        for part in PARTS:
+            if part in parts:
+                getattr(running, f"_{part}")()
     console.print(
         f"{running.seconds / 60:.1f} minutes; {report.out} holds the numbers, {report.page} shows "
         "them"
@@ -162,6 +163,11 @@ class Check:
         self._levers = [lever.name for lever in levers.usable()]
         self._memory_bytes = 0
         self._sequences = 2 if effort.is_tiny else 1
+        self._pool = RankPool(1, threads=torch.get_num_threads(), cuda=True, context=context)
+
+    def close(self) -> None:
+        """Ends the process that measures."""
+        self._pool.close()
 
     @property
     def seconds(self) -> float:
@@ -197,13 +203,13 @@ class Check:
         several = replace(once, microbatches=SEVERAL, steps=min(4, once.steps))
         everything = self._levers
         shapes = [once, several] if self._effort.saves or self._effort.is_tiny else [once]
-        self._measure("all on", shapes, expected_seconds=75, with_parts=True)
-        self._measure("all off", shapes, expected_seconds=50, off=everything)
+        self._measure("all on", shapes, expected_seconds=60, with_parts=True)
+        self._measure("all off", shapes, expected_seconds=40, off=everything)
 
     def _run(self) -> None:
         is_tiny = not self._effort.saves
         scale = TINY_REAL if is_tiny else replace(REAL, sequences=self._sequences)
-        expected = 40 if is_tiny else 200
+        expected = 75 if is_tiny else 200
         if not self._fits("run", expected):
             return
         self._report.write()  # which makes the directory
@@ -211,6 +217,7 @@ class Check:
             lacking = f"{scale.disk_bytes / 1e9:.0f} GB of disk are needed, {free / 1e9:.0f} free"
             self._note("run", None, f"not run: {lacking}")
             return
+        self._pool.close()  # the run needs all of the device's memory
         with tempfile.TemporaryDirectory(prefix="gpu-check-", dir=self._report.out.parent) as made:
             try:
                 found = real_run(
@@ -233,17 +240,9 @@ class Check:
         shapes = [
             Shape(sequences=min(ABLATED_SEQUENCES, self._sequences), steps=self._effort.steps)
         ]
-        with self._pool() as pool:
-            self._measure("ablation: all on", shapes, expected_seconds=30, pool=pool)
-            for lever in levers.usable():
-                self._measure(
-                    "ablation",
-                    shapes,
-                    expected_seconds=20,
-                    off=[lever.name],
-                    # Variables are read when a process starts.
-                    pool=None if lever.off_environment else pool,
-                )
+        self._measure("ablation: all on", shapes, expected_seconds=25)
+        for name in self._levers:
+            self._measure("ablation", shapes, expected_seconds=20, off=[name])
 
     def _modes(self) -> None:
         once = Shape(sequences=self._sequences, steps=self._effort.steps)
@@ -259,7 +258,6 @@ class Check:
         mode: str = next(iter(speed.MODES)),
         off: Sequence[str] = (),
         with_parts: bool = False,
-        pool: RankPool | None = None,
     ) -> None:
         """Rows of speed, or one that says why there are none."""
         tflops = self._report.found["matmul_tflops"]
@@ -275,7 +273,6 @@ class Check:
             self._effort.is_tiny,
             None if tflops is None else tflops * 1e12,
             with_parts,
-            pool=pool,
             row=Row(case=case, levers_off=list(off), sequences=shapes[0].sequences,
                     microbatches=shapes[0].microbatches),
             environment=levers.environment(off),
@@ -291,26 +288,31 @@ class Check:
         expected_seconds: float,
         work: Callable[..., Any],
         *arguments: Any,
-        pool: RankPool | None = None,
         row: Row | None = None,
         environment: dict[str, str | None] | None = None,
     ) -> Any:
-        """What work returns in a process of its own, or in a pool's; None if it did not."""
+        """What work returns in another process; None if it did not.
+
+        The process is kept for the next one, unless it failed or its variables are its own.
+        """
         row = row or Row(case=name)
         if not self._fits(name, expected_seconds, row):
             return None
         limit = max(5.0, min(self._effort.patience * expected_seconds, self._left - START_SECONDS))
+        started = time.monotonic()
         try:
-            if pool is not None:
-                return pool.run(work, *arguments, timeout_seconds=limit)[0]
-            with changed_environment(environment or {}), self._pool() as own:
-                return own.run(work, *arguments, timeout_seconds=limit)[0]
+            if environment:
+                self._pool.close()  # two of them would need the device's memory twice
+            with changed_environment(environment or {}):
+                [found] = self._pool.run(work, *arguments, timeout_seconds=limit)
         except RanksFailed as error:
             self._failed(name, str(error), row)
             return None
-
-    def _pool(self) -> RankPool:
-        return RankPool(1, threads=torch.get_num_threads(), cuda=True, context=self._context)
+        finally:
+            if environment:
+                self._pool.close()
+        self._console.print(f"{name}: {time.monotonic() - started:.0f} s")
+        return found
 
     @property
     def _left(self) -> float:

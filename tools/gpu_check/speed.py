@@ -22,7 +22,10 @@ MODES: Final[dict[str, tuple[str, ...]]] = {
     "semi-causal": (),
     "causal": ("spans.text.ratio=0",),
     "documents apart": ("data.pack=fit", "data.attend=within"),
+    "ZeRO-3": ("zero.stage=3",),
+    "attention by flash": ("model.attention=flash",),
 }
+"""What is measured with all levers on; the first is what levers are tried on."""
 PACKAGES: Final = ("deepspeed", "megatron-core", "transformers", "triton", "numpy", "pydantic")
 SMALL_MATRIX: Final = 256
 SMALL_COPY_BYTES: Final = 1 << 24
@@ -89,6 +92,8 @@ def machine(is_tiny: bool) -> tuple[dict[str, Any], int]:
     size, size_bytes = (SMALL_MATRIX, SMALL_COPY_BYTES) if is_tiny else (8192, 1 << 30)
     found["matmul_tflops"] = matmul_flops(device, size=size) / 1e12
     found["copy_tbps"] = copy_bytes(device, size_bytes=size_bytes) / 1e12
+    if on_cuda:
+        torch.cuda.empty_cache()  # this process may go on with other work
     return found, memory_bytes
 
 
