@@ -115,6 +115,8 @@ def real_run(
         *("steps=1000", "optim.warmup_steps=10", "samples.prompts=[]", "watch.wandb=disabled"),
         *(f"batch.sequences={scale.sequences}", f"batch.micro_sequences={scale.sequences}"),
         *(f"checkpoint.every_steps={scale.saved}", "checkpoint.keep=1"),
+        # With room for the largest spans it might not fit, as the bench has it.
+        "batch.try_first=false",
         *("validation.every_steps=1000", f"validation.sequences={scale.sequences}"),
     ]
 
