@@ -190,12 +190,7 @@ def compile_blocks(
     Returns:
         What comes of it; `compilation_of` finds it again.
     """
-    import torch._dynamo.config as limits
-    import torch.fx.experimental._config as shapes
-
-    limits.recompile_limit = max(limits.recompile_limit, MOST_GRAPHS)
-    # Else as many spans as heads, in the first batch, would be taken for a rule.
-    shapes.use_duck_shape = False
+    _settle_torch()
     state = Compilation(is_optional=is_optional)
     steps = {
         dynamic: _steps(partial(_Compiled, dynamic=dynamic, backend=backend, state=state))
@@ -212,6 +207,20 @@ def compile_blocks(
             vars(layer)["skip_bias_add"] = True
     vars(model)["compilation"] = state
     return state
+
+
+def _settle_torch() -> None:
+    """Options of torch's compiler that are the whole process's."""
+    import torch._dynamo.config as tracing
+    import torch._functorch.config as differentiating
+    import torch.fx.experimental._config as shapes
+
+    tracing.recompile_limit = max(tracing.recompile_limit, MOST_GRAPHS)
+    # Else as many spans as heads, in the first batch, would be taken for a rule.
+    shapes.use_duck_shape = False
+    # A backward is compiled with its forward, where a failure can still be answered.
+    if hasattr(differentiating, name := "force_non_lazy_backward_lowering"):  # torch's own matter
+        setattr(differentiating, name, True)
 
 
 def _steps(compiled: Callable[[Callable[..., Any]], Any]) -> tuple[Steps, Steps]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from model.batch import Batch
@@ -167,10 +168,15 @@ def broken(*_: Any) -> Any:
     raise RuntimeError("the linker\nis gone")
 
 
-def test_failure_falls_back_or_stops() -> None:
-    plain, model = trained_pair(tiny_config())
-    batches = changing_batches()
-    state = compile_blocks(model, backend=broken, is_optional=True)
+@pytest.mark.parametrize(
+    "backend",
+    [broken, aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=broken)],
+    ids=["forward", "backward"],
+)
+def test_failure_falls_back_or_stops(backend: Any) -> None:
+    plain, model = trained_pair(tiny_config(encoder=False))
+    batches = changing_batches(encoder=False)
+    state = compile_blocks(model, backend=backend, is_optional=True)
     assert list(news(model, step=0)) == [
         "the blocks are compiled in the first step, which may take a minute"
     ]
@@ -180,7 +186,7 @@ def test_failure_falls_back_or_stops() -> None:
     ]
     assert not list(news(model, step=2))
     assert state.num_graphs == 0
-    compile_blocks(model, backend=broken)
+    compile_blocks(model, backend=backend)
     torch._dynamo.reset()
     with pytest.raises(
         CompileError, match=r"model\.compile: .*the linker.* set model.compile=none$"
