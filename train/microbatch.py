@@ -8,6 +8,7 @@ before one of them runs out of memory while the others wait for it.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -125,6 +126,10 @@ def tried(
         # All ranks have the same figures, and refuse together.
         if growth.bytes_of(chosen) * COMPILED_SHARE > growth.usable_bytes:
             raise trial.refusal(chosen)
+    if engine.mesh.world.is_main:  # it may take a minute where blocks are compiled
+        sys.stderr.write(
+            f"trying a step of microbatches of {chosen} sequences, without its update\n"
+        )
     trial.run(chosen)
     return _with_size(config, chosen)
 

@@ -16,6 +16,8 @@ from train.config_files import load
 from train.data.tokens import SpecialTokens
 from train.errors import ConfigError
 from train.microbatch import Growth, fullest_batch, possible_sizes, settled
+from train.run_directory import RunDirectory
+from train.watch.metrics import read_metrics
 
 
 def _config(*overrides: str) -> RunConfig:
@@ -134,7 +136,11 @@ def test_a_run_that_tries_first_trains_the_same(corpus: Path, tmp_path: Path) ->
     dropout = "model.encoders.text.encoder.dropout=0.1"
     without = run(corpus, tmp_path / "without", dropout, "batch.micro_sequences=8")
     auto = ("batch.micro_sequences=auto", "batch.try_first=true")
-    tried = run(corpus, tmp_path / "tried", dropout, *auto)
+    attempt = start(corpus, tmp_path / "tried", dropout, *auto).wait()
+    assert attempt.code == 0
+    assert "trying a step of microbatches of 8 sequences, without its update" in attempt.output
+    assert "batch.micro_sequences: auto takes 8" in attempt.output
+    tried = read_metrics(RunDirectory(tmp_path / "tried").metrics)
     assert [record.loss for record in tried.train] == [record.loss for record in without.train]
     assert tried.validation[-1].loss == without.validation[-1].loss
 
