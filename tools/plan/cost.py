@@ -1,9 +1,8 @@
 """`python -m tools.plan cost CONFIG... --gpu h100`: hours and GPU-hours of a run, on so many GPUs.
 
-One copy of the model on each GPU, in the largest step that fits, under ZeRO-1 and ZeRO-2; each as
-DeepSpeed does it (gradients in the type of their sums, all of them summed on every rank, after the
-backward) and as it could be: every gradient summed on its owner alone and sent in bf16, while the
-backward goes on.
+One copy of the model on each GPU, in the largest step that fits, under ZeRO-1 and ZeRO-2, with each
+way to send gradients: those that keys of the configuration choose, and what would be gained by one
+that nothing chooses yet.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,13 +22,14 @@ from train.errors import ConfigError
 
 HOUR_SECONDS = 3600.0
 GPUS = (8, 64, 512)
-WIRES = {
-    "as it is": Wire(),
-    "overlapped": Wire(overlaps=True),
-    "bf16, to the owner": Wire(reduce_in="bf16", scatters=True),
-    "both": Wire(reduce_in="bf16", scatters=True, overlaps=True),
-}
-"""Ways to send gradients, and weights back."""
+WAYS = (
+    (1, "fp32", Wire(scatters=True)),
+    (1, "zero.reduce_precision=bf16", Wire(scatters=True, reduce_in="bf16")),
+    (1, "bf16, overlapped (not there)", Wire(scatters=True, reduce_in="bf16", overlaps=True)),
+    (2, "fp32", Wire()),
+    (2, "zero.overlap=true", Wire(overlaps=True)),
+)
+"""ZeRO stage, and how gradients are sent."""
 
 
 def main(arguments: list[str]) -> int:
@@ -100,19 +100,19 @@ def plans(task: Task, machine: Machine, *, ranks: int) -> Iterator[tuple[int, st
             f"batch.sequences: {task.sequences} do not divide by {ranks} GPUs: name others in "
             "--gpus, or change the batch"
         )
-    for stage in (1, 2) if ranks > 1 else (1,):
-        for name, wire in WIRES.items() if ranks > 1 else [("none are sent", Wire())]:
-            plan = _fastest(task, machine, ranks=ranks, stage=stage, wire=wire)
-            if plan is None:
-                raise ConfigError(
-                    f"batch.sequences: on {ranks} x {machine.device} not even one sequence of the "
-                    "model fits with ZeRO-1 or ZeRO-2: python -m tools.plan CONFIG finds other "
-                    "layouts"
-                )
-            yield stage, name, plan
+    for stage, name, wire in WAYS if ranks > 1 else [(1, "none are sent", None)]:
+        plan = _fastest(task, machine, ranks=ranks, stage=stage, wire=wire)
+        if plan is None:
+            raise ConfigError(
+                f"batch.sequences: on {ranks} x {machine.device} not even one sequence of the "
+                "model fits with ZeRO-1 or ZeRO-2: python -m tools.plan CONFIG finds other layouts"
+            )
+        yield stage, name, plan
 
 
-def _fastest(task: Task, machine: Machine, *, ranks: int, stage: int, wire: Wire) -> Plan | None:
+def _fastest(
+    task: Task, machine: Machine, *, ranks: int, stage: int, wire: Wire | None
+) -> Plan | None:
     mine = task.sequences // ranks
     sizes = [n for n in range(1, min(mine, MOST_MICRO_SEQUENCES) + 1) if mine % n == 0]
     found = (

@@ -8,7 +8,8 @@ a rank, D data ranks and b elements in a bucket they are, in bytes:
 
 - 0: gradients 4 P, their sum over ranks once more.
 - 0 and 1 in bf16: gradient sums 4 P; one bf16 gradient at a time, or without
-  `zero.immediate_gradients` all of them, 2 P, during a backward; the sum over ranks 4 P.
+  `zero.immediate_gradients` all of them, 2 P, during a backward; of the optimiser's largest group
+  this rank's part of the sum over ranks, and in bf16 what is sent and received.
 - 1: gradients 4 P, then a bucket or this rank's part; in the update a flat group of gradients.
 - 2: this rank's part 4 P / D and a few buckets, twice over from the second microbatch on.
 - 3: a part of everything, a bucket, and gathered parameters; these are nearly twice the live ones,
@@ -69,7 +70,7 @@ def rank_memory(
 ) -> Memory:
     """Memory of one rank, of this stage, at its fullest moment."""
     share = task.share(candidate, pipeline_rank)
-    state = _state(task, candidate, share)
+    state = _state(task, candidate, share, on_cpu=machine.kind == "cpu")
     acts = kept(task, candidate, share, fused=machine.has_fused_span_attention)
 
     def held(counts: tuple[int, ...]) -> tuple[float, float]:
@@ -166,7 +167,7 @@ class _State:
     update: float
 
 
-def _state(task: Task, candidate: Candidate, share: Share) -> _State:
+def _state(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> _State:
     e, s, stage, data = task.element_bytes, task.state_bytes, candidate.stage, candidate.data
     norm = FP64 * share.largest
     # Gradients in the masters' type: of all, of this rank's part, of the optimiser's largest group.
@@ -190,6 +191,10 @@ def _state(task: Task, candidate: Candidate, share: Share) -> _State:
     if stage <= 1 and task.precision == "bf16":
         begun = e * (share.largest if task.zero.immediate_gradients else share.trained)
         always = replace(always, gradients=whole)
+        # Gloo reduces a copy.
+        reduced = (data > 1) * (group / data + group * on_cpu)
+        if data > 1 and task.wire(candidate).reduce_in == "bf16":
+            reduced = group / data + 2 * e * share.largest_group
         return _State(always=always, growing=begun, left=begun, reduction=reduced, update=norm)
     bucket_elements = min(task.zero.bucket_elements, share.elements)
     bucket = bucket_elements * s

@@ -143,7 +143,7 @@ def step_seconds(task: Task, candidate: Candidate, machine: Machine) -> Seconds:
         cost = pieces.of(share)
         updating = share.trained / owned * UPDATE_BYTES / rates.update
         handling = rates.microbatch_seconds
-        if not candidate.wire.by_layer:  # else neither is DeepSpeed's
+        if not task.wire(candidate).by_layer:  # else neither is DeepSpeed's
             handling += (
                 share.trained * rates.microbatch_element_seconds[stage]
                 + num_blocks * rates.microbatch_block_seconds[stage]
@@ -294,7 +294,7 @@ def _data(
         share: what the rank holds.
         compute: seconds of a microbatch, forward and backward.
     """
-    layout, data, wire = candidate.layout, candidate.data, candidate.wire
+    layout, data, wire = candidate.layout, candidate.data, task.wire(candidate)
     links = machine.links(span=candidate.ranks, stride=layout.model_ranks)
     reduce_bytes = task.state_bytes if wire.reduce_in is None else PRECISION_BYTES[wire.reduce_in]
     gradients = share.trained * reduce_bytes

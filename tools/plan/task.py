@@ -45,6 +45,28 @@ def block_moves(width: float, hidden: float, *, tensor: int, rows_split: int) ->
     return WHOLE_MOVES * width / rows_split + split / tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wire:
+    """How gradients and weights travel over data ranks.
+
+    The defaults are DeepSpeed's own.
+
+    Attributes:
+        reduce_in: type of gradients under way; None: that in which they are summed.
+        scatters: whether each gradient is summed on its owner alone, where DeepSpeed's stages 1
+            and 2 sum all of it on every rank.
+        overlaps: whether gradients travel while the backward goes on, and weights while the forward
+            does.
+        by_layer: whether each layer is gathered and reduced by itself, in every microbatch, as FSDP
+            does it.
+    """
+
+    reduce_in: Precision | None = None
+    scatters: bool = False
+    overlaps: bool = False
+    by_layer: bool = False
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
     """A run, as far as it does not depend on how it is spread.
@@ -120,6 +142,16 @@ class Task:
         """Share of a layer's forward that is computed again in its backward."""
         return float(layout.recompute == "full")
 
+    def wire(self, candidate: "Candidate") -> Wire:
+        """How data ranks talk."""
+        if candidate.wire is not None:
+            return candidate.wire
+        if candidate.stage <= 1 and self.precision == "bf16":
+            # `parallel.zero.accumulation` reduces in DeepSpeed's place.
+            return Wire(scatters=True, reduce_in=None if self.states == "bf16" else
+                        self.zero.reduce_precision)  # fmt: skip
+        return Wire(overlaps=candidate.stage == 2 and self.zero.overlap)
+
     def load(self, sequences: int) -> Load:
         """A microbatch of so many sequences."""
         spans = {
@@ -181,28 +213,6 @@ def task_of(config: RunConfig, *, kind: MachineKind, document_tokens: float | No
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wire:
-    """How gradients and weights travel over data ranks.
-
-    The defaults are what DeepSpeed does as `parallel.zero` drives it.
-
-    Attributes:
-        reduce_in: type of gradients under way; None: that in which they are summed.
-        scatters: whether each gradient is summed on its owner alone, where DeepSpeed's stages 1
-            and 2 sum all of it on every rank.
-        overlaps: whether gradients travel while the backward goes on, and weights while the forward
-            does.
-        by_layer: whether each layer is gathered and reduced by itself, in every microbatch, as FSDP
-            does it.
-    """
-
-    reduce_in: Precision | None = None
-    scatters: bool = False
-    overlaps: bool = False
-    by_layer: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One way to spread a task.
 
@@ -212,7 +222,7 @@ class Candidate:
         stage: of ZeRO.
         micro_sequences: sequences in a microbatch.
         num_microbatches: microbatches of a model copy in a step.
-        wire: how data ranks talk.
+        wire: how data ranks talk; None: as the run says.
     """
 
     layout: LayoutConfig
@@ -220,7 +230,7 @@ class Candidate:
     stage: int
     micro_sequences: int
     num_microbatches: int
-    wire: Wire = Wire()
+    wire: Wire | None = None
 
     @property
     def split(self) -> tuple[int, ...]:

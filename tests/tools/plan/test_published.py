@@ -117,10 +117,23 @@ def test_ways_to_send_gradients_are_ranked() -> None:
     assert data(replace(spread, stage=2)) / plain == pytest.approx((4 * 8 + 2) / 10, rel=0.05)
 
 
+def test_gradients_are_sent_as_the_run_says() -> None:
+    row = next(llm_foundry())
+    task = replace(row.task, states="fp32")
+    first, second = (replace(row.candidate, stage=stage, wire=None) for stage in (1, 2))
+    assert task.wire(first) == Wire(scatters=True, reduce_in="fp32")
+    assert task.wire(second) == Wire()
+    zero = task.zero.model_copy(update={"reduce_precision": "bf16", "overlap": True})
+    other = replace(task, zero=zero)
+    assert other.wire(first) == Wire(scatters=True, reduce_in="bf16")
+    assert other.wire(second) == Wire(overlaps=True)
+    assert replace(other, precision="fp32").wire(first) == Wire()
+
+
 def test_cost_is_told_in_hours(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main(["cost", EXPERIMENT, "--gpu", "h100", "--gpus", "8", "64"]) == 0
     shown = capsys.readouterr().out
-    for word in ("hours", "GPU-hours", "overlapped", "bf16, to the owner", "44 published runs"):
+    for word in ("hours", "GPU-hours", "zero.overlap=true", "not there", "44 published runs"):
         assert word in shown
     assert plan.main(["cost", EXPERIMENT, "--gpu", "h100", "--gpus", "3"]) == 2
     assert "batch.sequences: 1024 do not divide by 3 GPUs" in capsys.readouterr().err

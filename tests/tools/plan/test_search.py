@@ -136,7 +136,7 @@ FROZEN = [
     ),
     (
         *("bf16", "h200", {"data": 2, "pipeline": 2, "split": [10, 14], "recompute": "selective"}),
-        *(19513577472, 0.5215717884139777),
+        *(19513577472, 0.5159877542806443),
     ),
     (
         *("fp32", "h100"),
@@ -146,8 +146,9 @@ FROZEN = [
     ),
     ("fp32", "cpu", {"stage": 0, "data": 2}, 43975624704, 4465.434549367987),
 ]
-"""Precision, machine, layout; bytes of the fullest rank and seconds of a step. Seconds on H100 and
-H200 are 3 to 6 % more since products and attention have the rates measured on an H200."""
+"""Precision, machine, layout; bytes of the fullest rank and seconds of a step. On H100 and H200
+products and attention have the rates measured on an H200; ZeRO-1 in bf16 sends gradients to their
+owner alone."""
 
 
 @pytest.mark.parametrize(("precision", "kind", "keys", "memory", "seconds"), FROZEN)
