@@ -14,7 +14,7 @@ from model.attention import CausalSelfAttention, KeyValueCache
 from model.block import Block, NormKind, run_block
 from model.config import Config, Depth, Dropout, Heads, HiddenWidth, Tokens, Vocabulary, Width
 from model.layers import Layers, normal
-from model.loss import LinearCrossEntropy
+from model.loss import LinearCrossEntropy, LossKernel
 from model.recompute import Recompute
 
 EMBEDDING_STD = 0.02
@@ -49,8 +49,12 @@ class DecoderConfig(Config):
     """Share of each residual branch dropped in training; the paper uses none."""
     tied_head: bool = True
     """Whether the head is the token embedding, as in the paper, or a matrix of its own."""
-    loss_chunk_tokens: Tokens = 256
-    """Scored slots whose logits exist at once."""
+    loss_chunk_tokens: Tokens | None = None
+    """Scored slots whose logits exist at once; default: 256 on CPUs, on GPUs as many as have 1 GiB
+    of logits, and 4,096 at least."""
+    loss_kernel: LossKernel = "auto"
+    """What makes loss and gradient of logits on GPUs: `triton` in one pass, `torch` in about ten;
+    `auto` is triton where it works. On CPUs torch does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +152,7 @@ class Decoder(nn.Module):
             self.head = LinearCrossEntropy(
                 table.weight,
                 chunk_tokens=config.loss_chunk_tokens,
+                kernel=config.loss_kernel,
                 shard=layers.shard(config.vocabulary),
                 init=None if table is self.embedding else initializer,
             )

@@ -1,12 +1,41 @@
 """Cross-entropy over scored slots alone, in chunks: the logits of a batch never exist."""
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from model.layers import Initializer, VocabularyShard
+
+LossKernel = Literal["auto", "torch", "triton"]
+"""What makes loss and gradient of logits on a GPU: `triton` in one pass, `torch` in about ten;
+`auto` is triton where it works."""
+
+CPU_CHUNK_TOKENS = 256
+GPU_CHUNK_TOKENS = 4096
+GPU_CHUNK_BYTES = 1 << 30
+
+
+def usual_chunk_tokens(*, on_gpu: bool, num_rows: int, element_bytes: int) -> int:
+    """Scored slots whose logits exist at once, where the configuration leaves it open.
+
+    Each chunk reads the weight twice and updates its gradient, which GPUs feel below some thousand
+    slots. There it is as many as have 1 GiB of logits, in the weight's type, and 4,096 at least.
+    The memory that happens to be free has no say: ranks that share the vocabulary must agree, a run
+    that goes on must round as before, and the planner must know.
+
+    Args:
+        on_gpu: whether the head is on one.
+        num_rows: of the weight, or of a rank's part of it.
+        element_bytes: of the weight's type.
+    """
+    if not on_gpu:
+        return CPU_CHUNK_TOKENS
+    fitting = GPU_CHUNK_BYTES // (num_rows * element_bytes)
+    return max(GPU_CHUNK_TOKENS, fitting // 1024 * 1024)
 
 
 class Loss(NamedTuple):
@@ -29,7 +58,8 @@ class LinearCrossEntropy(nn.Module):
 
     Args:
         weight: [V, H], or a rank's rows of it.
-        chunk_tokens: scored slots whose logits exist at once.
+        chunk_tokens: scored slots whose logits exist at once; None: `usual_chunk_tokens`.
+        kernel: what makes loss and gradient of logits on a GPU; on a CPU torch does.
         shard: which rows, and what joins them; None if all.
         init: first values of a weight that is the head's own.
     """
@@ -38,13 +68,15 @@ class LinearCrossEntropy(nn.Module):
         self,
         weight: Tensor,
         *,
-        chunk_tokens: int,
+        chunk_tokens: int | None = None,
+        kernel: LossKernel = "auto",
         shard: VocabularyShard | None = None,
         init: Initializer | None = None,
     ):
         super().__init__()
         self.weight = weight
         self.chunk_tokens = chunk_tokens
+        self.kernel: LossKernel = kernel
         self.shard = shard
         self.init = init
 
@@ -54,20 +86,104 @@ class LinearCrossEntropy(nn.Module):
         """Loss of the first `num_scored` states; the rest is padding of the static shape.
 
         Where the vocabulary is split, the loss is that of the whole one, and the gradient of the
-        states is this rank's part of a sum over ranks.
+        states is this rank's part of a sum over ranks. Nothing waits for the device.
         """
         weight = self.weight
         if not torch.is_grad_enabled():
             # An autograd function asks which inputs want gradients, not whether any are wanted.
             states, weight = states.detach(), weight.detach()
+        chunk = self.chunk_tokens or usual_chunk_tokens(
+            on_gpu=weight.is_cuda, num_rows=len(weight), element_bytes=weight.element_size()
+        )
         total, terms = _ChunkedCrossEntropy.apply(
-            states, weight, targets, num_scored, self.chunk_tokens, self.shard
+            states,
+            weight,
+            targets[:num_scored],
+            chunk,
+            self.shard,
+            chosen_cross_entropy(self.kernel, weight.device),
         )
         return Loss(total, terms)
 
     def logits(self, states: Float[Tensor, "... H"]) -> Float[Tensor, "... V"]:
         """Logits in fp32, for generation."""
         return torch.matmul(states, self.weight.t()).float()
+
+
+CrossEntropy = Callable[..., Tensor]
+"""Loss of a chunk of logits, and their gradient; see `cross_entropy_`."""
+
+
+def chosen_cross_entropy(kernel: LossKernel, device: torch.device) -> CrossEntropy:
+    """What is to be used on a device."""
+    wants_triton = kernel == "triton" or (kernel == "auto" and why_no_triton(device) is None)
+    if device.type == "cpu" or not wants_triton:
+        return cross_entropy_
+    from model.kernels import cross_entropy  # needs triton
+
+    return cross_entropy.cross_entropy_
+
+
+@functools.cache
+def why_no_triton(device: torch.device) -> str | None:
+    """Why our Triton kernels cannot run on a device, None if they can; the first call tries."""
+    if device.type == "cpu":
+        return "there is no GPU"
+    try:
+        from model.kernels import cross_entropy
+
+        row, target = torch.zeros(1, 16, device=device), torch.zeros(1, device=device).long()
+        cross_entropy.cross_entropy_(row, target, num_tokens=16, shard=None, gradient=True)
+    except Exception as error:  # packages, compilers and drivers each raise their own
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return None
+
+
+def cross_entropy_(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    num_tokens: int,
+    shard: VocabularyShard | None,
+    gradient: bool,
+) -> Tensor:
+    """Loss of each row of a chunk of logits, and over them its gradient, softmax - onehot.
+
+    This is what defines the numbers, and what runs on CPUs.
+
+    Args:
+        logits: [C, V] of the whole vocabulary, or of a rank's part; written over.
+        targets: [C] tokens of the whole vocabulary.
+        num_tokens: columns that are tokens; those beyond are padding and get no gradient.
+        shard: which part the columns are, and what joins them; None if all.
+        gradient: whether it is wanted; without, the logits are left as anything.
+
+    Returns:
+        [C] loss of each row, fp32.
+    """
+    exact = logits.float()
+    exact[:, num_tokens:] = float("-inf")
+    target, here = targets[:, None], None
+    if shard is not None:
+        target = target - shard.first
+        here = (target >= 0) & (target < num_tokens)
+        target = target.clamp(0, exact.shape[1] - 1)
+    maxima = exact.amax(dim=1, keepdim=True)
+    if shard is not None:
+        maxima = shard.maximum(maxima)
+    chosen = exact.gather(1, target)
+    exponentials = exact.sub_(maxima).exp_()
+    sums = exponentials.sum(dim=1, keepdim=True)
+    if shard is not None:
+        assert here is not None
+        chosen = chosen.masked_fill(~here, 0.0)
+        sums, chosen = shard.sum(torch.cat([sums, chosen], dim=1)).split(1, dim=1)
+    if gradient:
+        minus_one = -torch.ones_like(chosen) if here is None else -here.to(chosen.dtype)
+        shares = exponentials.div_(sums).scatter_add_(1, target, minus_one)
+        if shares is not logits:
+            logits.copy_(shares)
+    return (sums.log() + maxima - chosen).squeeze(1)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -83,53 +199,42 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         states: Tensor,
         weight: Tensor,
         targets: Tensor,
-        num_scored: int,
         chunk: int,
         shard: VocabularyShard | None,
+        cross_entropy: CrossEntropy,
     ) -> tuple[Tensor, Tensor]:
         wants_states, wants_weight = ctx.needs_input_grad[:2]
+        num_scored, num_rows = len(targets), len(weight)
         grad_states = torch.zeros_like(states) if wants_states else None
-        # bf16 sums over dozens of chunks would lose small terms: the weight's gradient is fp32.
-        grad_weight = (
-            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-            if wants_weight
-            else None
-        )
+        grad_weight = None
         terms = torch.zeros(states.shape[0], dtype=torch.float32, device=states.device)
+        # One for all chunks, of a size that does not change from batch to batch.
+        buffer = _logits_buffer(min(chunk, len(states)), weight)
         for start in range(0, num_scored, chunk):
             stop = min(start + chunk, num_scored)
-            part, target = states[start:stop], targets[start:stop, None]
-            logits = (part @ weight.t()).float()
-            here = None
-            if shard is not None:
-                logits[:, shard.size :] = float("-inf")  # padding rows
-                target = target - shard.first
-                here = (target >= 0) & (target < shard.size)
-                target = target.clamp(0, logits.shape[1] - 1)
-            maxima = logits.amax(dim=1, keepdim=True)
-            if shard is not None:
-                maxima = shard.maximum(maxima)
-            chosen = logits.gather(1, target)
-            exponentials = logits.sub_(maxima).exp_()
-            sums = exponentials.sum(dim=1, keepdim=True)
-            if shard is not None:
-                assert here is not None
-                chosen = chosen.masked_fill(~here, 0.0)
-                sums, chosen = shard.sum(torch.cat([sums, chosen], dim=1)).split(1, dim=1)
-            terms[start:stop] = (sums.log() + maxima - chosen).squeeze(1)
-            if not (wants_states or wants_weight):
-                continue
-            grad_logits = exponentials.div_(sums)
-            minus_one = -torch.ones_like(chosen) if here is None else -here.to(chosen.dtype)
-            grad_logits.scatter_add_(1, target, minus_one)
-            grad_logits = grad_logits.to(part.dtype)
+            part = states[start:stop]
+            padded = buffer[: stop - start]
+            logits = torch.mm(part, weight.t(), out=padded[:, :num_rows])
+            terms[start:stop] = cross_entropy(
+                padded,
+                targets[start:stop],
+                num_tokens=num_rows if shard is None else shard.size,
+                shard=shard,
+                gradient=wants_states or wants_weight,
+            )
             if grad_states is not None:
-                torch.mm(grad_logits, weight, out=grad_states[start:stop])
-            if grad_weight is not None:
-                if part.dtype == torch.float32:
-                    grad_weight.addmm_(grad_logits.t(), part)
-                else:
-                    grad_weight += grad_logits.t() @ part
+                torch.mm(logits, weight, out=grad_states[start:stop])
+            if not wants_weight:
+                continue
+            if num_scored <= chunk:
+                grad_weight = logits.t() @ part
+            elif grad_weight is None:
+                # bf16 sums over dozens of chunks would lose small terms: they are fp32.
+                grad_weight = _product(logits.t(), part)
+            else:
+                _add_product(grad_weight, logits.t(), part)
+        if wants_weight and grad_weight is None:
+            grad_weight = torch.zeros_like(weight)
         ctx.save_for_backward(grad_states, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(terms)
@@ -142,5 +247,33 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_states is not None:
             grad_states = grad_states * grad_total.to(grad_states.dtype)
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
+            scaled = torch.empty_like(grad_weight, dtype=ctx.weight_dtype)
+            # Of one dim, it counts when the type to compute in is chosen: fp32.
+            grad_weight = torch.mul(grad_weight, grad_total.reshape(1, 1), out=scaled)
         return grad_states, grad_weight, None, None, None, None
+
+
+def _logits_buffer(num_rows: int, weight: Tensor) -> Tensor:
+    """Room for the logits of a chunk: [C, V], on a GPU with a few columns more."""
+    num_columns = len(weight)
+    if weight.is_cuda:
+        # Rows that begin at multiples of 16 bytes are read and multiplied faster.
+        num_columns += -num_columns % 64
+    return weight.new_empty(num_rows, num_columns)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """The product in fp32, summed in fp32 on a GPU."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add the product to a total in fp32."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    elif a.is_cuda:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total += a @ b

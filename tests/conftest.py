@@ -1,12 +1,18 @@
 """Fixtures that many tests share, and the flag that rewrites golden files."""
 
+import os
 import signal
 
 import hypothesis
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 from tests import array_checker
+
+# Before anything imports triton: without a GPU its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Before anything imports `model`: shapes that forwards declare are checked in tests.
 install_import_hook("model", f"{array_checker.__name__}.check")

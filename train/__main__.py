@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from model import backend
+from model.loss import why_no_triton
 from parallel.compiled import REMEDY, why_no_compiler
 from parallel.launch import join, leave, multiplies_bf16, own_device
 from parallel.launcher import announced
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
         if not options.dry_run:
             check(config)
         use_compile_cache(config)
+        say_what_the_head_lacks(config)
         if launched.remark is not None:
             sys.stderr.write(f"{launched.remark}\n")
         world = join(timeout_seconds=config.collective_timeout_seconds)
@@ -127,6 +129,8 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
         dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         head_width=config.model.decoder.width // config.model.decoder.heads,
     )
+    wants_triton = config.model.decoder.loss_kernel == "triton"
+    lacking = why_no_triton(own_device()) if wants_triton else None
     rules = [
         # Not a check of the configuration: what earlier versions stored must stay readable.
         *((fault, fault) for fault in _local_faults(config)),
@@ -139,6 +143,10 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
             no_compiler,
             f"model.compile: blocks cannot be compiled here, {no_compiler}: install it, or "
             f"{REMEDY}",
+        ),
+        (
+            lacking,
+            f"model.decoder.loss_kernel: triton does not work here ({lacking}): set auto or torch",
         ),
         (
             config.optim.precision == "bf16" and config.precision == "fp32",
@@ -189,6 +197,15 @@ def say_what_spans_miss(config: RunConfig) -> None:
             missed = kind.shortfall(config.data.sequence_tokens)
             if missed is not None:
                 say(f"note: spans.{modality}.{missed}")
+
+
+def say_what_the_head_lacks(config: RunConfig) -> None:
+    """Note on the first rank that a GPU has no kernel of ours for the loss, and why."""
+    device = own_device()
+    if device.type == "cuda" and config.model.decoder.loss_kernel == "auto":
+        lacking = why_no_triton(device)
+        if lacking is not None:
+            say(f"note: model.decoder.loss_kernel: torch, for triton does not work here: {lacking}")
 
 
 def say(text: str) -> None:

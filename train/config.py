@@ -265,7 +265,8 @@ class RunConfig(Config):
         identity = self.model_dump(mode="json", include=kept)
         identity["optim"]["schedule_steps"] = self.schedule_steps
         # Matters of memory and speed: the sums are the same but for their rounding.
-        del identity["model"]["decoder"]["loss_chunk_tokens"]
+        for key in ("loss_chunk_tokens", "loss_kernel"):
+            del identity["model"]["decoder"][key]
         del identity["model"]["compile"]
         del identity["model"]["attention"]
         identity["batch"] = {"sequences": self.batch.sequences}

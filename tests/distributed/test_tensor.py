@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model import loss
 from model.layers import Layers, initialize, is_split, normal, placement, xavier
-from model.loss import LinearCrossEntropy
+from model.loss import LinearCrossEntropy, LossKernel
 from parallel.tensor import SplitDropout, TensorLayers, padded_vocabulary
 from tests.distributed.semicausal_runs import Cell, mesh_of
 from tools.ranks import RankPool
@@ -140,7 +142,14 @@ def _vocabulary_is_padded() -> None:
     assert not gradient_of(weight)[shard.size :].any()
 
 
-def _cross_entropy(num_tokens: int, chunk_tokens: int) -> None:
+def _cross_entropy(num_tokens: int, chunk_tokens: int, kernel: LossKernel) -> None:
+    if kernel == "triton":
+        # Without a GPU a head never chooses it: here it runs in triton's interpreter.
+        from model.kernels import cross_entropy
+
+        chosen = cross_entropy.cross_entropy_
+        with mock.patch.object(loss, "chosen_cross_entropy", return_value=chosen):
+            return _cross_entropy(num_tokens, chunk_tokens, "torch")
     layers = split_layers()
     slots = 11
     states = random(slots, IN, seed=3)
@@ -154,9 +163,9 @@ def _cross_entropy(num_tokens: int, chunk_tokens: int) -> None:
         head = LinearCrossEntropy(weight, chunk_tokens=chunk_tokens, shard=kind.shard(num_tokens))
         x = states.clone().requires_grad_()
         # As blocks end: what the head makes of whole rows is a part of a sum over ranks.
-        loss = head(kind.leave(x), targets, slots - 1)
-        (loss.total * 0.5).backward()
-        results.append((loss.terms, gradient_of(x), gradient_of(weight)))
+        found = head(kind.leave(x), targets, slots - 1)
+        (found.total * 0.5).backward()
+        results.append((found.terms, gradient_of(x), gradient_of(weight)))
         if kind is layers:
             shard = layers.shard(num_tokens)
             assert not gradient_of(weight)[shard.size :].any(), "padding rows"
@@ -240,6 +249,7 @@ def test_split_layers(rank_pools: dict[int, RankPool], work: Callable[[], None])
     rank_pools[2].run(work)
 
 
+@pytest.mark.parametrize("kernel", ["torch", "triton"])
 @pytest.mark.parametrize("chunk_tokens", [3, 64])
 @pytest.mark.parametrize(
     "num_tokens",
@@ -250,9 +260,11 @@ def test_split_layers(rank_pools: dict[int, RankPool], work: Callable[[], None])
     ],
 )
 def test_cross_entropy_over_a_split_vocabulary(
-    rank_pools: dict[int, RankPool], num_tokens: int, chunk_tokens: int
+    rank_pools: dict[int, RankPool], num_tokens: int, chunk_tokens: int, kernel: LossKernel
 ) -> None:
-    rank_pools[2].run(_cross_entropy, num_tokens, chunk_tokens)
+    if kernel == "triton":
+        pytest.importorskip("triton", reason="`make .venv/dev` installs it")
+    rank_pools[2].run(_cross_entropy, num_tokens, chunk_tokens, kernel)
 
 
 def test_padding_goes_up_to_whole_tiles_on_every_rank() -> None:

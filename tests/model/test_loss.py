@@ -6,14 +6,41 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.loss import LinearCrossEntropy, Loss
+from model import loss as loss_module
+from model.loss import (
+    LinearCrossEntropy,
+    Loss,
+    LossKernel,
+    cross_entropy_,
+    usual_chunk_tokens,
+    why_no_triton,
+)
+from tests.model.first_loss import first_loss
 
 C, H, V = 23, 16, 51
+
+KERNELS = ("torch", "triton")
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Either pass over the logits; triton's runs in its interpreter here."""
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="`make .venv/dev` installs it")
+        from model.kernels import cross_entropy
+
+        monkeypatch.setattr(cross_entropy, "WIDEST_BLOCK", 16)
+        monkeypatch.setattr(
+            loss_module, "chosen_cross_entropy", lambda *_: cross_entropy.cross_entropy_
+        )
+    return request.param
 
 
 def case(
@@ -33,7 +60,7 @@ def full_logits(states: Tensor, weight: Tensor, targets: Tensor, num_scored: int
 
 @pytest.mark.parametrize("num_scored", [C, 20, 1, 0])
 @pytest.mark.parametrize("chunk", [1, 5, C, 100])
-def test_equals_full_logits(chunk: int, num_scored: int):
+def test_equals_full_logits(chunk: int, num_scored: int, kernel: str):
     head, embedding, states, targets = case(chunk=chunk)
     loss = head(states, targets, num_scored)
     (3.0 * loss.total).backward()
@@ -56,8 +83,9 @@ def test_equals_full_logits(chunk: int, num_scored: int):
     assert states.grad[num_scored:].count_nonzero() == 0
 
 
-def test_bf16_is_as_good_as_bf16_logits_allow():
-    head, embedding, states, targets = case(dtype=torch.bfloat16)
+@pytest.mark.parametrize("chunk", [5, C])
+def test_bf16_is_as_good_as_bf16_logits_allow(chunk: int, kernel: str):
+    head, embedding, states, targets = case(dtype=torch.bfloat16, chunk=chunk)
     loss = head(states, targets, C)
     loss.total.backward()
     assert loss.total.dtype == loss.terms.dtype == torch.float32
@@ -73,6 +101,30 @@ def test_bf16_is_as_good_as_bf16_logits_allow():
         assert found.dtype == torch.bfloat16
         error = (found.double() - exactly).norm() / exactly.norm()
         assert error < 0.02
+
+
+def test_kernels_agree_in_bf16(kernel: str):
+    """Losses to the rounding of fp32, gradients to that of bf16, which triton's interpreter cuts
+    off where a GPU rounds."""
+    unit = 2**-7 if kernel == "triton" else 2**-8
+    results: list[tuple[Tensor, ...]] = []
+    for chunk in (5, C):
+        head, embedding, states, targets = case(dtype=torch.bfloat16, chunk=chunk)
+        loss = head(states, targets, 20)
+        loss.total.backward()
+        assert states.grad is not None
+        assert embedding.weight.grad is not None
+        reference = first_loss(states, embedding.weight, targets, 20, chunk=chunk)
+        torch.testing.assert_close(loss.terms, reference.terms, rtol=1e-6, atol=1e-6)
+        for found, wanted in (
+            (states.grad, reference.grad_states),
+            (embedding.weight.grad, reference.grad_weight),
+        ):
+            error = (found.double() - wanted.double()).norm() / wanted.double().norm()
+            assert error < unit
+        results.append((loss.terms, states.grad))
+    # Rows do not know of each other.
+    assert all(map(torch.equal, *results))
 
 
 def test_bf16_gradient_of_the_weight_does_not_fade_over_many_chunks():
@@ -106,7 +158,17 @@ def test_tied_weight_gets_the_gradient_of_both_uses():
     assert head.weight is embedding.weight
 
 
-def test_large_logits_do_not_overflow():
+@pytest.mark.parametrize("fault", [float("nan"), float("inf")])
+def test_what_is_not_finite_reaches_the_loss(fault: float, kernel: str):
+    head, _, states, targets = case()
+    with torch.no_grad():
+        states[2, 3] = fault
+    loss = head(states, targets, C)
+    assert not loss.total.isfinite()
+    assert loss.terms.isfinite().sum() == C - 1
+
+
+def test_large_logits_do_not_overflow(kernel: str):
     head, embedding, states, targets = case()
     with torch.no_grad():
         embedding.weight *= 1e3
@@ -127,7 +189,7 @@ def test_terms_carry_no_gradient():
 
 
 @pytest.mark.parametrize("frozen", ["states", "weight", "both"])
-def test_only_what_trains_gets_a_gradient(frozen: str):
+def test_only_what_trains_gets_a_gradient(frozen: str, kernel: str):
     head, embedding, states, targets = case()
     if frozen != "weight":
         states = states.detach()
@@ -183,3 +245,120 @@ def test_declared_shapes_are_checked_in_tests():
     head, _, states, targets = case()
     with pytest.raises(TypeCheckError):
         head(states, targets[:-1], C)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num_scored", "chunk"), [(C, 5), (20, 20), (19, 256), (C, 1), (0, 5)])
+def test_no_bit_on_cpus_differs_from_the_first_version(
+    num_scored: int, chunk: int, dtype: torch.dtype
+):
+    head, embedding, states, targets = case(dtype=dtype, chunk=chunk)
+    loss = head(states, targets, num_scored)
+    (loss.total / 7).backward()
+    wanted = first_loss(states, embedding.weight, targets, num_scored, chunk=chunk, factor=1 / 7)
+    assert states.grad is not None
+    assert embedding.weight.grad is not None
+    found = (loss.total, loss.terms, states.grad, embedding.weight.grad)
+    assert all(map(torch.equal, found, wanted))
+
+
+@given(
+    num_slots=st.integers(1, 40),
+    padding=st.integers(0, 5),
+    width=st.integers(8, 24),
+    vocabulary=st.integers(8, 200),
+    chunk=st.integers(1, 50),
+    seed=st.integers(0, 2**32),
+)
+def test_of_any_size_it_equals_an_oracle_in_fp64(
+    num_slots: int, padding: int, width: int, vocabulary: int, chunk: int, seed: int
+):
+    torch.manual_seed(seed)
+    weight = nn.Parameter(torch.randn(vocabulary, width) / 4)
+    states = torch.randn(num_slots + padding, width, requires_grad=True)
+    targets = torch.randint(vocabulary, (num_slots + padding,))
+    loss = LinearCrossEntropy(weight, chunk_tokens=chunk)(states, targets, num_slots)
+    loss.total.backward()
+    exact, exact_weight = (x.detach().double().requires_grad_() for x in (states, weight))
+    wanted = full_logits(exact, exact_weight, targets, num_slots)
+    wanted.sum().backward()
+    torch.testing.assert_close(
+        loss.terms[:num_slots].double(), wanted.detach(), rtol=1e-5, atol=1e-5
+    )
+    for found, exactly in ((states.grad, exact.grad), (weight.grad, exact_weight.grad)):
+        assert found is not None
+        assert exactly is not None
+        torch.testing.assert_close(found.double(), exactly, rtol=1e-5, atol=1e-5)
+
+
+class Calls(TorchDispatchMode):
+    """Operators that were called, and types of what they returned in the weight's shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.weight_types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.names.add(func.overloadpacket.__name__)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.shape == (V, H):
+                self.weight_types.add(leaf.dtype)
+        return result
+
+
+def test_nothing_waits_for_the_device(kernel: str):
+    """Values come to the host, and sizes from values, through these operators alone."""
+    head, _, states, targets = case()
+    with Calls() as calls:
+        head(states, targets, C).total.backward()
+        with torch.no_grad():
+            head(states, targets, C)
+    assert not calls.names & {
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "equal",
+    }
+
+
+def test_a_single_chunk_makes_no_gradient_in_fp32():
+    for chunk, types in ((C, {torch.bfloat16}), (5, {torch.bfloat16, torch.float32})):
+        head, _, states, targets = case(dtype=torch.bfloat16, chunk=chunk)
+        with Calls() as calls:
+            head(states, targets, C).total.backward()
+        assert calls.weight_types == types
+
+
+def test_on_gpus_products_of_bf16_are_summed_in_fp32():
+    """The call that CPUs do not know, as far as its shapes and types go."""
+    total = torch.empty(V, H, device="meta")
+    a, b = (torch.empty(*s, device="meta", dtype=torch.bfloat16) for s in ((V, C), (C, H)))
+    assert torch.mm(a, b, out_dtype=torch.float32).dtype == torch.float32
+    assert torch.addmm(total, a, b, out_dtype=torch.float32, out=total) is total
+
+
+def test_the_usual_chunk_has_a_gibibyte_of_logits_on_gpus():
+    def usual(num_rows: int, element_bytes: int = 2) -> int:
+        return usual_chunk_tokens(on_gpu=True, num_rows=num_rows, element_bytes=element_bytes)
+
+    assert usual(64_000) == 8192
+    assert usual(32_000) == 16_384
+    assert usual(64_000, 4) == usual(256_000) == usual(2_000_000) == 4096
+    assert usual_chunk_tokens(on_gpu=False, num_rows=64_000, element_bytes=2) == 256
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch", "triton"])
+def test_on_a_cpu_torch_computes_the_loss(kernel: LossKernel):
+    assert loss_module.chosen_cross_entropy(kernel, torch.device("cpu")) is cross_entropy_
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_where_triton_does_not_work_auto_is_torch():
+    gpu = torch.device("cuda", 0)
+    assert why_no_triton(gpu) == "Torch not compiled with CUDA enabled"
+    assert loss_module.chosen_cross_entropy("auto", gpu) is cross_entropy_

@@ -132,17 +132,26 @@ class Head:
     left: float = 0.0
 
 
-def head_bytes(task: Task, *, load: Load, vocabulary_rows: int) -> Head:
+def head_bytes(task: Task, *, load: Load, vocabulary_rows: int, on_gpu: bool) -> Head:
     """What the head and its loss take, on a rank of the last stage."""
     decoder, e = task.model.decoder, task.element_bytes
     weight = vocabulary_rows * decoder.width
     states = load.slots * decoder.width * e
-    chunk = min(decoder.loss_chunk_tokens, load.slots)
-    # In bf16 the chunk's logits exist in both types, and so does the weight's gradient.
-    cast = 0 if e == FP32 else e
-    logits = chunk * vocabulary_rows * (FP32 + cast)
+    chunk = task.loss_chunk(num_rows=vocabulary_rows, on_gpu=on_gpu)
+    logits = min(chunk, load.slots) * vocabulary_rows * e
+    # Torch's pass over logits in bf16 works on a copy in fp32.
+    exact = 0 if e == FP32 or task.loss_is_fused(on_gpu=on_gpu) else FP32
+    exact *= min(chunk, load.scored) * vocabulary_rows
+    # The weight's gradient is summed in fp32: on GPUs in the product itself, elsewhere a chunk's
+    # comes first in its own type, and in fp32. One chunk alone writes it in its own type, and CPUs
+    # scale it in fp32.
+    is_alone, casts = load.scored <= chunk, e != FP32 and not on_gpu
+    summed = e if is_alone else FP32
+    partial = casts * (not is_alone) * (e + FP32)
+    scaling = casts * (1 + is_alone) * FP32
+    fullest = max(exact + (not is_alone) * weight * summed, weight * (summed + partial))
     return Head(
-        forward=2 * states + weight * (FP32 + cast) + logits,
-        backward=2 * states + weight * (2 * FP32 + cast),
+        forward=2 * states + logits + fullest,
+        backward=2 * states + weight * (summed + scaling + e),
         left=weight * e,
     )

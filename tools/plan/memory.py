@@ -88,7 +88,9 @@ def rank_memory(
     head = Head()
     waiting = 0.0
     if share.is_last:
-        head = head_bytes(task, load=load, vocabulary_rows=share.vocabulary_rows)
+        head = head_bytes(
+            task, load=load, vocabulary_rows=share.vocabulary_rows, on_gpu=machine.kind != "cpu"
+        )
         waiting = head.left if share.is_first and task.model.decoder.tied_head else 0.0
     tables = share.is_first * share.vocabulary_rows * row_bytes
     # Of microbatches done, gradients stay; of the first, there are none before its backward.

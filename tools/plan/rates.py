@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.attention import SpanGrid, SpanSelfAttention
 from model.decoder import Decoder, DecoderConfig, Piece
 from model.layers import Layers, initialize, normal
-from model.loss import LinearCrossEntropy
+from model.loss import LinearCrossEntropy, usual_chunk_tokens, why_no_triton
 from parallel.costs import causal_stack
 from parallel.launch import own_device
 from parallel.zero.config import Precision
@@ -27,7 +27,6 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 HEAD_WIDTH = 64
 NUM_BLOCKS = 4
-LOSS_CHUNK_TOKENS = 256
 NUM_SPANS = 6
 SPAN_ROWS = 129
 UPDATE_ELEMENTS = 8_000_000
@@ -231,15 +230,24 @@ class _Bench:
     def logit_rate(self, known: Rates) -> float:
         """Bytes a second of the head besides its products."""
         (width, vocabulary), rows = self.sizes.head, self.sizes.rows
-        chunk = min(LOSS_CHUNK_TOKENS, rows)
         weight = nn.Parameter(self._random(vocabulary, width).detach() * 0.02)
-        head = LinearCrossEntropy(weight, chunk_tokens=chunk)
+        head = LinearCrossEntropy(weight)
+        element_bytes = weight.element_size()
+        chunk = usual_chunk_tokens(
+            on_gpu=weight.is_cuda, num_rows=vocabulary, element_bytes=element_bytes
+        )
         states = self._random(rows, width)
         targets = torch.randint(vocabulary, (rows,), device=own_device())
         taken = self._trained(lambda: head(states, targets, rows).total, head)
-        num_chunks = rows / chunk
-        products = 3 * num_chunks * known.product_seconds(chunk, width, vocabulary)
-        moved = head_moves(rows, width, vocabulary, num_chunks=num_chunks)
+        num_chunks = max(1.0, rows / chunk)
+        products = 3 * num_chunks * known.product_seconds(rows / num_chunks, width, vocabulary)
+        moved = head_moves(
+            rows,
+            width,
+            vocabulary,
+            num_chunks=num_chunks,
+            fused_bytes=element_bytes if why_no_triton(own_device()) is None else None,
+        )
         return moved / max(taken - products, 0.02 * taken)
 
     def update_rate(self) -> float:

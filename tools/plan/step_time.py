@@ -26,6 +26,8 @@ UPDATE_BYTES = 28
 
 LOGIT_MOVES = 10
 """Passes over fp32 logits: maximum, shift, exponential, sum, division, casts."""
+FUSED_LOGIT_MOVES = 3
+"""Passes of a kernel over logits in their own type: read, read again, written over."""
 CONTENTION = 0.7
 """Of the time of a message that travels while the device computes, what it costs all the same:
 NCCL's kernels have processors and memory meanwhile, and layers wait for each other's."""
@@ -120,7 +122,7 @@ def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces
     return Pieces(
         layer=Cost(layer, layer_traffic),
         first=_first(task, layout, links, rates, load),
-        last=_last(task, layout, links, rates, load),
+        last=_last(task, layout, links, rates, load, on_gpu=machine.kind != "cpu"),
     )
 
 
@@ -245,14 +247,22 @@ def _first(task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: L
     return Cost(compute, traffic)
 
 
-def _last(task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: Load) -> Cost:
+def _last(
+    task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: Load, *, on_gpu: bool
+) -> Cost:
     """The head and its loss."""
     decoder, tensor = task.model.decoder, layout.tensor
     rows = decoder.vocabulary / tensor
-    chunk = min(decoder.loss_chunk_tokens, load.scored)
+    chunk = min(task.loss_chunk(num_rows=rows, on_gpu=on_gpu), load.scored)
     num_chunks = load.scored / chunk
     products = 3 * num_chunks * rates.product_seconds(chunk, decoder.width, rows)
-    moved = head_moves(load.scored, decoder.width, rows, num_chunks=num_chunks)
+    moved = head_moves(
+        load.scored,
+        decoder.width,
+        rows,
+        num_chunks=num_chunks,
+        fused_bytes=task.element_bytes if task.loss_is_fused(on_gpu=on_gpu) else None,
+    )
     activation = load.slots * decoder.width * task.element_bytes
     traffic = links.all_reduce(activation, ranks=tensor)
     # Maxima, then sums and chosen logits, of each chunk.
@@ -262,11 +272,29 @@ def _last(task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: Lo
     return Cost(products + moved / rates.logits, traffic)
 
 
-def head_moves(scored: float, width: int, vocabulary: float, *, num_chunks: float) -> float:
-    """Bytes that the head's loss moves, forward and backward, besides its products."""
-    weight = vocabulary * width * FP32
-    # The weight's gradient: cleared, added to by each chunk, scaled.
-    return LOGIT_MOVES * scored * vocabulary * FP32 + (4 + 2 * num_chunks) * weight
+def head_moves(
+    scored: float,
+    width: int,
+    vocabulary: float,
+    *,
+    num_chunks: float,
+    fused_bytes: int | None = None,
+) -> float:
+    """Bytes that the head's loss moves, forward and backward, besides its products.
+
+    Args:
+        scored: slots.
+        width: of a state.
+        vocabulary: rows of the weight on a rank.
+        num_chunks: in which the slots come.
+        fused_bytes: of a logit, where a kernel passes over it once; None where torch does.
+    """
+    if fused_bytes is None:
+        logits = LOGIT_MOVES * scored * vocabulary * FP32
+    else:
+        logits = FUSED_LOGIT_MOVES * scored * vocabulary * fused_bytes
+    # The weight's gradient: made, added to by each chunk, scaled.
+    return logits + (4 + 2 * num_chunks) * vocabulary * width * FP32
 
 
 def _pipeline(task: Task, candidate: Candidate, machine: Machine) -> float:

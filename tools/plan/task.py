@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from model.encoders.protocol import SpanLoad, Stack
+from model.loss import usual_chunk_tokens
 from model.semicausal import ModelConfig
 from parallel.costs import Load, causal_stack
 from parallel.launch import multiplies_bf16
@@ -104,6 +105,16 @@ class Task:
     def state_bytes(self) -> int:
         """Of a master weight, a moment or a summed gradient."""
         return PRECISION_BYTES[self.states]
+
+    def loss_chunk(self, *, num_rows: float, on_gpu: bool) -> int:
+        """Scored slots whose logits exist at once, where the head has so many rows on a rank."""
+        return self.model.decoder.loss_chunk_tokens or usual_chunk_tokens(
+            on_gpu=on_gpu, num_rows=int(num_rows), element_bytes=self.element_bytes
+        )
+
+    def loss_is_fused(self, *, on_gpu: bool) -> bool:
+        """Whether one pass makes loss and gradient of logits, in their own type."""
+        return on_gpu and self.model.decoder.loss_kernel != "torch"
 
     @cached_property
     def decoder_elements(self) -> int:

@@ -1,5 +1,6 @@
 """Predicted bytes against what torch allocates, and what each choice does to them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention
 from model.block import Block, run_block
 from model.encoders.protocol import SpanLoad
 from model.layers import Layers
+from model.loss import LinearCrossEntropy
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision, ZeroConfig
-from tools.plan.activations import kept
+from tools.plan.activations import head_bytes, kept
 from tools.plan.machines import nominal
 from tools.plan.measure import metered
 from tools.plan.memory import Memory, fullest_rank, rank_memory
@@ -128,6 +130,52 @@ def test_a_part_is_whole_at_the_start() -> None:
     on_cpu, on_gpu = (fullest_rank(job, spread, m) for m in (CPU, nominal("h100")))
     assert on_cpu == Memory(parameters=4 * share.elements + tables, workspace=2 * share.largest)
     assert on_gpu == Memory(parameters=2 * share.elements + tables, workspace=2 * share.largest)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("chunk_tokens", [10, 1000])
+def test_the_head_takes_what_is_predicted(precision: Precision, chunk_tokens: int) -> None:
+    dtype, rows = DTYPES[precision], 2048
+    job = task(precision)
+    decoder = job.model.decoder.model_copy(update={"loss_chunk_tokens": chunk_tokens})
+    job = replace(job, model=job.model.model_copy(update={"decoder": decoder}))
+    load = job.load(SEQUENCES)
+    predicted = head_bytes(job, load=load, vocabulary_rows=rows, on_gpu=False)
+    weight = nn.Parameter(torch.randn(rows, WIDTH, dtype=dtype) * 0.02)
+    head = LinearCrossEntropy(weight, chunk_tokens=chunk_tokens)
+    states = torch.randn(int(load.slots), WIDTH, dtype=dtype, requires_grad=True)
+    targets = torch.randint(rows, (len(states),))
+    head(states, targets, int(load.scored)).total.backward()  # what the first call alone allocates
+    weight.grad = states.grad = None
+    with metered() as meter:
+        total = head(states, targets, int(load.scored)).total
+    # The states were there before.
+    assert meter.peak_bytes == pytest.approx(predicted.forward - states.nbytes, rel=0.05)
+    kept_bytes = meter.live_bytes
+    with metered() as meter:
+        total.backward()
+    peak = kept_bytes + meter.peak_bytes
+    assert peak == pytest.approx(predicted.backward, rel=0.05)
+    assert weight.grad is not None
+    assert weight.grad.nbytes == predicted.left
+
+
+def test_on_gpus_the_head_has_its_logits_once_and_sums_within_the_product() -> None:
+    job = task("bf16")
+    load, rows = job.load(8000), 64_000
+    states, weight = 2 * WIDTH * load.slots, WIDTH * rows
+    assert load.scored > 8192
+    head = head_bytes(job, load=load, vocabulary_rows=rows, on_gpu=True)
+    assert head.forward == 2 * states + 4 * weight + 2 * 8192 * rows
+    assert head.backward == 2 * states + (4 + 2) * weight
+    alone = head_bytes(job, load=job.load(64), vocabulary_rows=rows, on_gpu=True)
+    assert alone.forward == 2 * states * 64 / 8000 + 2 * weight + 2 * 64 * SLOTS * rows
+    by_torch = job.model.decoder.model_copy(update={"loss_kernel": "torch"})
+    job = replace(job, model=job.model.model_copy(update={"decoder": by_torch}))
+    assert (
+        head_bytes(job, load=load, vocabulary_rows=rows, on_gpu=True).forward - head.forward
+        == 4 * 8192 * rows
+    )
 
 
 def _difference_of_a_layer(precision: Precision, recompute: Recompute) -> float:
