@@ -130,9 +130,9 @@ def why_no_triton(device: torch.device) -> str | None:
     if device.type == "cpu":
         return "there is no GPU"
     try:
-        from model.kernels import cross_entropy
-
         row, target = torch.zeros(1, 16, device=device), torch.zeros(1, device=device).long()
+        from model.kernels import cross_entropy  # needs triton
+
         cross_entropy.cross_entropy_(row, target, num_tokens=16, shard=None, gradient=True)
     except Exception as error:  # packages, compilers and drivers each raise their own
         return next(iter(str(error).splitlines()), type(error).__name__)
