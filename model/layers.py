@@ -76,14 +76,27 @@ class VocabularyShard:
 
 
 class Linear(nn.Linear):
-    """A linear layer whose values are left to `initialize`."""
+    """A linear layer whose values are left to `initialize`.
+
+    Attributes:
+        product: what computes it from rows, weight and bias; None for torch's own product.
+    """
+
+    product: nn.Module | None
 
     def __init__(self, in_features: int, out_features: int, init: Initializer, device: str | None):
         self.init = init
         super().__init__(in_features, out_features, device=device)
+        self.product = None
 
     def reset_parameters(self) -> None:
         """Nothing yet."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[.., in] -> [.., out]."""
+        if self.product is None:
+            return super().forward(input)
+        return self.product(input, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):

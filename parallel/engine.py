@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from model.backend import activate
+from model.fp8 import multiply_in_fp8
 from model.layers import Layers, initialize
 from model.semicausal import ModelConfig, SemiCausal
 from parallel.compiled import blocks_of, compilation_of, compile_if
 from parallel.mesh import LayoutConfig, Mesh, held_pieces
 from parallel.tensor import TensorLayers
 from parallel.zero import deepspeed_access, pages
-from parallel.zero.config import AdamW, Precision, Sharding, ZeroConfig
+from parallel.zero.config import AdamW, Precision, RunPrecision, Sharding, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.gradients import tied_over_stages
 from parallel.zero.masters import placed
@@ -62,7 +63,7 @@ def build_part(
 
 
 def build_engine(
-    model: nn.Module, mesh: Mesh, *, adamw: AdamW, zero: ZeroConfig, precision: Precision
+    model: nn.Module, mesh: Mesh, *, adamw: AdamW, zero: ZeroConfig, precision: RunPrecision
 ) -> ZeroEngine:
     """Spreads a model and its AdamW over the ranks.
 
@@ -76,12 +77,14 @@ def build_engine(
         mesh: this rank's place; the model is moved to its device.
         adamw: how its trainable parameters are updated.
         zero: how training state is spread.
-        precision: type of parameters and activations.
+        precision: type of parameters and activations; fp8 keeps them in bf16, and needs all layers
+            of the decoder whole on every rank, without adapters.
 
     Raises:
         OSError: the directory for offloading cannot be written, or its disk has no room.
     """
-    if precision == "bf16":
+    stored: Precision = "fp32" if precision == "fp32" else "bf16"
+    if stored == "bf16":
         # Before it goes to the device: there, in fp32, it might not fit. Buffers keep their type.
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16()
@@ -102,7 +105,7 @@ def build_engine(
     if spares_memory:
         pages.keep_no_freed_memory()
     stage = zero.stage
-    if stage == 0 and precision == "bf16":
+    if stage == 0 and stored == "bf16":
         # Without ZeRO DeepSpeed refuses bf16 parameters with fp32 gradients. Its BF16_Optimizer,
         # which stage 1 becomes in bf16, computes the same numbers in no more memory.
         stage = 1
@@ -122,7 +125,7 @@ def build_engine(
             config=_deepspeed_options(
                 zero,
                 stage=stage,
-                precision=precision,
+                precision=stored,
                 num_elements=sum(p.numel() for p in model.parameters()),
                 states=adamw.precision,
             ),
@@ -130,6 +133,11 @@ def build_engine(
         )
     if spares_memory:
         pages.keep_no_freed_memory()
+    scales = None
+    if precision == "fp8":
+        assert (mesh.tensor_size, mesh.pipeline_size) == (1, 1), "refused with the configuration"
+        assert stage < 3, "refused with the configuration"
+        scales = multiply_in_fp8(list(deepspeed_engine.module.decoder.blocks.values()))
     sharding = {0: Sharding.REPLICATED, 3: Sharding.PER_PARAMETER}.get(stage, Sharding.FLAT_GROUPS)
     return ZeroEngine(
         deepspeed_engine,
@@ -137,6 +145,7 @@ def build_engine(
         base_optimizer=base_optimizer,
         sharding=sharding,
         clip_norm=adamw.clip_norm,
+        scales=scales,
         spares_memory=spares_memory,
         travels_in=zero.reduce_precision,
     )

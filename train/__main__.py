@@ -63,6 +63,8 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
             ranks = config.layout.model_ranks
         config = resolve(config, ranks=ranks)
         say_what_spans_miss(config)
+        if config.precision == "fp8" and not torch.cuda.is_available():
+            say("note: precision: fp8 is emulated on a CPU: right, and slow")
         if options.print:
             sys.stdout.write(dump(config))
             return streams.status()
@@ -126,7 +128,7 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     absent = backend.fault(
         config.model.attention,
         device=own_device(),
-        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        dtype=torch.float32 if config.precision == "fp32" else torch.bfloat16,
         head_width=config.model.decoder.width // config.model.decoder.heads,
     )
     wants_triton = config.model.decoder.loss_kernel == "triton"

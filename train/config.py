@@ -6,6 +6,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from model.config import Config, PathText, Tokens
 from model.encoders.protocol import SpanLoad
+from model.fp8 import DIVISOR
 from model.lora import LoraConfig
 from model.semicausal import ModelConfig
 from parallel.costs import usual_load
@@ -153,9 +154,10 @@ class RunConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     steps: Steps
     """Optimiser steps."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
     """Of parameters and activations; of masters, moments and gradient sums, see `optim.precision`.
-    `auto` is bf16 where the hardware multiplies it, else fp32."""
+    `auto` is bf16 where the hardware multiplies it, else fp32. `fp8` stores all as bf16 does, and
+    multiplies qkv, up and down of the decoder's blocks but the first and the last in fp8."""
     model: ModelConfig
     spans: dict[Modality, SpansConfig] = Field(default_factory=dict)
     """How the spans of each modality are chosen."""
@@ -379,6 +381,8 @@ def _faults(config: RunConfig) -> list[str]:
             f"({decoder.width}): no layer has so many directions",
         ),
     ]
+    if config.precision == "fp8":
+        rules += _fp8_rules(config)
     needs_whole = {
         f"spans.{name}.kind: stored": kind.is_stored for name, kind in config.spans.items()
     }
@@ -422,6 +426,46 @@ def _faults(config: RunConfig) -> list[str]:
     if set(encoders) <= set(config.spans):
         faults += layout_faults(layout, config.built_model)
     return faults
+
+
+def _fp8_rules(config: RunConfig) -> list[tuple[bool, str]]:
+    layout, decoder, S = config.layout, config.model.decoder, config.data.sequence_tokens
+    sizes = {
+        "model.decoder.width": decoder.width,
+        "model.decoder.feed_forward": decoder.feed_forward,
+        "data.sequence_tokens": S,
+    }
+    return [
+        (
+            layout.model_ranks > 1,
+            "precision: fp8 works with layout.tensor=1 and layout.pipeline=1: use data parallelism "
+            "and ZeRO, or precision=bf16",
+        ),
+        (
+            config.zero.stage == 3,
+            "precision: fp8 works with zero.stage up to 2, as weights in fp8 stay whole on every "
+            "rank: lower it, or use precision=bf16",
+        ),
+        (
+            config.lora is not None,
+            "precision: fp8 multiplies whole weights, without adapters: use precision=bf16 with "
+            "lora",
+        ),
+        (
+            decoder.num_layers < 3,
+            f"precision: fp8 leaves the decoder's first and last block in bf16, and of "
+            f"{decoder.num_layers} (model.decoder.num_layers) there is none between: use "
+            "precision=bf16",
+        ),
+        *(
+            (
+                size % DIVISOR != 0,
+                f"{key}: with precision=fp8 it must be a multiple of {DIVISOR}, not {size}: change "
+                "it, or use precision=bf16",
+            )
+            for key, size in sizes.items()
+        ),
+    ]
 
 
 def _encoder_faults(config: RunConfig, modality: str) -> list[str]:

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from model.config import Config, PathText
 
 Precision = Literal["fp32", "bf16"]
+"""Of what is stored."""
+RunPrecision = Literal["fp32", "bf16", "fp8"]
+"""`fp8` stores all as `bf16` does, and multiplies inner layers of the decoder in fp8."""
 
 MOST_ELEMENTS = 2**40
 
@@ -100,14 +103,23 @@ class AdamW:
     precision: Precision = "fp32"
 
 
-def why_unsupported(stage: int, precision: Precision) -> str | None:
+FP8_CAPABILITY = (8, 9)
+"""Compute capability from which tensor cores multiply fp8."""
+
+
+def why_unsupported(stage: int, precision: RunPrecision) -> str | None:
     """Why this machine cannot train at this stage and precision, or None if it can.
 
-    Every stage runs in both precisions on CPU and CUDA; what may be missing is the hardware.
+    On a CPU all run, fp8 emulated; on CUDA what may be missing is the hardware.
     """
     if precision == "fp32" or not torch.cuda.is_available():
         return None
+    device_name = torch.cuda.get_device_name()
+    if precision == "fp8" and (capability := torch.cuda.get_device_capability()) < FP8_CAPABILITY:
+        return (
+            f"{device_name} multiplies no fp8 (its compute capability is "
+            f"{'.'.join(map(str, capability))}, 8.9 is needed): use bf16"
+        )
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return None
-    device_name = torch.cuda.get_device_name()
     return f"{device_name} has no bfloat16 arithmetic, at ZeRO-{stage} or any other stage: use fp32"

@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.fp8 import Scales
 from parallel.later import Later
 from parallel.mesh import Mesh
 from parallel.zero import accumulation, gradients, pages
@@ -80,6 +81,7 @@ class ZeroEngine:
         sharding: where weights and moments live.
         base_optimizer: torch's AdamW, which DeepSpeed drives on flat shards.
         zero_optimizer: DeepSpeed's own optimiser around it (torch's again if `REPLICATED`).
+        scales: of the products in fp8, None if there are none.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class ZeroEngine:
         base_optimizer: torch.optim.Optimizer,
         sharding: Sharding,
         clip_norm: float | None,
+        scales: Scales | None = None,
         spares_memory: bool,
         travels_in: Precision,
     ) -> None:
@@ -98,6 +101,7 @@ class ZeroEngine:
         self.mesh = mesh
         self.sharding = sharding
         self.base_optimizer = base_optimizer
+        self.scales = scales
         self.zero_optimizer: Any = deepspeed_engine.optimizer
         self._deepspeed = deepspeed_engine
         self._clip_norm = clip_norm
@@ -176,6 +180,9 @@ class ZeroEngine:
         if self._clip_norm is not None:
             optimizer.grad_scale = ((spoken.sqrt() + 1e-6) / self._clip_norm).clamp(min=1).float()
         self._deepspeed.step()
+        if self.scales is not None:
+            dist.all_reduce(self.scales.seen, op=dist.ReduceOp.MAX)
+            self.scales.settle(keep=is_bad)
         return Update(told=Later(told))
 
     def _decide_instead(self, travels_in: Precision) -> None:

@@ -117,6 +117,8 @@ def set_optimizer_steps(engine: ZeroEngine, num_steps: int) -> None:
 @torch.no_grad()
 def publish(engine: ZeroEngine) -> None:
     """Makes the next forward use weights that were copied into slices; every rank must call it."""
+    if engine.scales is not None:
+        engine.scales.version += 1
     zero_optimizer = engine.zero_optimizer
     match engine.sharding:
         case Sharding.REPLICATED:

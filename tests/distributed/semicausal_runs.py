@@ -21,7 +21,7 @@ from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh, build_mesh, layout_faults
 from parallel.pipeline import microbatch_fault
 from parallel.split import with_split
-from parallel.zero.config import AdamW, Precision, ZeroConfig
+from parallel.zero.config import AdamW, RunPrecision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import local_slices
 from train.data.collate import Attend, Collator
@@ -89,7 +89,7 @@ class Cell:
     norm: Literal["deepnorm", "pre"] = "deepnorm"
     tied: bool = True
     frozen: bool = False
-    precision: Precision = "fp32"
+    precision: RunPrecision = "fp32"
     dropout: float = 0.0
     attend: Attend = "across"
     compiled: Literal["eager", "aot_eager"] | None = None

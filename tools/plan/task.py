@@ -205,6 +205,11 @@ def task_of(config: RunConfig, *, kind: MachineKind, document_tokens: float | No
             "lora: only runs that train whole weights are planned; adapters fit wherever the model "
             "itself does, so plan the run without lora"
         )
+    if config.precision == "fp8":
+        raise ConfigError(
+            "precision: there are no rates of fp8 to plan with: plan with precision=bf16, which "
+            "is slower and takes two bytes less for each weight that is multiplied in fp8"
+        )
     precision: Precision = "bf16" if kind != "cpu" or multiplies_bf16() else "fp32"
     if config.precision != "auto":
         precision = config.precision

@@ -6,7 +6,9 @@ one. Paths of this host are welcome wherever a place is asked for.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
 from torch import nn
 
 from model.layers import logical_name, placement
@@ -21,15 +23,19 @@ from train.errors import CheckpointError
 from train.storage.place import Place
 from train.storage.record import Count
 
+Amax = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 class TrainingState(State):
     """What restoring needs beside the tensors.
 
     Attributes:
         optimizer_steps: updates that AdamW has made.
+        fp8_amaxes: of inputs and gradients of each product in fp8; None without such.
     """
 
     optimizer_steps: Count
+    fp8_amaxes: list[tuple[Amax, Amax]] | None = None
 
 
 def restore(path: Place | Path, engine: ZeroEngine) -> TrainingState:
@@ -70,6 +76,8 @@ def restore(path: Place | Path, engine: ZeroEngine) -> TrainingState:
         on_all_ranks(fill, CheckpointError)
     set_optimizer_steps(engine, state.optimizer_steps)
     publish(engine)
+    if engine.scales is not None and state.fp8_amaxes is not None:
+        engine.scales.restore(state.fp8_amaxes)
     return state
 
 

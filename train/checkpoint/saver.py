@@ -103,7 +103,8 @@ class Saver:
         Args:
             engine: what to save.
             state: what else to keep, as JSON has it and the same on all ranks: of a run what
-                `train.loop.state_of` says. `step` and `optimizer_steps` are added.
+                `train.loop.state_of` says. `step`, `optimizer_steps` and
+                `fp8_amaxes` are added.
             step: steps made so far.
 
         Returns:
@@ -126,6 +127,8 @@ class Saver:
             "step": step,
             "optimizer_steps": optimizer_steps(engine),
         }
+        if engine.scales is not None:
+            everything["fp8_amaxes"] = engine.scales.last.tolist()
         # Fails here, and on every rank alike, if it is not what JSON can hold.
         document = json_bytes(everything, indent=1)
         slices = owned_slices(engine)

@@ -38,7 +38,8 @@ def _resume_twice(
         engine = engine_of(Toy(frozen=True), stage=stage, precision=precision)
         state = restore(path, engine)
         begin = state.step
-        assert state.model_dump() == {**state_of(begin), "step": begin, "optimizer_steps": begin}
+        kept = state.model_dump(exclude_none=True)
+        assert kept == {**state_of(begin), "step": begin, "optimizer_steps": begin}
         evaluations.append(evaluate(engine))
         if resumption == 0:
             save_now(directory / "again", engine, step=begin)

@@ -94,6 +94,11 @@ def test_adapters_are_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
     assert "plan the run without lora" in capsys.readouterr().err
 
 
+def test_fp8_is_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main([SMALL, "--gpus", "1", "--gpu", "h100", "precision=fp8", "zero.stage=1"]) == 2
+    assert "plan with precision=bf16" in capsys.readouterr().err
+
+
 def test_the_kept_calibration_is_used_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

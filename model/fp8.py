@@ -1,0 +1,243 @@
+"""Matrix products in fp8 with one scale a tensor, as the inner layers of a decoder may use them.
+
+Inputs and weights have e4m3, gradients e5m2; sums are fp32, results bf16. Weights are quantised
+once a step, by their largest element; inputs and gradients by the largest of the step before
+(delayed scaling), so that a cast needs no pass over its tensor in advance.
+
+On CUDA `torch._scaled_mm` multiplies. Elsewhere its operands are multiplied in fp32: slow, and the
+definition of the numbers.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from model.layers import Linear
+
+E4M3: Final = torch.float8_e4m3fn
+E5M2: Final = torch.float8_e5m2
+
+HEADROOM: Final = 2.0
+"""How far a tensor may outgrow its largest element of the step before. It costs fp8 one of 15
+(e4m3) or 30 (e5m2) powers of two at the small end."""
+
+LEAST_AMAX: Final = 1e-30
+"""What is smaller altogether counts as zero: its scale would not be finite."""
+
+DIVISOR: Final = 16
+"""Of the dims of a product on tensor cores."""
+
+
+def quantise(values: Tensor, amax: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Values in fp8, and what to multiply them by; values beyond `amax` become as large as that.
+
+    Args:
+        values: of any shape and float type.
+        amax: [] fp32, to be the largest number of the type.
+        dtype: of fp8.
+    """
+    most = torch.finfo(dtype).max
+    amax = amax.clamp(min=LEAST_AMAX)
+    scaled = values.float() * (most / amax)
+    return scaled.clamp(-most, most).to(dtype), amax / most
+
+
+def multiply(
+    a: Tensor,
+    b: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    *,
+    bias: Tensor | None = None,
+    fast: bool = False,
+) -> Tensor:
+    """[m, k] x [k, n] -> [m, n] of fp8 operands, in bf16.
+
+    `torch._scaled_mm` wants k and n to be multiples of 16, `a` in rows and `b` in columns. Its
+    call is checked on CPUs (`tests/model/test_fp8.py`); on a GPU it was never run.
+
+    Args:
+        a: its memory goes row by row.
+        b: its memory goes column by column.
+        scale_a: [] what to multiply `a` by.
+        scale_b: the same of `b`.
+        bias: [n] bf16, added before the result is rounded.
+        fast: whether tensor cores may sum with fewer bits than fp32 has.
+    """
+    if a.is_cuda:
+        return cast(Any, torch)._scaled_mm(
+            a,
+            b,
+            scale_a=scale_a,
+            scale_b=scale_b,
+            bias=bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=fast,
+        )
+    product = (a.float() @ b.float()) * (scale_a * scale_b)
+    return (product if bias is None else product + bias.float()).bfloat16()
+
+
+class Scales:
+    """The largest elements of all inputs and gradients of a model's fp8 products.
+
+    Within a step they stay, whatever its microbatches hold; where one is not known yet (zero), each
+    tensor is scaled by its own.
+
+    Attributes:
+        last: [n, 2] of the step before, of inputs and gradients. What a checkpoint has to keep.
+        seen: [n, 2] of this step, as far as it has come.
+        version: of the weights; whoever changes them raises it.
+    """
+
+    def __init__(self, num_products: int, device: torch.device):
+        self.last = torch.zeros(num_products, 2, device=device)
+        self.seen = torch.zeros_like(self.last)
+        self.version = 0
+
+    def settle(self, *, keep: Tensor) -> None:
+        """Ends a step, whose largest elements are the next one's scales.
+
+        Args:
+            keep: [] whether the step counts for nothing, as its gradient is not finite.
+        """
+        self.last.copy_(torch.where(keep | ~self.seen.isfinite().all(), self.last, self.seen))
+        self.seen.zero_()
+        self.version += 1
+
+    def restore(self, last: Sequence[Sequence[float]]) -> None:
+        """Goes on with `last` as a checkpoint kept it; what another model had says nothing."""
+        if len(last) == len(self.last):
+            self.last.copy_(torch.tensor(last))
+
+
+class Product(nn.Module):
+    """What multiplies in the place of a linear layer, whose weight stays where it is.
+
+    Args:
+        layer: whose weight it is.
+        last: [2] its part of `Scales.last`.
+        seen: [2] its part of `Scales.seen`.
+    """
+
+    def __init__(self, layer: Linear, last: Tensor, seen: Tensor):
+        super().__init__()
+        shape, device = tuple(layer.weight.shape), layer.weight.device
+        self.last, self.seen = last, seen
+        self.weight = torch.empty(shape, dtype=E4M3, device=device)
+        self.transposed = torch.empty(shape[::-1], dtype=E4M3, device=device)
+        self.scale = torch.zeros((), device=device)
+        self.version = -1
+
+    @torch.no_grad()
+    def refresh(self, weight: Tensor, version: int) -> None:
+        """Quantises a weight, unless this version of it has been."""
+        if version == self.version:
+            return
+        quantised, scale = quantise(weight, amax_of(weight), E4M3)
+        self.weight.copy_(quantised)
+        self.transposed.copy_(quantised.t())
+        self.scale.copy_(scale)
+        self.version = version
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """[.., in] -> [.., out]; without gradients nothing is noted of `x`."""
+        rows = x.reshape(-1, x.shape[-1])
+        amax = amax_of(rows.detach())
+        if torch.is_grad_enabled():
+            self.seen[0].copy_(torch.maximum(self.seen[0], amax))
+        out = _Fp8Linear.apply(
+            *(rows, weight, bias, self.weight, self.transposed, self.scale),
+            *(amax, self.last, self.seen),
+        )
+        return cast(Tensor, out).view(*x.shape[:-1], -1)
+
+
+def amax_of(values: Tensor) -> Tensor:
+    """[] the largest magnitude, in fp32."""
+    return values.abs().amax().float()
+
+
+def expected(last: Tensor, amax: Tensor) -> Tensor:
+    """[] by which a tensor is scaled: from the step before, if there was one."""
+    return torch.where(last > 0, last * HEADROOM, amax)
+
+
+def as_bad(scale: Tensor, amax: Tensor) -> Tensor:
+    """The scale; NaN where the tensor is not finite: clamped, it would look as if it were."""
+    return torch.where(amax.isfinite(), scale, torch.nan)
+
+
+class _Fp8Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        quantised: Tensor,
+        transposed: Tensor,
+        scale: Tensor,
+        amax: Tensor,
+        last: Tensor,
+        seen: Tensor,
+    ) -> Tensor:
+        x8, x_scale = quantise(x, expected(last[0], amax), E4M3)
+        x_scale = as_bad(x_scale, amax)
+        ctx.save_for_backward(x8, x_scale, transposed, scale, last)
+        ctx.seen = seen  # not saved: it changes with every product, and is not read
+        return multiply(x8, quantised.t(), x_scale, scale, bias=bias, fast=True)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        x8, x_scale, transposed, scale, last = ctx.saved_tensors
+        amax, seen = amax_of(gradient), ctx.seen
+        seen[1].copy_(torch.maximum(seen[1], amax))
+        g8, g_scale = quantise(gradient, expected(last[1], amax), E5M2)
+        g_scale = as_bad(g_scale, amax)
+        of_x = multiply(g8, transposed.t(), g_scale, scale)
+        of_weight = multiply(g8.t().contiguous(), x8.t().contiguous().t(), g_scale, x_scale)
+        of_bias = gradient.float().sum(dim=0).to(gradient.dtype)
+        return of_x, of_weight, of_bias, *[None] * 6
+
+
+def inner_blocks(blocks: Sequence[Any]) -> Sequence[Any]:
+    """Those that multiply in fp8: not the first and the last, which suffer most from it."""
+    return blocks[1:-1]
+
+
+def multiply_in_fp8(blocks: Sequence[Any]) -> Scales:
+    """Has qkv, up and down of all blocks but the first and the last multiply in fp8.
+
+    Args:
+        blocks: of a whole decoder, in bf16, where they will stay; their layers are `Linear`.
+
+    Returns:
+        Their scales; whoever changes weights settles a step, or raises the version.
+    """
+    layers = [layer for block in inner_blocks(blocks) for layer in _layers_of(block)]
+    assert layers, "refused with the configuration"
+    scales = Scales(len(layers), layers[0].weight.device)
+    for layer, last, seen in zip(layers, scales.last, scales.seen, strict=True):
+        layer.product = Product(layer, last, seen)
+    for block in inner_blocks(blocks):
+        # Outside of what may be compiled.
+        block.register_forward_pre_hook(_refresher(scales))
+    return scales
+
+
+def _layers_of(block: Any) -> Iterator[Linear]:
+    for layer in (block.attention.qkv, block.feed_forward.up, block.feed_forward.down):
+        assert isinstance(layer, Linear), "refused with the configuration"
+        yield layer
+
+
+def _refresher(scales: Scales) -> Any:
+    def refresh(block: Any, _: Any) -> None:
+        for layer in _layers_of(block):
+            cast(Product, layer.product).refresh(layer.weight, scales.version)
+
+    return refresh
