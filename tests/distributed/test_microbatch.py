@@ -91,7 +91,7 @@ def test_nothing_changes(overrides: list[str], rank_pools: dict[int, RankPool]) 
 def _foretold(usable_bytes: float) -> tuple[str, list[float]]:
     config = _config(
         *("zero.stage=1", "batch={sequences: 64, micro_sequences: auto, try_first: true}"),
-        "model.decoder.loss_chunk_tokens=8",
+        "model.decoder.loss_chunk_tokens=16",
     )
     engine, collate = _prepared(config)
     memory = MeteredMemory(usable_bytes)
@@ -106,7 +106,7 @@ def _foretold(usable_bytes: float) -> tuple[str, list[float]]:
 def _peak_of(size: int) -> float:
     config = _config(
         *("zero.stage=1", f"batch={{sequences: 64, micro_sequences: {size}, try_first: true}}"),
-        "model.decoder.loss_chunk_tokens=8",
+        "model.decoder.loss_chunk_tokens=16",
     )
     engine, collate = _prepared(config)
     with metered() as meter:
