@@ -90,11 +90,15 @@ class StorePlace(Place):
     def find(self) -> Found | None:
         if not self.path:
             return None
+
+        def found(client: Any, key: dict[str, str]) -> Found:
+            head = client.head_object(**key)
+            return Found(name="", num_bytes=int(head["ContentLength"]), version=head["ETag"])
+
         try:
-            head = self.ask("read", lambda client, key: client.head_object(**key))
+            return self.ask("read", found)
         except MissingError:
             return None
-        return Found(name="", num_bytes=int(head["ContentLength"]), version=head["ETag"])
 
     @override
     def exists(self) -> bool:

@@ -70,9 +70,25 @@ def _make(endpoint: str | None, timeout_seconds: float) -> Any:
         response_checksum_validation="when_required",
     )
     try:
-        return Session().create_client("s3", endpoint_url=endpoint, config=config)
+        made = Session().create_client("s3", endpoint_url=endpoint, config=config)
     except ValueError as error:
         raise StorageError(
             f"The S3 endpoint {without_secrets(str(endpoint))} cannot be used "
             f"({without_secrets(str(error))}); correct storage.endpoint_url or S3_ENDPOINT_URL"
         ) from error
+    made.meta.events.register("after-call.s3", _require_whole_head)
+    return made
+
+
+def _require_whole_head(http_response: Any, model: Any, **_: Any) -> None:
+    """Refuses an answer whose head was cut: Python's parser takes what came for all of it.
+
+    A listing without its body would be one of an empty directory.
+    """
+    named, method = http_response.headers, model.http["method"]
+    if http_response.status_code not in (200, 206):
+        return
+    is_sized = named.get("content-length", "").isdigit() or "transfer-encoding" in named
+    is_told = method in ("HEAD", "PUT") or model.has_streaming_output or http_response.content
+    if not is_sized or not is_told:
+        raise ConnectionError("the connection ended within the head of the answer")

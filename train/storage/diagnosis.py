@@ -34,6 +34,9 @@ TRANSFER_ERRORS: Final = (
     botocore.exceptions.ClientError,
     botocore.parsers.ResponseParserError,
     urllib3.exceptions.HTTPError,
+    # Of an answer whose head was cut: within a date or a number, or before a field.
+    ValueError,
+    KeyError,
     OSError,
 )
 """What a transfer raises where the store, the network or the credentials are to blame."""
@@ -117,6 +120,8 @@ def cause_of(error: BaseException) -> str:
     """An error of a transfer in a few words, without secrets."""
     if isinstance(error, _TIMEOUTS):
         return "no answer in time"
+    if isinstance(error, KeyError):
+        return f"the answer lacks {error}"
     text = str(error)
     inner: BaseException | None = error
     while inner is not None:

@@ -16,7 +16,7 @@ from tests.train.storage.relay import SLOW_DOWN, Fault, relay
 from tests.train.storage.wire import CONTENT, OTHER, SIZE, first, heads, lab, put, store
 from train.errors import StorageError
 from train.storage import client as clients
-from train.storage import notices
+from train.storage import notices, patience
 from train.storage.bucket import StorePlace, _InMemory
 from train.storage.config import StorageConfig
 from train.storage.patience import StoppedError
@@ -297,3 +297,28 @@ def test_no_more_is_read_of_an_object_than_there_can_be(lab: S3Lab) -> None:
     assert place.read(limit_bytes=SIZE) == CONTENT
     with pytest.raises(StorageError, match=f"is larger than {SIZE - 1:,} bytes, which no such"):
         place.read(limit_bytes=SIZE - 1)
+
+
+def test_an_answer_that_is_cut_in_its_head_is_no_answer(
+    lab: S3Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is cut: nothing is taken for missing, empty or short."""
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_SECONDS", 0.001)
+    put(lab, b"some text")
+    cut: list[int] = []
+
+    def plan(_: int) -> Fault:
+        return Fault(cut_after_bytes=cut.pop()) if cut else Fault()
+
+    with relay(lab.environment["S3_ENDPOINT_URL"], plan) as wire:
+        file, directory = store(wire.url), store(wire.url).parent
+        for num_bytes in (9, 30, 57, 77, 110, 150, 190, 230, 270):  # all within the head
+            for ask, expected in (
+                (file.read, b"some text"),
+                (lambda: file.find().num_bytes, 9),  # pyright: ignore[reportOptionalMemberAccess]
+                (directory.names, ["file"]),
+                (lambda: file.write(b"some text"), None),
+            ):
+                clients.discard(wire.url, timeout_seconds=2.0)  # another connection
+                cut[:] = [num_bytes]
+                assert ask() == expected, num_bytes
