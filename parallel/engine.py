@@ -202,8 +202,9 @@ def _deepspeed_options(
         "data_types": {"grad_accum_dtype": states},
         "communication_data_type": states,
         "steps_per_print": None,
-        # It waits for the device before each forward and after each step.
-        "timers": {"throughput": {"enabled": False}},
+        # It waits for the device before each forward and after each step; at stage 3 nothing else
+        # keeps weights from being gathered, in a stream of its own, before they are updated.
+        "timers": {"throughput": {"enabled": stage == 3}},
         "zero_optimization": {
             "stage": stage,
             "overlap_comm": config.overlap or stage == 3,

@@ -140,7 +140,10 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
         (marks, f"samples.prompts: {marks}"),
         (unsupported, f"precision: {unsupported}"),
         (absent, f"model.attention: {absent}"),
-        *((fault, fault) for fault in config.zero.faults(config.precision)),
+        *(
+            (fault, fault)
+            for fault in config.zero.faults(config.precision, states=config.optim.precision)
+        ),
         (
             no_compiler,
             f"model.compile: blocks cannot be compiled here, {no_compiler}: install it, or "

@@ -116,6 +116,7 @@ def train(
             lr = learning_rate(config.optim, step=step, total_steps=config.steps)
             engine.set_learning_rate(lr)
             data = feed.try_step(step)
+            made.wait(feed.wait_seconds)
             if ledger is not None and isinstance(data, StepData):
                 data = ledger.add(step, data) or data
             data = next(filter(None, [lease.fault for lease in leases]), data)
@@ -127,13 +128,11 @@ def train(
             assert not isinstance(data, Exception)
             if launched.is_passed_over:
                 monitor.note(agreed(partial(pass_over, config, feed, data, step=step)))
-            made.add(
-                step, launched, data.position, lr=lr, started=started, waited=feed.wait_seconds
-            )
+            made.add(step, launched, data.position, lr=lr, started=started)
             is_last = step == config.steps
             validates = is_last or (step % config.validation.every_steps == 0 and not launched.stop)
             saves = is_last or launched.stop or step % config.checkpoint.every_steps == 0
-            if launched.is_done or validates or saves:
+            if launched.is_done or validates or saves or step == first_step + 1:
                 made.settle()
             for note in news(engine.module, step=step - first_step):
                 monitor.note(note)

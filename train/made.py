@@ -25,7 +25,6 @@ class _Launched:
     position: Position
     learning_rate: float
     started: float
-    waited: float
 
 
 class Made:
@@ -62,6 +61,7 @@ class Made:
         self._imported = imported
         self._launched: _Launched | None = None
         self._settled = 0.0
+        self._waited = 0.0
         self._unsaved: tuple[int, Position] | None = None
 
     def __enter__(self) -> Self:
@@ -74,7 +74,8 @@ class Made:
             return  # nothing can be saved, or should
         try:
             self.settle()
-        except DivergedError:
+        except DivergedError as diverged:
+            self._monitor.note(str(diverged))
             return
         if self._unsaved is None:
             return
@@ -97,7 +98,6 @@ class Made:
         *,
         lr: float,
         started: float,
-        waited: float,
     ) -> None:
         """Take note of a step that was launched; the one before is settled.
 
@@ -107,7 +107,6 @@ class Made:
             position: in the data, after it.
             lr: its learning rate.
             started: `time.perf_counter()` when it began.
-            waited: seconds that it waited for its data.
         """
         assert self._launched is None, "settled before the next update"
         self._launched = _Launched(
@@ -116,8 +115,11 @@ class Made:
             position=position,
             learning_rate=lr,
             started=started,
-            waited=waited,
         )
+
+    def wait(self, seconds: float) -> None:
+        """Take note of seconds that data were waited for; before the last step is settled."""
+        self._waited += seconds
 
     def settle(self) -> None:
         """Wait for what was launched last, and record it; every rank must call it.
@@ -133,6 +135,7 @@ class Made:
         before, self._settled = max(self._settled, launched.started), time.perf_counter()
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = self._settled - self._imported
+        waited, self._waited = self._waited, 0.0
         self._unsaved = launched.step, launched.position
         if launched.pending.is_passed_over:
             return
@@ -144,7 +147,8 @@ class Made:
                 gradient_norm=result.gradient_norm,
                 tokens=config.batch.sequences * config.data.sequence_tokens,
                 step_seconds=self._settled - before,
-                data_wait_seconds=launched.waited,
+                # Where the host runs ahead, it waited in this step's time for the next one's data.
+                data_wait_seconds=min(waited, self._settled - before),
                 memory_bytes=peak_memory_bytes(),
                 **asdict(result.averages),
             )

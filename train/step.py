@@ -141,8 +141,7 @@ class PendingStep:
         """What was done, the same on every rank; waits for the device where it must.
 
         Raises:
-            DivergedError: loss or gradient is not finite: parameters and moments are unchanged,
-                and so they are after steps that were launched since.
+            DivergedError: loss or gradient is not finite: parameters and moments are unchanged.
         """
         if self.update is None:
             return StepResult(averages=averages_of([0.0] * 4), gradient_norm=0.0, stop=self.stop)

@@ -66,7 +66,7 @@ def spare_traffic(deepspeed_engine: Any, mesh: Mesh, *, travels_in: Precision) -
             optimizer.fp32_groups_gradient_flat_partition,
             strict=True,
         ):
-            own.copy_(mean_of_own_part(flat, mesh, travels_in=travels_in))
+            take_mean(own, flat, mesh, travels_in=travels_in)
 
     optimizer._update_hp_grad = torch.no_grad()(add)
     optimizer.update_hp_grads = torch.no_grad()(end_backward)
@@ -76,24 +76,25 @@ def spare_traffic(deepspeed_engine: Any, mesh: Mesh, *, travels_in: Precision) -
         deepspeed_engine.enable_backward_allreduce = False
 
 
-def mean_of_own_part(flat: Tensor, mesh: Mesh, *, travels_in: Precision) -> Tensor:
-    """[n / R] mean over the R data ranks of the r-th of R equal parts, on rank r.
+def take_mean(own: Tensor, flat: Tensor, mesh: Mesh, *, travels_in: Precision) -> None:
+    """The mean over the R data ranks of the r-th of R equal parts, on rank r.
 
-    In bf16 each rank's part is rounded once, and the sum is still taken in the buffer's own type: a
-    library's reduction would round after each rank.
+    In bf16 each rank's part is rounded once, and the sum is still taken in fp32: a library's
+    reduction would round after each rank.
 
     Args:
-        flat: [n] this rank's gradients, n a multiple of R.
+        own: [n / R] where it is put: this rank's part of `flat` itself.
+        flat: [n] this rank's gradients, fp32, n a multiple of R; the rest of it is used up.
         mesh: this rank's place.
-        travels_in: type between ranks; a smaller one of the buffer's own holds.
+        travels_in: type between ranks.
     """
     size = mesh.data_size
-    if travels_in == "fp32" or flat.dtype == torch.bfloat16:
-        total = flat.new_empty(flat.numel() // size)
+    if travels_in == "fp32":
         # Its new name, of torch 2.13, older versions do not know.
-        dist.reduce_scatter_tensor(total, flat, group=mesh.data_group)  # pyright: ignore[reportDeprecated]
-        return total.div_(size)
-    sent = flat.bfloat16()
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, group=mesh.data_group)
-    return received.view(size, -1).sum(dim=0, dtype=flat.dtype).div_(size)
+        dist.reduce_scatter_tensor(own, flat, group=mesh.data_group)  # pyright: ignore[reportDeprecated]
+    else:
+        sent = flat.bfloat16()
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=mesh.data_group)
+        torch.sum(received.view(size, -1), dim=0, dtype=flat.dtype, out=own)
+    own.div_(size)

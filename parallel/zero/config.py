@@ -43,7 +43,7 @@ class ZeroConfig(Config):
     """Stage 3 keeps about this many elements of gathered parameters at a time, so that one used
     again soon is not gathered twice; smaller saves memory."""
     immediate_gradients: bool = True
-    """In bf16 without sharded gradients: each gradient is added to its fp32 sum as soon as it is
+    """In bf16 with fp32 sums, at stages 0 and 1: each gradient is added to its sum as soon as it is
     there, and dropped; without, all are kept until the backward has ended."""
     overlap: bool = False
     """At stage 2: gradients are reduced while the backward goes on, as stage 3 always does."""
@@ -55,8 +55,8 @@ class ZeroConfig(Config):
     memory then holds only what is being updated. It needs 12 bytes a parameter of a rank's share,
     and is empty again after the run. Default: all is kept in memory."""
 
-    def faults(self, precision: str) -> list[str]:
-        """What of it a run of this precision cannot have, each with its key."""
+    def faults(self, precision: str, *, states: str) -> list[str]:
+        """What of it a run of this precision, and of these masters and moments, cannot have."""
         rules = [
             (
                 self.overlap and self.stage != 2,
@@ -64,9 +64,11 @@ class ZeroConfig(Config):
                 "gradients are there, and stage 3 always while they come; leave it out",
             ),
             (
-                self.reduce_precision == "bf16" and (self.stage > 1 or precision == "fp32"),
-                "zero.reduce_precision: bf16 is for runs in precision bf16 at zero.stage 0 or 1, "
-                "whose sums we take ourselves: change these, or leave it out",
+                self.reduce_precision == "bf16"
+                and (self.stage > 1 or precision == "fp32" or states == "bf16"),
+                "zero.reduce_precision: bf16 is for runs in precision bf16 at zero.stage 0 or 1 "
+                "with optim.precision fp32, whose sums we take ourselves: change these, or leave "
+                "it out",
             ),
         ]
         return [message for is_broken, message in rules if is_broken]

@@ -14,7 +14,7 @@ from torch import nn
 from parallel.megatron import refuse_other_version
 from parallel.mesh import Mesh
 
-SUPPORTED = ("0.19", "0.20")
+SUPPORTED = ("0.19.8", "0.20")
 """First version of DeepSpeed that was tested, and the first that was not."""
 
 

@@ -14,10 +14,11 @@ schedule if this module and its neighbours do four things:
 2. Tell DeepSpeed before each backward that it begins, and whether it is the last of the step.
 3. Sum partial gradients (`gradients`): those of a tied embedding over the first and last pipeline
    stage, and those of sequence-parallel parameters over the tensor group.
-4. Take the gradient norm over every element of the model once, in fp64.
+4. Take the gradient norm over every element of the model once, its squares summed in fp64.
 
-The host never waits for the device in it: the norm, the clipping, and whether a step is made at
-all stay there, where AdamW's fused kernel reads them.
+The host does not wait for the device in it: the norm, the clipping, and whether a step is made at
+all stay there, where AdamW's fused kernel reads them. (On a GPU, DeepSpeed itself still waits at
+stage 3, and at stage 2 with `zero.overlap`, in each backward.)
 """
 
 import math
@@ -53,8 +54,8 @@ class Update:
         """Norm of the whole gradient before clipping, and the sums; the same on every rank.
 
         Raises:
-            FloatingPointError: the gradient is not finite, or the sums are not. The gradient is
-                dropped, no parameter and no moment has changed.
+            FloatingPointError: the gradient is not finite, or the sums are not. The next step's
+                takes its place; no parameter and no moment has changed.
             RuntimeError: ranks that should have the same gradient do not; nothing has changed.
         """
         spoken, mean, *sums = self.told.read()
@@ -142,7 +143,15 @@ class ZeroEngine:
             self._deepspeed.set_gradient_accumulation_boundary(True)
             if self.mesh.data_size > 1:
                 self._deepspeed.allreduce_gradients()
+            else:
+                self._make_missing_gradients()
         assert self._backwards_left == 0, "fewer backwards than announced"
+
+    def _make_missing_gradients(self) -> None:
+        """Nothing is a gradient too: AdamW's moments fade, and weights decay, at every stage."""
+        for parameter in self.module.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _announce_backward(self, module: nn.Module, inputs: Any, output: Any) -> None:
         tensor: Tensor = output if isinstance(output, Tensor) else output[0]

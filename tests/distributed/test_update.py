@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
 from parallel.zero import gradients
-from parallel.zero.accumulation import mean_of_own_part
+from parallel.zero.accumulation import take_mean
 from parallel.zero.config import Precision, ZeroConfig
 from parallel.zero.state import local_slices, optimizer_steps
 from tests.distributed import toy
@@ -142,7 +142,7 @@ def _with_skips(cases: list[dict[str, Any]]) -> list[list[tuple[float, float]]]:
     curves: list[list[tuple[float, float]]] = []
     for case in cases:
         model = Skipping()
-        engine = engine_of(model, precision="bf16", **case)
+        engine = engine_of(model, **case)
         curve: list[tuple[float, float]] = []
         for step, skips in enumerate([False, True, False, True, True, False]):
             model.skips = skips
@@ -157,13 +157,16 @@ def test_a_parameter_without_a_gradient_has_none_of_an_older_step(
     rank_pools: dict[int, RankPool], ranks: int
 ) -> None:
     cases = [
-        {"stage": 1},
-        {"stage": 1, "immediate_gradients": False},
-        {"stage": 2},
+        {"stage": 1, "precision": "bf16"},
+        {"stage": 1, "precision": "bf16", "immediate_gradients": False},
+        {"stage": 2, "precision": "bf16"},
+        *({"stage": stage, "precision": "fp32"} for stage in STAGES),
     ]
-    at_once, kept, sharded = rank_pools[ranks].run(_with_skips, cases)[0]
+    at_once, kept, sharded, *in_fp32 = rank_pools[ranks].run(_with_skips, cases)[0]
     assert at_once == kept
     assert at_once == [pytest.approx(expected, rel=2e-3) for expected in sharded]
+    for curve in in_fp32:
+        assert curve == [pytest.approx(expected, rel=1e-5) for expected in in_fp32[0]]
 
 
 def _adamw_by_hand(clip_norm: float | None) -> tuple[float, float]:
@@ -241,7 +244,9 @@ def _means(travels_in: Precision) -> tuple[Tensor, Tensor]:
     """This rank's part of a mean over ranks, and the same in fp64."""
     mesh = build_mesh(LayoutConfig(), World.here())
     parts = [torch.randn(4096, generator=torch.Generator().manual_seed(rank)) for rank in range(2)]
-    found = mean_of_own_part(parts[mesh.data_rank], mesh, travels_in=travels_in)
+    flat = parts[mesh.data_rank].clone()
+    found = flat.chunk(2)[mesh.data_rank]
+    take_mean(found, flat, mesh, travels_in=travels_in)
     exact = torch.stack([part.double() for part in parts]).mean(dim=0)
     return found, exact.chunk(2)[mesh.data_rank]
 
@@ -291,6 +296,8 @@ def test_bf16_between_ranks_is_close(rank_pools: dict[int, RankPool]) -> None:
     ],
 )
 def test_what_cannot_be_had_is_told(zero: dict[str, Any], precision: str, told: str) -> None:
-    (fault,) = ZeroConfig(**zero).faults(precision)
+    (fault,) = ZeroConfig(**zero).faults(precision, states="fp32")
     assert fault.startswith(told)
-    assert ZeroConfig(stage=2, overlap=True).faults(precision) == []
+    assert ZeroConfig(stage=2, overlap=True).faults(precision, states="fp32") == []
+    assert ZeroConfig(reduce_precision="bf16").faults("bf16", states="fp32") == []
+    assert len(ZeroConfig(reduce_precision="bf16").faults("bf16", states="bf16")) == 1

@@ -10,7 +10,9 @@ from typing import Final
 
 import torch
 
+from model.loss import why_no_triton
 from parallel.compiled import why_no_compiler
+from parallel.launch import own_device
 
 
 def anywhere() -> str | None:
@@ -52,7 +54,11 @@ LEVERS: Final = (
     Lever(
         name="large loss chunks",
         off=("model.decoder.loss_chunk_tokens=256",),
-        on=("model.decoder.loss_chunk_tokens=4096",),
+    ),
+    Lever(
+        name="one pass over logits",
+        off=("model.decoder.loss_kernel=torch",),
+        lacks=lambda: why_no_triton(own_device()),
     ),
     Lever(
         name="gradients added as they come",

@@ -20,6 +20,7 @@ from train.watch.metrics import GIB_BYTES
 
 MODES: Final[dict[str, tuple[str, ...]]] = {
     "semi-causal": (),
+    "fp8": ("precision=fp8",),
     "causal": ("spans.text.ratio=0",),
     "documents apart": ("data.pack=fit", "data.attend=within"),
     "ZeRO-3": ("zero.stage=3",),
