@@ -27,6 +27,8 @@ MODES: Final[dict[str, tuple[str, ...]]] = {
     "attention by flash": ("model.attention=flash",),
 }
 """What is measured with all levers on; the first is what levers are tried on."""
+TINY_HAS_TO: Final[dict[str, tuple[str, ...]]] = {"fp8": ("model.decoder.num_layers=3",)}
+"""What the tiny model lacks for a mode: a block that is neither the first nor the last."""
 PACKAGES: Final = ("deepspeed", "megatron-core", "transformers", "triton", "numpy", "pydantic")
 SMALL_MATRIX: Final = 256
 SMALL_COPY_BYTES: Final = 1 << 24
@@ -122,7 +124,8 @@ def rows(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     whole = peak_flops(name) or peak or matmul_flops(device, size=SMALL_MATRIX)
     files = [str(TINY)] if is_tiny else [*METALM, *REPEATABLE]
-    config = load(RunConfig, [*files, *levers.overrides(off), *MODES[mode]])
+    more = TINY_HAS_TO.get(mode, ()) if is_tiny else ()
+    config = load(RunConfig, [*files, *levers.overrides(off), *MODES[mode], *more])
     if "torch._dynamo" in sys.modules:
         # What this process compiled for others, which it measured before, counts against a limit.
         torch.compiler.reset()
