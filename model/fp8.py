@@ -88,23 +88,32 @@ class Scales:
 
     Attributes:
         last: [n, 2] of the step before, of inputs and gradients. What a checkpoint has to keep.
-        seen: [n, 2] of this step, as far as it has come.
+        seen: n pairs of [] of this step, as far as it has come. Tensors of their own: views of one
+            would count as changed in a backward whenever another product has changed its own.
         version: of the weights; whoever changes them raises it.
     """
 
     def __init__(self, num_products: int, device: torch.device):
         self.last = torch.zeros(num_products, 2, device=device)
-        self.seen = torch.zeros_like(self.last)
+        self.seen = [
+            (torch.zeros((), device=device), torch.zeros((), device=device))
+            for _ in range(num_products)
+        ]
         self.version = 0
 
-    def settle(self, *, keep: Tensor) -> None:
+    def gathered(self) -> Tensor:
+        """[n, 2] what was seen in this step."""
+        return torch.stack([value for pair in self.seen for value in pair]).view(-1, 2)
+
+    def settle(self, seen: Tensor, *, keep: Tensor) -> None:
         """Ends a step, whose largest elements are the next one's scales.
 
         Args:
+            seen: [n, 2] by all ranks.
             keep: [] whether the step counts for nothing, as its gradient is not finite.
         """
-        self.last.copy_(torch.where(keep | ~self.seen.isfinite().all(), self.last, self.seen))
-        self.seen.zero_()
+        self.last.copy_(torch.where(keep | ~seen.isfinite().all(), self.last, seen))
+        torch._foreach_zero_([value for pair in self.seen for value in pair])  # pyright: ignore[reportPrivateImportUsage]
         self.version += 1
 
     def restore(self, last: Sequence[Sequence[float]]) -> None:
@@ -119,13 +128,14 @@ class Product(nn.Module):
     Args:
         layer: whose weight it is.
         last: [2] its part of `Scales.last`.
-        seen: [2] its part of `Scales.seen`.
+        seen: its pair of `Scales.seen`.
     """
 
-    def __init__(self, layer: Linear, last: Tensor, seen: Tensor):
+    def __init__(self, layer: Linear, last: Tensor, seen: tuple[Tensor, Tensor]):
         super().__init__()
         shape, device = tuple(layer.weight.shape), layer.weight.device
-        self.last, self.seen = last, seen
+        self.last = last
+        self.seen_input, self.seen_gradient = seen
         self.weight = torch.empty(shape, dtype=E4M3, device=device)
         self.transposed = torch.empty(shape[::-1], dtype=E4M3, device=device)
         self.scale = torch.zeros((), device=device)
@@ -147,10 +157,10 @@ class Product(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         amax = amax_of(rows.detach())
         if torch.is_grad_enabled():
-            self.seen[0].copy_(torch.maximum(self.seen[0], amax))
+            self.seen_input.copy_(torch.maximum(self.seen_input, amax))
         out = _Fp8Linear.apply(
             *(rows, weight, bias, self.weight, self.transposed, self.scale),
-            *(amax, self.last, self.seen),
+            *(amax, self.last, self.seen_gradient),
         )
         return cast(Tensor, out).view(*x.shape[:-1], -1)
 
@@ -182,20 +192,20 @@ class _Fp8Linear(torch.autograd.Function):
         scale: Tensor,
         amax: Tensor,
         last: Tensor,
-        seen: Tensor,
+        seen_gradient: Tensor,
     ) -> Tensor:
         x8, x_scale = quantise(x, expected(last[0], amax), E4M3)
         x_scale = as_bad(x_scale, amax)
         ctx.save_for_backward(x8, x_scale, transposed, scale, last)
-        ctx.seen = seen  # not saved: it changes with every product, and is not read
+        ctx.seen_gradient = seen_gradient  # not saved: the backward changes it
         return multiply(x8, quantised.t(), x_scale, scale, bias=bias, fast=True)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         x8, x_scale, transposed, scale, last = ctx.saved_tensors
-        amax, seen = amax_of(gradient), ctx.seen
-        seen[1].copy_(torch.maximum(seen[1], amax))
+        amax, seen = amax_of(gradient), ctx.seen_gradient
+        seen.copy_(torch.maximum(seen, amax))
         g8, g_scale = quantise(gradient, expected(last[1], amax), E5M2)
         g_scale = as_bad(g_scale, amax)
         of_x = multiply(g8, transposed.t(), g_scale, scale)

@@ -190,8 +190,9 @@ class ZeroEngine:
             optimizer.grad_scale = ((spoken.sqrt() + 1e-6) / self._clip_norm).clamp(min=1).float()
         self._deepspeed.step()
         if self.scales is not None:
-            dist.all_reduce(self.scales.seen, op=dist.ReduceOp.MAX)
-            self.scales.settle(keep=is_bad)
+            seen = self.scales.gathered()
+            dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+            self.scales.settle(seen, keep=is_bad)
         return Update(told=Later(told))
 
     def _decide_instead(self, travels_in: Precision) -> None:

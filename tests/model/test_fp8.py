@@ -91,7 +91,7 @@ def test_products_are_those_of_what_was_quantised(growth: float | None) -> None:
         bound = rounding(a, b) + 2**-8 * (a @ b + added).abs()
         assert (error <= bound).all(), error.max()
     assert torch.equal(of_bias, case.gradient.float().sum(dim=0).to(BF16))
-    assert torch.equal(case.scales.seen[0], amax)
+    assert torch.equal(case.scales.gathered()[0], amax)
 
 
 @pytest.mark.parametrize("dtype", [E4M3, E5M2])
@@ -122,7 +122,7 @@ def test_what_is_not_finite_is_not_hidden(bad: float, last: float) -> None:
     assert out.isfinite().all()
     assert not of_x.isfinite().all()
     assert not of_weight.isfinite().all()
-    case.scales.settle(keep=torch.tensor(False))
+    case.scales.settle(case.scales.gathered(), keep=torch.tensor(False))
     assert (case.scales.last == last).all(), "such a step says nothing of the next one"
     with torch.no_grad():
         case.x[0, 0] = bad
@@ -138,18 +138,18 @@ def test_scales_follow_the_step_before() -> None:
         case.gradients()
         case.x.data /= share
     amax = amax_of(case.x.detach())
-    case.scales.settle(keep=no)
+    case.scales.settle(case.scales.gathered(), keep=no)
     assert case.scales.last[0, 0] == amax
-    assert (case.scales.seen == 0).all()
+    assert (case.scales.gathered() == 0).all()
     # A scale that leaves room for twice as much: another power of two, the same numbers but for
     # the smallest.
     for one, other in zip(first, case.gradients(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
-    case.scales.settle(keep=torch.tensor(True))
+    case.scales.settle(case.scales.gathered(), keep=torch.tensor(True))
     assert case.scales.last[0, 0] == amax, "a step that was not made says nothing"
     with torch.no_grad():
         case.layer(case.x * 100)
-    assert (case.scales.seen == 0).all(), "nor do evaluations"
+    assert (case.scales.gathered() == 0).all(), "nor do evaluations"
 
 
 def test_a_weight_is_quantised_when_it_has_changed() -> None:
@@ -158,7 +158,7 @@ def test_a_weight_is_quantised_when_it_has_changed() -> None:
     case.layer.weight.data *= 2
     case.product.refresh(case.layer.weight, case.scales.version)
     assert torch.equal(case.gradients()[0], before)
-    case.scales.settle(keep=torch.tensor(True))
+    case.scales.settle(case.scales.gathered(), keep=torch.tensor(True))
     case.product.refresh(case.layer.weight, case.scales.version)
     bias = case.layer.bias
     torch.testing.assert_close(case.gradients()[0] - bias, 2 * (before - bias), rtol=0.02, atol=0.1)
@@ -166,10 +166,11 @@ def test_a_weight_is_quantised_when_it_has_changed() -> None:
 
 def test_compiled_to_one_graph_it_computes_the_same() -> None:
     case = Fixture()
-    expected = [*case.gradients(), case.scales.seen.clone()]
-    case.scales.seen.zero_()
+    expected = [*case.gradients(), case.scales.gathered()]
+    for value in (value for pair in case.scales.seen for value in pair):
+        value.zero_()
     case.layer.forward = torch.compile(case.layer.forward, fullgraph=True, backend="aot_eager")
-    for one, other in zip(expected, [*case.gradients(), case.scales.seen], strict=True):
+    for one, other in zip(expected, [*case.gradients(), case.scales.gathered()], strict=True):
         assert torch.equal(one, other)
 
 
