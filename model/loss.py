@@ -117,7 +117,7 @@ CrossEntropy = Callable[..., Tensor]
 def chosen_cross_entropy(kernel: LossKernel, device: torch.device) -> CrossEntropy:
     """What is to be used on a device."""
     wants_triton = kernel == "triton" or (kernel == "auto" and why_no_triton(device) is None)
-    if device.type == "cpu" or not wants_triton:
+    if device.type != "cuda" or not wants_triton:
         return cross_entropy_
     from model.kernels import cross_entropy  # needs triton
 
@@ -127,7 +127,7 @@ def chosen_cross_entropy(kernel: LossKernel, device: torch.device) -> CrossEntro
 @functools.cache
 def why_no_triton(device: torch.device) -> str | None:
     """Why our Triton kernels cannot run on a device, None if they can; the first call tries."""
-    if device.type == "cpu":
+    if device.type != "cuda":
         return "there is no GPU"
     try:
         row, target = torch.zeros(1, 16, device=device), torch.zeros(1, device=device).long()
