@@ -25,8 +25,10 @@ torchvision_free.install()
 
 pytest_plugins = ["tests.lab_fixtures"]
 
-# A shell that starts the tests in the background has them, and all that they start, ignore it.
+# A shell that starts the tests in the background has them, and all that they start, ignore the one,
+# nohup the other.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How long a machine takes to draw or to run an example says nothing about the code.
 hypothesis.settings.register_profile(
