@@ -65,7 +65,7 @@ class Compilation:
         Args:
             step: how many steps this start has made.
         """
-        if step == 0 and self.failure is None:
+        if step == 0 and self.failure is None and not self.num_graphs:  # none by a trial before it
             yield "the blocks are compiled in the first step, which may take a minute"
         if self.num_graphs and self._is_new("compiled"):
             yield f"blocks compiled: {self.num_graphs} graph(s) in {self.seconds:.1f} s"

@@ -33,7 +33,6 @@ KERNELS = ("torch", "triton")
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Either pass over the logits; triton's runs in its interpreter here."""
     if request.param == "triton":
-        pytest.importorskip("triton", reason="`make .venv/dev` installs it")
         from model.kernels import cross_entropy
 
         monkeypatch.setattr(cross_entropy, "WIDEST_BLOCK", 16)

@@ -37,14 +37,12 @@ class Lever:
     Attributes:
         name: in tables.
         off: overrides of the configuration that turn it off.
-        on: overrides that turn it on, where the defaults do not.
         off_environment: variables that turn it off; their processes are started for it alone.
         lacks: why this machine cannot have it, None if it can.
     """
 
     name: str
     off: Sequence[str] = ()
-    on: Sequence[str] = ()
     off_environment: Mapping[str, str] = field(default_factory=dict)
     lacks: Callable[[], str | None] = anywhere
 
@@ -63,7 +61,6 @@ LEVERS: Final = (
     Lever(
         name="gradients added as they come",
         off=("zero.immediate_gradients=false",),
-        on=("zero.immediate_gradients=true",),
     ),
     Lever(
         name="expandable segments",
@@ -78,19 +75,15 @@ def usable() -> list[Lever]:
     return [lever for lever in LEVERS if lever.lacks() is None]
 
 
-def overrides(off: Sequence[str] = ()) -> list[str]:
-    """Overrides of a configuration with all usable levers on but those of these names.
+def overrides(off: Sequence[str]) -> list[str]:
+    """Overrides of a configuration that turn levers of these names off, where they can be had.
 
     Raises:
         KeyError: there is no lever of such a name.
     """
     chosen = {lever.name: lever for lever in LEVERS}
     turned_off = [chosen[name] for name in off]
-    return [
-        override
-        for lever in usable()
-        for override in (lever.off if lever in turned_off else lever.on)
-    ]
+    return [override for lever in usable() if lever in turned_off for override in lever.off]
 
 
 def environment(off: Sequence[str]) -> dict[str, str | None]:

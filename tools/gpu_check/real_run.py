@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from tools.bench.gpu import METALM
 from tools.corpus.tokenizer import CorpusTokenizer
-from tools.gpu_check import levers
 from tools.gpu_check.parity import TINY
 from tools.ranks import run_module
 from train.checkpoint.directory import complete
@@ -109,7 +108,6 @@ def real_run(
     run = RunDirectory(directory / "run")
     arguments = [
         *files,
-        *levers.overrides(),
         f"data.corpus={corpus}",
         f"run_directory={run}",
         *("steps=1000", "optim.warmup_steps=10", "samples.prompts=[]", "watch.wandb=disabled"),

@@ -14,12 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model.kernels import cross_entropy
 from model.layers import VocabularyShard
 from model.loss import cross_entropy_ as by_torch
-
-pytest.importorskip("triton", reason="`make .venv/dev` installs it")
-
-from model.kernels import cross_entropy
 
 BLOCK = 16
 UNIT = {torch.float32: 2e-6, torch.bfloat16: 2**-7}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 CHUNK_BYTES = 16_384
+BUFFER_BYTES = 65_536
 KEPT_BYTES = 1 << 16
 SLOW_DOWN = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n\r\n"
@@ -117,6 +118,8 @@ def relay(endpoint: str, plan: Callable[[int], Fault]) -> Generator[Relay]:
     assert parts.hostname is not None
     assert parts.port is not None
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        # What lies in buffers is sent, as far as a client knows, and still has to go through.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
         wire = Relay((parts.hostname, parts.port), plan)
         wire.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         threading.Thread(target=wire.serve, args=(listener,), daemon=True).start()
