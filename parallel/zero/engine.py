@@ -36,6 +36,7 @@ from parallel.later import Later
 from parallel.mesh import Mesh
 from parallel.zero import accumulation, gradients, pages
 from parallel.zero.config import Precision, Sharding
+from parallel.zero.persistent import Persistent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class ZeroEngine:
         base_optimizer: torch's AdamW, which DeepSpeed drives on flat shards.
         zero_optimizer: DeepSpeed's own optimiser around it (torch's again if `REPLICATED`).
         scales: of the products in fp8, None if there are none.
+        persistent: what stage 3 keeps whole, None at other stages.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class ZeroEngine:
         self._spares_memory = spares_memory
         self._backwards_left = 0
         self._weights = gradients.Weights(mesh.world.device)
+        self.persistent: Persistent | None = None
         if sharding is not Sharding.REPLICATED:
             self._decide_instead(travels_in)
             # Before DeepSpeed's own hooks on the output, which are put on after this one.
@@ -189,6 +192,8 @@ class ZeroEngine:
         if self._clip_norm is not None:
             optimizer.grad_scale = ((spoken.sqrt() + 1e-6) / self._clip_norm).clamp(min=1).float()
         self._deepspeed.step()
+        if self.persistent is not None:
+            self.persistent.renew()
         if self.scales is not None:
             seen = self.scales.gathered()
             dist.all_reduce(seen, op=dist.ReduceOp.MAX)
@@ -207,6 +212,7 @@ class ZeroEngine:
                 optimizer.unscale_and_clip_grads = lambda *_: None
                 # They are the parts of the flat buffer already.
                 optimizer._unflatten_partitioned_parameters = lambda _: None
+                self.persistent = Persistent(optimizer, self.module, self.mesh)
             case Sharding.FLAT_GROUPS if hasattr(optimizer, "get_grads_for_norm"):
                 optimizer.get_grads_for_norm = lambda *_, **__: ([], {})
                 accumulation.spare_traffic(self._deepspeed, self.mesh, travels_in=travels_in)

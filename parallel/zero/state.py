@@ -126,14 +126,13 @@ def publish(engine: ZeroEngine) -> None:
         case Sharding.FLAT_GROUPS:
             zero_optimizer.update_lp_params()
         case Sharding.PER_PARAMETER:
-            # As DeepSpeed ends a step: drop whatever is gathered, bring the masters into the
-            # parts, and gather again what stays whole.
+            # As a step ends: drop whatever is gathered, bring the masters into the parts, and renew
+            # what stays whole.
             zero_optimizer._partition_all_parameters()
             for group_index in range(len(zero_optimizer.fp16_groups)):
                 zero_optimizer._reassign_or_swap_out_partitioned_parameters(group_index)
-            persistent = zero_optimizer.persistent_parameters
-            if persistent:
-                persistent[0].all_gather(persistent)
+            assert engine.persistent is not None
+            engine.persistent.renew()
 
 
 def _master_tensors(engine: ZeroEngine) -> list[Tensor]:
