@@ -19,18 +19,30 @@ class Preemption:
     the process has it ignore SIGINT, as shells do in the background, or SIGHUP, as nohup does, it
     still does.
 
+    Compilers and drivers that are loaded later may take signals for themselves, below Python: LLVM,
+    with which Triton compiles in this process, takes all of these, and forgets SIGUSR1.
+
     Args:
         answers: whether this rank answers for all.
     """
 
     def __init__(self, *, answers: bool = True):
-        self.requested = False
+        self._requested = False
         self._answers = answers
         self._interrupted: float | None = None
         self._numbers = [signal.SIGTERM, signal.SIGUSR1]
         for number in (signal.SIGHUP, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._numbers.append(number)
+        self._listen()
+
+    @property
+    def requested(self) -> bool:
+        """Whether one has come; whoever has taken signals since this was last asked loses them."""
+        self._listen()
+        return self._requested
+
+    def _listen(self) -> None:
         for number in self._numbers:
             signal.signal(number, self._note)
 
@@ -41,7 +53,7 @@ class Preemption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.requested = True
+        self._requested = True
         if number != signal.SIGINT:
             return
         now = time.monotonic()
