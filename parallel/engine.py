@@ -23,7 +23,7 @@ from parallel.compiled import blocks_of, compilation_of, compile_if
 from parallel.mesh import LayoutConfig, Mesh, held_pieces
 from parallel.tensor import TensorLayers
 from parallel.zero import deepspeed_access, pages
-from parallel.zero.config import AdamW, Precision, RunPrecision, Sharding, ZeroConfig
+from parallel.zero.config import AdamW, Precision, RunPrecision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.gradients import tied_over_stages
 from parallel.zero.masters import placed
@@ -138,12 +138,11 @@ def build_engine(
         assert (mesh.tensor_size, mesh.pipeline_size) == (1, 1), "refused with the configuration"
         assert stage < 3, "refused with the configuration"
         scales = multiply_in_fp8(list(deepspeed_engine.module.decoder.blocks.values()))
-    sharding = {0: Sharding.REPLICATED, 3: Sharding.PER_PARAMETER}.get(stage, Sharding.FLAT_GROUPS)
     return ZeroEngine(
         deepspeed_engine,
         mesh=mesh,
         base_optimizer=base_optimizer,
-        sharding=sharding,
+        sharding=deepspeed_access.sharding_of(deepspeed_engine.optimizer, stage=stage),
         clip_norm=adamw.clip_norm,
         scales=scales,
         spares_memory=spares_memory,

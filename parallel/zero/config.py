@@ -24,6 +24,8 @@ class Sharding(Enum):
     """In the parameters themselves, whole on every rank."""
     FLAT_GROUPS = auto()
     """In one flat tensor a parameter group, of which each rank holds a contiguous part."""
+    FLAT_SUMS = auto()
+    """Likewise, and each rank adds gradients up in a flat tensor of the whole group."""
     PER_PARAMETER = auto()
     """Each parameter is cut in as many equal parts as there are ranks."""
 

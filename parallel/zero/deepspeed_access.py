@@ -13,6 +13,7 @@ from torch import nn
 
 from parallel.megatron import refuse_other_version
 from parallel.mesh import Mesh
+from parallel.zero.config import Sharding
 
 SUPPORTED = ("0.19.8", "0.20")
 """First version of DeepSpeed that was tested, and the first that was not."""
@@ -79,6 +80,14 @@ def _ask_for_gradient(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     if torch.is_grad_enabled() and not rows.requires_grad:
         rows = rows.detach().requires_grad_()
     return rows, *context
+
+
+def sharding_of(optimizer: Any, *, stage: int) -> Sharding:
+    """Where masters, moments and sums of gradients live in what DeepSpeed has put around AdamW."""
+    if stage in (0, 3):
+        return Sharding.REPLICATED if stage == 0 else Sharding.PER_PARAMETER
+    adding = importlib.import_module("deepspeed.runtime.bf16_optimizer").BF16_Optimizer
+    return Sharding.FLAT_SUMS if isinstance(optimizer, adding) else Sharding.FLAT_GROUPS
 
 
 def tell_groups(mesh: Mesh) -> Any:

@@ -213,7 +213,7 @@ class ZeroEngine:
                 # They are the parts of the flat buffer already.
                 optimizer._unflatten_partitioned_parameters = lambda _: None
                 self.persistent = Persistent(optimizer, self.module, self.mesh)
-            case Sharding.FLAT_GROUPS if hasattr(optimizer, "get_grads_for_norm"):
+            case Sharding.FLAT_SUMS:
                 optimizer.get_grads_for_norm = lambda *_, **__: ([], {})
                 accumulation.spare_traffic(self._deepspeed, self.mesh, travels_in=travels_in)
             case _:

@@ -98,8 +98,8 @@ def sum_shared(gradients: list[Gradient], mesh: Mesh) -> None:
     if partial:
         flat = _flatten_dense_tensors(partial)
         dist.all_reduce(flat, group=mesh.tensor_group)
-        for value, total in zip(partial, _unflatten_dense_tensors(flat, partial), strict=True):
-            value.copy_(total)
+        totals = _unflatten_dense_tensors(flat, partial)
+        torch._foreach_copy_(partial, totals)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Weights:
@@ -167,7 +167,7 @@ def _held(engine: "ZeroEngine") -> tuple[bool, Iterator[tuple[nn.Parameter, Tens
             averaged = [optimizer.averaged_gradients[i] for i in range(len(optimizer.fp16_groups))]
             pairs = _paired(optimizer.fp16_groups, averaged)
             return False, ((p, part) for p, part in pairs if p.requires_grad)
-        case Sharding.FLAT_GROUPS if hasattr(optimizer, "fp32_groups_gradients"):
+        case Sharding.FLAT_SUMS:
             return False, _parts_of_buffers(optimizer)
         case Sharding.FLAT_GROUPS:
             return False, _parts_of_groups(optimizer)

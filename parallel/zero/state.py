@@ -55,7 +55,7 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
         start, stop = 0, held.stop
         master, offset = parameter, 0
         match engine.sharding:
-            case Sharding.FLAT_GROUPS if parameter.requires_grad:
+            case Sharding.FLAT_GROUPS | Sharding.FLAT_SUMS if parameter.requires_grad:
                 mapping: Any = parameter._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]  # DeepSpeed adds it
                 if mapping is None:  # the parameter lies wholly on other ranks
                     continue
@@ -123,7 +123,7 @@ def publish(engine: ZeroEngine) -> None:
     match engine.sharding:
         case Sharding.REPLICATED:
             pass
-        case Sharding.FLAT_GROUPS:
+        case Sharding.FLAT_GROUPS | Sharding.FLAT_SUMS:
             zero_optimizer.update_lp_params()
         case Sharding.PER_PARAMETER:
             # As a step ends: drop whatever is gathered, bring the masters into the parts, and renew
@@ -143,10 +143,9 @@ def _master_tensors(engine: ZeroEngine) -> list[Tensor]:
             return [p for group in engine.base_optimizer.param_groups for p in group["params"]]
         case Sharding.PER_PARAMETER:
             return zero_optimizer.fp32_partitioned_groups_flat
+        case Sharding.FLAT_SUMS:
+            return zero_optimizer.fp32_groups_flat_partition
         case Sharding.FLAT_GROUPS:
-            # BF16_Optimizer and the optimiser of stages 1 and 2 name the same thing differently.
-            if hasattr(zero_optimizer, "fp32_groups_flat_partition"):
-                return zero_optimizer.fp32_groups_flat_partition
             return zero_optimizer.single_partition_of_fp32_groups
 
 
