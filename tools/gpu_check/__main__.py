@@ -29,17 +29,15 @@ from tools.arguments import Parser, output_file, real
 from tools.command import command_line
 from tools.gpu_check import levers, parity, speed
 from tools.gpu_check.real_run import RealRunError, Scale, real_run
-from tools.gpu_check.report import Report
-from tools.gpu_check.speed import Row, Shape
+from tools.gpu_check.report import TABLES, Report, cells
+from tools.gpu_check.speed import Case, Row
 from tools.ranks import START_SECONDS, RankPool, RanksFailed, changed_environment
 from train.storage.place import Place
-from train.watch.metrics import GIB_BYTES
 
-PARTS: Final = ("rates", "parity", "speed", "run", "ablation", "compiled", "modes")
+PARTS: Final = ("rates", "parity", "speed", "run", "ablation", "modes", "compiled")
 USUAL_CORPUS: Final = "data/pretrain"
 
-SEQUENCES: Final = ((120, 16), (70, 12), (40, 4))
-"""Sequences of the 1.3B that fit, by GiB of the device's memory; on smaller ones, one."""
+TINY_SEQUENCES: Final = 2
 ABLATED_SEQUENCES: Final = 8
 HANGS: Final = "did not answer"
 """In the first line of what `tools.ranks` says of such."""
@@ -70,7 +68,7 @@ FULL: Final = Effort(minutes=8, saves=True)
 QUICK: Final = Effort(minutes=3, saves=False)
 PLUMBING: Final = Effort(minutes=30, saves=False, is_tiny=True, steps=2, patience=10)
 
-REAL: Final = Scale(saved=12, repeated=8, sequences=16, disk_bytes=45 * 10**9)
+REAL: Final = Scale(saved=12, repeated=8, sequences=None, disk_bytes=45 * 10**9)
 TINY_REAL: Final = Scale(saved=30, repeated=4, sequences=4)
 
 
@@ -109,7 +107,7 @@ def main(arguments: Sequence[str] | None = None, *, context: BaseContext | None 
     corpus = options.corpus
     if corpus is None and Place.parse(USUAL_CORPUS).find() is not None and not effort.is_tiny:
         corpus = USUAL_CORPUS
-    report = Report(options.out)
+    report = Report(options.out, is_tiny=effort.is_tiny)
     return check(effort, report, console, parts=options.only, corpus=corpus, context=context)
 
 
@@ -136,6 +134,9 @@ def check(
         for part in PARTS:
             if part in parts:
                 getattr(running, f"_{part}")()
+    for row in [] if effort.is_tiny else report.found["targets"]:
+        told = zip(TABLES["targets"][1], cells(row, TABLES["targets"][1]), strict=True)
+        console.print(", ".join(f"{name} {said}" for name, said in told), markup=False)
     console.print(
         f"{running.seconds / 60:.1f} minutes; {report.out} holds the numbers, {report.page} shows "
         "them"
@@ -161,8 +162,6 @@ class Check:
         self._corpus, self._context = corpus, context
         self._started = time.monotonic()
         self._levers = [lever.name for lever in levers.usable()]
-        self._memory_bytes = 0
-        self._sequences = 2 if effort.is_tiny else 1
         self._pool = RankPool(1, threads=torch.get_num_threads(), cuda=True, context=context)
 
     def close(self) -> None:
@@ -175,13 +174,7 @@ class Check:
         return time.monotonic() - self._started
 
     def _rates(self) -> None:
-        found = self._alone("rates", 30, speed.machine, self._effort.is_tiny)
-        if found is not None:
-            self._report.found |= found[0]
-            self._memory_bytes = found[1]
-        gib = self._memory_bytes / GIB_BYTES
-        if not self._effort.is_tiny:
-            self._sequences = next((count for least, count in SEQUENCES if gib >= least), 1)
+        self._report.found |= self._alone("rates", 30, speed.machine, self._effort.is_tiny) or {}
         self._report.write()
 
     def _parity(self) -> None:
@@ -199,12 +192,11 @@ class Check:
         self._report.write()
 
     def _speed(self) -> None:
-        once = Shape(sequences=self._sequences, steps=self._effort.steps)
-        several = replace(once, microbatches=SEVERAL, steps=min(4, once.steps))
-        everything = self._levers
-        shapes = [once, several] if self._effort.saves or self._effort.is_tiny else [once]
-        self._measure("all on", shapes, expected_seconds=60, with_parts=True)
-        self._measure("all off", shapes, expected_seconds=40, off=everything)
+        is_long = self._effort.saves or self._effort.is_tiny
+        microbatches = (1, SEVERAL) if is_long else (1,)
+        for name, off, seconds in (("all on", [], 60), ("all off", self._levers, 40)):
+            case = Case(name=name, off=off, microbatches=microbatches, with_parts=not off)
+            self._measure(case, expected_seconds=seconds)
 
     def _run(self) -> None:
         is_tiny = not self._effort.saves
@@ -229,57 +221,55 @@ class Check:
                     context=self._context,
                 )
             except RealRunError as error:
-                self._failed("run", str(error))
+                self._failed("run", str(error), told=str(error).splitlines()[0])
                 return
+        if not is_tiny:  # else it is another model's
+            self._report.launch_seconds = found.launch_seconds
         self._report.found["train_tokens_per_second"] = found.tokens_per_second
         self._report.found["resumed_equal"] = found.resumed_equal
         self._report.remarks += found.remarks
         self._report.write()
 
     def _ablation(self) -> None:
-        shapes = [
-            Shape(sequences=min(ABLATED_SEQUENCES, self._sequences), steps=self._effort.steps)
-        ]
-        self._measure("ablation: all on", shapes, expected_seconds=25)
+        self._measure(
+            Case(name="ablation: all on", sequences=ABLATED_SEQUENCES), expected_seconds=25
+        )
         for name in self._levers:
-            self._measure("ablation", shapes, expected_seconds=20, off=[name])
+            case = Case(name="ablation", off=[name], sequences=ABLATED_SEQUENCES)
+            self._measure(case, expected_seconds=20)
 
     def _modes(self) -> None:
-        once = Shape(sequences=self._sequences, steps=self._effort.steps)
         for mode in list(speed.MODES)[1:]:
-            self._measure(f"all on, {mode}", [once], expected_seconds=40, mode=mode)
+            case = Case(name=f"all on, {mode}", mode=mode, sequences=self._sequences)
+            if mode == "causal":
+                case = replace(case, microbatches=(1, SEVERAL))
+            self._measure(case, expected_seconds=speed.MODE_SECONDS.get(mode, 40))
 
-    def _measure(
-        self,
-        case: str,
-        shapes: Sequence[Shape],
-        *,
-        expected_seconds: float,
-        mode: str = next(iter(speed.MODES)),
-        off: Sequence[str] = (),
-        with_parts: bool = False,
-    ) -> None:
+    @property
+    def _sequences(self) -> int | None:
+        """Of a microbatch with all levers on, if that was measured."""
+        rows = self._report.found["rows"]
+        return next((r["sequences"] for r in rows if r["case"] == "all on" and r["ms"]), None)
+
+    def _measure(self, case: Case, *, expected_seconds: float) -> None:
         """Rows of speed, or one that says why there are none."""
+        case = replace(case, steps=self._effort.steps)
+        if self._effort.is_tiny:
+            case = replace(case, sequences=TINY_SEQUENCES)
         tflops = self._report.found["matmul_tflops"]
-        named = f"{case} ({', '.join(off)} off)" if off else case
-        rows = self._alone(
-            named,
+        found = self._alone(
+            case.name + (f" ({', '.join(case.off)} off)" if case.off else ""),
             expected_seconds,
             speed.rows,
             case,
-            list(shapes),
-            mode,
-            list(off),
             self._effort.is_tiny,
             None if tflops is None else tflops * 1e12,
-            with_parts,
-            row=Row(case=case, levers_off=list(off), sequences=shapes[0].sequences,
-                    microbatches=shapes[0].microbatches),
-            environment=levers.environment(off),
-        )  # fmt: skip
-        if rows is not None:
-            self._report.found["rows"] += rows[0]
-            self._report.remarks += rows[1]
+            row=case.row,
+            environment=levers.environment(case.off),
+        )
+        if found is not None:
+            self._report.found["rows"] += found[0]
+            self._report.remarks += found[1]
         self._report.write()
 
     def _alone(
@@ -306,7 +296,10 @@ class Check:
             with changed_environment(environment or {}):
                 [found] = self._pool.run(work, *arguments, timeout_seconds=limit)
         except RanksFailed as error:
-            self._failed(name, str(error), row)
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            # Of a traceback the last line tells; of one that hangs, the first.
+            told = lines[0] if HANGS in lines[0] else lines[-1]
+            self._failed(name, str(error), row, told=told)
             return None
         finally:
             if environment:
@@ -326,12 +319,10 @@ class Check:
         self._console.print(f"{name} ...")
         return True
 
-    def _failed(self, name: str, why: str, row: Row | None = None) -> None:
+    def _failed(self, name: str, why: str, row: Row | None = None, *, told: str) -> None:
         self._report.failures.append((name, why))
         sys.stderr.write(f"{name}: {why}\n")
-        first, *_, last = [line.strip() for line in f"{why}\n{why}".splitlines() if line.strip()]
-        # Of a traceback the last line tells; of one that hangs, the first.
-        self._note(name, row, f"failed: {(first if HANGS in first else last)[:200]}")
+        self._note(name, row, f"failed: {told[:200]}")
 
     def _note(self, name: str, row: Row | None, what: str) -> None:
         row = row or Row(case=name)

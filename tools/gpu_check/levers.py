@@ -10,23 +10,16 @@ from typing import Final
 
 import torch
 
-from model.loss import why_no_triton
 from parallel.compiled import why_no_compiler
-from parallel.launch import own_device
-
-
-def anywhere() -> str | None:
-    """Nothing is needed."""
-    return None
 
 
 def on_cuda() -> str | None:
-    """Why this machine lacks CUDA, None if it does not."""
+    """Why this machine lacks CUDA, None if it does not; nothing is begun on it."""
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
-def with_compiler() -> str | None:
-    """Why blocks are not compiled here, None if they are."""
+def with_triton() -> str | None:
+    """Why neither blocks nor our kernels are compiled here, None if they are; nothing is tried."""
     return on_cuda() or why_no_compiler(torch.device("cuda"))
 
 
@@ -44,24 +37,14 @@ class Lever:
     name: str
     off: Sequence[str] = ()
     off_environment: Mapping[str, str] = field(default_factory=dict)
-    lacks: Callable[[], str | None] = anywhere
+    lacks: Callable[[], str | None] = lambda: None
 
 
 LEVERS: Final = (
-    Lever(name="compiled blocks", off=("model.compile=none",), lacks=with_compiler),
-    Lever(
-        name="large loss chunks",
-        off=("model.decoder.loss_chunk_tokens=256",),
-    ),
-    Lever(
-        name="one pass over logits",
-        off=("model.decoder.loss_kernel=torch",),
-        lacks=lambda: why_no_triton(own_device()),
-    ),
-    Lever(
-        name="gradients added as they come",
-        off=("zero.immediate_gradients=false",),
-    ),
+    Lever(name="compiled blocks", off=("model.compile=none",), lacks=with_triton),
+    Lever(name="large loss chunks", off=("model.decoder.loss_chunk_tokens=256",)),
+    Lever(name="one pass over logits", off=("model.decoder.loss_kernel=torch",), lacks=with_triton),
+    Lever(name="gradients added as they come", off=("zero.immediate_gradients=false",)),
     Lever(
         name="expandable segments",
         off_environment={"PYTORCH_ALLOC_CONF": "expandable_segments:False"},
@@ -76,14 +59,8 @@ def usable() -> list[Lever]:
 
 
 def overrides(off: Sequence[str]) -> list[str]:
-    """Overrides of a configuration that turn levers of these names off, where they can be had.
-
-    Raises:
-        KeyError: there is no lever of such a name.
-    """
-    chosen = {lever.name: lever for lever in LEVERS}
-    turned_off = [chosen[name] for name in off]
-    return [override for lever in usable() if lever in turned_off for override in lever.off]
+    """Overrides of a configuration that turn levers of these names off, where they can be had."""
+    return [override for lever in usable() if lever.name in off for override in lever.off]
 
 
 def environment(off: Sequence[str]) -> dict[str, str | None]:

@@ -195,15 +195,9 @@ def references(modes: Iterable[str] = tuple(MODES)) -> dict[str, History]:
 
 
 def dumped(found: Mapping[str, History]) -> str:
-    """`parity.json`, a line for each step."""
-    rounded = {
-        name: [[round(loss, 7), round(norm, 7)] for loss, norm in history]
-        for name, history in found.items()
-    }
+    """`parity.json`, a line for each mode and precision."""
     lines = (
-        f"  {json.dumps(name)}: [\n"
-        + ",\n".join(f"    {json.dumps(step)}" for step in steps)
-        + "\n  ]"
-        for name, steps in rounded.items()
+        f"  {json.dumps(name)}: {[[round(loss, 7), round(norm, 7)] for loss, norm in history]}"
+        for name, history in found.items()
     )
     return "{\n" + ",\n".join(lines) + "\n}\n"

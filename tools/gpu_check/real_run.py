@@ -8,9 +8,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tools.bench.gpu import METALM
 from tools.corpus.tokenizer import CorpusTokenizer
@@ -19,7 +20,6 @@ from tools.ranks import run_module
 from train.checkpoint.directory import complete
 from train.config import RunConfig
 from train.config_files import load
-from train.data.store.index import INDEX_NAME
 from train.errors import UserError
 from train.exit_status import ExitStatus
 from train.run_directory import RunDirectory
@@ -31,6 +31,9 @@ TEXTS: Final = ("README.md", "docs")
 LEARNT_ENTRIES: Final = 500
 """Of a tokenizer made of so little text; the others of its vocabulary are never used."""
 
+ENDLESS: Final = 1_000_000
+"""Steps of the run, which never ends by itself, however fast they are."""
+USUAL_SEQUENCES: Final = 16
 WARM: Final = 3
 """Steps before those whose speed counts."""
 EQUAL: Final = 1e-3
@@ -46,18 +49,18 @@ class Scale:
     Attributes:
         saved: steps between saves.
         repeated: steps after one that are computed again, fewer than lie between saves.
-        sequences: of a step, one microbatch.
+        sequences: of a step, one microbatch; None: the run finds what fits.
         disk_bytes: that two checkpoints may take.
     """
 
     saved: int
     repeated: int
-    sequences: int
+    sequences: int | None
     disk_bytes: int = 0
 
 
 class RealRunError(Exception):
-    """A command of the run did not end as it should."""
+    """A command of the run did not end as it should; its first line says which, and how."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +70,13 @@ class Found:
     Attributes:
         tokens_per_second: median over the steps before the first save.
         resumed_equal: whether losses computed again after the kill are those of before.
+        launch_seconds: to the first step, with an empty compile cache and with a filled one.
         remarks: what was seen, in sentences.
     """
 
     tokens_per_second: float
     resumed_equal: bool
+    launch_seconds: list[float]
     remarks: list[str]
 
 
@@ -98,57 +103,67 @@ def real_run(
         RealRunError: a command fails, or the time is over; with the end of what it said.
     """
     started = time.monotonic()
-    commands = Commands(
-        context or multiprocessing.get_context("spawn"),
-        directory,
-        deadline=started + timeout_seconds,
-    )
+    context = context or multiprocessing.get_context("spawn")
+    command = partial(Command, context, directory, started + timeout_seconds)
     files = [str(TINY)] if is_tiny else list(METALM)
-    corpus = corpus or made_corpus(files, commands)
+    corpus = corpus or made_corpus(files, directory, command)
     run = RunDirectory(directory / "run")
     arguments = [
         *files,
         f"data.corpus={corpus}",
         f"run_directory={run}",
-        *("steps=1000", "optim.warmup_steps=10", "samples.prompts=[]", "watch.wandb=disabled"),
-        *(f"batch.sequences={scale.sequences}", f"batch.micro_sequences={scale.sequences}"),
-        *(f"checkpoint.every_steps={scale.saved}", "checkpoint.keep=1"),
+        f"compile_cache={directory / 'compiled'}",
+        *(f"steps={ENDLESS}", "optim.warmup_steps=10", "samples.prompts=[]"),
+        f"batch.sequences={scale.sequences or USUAL_SEQUENCES}",
+        f"batch.micro_sequences={scale.sequences or 'auto'}",
         # With room for the largest spans it might not fit, as the bench has it.
-        "batch.try_first=false",
-        *("validation.every_steps=1000", f"validation.sequences={scale.sequences}"),
+        *(["batch.try_first=false"] if scale.sequences else []),
+        *(f"checkpoint.every_steps={scale.saved}", "checkpoint.keep=1", "watch.wandb=disabled"),
+        *(f"validation.every_steps={ENDLESS}", "validation.sequences=4"),
     ]
+    before: dict[int, TrainRecord] = {}
+    launches: list[float] = []
+
+    def launch(name: str) -> Command:
+        since = time.monotonic()
+        launched = command("train", arguments, name)
+        launched.wait_for("its first step", lambda: bool(records(run)))
+        launches.append(time.monotonic() - since)
+        return launched
 
     def saved() -> int:
         """The step of the newest checkpoint."""
         names = complete(Place.of(run.checkpoints))
         return int(names[-1].removeprefix("step_").split(".")[0]) if names else 0
 
-    while True:
-        first = commands.start("train", arguments, "first")
-        first.wait_for(lambda: 0 < saved() <= done(run) - scale.repeated)
-        first.kill()
-        before, start = records(run), saved()
+    while not before or saved() >= max(before):  # it has saved again before it could be killed
+        killed = launch("killed")
+        killed.wait_for(
+            f"a checkpoint and {scale.repeated} steps after it",
+            lambda: 0 < saved() <= max(records(run), default=0) - scale.repeated,
+        )
+        killed.kill()
+        before |= records(run)
         # So that what the next one writes is told from it.
-        run.metrics.rename(directory / "first.jsonl")
-        if start < max(before):
-            break
-        # It has saved again before it could be killed: it goes on, to be killed in time.
+        run.metrics.rename(directory / "before.jsonl")
+    start = saved()
     last = min(start + scale.repeated, max(before))
-    second = commands.start("train", arguments, "second")
-    second.wait_for(lambda: done(run) >= last)
-    second.send(signal.SIGUSR1)
-    second.finish(ExitStatus.SAVED)
+    resumed = launch("resumed")
+    resumed.wait_for(f"step {last}", lambda: max(records(run), default=0) >= last)
+    resumed.send(signal.SIGUSR1)
+    resumed.finish(ExitStatus.SAVED, f"SIGUSR1, sent after step {max(records(run))}")
     after = records(run)
     again = range(start + 1, last + 1)
     off = max(abs(before[step].loss - after[step].loss) / before[step].loss for step in again)
     spoken = [str(run), "--prompt", PROMPT, "--max-new-tokens", "16"]
-    speaker = commands.start("tools.generate", spoken, "generate")
+    speaker = command("tools.generate", spoken, "spoken")
     speaker.finish(ExitStatus.COMPLETE)
     # While a save goes on behind, steps are slower.
-    timed = [record.tokens_per_second for step, record in before.items() if step <= start]
+    timed = [record.tokens_per_second for step, record in before.items() if step <= scale.saved]
     return Found(
         tokens_per_second=statistics.median(timed[WARM:]),
         resumed_equal=off <= EQUAL,
+        launch_seconds=[launches[0], launches[-1]],
         remarks=[
             f"a run was killed after step {max(before)} and gone on with from step {start}; its "
             f"losses up to step {last} came again, {off:.1e} off at most",
@@ -159,11 +174,6 @@ def real_run(
     )
 
 
-def done(run: RunDirectory) -> int:
-    """Steps that are recorded."""
-    return max(records(run), default=0)
-
-
 def records(run: RunDirectory) -> dict[int, TrainRecord]:
     """The records of all steps, by step; none while there is no whole one."""
     try:
@@ -172,7 +182,7 @@ def records(run: RunDirectory) -> dict[int, TrainRecord]:
         return {}
 
 
-def made_corpus(files: Sequence[str], commands: "Commands") -> str:
+def made_corpus(files: Sequence[str], directory: Path, command: "Callable[..., Command]") -> str:
     """A corpus of this project's own text, for a model of any vocabulary."""
     vocabulary = load(RunConfig, list(files)).model.decoder.vocabulary
     texts = [path for text in TEXTS for path in sorted([*Path(text).glob("*.md"), Path(text)])]
@@ -183,71 +193,62 @@ def made_corpus(files: Sequence[str], commands: "Commands") -> str:
     tokenizer: dict[str, Any] = json.loads(learnt.content)
     entries = tokenizer["model"]["vocab"]
     entries |= {f"<unused {number}>": number for number in range(len(entries), vocabulary)}
-    path = commands.directory / "tokenizer.json"
+    path = directory / "tokenizer.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(tokenizer))
-    corpus = commands.directory / "corpus"
+    corpus = directory / "corpus"
     arguments = ["build", *map(str, texts), str(corpus), "--tokenizer", str(path), "--workers=1"]
-    commands.start("tools.corpus", [*arguments, "--validation=0.1"], "corpus").finish(0)
-    assert (corpus / "train" / INDEX_NAME).exists()
+    command("tools.corpus", [*arguments, "--validation=0.1"], "corpus").finish(0)
     return str(corpus)
 
 
-class Commands:
-    """Starts `python -m …`, and waits no longer than until the deadline.
+class Command:
+    """`python -m …`, started, which nobody waits for beyond a deadline.
 
     Args:
-        context: makes the processes.
-        directory: for what they say.
+        context: makes the process.
+        directory: for what it says.
         deadline: by `time.monotonic()`.
+        module: that is run.
+        arguments: of it.
+        name: of the file for what it says, and in errors.
     """
 
-    def __init__(self, context: BaseContext, directory: Path, *, deadline: float) -> None:
-        self.directory = directory
-        self.deadline = deadline
-        self._context: Any = context
-
-    def start(self, module: str, arguments: Sequence[str], name: str) -> "Command":
-        """Starts a module with arguments; what it says goes to a file of this name."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        output = self.directory / f"{name}.log"
-        output.unlink(missing_ok=True)
-        process = self._context.Process(
-            target=run_module, args=(module, list(arguments), output, dict(os.environ)), daemon=True
-        )
-        process.start()
-        return Command(process, output, f"python -m {module}", self.deadline)
-
-
-class Command:
-    """A command that was started."""
-
-    def __init__(self, process: Any, output: Path, name: str, deadline: float) -> None:
-        self._process = process
-        self._output = output
-        self._name = name
+    def __init__(
+        self,
+        context: BaseContext,
+        directory: Path,
+        deadline: float,
+        module: str,
+        arguments: Sequence[str],
+        name: str,
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._output = directory / f"{name}.log"
+        self._output.unlink(missing_ok=True)
+        self._name = f"python -m {module} ({name})"
         self._deadline = deadline
+        process = partial(cast(Any, context).Process, target=run_module, daemon=True)
+        self._process = process(args=(module, list(arguments), self._output, dict(os.environ)))
+        self._process.start()
 
     def said(self) -> str:
         """What it has printed."""
         return self._output.read_text(errors="replace") if self._output.exists() else ""
 
-    def wait_for(self, happened: Callable[[], bool]) -> None:
+    def wait_for(self, what: str, happened: Callable[[], bool]) -> None:
         """Until something has happened while the command runs."""
         while not happened():
             if self._process.exitcode is not None:
-                raise self._failure(f"ended with status {self._process.exitcode} too early")
-            if time.monotonic() > self._deadline:
-                self.kill()
-                raise self._failure("took too long")
+                raise self._failure(f"ended with status {self._process.exitcode} before {what}")
+            self._require_time(f"did not come to {what} in time")
             time.sleep(POLL_SECONDS)
 
-    def finish(self, status: int) -> None:
-        """Until it ends, with this status."""
+    def finish(self, status: int, asked: str = "its start") -> None:
+        """Until it ends, with this status, after what has asked for that."""
         self._process.join(max(0.0, self._deadline - time.monotonic()))
         if self._process.exitcode is None:
-            self.kill()
-            raise self._failure("took too long")
+            self._require_time(f"did not end in time after {asked}")
         if self._process.exitcode != status:
             raise self._failure(f"ended with status {self._process.exitcode}, not {int(status)}")
 
@@ -260,5 +261,11 @@ class Command:
         self._process.kill()
         self._process.join()
 
+    def _require_time(self, what: str) -> None:
+        if time.monotonic() > self._deadline:
+            self.kill()
+            raise self._failure(what)
+
     def _failure(self, what: str) -> RealRunError:
-        return RealRunError(f"{self._name} {what}:\n{self.said()[-3000:]}")
+        said = self.said()[-3000:]
+        return RealRunError(f"{self._name} {what}; it said:\n{said}")

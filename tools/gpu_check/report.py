@@ -1,29 +1,32 @@
 """`gpu.json` as it grows, and a page of it that needs nothing beside it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tools.bench.gpu import METALM
 from tools.command import write_json
+from tools.gpu_check.parity import TINY
+from tools.gpu_check.targets import targets
 from train.storage.place import Place
 from train.watch.report import Number, render_page
 
-KEYS: Final = (
-    "device",
-    "versions",
-    "matmul_tflops",
-    "copy_tbps",
-    "parity",
-    "rows",
-    "train_tokens_per_second",
-    "resumed_equal",
+SINGLE: Final = (
+    *("device", "versions", "matmul_tflops", "copy_tbps"),
+    *("train_tokens_per_second", "resumed_equal"),
 )
-PARITY: Final = ("case", "loss off by", "norm off by", "may be off by", "")
-SPEED: Final = (
-    *("case", "off", "sequences", "microbatches", "ms"),
-    *("tokens/s", "MFU", "GiB", "host ms", "waits"),
-)
+LISTS: Final = ("parity", "rows", "targets")
+
+TABLES: Final = {
+    "targets": ("Targets", {"what": "{}", "found": "{:.3g}", "at least": "{:g}", "at most": "{:g}",
+                            "is met": "{}"}),
+    "rows": ("Speed", {"case": "{}", "levers off": "{}", "sequences": "{}", "microbatches": "{}",
+                       "ms": "{:,.1f}", "tokens per second": "{:,.0f}", "mfu": "{:.1%}",
+                       "gib": "{:.1f}", "host ms": "{:,.1f}", "syncs": "{:g}"}),
+    "parity": ("Parity with a CPU", {"case": "{}", "loss off": "{:.1e}", "norm off": "{:.1e}",
+                                     "tolerance": "{:.0e}", "is equal": "{}", "fault": "{}"}),
+}  # fmt: skip
+"""Of each list its title, and how its columns are written."""
 
 
 @dataclass
@@ -32,15 +35,19 @@ class Report:
 
     Attributes:
         out: file to write; the page lies beside it.
-        found: by the keys of `KEYS`.
+        is_tiny: whether all is of the tiny model.
+        found: what stands in the file.
+        launch_seconds: to the first step, with an empty compile cache and with a filled one.
         remarks: sentences for the page.
         failures: name of a part and why it failed.
     """
 
     out: Path
+    is_tiny: bool = False
     found: dict[str, Any] = field(
-        default_factory=lambda: dict.fromkeys(KEYS) | {"parity": [], "rows": []}
+        default_factory=lambda: dict.fromkeys(SINGLE) | {name: [] for name in LISTS}
     )
+    launch_seconds: list[float] = field(default_factory=list[float])
     remarks: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
 
@@ -51,6 +58,8 @@ class Report:
 
     def write(self) -> None:
         """Write file and page as they stand."""
+        files = [str(TINY)] if self.is_tiny else METALM
+        self.found["targets"] = targets(self.found, self.launch_seconds, files=files)
         write_json(self.out, self.found)
         Place.of(self.page).write(self._page().encode())
 
@@ -78,55 +87,34 @@ class Report:
             numbers=numbers,
             ablation=self._ablation(),
             tables=[
-                ("Speed", SPEED, [speed_cells(row) for row in found["rows"]]),
-                ("Parity with a CPU", PARITY, [parity_cells(row) for row in parity]),
+                (title, list(columns), [cells(row, columns) for row in found[name]])
+                for name, (title, columns) in TABLES.items()
             ],
             failures=self.failures,
         )
 
     def _ablation(self) -> list[tuple[str, float, str]]:
         """Milliseconds that a step takes longer without a lever: name, share of most, in words."""
-        ablated = [row for row in self.found["rows"] if row["case"].startswith("ablation")]
-        whole = next((row["ms"] for row in ablated if not row["levers_off"]), None)
+        rows = [row for row in self.found["rows"] if row["case"].startswith("ablation")]
+        whole = {row["sequences"]: row["ms"] for row in rows if not row["levers_off"]}
         lost = [
-            (row["levers_off"][0], row["ms"] - whole)
-            for row in ablated
-            if whole and row["ms"] and len(row["levers_off"]) == 1
+            (row["levers_off"][0], row["ms"] - base, base)
+            for row in rows
+            if row["levers_off"] and row["ms"] and (base := whole.get(row["sequences"]))
         ]
-        most = max((abs(ms) for _, ms in lost), default=1.0) or 1.0
+        most = max((abs(ms) for _, ms, _ in lost), default=1.0) or 1.0
         return [
-            (name, max(0.0, ms / most), f"{ms:+.1f} ms, {ms / (whole or 1):+.1%}")
-            for name, ms in lost
+            (name, max(0.0, ms / most), f"{ms:+.1f} ms, {ms / base:+.1%}")
+            for name, ms, base in lost
         ]
 
 
 def said(value: Any, form: str) -> str:
-    """A value in a form, a dash for None."""
-    return "–" if value is None else form.format(value)
+    """A value in a form, a dash for what there is not."""
+    value = ", ".join(value) if isinstance(value, list) else value
+    return "–" if value in (None, "") else form.format(value)
 
 
-def speed_cells(row: dict[str, Any]) -> list[str]:
-    """A row of speed as cells of a table."""
-    return [
-        row["case"],
-        ", ".join(row["levers_off"]) or "–",
-        said(row["sequences"], "{}"),
-        said(row["microbatches"], "{}"),
-        said(row["ms"], "{:,.1f}"),
-        said(row["tokens_per_second"], "{:,.0f}"),
-        said(row["mfu"], "{:.1%}"),
-        said(row["gib"], "{:.1f}"),
-        said(row["host_ms"], "{:,.1f}"),
-        said(row["syncs"], "{:g}"),
-    ]
-
-
-def parity_cells(row: dict[str, Any]) -> Sequence[str]:
-    """A row of parity as cells of a table."""
-    return [
-        row["case"],
-        said(row["loss_off"], "{:.1e}"),
-        said(row["norm_off"], "{:.1e}"),
-        said(row["tolerance"], "{:.0e}"),
-        "equal" if row["is_equal"] else row["fault"] or "differs",
-    ]
+def cells(row: dict[str, Any], columns: dict[str, str]) -> list[str]:
+    """A row of a table, its keys being the columns' names."""
+    return [said(row[name.replace(" ", "_")], form) for name, form in columns.items()]

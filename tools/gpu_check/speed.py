@@ -1,9 +1,10 @@
 """Rates of a device and rows of speed, each computed in a process of its own."""
 
+import gc
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from parallel.launch import World, join, processor_name
 from tools.bench.gpu import METALM, REPEATABLE, Subject, copy_bytes, matmul_flops, peak_flops
 from tools.gpu_check import levers
 from tools.gpu_check.parity import TINY
+from tools.gpu_check.targets import CAUSAL
 from train.config import RunConfig
 from train.config_files import load
 from train.watch.metrics import GIB_BYTES
@@ -21,14 +23,22 @@ from train.watch.metrics import GIB_BYTES
 MODES: Final[dict[str, tuple[str, ...]]] = {
     "semi-causal": (),
     "fp8": ("precision=fp8",),
-    "causal": ("spans.text.ratio=0",),
+    "causal": (CAUSAL,),
     "documents apart": ("data.pack=fit", "data.attend=within"),
     "ZeRO-3": ("zero.stage=3",),
     "attention by flash": ("model.attention=flash",),
 }
 """What is measured with all levers on; the first is what levers are tried on."""
+MODE_SECONDS: Final[dict[str, float]] = {"ZeRO-3": 90}
+"""What one takes that has more to compile than the others."""
 TINY_HAS_TO: Final[dict[str, tuple[str, ...]]] = {"fp8": ("model.decoder.num_layers=3",)}
 """What the tiny model lacks for a mode: a block that is neither the first nor the last."""
+USUAL_SEQUENCES: Final = ((120, 16), (70, 12), (40, 4), (0, 1))
+"""Of a microbatch of the 1.3B, with all levers on, by GiB of the device's memory."""
+SMALLER: Final = (12, 8, 4, 2, 1)
+"""Tried in turn where so many do not fit."""
+MOST_STEPS: Final = 4
+"""That are timed where each has several microbatches."""
 PACKAGES: Final = ("deepspeed", "megatron-core", "transformers", "triton", "numpy", "pydantic")
 SMALL_MATRIX: Final = 256
 SMALL_COPY_BYTES: Final = 1 << 24
@@ -64,16 +74,42 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """How much a step holds, and how many are timed."""
+class Case:
+    """What is measured with one model.
 
-    sequences: int
-    microbatches: int = 1
+    Attributes:
+        name: of its rows.
+        mode: a key of `MODES`.
+        off: names of levers.
+        sequences: of a microbatch, or fewer if they do not fit; None: what usually fits.
+        microbatches: of a step, in turn.
+        steps: that are timed.
+        with_parts: say of the first how long forward, backward and update take.
+    """
+
+    name: str
+    mode: str = "semi-causal"
+    off: Sequence[str] = ()
+    sequences: int | None = None
+    microbatches: Sequence[int] = (1,)
     steps: int = 10
+    with_parts: bool = False
+
+    @property
+    def row(self) -> Row:
+        """That of a case which was not measured."""
+        return Row(case=self.name, levers_off=list(self.off), sequences=self.sequences,
+                   microbatches=self.microbatches[0])  # fmt: skip
+
+    def sizes(self, memory_bytes: int) -> list[int]:
+        """Sequences of a microbatch to try, until some fit."""
+        gib = memory_bytes / GIB_BYTES
+        first = self.sequences or next(count for least, count in USUAL_SEQUENCES if gib >= least)
+        return [first, *(size for size in SMALLER if size < first)]
 
 
-def machine(is_tiny: bool) -> tuple[dict[str, Any], int]:
-    """Name, versions and rates of the device of this process; bytes of its memory, 0 of a CPU."""
+def machine(is_tiny: bool) -> dict[str, Any]:
+    """Name, versions and rates of the device of this process."""
     device = World.here().device
     on_cuda = device.type == "cuda"
     found: dict[str, Any] = {
@@ -85,68 +121,67 @@ def machine(is_tiny: bool) -> tuple[dict[str, Any], int]:
             found["versions"][name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found["versions"][name] = None
-    memory_bytes = 0
     if on_cuda:
         found["versions"] |= {
             "cuda": torch.version.cuda,
             "cudnn": str(torch.backends.cudnn.version()),
         }
-        memory_bytes = torch.cuda.get_device_properties(device).total_memory
     size, size_bytes = (SMALL_MATRIX, SMALL_COPY_BYTES) if is_tiny else (8192, 1 << 30)
     found["matmul_tflops"] = matmul_flops(device, size=size) / 1e12
     found["copy_tbps"] = copy_bytes(device, size_bytes=size_bytes) / 1e12
     if on_cuda:
         torch.cuda.empty_cache()  # this process may go on with other work
-    return found, memory_bytes
+    return found
 
 
-def rows(
-    case: str,
-    shapes: Sequence[Shape],
-    mode: str,
-    off: Sequence[str],
-    is_tiny: bool,
-    peak: float | None,
-    with_parts: bool,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of one model at some shapes, and remarks; joins a process group of one rank.
+def rows(case: Case, is_tiny: bool, peak: float | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a case, of the most sequences that fit, and remarks; joins a group of one rank.
 
     Args:
-        case: what the rows are called.
-        shapes: in turn.
-        mode: a key of `MODES`.
-        off: names of levers.
+        case: what is measured.
         is_tiny: the tiny model instead of the 1.3B.
         peak: operations a second that are the whole of MFU, where the device is not known.
-        with_parts: say of the first shape how long forward, backward and update take.
+
+    Raises:
+        torch.OutOfMemoryError: not even one sequence fits.
     """
     device = World.here().device if dist.is_initialized() else join(timeout_seconds=600).device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    whole = peak_flops(name) or peak or matmul_flops(device, size=SMALL_MATRIX)
+    on_cuda = device.type == "cuda"
+    whole = peak_flops(torch.cuda.get_device_name(device)) if on_cuda else None
+    whole = whole or peak or matmul_flops(device, size=SMALL_MATRIX)
+    memory_bytes = torch.cuda.get_device_properties(device).total_memory if on_cuda else 0
+    for sequences in case.sizes(memory_bytes):
+        if "torch._dynamo" in sys.modules:
+            # What this process compiled before, for others, counts against a limit.
+            torch.compiler.reset()
+        try:
+            return _measured(case, device, sequences=sequences, is_tiny=is_tiny, peak=whole)
+        except torch.OutOfMemoryError:
+            if sequences == 1:
+                raise
+        gc.collect()  # what failed holds its tensors no longer
+    raise AssertionError("one sequence is always tried")
+
+
+def _measured(
+    case: Case, device: torch.device, *, sequences: int, is_tiny: bool, peak: float
+) -> tuple[list[dict[str, Any]], list[str]]:
     files = [str(TINY)] if is_tiny else [*METALM, *REPEATABLE]
-    more = TINY_HAS_TO.get(mode, ()) if is_tiny else ()
-    config = load(RunConfig, [*files, *levers.overrides(off), *MODES[mode], *more])
-    if "torch._dynamo" in sys.modules:
-        # What this process compiled for others, which it measured before, counts against a limit.
-        torch.compiler.reset()
+    more = TINY_HAS_TO.get(case.mode, ()) if is_tiny else ()
+    overrides = (*levers.overrides(case.off), *MODES[case.mode], *more)
     found: list[Row] = []
-    with Subject(config, device) as subject:
-        for shape in shapes:
+    with Subject(load(RunConfig, [*files, *overrides]), device) as subject:
+        for microbatches in case.microbatches:
             measured = subject.measure(
-                sequences=shape.sequences,
-                microbatches=shape.microbatches,
-                steps=shape.steps,
-                peak=whole,
+                sequences=sequences,
+                microbatches=microbatches,
+                steps=case.steps if microbatches == 1 else min(MOST_STEPS, case.steps),
+                peak=peak,
             )
-            sizes: dict[str, Any] = {
-                "levers_off": list(off),
-                "sequences": shape.sequences,
-                "microbatches": shape.microbatches,
-            }
+            row = replace(case.row, sequences=sequences, microbatches=microbatches)
             found.append(
-                Row(
-                    case=case,
-                    **sizes,
+                replace(
+                    row,
                     ms=1000 * measured.step_seconds,
                     tokens_per_second=measured.tokens_per_second,
                     mfu=measured.mfu,
@@ -155,14 +190,14 @@ def rows(
                     syncs=measured.waits,
                 )
             )
-            if with_parts and shape is shapes[0]:
+            if case.with_parts and len(found) == 1:
                 found += [
-                    Row(case=f"{case}: {part}", **sizes, ms=1000 * seconds)
+                    replace(row, case=f"{case.name}: {part}", ms=1000 * seconds)
                     for part, seconds in (
                         ("forward", measured.forward_seconds),
                         ("backward", measured.backward_seconds),
                         ("norm and update", measured.update_seconds),
                     )
                 ]
-        remarks = [f"{case}: {note}" for note in subject.notes]
+        remarks = [f"{case.name}: {note}" for note in subject.notes]
     return [asdict(row) for row in found], remarks
