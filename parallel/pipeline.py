@@ -16,6 +16,7 @@ from model.batch import Batch
 from model.loss import Loss
 from model.semicausal import SemiCausal
 from parallel import cuda_free
+from parallel.forward import Engine
 from parallel.megatron import core
 from parallel.zero.engine import ZeroEngine
 
@@ -46,7 +47,7 @@ def forward_backward(engine: ZeroEngine, batches: Sequence[Batch], *, scale: flo
         return losses
 
 
-def forward(engine: ZeroEngine, batches: Sequence[Batch]) -> list[Loss]:
+def forward(engine: Engine, batches: Sequence[Batch]) -> list[Loss]:
     """Losses without gradients; every rank must call it, inside `engine.evaluating()`.
 
     Args:
@@ -76,9 +77,7 @@ def microbatch_fault(num_microbatches: int, *, pipeline: int, chunks: int) -> st
     return None
 
 
-def _run_schedule(
-    engine: ZeroEngine, batches: Sequence[Batch], *, scale: float | None
-) -> list[Loss]:
+def _run_schedule(engine: Engine, batches: Sequence[Batch], *, scale: float | None) -> list[Loss]:
     schedules: Any = core("pipeline_parallel.schedules")
     settings = _settings(engine)
     pieces = [_Piece(engine, index, settings) for index in range(len(_model(engine).pieces))]
@@ -114,7 +113,7 @@ def _run_schedule(
 class _Piece(nn.Module):
     """A piece of the model as megatron's schedules want it; holds no parameters itself."""
 
-    def __init__(self, engine: ZeroEngine, index: int, settings: Any):
+    def __init__(self, engine: Engine, index: int, settings: Any):
         super().__init__()
         self.config = settings
         self.model_type = core("enums").ModelType.encoder_or_decoder
@@ -134,7 +133,7 @@ class _Piece(nn.Module):
         return output.unsqueeze(1) if isinstance(output, Tensor) else output
 
 
-def _settings(engine: ZeroEngine) -> Any:
+def _settings(engine: Engine) -> Any:
     module, mesh = _model(engine), engine.mesh
     num_pieces = len(module.pieces)
     decoder = module.config.decoder
@@ -168,7 +167,7 @@ def _settings(engine: ZeroEngine) -> Any:
         )
 
 
-def _model(engine: ZeroEngine) -> SemiCausal:
+def _model(engine: Engine) -> SemiCausal:
     assert isinstance(engine.module, SemiCausal)
     return engine.module
 

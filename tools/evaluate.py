@@ -1,18 +1,19 @@
 """`python -m tools.evaluate CHECKPOINT`: loss and perplexity on the validation split."""
 
+import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from model.batch import Batch
-from model.loss import Loss
-from model.semicausal import SemiCausal
+from parallel.forward import Engine
+from parallel.launch import World
+from parallel.mesh import LayoutConfig
 from tools.arguments import Parser, output_file, whole
 from tools.command import command_line, write_json
+from tools.launched import together
 from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
@@ -22,11 +23,10 @@ from train.data.sources import Sources
 from train.data.spans.at_random import RandomSpansConfig
 from train.data.spans.scoring import scored_tokens
 from train.data.spans.text import TextSpansConfig
-from train.evaluate import VALIDATION_EPOCH, evaluate, validation_batches
-from train.loading import load_config, load_model
+from train.evaluate import VALIDATION_EPOCH, Evaluation, evaluate
+from train.loading import load_config, load_engine
 from train.microbatch import settled
 from train.prepare import RunState, refuse_other_corpus
-from train.step import Averages, averaged
 from train.storage.place import Place
 from train.watch.metrics import perplexity
 
@@ -34,20 +34,28 @@ REFERENCE_SEED = 0
 
 
 def evaluate_checkpoint(
-    config: RunConfig,
-    model: SemiCausal,
-    sources: Sources,
-    *,
-    sequences: int | None,
-    device: torch.device,
-) -> dict[str, Averages]:
+    config: RunConfig, engine: Engine, sources: Sources, *, sequences: int | None
+) -> dict[str, Evaluation]:
     """Losses with the model's own spans (`overall`) and on the fixed set (`fixed`).
 
     Which tokens a model scores depends on its spans: losses of models of different ratio are not
     of the same tokens. The fixed set is what the paper's 25 % with a seed of its own leaves scored.
     A model with an encoder reads those very spans; a GPT reads plain text.
+
+    Every rank must call it.
+
+    Raises:
+        DataError: some rank cannot read its part.
     """
     special = sources.special
+    alone = config.model_copy(update={"layout": LayoutConfig()})
+    read = partial(
+        evaluate,
+        engine,
+        sources,
+        sequences=sequences,
+        micro_sequences=settled(alone, ranks=1).micro_sequences,
+    )
 
     def of_reference(sample: Sample) -> Sample:
         spans = RandomSpansConfig().choose(
@@ -55,31 +63,13 @@ def evaluate_checkpoint(
         )
         return replace(sample, spans=spans, scored=scored_tokens(sample, spans))
 
-    def forward(run: list[Batch]) -> list[Loss]:
-        with torch.no_grad():
-            return [model(batch) for batch in run]
-
-    def averages(config: RunConfig, change: Callable[[Sample], Sample]) -> Averages:
-        collate = build_collator(config, special)
-        batches = (
-            batch
-            for source in sources.all
-            for batch in validation_batches(
-                source,
-                collate,
-                sequences=sequences,
-                micro_sequences=settled(config, ranks=1).micro_sequences,
-                change=change,
-            )
-        )
-        return averaged(evaluate(forward, batches, device=device))
-
-    found = {"overall": averages(config, lambda sample: sample)}
+    found = {"overall": read(build_collator(config, special))}
     longest = RandomSpansConfig().load(config.data.sequence_tokens).longest
     encoders = config.built_model.encoders
     # Else an encoder cannot read the reference spans.
     if all(longest <= encoders[name].encoder.longest_span for name in text_of(config)):
-        found["fixed"] = averages(with_stored_spans(config), of_reference)
+        collate = build_collator(with_stored_spans(config), special)
+        found["fixed"] = read(collate, change=of_reference)
     return found
 
 
@@ -107,36 +97,64 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--sequences", type=whole(least=1), help="default: the whole validation split"
     )
-    parser.add_argument("--out", type=output_file, default="out/evaluate.json")
+    degree = whole(least=1, most=2**17)
+    parser.add_argument("--tensor", type=degree, default=1, help="ranks that share each layer")
+    parser.add_argument("--pipeline", type=degree, default=1, help="stages of layers")
+    parser.add_argument(
+        "--out", type=output_file, default="out/evaluate.json", help="file to write"
+    )
     options = parser.parse_args(arguments)
     path = resolve(Place.parse(options.checkpoint))
+    layout = LayoutConfig(tensor=options.tensor, pipeline=options.pipeline)
+    with together() as world:
+        document = _losses(options, path, layout, world)
+    if world.is_main:
+        write_json(options.out, document)
+
+
+def _losses(
+    options: argparse.Namespace, path: Place, layout: LayoutConfig, world: World
+) -> dict[str, object]:
     config = load_config(path).on_corpus(options.corpus)
     sources = open_sources(config)
     if options.corpus is not None:
         refuse_other_corpus(sources, read_state(path, RunState), path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(path, device=device)
-    results = evaluate_checkpoint(
-        config, model, sources, sequences=options.sequences, device=device
+    engine = load_engine(path, layout=layout, world=world)
+    results = evaluate_checkpoint(config, engine, sources, sequences=options.sequences)
+    if world.is_main:
+        _show(results)
+    return {"checkpoint": str(path)} | _document(results)
+
+
+def _show(results: dict[str, Evaluation]) -> None:
+    table = Table(
+        *("scored tokens", "count", "sequences", "loss (nats)", "perplexity", "first of span"),
+        "other",
     )
-    table = Table("scored tokens", "count", "loss (nats)", "perplexity", "first of span", "other")
-    document: dict[str, object] = {"checkpoint": str(path)}
-    for name, averages in results.items():
+    for name, found in results.items():
+        averages = found.averages
         table.add_row(
             name,
             f"{averages.scored_tokens:,}",
+            f"{found.sequences:,}",
             f"{averages.loss:.4f}",
             f"{perplexity(averages.loss):.2f}",
             _number(averages.first_of_span_loss),
             _number(averages.other_loss),
         )
-        document[name] = {
-            "loss": averages.loss,
-            "perplexity": perplexity(averages.loss),
-            "scored_tokens": averages.scored_tokens,
-        }
     Console().print(table)
-    write_json(options.out, document)
+
+
+def _document(results: dict[str, Evaluation]) -> dict[str, object]:
+    return {
+        name: {
+            "loss": found.averages.loss,
+            "perplexity": perplexity(found.averages.loss),
+            "scored_tokens": found.averages.scored_tokens,
+            "sequences": found.sequences,
+        }
+        for name, found in results.items()
+    }
 
 
 def _number(value: float | None) -> str:

@@ -132,7 +132,7 @@ class ValidationConfig(Config):
     every_steps: Positive = 500
     """Before the first step and after the last it is looked at as well."""
     sequences: Positive = 64
-    """The first this many of the split."""
+    """The first this many of the split; the last validation of a run is of all of it besides."""
 
 
 class SamplesConfig(Config):

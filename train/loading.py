@@ -1,4 +1,4 @@
-"""A trained model whole in one process, for tools."""
+"""A trained model, whole in one process or spread over ranks, for tools."""
 
 from pathlib import Path
 
@@ -6,10 +6,17 @@ import torch
 
 from model.lora import merge_adapters
 from model.semicausal import SemiCausal
-from train.checkpoint.restore import load_module, read_state
+from parallel.agreement import on_all_ranks
+from parallel.engine import build_part
+from parallel.forward import FrozenEngine
+from parallel.launch import World
+from parallel.mesh import LayoutConfig, build_mesh, layout_faults, rank_fault
+from parallel.split import with_split
+from train.checkpoint.restore import load_module, load_weights, read_state
 from train.checkpoint.weights import read_values
 from train.config import RunConfig
 from train.config_files import from_stored
+from train.errors import ConfigError, UserError
 from train.storage.place import Place
 
 
@@ -39,3 +46,35 @@ def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:
         for name, parameter in model.named_parameters():
             parameter.data.copy_(weights[name])
     return model.to(device).eval()
+
+
+def load_engine(path: Place | Path, *, layout: LayoutConfig, world: World) -> FrozenEngine:
+    """The model of a checkpoint in fp32, in a layout of its own; every rank must call it.
+
+    Args:
+        path: a run or one of its checkpoints, written in any layout.
+        layout: how ranks share the model; those that are left share the work.
+        world: this process among all.
+
+    Raises:
+        ConfigError: the layout does not suit the model or the ranks.
+        UserError: some rank cannot read its part; on all ranks.
+    """
+    config = on_all_ranks(lambda: load_config(path), UserError)
+    faults = [*layout_faults(layout, config.built_model)]
+    if (fault := rank_fault(layout, ranks=world.size)) is not None:
+        faults.append(fault)
+    if layout.model_ranks > 1 and config.lora is not None:
+        faults.append(f"{path} is a LoRA run: merge it first, with python -m tools.merge")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    mesh = build_mesh(layout, world)
+    if layout.model_ranks == 1:
+        model = on_all_ranks(lambda: load_model(path, device=world.device), UserError)
+        return FrozenEngine(module=model, mesh=mesh)
+    tokens = config.data.sequence_tokens
+    built = config.built_model.model_copy(update={"attention": "auto", "compile": "none"})
+    split = with_split(layout, built, sequence_tokens=tokens, span_share=config.span_share)
+    part = build_part(built, split, mesh, seed=None)
+    on_all_ranks(lambda: load_weights(path, part), UserError)
+    return FrozenEngine(module=part.to(world.device).eval(), mesh=mesh)

@@ -18,7 +18,7 @@ from train.data.feed import Feed, StepData
 from train.data.ledger import LedgerWriter, Start, next_start
 from train.data.plan import Position, StepPlan
 from train.errors import DataError, UserError
-from train.evaluate import validate
+from train.evaluate import validate, validate_whole
 from train.exit_status import ExitStatus
 from train.made import Made
 from train.optim import learning_rate
@@ -137,7 +137,9 @@ def train(
             for note in news(engine.module, step=step - first_step):
                 monitor.note(note)
             if validates:
-                monitor.write(validated(step=step))
+                monitor.write(watched := validated(step=step))
+                if is_last:
+                    monitor.write(validate_whole(config, plan.sources, collate, engine, watched))
             if saves:
                 made.save()
                 if config.samples.prompts and not launched.stop:

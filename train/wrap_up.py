@@ -131,10 +131,13 @@ def summarise(
 ) -> dict[str, Any]:
     """The numbers of a complete run."""
     metrics = read_metrics(config.directory.metrics)
+    whole = metrics.whole_validation
     return {
         "steps": config.steps,
         "validation_loss_first": metrics.validation[0].loss if metrics.validation else None,
         "validation_loss_last": metrics.validation[-1].loss if metrics.validation else None,
+        "validation_loss_whole": None if whole is None else whole.loss,
+        "validation_sequences_whole": None if whole is None else whole.sequences,
         "vocabulary": config.model.decoder.vocabulary,
         "unigram_entropy": metrics.baseline.unigram_entropy if metrics.baseline else None,
         "tokens_per_second": metrics.tokens_per_second if metrics.train else None,

@@ -33,6 +33,9 @@ def test_run_leaves_what_it_promises(trained: tuple[Path, Metrics]) -> None:
     directory, metrics = trained
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["validation_loss_last"] == metrics.validation[-1].loss
+    assert metrics.whole_validation is not None
+    assert summary["validation_loss_whole"] == metrics.whole_validation.loss
+    assert "Loss on the whole split" in (directory / "report.html").read_text()
     assert summary["validation_loss_last"] < summary["validation_loss_first"] - 0.3
     assert summary["unigram_entropy"] > 4
     assert "<svg" in (directory / "report.html").read_text()
@@ -44,11 +47,18 @@ def test_evaluation_equals_the_runs_own(
     trained: tuple[Path, Metrics], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory, metrics = trained
+    assert metrics.whole_validation is not None
+    assert metrics.validation[-1].sequences == 7 < metrics.whole_validation.sequences
     out = tmp_path / "evaluate.json"
-    assert evaluate.main([str(directory), "--sequences", "7", "--out", str(out)]) == 0
-    found = json.loads(out.read_text())
-    assert found["overall"]["loss"] == pytest.approx(metrics.validation[-1].loss, rel=1e-5)
-    assert found["overall"]["scored_tokens"] == metrics.validation[-1].scored_tokens
+    for recorded, given in (
+        (metrics.validation[-1], ["--sequences", "7"]),
+        (metrics.whole_validation, []),
+    ):
+        assert evaluate.main([str(directory), *given, "--out", str(out)]) == 0
+        found = json.loads(out.read_text())["overall"]
+        assert found["loss"] == pytest.approx(recorded.loss, rel=1e-5)
+        assert found["scored_tokens"] == recorded.scored_tokens
+        assert found["sequences"] == recorded.sequences
     assert "perplexity" in capsys.readouterr().out
 
 

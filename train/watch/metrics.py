@@ -96,20 +96,41 @@ class TrainRecord(_Record):
         return self.data_wait_seconds / max(self.step_seconds, 1e-9)
 
 
-class ValidationRecord(_Record):
-    """One pass over the validation set after `step` steps; losses as in `TrainRecord`.
+class _Validation(_Record):
+    """One pass over validation sequences after `step` steps; losses as in `TrainRecord`.
 
     Attributes:
         by_source: loss of each source's validation split by name; None where there is one source.
     """
 
-    kind: Literal["validation"] = "validation"
     loss: Real
     first_of_span_loss: Real | None
     other_loss: Real | None
     scored_tokens: Count
     seconds: Finite
     by_source: dict[str, Real] | None = None
+
+
+class ValidationRecord(_Validation):
+    """A pass over the first sequences of each source, always the same ones.
+
+    Attributes:
+        sequences: how many they were, of all sources; None in records of earlier versions.
+    """
+
+    kind: Literal["validation"] = "validation"
+    sequences: Count | None = None
+
+
+class WholeValidationRecord(_Validation):
+    """A pass over all sequences of each source, at the end of a run.
+
+    Attributes:
+        sequences: how many they were, of all sources.
+    """
+
+    kind: Literal["whole_validation"] = "whole_validation"
+    sequences: Count
 
 
 class BaselineRecord(_Record):
@@ -134,7 +155,15 @@ class NoteRecord(_Record):
     text: str
 
 
-Record = RunRecord | TrainRecord | ValidationRecord | BaselineRecord | SampleRecord | NoteRecord
+Record = (
+    RunRecord
+    | TrainRecord
+    | ValidationRecord
+    | WholeValidationRecord
+    | BaselineRecord
+    | SampleRecord
+    | NoteRecord
+)
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
 R = TypeVar("R", bound=_Record)
@@ -147,7 +176,8 @@ class Metrics:
     Attributes:
         runs: starts of the run.
         train: optimiser steps.
-        validation: validation passes.
+        validation: passes over the first sequences of validation.
+        whole_validation: the last pass over all of them, if there was one.
         samples: generated texts, several at a step.
         notes: notes, several at a step.
         baseline: the unigram baseline, if it was recorded.
@@ -156,6 +186,7 @@ class Metrics:
     runs: list[RunRecord] = field(default_factory=list)
     train: list[TrainRecord] = field(default_factory=list)
     validation: list[ValidationRecord] = field(default_factory=list)
+    whole_validation: WholeValidationRecord | None = None
     samples: list[SampleRecord] = field(default_factory=list)
     notes: list[NoteRecord] = field(default_factory=list)
     baseline: BaselineRecord | None = None
@@ -250,6 +281,7 @@ def read_metrics(path: Path) -> Metrics:
         runs=of(RunRecord),
         train=of(TrainRecord),
         validation=of(ValidationRecord),
+        whole_validation=next(iter(of(WholeValidationRecord)[-1:]), None),
         samples=of(SampleRecord),
         notes=of(NoteRecord),
         baseline=next(iter(of(BaselineRecord)[-1:]), None),

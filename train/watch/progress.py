@@ -7,7 +7,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from train.watch.config import WatchConfig
-from train.watch.metrics import NoteRecord, Record, RunRecord, TrainRecord, ValidationRecord
+from train.watch.metrics import (
+    NoteRecord,
+    Record,
+    RunRecord,
+    TrainRecord,
+    ValidationRecord,
+    WholeValidationRecord,
+)
 
 WINDOW_STEPS = 20
 """Steps over which loss, throughput and remaining time are averaged."""
@@ -61,6 +68,9 @@ class Display:
                     self._print(f"{place} validation loss {record.loss:.3f}")
                 else:
                     self._bar.update(self._task, validation=f"validation {record.loss:.3f}")
+            case WholeValidationRecord():
+                told = f"validation loss {record.loss:.4f} of all {record.sequences:,} sequences"
+                self._print(f"{place} {told}")
             case TrainRecord():
                 self._recent.append((record, time.monotonic()))
                 if self._bar is not None:

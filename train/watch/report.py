@@ -124,9 +124,12 @@ def _key_numbers(metrics: Metrics) -> list[Number]:
         first, last = validation[0], validation[-1]
         value = f"{first.loss:.3f} → {last.loss:.3f}" if first is not last else f"{last.loss:.3f}"
         numbers += [
-            Number("Validation loss", value, "nats a token"),
+            Number("Validation loss", value, f"nats a token{_of_sequences(last)}"),
             Number("Validation perplexity", f"{perplexity(last.loss):,.1f}"),
         ]
+        if (whole := metrics.whole_validation) is not None:
+            remark = f"of all {whole.sequences:,} sequences, step {whole.step:,}"
+            numbers.append(Number("Loss on the whole split", f"{whole.loss:.4f}", remark))
     elif train:
         _, last_loss = smoothed(_points(train, lambda r: r.loss))[-1]
         numbers.append(Number("Training loss", f"{last_loss:.3f}", "nats a token, smoothed"))
@@ -152,6 +155,10 @@ def _key_numbers(metrics: Metrics) -> list[Number]:
             Number("Peak memory", f"{memory:.2f} GiB", "of rank 0"),
         ]
     return numbers
+
+
+def _of_sequences(record: ValidationRecord) -> str:
+    return "" if record.sequences is None else f", of {record.sequences:,} sequences"
 
 
 def _charts(metrics: Metrics) -> list[Chart]:

@@ -26,6 +26,7 @@ from train.watch.metrics import (
     SampleRecord,
     TrainRecord,
     ValidationRecord,
+    WholeValidationRecord,
     perplexity,
 )
 
@@ -264,6 +265,8 @@ def _values(record: Record) -> dict[str, float]:
             values["validation/perplexity"] = perplexity(record.loss)
             for source, loss in (record.by_source or {}).items():
                 values[f"validation/loss/{source}"] = loss
+        case WholeValidationRecord():
+            values["validation/loss_whole_split"] = record.loss
         case BaselineRecord():
             values["validation/unigram_entropy"] = record.unigram_entropy
         case _:

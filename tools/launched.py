@@ -1,0 +1,45 @@
+"""A tool on several ranks, if a launcher such as torchrun or srun starts it on them."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Generator
+
+from parallel.launch import World, join, leave
+from parallel.launcher import announced
+from parallel.mesh import forget_groups
+from train.errors import UserError, told
+from train.exit_status import ExitStatus
+
+
+@contextlib.contextmanager
+def together(*, timeout_seconds: float = 600.0) -> Generator[World]:
+    """This process among those that a launcher started with it; alone without one.
+
+    A rank that fails ends at once, whatever it holds: the others may be inside a collective, and
+    are the launcher's to end.
+
+    Args:
+        timeout_seconds: how long a rank may wait for the slowest one.
+
+    Raises:
+        LaunchError: what the launcher says makes no sense, or not all ranks came.
+    """
+    if announced().size == 1:
+        yield World.here()
+        return
+    world = join(timeout_seconds=timeout_seconds)
+    try:
+        yield world
+    except UserError as error:
+        if world.is_main:
+            sys.stderr.write(f"{told(error)}\n")
+        sys.stderr.flush()
+        os._exit(ExitStatus.MISTAKE)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(ExitStatus.FAULT)
+    forget_groups()
+    leave()
