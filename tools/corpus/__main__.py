@@ -31,10 +31,10 @@ from tools.corpus.documentation import (
 from tools.corpus.entries import Fields
 from tools.corpus.finished import Corpus
 from tools.corpus.instruct import Task
-from tools.corpus.packages import package_cache
 from tools.corpus.request import DEFAULT_VALIDATION, Dedup, Method, Request
 from tools.corpus.tokenizer import DEFAULT_VOCABULARY, TOKENIZER_NAME, ReadBack
 from tools.corpus.words import counted
+from tools.packages.kept import package_cache
 from train.errors import DataError
 from train.storage.place import Place
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from tools.corpus import duplicates, inputs, reading
 from tools.corpus.digests import digest, gathered, located, repeats
 from tools.corpus.encoding import paragraphs
-from tools.corpus.entries import TextPiece
 from tools.corpus.left_out import LeftOut
 from tools.corpus.made import Maker
 from tools.corpus.manifest import finish
@@ -24,6 +23,7 @@ from tools.corpus.request import Request
 from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer
 from tools.corpus.words import counted
 from tools.corpus.workshop import FINGERPRINTS, IDS, LICENCES, RECORD, Workshop
+from train.data.segments import TextSegment
 from train.errors import DataError
 
 TOKENIZER_TEXT_BYTES: Final = 64 << 20
@@ -183,7 +183,7 @@ def _sample(job: Job) -> Iterator[str]:
             if (entry.split or split_of(entry.id, job.request.validation)) != "train":
                 continue
             for piece in entry.pieces:
-                if isinstance(piece, TextPiece):
+                if isinstance(piece, TextSegment):
                     yield from paragraphs(piece.text)
             left -= entry.num_bytes
             if left <= 0:

@@ -13,9 +13,9 @@ from tools.corpus import inputs, prose
 from tools.corpus.entries import RowError
 from tools.corpus.left_out import LeftOut, shown
 from tools.corpus.made import Made
-from tools.corpus.packages import files, licences, obtain, version
 from tools.corpus.part import split_of
 from tools.corpus.reading import decoded
+from tools.packages.debian import files, licences, obtain, version
 from train.errors import DataError
 from train.storage.place import Place
 

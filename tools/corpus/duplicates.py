@@ -19,11 +19,12 @@ import xxhash
 from datasketch import MinHash, MinHashLSH
 
 from tools.corpus.digests import digest, gathered, repeats
-from tools.corpus.entries import Entry, MediaPiece, TextPiece
+from tools.corpus.entries import Entry, MediaPiece
 from tools.corpus.part import BadList, Job
 from tools.corpus.pool import Report
 from tools.corpus.request import SHINGLE_WORDS, Dedup
 from tools.corpus.workshop import FINGERPRINTS, KEEP
+from train.data.segments import TextSegment
 
 _SHINGLES_AT_ONCE: Final = 1 << 14
 _SCHEME: Final = "affine32"
@@ -82,7 +83,7 @@ class Fingerprinter:
 
 def normalised(entry: Entry) -> str:
     """The text of a document without what makes no difference: case, space, ways to write é."""
-    text = " ".join(piece.text for piece in entry.pieces if isinstance(piece, TextPiece))
+    text = " ".join(piece.text for piece in entry.pieces if isinstance(piece, TextSegment))
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 

@@ -8,10 +8,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tools.corpus.entries import Entry, MediaPiece, Piece, TextPiece
+from tools.corpus.entries import Entry, MediaPiece, Piece
 from tools.corpus.media import RowError
 from tools.corpus.tokenizer import CorpusTokenizer, ReadBack
 from train.data.document import Document, Kind
+from train.data.segments import TextSegment
 
 _ALL_LOOKED_AT: Final = 128
 _LOOKED_AT_EVERY: Final = 64
@@ -192,6 +193,6 @@ def targets(document: Document) -> npt.NDArray[np.int64]:
 
 def _texts(piece: Piece) -> list[str]:
     """What is encoded of a piece."""
-    if not isinstance(piece, TextPiece):
+    if not isinstance(piece, TextSegment):
         return []
     return [piece.text] if piece.is_span else paragraphs(piece.text)

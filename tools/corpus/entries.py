@@ -7,27 +7,11 @@ from typing import Any, Final
 from tools.corpus import media
 from tools.corpus.media import RowError
 from train.data.document import Kind
+from train.data.segments import TextSegment
 
 CAPTION_FIELD: Final = "caption"
 SEGMENTS_FIELD: Final = "segments"
 _SEGMENT_KEYS: Final = {"text", "span", "scored", "ends_paragraph", *media.KINDS}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextPiece:
-    """Text that the decoder reads, or, as a span, the text encoder.
-
-    Attributes:
-        text: paragraphs, which blank lines separate; a span is one.
-        is_span: whether the encoder reads it.
-        is_scored: whether the decoder learns it.
-        ends_paragraph: whether `</s>` follows, or the next piece goes on with the last paragraph.
-    """
-
-    text: str
-    is_span: bool = False
-    is_scored: bool = True
-    ends_paragraph: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +22,7 @@ class MediaPiece:
     data: bytes
 
 
-Piece = TextPiece | MediaPiece
+Piece = TextSegment | MediaPiece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +50,7 @@ class Entry:
     @property
     def num_bytes(self) -> int:
         """About what it takes in memory."""
-        return sum(len(p.text if isinstance(p, TextPiece) else p.data) for p in self.pieces)
+        return sum(len(p.text if isinstance(p, TextSegment) else p.data) for p in self.pieces)
 
     @property
     def has_media(self) -> bool:
@@ -123,7 +107,7 @@ def pieces_of_row(
         told = "it is null" if fields.text in row else f"it has {there}; --text-field names another"
         raise RowError(f"there is no `{fields.text}`{others} ({told})")
     payloads = [media_piece(media.KINDS[name], row[name], fetch=fetch) for name in kinds]
-    return (*payloads, TextPiece(text=require_text(text, fields.text)))
+    return (*payloads, TextSegment(text=require_text(text, fields.text)))
 
 
 def media_piece(kind: Kind, value: Any, *, fetch: Callable[[str], bytes]) -> MediaPiece:
@@ -180,7 +164,7 @@ def _segment(segment: Any, number: int, *, fetch: Callable[[str], bytes]) -> Pie
             raise RowError(f"{name}: `{key}` is neither true nor false")
     if is_text:
         text = require_text(given["text"], f"{name}.text")
-        return TextPiece(text=text, is_span=is_span, is_scored=is_scored, ends_paragraph=ends)
+        return TextSegment(text=text, is_span=is_span, is_scored=is_scored, ends_paragraph=ends)
     if is_scored or not is_span or ends:
         raise RowError(f"{name}: {content} is always a span, never scored, and ends no paragraph")
     return media_piece(media.KINDS[content], given[content], fetch=fetch)

@@ -23,7 +23,6 @@ from tools.corpus.entries import (
     Entry,
     Fields,
     Piece,
-    TextPiece,
     media_piece,
     pieces_of_row,
     require_text,
@@ -31,6 +30,7 @@ from tools.corpus.entries import (
 from tools.corpus.media import KINDS, SUFFIXES, RowError
 from tools.corpus.plan import BuildPlan, Part, Slice
 from tools.corpus.pool import Report
+from train.data.segments import TextSegment
 from train.errors import DataError
 
 LOOKED_AT_ROWS: Final = 100
@@ -170,7 +170,7 @@ def has_media(piece: Slice, fields: Fields) -> bool:
 
 def _pieces_of_file(piece: Slice) -> tuple[Piece, ...]:
     if piece.form == "text":
-        return (TextPiece(text=decoded(inputs.content(piece.path), piece.path)),)
+        return (TextSegment(text=decoded(inputs.content(piece.path), piece.path)),)
     if piece.caption is None:
         stem = PurePosixPath(piece.name).stem
         raise RowError(f"there is no text for it, neither {stem}.txt nor a table")
@@ -179,7 +179,7 @@ def _pieces_of_file(piece: Slice) -> tuple[Piece, ...]:
     caption = decoded(inputs.content(piece.caption), piece.caption)
     if not caption.strip():
         raise RowError(f"its text {piece.caption} is empty")
-    return (payload, TextPiece(text=caption))
+    return (payload, TextSegment(text=caption))
 
 
 def decoded(data: bytes, path: str) -> str:

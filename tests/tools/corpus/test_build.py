@@ -26,9 +26,10 @@ from tests.tools.corpus.making import (
 from tools.corpus import verify
 from tools.corpus.__main__ import main
 from tools.corpus.encoding import Encoder, paragraphs
-from tools.corpus.entries import Entry, MediaPiece, TextPiece
+from tools.corpus.entries import Entry, MediaPiece
 from tools.corpus.tokenizer import CorpusTokenizer
 from train.data.document import Document, Kind
+from train.data.segments import TextSegment
 
 ROWS = [{"text": text, "name": f"n{number}"} for number, text in enumerate(passages(40))]
 
@@ -350,7 +351,7 @@ def test_a_tokenizer_that_cuts_does_not_cut_here(
 
 PIECES = st.one_of(
     st.builds(
-        TextPiece,
+        TextSegment,
         text=st.text(max_size=16),
         is_span=st.booleans(),
         is_scored=st.booleans(),
@@ -367,7 +368,7 @@ PIECES = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(pieces=st.lists(PIECES, min_size=1, max_size=5))
 def test_every_document_says_what_its_pieces_said(
-    loaded: CorpusTokenizer, pieces: list[TextPiece | MediaPiece]
+    loaded: CorpusTokenizer, pieces: list[TextSegment | MediaPiece]
 ) -> None:
     has_text = any(isinstance(p, MediaPiece) or p.text.strip() for p in pieces)
     if not has_text:

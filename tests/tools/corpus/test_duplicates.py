@@ -9,10 +9,11 @@ import pytest
 
 from tests.tools.corpus.making import build, documents, passages, picture, write_lines
 from tools.corpus import digests, duplicates
-from tools.corpus.entries import Entry, MediaPiece, TextPiece
+from tools.corpus.entries import Entry, MediaPiece
 from tools.corpus.part import Job
 from tools.corpus.request import SHINGLE_WORDS, Dedup, Request
 from train.data.document import Kind
+from train.data.segments import TextSegment
 
 LONG = ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
         "sixteen seventeen eighteen nineteen twenty")  # fmt: skip
@@ -115,4 +116,4 @@ def test_which_digests_repeat_and_where_they_stood_first() -> None:
 
 def entry(text: str, payload: bytes | None = None) -> Entry:
     pieces = () if payload is None else (MediaPiece(kind=Kind.IMAGE, data=payload),)
-    return Entry(id="x", pieces=(*pieces, TextPiece(text=text)))
+    return Entry(id="x", pieces=(*pieces, TextSegment(text=text)))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.tools.corpus.making import documents
-from tools.corpus import packages
 from tools.corpus.__main__ import main
 from tools.corpus.documentation import PACKAGES, Documentation
-from tools.corpus.packages import files, licences, obtain
+from tools.packages import debian
+from tools.packages.debian import files, licences, obtain
 from train.errors import DataError
 
 COPYRIGHT = """\
@@ -140,7 +140,7 @@ def test_a_cached_package_that_changed_is_downloaded_again(
         fresh.write_bytes(sound)
         return fresh
 
-    monkeypatch.setattr(packages, "_download", download)
+    monkeypatch.setattr(debian, "_download", download)
     told: list[str] = []
     package, _ = obtain("linux-doc-6.1", cache=cache, report=told.append)
     assert told == ["downloading linux-doc-6.1"]

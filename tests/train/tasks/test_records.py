@@ -1,0 +1,76 @@
+"""Records in each form that they come in."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from train.errors import DataError
+from train.tasks.records import records
+
+ROWS = [{"text": f"Row {n}.", "answers": {"text": [str(n)], "start": [n]}} for n in range(2_500)]
+
+
+def values(directory: Path, split: str = "train") -> list[object]:
+    found = [*records(directory, split)]
+    assert [record.number for record in found] == [*range(len(found))]
+    return [record.values for record in found]
+
+
+def test_lines(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("\n\n".join(map(json.dumps, ROWS)))
+    assert values(tmp_path) == ROWS
+    assert [r.place for r in records(tmp_path, "train")][1] == f"{tmp_path}/train.jsonl:3"
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train.parquet", row_group_size=700)
+    assert values(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize("place", [".", "data"])
+def test_parquet_in_parts(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).mkdir(exist_ok=True)
+    for part in range(2):
+        path = tmp_path / place / f"train-{part:05}-of-00002.parquet"
+        pq.write_table(pa.Table.from_pylist(ROWS[part * 1000 : part * 1000 + 1000]), path)
+    assert values(tmp_path) == ROWS[:2000]
+
+
+def test_a_directory_that_datasets_saved(tmp_path: Path) -> None:
+    """In the form of `save_to_disk`: streams of batches, and `state.json` that orders them."""
+    split = tmp_path / "train"
+    split.mkdir()
+    names = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    for name, rows in zip(names, (ROWS[:1500], ROWS[1500:]), strict=True):
+        table = pa.Table.from_pylist(rows)
+        with (
+            pa.OSFile(str(split / name), "wb") as file,
+            pa.ipc.new_stream(file, table.schema) as to,
+        ):
+            to.write_table(table, max_chunksize=400)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
+    (split / "state.json").write_text(json.dumps(state))
+    assert values(tmp_path) == ROWS
+    assert [*records(tmp_path, "train")][1500].place == f"{split}/{names[1]}:1"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("train.jsonl", b'{"a": 1}\n[2]\n', "line 2 is a JSON list, not an object"),
+        ("train.jsonl", b'{"a": 1}\n{\n', "line 2 is not JSON"),
+        ("train.jsonl", b'{"a": "\xff"}', "cannot be read"),
+        ("train.parquet", b"no parquet", "train.parquet cannot be read"),
+        ("train/x.arrow", b"no arrow", "x.arrow cannot be read"),
+        ("train/state.json", b"{}", "state.json is damaged"),
+        ("other.jsonl", b"", "holds no split train"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        list(records(tmp_path, "train"))

@@ -1,0 +1,116 @@
+"""Texts with places that a record's columns fill, in jinja's language."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jinja2 import StrictUndefined, TemplateError, Undefined, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from train.prompt import parse
+
+_ENVIRONMENT: Final = ImmutableSandboxedEnvironment(
+    undefined=StrictUndefined, keep_trailing_newline=True
+)
+
+RECORD: Final = "record"
+"""All columns of a record, for those whose name is none: `record['label-coarse']`."""
+
+
+class FillingError(ValueError):
+    """A record does not fill a text; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """A part of a template that is filled.
+
+    Attributes:
+        text: with nothing left to fill.
+        is_span: whether `[[` and `]]` enclose it.
+    """
+
+    text: str
+    is_span: bool
+
+
+class Expression:
+    """Gives a value of a record's columns.
+
+    Raises:
+        ValueError: it is not jinja's language.
+    """
+
+    def __init__(self, text: str):
+        self.names = _names(f"{{{{ {text} }}}}")
+        self._compiled = _ENVIRONMENT.compile_expression(text, undefined_to_none=False)
+
+    def __call__(self, values: Mapping[str, Any]) -> Any:
+        """The value.
+
+        Raises:
+            FillingError: a column lacks what is asked of it.
+        """
+        try:
+            found = self._compiled(**values)
+            if isinstance(found, Undefined):
+                found = str(found)  # raises, and says what is missing
+        except (TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
+            raise FillingError(str(error)) from error
+        return found
+
+
+class Text:
+    """Gives a text of a record's columns.
+
+    Raises:
+        ValueError: it is not jinja's language.
+    """
+
+    def __init__(self, text: str):
+        self.names = _names(text)
+        self._compiled = _ENVIRONMENT.from_string(text)
+
+    def __call__(self, values: Mapping[str, Any]) -> str:
+        """The text.
+
+        Raises:
+            FillingError: a column lacks what is asked of it.
+        """
+        try:
+            return self._compiled.render(values)
+        except (TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
+            raise FillingError(str(error)) from error
+
+
+class Marked:
+    """A text with marks of spans; what fills it marks none. Outside of spans a line is a paragraph.
+
+    Raises:
+        ValueError: it is not jinja's language, part for part.
+        UserError: a mark makes no sense.
+    """
+
+    def __init__(self, text: str):
+        self._parts = [
+            (Text(part.text if part.is_span else part.text.replace("\n", "\n\n")), part.is_span)
+            for part in parse(text)
+        ]
+        self.names = frozenset[str]().union(*(part.names for part, _ in self._parts))
+
+    def __call__(self, values: Mapping[str, Any]) -> list[Stretch]:
+        """The stretches, in order.
+
+        Raises:
+            FillingError: a column lacks what is asked of it.
+        """
+        return [Stretch(text=part(values), is_span=is_span) for part, is_span in self._parts]
+
+
+def _names(text: str) -> frozenset[str]:
+    """The columns that a template asks for."""
+    try:
+        found = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
+    except TemplateError as error:
+        raise ValueError(f"cannot be read as a jinja template: {error}") from None
+    return frozenset(found - _ENVIRONMENT.globals.keys())

@@ -1,0 +1,112 @@
+"""Records of a task's splits: from .jsonl, .parquet, or a directory that `datasets` has written."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from train.errors import DataError
+
+_BATCH_RECORDS: Final = 1_024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One record.
+
+    Attributes:
+        place: file and line, or file and number from 1, for messages.
+        number: from 0 in its split.
+        values: by column.
+    """
+
+    place: str
+    number: int
+    values: Mapping[str, Any]
+
+
+def records(directory: Path, split: str) -> Iterator[Record]:
+    """The records of a split.
+
+    It lies in `SPLIT.jsonl` or `SPLIT.parquet`; in parts, `SPLIT-00000-of-00002.parquet`, there or
+    in `data`; or in a directory `SPLIT` of .arrow files, as `datasets.save_to_disk` leaves it.
+
+    Raises:
+        DataError: it is not there, or a file cannot be read.
+    """
+    number = 0
+    for file in _files(directory, split):
+        read = {".jsonl": _lines, ".parquet": _parquet, ".arrow": _arrow}[file.suffix]
+        try:
+            for at, values in read(file):
+                yield Record(place=f"{file}:{at}", number=number, values=values)
+                number += 1
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise DataError(f"{file} cannot be read ({reason}); get or build it again.") from error
+
+
+def _files(directory: Path, split: str) -> list[Path]:
+    for suffix in (".jsonl", ".parquet"):
+        if (file := directory / f"{split}{suffix}").is_file():
+            return [file]
+    for place in (directory, directory / "data"):
+        if parts := sorted(place.glob(f"{split}-*.parquet")):
+            return parts
+    if parts := _arrow_files(directory / split):
+        return parts
+    built = ": build it with python -m tools.tasks build" if not directory.is_dir() else ""
+    raise DataError(
+        f"{directory} holds no split {split} ({split}.jsonl, {split}.parquet, "
+        f"{split}-*.parquet, or a directory {split} of .arrow files){built}."
+    )
+
+
+def _arrow_files(directory: Path) -> list[Path]:
+    """Files in the order that `state.json` gives; a split may be without records."""
+    state = directory / "state.json"
+    if not state.is_file():
+        return sorted(directory.glob("*.arrow"))
+    try:
+        return [
+            directory / file["filename"] for file in json.loads(state.read_text())["_data_files"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{state} is damaged ({error}); save the data set again.") from error
+
+
+def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with file.open(encoding="utf-8") as lines:
+        for at, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {at} is not JSON: {error}") from error
+            if not isinstance(values, dict):
+                raise ValueError(f"line {at} is a JSON {type(values).__name__}, not an object")
+            yield at, values
+
+
+def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with pq.ParquetFile(file, page_checksum_verification=True) as table:
+        yield from _rows(table.iter_batches(batch_size=_BATCH_RECORDS, use_threads=False))
+
+
+def _arrow(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with pa.memory_map(str(file)) as content, pa.ipc.open_stream(content) as batches:
+        yield from _rows(iter(batches))
+
+
+def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, dict[str, Any]]]:
+    at = 0
+    for batch in batches:
+        for begin in range(0, len(batch), _BATCH_RECORDS):
+            for values in batch.slice(begin, _BATCH_RECORDS).to_pylist():
+                at += 1
+                yield at, values
