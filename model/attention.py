@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from model.backend import Backend, attend
 from model.documents import attend_within
 from model.layers import Initializer, Layers
+from model.reading import Reading
 from model.recompute import Recompute, run
 
 
@@ -25,24 +26,6 @@ def query_key_value(*, heads: int, query_key: Initializer, value: Initializer) -
             parts[:, part] = whole.view(heads, -1, width)
 
     return fill
-
-
-@dataclass
-class KeyValueCache:
-    """Keys and values of one layer's past slots, each [B, A, capacity, D]."""
-
-    keys: Tensor
-    values: Tensor
-    length: int = 0
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append [B, A, new, D] and return all keys and values so far."""
-        stop = self.length + keys.shape[2]
-        assert stop <= self.keys.shape[2], "the cache was built too short"
-        self.keys[:, :, self.length : stop] = keys
-        self.values[:, :, self.length : stop] = values
-        self.length = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
 
 
 class SelfAttention(nn.Module):
@@ -95,17 +78,20 @@ class CausalSelfAttention(SelfAttention):
         x: Float[Tensor, "R H"],
         num_sequences: int,
         documents: Int32[Tensor, "N"] | None = None,
-        cache: KeyValueCache | None = None,
+        reading: Reading | None = None,
+        layer: int = 0,
     ) -> Float[Tensor, "R H"]:
-        """Attend; with a cache, `x` holds the newest slots only.
+        """Attend; in a reading, `x` holds the newest slots only.
 
         Args:
             x: rows.
             num_sequences: B.
             documents: see `Batch.documents`; None where slots attend across them.
-            cache: past slots, when generating.
+            reading: what knows the slots before, when generating.
+            layer: which of the decoder's this is, for the reading.
         """
-        mixed = run(self._mix, self.qkv(x), num_sequences, documents, cache, again=self.again)
+        context = (num_sequences, documents, reading, layer)
+        mixed = run(self._mix, self.qkv(x), *context, again=self.again)
         return self.out(mixed)
 
     def _mix(
@@ -113,7 +99,8 @@ class CausalSelfAttention(SelfAttention):
         qkv: Tensor,
         num_sequences: int,
         documents: Tensor | None,
-        cache: KeyValueCache | None,
+        reading: Reading | None,
+        layer: int,
     ) -> Tensor:
         B, D = num_sequences, self.head_width
         S, A = qkv.shape[0] // B, qkv.shape[1] // (3 * D)
@@ -124,14 +111,18 @@ class CausalSelfAttention(SelfAttention):
         q_BASD, k_BASD, v_BASD = (
             part.transpose(1, 2) for part in qkv.view(B, S, A, 3, D).unbind(dim=3)
         )
-        causal = True
-        if cache is not None:
-            past = cache.length
-            k_BASD, v_BASD = cache.extend(k_BASD, v_BASD)
-            assert past == 0 or S == 1, "after the prompt, slots are added one by one"
-            causal = past == 0
+        visible = None
+        if reading is not None:
+            k_BASD, v_BASD = reading.extend(layer, k_BASD, v_BASD)
+            visible = None if reading.is_first else reading.visible
         mixed = attend(
-            q_BASD, k_BASD, v_BASD, backend=self.backend, causal=causal, steady=cache is None
+            q_BASD,
+            k_BASD,
+            v_BASD,
+            backend=self.backend,
+            bias=visible,
+            causal=reading is None or reading.is_first,
+            steady=reading is None,
         )
         return mixed.transpose(1, 2).reshape(B * S, -1)
 

@@ -10,11 +10,12 @@ from jaxtyping import Float, Int32, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from model.attention import CausalSelfAttention, KeyValueCache
+from model.attention import CausalSelfAttention
 from model.block import Block, NormKind, run_block
 from model.config import Config, Depth, Dropout, Heads, HiddenWidth, Tokens, Vocabulary, Width
 from model.layers import Layers, normal
 from model.loss import LinearCrossEntropy, LossKernel
+from model.reading import Reading
 from model.recompute import Recompute
 
 EMBEDDING_STD = 0.02
@@ -166,17 +167,15 @@ class Decoder(nn.Module):
         self,
         inputs: Float[Tensor, "B S H"],
         *,
-        start: int = 0,
         positions: Int64[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R H"]:
         """Rows for the first block: inputs scaled, and told their positions.
 
         Args:
             inputs: token embeddings or connector outputs, one a slot.
-            start: position of the first slot.
             positions: of each slot, where they do not run through.
         """
-        places = slice(start, start + inputs.shape[1]) if positions is None else positions
+        places = slice(inputs.shape[1]) if positions is None else positions
         x = torch.add(self.positions[places].to(inputs.dtype), inputs, alpha=EMBEDDING_SCALE)
         return self.layers.enter(x.view(-1, x.shape[-1]))
 
@@ -187,35 +186,25 @@ class Decoder(nn.Module):
         *,
         num_sequences: int,
         documents: Int32[Tensor, "N"] | None = None,
-        caches: Sequence[KeyValueCache] | None = None,
+        reading: Reading | None = None,
     ) -> Float[Tensor, "R H"]:
         """Rows after the blocks of a piece; slots see their own documents where these are given."""
         for index in range(piece.first_layer, piece.last_layer):
-            cache = () if caches is None else (caches[index],)
-            rows = run_block(self.blocks[str(index)], rows, num_sequences, documents, *cache)
+            context = () if reading is None else (reading, index)
+            rows = run_block(self.blocks[str(index)], rows, num_sequences, documents, *context)
         return rows
 
     def leave(self, rows: Float[Tensor, "R H"]) -> Float[Tensor, "R H"]:
         """Whole rows for the head."""
         return self.layers.leave(self.final_norm(rows))
 
-    def forward(
-        self,
-        inputs: Float[Tensor, "B S H"],
-        *,
-        start: int = 0,
-        caches: list[KeyValueCache] | None = None,
-    ) -> Float[Tensor, "B S H"]:
+    def forward(self, inputs: Float[Tensor, "B S H"]) -> Float[Tensor, "B S H"]:
         """States of all slots, ready for the head; needs the whole decoder.
 
         Args:
             inputs: token embeddings or connector outputs, one a slot.
-            start: position of the first slot (beyond 0 only with caches).
-            caches: one a block when generating.
         """
-        whole = whole_piece(self.config)
-        rows = self.enter(inputs, start=start)
-        rows = self.run(rows, whole, num_sequences=inputs.shape[0], caches=caches)
+        rows = self.run(self.enter(inputs), whole_piece(self.config), num_sequences=inputs.shape[0])
         return self.leave(rows).view(inputs.shape)
 
 

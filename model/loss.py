@@ -81,13 +81,21 @@ class LinearCrossEntropy(nn.Module):
         self.init = init
 
     def forward(
-        self, states: Float[Tensor, "C H"], targets: Int64[Tensor, "C"], num_scored: int
-    ) -> Loss:
+        self,
+        states: Float[Tensor, "C H"],
+        targets: Int64[Tensor, "C"] | None = None,
+        num_scored: int = 0,
+    ) -> Loss | Float[Tensor, "C V"]:
         """Loss of the first `num_scored` states; the rest is padding of the static shape.
+
+        Without targets, the logits of all states, or of a rank's part of the vocabulary: in a
+        forward too, so that ZeRO-3 gathers the weight.
 
         Where the vocabulary is split, the loss is that of the whole one, and the gradient of the
         states is this rank's part of a sum over ranks. Nothing waits for the device.
         """
+        if targets is None:
+            return self.logits(states)
         weight = self.weight
         if not torch.is_grad_enabled():
             # An autograd function asks which inputs want gradients, not whether any are wanted.

@@ -17,6 +17,7 @@ from model.decoder import Decoder, DecoderConfig, Piece, whole_piece
 from model.encoders.kinds import AnyEncoderConfig
 from model.layers import Layers
 from model.loss import Loss
+from model.reading import Reading
 from model.recompute import Recompute
 
 
@@ -112,23 +113,31 @@ class SemiCausal(nn.Module):
         return x[: B * S].view(B, S, -1)
 
     def forward(
-        self, batch: Batch, rows: Float[Tensor, "R H"] | None = None, *, piece: int = 0
-    ) -> Loss | Float[Tensor, "R H"]:
+        self, batch: Batch | Reading, rows: Float[Tensor, "R H"] | None = None, *, piece: int = 0
+    ) -> Loss | Float[Tensor, "..."]:
         """Loss over the scored slots of one microbatch, summed; or what the next stage reads.
 
         Args:
-            batch: the microbatch, the same on every stage.
+            batch: the microbatch, the same on every stage; or what is to be read, of which the
+                last piece gives the logits [W, V] of the wanted slots in fp32.
             rows: what the stage before has computed; None for the first piece.
             piece: which of the held pieces to run.
         """
         part = self.pieces[piece]
         if part.is_first:
-            inputs = self.inputs(batch.tokens, batch.spans)
-            rows = self.decoder.enter(inputs, positions=batch.positions)
+            inputs, positions = self.inputs(batch.tokens, batch.spans), batch.positions
+            if isinstance(batch, Reading):
+                # Slots behind a row's end may have none; nobody sees them.
+                positions = batch.positions.clamp(max=self.config.decoder.max_tokens - 1)
+            rows = self.decoder.enter(inputs, positions=positions)
         assert rows is not None, "only the first piece starts from the batch"
-        rows = self.decoder.run(
-            rows, part, num_sequences=len(batch.tokens), documents=batch.documents
-        )
+        num_sequences = len(batch.tokens)
+        if isinstance(batch, Reading):
+            rows = self.decoder.run(rows, part, num_sequences=num_sequences, reading=batch)
+            if not part.is_last:
+                return rows
+            return self.decoder.head(self.decoder.leave(rows).index_select(0, batch.wanted))
+        rows = self.decoder.run(rows, part, num_sequences=num_sequences, documents=batch.documents)
         if not part.is_last:
             return rows
         states = self.decoder.leave(rows).index_select(0, batch.scored)

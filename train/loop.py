@@ -24,12 +24,13 @@ from train.made import Made
 from train.optim import learning_rate
 from train.preemption import Preemption
 from train.prepare import Saved, agreed, checkpoints_of, claim, find_saved, leases_of, prepare
+from train.samples import write_samples
 from train.step import accumulate, reseed, update
 from train.storage.lease import take_those_there
 from train.watch.metrics import BaselineRecord
 from train.watch.monitor import Monitor
 from train.watch.streams import Streams
-from train.wrap_up import look_at_data, say_complete, wrap_up, write_samples
+from train.wrap_up import look_at_data, say_complete, wrap_up
 
 NAMED_DOCUMENTS = 5
 """Documents that are named of a step without a scored token."""
@@ -143,8 +144,7 @@ def train(
             if saves:
                 made.save()
                 if config.samples.prompts and not launched.stop:
-                    # Samples are the words of what was saved.
-                    write_samples(config, saver.finish(), monitor, world, step=step)
+                    write_samples(config, engine, monitor, step=step)
             if launched.stop and not is_last:
                 saver.finish()
                 monitor.note(f"stopped after step {step} on a signal; run again to continue")

@@ -45,30 +45,32 @@ def parse(prompt: str, *, modality: str = TEXT) -> list[Part]:
     if any("\ud800" <= sign <= "\udfff" for sign in prompt):
         raise UserError(f"the prompt {prompt!a} is not UTF-8: write it in UTF-8")
     parts: list[Part] = []
-    text, end, opened = "", 0, ""
+    text, end, opened = "", 0, -1
     for mark in _MARK.finditer(prompt):
         backslashes, sign, named = mark.groups()
         text += prompt[end : mark.start()] + backslashes[: len(backslashes) // 2]
         end = mark.end()
-        if len(backslashes) % 2 or (sign == "]]" and not opened):
+        if len(backslashes) % 2 or (sign == "]]" and opened < 0):
             text += sign
-        elif opened and (sign != "]]" or not text.strip()):
-            fault = "is empty" if sign == "]]" else f"has another {sign} in it"
-            raise UserError(_refused(opened, fault))
-        elif opened:
+        elif opened >= 0 and sign != "]]":
+            raise _refused(prompt, opened, f"has another {sign} in it", at=mark.start(2))
+        elif opened >= 0 and not text.strip():
+            raise _refused(prompt, opened, "is empty", at=opened)
+        elif opened >= 0:
             parts.append(Part(text=text, is_span=True))
-            text, opened = "", ""
+            text, opened = "", -1
         elif named not in (None, modality):
             raise UserError(
-                f"the prompt's {sign} names a modality that the model reads from no prompt: leave "
-                f"it out, or write [[{modality}:{named}: if it is text"
+                f"the prompt's {sign} ({_place(prompt, mark.start(2))}) names a modality that the "
+                f"model reads from no prompt: leave it out, or write [[{modality}:{named}: if it "
+                "is text"
             )
         else:
             parts.append(Part(text=text.rstrip(" "), is_span=False))
             text = text[len(text.rstrip(" ")) :]
-            opened = prompt[mark.start(2) :]
-    if opened:
-        raise UserError(_refused(opened, "is not closed"))
+            opened = mark.start(2)
+    if opened >= 0:
+        raise _refused(prompt, opened, "is not closed", at=opened)
     parts.append(Part(text=text + prompt[end:], is_span=False))
     return [part for part in parts if part.text]
 
@@ -82,9 +84,16 @@ def plain(prompt: str, *, modality: str = TEXT) -> str:
     return "".join(part.text for part in parse(prompt, modality=modality))
 
 
-def _refused(opened: str, fault: str) -> str:
-    shown = opened if len(opened) <= 40 else f"{opened[:40]}…"
-    return (
-        f"the prompt's span {shown!r} {fault}: close each span with ]] before the next, and write "
-        r"\[[ for the signs themselves"
+def _refused(prompt: str, opened: int, fault: str, *, at: int) -> UserError:
+    rest = prompt[opened:]
+    shown = rest if len(rest) <= 40 else f"{rest[:40]}…"
+    return UserError(
+        f"the prompt's span {shown!r} {fault} ({_place(prompt, at)}): close each span with ]] "
+        r"before the next, and write \[[ for the signs themselves"
     )
+
+
+def _place(prompt: str, at: int) -> str:
+    """Where a character lies, as editors count."""
+    before = prompt[:at].split("\n")
+    return f"line {len(before)}, character {len(before[-1]) + 1}"

@@ -1,14 +1,20 @@
 """Text to slots and back: prompts with spans marked in them."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from model.batch import PackedSpans
 from model.encoders.text import TextEncoderConfig
-from model.generate import generate
+from model.generation.beam import BeamSearch, beam_search
+from model.generation.choices import Choices
+from model.generation.decoding import Decoding, Request, Row
+from model.generation.picking import GREEDY, Ending, Sampling, Token
+from model.reading import Read
 from model.semicausal import ModelConfig, SemiCausal
 from train.data.spans.places import FlatSpans
 from train.data.spans.protocol import SpanCapacity
@@ -17,6 +23,9 @@ from train.data.tokens import TOKENIZER_BYTES_AT_MOST, SpecialTokens, read_token
 from train.errors import UserError
 from train.prompt import TEXT, parse
 from train.storage.place import Place
+from train.words import Words
+
+Result = TypeVar("Result")
 
 
 def text_encoder(model: ModelConfig) -> tuple[str, TextEncoderConfig] | None:
@@ -38,18 +47,121 @@ def prompt_fault(prompts: Sequence[str], model: ModelConfig) -> str | None:
     return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A prompt, and how it is to be continued.
+
+    Attributes:
+        prompt: text with spans marked in it (`train/prompt.py`), or tokens, which have no spans and
+            are read as they are.
+        max_new_tokens: at most this many; fewer if the decoder's positions run out.
+        sampling: how tokens are picked.
+        stop: strings, each of which ends the text before it.
+        choices: texts, one of which the answer is to be.
+        num_top: how many of the likeliest tokens to tell of with each; None tells no
+            log-probabilities.
+    """
+
+    prompt: str | Sequence[int]
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+    choices: tuple[str, ...] | None = None
+    num_top: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt that the model can read.
+
+    Attributes:
+        tokens: at least one, and no more than the decoder has positions.
+        spans: ranges of tokens that the encoder reads.
+    """
+
+    tokens: list[int]
+    spans: list[tuple[int, int]]
+
+
+def pack(
+    model: ModelConfig, prompts: Sequence[Prompt], *, device: torch.device
+) -> Mapping[str, PackedSpans] | None:
+    """The spans of prompts whose rows begin at slot 0 and are as long as the longest."""
+    reader = text_encoder(model)
+    if reader is None or not any(prompt.spans for prompt in prompts):
+        return None
+    modality, encoder = reader
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    tokens = np.zeros((len(prompts), longest), dtype=np.int64)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt.tokens)] = prompt.tokens
+    read = pack_text(
+        tokens,
+        FlatSpans.of([np.array(p.spans, dtype=np.int64).reshape(-1, 2) for p in prompts]),
+        # No room is needed beyond what they take.
+        capacity=SpanCapacity(tokens=0, spans=0, longest_tokens=encoder.longest_span),
+        start_token=encoder.start_token,
+    )
+    return {modality: read.to(device)}
+
+
+@dataclass(eq=False)
+class Answer:
+    """What continues a prompt, as far as it has come.
+
+    Attributes:
+        prompt: its prompt.
+        row: its tokens.
+        words: their text.
+    """
+
+    prompt: Prompt
+    row: Row
+    words: Words
+    _read: int = 0
+
+    @property
+    def ending(self) -> Ending | None:
+        """Why it has ended; None as long as it goes on."""
+        return "stop" if self.words.is_stopped else self.row.ending
+
+    @property
+    def text(self) -> str:
+        """All of it that is certain."""
+        return self.words.text if self.ending else self.words.text[: self.words.sure]
+
+    @property
+    def tokens(self) -> list[Token]:
+        """Those that its text has a part of; without what a stop string takes away."""
+        tokens, words = self.row.tokens, self.words
+        if not words.is_stopped:
+            return tokens
+        pairs = zip(tokens, words.offsets, strict=False)
+        return [token for token, offset in pairs if offset < len(words.text)]
+
+    def catch_up(self) -> None:
+        """Read the tokens that are new."""
+        for token in self.row.tokens[self._read :]:
+            if not self.words.is_stopped:
+                self.words.add(token.id)
+        self._read = len(self.row.tokens)
+        if self.row.ending is not None:
+            self.words.finish()
+
+
 class Speaker:
     """A model and its tokenizer, which continue prompts (`train/prompt.py`).
 
     Args:
-        model: in eval mode, whole on this process.
+        model: in eval mode.
         tokenizer: file of the one it was trained with.
+        read: what computes; by default the model, which then is whole on this process.
 
     Raises:
         UserError: the file is missing or is no tokenizer.
     """
 
-    def __init__(self, model: SemiCausal, tokenizer: Place | Path):
+    def __init__(self, model: SemiCausal, tokenizer: Place | Path, *, read: Read | None = None):
         try:
             content = Place.of(tokenizer).read(limit_bytes=TOKENIZER_BYTES_AT_MOST)
         except OSError as error:
@@ -58,8 +170,10 @@ class Speaker:
         self.tokenizer = read_tokenizer(content, name=str(tokenizer))
         vocabulary = self.tokenizer.get_vocab()
         self.special = SpecialTokens.from_vocabulary(vocabulary)
-        self.model = model
-        known = model.decoder.config.vocabulary
+        self.config = model.config
+        self.device = next(model.parameters()).device
+        self.read: Read = read or model
+        known = model.config.decoder.vocabulary
         if max(vocabulary.values()) >= known:
             raise UserError(
                 f"{tokenizer} has tokens up to {max(vocabulary.values())}, the model {known} in "
@@ -73,13 +187,140 @@ class Speaker:
             UserError: the marks of the prompt's spans make no sense.
         """
         tokens, spans = [self.special.start], list[tuple[int, int]]()
-        reader = text_encoder(self.model.config)
+        reader = text_encoder(self.config)
         for part in parse(prompt, modality=TEXT if reader is None else reader[0]):
             ids = self.tokenizer.encode(part.text, add_special_tokens=False).ids
             if part.is_span and ids:
                 spans.append((len(tokens), len(tokens) + len(ids)))
             tokens += ids
         return tokens, spans
+
+    def prompt(self, prompt: str | Sequence[int]) -> Prompt:
+        """A prompt in slots.
+
+        Raises:
+            UserError: it is empty, too long, or holds tokens that are not in the vocabulary; it
+                marks spans that no encoder can read, or its marks make no sense.
+        """
+        decoder, reader = self.config.decoder, text_encoder(self.config)
+        tokens, spans = self.encode(prompt) if isinstance(prompt, str) else (list(prompt), [])
+        if not tokens:
+            raise UserError("the prompt has no tokens: give it one, such as that of <s>")
+        if len(tokens) > decoder.max_tokens:
+            raise UserError(
+                f"the prompt has {len(tokens)} tokens, the model reads {decoder.max_tokens}"
+            )
+        if not all(0 <= token < decoder.vocabulary for token in tokens):
+            raise UserError(
+                f"the prompt has tokens outside of the vocabulary of {decoder.vocabulary}"
+            )
+        if spans and reader is None:
+            raise UserError("the model has no text encoder: remove the [[ ]] from the prompt")
+        if reader is not None and any(b - a > reader[1].longest_span for a, b in spans):
+            longest = reader[1].longest_span
+            raise UserError(f"a span of the prompt exceeds the encoder's {longest} tokens")
+        return Prompt(tokens=tokens, spans=spans)
+
+    def request(self, asked: Asked) -> Request:
+        """What is asked, in tokens.
+
+        Raises:
+            UserError: the choices make no sense.
+        """
+        choices = None
+        if asked.choices is not None:
+            encoded = [
+                self.tokenizer.encode(choice, add_special_tokens=False).ids
+                for choice in asked.choices
+            ]
+            try:
+                choices = Choices(encoded, stop_token=self.special.document)
+            except ValueError as error:
+                raise UserError(f"choices: {error}") from None
+        return Request(
+            max_new_tokens=asked.max_new_tokens,
+            sampling=asked.sampling,
+            stop_tokens=frozenset({self.special.document}),
+            choices=choices,
+            num_top=asked.num_top,
+        )
+
+    def pack(self, prompts: Sequence[Prompt]) -> Mapping[str, PackedSpans] | None:
+        """The spans of prompts that are read together."""
+        return pack(self.config, prompts, device=self.device)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Text of tokens; the end of a paragraph begins a new line."""
+        words = self.words()
+        for token in tokens:
+            words.add(token)
+        words.finish()
+        return words.text
+
+    def words(self, stop: Sequence[str] = ()) -> Words:
+        """What text is made with, token by token."""
+        return Words(self._decode, paragraph=self.special.paragraph, stop=stop)
+
+    def complete(self, asked: Sequence[Asked]) -> list[Answer]:
+        """Continue all prompts together, each as if it were alone.
+
+        Raises:
+            UserError: a prompt cannot be read (see `prompt`), or the model is not finite.
+        """
+        speech = Speech(self)
+        answers = speech.admit(asked)
+        while speech.step():
+            pass
+        return answers
+
+    def search(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_new_tokens: int,
+        num_beams: int = 4,
+        length_penalty: float = 0.6,
+    ) -> list[str]:
+        """What a beam search finds behind each prompt (`model.generation.beam.BeamSearch`).
+
+        Raises:
+            UserError: as `complete`.
+        """
+        read = [self.prompt(prompt) for prompt in prompts]
+        how = BeamSearch(
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            max_new_tokens=max_new_tokens,
+            stop_token=self.special.document,
+        )
+        found = _finite(
+            lambda: beam_search(
+                self.read,
+                [prompt.tokens for prompt in read],
+                how,
+                most_slots=self.config.decoder.max_tokens,
+                device=self.device,
+                spans=self.pack(read),
+            )
+        )
+        return [self.text(each.ids) for each in found]
+
+    def stream(self, asked: Asked) -> Iterator[str]:
+        """The continuation of a prompt, piece by piece.
+
+        Raises:
+            UserError: as `complete`.
+        """
+        speech = Speech(self)
+        (answer,) = speech.admit([asked])
+        told = 0
+        while True:
+            if len(text := answer.text) > told:
+                yield text[told:]
+                told = len(text)
+            if answer.ending is not None:
+                return
+            speech.step()
 
     def speak(
         self,
@@ -93,48 +334,82 @@ class Speaker:
         """Text that continues the prompt.
 
         Raises:
-            UserError: the prompt is too long, or marks spans that no encoder can read; or the model
-                is not finite.
+            UserError: as `complete`.
         """
-        tokens, spans = self.encode(prompt)
-        room = self.model.decoder.config.max_tokens
-        if len(tokens) > room:
-            raise UserError(f"the prompt has {len(tokens)} tokens, the model reads {room}")
-        device = next(self.model.parameters()).device
-        packed = None
-        if spans:
-            reader = text_encoder(self.model.config)
-            if reader is None:
-                raise UserError("the model has no text encoder: remove the [[ ]] from the prompt")
-            modality, encoder = reader
-            longest = encoder.longest_span
-            if max(stop - start for start, stop in spans) > longest:
-                raise UserError(f"a span of the prompt exceeds the encoder's {longest} tokens")
-            capacity = SpanCapacity(tokens=len(tokens), spans=len(spans), longest_tokens=longest)
-            read = pack_text(
-                np.array([tokens], dtype=np.int64),
-                FlatSpans.of([np.array(spans, dtype=np.int64)]),
-                capacity=capacity,
-                start_token=encoder.start_token,
-            )
-            packed = {modality: read.to(device)}
-        new = generate(
-            self.model,
-            torch.tensor([tokens], device=device),
-            spans=packed,
-            max_new_tokens=max_new_tokens,
-            top_p=top_p,
-            temperature=temperature,
-            stop_token=self.special.document,
-            generator=torch.Generator(device).manual_seed(seed),
-        )
-        try:
-            return self._decode(list(new))
-        except FloatingPointError as error:
-            raise UserError(f"{error}: name another checkpoint, or train on from one") from None
+        sampling = Sampling(top_p=top_p, temperature=temperature, seed=seed)
+        asked = Asked(prompt=prompt, max_new_tokens=max_new_tokens, sampling=sampling)
+        return self.complete([asked])[0].text
 
-    def _decode(self, tokens: list[int]) -> str:
-        """Text of tokens; the end of a paragraph begins a new line."""
-        ends = [at for at, token in enumerate(tokens) if token == self.special.paragraph]
-        bounds = pairwise([-1, *ends, len(tokens)])
-        return "\n".join(self.tokenizer.decode(tokens[last + 1 : end]) for last, end in bounds)
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens))
+
+
+class Speech:
+    """Answers that a speaker gives together: they come and go, and each is as if it were alone."""
+
+    def __init__(self, speaker: Speaker):
+        self._speaker = speaker
+        self._decoding = Decoding(
+            speaker.read,
+            most_slots=speaker.config.decoder.max_tokens,
+            device=speaker.device,
+        )
+        self._answers: list[Answer] = []
+
+    @property
+    def answers(self) -> Sequence[Answer]:
+        """Those that go on."""
+        return self._answers
+
+    def admit(self, asked: Sequence[Asked]) -> list[Answer]:
+        """Begin an answer to each prompt, with its first token.
+
+        Raises:
+            UserError: as `Speaker.complete`; nothing was begun.
+        """
+        speaker = self._speaker
+        prompts = [speaker.prompt(each.prompt) for each in asked]
+        requests = [speaker.request(each) for each in asked]
+        rows = _finite(
+            lambda: self._decoding.admit(
+                [prompt.tokens for prompt in prompts], requests, spans=speaker.pack(prompts)
+            )
+        )
+        answers = [
+            Answer(prompt, row, speaker.words(each.stop))
+            for prompt, row, each in zip(prompts, rows, asked, strict=True)
+        ]
+        self._answers += answers
+        self._settle(answers)
+        return answers
+
+    def step(self) -> list[Answer]:
+        """One token more for each; those that got one or have ended.
+
+        Raises:
+            UserError: the model is not finite.
+        """
+        answers = list(self._answers)
+        if answers:
+            _finite(self._decoding.step)
+            self._settle(answers)
+        return answers
+
+    def drop(self, answer: Answer) -> None:
+        """Go on without one."""
+        self._answers.remove(answer)
+        if answer.row.ending is None:
+            self._decoding.drop(answer.row)
+
+    def _settle(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            answer.catch_up()
+            if answer.ending is not None:
+                self.drop(answer)
+
+
+def _finite(work: Callable[[], Result]) -> Result:
+    try:
+        return work()
+    except FloatingPointError as error:
+        raise UserError(f"{error}: name another checkpoint, or train on from one") from None

@@ -1,4 +1,4 @@
-"""The first rank's work around the loop: baseline, samples, summary, report, adapter."""
+"""The first rank's work around the loop: baseline, summary, report, adapter."""
 
 import json
 import sys
@@ -9,19 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from model.semicausal import parameter_counts
-from parallel.launch import World
 from train import adapter
 from train.config import RunConfig
 from train.data.collate import Collator
 from train.data.plan import StepPlan
 from train.errors import DataError, RunDirectoryError, UserError
 from train.evaluate import validation_batches
-from train.loading import load_model
-from train.prompt import plain
 from train.storage.place import Place
-from train.text import Speaker
-from train.watch.metrics import SampleRecord, read_metrics
-from train.watch.monitor import Monitor
+from train.watch.metrics import read_metrics
 from train.watch.report import write_report
 
 
@@ -70,34 +65,6 @@ def unigram_cross_entropy(
     smoothed = train_counts.astype(np.float64) + 1.0
     log_probabilities = np.log(smoothed) - np.log(smoothed.sum())
     return -float(log_probabilities[targets].mean())
-
-
-def write_samples(
-    config: RunConfig, path: Place, monitor: Monitor, world: World, *, step: int
-) -> None:
-    """Let the model of a checkpoint continue the configured prompts, on the first rank."""
-    if not world.is_main:
-        return
-    with monitor.guard("samples"):
-        speaker = Speaker(load_model(path, device=world.device), config.directory.tokenizer)
-        _speak(config, speaker, monitor, step=step)
-
-
-def _speak(config: RunConfig, speaker: Speaker, monitor: Monitor, *, step: int) -> None:
-    for number, prompt in enumerate(config.samples.prompts):
-        try:
-            if not config.built_model.encoders:
-                prompt = plain(prompt)
-            text = speaker.speak(
-                prompt,
-                max_new_tokens=config.samples.max_new_tokens,
-                top_p=config.samples.top_p,
-                seed=config.seed + number,
-            )
-        except UserError as error:  # no reason to end a run
-            monitor.note(f"no sample for {prompt!r}: {error}")
-        else:
-            monitor.write(SampleRecord(step=step, prompt=prompt, text=text))
 
 
 def wrap_up(config: RunConfig, latest: Place, *, seconds_to_first_step: float | None) -> None:

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from model.batch import Batch
 from model.block import NormKind
-from model.generate import generate
+from model.generation.decoding import Request, generate
 from model.lora import LoraConfig, add_adapters
 from model.loss import Loss
 from model.recompute import Recompute
@@ -153,8 +153,12 @@ def test_no_gradient_no_graph() -> None:
     batch = changing_batches()[0]
     with torch.no_grad():
         assert torch.equal(model(batch).terms, plain(batch).terms)
-        prompt = batch.tokens[:1, :5]
-        told = [list(generate(twin, prompt, max_new_tokens=4)) for twin in (model, plain)]
+        prompts = batch.tokens[:1, :5].tolist()
+        options: Any = {"most_slots": SLOTS, "device": torch.device("cpu")}
+        told = [
+            generate(twin, prompts, [Request(max_new_tokens=4)], **options)[0].ids
+            for twin in (model, plain)
+        ]
     assert told[0] == told[1]
     assert state.num_graphs == 0
     twin = copy.deepcopy(model)

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.generate import generate, pick
 from model.semicausal import ModelConfig, SemiCausal
 from tests.corpora import WORDS, write_tokenizer
 from train.errors import UserError
@@ -58,7 +57,7 @@ MODEL = ModelConfig.model_validate(
 )
 def test_marks(prompt: str, parts: list[str | tuple[str, str]] | None) -> None:
     if parts is None:
-        with pytest.raises(UserError, match=r"\[\[a: names a modality"):
+        with pytest.raises(UserError, match=r"\[\[a: .* names a modality"):
             parse(prompt)
         return
     found = [("span", part.text) if part.is_span else part.text for part in parse(prompt)]
@@ -69,12 +68,13 @@ def test_marks(prompt: str, parts: list[str | tuple[str, str]] | None) -> None:
 @pytest.mark.parametrize(
     ("prompt", "told"),
     [
-        ("a [[b", "'[[b' is not closed: close each span with ]]"),
-        ("a [[b [[c]]", "'[[b [[c]]' has another [[ in it"),
-        ("a [[b [[text:c]]", "has another [[text: in it"),
-        ("[[]]", "is empty"),
-        ("[[ ]]", "is empty"),
-        ("[[image:a.png]]", "[[image: names a modality that the model reads from no prompt: leave"),
+        ("a [[b", "'[[b' is not closed (line 1, character 3): close each span with ]]"),
+        (r"\[[a]] [[b]]" + "\nc\\\\[[d", "'[[d' is not closed (line 2, character 4)"),
+        ("a [[b [[c]]", "'[[b [[c]]' has another [[ in it (line 1, character 7)"),
+        ("a [[b [[text:c]]", "has another [[text: in it (line 1, character 7)"),
+        ("[[a]][[]]", "'[[]]' is empty (line 1, character 6)"),
+        ("\n\n [[ \n ]]", "is empty (line 3, character 2)"),
+        ("[[image:a.png]]", "[[image: (line 1, character 1) names a modality that the model reads"),
         ("[[https://a.b]]", "write [[text:https: if it is text"),
         ("[[" + "b" * 5000, "'[[" + "b" * 38 + "…' is not closed"),
         ("a \udcff", r"'a \udcff' is not UTF-8"),
@@ -142,18 +142,8 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tokenizer: Path) -> None:
         Speaker(SemiCausal(small), tokenizer)
 
 
-@pytest.mark.parametrize("temperature", [1e-40, 1e-320, 1e300])
-@pytest.mark.parametrize("top_p", [1e-60, 0.5, 1.0])
-def test_every_temperature_gives_a_token(temperature: float, top_p: float) -> None:
-    logits = torch.tensor([0.3, 2.0, 1.9])
-    drawn = {pick(logits, top_p=top_p, temperature=temperature) for _ in range(20)}
-    assert drawn == {1} if temperature < 1 else drawn <= {0, 1, 2}
-
-
 def test_a_model_that_diverged_says_so(tokenizer: Path) -> None:
     model = SemiCausal(MODEL).eval()
     torch.nn.init.constant_(next(model.decoder.parameters()), float("nan"))
-    with pytest.raises(FloatingPointError):
-        list(generate(model, torch.tensor([[5]]), max_new_tokens=1))
     with pytest.raises(UserError, match="not finite: name another checkpoint"):
         Speaker(model, tokenizer).speak("a", max_new_tokens=1)
