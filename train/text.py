@@ -60,6 +60,7 @@ class Asked:
         choices: texts, one of which the answer is to be.
         num_top: how many of the likeliest tokens to tell of with each; None tells no
             log-probabilities.
+        echoes: whether to tell of the prompt's tokens too.
     """
 
     prompt: str | Sequence[int]
@@ -68,6 +69,7 @@ class Asked:
     stop: tuple[str, ...] = ()
     choices: tuple[str, ...] | None = None
     num_top: int | None = None
+    echoes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +245,7 @@ class Speaker:
             stop_tokens=frozenset({self.special.document}),
             choices=choices,
             num_top=asked.num_top,
+            echoes=asked.echoes,
         )
 
     def pack(self, prompts: Sequence[Prompt]) -> Mapping[str, PackedSpans] | None:
