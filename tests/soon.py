@@ -9,7 +9,6 @@ from contextlib import contextmanager
 @contextmanager
 def soon() -> Generator[None]:
     """Asserts that the block takes less than a second; the process's garbage is not its own."""
-    gc.collect()
     gc.disable()
     started = time.process_time()
     try:
