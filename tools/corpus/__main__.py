@@ -9,11 +9,9 @@ if __name__ == "__main__":
     quiet_until_asked()  # what is imported next takes seconds
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, Final, get_args
 
@@ -21,7 +19,7 @@ from rich.console import Console
 
 from tools.arguments import Parser, local_path, output_file, real, utf8, whole
 from tools.command import command_line
-from tools.corpus import build, cost, left_out, show, stats, verify
+from tools.corpus import cost, left_out, show, stats, verify
 from tools.corpus.documentation import (
     PACKAGES,
     VALIDATION_SHARE,
@@ -32,7 +30,8 @@ from tools.corpus.entries import Fields
 from tools.corpus.finished import Corpus
 from tools.corpus.instruct import Task
 from tools.corpus.request import DEFAULT_VALIDATION, Dedup, Method, Request
-from tools.corpus.tokenizer import DEFAULT_VOCABULARY, TOKENIZER_NAME, ReadBack
+from tools.corpus.tokenizer import DEFAULT_VOCABULARY, TOKENIZER_NAME
+from tools.corpus.told import built, left_out_of
 from tools.corpus.words import counted
 from tools.packages.kept import package_cache
 from train.errors import DataError
@@ -101,7 +100,7 @@ def _build(options: argparse.Namespace, console: Console) -> None:
             permutations=options.dedup_permutations,
         ),
     )
-    _built(options.out, request, console)
+    built(options.out, request, console)
 
 
 def _instruct(options: argparse.Namespace, console: Console) -> None:
@@ -119,40 +118,7 @@ def _instruct(options: argparse.Namespace, console: Console) -> None:
         validation=VALIDATION_SHARE,
         workers=options.workers,
     )
-    _built(options.out, request, console)
-
-
-def _built(out: str, request: Request, console: Console) -> None:
-    """Build, and say what was built."""
-    started = time.monotonic()
-    try:
-        manifest = build.build(out, request, console=console)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; what is finished of a build stays") from None
-    lines = [f"{out}: {time.monotonic() - started:.1f} s"]
-    for split, numbers in manifest["splits"].items():
-        told = ", ".join(
-            f"{value:,} {name.replace('_', ' ')}"
-            for name, value in numbers.items()
-            if value and name != "samples"  # which are the documents
-        )
-        if told:
-            lines.append(f"  {split}: {told}")
-    for source in manifest["sources"]:
-        licences = " and ".join(source["licences"]) or "licence not stated"
-        lines.append(f"  from {source['name']}: {source['tokens']:,} tokens ({licences})")
-    lines += _left_out(out)
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _left_out(corpus: str) -> list[str]:
-    """What a corpus lacks of what was given for it, files, documents and characters."""
-    manifest = Corpus.at(corpus).manifest
-    found = left_out.told(manifest)
-    if (read_back := manifest.read_back) is not None:
-        with contextlib.suppress(ValueError):
-            found += filter(None, (str(ReadBack.model_validate(read_back)),))
-    return [f"  {line}" for line in found]
+    built(options.out, request, console)
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
@@ -160,7 +126,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     for fault in faults:
         console.print(fault, style="red", markup=False, highlight=False, soft_wrap=True)
     told = counted(len(faults), "fault") if faults else "sound"
-    lines = [f"{options.corpus}: {told}", *_left_out(options.corpus)]
+    lines = [f"{options.corpus}: {told}", *left_out_of(options.corpus)]
     sys.stdout.write("\n".join(lines) + "\n")
     return 1 if faults else 0
 

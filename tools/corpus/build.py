@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -96,7 +97,8 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
                     surveyed[0] = _made(workshop, sources[0], request.made, report)
             with busy(console, "cutting the sources into parts"):
                 plan = _new_plan(workshop, surveyed, request, part_bytes)
-        job = Job(workshop=workshop, plan=plan, request=request)
+        # Whoever works beside needs no maker, which may hold what does not travel.
+        job = Job(workshop=workshop, plan=plan, request=replace(request, made=None))
         tokenizer = given or _trained(job, console)
         if request.dedup.method is not None:
             _seek_duplicates(job, console)

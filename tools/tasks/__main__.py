@@ -1,8 +1,18 @@
-"""`python -m tools.tasks build [NAME…]`: real tasks, made of packages that are downloaded once."""
+"""`python -m tools.tasks build [NAME…]`: real tasks, made of packages that are downloaded once.
+
+`python -m tools.tasks corpus OUT --corpus CORPUS` makes documents of tasks, for finetuning.
+"""
+
+from train.preemption import quiet_until_asked
+
+if __name__ == "__main__":
+    quiet_until_asked()  # what is imported next takes seconds
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
@@ -11,11 +21,21 @@ from rich.console import Console
 
 from tools.arguments import Parser, local_path, whole
 from tools.command import command_line
+from tools.corpus.documentation import VALIDATION_SHARE
+from tools.corpus.finished import Corpus
+from tools.corpus.request import Request
+from tools.corpus.tokenizer import TOKENIZER_NAME
+from tools.corpus.told import built
 from tools.packages.kept import package_cache
 from tools.tasks.build import SPLITS, build
+from tools.tasks.documents import TaskDocuments
 from tools.tasks.packages import Packages
 from tools.tasks.recipes import RECIPES
 from train.errors import DataError
+from train.tasks.fitting import Fitting
+from train.tasks.protocol import PROTOCOLS
+from train.tasks.reader import TaskReader
+from train.tasks.task import load_tasks
 
 DEFAULT_OUT: Final = "data/tasks"
 
@@ -50,6 +70,40 @@ def _build(options: argparse.Namespace) -> None:
         )
 
 
+def _corpus(options: argparse.Namespace) -> None:
+    corpus = Corpus.at(options.corpus)
+    tokenizer = corpus.tokenizer()
+    protocol = PROTOCOLS[options.protocol]
+    if options.records is not None:
+        protocol = replace(protocol, most_records=options.records)
+    if options.demonstrations is not None:
+        protocol = replace(protocol, demonstrations=options.demonstrations)
+    protocol = replace(protocol, held_out=frozenset(options.hold_out))
+    readers = [TaskReader(task) for task in load_tasks(options.tasks or ["all"])]
+    if options.protocol == "single" and len(readers) != 1:
+        raise DataError(f"--protocol single: is of one task, not of {len(readers)}: name it")
+    documents = TaskDocuments(
+        readers=protocol.trained(readers),
+        protocol=protocol,
+        fitting=Fitting(
+            tokenizer=tokenizer.tokenizer,
+            span_tokens=options.span_tokens,
+            sequence_tokens=options.sequence_tokens,
+        ),
+        tokenizer_sha256=tokenizer.sha256,
+        validation_records=options.validation_records,
+        leaves_out_long=options.leave_out_long,
+        seed=options.seed,
+    )
+    request = Request(
+        made=documents,
+        tokenizer=corpus.place / TOKENIZER_NAME,
+        validation=VALIDATION_SHARE,
+        workers=options.workers,
+    )
+    built(options.out, request, Console(stderr=True))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m tools.tasks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -64,6 +118,32 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command.add_argument(
             flag, type=whole(least=1), default=default, metavar="N", help=f"{about} ({default})"
+        )
+    command = commands.add_parser("corpus", help="documents of tasks, to finetune a model on")
+    command.set_defaults(action=_corpus)
+    command.add_argument("out", metavar="OUT", help="directory, or s3://bucket/path")
+    command.add_argument(
+        "--tasks", nargs="+", metavar="NAME", help="in configs/task, or files (default: all)"
+    )
+    command.add_argument("--corpus", required=True, help="that the model was trained on")
+    command.add_argument(
+        "--protocol", choices=[*PROTOCOLS], default="multitask", help="default multitask"
+    )
+    command.add_argument(
+        "--hold-out", nargs="+", default=[], metavar="CLUSTER", help="train on none of its tasks"
+    )
+    command.add_argument("--leave-out-long", action="store_true", help="what has no room")
+    for flag, least, default, about in (
+        ("--records", 1, None, "of a task at most (default: as the protocol has it)"),
+        ("--validation-records", 1, 100, "of a task at most (default 100)"),
+        ("--demonstrations", 0, None, "before each record (default: as the protocol has it)"),
+        ("--sequence-tokens", 8, 256, "that hold input and answer (default 256)"),
+        ("--span-tokens", 1, 128, "longest span; longer ones become several (default 128)"),
+        ("--seed", 0, 0, "of what is drawn (default 0)"),
+        ("--workers", 1, len(os.sched_getaffinity(0)), "processes (default: one for each core)"),
+    ):
+        command.add_argument(
+            flag, type=whole(least=least), default=default, metavar="N", help=about
         )
     return parser
 

@@ -73,7 +73,7 @@ def build(
         DataError: a package cannot be had, or gives no records for a split.
     """
     asked = {"format_version": FORMAT_VERSION, "task": name, "most": dict(most)}
-    manifest = _manifest(out / name / MANIFEST_NAME)
+    manifest = manifest_of(out / name / MANIFEST_NAME)
     if manifest is not None and asked.items() <= manifest.items():
         return manifest
     left_out = Counter[str]()
@@ -130,7 +130,7 @@ def _write(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _manifest(path: Path) -> dict[str, Any] | None:
+def manifest_of(path: Path) -> dict[str, Any] | None:
     """The manifest of a task that is there."""
     try:
         return json.loads(path.read_text())

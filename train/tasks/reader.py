@@ -11,7 +11,7 @@ from train.errors import DataError
 from train.storage.path import local_path
 from train.tasks.example import Choice, Example
 from train.tasks.filling import RECORD, Expression, FillingError, Marked, Stretch, Text
-from train.tasks.records import Record, records
+from train.tasks.records import Record, files, records
 from train.tasks.task import ChoiceConfig, Split, Task, TextConfig
 
 ANSWER: Final = "answer"
@@ -61,7 +61,7 @@ class TaskReader:
                 file and line.
         """
         is_checked = False
-        for record in records(self.directory, self.task.source.splits.get(split, split)):
+        for record in records(self.directory, self._split(split)):
             if not is_checked:
                 self._require_columns(record)
                 is_checked = True
@@ -117,6 +117,17 @@ class TaskReader:
             answers=tuple(answer.strip() for answer in answers),
             group=str(group),
         )
+
+    def files(self, split: Split) -> list[Path]:
+        """The files that hold the records of a split.
+
+        Raises:
+            DataError: there is none.
+        """
+        return files(self.directory, self._split(split))
+
+    def _split(self, split: Split) -> str:
+        return self.task.source.splits.get(split, split)
 
     def _require_columns(self, record: Record) -> None:
         """Refuse records that lack a column which the task names."""

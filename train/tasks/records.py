@@ -39,7 +39,7 @@ def records(directory: Path, split: str) -> Iterator[Record]:
         DataError: it is not there, or a file cannot be read.
     """
     number = 0
-    for file in _files(directory, split):
+    for file in files(directory, split):
         read = {".jsonl": _lines, ".parquet": _parquet, ".arrow": _arrow}[file.suffix]
         try:
             for at, values in read(file):
@@ -50,7 +50,12 @@ def records(directory: Path, split: str) -> Iterator[Record]:
             raise DataError(f"{file} cannot be read ({reason}); get or build it again.") from error
 
 
-def _files(directory: Path, split: str) -> list[Path]:
+def files(directory: Path, split: str) -> list[Path]:
+    """The files of a split, in order.
+
+    Raises:
+        DataError: there is none.
+    """
     for suffix in (".jsonl", ".parquet"):
         if (file := directory / f"{split}{suffix}").is_file():
             return [file]

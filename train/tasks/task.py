@@ -164,7 +164,7 @@ class Task(Config):
 
 
 def load_tasks(names: Sequence[str]) -> list[Task]:
-    """Tasks by their names, by their files, or `all` in `configs/task`.
+    """Tasks by name, by file, by directory below `configs/task`, or `all` that lie in it itself.
 
     Raises:
         ConfigError: with all faults of all of them.
@@ -189,17 +189,21 @@ def load_tasks(names: Sequence[str]) -> list[Task]:
 
 
 def _paths(names: Sequence[str], faults: list[str]) -> list[Path]:
-    known = {path.stem: path for path in sorted(TASKS.glob("*.yaml"))}
+    found = sorted(TASKS.rglob("*.yaml"))
+    known = {path.stem: path for path in found}
+    groups: dict[str, list[Path]] = {}
+    for path in found:
+        groups.setdefault("all" if path.parent == TASKS else path.parent.name, []).append(path)
     paths: list[Path] = []
     for name in names:
-        if name == "all":
-            paths += known.values()
+        if name in groups:
+            paths += groups[name]
         elif name in known:
             paths.append(known[name])
         elif "/" in name or name.endswith((".yaml", ".yml")):
             paths.append(Path(name))
         else:
-            near = get_close_matches(name, known, n=1)
+            near = get_close_matches(name, [*known, *groups], n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
             faults.append(f"there is no task {name} in {TASKS}: {hint}")
     return paths

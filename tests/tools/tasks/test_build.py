@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -13,9 +13,9 @@ from tools.tasks.build import SPLITS, Recipe, Row, build
 from tools.tasks.packages import Packages
 from tools.tasks.recipes import RECIPES
 from train.errors import DataError
-from train.tasks.task import load_tasks
+from train.tasks.task import Split, load_tasks
 
-MOST = {"train": 1_000, "validation": 1_000, "test": 1_000}
+MOST: Final[dict[Split, int]] = {"train": 1_000, "validation": 1_000, "test": 1_000}
 
 
 def recipe(*rows: Row, **options: Any) -> Recipe:
@@ -72,7 +72,7 @@ def test_what_is_equal_in_two_units_counts_once(tmp_path: Path) -> None:
 
 
 def test_the_limit_of_a_split_is_told(tmp_path: Path) -> None:
-    most = {**MOST, "train": 10}
+    most: dict[Split, int] = {**MOST, "train": 10}
     built = build("x", recipe(*ROWS), tmp_path, packages(tmp_path), most=most)
     assert len(read(tmp_path, "train")) == built["splits"]["train"]["records"] == 10
     assert built["left_out"]["beyond the limit of train"] > 300

@@ -1,0 +1,96 @@
+"""A corpus of tasks: what training will read and score."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tools.corpus.text import write_text
+from tests.train.tasks.making import ROW, SENSES, written
+from tools.corpus.__main__ import main as corpus_main
+from tools.corpus.tokenizer import CorpusTokenizer
+from tools.tasks.__main__ import main
+from train.data.document import Document
+from train.data.store.shards import ShardStore
+
+ROWS: list[dict[str, Any]] = [
+    {**ROW, "premise": f"Premise {n}. " * (1 + n % 9), "label": n % 2} for n in range(40)
+]
+LABELS = ("yes", "no")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("read")
+    text = write_text(directory / "notes")
+    build = ["build", f"prose:{text}", str(directory / "corpus"), "--vocabulary", "300"]
+    assert corpus_main([*build, "--workers", "1"]) == 0
+    return directory / "corpus"
+
+
+def run(directory: Path, corpus: Path, *more: str, changes: tuple[str, str] = ("", "")) -> int:
+    written(directory, *ROWS)
+    written(directory, *ROWS[:7], split="validation")
+    (directory / "task.yaml").write_text(
+        SENSES.replace("DIRECTORY", str(directory)).replace(*changes)
+    )
+    arguments = ["--corpus", str(corpus), "--workers", "1", "--tasks", f"{directory}/task.yaml"]
+    return main(["corpus", str(directory / "out"), *arguments, *more])
+
+
+def test_documents_are_contexts_unscored_and_answers_scored(tmp_path: Path, corpus: Path) -> None:
+    assert run(tmp_path, corpus, "--span-tokens", "32", "--sequence-tokens", "128") == 0
+    tokenizer = CorpusTokenizer.from_file(corpus / "tokenizer.json")
+    store = ShardStore(str(tmp_path / "out/train"))
+    assert len(store) == 40
+    assert len(ShardStore(str(tmp_path / "out/validation"))) == 7
+    num_spans = 0
+    for number in range(len(store)):
+        document = Document.from_columns(store.columns(number))
+        row = ROWS[int(document.name.rpartition(":")[2])]
+        begins, ends = document.spans[:, 0], document.spans[:, 1]
+        assert (ends - begins).max() <= 32
+        assert len(document.tokens) + 1 <= 128
+        read = "".join(tokenizer.decode(document.tokens[b:e].tolist()) for b, e in document.spans)
+        assert f"{row['premise']}\n{row['hypothesis']}".startswith(read)
+        answer = document.tokens[document.scored]
+        assert tokenizer.decode(answer.tolist()) == f" {LABELS[row['label']]}</s></d>"
+        num_spans += len(document.spans)
+    assert num_spans > 40
+    assert (
+        json.loads((tmp_path / "out/manifest.json").read_text())["splits"]["train"]["samples"] == 40
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "changes", "told"),
+    [
+        (["--tasks", "a", "b"], ("", ""), "there is no task a in configs/task"),
+        (["--protocol", "single", "--tasks", "capitals", "hypernyms"], ("", ""), "is of one task"),
+        (["--hold-out", "topics"], ("", ""), "no task is of the cluster topics"),
+        (["--demonstrations", "40"], ("", ""), "40 demonstrations are asked for, and the split"),
+        (["--sequence-tokens", "8"], ('"yes"', '"yes, it follows"'), "the answer has"),
+        ([], ("{{ premise }}", "{{ premis }}"), "no column premis; did you mean premise?"),
+    ],
+)
+def test_bad_input_is_told_and_leaves_nothing(
+    tmp_path: Path,
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    changes: tuple[str, str],
+    told: str,
+) -> None:
+    assert run(tmp_path, corpus, *more, changes=changes) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_what_has_no_room_is_left_out_and_named(tmp_path: Path, corpus: Path) -> None:
+    changes = ('"yes"', '"yes, for the hypothesis says no more than the premise does"')
+    more = ["--leave-out-long", "--sequence-tokens", "48"]
+    assert run(tmp_path, corpus, *more, changes=changes) == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["splits"]["train"]["samples"] == 20
+    assert "longer than a sequence" in (tmp_path / "out/left_out.json").read_text()

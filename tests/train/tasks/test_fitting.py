@@ -1,0 +1,92 @@
+"""What has room in a model."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from train.data.segments import TextSegment
+from train.errors import DataError
+from train.tasks.fitting import Fitting
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A token for each byte, so that sizes can be counted by hand."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({sign: at for at, sign in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+TOKENIZER = byte_tokenizer()
+
+
+def span(text: str) -> TextSegment:
+    return TextSegment(text=text, is_span=True, is_scored=False)
+
+
+def asked(text: str) -> TextSegment:
+    return TextSegment(text=text, is_scored=False, ends_paragraph=False)
+
+
+def fit(
+    context: Sequence[TextSegment], answer: str, *, spans: int, sequence: int
+) -> tuple[list[str], int]:
+    fitting = Fitting(tokenizer=TOKENIZER, span_tokens=spans, sequence_tokens=sequence)
+    found, dropped = fitting(context, [TextSegment(text=answer)], name="x/train:3")
+    assert [part.is_span for part in found if not part.is_span] == [False] * sum(
+        not part.is_span for part in context
+    )
+    return [part.text for part in found], dropped
+
+
+def test_what_has_room_stays_as_it_is() -> None:
+    assert fit([span("abc"), asked("Q:")], " yes", spans=3, sequence=14) == (["abc", "Q:"], 0)
+
+
+def test_a_long_span_becomes_several_and_nothing_is_lost() -> None:
+    fitting = Fitting(tokenizer=TOKENIZER, span_tokens=4, sequence_tokens=99)
+    found, dropped = fitting([span("abcdefghij"), asked("Q:")], [TextSegment(text=" y")], name="x")
+    assert [part.text for part in found] == ["abcd", "efgh", "ij", "Q:"]
+    assert [part.ends_paragraph for part in found] == [False, False, True, False]
+    assert all(part.is_span and not part.is_scored for part in found[:3])
+    assert dropped == 0
+
+
+def test_the_longest_span_is_shortened_first() -> None:
+    context = [span("a" * 20), span("b" * 10), asked("Q:")]
+    # Of 30: 2 for <s> and </d>, 5 the answer, 3 the question, 2 the ends of spans.
+    assert fit(context, " yes", spans=50, sequence=30) == (["a" * 9, "b" * 9, "Q:"], 12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_all_together_never_exceed_a_sequence(seed: int) -> None:
+    chance = random.Random(seed)
+    text = "".join(chance.choices("aé日 🙂\n", k=chance.randint(2, 80)))
+    longest, sequence = chance.randint(4, 30), chance.randint(30, 90)
+    texts, dropped = fit(
+        [span("x" + text), asked("Question:")], " no", spans=longest, sequence=sequence
+    )
+    spans = texts[:-1]
+    assert ("x" + text).startswith("".join(spans))
+    assert max(len(part.encode()) for part in spans) <= longest
+    ends = 5  # <s>, </d>, and </s> behind spans, question and answer
+    slots = sum(len(part.encode()) for part in texts) + len(" no") + ends
+    assert slots <= sequence
+    # Nothing is dropped without need: one character more would not have had room.
+    assert (dropped == 0) == (spans == [] or "".join(spans) == "x" + text)
+    assert dropped == 0 or slots > sequence - 4
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "told"),
+    [
+        ([span("abc")], " " + "y" * 40, "x/train:3: the answer has 42 tokens, and a sequence 30"),
+        ([asked("q" * 40)], " y", "x/train:3: what is asked and answered has more than the 30"),
+    ],
+)
+def test_what_has_no_room_is_named(context: list[TextSegment], answer: str, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        fit(context, answer, spans=9, sequence=30)
