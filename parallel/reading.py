@@ -4,33 +4,38 @@ Each rank keeps the keys and values of the layers and heads that it holds. The l
 one rank to all, so that all pick the same tokens and go on alike, whatever their hardware rounds.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from model.reading import Read, Reading
 from model.semicausal import SemiCausal
+from parallel.forward import Engine
 from parallel.mesh import Mesh
-from parallel.zero.engine import ZeroEngine
 
 
-def reader(engine: ZeroEngine) -> Read:
+def reader(engine: Engine, *, apart: bool = False) -> Read:
     """The model as it stands, on all its ranks.
 
-    Every rank must read the same, inside `engine.evaluating()`. Copies of the model all compute it:
-    under ZeRO-3 none has weights without the others.
+    Call it inside `engine.evaluating()`. Every rank must read the same: under ZeRO-3 no copy of the
+    model has weights without the others.
+
+    Args:
+        engine: holds this rank's part.
+        apart: whether each copy of the model reads something else. Not under ZeRO-3.
     """
     model, mesh = engine.module, engine.mesh
     assert isinstance(model, SemiCausal)
-    # Without ZeRO nothing hooks the call. Under ZeRO-3 the engine's own begins a trace.
-    compute: Any = engine
+    group = mesh.model_group if apart else None
+    others = mesh.model_size if apart else mesh.world.size
+    source = _rank_of(
+        mesh, stage=mesh.pipeline_size - 1, copy=mesh.data_rank if apart else 0, place=0
+    )
 
     def read(reading: Reading) -> Tensor:
         if model.sequence_parallel:
             reading = reading.padded(mesh.tensor_size)
-        found = _through_stages(compute, model, mesh, reading)
+        found = _through_stages(engine, model, reading)
         if found is not None and mesh.tensor_group is not None:
             parts = [torch.empty_like(found) for _ in range(mesh.tensor_size)]
             dist.all_gather(parts, found.contiguous(), group=mesh.tensor_group)
@@ -39,28 +44,31 @@ def reader(engine: ZeroEngine) -> Read:
         if found is None:
             found = torch.empty(len(reading.wanted), vocabulary, device=mesh.world.device)
         logits = found[:, :vocabulary].contiguous()
-        if mesh.world.size > 1:
-            dist.broadcast(logits, src=_rank_of(mesh, stage=mesh.pipeline_size - 1, first=True))
+        if others > 1:
+            dist.broadcast(logits, src=source, group=group)
         return logits
 
     return read
 
 
-def _through_stages(compute: Any, model: SemiCausal, mesh: Mesh, reading: Reading) -> Tensor | None:
+def _through_stages(engine: Engine, model: SemiCausal, reading: Reading) -> Tensor | None:
     """Logits of this rank's part of the vocabulary on the last stage, None on the others."""
+    mesh = engine.mesh
     stages, num_pieces = mesh.pipeline_size, mesh.pipeline_size * len(model.pieces)
+
+    def beside(stage: int) -> int:
+        """The rank of another stage that holds the same heads."""
+        return _rank_of(mesh, stage=stage, copy=mesh.data_rank, place=mesh.tensor_rank)
+
     rows: Tensor | None = None
-    for piece in range(num_pieces):
-        stage = piece % stages
-        if stage != mesh.pipeline_rank:
-            continue
-        if piece > 0 and stages > 1:
+    for piece in range(mesh.pipeline_rank, num_pieces, stages):
+        if piece > 0:
             rows = _room_for_rows(model, mesh, reading)
-            dist.recv(rows, src=_rank_of(mesh, stage=(piece - 1) % stages))
-        rows = compute(reading, rows, piece=piece // stages)
+            dist.recv(rows, src=beside((piece - 1) % stages))
+        rows = engine(reading, rows, piece=piece // stages)
         assert isinstance(rows, Tensor)
-        if piece < num_pieces - 1 and stages > 1:
-            dist.send(rows.contiguous(), dst=_rank_of(mesh, stage=(piece + 1) % stages))
+        if piece < num_pieces - 1:
+            dist.send(rows.contiguous(), dst=beside((piece + 1) % stages))
     return rows if mesh.is_last_stage else None
 
 
@@ -72,7 +80,6 @@ def _room_for_rows(model: SemiCausal, mesh: Mesh, reading: Reading) -> Tensor:
     return like.new_empty(num_rows, model.config.decoder.width)
 
 
-def _rank_of(mesh: Mesh, *, stage: int, first: bool = False) -> int:
-    """The rank of a stage among all: this copy's beside this rank, or the first of all."""
-    copy, place = (0, 0) if first else (mesh.data_rank, mesh.tensor_rank)
+def _rank_of(mesh: Mesh, *, stage: int, copy: int, place: int) -> int:
+    """A rank among all: of a copy of the model, a stage of it, and a place in the tensor group."""
     return copy * mesh.model_size + stage * mesh.tensor_size + place

@@ -1,59 +1,183 @@
-"""`python -m tools.generate CHECKPOINT --prompt TEXT`: let a trained model continue a text."""
+"""`python -m tools.generate CHECKPOINT --prompt TEXT`: let a trained model continue texts."""
 
+import argparse
 import sys
+from dataclasses import replace
+from typing import Final
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
+from model.generation.picking import Sampling
 from tools.arguments import Parser, real, whole
 from tools.command import command_line
-from train.checkpoint.directory import resolve
-from train.checkpoint.restore import read_state
-from train.errors import CheckpointError
-from train.loading import load_model
-from train.run_directory import kept_tokenizer
+from tools.speaker import speaker_of
+from train.errors import UserError
 from train.storage.place import Place
-from train.text import Speaker
+from train.text import Asked, Prompt, Speaker, Speech
+
+HELP: Final = """\
+Write a text to have it continued; an empty line continues the last one further.
+/temperature 0.8, /top-p 0.9, /top-k 40, /seed 1, /max-new-tokens 64 change how; /help, /quit."""
+
+MOST_TOKENS: Final = whole(least=1)
+PROBABILITY: Final = real(least=0, most=1)
+TEMPERATURE: Final = real(above=0)
 
 
 @command_line
 def main(arguments: list[str] | None = None) -> None:
-    """Print the prompt's continuation."""
+    """Print the prompts' continuations."""
     parser = Parser(prog="python -m tools.generate", description=__doc__)
     parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
-    parser.add_argument(
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument(
         "--prompt",
-        required=True,
-        help=r"text to continue; a part between [[ and ]] is read by the bidirectional encoder, "
-        r"\[[ is as it stands",
+        action="append",
+        help=r"text to continue, once or several times; a part between [[ and ]] is read by the "
+        r"bidirectional encoder, \[[ is as it stands",
     )
-    parser.add_argument("--max-new-tokens", type=whole(least=1), default=64)
+    given.add_argument("--chat", action="store_true", help="ask for prompts, one after the other")
+    parser.add_argument("--max-new-tokens", type=MOST_TOKENS, default=64)
     parser.add_argument(
-        "--top-p", type=real(least=0, most=1), default=0.0, help="nucleus; 0 (default) is greedy"
+        "--top-p", type=PROBABILITY, default=0.0, help="nucleus; 0 (default) is greedy"
     )
-    parser.add_argument("--temperature", type=real(above=0), default=1.0)
+    parser.add_argument("--top-k", type=MOST_TOKENS, help="draw among this many; needs --top-p")
+    parser.add_argument("--temperature", type=TEMPERATURE, default=1.0)
     parser.add_argument("--seed", type=whole(), default=0)
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        help="text that ends an answer, once or several times",
+    )
+    parser.add_argument(
+        "--choice", action="append", help="the answer is one of these, given once or several times"
+    )
+    parser.add_argument(
+        "--beams", type=whole(least=1, most=1024), help="search with so many instead of drawing"
+    )
+    parser.add_argument(
+        "--length-penalty", type=real(least=0, most=100), default=0.6, help="of the beam search"
+    )
     parser.add_argument("--tokenizer", type=Place.parse, help="default: the one the run kept")
     options = parser.parse_args(arguments)
-    path = resolve(Place.parse(options.checkpoint))
+    drawn = options.top_p > 0 or options.stop or options.choice
+    if options.beams is not None and (drawn or options.chat):
+        parser.error("--beams: finds one text, without --top-p, --stop, --choice and --chat")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = options.tokenizer or kept_tokenizer(path, read_state(path).model_dump())
-    if tokenizer is None:
-        raise CheckpointError(
-            f"the tokenizer.json that the run was trained with is neither in {path.parent.parent} "
-            f"nor in {path}: name the corpus's own with --tokenizer"
-        )
-    speaker = Speaker(load_model(path, device=device), tokenizer)
-    text = speaker.speak(
-        options.prompt,
+    _, speaker = speaker_of(options.checkpoint, options.tokenizer, device=device)
+    console = Console(highlight=False, soft_wrap=True)
+    asked = Asked(
+        prompt="",
         max_new_tokens=options.max_new_tokens,
-        top_p=options.top_p,
-        temperature=options.temperature,
-        seed=options.seed,
+        sampling=Sampling(
+            top_p=options.top_p,
+            top_k=options.top_k,
+            temperature=options.temperature,
+            seed=options.seed,
+        ),
+        stop=tuple(options.stop),
+        choices=None if options.choice is None else tuple(options.choice),
     )
-    written = Text(options.prompt, style="dim").append(text, style="not dim")
-    Console(highlight=False, soft_wrap=True).print(written)
+    if options.chat:
+        chat(speaker, asked, console)
+    elif len(options.prompt) == 1 and options.beams is None:
+        console.print(Text(options.prompt[0], style="dim"), end="")
+        for piece in speaker.stream(replace(asked, prompt=options.prompt[0])):
+            _print(console, piece)
+        console.print()
+    else:
+        for prompt, text in zip(options.prompt, _texts(speaker, asked, options), strict=True):
+            console.print(Text(prompt, style="dim").append(text, style="not dim"))
+
+
+def _texts(speaker: Speaker, asked: Asked, options: argparse.Namespace) -> list[str]:
+    if options.beams is not None:
+        return speaker.search(
+            options.prompt,
+            max_new_tokens=options.max_new_tokens,
+            num_beams=options.beams,
+            length_penalty=options.length_penalty,
+        )
+    answers = speaker.complete([replace(asked, prompt=prompt) for prompt in options.prompt])
+    return [answer.text for answer in answers]
+
+
+def chat(speaker: Speaker, asked: Asked, console: Console) -> None:
+    """Continue what is typed, until it ends; Ctrl-C ends an answer."""
+    console.print(HELP, style="dim", markup=False)
+    last: Prompt | None = None
+    while True:
+        try:
+            line = console.input("[bold]› [/]")
+        except EOFError:
+            console.print()
+            return
+        try:
+            if line.startswith("/"):
+                if line.strip() == "/quit":
+                    return
+                asked = _changed(asked, line, console)
+                continue
+            if not line and last is None:
+                continue
+            prompt = speaker.prompt(line) if line or last is None else last
+            last = _answer(speaker, replace(asked, prompt=prompt), console)
+        except UserError as error:
+            console.print(str(error), style="red", markup=False)
+
+
+def _answer(speaker: Speaker, asked: Asked, console: Console) -> Prompt:
+    """Tell an answer as it comes; the prompt and it together, for going on."""
+    speech = Speech(speaker)
+    (answer,) = speech.admit([asked])
+    told = 0
+    try:
+        while True:
+            text = answer.text
+            _print(console, text[told:])
+            told = len(text)
+            if answer.ending is not None:
+                break
+            speech.step()
+    except KeyboardInterrupt:
+        console.print(" …", end="", style="dim")
+    console.print()
+    tokens = [token.id for token in answer.tokens]
+    return Prompt(tokens=[*answer.prompt.tokens, *tokens], spans=answer.prompt.spans)
+
+
+def _changed(asked: Asked, line: str, console: Console) -> Asked:
+    """The settings that a line such as `/top-p 0.9` changes.
+
+    Raises:
+        UserError: there is no such setting, or no such value of it.
+    """
+    name, _, value = line[1:].strip().partition(" ")
+    sampling = asked.sampling
+    try:
+        match name:
+            case "temperature":
+                sampling = replace(sampling, temperature=TEMPERATURE(value))
+            case "top-p":
+                sampling = replace(sampling, top_p=PROBABILITY(value))
+            case "top-k":
+                sampling = replace(sampling, top_k=MOST_TOKENS(value))
+            case "seed":
+                sampling = replace(sampling, seed=whole()(value))
+            case "max-new-tokens":
+                return replace(asked, max_new_tokens=MOST_TOKENS(value))
+            case _:
+                console.print(HELP, style="dim", markup=False)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"/{name} {error}") from None
+    return replace(asked, sampling=sampling)
+
+
+def _print(console: Console, piece: str) -> None:
+    console.print(piece, end="", markup=False)
 
 
 if __name__ == "__main__":

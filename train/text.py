@@ -53,7 +53,7 @@ class Asked:
 
     Attributes:
         prompt: text with spans marked in it (`train/prompt.py`), or tokens, which have no spans and
-            are read as they are.
+            are read as they are, or what was read of either.
         max_new_tokens: at most this many; fewer if the decoder's positions run out.
         sampling: how tokens are picked.
         stop: strings, each of which ends the text before it.
@@ -63,7 +63,7 @@ class Asked:
         echoes: whether to tell of the prompt's tokens too.
     """
 
-    prompt: str | Sequence[int]
+    prompt: "str | Sequence[int] | Prompt"
     max_new_tokens: int
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
@@ -197,7 +197,7 @@ class Speaker:
             tokens += ids
         return tokens, spans
 
-    def prompt(self, prompt: str | Sequence[int]) -> Prompt:
+    def prompt(self, prompt: str | Sequence[int] | Prompt) -> Prompt:
         """A prompt in slots.
 
         Raises:
@@ -205,7 +205,12 @@ class Speaker:
                 marks spans that no encoder can read, or its marks make no sense.
         """
         decoder, reader = self.config.decoder, text_encoder(self.config)
-        tokens, spans = self.encode(prompt) if isinstance(prompt, str) else (list(prompt), [])
+        if isinstance(prompt, Prompt):
+            tokens, spans = prompt.tokens, prompt.spans
+        elif isinstance(prompt, str):
+            tokens, spans = self.encode(prompt)
+        else:
+            tokens, spans = list(prompt), list[tuple[int, int]]()
         if not tokens:
             raise UserError("the prompt has no tokens: give it one, such as that of <s>")
         if len(tokens) > decoder.max_tokens:

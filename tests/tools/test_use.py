@@ -1,13 +1,22 @@
 """Using what was trained: generate, evaluate, dry run."""
 
+import importlib.util
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.corpora import write_corpus
 from tests.train.runs import run, start
 from tools import evaluate, generate
+from tools.serve.__main__ import main as serve
+from train.exit_status import ExitStatus
 from train.watch.metrics import Metrics
 
 
@@ -117,3 +126,79 @@ def test_print_shows_the_resolved_configuration(corpus: Path, tmp_path: Path) ->
     assert "lr: 0.0003" in shown.output
     assert "schedule: linear" in shown.output
     assert not (tmp_path / "run").exists()
+
+
+def test_several_prompts_at_once(
+    trained: tuple[Path, Metrics], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each as it is alone; chosen among texts, and found by search."""
+    prompts = ["the kernel [[maps a]] page", "memory"]
+    options = ["--max-new-tokens", "6"]
+    alone: list[str] = []
+    for prompt in prompts:
+        assert generate.main([str(trained[0]), "--prompt", prompt, *options]) == 0
+        alone.append(capsys.readouterr().out)
+    given = [word for prompt in prompts for word in ("--prompt", prompt)]
+    assert generate.main([str(trained[0]), *given, *options]) == 0
+    assert capsys.readouterr().out == "".join(alone)
+    choices = ["--choice", " bus", "--choice", " device"]
+    assert generate.main([str(trained[0]), *given, *choices]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert line.endswith((" bus", " device"))
+    assert generate.main([str(trained[0]), *given, *options, "--beams", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+    assert generate.main([str(trained[0]), *given, "--beams", "3", "--stop", "x"]) == 2
+    assert "--beams: finds one text, without" in capsys.readouterr().err
+
+
+def test_chat(
+    trained: tuple[Path, Metrics],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What goes wrong is told, and the next line is read; an empty one goes on."""
+    lines = ["", "/max-new-tokens 3", "the kernel", "", "/top-p 7", "/nothing", "a [[b", "/quit"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert generate.main([str(trained[0]), "--chat"]) == 0
+    chatted = capsys.readouterr().out
+    assert "'7': give a number from 0 on and at most 1" in chatted
+    assert chatted.count("an empty line continues") == 2
+    assert "is not closed (line 1, character 3)" in chatted
+    assert generate.main([str(trained[0]), "--prompt", "the kernel", "--max-new-tokens", "6"]) == 0
+    whole = capsys.readouterr().out.strip().removeprefix("the kernel")
+    first, second = chatted.split("› ")[3:5]
+    assert first.strip("\n") + second.strip("\n") == whole
+
+
+def test_server(trained: tuple[Path, Metrics]) -> None:
+    """Started as people do, asked, and ended by Ctrl-C without a word."""
+    command = [sys.executable, "-m", "tools.serve", str(trained[0]), "--port", "0"]
+    environment = os.environ | {"SEMICAUSAL_API_KEY": "secret", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        try:
+            assert server.stdout is not None
+            name, url = server.stdout.readline().split(" (")[0].split(" answers at ")
+            headers = {"Authorization": "Bearer secret"}
+            asked = {"model": name, "prompt": "the kernel", "max_tokens": 4, "temperature": 0}
+            answer = httpx.post(f"{url}/completions", json=asked, headers=headers, timeout=30)
+            assert answer.status_code == 200
+            assert answer.json()["choices"][0]["text"]
+            assert httpx.post(f"{url}/completions", json=asked, timeout=30).status_code == 401
+            taken = ["--port", url.split(":")[2].split("/")[0]]
+            assert serve([str(trained[0]), *taken]) == ExitStatus.MISTAKE
+            server.send_signal(signal.SIGINT)
+            out, err = server.communicate(timeout=30)
+        finally:
+            server.kill()
+    assert server.returncode == ExitStatus.INTERRUPTED
+    assert (out, err) == ("", "interrupted\n")
+
+
+def test_server_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert serve(["nowhere"]) == ExitStatus.MISTAKE
+    assert "tools.serve needs fastapi and uvicorn: pip install" in capsys.readouterr().err

@@ -1,0 +1,5 @@
+"""A model behind HTTP, by the protocol that most clients of language models speak.
+
+The door is `python -m tools.serve`. `protocol` says what may be asked and how it is answered,
+`worker` computes for all who ask at a time, and `application` is what stands between them.
+"""

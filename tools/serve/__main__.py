@@ -1,0 +1,125 @@
+"""`python -m tools.serve RUN`: a trained model behind HTTP, for any client of completions."""
+
+import importlib.util
+import os
+import socket
+import sys
+from typing import Final
+
+import torch
+
+from tools.arguments import Parser, whole
+from tools.command import command_line
+from tools.serve.worker import Worker
+from tools.speaker import speaker_of
+from train.errors import UserError
+from train.storage.place import Place
+
+API_KEY: Final = "SEMICAUSAL_API_KEY"
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+GRACE_SECONDS: Final = 5
+"""How long answers may still take once the server is told to stop."""
+
+
+@command_line
+def main(arguments: list[str] | None = None) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    parser = Parser(prog="python -m tools.serve", description=__doc__)
+    parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=whole(most=65535), default=8000, help="0: any that is free")
+    parser.add_argument("--name", help="of the model in requests; default: the run's")
+    parser.add_argument(
+        "--api-key", help=f"that clients must send; better in {API_KEY}, which ps does not show"
+    )
+    parser.add_argument(
+        "--rows", type=whole(least=1, most=4096), default=32, help="answers generated at a time"
+    )
+    parser.add_argument(
+        "--waiting", type=whole(most=10**6), default=256, help="answers that may wait for a row"
+    )
+    parser.add_argument(
+        "--body-bytes", type=whole(least=1), default=4 << 20, help="of a request, at most"
+    )
+    parser.add_argument("--tokenizer", type=Place.parse, help="default: the one the run kept")
+    options = parser.parse_args(arguments)
+    require_packages()
+    api_key = options.api_key or os.environ.get(API_KEY) or None
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise UserError("the API key has characters that no header holds: choose another")
+    import uvicorn
+
+    from tools.serve.application import Rules, application
+
+    listening = _listen(options.host, options.port)
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name, speaker = speaker_of(options.checkpoint, options.tokenizer, device=device)
+        rules = Rules(
+            model=options.name or name, api_key=api_key, most_body_bytes=options.body_bytes
+        )
+        worker = Worker(speaker, most_rows=options.rows, most_waiting=options.waiting)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                application(worker, rules),
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+                lifespan="off",
+                server_header=False,
+            )
+        )
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        if api_key is None and host not in LOOPBACK:
+            sys.stderr.write(f"everybody who reaches {shown} may use it: set {API_KEY}\n")
+        worker.start()
+        try:
+            sys.stdout.write(
+                f"{rules.model} answers at http://{shown}:{port}/v1 (Ctrl-C ends it)\n"
+            )
+            sys.stdout.flush()
+            server.run(sockets=[listening])
+        finally:
+            worker.stop()
+    finally:
+        listening.close()
+
+
+def require_packages() -> None:
+    """Refuses to begin without what only the server needs.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"tools.serve needs {' and '.join(missing)}: pip install --constraint constraints.txt "
+            "-e '.[serve]'"
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, before anything large is read.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)  # nobody is let in before it can answer
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} cannot be listened on ({error.strerror or error}): choose another with "
+            "--host or --port"
+        ) from None
+    return listening
+
+
+if __name__ == "__main__":
+    sys.exit(main())
