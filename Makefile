@@ -14,7 +14,7 @@ NEWEST := torch torchvision transformers
 QUICK := $(addprefix tests/,golden model parallel distributed/test_tensor.py distributed/test_zero.py \
 	train/test_lora.py tools/test_use.py)
 
-.PHONY: pretrain test test-all check-newest parity faults-data check gpu-check test-cuda bench golden clean
+.PHONY: pretrain test test-all check-newest parity scores faults-data check gpu-check test-cuda bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -30,6 +30,9 @@ check-newest: .venv/newest/installed  ## the quick tests beside the newest torch
 
 parity: .venv/dev  ## every layout against one process, as a table and out/parity.json (minutes)
 	$(BIN)/python -m tests.distributed.parity $(ARGS)
+
+scores: .venv/dev  ## scores of tasks in six settings, as a table and out/scores.json; ARGS="RUN all"
+	$(BIN)/python -m tests.tools.scores_by_setting $(ARGS)
 
 faults-data: .venv/dev  ## what training does when its data fail, as a table and out/faults-data.json (minutes)
 	$(BIN)/python -m tests.train.faults $(ARGS)

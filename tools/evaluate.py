@@ -1,9 +1,10 @@
-"""`python -m tools.evaluate CHECKPOINT`: loss and perplexity on the validation split."""
+"""`python -m tools.evaluate CHECKPOINT`: loss on the validation split, or `--tasks`' scores."""
 
 import argparse
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -11,9 +12,10 @@ from rich.table import Table
 from parallel.forward import Engine
 from parallel.launch import World
 from parallel.mesh import LayoutConfig
-from tools.arguments import Parser, output_file, whole
+from tools.arguments import Parser, local_path, output_file, whole
 from tools.command import command_line, write_json
 from tools.launched import together
+from tools.task_scores import evaluate_tasks
 from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
@@ -90,26 +92,49 @@ def with_stored_spans(config: RunConfig) -> RunConfig:
 
 @command_line
 def main(arguments: list[str] | None = None) -> None:
-    """Print losses and write them to `out/evaluate.json`."""
+    """Print losses or scores, and write them down."""
     parser = Parser(prog="python -m tools.evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
     parser.add_argument("--corpus", help="default: the corpus the run was trained on")
     parser.add_argument(
         "--sequences", type=whole(least=1), help="default: the whole validation split"
     )
+    parser.add_argument("--tasks", help="score these instead: all, names or files, with commas")
+    parser.add_argument("--split", choices=["train", "validation", "test"], default="test")
+    parser.add_argument("--template", type=whole(), default=0, help="number of the template")
+    parser.add_argument("--rows", type=whole(least=1), help="of each task; default: all")
+    parser.add_argument(
+        "--shuffled", action="store_true", help="ask each row with another row's context"
+    )
+    parser.add_argument(
+        "--leave-out-long", action="store_true", help="pass over rows without room in the model"
+    )
+    parser.add_argument(
+        "--batch", type=whole(least=1, most=2**16), default=16, help="contexts read at once"
+    )
+    parser.add_argument(
+        "--baseline",
+        type=local_path,
+        help="a run whose scores to compare with, or a directory that holds them",
+    )
+    parser.add_argument("--scores", type=local_path, help="default: scores/ in the run directory")
     degree = whole(least=1, most=2**17)
     parser.add_argument("--tensor", type=degree, default=1, help="ranks that share each layer")
     parser.add_argument("--pipeline", type=degree, default=1, help="stages of layers")
     parser.add_argument(
-        "--out", type=output_file, default="out/evaluate.json", help="file to write"
+        "--out", type=output_file, help="default: out/evaluate.json, of tasks out/scores.json"
     )
     options = parser.parse_args(arguments)
     path = resolve(Place.parse(options.checkpoint))
     layout = LayoutConfig(tensor=options.tensor, pipeline=options.pipeline)
     with together() as world:
-        document = _losses(options, path, layout, world)
+        if options.tasks is None:
+            document = _losses(options, path, layout, world)
+        else:
+            document = evaluate_tasks(options, path, layout, world)
     if world.is_main:
-        write_json(options.out, document)
+        name = "evaluate" if options.tasks is None else "scores"
+        write_json(options.out or Path(f"out/{name}.json"), document)
 
 
 def _losses(

@@ -30,6 +30,7 @@ class RunDirectory:
         tokenizer: a copy of the corpus's.
         report: for a browser.
         summary: the numbers of a complete run, for programs.
+        scores: answers, predictions and pages of tasks, see `train.scores`.
         adapter: a LoRA run's adapters in peft's file format.
     """
 
@@ -44,6 +45,7 @@ class RunDirectory:
         self.tokenizer = path / TOKENIZER
         self.report = path / "report.html"
         self.summary = path / "summary.json"
+        self.scores = path / "scores"
         self.adapter = path / "adapter"
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from scipy import special
 
-from train.scores.metric import Floats, Metric
+from train.scores.metric import Floats, Mean, Metric
 
 CONFIDENCE: Final = 0.95
 POWER: Final = 0.8
@@ -30,22 +30,36 @@ class Estimate:
         standard_error: how far other rows would have moved it, typically; NaN for a single group.
         rows: how many.
         groups: that are independent of each other.
+        is_share: whether it is a mean of values from 0 to 1.
     """
 
     value: float
     standard_error: float
     rows: int
     groups: int
+    is_share: bool = False
 
     @property
     def interval(self) -> tuple[float, float]:
-        """What holds the true value in 95 of 100 samples, by Student's t over groups."""
+        """What holds the true value in 95 of 100 samples, by Student's t over groups.
+
+        Where all groups say 0, or all 1, it is Clopper's and Pearson's: that nothing varied here
+        does not say that nothing varies.
+        """
+        if self.is_share and self.standard_error == 0 and self.value in (0, 1):
+            far = 1 - ((1 - CONFIDENCE) / 2) ** (1 / self.groups)
+            return (0.0, far) if self.value == 0 else (1 - far, 1.0)
         reach = _quantile(CONFIDENCE, self.groups) * self.standard_error
         return self.value - reach, self.value + reach
 
     @property
     def visible(self) -> float:
-        """The smallest true difference that 80 of 100 samples of this size would show."""
+        """The smallest true difference that 80 of 100 samples of this size would show.
+
+        NaN where all groups say the same.
+        """
+        if self.standard_error == 0:
+            return math.nan
         quantile = _quantile(CONFIDENCE, self.groups)
         return (quantile + float(special.ndtri(POWER))) * self.standard_error
 
@@ -61,7 +75,8 @@ def estimate(metric: Metric, counts: Floats, groups: Sequence[str] | None = None
     sums = _sums(counts, groups)
     influences = _influences(metric, sums)
     value = float(metric.together(sums.sum(axis=0)))
-    return _estimate(value, influences, rows=len(counts))
+    is_share = isinstance(metric, Mean)
+    return _estimate(value, influences, rows=len(counts), is_share=is_share)
 
 
 def difference(
@@ -111,11 +126,11 @@ def _influences(metric: Metric, sums: Floats) -> Floats:
     return (count - 1) * (metric.together(total) - without)
 
 
-def _estimate(value: float, influences: Floats, *, rows: int) -> Estimate:
+def _estimate(value: float, influences: Floats, *, rows: int, is_share: bool = False) -> Estimate:
     count = len(influences)
     spread = influences - influences.mean() if count else influences
     error = math.sqrt(float((spread**2).sum()) / (count * (count - 1))) if count > 1 else math.nan
-    return Estimate(value=value, standard_error=error, rows=rows, groups=count)
+    return Estimate(value=value, standard_error=error, rows=rows, groups=count, is_share=is_share)
 
 
 def _quantile(confidence: float, groups: int) -> float:

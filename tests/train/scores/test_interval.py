@@ -99,3 +99,13 @@ def test_bleu_has_an_error_too() -> None:
     # Against drawing rows anew.
     drawn = [estimate(counted, counts[random.integers(0, 30, 30)]).value for _ in range(200)]
     assert found.standard_error == pytest.approx(float(np.std(drawn)), rel=0.25)
+
+
+def test_where_all_is_wrong_some_may_still_be_right() -> None:
+    low, high = estimate(MEAN, column(np.zeros(20))).interval
+    assert low == 0
+    # With this chance, 20 of 20 are wrong in 2.5 of 100 samples.
+    assert (1 - high) ** 20 == pytest.approx(0.025)
+    assert estimate(MEAN, column(np.ones(20))).interval == (1 - high, 1)
+    same = difference(MEAN, column(np.ones(20)), column(np.ones(20)))
+    assert (same.value, same.standard_error) == (0, 0)

@@ -1,0 +1,132 @@
+"""Tasks through the command: scores, what is left beside the run, settings that agree."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tools.scores_by_setting import SETTINGS, compared
+from tools import evaluate
+
+RUN = Path(__file__).parents[1] / "fixtures" / "run_7cd86b9" / "pretrained"
+CHOOSING = """
+name: choosing
+cluster: choices
+source: {{directory: {directory}, group: page}}
+answer: {{kind: choice, choices: [yes it is, "no"], label: label}}
+templates:
+  - name: plain
+    input: "[[{{{{ text }}}}]] {{{{ question }}}}"
+scoring: {{kind: likelihood, per: token}}
+metrics: [accuracy]
+"""
+SAYING = """
+name: saying
+cluster: words
+source: {{directory: {directory}}}
+answer: {{kind: text, text: question}}
+templates:
+  - name: plain
+    input: "[[{{{{ text }}}}]]"
+scoring: {{kind: generate, max_new_tokens: 4}}
+metrics: [f1, exact_match, rouge, bleu]
+"""
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("tasks")
+    words = ["the", "kernel", "maps", "a", "page", "of", "memory", "when", "the", "driver", "asks"]
+    rows = [
+        {
+            "text": " ".join(words[number % 5 : number % 5 + 1 + number % 3]),
+            "question": words[(3 * number) % len(words)],
+            "label": number % 2,
+            "page": number // 3,
+        }
+        for number in range(18)
+    ]
+    rows.append({"text": "the page " * 30, "question": "driver", "label": 0, "page": 99})
+    (root / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for name, text in (("choosing", CHOOSING), ("saying", SAYING)):
+        (root / f"{name}.yaml").write_text(text.format(directory=root))
+    return f"{root / 'choosing.yaml'},{root / 'saying.yaml'}"
+
+
+def scored(tasks: str, out: Path, *arguments: str) -> dict[str, Any]:
+    given = [str(RUN), "--tasks", tasks, "--scores", str(out / "scores"), "--leave-out-long"]
+    assert evaluate.main([*given, "--out", str(out / "out.json"), *arguments]) == 0
+    return json.loads((out / "out.json").read_text())
+
+
+def test_scores_and_what_is_left(
+    tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = scored(tasks, tmp_path)
+    choosing, saying = found["tasks"]
+    assert (choosing["rows"], choosing["groups"], choosing["left_out"]) == (18, 6, 1)
+    assert choosing["low"] <= choosing["score"] <= choosing["high"]
+    assert set(saying["metrics"]) == {"f1", "exact_match", "rouge", "bleu"}
+    (left,) = (tmp_path / "scores").glob("step_*/test-template-0")
+    rows = [json.loads(line) for line in (left / "choosing.jsonl").read_text().splitlines()]
+    assert len(rows) == 18
+    for row in rows:
+        best = max(range(2), key=lambda place: row["scores"][place])
+        assert row["tied"] or row["answer"] == row["choices"][best]
+    right = [row["answer"] == row["right"][0] for row in rows]
+    assert choosing["score"] == pytest.approx(sum(right) / 18)
+    page = (left / "scores.html").read_text()
+    assert "choosing" in page
+    assert "[[" in page
+    assert "18 rows" in page
+    assert "choosing" in capsys.readouterr().out
+
+    again = scored(tasks, tmp_path)
+    assert (found["computed"], again["computed"]) == (18 * 2 + 18 - _twice(rows), 0)
+    assert again["tasks"] == found["tasks"]
+
+
+def _twice(rows: list[dict[str, Any]]) -> int:
+    """Answers that were asked for before: contexts of choosing are of text and question."""
+    contexts = [row["asked"] for row in rows]
+    texts = [asked[: asked.index("]]")] for asked in contexts]
+    return 2 * (18 - len(set(contexts))) + 18 - len(set(texts))
+
+
+def test_against_a_baseline_and_shuffled(tasks: str, tmp_path: Path) -> None:
+    plain = scored(tasks, tmp_path)
+    (left,) = (tmp_path / "scores").glob("step_*/test-template-0")
+    own = scored(tasks, tmp_path, "--baseline", str(left))
+    for row in own["tasks"]:
+        assert (row["difference"], row["difference_low"], row["difference_high"]) == (0, 0, 0)
+    shuffled = scored(tasks, tmp_path, "--shuffled")
+    assert shuffled["setting"] != plain["setting"]
+    assert [row["rows"] for row in shuffled["tasks"]] == [row["rows"] for row in plain["tasks"]]
+
+
+def test_rows_without_room_are_refused_by_name(
+    tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(RUN), "--tasks", tasks, "--scores", str(tmp_path / "s")]
+    assert evaluate.main([*given, "--out", str(tmp_path / "o.json")]) == 2
+    told = capsys.readouterr().err
+    assert "choosing/test:18: a span has" in told
+    assert "--leave-out-long" in told
+
+
+def test_a_baseline_that_was_not_scored_is_told(
+    tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(RUN), "--tasks", tasks, "--scores", str(tmp_path / "s"), "--leave-out-long"]
+    other = ["--baseline", str(RUN), "--out", str(tmp_path / "o.json")]
+    assert evaluate.main([*given, *other]) == 2
+    assert "evaluate that run first" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_every_setting_gives_the_same(tasks: str, tmp_path: Path) -> None:
+    rows = compared(RUN, tasks, out=tmp_path, arguments=["--leave-out-long"])
+    assert len(rows) == 2 * len(SETTINGS)
+    assert all(row["answers_equal"] for row in rows)
+    assert max(row["log_likelihood_difference"] for row in rows) < 1e-4

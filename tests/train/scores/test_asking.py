@@ -1,0 +1,70 @@
+"""Prompts and tokens of examples."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from tests.corpora import write_tokenizer
+from tests.train.scores.models import MODEL
+from train.data.segments import TextSegment
+from train.scores.asking import Asking, segments_of, shown
+
+TEXTS = st.text(alphabet=r"ab[]\ " + "\n", min_size=1, max_size=9)
+
+
+@st.composite
+def contexts(draw: st.DrawFn) -> list[TextSegment]:
+    found: list[TextSegment] = []
+    for _ in range(draw(st.integers(1, 4))):
+        is_span = draw(st.booleans())
+        text = draw(TEXTS)
+        if not text.strip() or (is_span and "\n" in text):
+            text = "a"
+        text = text if is_span else (" " * text.startswith(" ") + text.strip())
+        if text.rstrip(" \n")[-1:] in ("[", "]"):
+            text += "b"  # a bracket right before a mark cannot be told from it
+        if found and not (is_span or found[-1].is_span):
+            # Texts that go on with each other become one, whose tokens may be others.
+            found[-1] = replace(found[-1], ends_paragraph=True)
+        found.append(
+            TextSegment(
+                text=text, is_span=is_span, is_scored=False, ends_paragraph=draw(st.booleans())
+            )
+        )
+    return found
+
+
+_TOKENIZERS: dict[str, Tokenizer] = {}
+
+
+def asking(directory: Path) -> Asking:
+    write_tokenizer(directory / "tokenizer.json")
+    return Asking(Tokenizer.from_file(str(directory / "tokenizer.json")), MODEL)
+
+
+def test_a_prompt_is_the_same_tokens(tmp_path: Path) -> None:
+    made = asking(tmp_path)
+
+    @settings(max_examples=300, deadline=None, derandomize=True)
+    @given(contexts())
+    def check(segments: list[TextSegment]) -> None:
+        prompt = shown(segments)
+        assert made.context(segments_of(prompt)) == made.context(segments), prompt
+
+    check()
+
+
+def test_paragraphs_and_spans_are_encoded_by_themselves(tmp_path: Path) -> None:
+    made = asking(tmp_path)
+    tokens = made.tokens
+    segments = [
+        TextSegment(text="the page", is_span=True, ends_paragraph=True),
+        TextSegment(text="maps\n\na bus", ends_paragraph=False),
+    ]
+    context = made.context(segments)
+    first, second = tokens("the page"), [*tokens("maps"), 1, *tokens("a bus")]
+    assert context.tokens == (0, *first, 1, *second)
+    assert context.spans == ((1, 1 + len(first)),)

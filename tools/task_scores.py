@@ -1,0 +1,125 @@
+"""The part of `python -m tools.evaluate` that goes through tasks."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from parallel.launch import World
+from parallel.mesh import LayoutConfig
+from train.checkpoint.directory import CONFIG_NAME, resolve
+from train.errors import UserError
+from train.loading import load_engine
+from train.run_directory import RunDirectory
+from train.scores.evaluation import TaskScore
+from train.scores.going import Setting, scores_of
+from train.scores.interval import Estimate
+from train.scores.opening import open_model
+from train.scores.page import (
+    ranged,
+    read_predictions,
+    table_row,
+    write_page,
+    write_predictions,
+)
+from train.storage.place import Place
+from train.tasks.task import load_tasks
+
+ANSWERS = "answers.jsonl"
+
+
+def evaluate_tasks(
+    options: argparse.Namespace, path: Place, layout: LayoutConfig, world: World
+) -> dict[str, object]:
+    """Scores of tasks, shown and left beside the run; every rank must call it.
+
+    Args:
+        options: of the command line.
+        path: of the checkpoint.
+        layout: how ranks share the model.
+        world: this process among all.
+
+    Raises:
+        UserError: a task, a row or the model cannot be read; on all ranks.
+    """
+    tasks = load_tasks(options.tasks.split(","))
+    setting = Setting(
+        split=options.split,
+        template=options.template,
+        most_rows=options.rows,
+        is_shuffled=options.shuffled,
+        leaves_out_long=options.leave_out_long,
+    )
+    directory: Path = options.scores or _directory(path)
+    engine = load_engine(path, layout=layout, world=world)
+    answers = directory / ANSWERS
+    opened = open_model(path, engine, answers=answers, batch=options.batch)
+    started = time.perf_counter()
+    left = directory / path.name / setting.name
+    baseline = None
+    if options.baseline is not None:
+        baseline = _predictions(options.baseline, setting)
+    scores: list[TaskScore] = []
+    differences: dict[str, Estimate] = {}
+    for score in scores_of(opened, tasks, setting):
+        scores.append(score)
+        write_predictions(left, score)
+        if baseline is not None:
+            differences[score.task] = score.against(read_predictions(baseline, score.task))
+    if not world.is_main:
+        return {}
+    seconds = time.perf_counter() - started
+    facts = [
+        f"{path}: {setting.name}",
+        f"{opened.scorer.computed:,} answers computed in {seconds:.1f} s, the others were there",
+    ]
+    page = write_page(left, scores, title="Scores", facts=facts, differences=differences)
+    _show(scores, differences, facts, page)
+    return {
+        "checkpoint": str(path),
+        "setting": setting.name,
+        "computed": opened.scorer.computed,
+        "seconds": seconds,
+        "tasks": [table_row(score, differences.get(score.task)) for score in scores],
+    }
+
+
+def _directory(path: Place) -> Path:
+    """Beside a run of this host."""
+    if path.is_remote:
+        raise UserError(f"{path} is no directory of this host: say with --scores where to keep")
+    return RunDirectory(Path(str(path.parent.parent))).scores
+
+
+def _predictions(baseline: Path, setting: Setting) -> Path:
+    """Those in a directory, or of the last checkpoint of a run, asked in the same way."""
+    if any(baseline.glob("*.jsonl")) and not (baseline / CONFIG_NAME).exists():
+        return baseline
+    path = resolve(Place.of(baseline))
+    return _directory(path) / path.name / setting.name
+
+
+def _show(
+    scores: Sequence[TaskScore],
+    differences: dict[str, Estimate],
+    facts: Sequence[str],
+    page: Path,
+) -> None:
+    console = Console()
+    table = Table("task", "metric", "score [95 %]", "rows", "ties", "left out")
+    table.columns[2].no_wrap = True
+    if differences:
+        table.add_column("against the baseline")
+    for score in scores:
+        name, found = score.first
+        row = [score.task, name, ranged(found).replace("[", "\\[")]
+        row += [f"{found.rows:,}", f"{score.ties:,}", f"{score.left_out:,}"]
+        if score.task in differences:
+            row.append(ranged(differences[score.task]).replace("[", "\\["))
+        table.add_row(*row)
+    console.print(table)
+    for fact in (*facts, str(page)):
+        console.print(fact, markup=False, highlight=False, soft_wrap=True)

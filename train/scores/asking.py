@@ -1,0 +1,170 @@
+"""From examples of a task to requests: the tokens of contexts and answers."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from tokenizers import Tokenizer
+
+from model.semicausal import ModelConfig
+from train.data.segments import TextSegment
+from train.data.tokens import SpecialTokens
+from train.errors import DataError
+from train.prompt import TEXT, parse
+from train.scores.request import Context, Continuation, Generation, Likelihoods
+from train.scores.scorer import Asked
+from train.tasks.example import Example
+from train.tasks.task import Task
+from train.text import text_encoder
+
+_MARK: Final = re.compile(r"(\\*)(\[\[|\]\])")
+_BLANK_LINES: Final = re.compile(r"\n(?:[^\S\n]*\n)+")
+
+
+class Asking:
+    """Makes requests of a task's examples.
+
+    Tokens are those that a corpus of the same documents would hold (`tools.corpus.encoding`): each
+    paragraph and each span is encoded by itself, and `</s>` ends paragraphs.
+
+    Args:
+        tokenizer: that the model was trained with.
+        model: what is asked. Without an encoder of text its decoder reads the tokens of spans.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, model: ModelConfig):
+        self._tokenizer = tokenizer
+        self.special = SpecialTokens.from_vocabulary(tokenizer.get_vocab())
+        encoder = text_encoder(model)
+        self._longest = None if encoder is None else encoder[1].longest_span
+        self._most_slots = model.decoder.max_tokens
+
+    def request(self, example: Example, task: Task) -> Asked:
+        """What the model is asked.
+
+        Raises:
+            DataError: it has no room for the example, or a text makes no tokens.
+        """
+        context = self.context(example.context, name=example.id)
+        scoring = task.scoring
+        if scoring.kind == "generate":
+            # One token at least: what generates more stops where positions end.
+            self._require_room(example, len(context.tokens))
+            return Generation(
+                context=context,
+                max_new_tokens=scoring.max_new_tokens,
+                stop_tokens=(self.special.paragraph, self.special.document),
+                beams=scoring.beams,
+                length_penalty=scoring.length_penalty if scoring.beams > 1 else 0.0,
+            )
+        continuations: list[Continuation] = []
+        for choice in example.choices:
+            *before, text = (self._tokens_of(segment) for segment in choice.segments)
+            if not text:
+                raise DataError(f"{example.id}: the choice {choice.text!r} makes no tokens")
+            given = [token for tokens in before for token in tokens]
+            continuations.append(Continuation(tokens=(*given, *text), given=len(given)))
+        request = Likelihoods(context=context, continuations=tuple(continuations))
+        self._require_room(example, request.slots)
+        return request
+
+    def context(self, segments: Sequence[TextSegment], *, name: str = "the prompt") -> Context:
+        """What the model reads before it answers.
+
+        Args:
+            segments: of it.
+            name: of what it belongs to, for messages.
+
+        Raises:
+            DataError: a span is longer than the encoder reads.
+        """
+        tokens = [self.special.start]
+        spans: list[tuple[int, int]] = []
+        for segment in segments:
+            found = self._tokens_of(segment)
+            if segment.is_span and found and self._longest is not None:
+                if len(found) > self._longest:
+                    raise DataError(
+                        f"{name}: a span has {len(found)} tokens and the encoder reads "
+                        f"{self._longest}: leave such rows out with --leave-out-long"
+                    )
+                spans.append((len(tokens), len(tokens) + len(found)))
+            tokens += found
+            if segment.ends_paragraph and found:
+                tokens.append(self.special.paragraph)
+        return Context(tokens=tuple(tokens), spans=tuple(spans))
+
+    def tokens(self, text: str) -> list[int]:
+        """Of a text, without the end of its last paragraph."""
+        return self._tokens_of(TextSegment(text=text))
+
+    def _tokens_of(self, segment: TextSegment) -> list[int]:
+        texts = [segment.text] if segment.is_span else _paragraphs(segment.text)
+        found: list[int] = []
+        for text in texts:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            if found and ids:
+                found.append(self.special.paragraph)
+            found += ids
+        return found
+
+    def _require_room(self, example: Example, slots: int) -> None:
+        if slots > self._most_slots:
+            raise DataError(
+                f"{example.id} takes {slots} slots and the decoder has {self._most_slots}: leave "
+                "such rows out with --leave-out-long, or ask by a shorter template"
+            )
+
+
+def shown(segments: Sequence[TextSegment]) -> str:
+    """Segments as a prompt: spans in `[[ ]]`, paragraphs apart by a blank line.
+
+    A bracket right before a mark cannot be told from it: a space comes between.
+    """
+    found = ""
+    for segment in segments:
+        text = _MARK.sub(r"\1\1\\\2", segment.text)
+        if segment.is_span:
+            # Spaces before a span would be the span's.
+            found = _before_mark(found.rstrip(" "), "[") + f"[[{_before_mark(text, ']')}]]"
+        else:
+            found += text
+        found += "\n\n" if segment.ends_paragraph else ""
+    return found
+
+
+def _before_mark(text: str, bracket: str) -> str:
+    """A text that a mark follows, whose meaning its last signs would take."""
+    if text.endswith(bracket):
+        return f"{text} "
+    return text + "\\" * (len(text) - len(text.rstrip("\\")))
+
+
+def segments_of(prompt: str, *, modality: str = TEXT) -> list[TextSegment]:
+    """What `shown` has shown, as far as it becomes the same tokens.
+
+    Args:
+        prompt: with marks as `train/prompt.py` reads them.
+        modality: of the encoder that reads text.
+
+    Raises:
+        UserError: a mark makes no sense.
+    """
+    found: list[TextSegment] = []
+    for part in parse(prompt, modality=modality):
+        text = part.text
+        begins = text[: len(text) - len(text.lstrip())]
+        if not part.is_span and _BLANK_LINES.search(begins) and found:
+            found[-1] = replace(found[-1], ends_paragraph=True)
+        if part.is_span or text.strip():
+            ends = not part.is_span and _BLANK_LINES.search(text[len(text.rstrip()) :]) is not None
+            found.append(
+                TextSegment(text=text, is_span=part.is_span, is_scored=False, ends_paragraph=ends)
+            )
+    return found
+
+
+def _paragraphs(text: str) -> list[str]:
+    pieces = (piece.strip("\n").rstrip() for piece in _BLANK_LINES.split(text))
+    return [piece for piece in pieces if piece]

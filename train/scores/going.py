@@ -1,0 +1,100 @@
+"""Goes through tasks: which rows are asked, and in which way."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal
+
+from parallel.agreement import on_all_ranks
+from train.errors import DataError, UserError
+from train.scores.evaluation import TaskScore, evaluate_task
+from train.scores.opening import Opened
+from train.scores.scorer import Asked
+from train.tasks.example import Example
+from train.tasks.reader import TaskReader
+from train.tasks.task import Task
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Which rows of tasks are asked, and in which way.
+
+    Attributes:
+        split: of the rows.
+        template: number of the template; the first where a task has fewer.
+        most_rows: the first this many; None for all.
+        is_shuffled: whether each row is asked with the context of another one. What a model still
+            knows then does not come from what it was given.
+        leaves_out_long: whether rows that have no room in the model are passed over.
+    """
+
+    split: Split = "test"
+    template: int = 0
+    most_rows: int | None = None
+    is_shuffled: bool = False
+    leaves_out_long: bool = False
+
+    @property
+    def name(self) -> str:
+        """For files."""
+        parts = [self.split, f"template-{self.template}"]
+        parts += ["shuffled"] if self.is_shuffled else []
+        parts += [] if self.most_rows is None else [f"first-{self.most_rows}"]
+        return "-".join(parts)
+
+
+def scores_of(opened: Opened, tasks: Sequence[Task], setting: Setting) -> Iterator[TaskScore]:
+    """The score of each task, on the first rank; every rank must go through all of them.
+
+    Raises:
+        DataError: rows cannot be read, or have no room in the model; on all ranks.
+        UserError: as `Scorer.ask`.
+    """
+    for task in tasks:
+        examples, requests, left_out = on_all_ranks(
+            lambda task=task: asked_of(opened, task, setting), UserError
+        )
+        score = evaluate_task(
+            opened.scorer, task, examples, requests, left_out=left_out, decode=opened.decode
+        )
+        if score is not None:
+            yield score
+
+
+def asked_of(
+    opened: Opened, task: Task, setting: Setting
+) -> tuple[list[Example], list[Asked], int]:
+    """Rows of a task, what the model is asked of each, and how many have no room.
+
+    Raises:
+        DataError: rows cannot be read, or there is none that has room; or one has none.
+    """
+    template = min(setting.template, len(task.templates) - 1)
+    found = TaskReader(task).examples(setting.split, template=template)
+    rows = list(islice(found, setting.most_rows))
+    if setting.is_shuffled:
+        rows = shuffled(rows)
+    examples: list[Example] = []
+    requests: list[Asked] = []
+    for row in rows:
+        try:
+            requests.append(opened.asking.request(row, task))
+        except DataError:
+            if not setting.leaves_out_long:
+                raise
+        else:
+            examples.append(row)
+    if not examples:
+        raise DataError(f"task {task.name}: its split {setting.split} has no row to ask")
+    return examples, requests, len(rows) - len(examples)
+
+
+def shuffled(rows: Sequence[Example]) -> list[Example]:
+    """Each row with the context of the one half-way round: of another, but for a single row."""
+    half = len(rows) // 2
+    return [
+        replace(row, context=rows[(number + half) % len(rows)].context)
+        for number, row in enumerate(rows)
+    ]
