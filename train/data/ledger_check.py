@@ -73,15 +73,15 @@ def check(
         watch: passes steps on, and may show how far they are.
     """
     findings = Findings()
-    history = _history(ledger, findings, entries=plan.entries, steps=plan.mixture.steps)
-    last = max(history, default=findings.begun)
+    made = history(ledger, findings, entries=plan.entries, steps=plan.mixture.steps)
+    last = max(made, default=findings.begun)
     if last < saved_step:
         findings.faults.append(
             f"the newest checkpoint is of step {saved_step}, but the ledger ends at step {last}"
         )
         findings.entries_lost += (saved_step - last) * plan.entries
     for step in watch(range(findings.begun + 1, last + 1)):
-        records = history.get(step)
+        records = made.get(step)
         if records is None:
             findings.faults.append(f"step {step} was left out")
             findings.entries_lost += plan.entries
@@ -97,11 +97,18 @@ def check(
     return findings
 
 
-def _history(
+def history(
     ledger: Ledger, findings: Findings, *, entries: int, steps: int
 ) -> dict[int, list[Record]]:
-    """Of each step the records that count: those of the last start that made it."""
-    history: dict[int, list[Record]] = {}
+    """Of each step the records that count: those of the last start that made it.
+
+    Args:
+        ledger: as `read_ledger` gives it.
+        findings: told what does not fit.
+        entries: of a global batch.
+        steps: of the run.
+    """
+    counted: dict[int, list[Record]] = {}
     for place, number in enumerate(sorted(ledger), start=1):
         ranks = ledger[number]
         starts = [start for start, _ in ranks.values() if start.ranks]
@@ -131,22 +138,22 @@ def _history(
                 by_step.setdefault(record.step, []).append(record)
         # A step that not all ranks finished was not made; it can only be the last one.
         made = {step for step, records in by_step.items() if len(records) >= size}
-        reached = max(history, default=findings.begun)
+        reached = max(counted, default=findings.begun)
         if first > reached:
             findings.faults.append(
                 f"start {number} goes on from step {first}, but only {reached} were made before"
             )
-        for step in [step for step in history if step > first]:
-            del history[step]
+        for step in [step for step in counted if step > first]:
+            del counted[step]
             findings.steps_again += 1
         end = max(made, default=first)
         for step in range(first + 1, end + 1):
             if step in by_step:
-                history[step] = by_step[step]
+                counted[step] = by_step[step]
         for step in by_step:
             if step <= first:
                 findings.faults.append(f"start {number} made step {step} before where it began")
-    return history
+    return counted
 
 
 def _compare(step: int, records: list[Record], plan: StepPlan, findings: Findings) -> None:
