@@ -1,8 +1,9 @@
-"""Matrix products in fp8 with one scale a tensor, as the inner layers of a decoder may use them.
+"""Matrix products in fp8 with one scale a tensor, for the inner layers of a decoder and its head.
 
 Inputs and weights have e4m3, gradients e5m2; sums are fp32, results bf16. Weights are quantised
-once a step, by their largest element; inputs and gradients by the largest of the step before
-(delayed scaling), so that a cast needs no pass over its tensor in advance.
+once a step, by their largest element; a layer's inputs and gradients by the largest of the step
+before (delayed scaling), so that a cast needs no pass over its tensor in advance. The head's states
+are scaled by their own, which is little to read beside the logits, whose gradient is 1 at most.
 
 On CUDA `torch._scaled_mm` multiplies. Elsewhere its operands are multiplied in fp32: slow, and the
 definition of the numbers.
@@ -22,6 +23,9 @@ E5M2: Final = torch.float8_e5m2
 HEADROOM: Final = 2.0
 """How far a tensor may outgrow its largest element of the step before. It costs fp8 one of 15
 (e4m3) or 30 (e5m2) powers of two at the small end."""
+
+GRADIENT_FACTOR: Final = 2.0**15
+"""Of the logits' gradient: all of it fits into e5m2, and bf16 loses nothing of it."""
 
 LEAST_AMAX: Final = 1e-30
 """What is smaller altogether counts as zero: its scale would not be finite."""
@@ -52,11 +56,11 @@ def multiply(
     *,
     bias: Tensor | None = None,
     fast: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """[m, k] x [k, n] -> [m, n] of fp8 operands, in bf16.
 
-    `torch._scaled_mm` wants k and n to be multiples of 16, `a` in rows and `b` in columns. Its
-    call is checked on CPUs (`tests/model/test_fp8.py`); on a GPU it was never run.
+    `torch._scaled_mm` wants k and n to be multiples of 16, `a` in rows and `b` in columns.
 
     Args:
         a: its memory goes row by row.
@@ -65,6 +69,7 @@ def multiply(
         scale_b: the same of `b`.
         bias: [n] bf16, added before the result is rounded.
         fast: whether tensor cores may sum with fewer bits than fp32 has.
+        out: [m, n] bf16 that the result is written to; None for memory of its own.
     """
     if a.is_cuda:
         return cast(Any, torch)._scaled_mm(
@@ -75,9 +80,11 @@ def multiply(
             bias=bias,
             out_dtype=torch.bfloat16,
             use_fast_accum=fast,
+            out=out,
         )
     product = (a.float() @ b.float()) * (scale_a * scale_b)
-    return (product if bias is None else product + bias.float()).bfloat16()
+    rounded = (product if bias is None else product + bias.float()).bfloat16()
+    return rounded if out is None else out.copy_(rounded)
 
 
 class Scales:
@@ -122,22 +129,22 @@ class Scales:
             self.last.copy_(torch.tensor(last))
 
 
-class Product(nn.Module):
-    """What multiplies in the place of a linear layer, whose weight stays where it is.
+class Quantised(nn.Module):
+    """A weight in fp8, by rows and by columns; the weight itself stays where it is.
+
+    It has rows of zeros beyond the weight's, up to a multiple of 16, as a vocabulary may have any
+    size.
 
     Args:
-        layer: whose weight it is.
-        last: [2] its part of `Scales.last`.
-        seen: its pair of `Scales.seen`.
+        weight: [out, in].
     """
 
-    def __init__(self, layer: Linear, last: Tensor, seen: tuple[Tensor, Tensor]):
+    def __init__(self, weight: Tensor):
         super().__init__()
-        shape, device = tuple(layer.weight.shape), layer.weight.device
-        self.last = last
-        self.seen_input, self.seen_gradient = seen
-        self.weight = torch.empty(shape, dtype=E4M3, device=device)
-        self.transposed = torch.empty(shape[::-1], dtype=E4M3, device=device)
+        (num_rows, num_columns), device = weight.shape, weight.device
+        num_rows = _rounded_up(num_rows)
+        self.weight = torch.zeros(num_rows, num_columns, dtype=E4M3, device=device)
+        self.transposed = torch.zeros(num_columns, num_rows, dtype=E4M3, device=device)
         self.scale = torch.zeros((), device=device)
         self.version = -1
 
@@ -147,10 +154,25 @@ class Product(nn.Module):
         if version == self.version:
             return
         quantised, scale = quantise(weight, amax_of(weight), E4M3)
-        self.weight.copy_(quantised)
-        self.transposed.copy_(quantised.t())
+        self.weight[: len(weight)].copy_(quantised)
+        self.transposed[:, : len(weight)].copy_(quantised.t())
         self.scale.copy_(scale)
         self.version = version
+
+
+class Product(Quantised):
+    """What multiplies in the place of a linear layer.
+
+    Args:
+        layer: whose weight it is.
+        last: [2] its part of `Scales.last`.
+        seen: its pair of `Scales.seen`.
+    """
+
+    def __init__(self, layer: Linear, last: Tensor, seen: tuple[Tensor, Tensor]):
+        super().__init__(layer.weight)
+        self.last = last
+        self.seen_input, self.seen_gradient = seen
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """[.., in] -> [.., out]; without gradients nothing is noted of `x`."""
@@ -219,11 +241,12 @@ def inner_blocks(blocks: Sequence[Any]) -> Sequence[Any]:
     return blocks[1:-1]
 
 
-def multiply_in_fp8(blocks: Sequence[Any]) -> Scales:
+def multiply_in_fp8(blocks: Sequence[Any], *, head: Any = None) -> Scales:
     """Has qkv, up and down of all blocks but the first and the last multiply in fp8.
 
     Args:
         blocks: of a whole decoder, in bf16, where they will stay; their layers are `Linear`.
+        head: a `LinearCrossEntropy` with the whole vocabulary that does so, too.
 
     Returns:
         Their scales; whoever changes weights settles a step, or raises the version.
@@ -235,7 +258,11 @@ def multiply_in_fp8(blocks: Sequence[Any]) -> Scales:
         layer.product = Product(layer, last, seen)
     for block in inner_blocks(blocks):
         # Outside of what may be compiled.
-        block.register_forward_pre_hook(_refresher(scales))
+        block.register_forward_pre_hook(_refresher(scales, *_layers_of(block)))
+    if head is not None:
+        assert head.shard is None, "refused with the configuration"
+        head.product = Quantised(head.weight)
+        head.register_forward_pre_hook(_refresher(scales, head))
     return scales
 
 
@@ -245,9 +272,73 @@ def _layers_of(block: Any) -> Iterator[Linear]:
         yield layer
 
 
-def _refresher(scales: Scales) -> Any:
-    def refresh(block: Any, _: Any) -> None:
-        for layer in _layers_of(block):
-            cast(Product, layer.product).refresh(layer.weight, scales.version)
+def _refresher(scales: Scales, *holders: Any) -> Any:
+    def refresh(*_: Any) -> None:
+        for holder in holders:
+            holder.product.refresh(holder.weight, scales.version)
 
     return refresh
+
+
+class HeadInFp8:
+    """The products of a head's chunks, one chunk after the other; all in fp8.
+
+    It does what `model.loss.HeadAsStored` does.
+
+    Args:
+        states: [C, H] bf16.
+        weight: [V, H], quantised.
+        num_tokens: V.
+        chunk: states whose logits exist at once.
+    """
+
+    def __init__(self, states: Tensor, weight: Quantised, *, num_tokens: int, chunk: int):
+        self._weight, self._num_tokens = weight, num_tokens
+        amax = amax_of(states)
+        quantised, scale = quantise(states, amax, E4M3)
+        # Tensor cores sum over slots by sixteens. What lies beyond a chunk gets no gradient.
+        self._states = quantised.new_zeros(len(states) + DIVISOR, states.shape[1])
+        self._states[: len(states)].copy_(quantised)
+        self._scale = as_bad(scale, amax)
+        self._gradient_scale = torch.full((), 1 / GRADIENT_FACTOR, device=states.device)
+        rows = _rounded_up(min(chunk, len(states)))
+        self._buffer = states.new_empty(rows, len(weight.weight))
+        self._gradient: Tensor | None = None
+
+    def logits(self, start: int, stop: int) -> Tensor:
+        """[c, V] of these states, with columns beyond the tokens; to be written over."""
+        rows = _rounded_up(stop - start)
+        self._part = self._states[start : start + rows]
+        self._logits, self._gradient = self._buffer[:rows], None
+        weight = self._weight
+        multiply(
+            *(self._part, weight.weight.t(), self._scale, weight.scale), fast=True, out=self._logits
+        )
+        self._logits[stop - start :].zero_()
+        return self._logits[: stop - start]
+
+    def of_states(self, out: Tensor) -> None:
+        """Writes the states' gradient; the logits were written over with theirs."""
+        weight = self._weight
+        product = multiply(
+            self._quantised(), weight.transposed.t(), self._gradient_scale, weight.scale
+        )
+        out.copy_(product[: len(out)])
+
+    def of_weight(self, total: Tensor | None, *, is_only: bool) -> Tensor:
+        """[V, H] the weight's gradient with that of chunks before; fp32 if there are several."""
+        columns, states = self._quantised().t().contiguous(), self._part.t().contiguous()
+        product = multiply(columns, states.t(), self._gradient_scale, self._scale)
+        product = product[: self._num_tokens]
+        if is_only:
+            return product
+        return product.float() if total is None else total.add_(product)
+
+    def _quantised(self) -> Tensor:
+        if self._gradient is None:
+            self._gradient = self._logits.mul_(GRADIENT_FACTOR).to(E5M2)
+        return self._gradient
+
+
+def _rounded_up(number: int) -> int:
+    return number + -number % DIVISOR

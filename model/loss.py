@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from model.fp8 import HeadInFp8, Quantised
 from model.layers import Initializer, VocabularyShard
 
 LossKernel = Literal["auto", "torch", "triton"]
@@ -62,6 +63,10 @@ class LinearCrossEntropy(nn.Module):
         kernel: what makes loss and gradient of logits on a GPU; on a CPU torch does.
         shard: which rows, and what joins them; None if all.
         init: first values of a weight that is the head's own.
+
+    Attributes:
+        product: the weight in fp8 that is multiplied in its place, None for itself; whoever puts it
+            there keeps it fresh (`model.fp8.multiply_in_fp8`).
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class LinearCrossEntropy(nn.Module):
         self.kernel: LossKernel = kernel
         self.shard = shard
         self.init = init
+        self.product: Quantised | None = None
 
     def forward(
         self,
@@ -110,6 +116,7 @@ class LinearCrossEntropy(nn.Module):
             chunk,
             self.shard,
             chosen_cross_entropy(self.kernel, weight.device),
+            self.product,
         )
         return Loss(total, terms)
 
@@ -210,37 +217,30 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk: int,
         shard: VocabularyShard | None,
         cross_entropy: CrossEntropy,
+        in_fp8: Quantised | None,
     ) -> tuple[Tensor, Tensor]:
         wants_states, wants_weight = ctx.needs_input_grad[:2]
         num_scored, num_rows = len(targets), len(weight)
         grad_states = torch.zeros_like(states) if wants_states else None
         grad_weight = None
         terms = torch.zeros(states.shape[0], dtype=torch.float32, device=states.device)
-        # One for all chunks, of a size that does not change from batch to batch.
-        buffer = _logits_buffer(min(chunk, len(states)), weight)
+        if in_fp8 is None:
+            products = HeadAsStored(states, weight, chunk=chunk)
+        else:
+            products = HeadInFp8(states, in_fp8, num_tokens=num_rows, chunk=chunk)
         for start in range(0, num_scored, chunk):
             stop = min(start + chunk, num_scored)
-            part = states[start:stop]
-            padded = buffer[: stop - start]
-            logits = torch.mm(part, weight.t(), out=padded[:, :num_rows])
             terms[start:stop] = cross_entropy(
-                padded,
+                products.logits(start, stop),
                 targets[start:stop],
                 num_tokens=num_rows if shard is None else shard.size,
                 shard=shard,
                 gradient=wants_states or wants_weight,
             )
             if grad_states is not None:
-                torch.mm(logits, weight, out=grad_states[start:stop])
-            if not wants_weight:
-                continue
-            if num_scored <= chunk:
-                grad_weight = logits.t() @ part
-            elif grad_weight is None:
-                # bf16 sums over dozens of chunks would lose small terms: they are fp32.
-                grad_weight = _product(logits.t(), part)
-            else:
-                _add_product(grad_weight, logits.t(), part)
+                products.of_states(grad_states[start:stop])
+            if wants_weight:
+                grad_weight = products.of_weight(grad_weight, is_only=num_scored <= chunk)
         if wants_weight and grad_weight is None:
             grad_weight = torch.zeros_like(weight)
         ctx.save_for_backward(grad_states, grad_weight)
@@ -258,16 +258,48 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             scaled = torch.empty_like(grad_weight, dtype=ctx.weight_dtype)
             # Of one dim, it counts when the type to compute in is chosen: fp32.
             grad_weight = torch.mul(grad_weight, grad_total.reshape(1, 1), out=scaled)
-        return grad_states, grad_weight, None, None, None, None
+        return grad_states, grad_weight, *[None] * 5
 
 
-def _logits_buffer(num_rows: int, weight: Tensor) -> Tensor:
-    """Room for the logits of a chunk: [C, V], on a GPU with a few columns more."""
-    num_columns = len(weight)
-    if weight.is_cuda:
-        # Rows that begin at multiples of 16 bytes are read and multiplied faster.
-        num_columns += -num_columns % 64
-    return weight.new_empty(num_rows, num_columns)
+class HeadAsStored:
+    """The products of a head's chunks, one chunk after the other, in the weight's type.
+
+    Args:
+        states: [C, H].
+        weight: [V, H].
+        chunk: states whose logits exist at once.
+    """
+
+    def __init__(self, states: Tensor, weight: Tensor, *, chunk: int):
+        self._states, self._weight = states, weight
+        num_columns = len(weight)
+        if weight.is_cuda:
+            # Rows that begin at multiples of 16 bytes are read and multiplied faster.
+            num_columns += -num_columns % 64
+        # One for all chunks, of a size that does not change from batch to batch.
+        self._buffer = weight.new_empty(min(chunk, len(states)), num_columns)
+
+    def logits(self, start: int, stop: int) -> Tensor:
+        """[c, V] of these states, on a GPU with columns beyond the tokens; to be written over."""
+        self._part, padded = self._states[start:stop], self._buffer[: stop - start]
+        self._logits = padded[:, : len(self._weight)]
+        torch.mm(self._part, self._weight.t(), out=self._logits)
+        return padded
+
+    def of_states(self, out: Tensor) -> None:
+        """Writes the states' gradient; the logits were written over with theirs."""
+        torch.mm(self._logits, self._weight, out=out)
+
+    def of_weight(self, total: Tensor | None, *, is_only: bool) -> Tensor:
+        """[V, H] the weight's gradient with that of chunks before; fp32 if there are several."""
+        columns = self._logits.t()
+        if is_only:
+            return columns @ self._part
+        if total is None:
+            # bf16 sums over dozens of chunks would lose small terms: they are fp32.
+            return _product(columns, self._part)
+        _add_product(total, columns, self._part)
+        return total
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from parallel.compiled import blocks_of, compilation_of, compile_if
 from parallel.mesh import LayoutConfig, Mesh, held_pieces
 from parallel.tensor import TensorLayers
 from parallel.zero import deepspeed_access, pages
-from parallel.zero.config import AdamW, Precision, RunPrecision, ZeroConfig
+from parallel.zero.config import IN_FP8, AdamW, Precision, RunPrecision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.gradients import tied_over_stages
 from parallel.zero.masters import placed
@@ -134,10 +134,12 @@ def build_engine(
     if spares_memory:
         pages.keep_no_freed_memory()
     scales = None
-    if precision == "fp8":
+    if precision in IN_FP8:
         assert (mesh.tensor_size, mesh.pipeline_size) == (1, 1), "refused with the configuration"
         assert stage < 3, "refused with the configuration"
-        scales = multiply_in_fp8(list(deepspeed_engine.module.decoder.blocks.values()))
+        decoder = deepspeed_engine.module.decoder
+        head = decoder.head if precision == "fp8_with_head" else None
+        scales = multiply_in_fp8(list(decoder.blocks.values()), head=head)
     return ZeroEngine(
         deepspeed_engine,
         mesh=mesh,

@@ -25,7 +25,7 @@ from parallel.compiled import REMEDY, why_no_compiler
 from parallel.launch import join, leave, multiplies_bf16, own_device
 from parallel.launcher import announced
 from parallel.mesh import forget_groups
-from parallel.zero.config import why_unsupported
+from parallel.zero.config import IN_FP8, why_unsupported
 from train.config import RunConfig, batch_fault
 from train.config_files import dump, load
 from train.data.spans.at_random import RandomSpansConfig
@@ -63,8 +63,8 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
             ranks = config.layout.model_ranks
         config = resolve(config, ranks=ranks)
         say_what_spans_miss(config)
-        if config.precision == "fp8" and not torch.cuda.is_available():
-            say("note: precision: fp8 is emulated on a CPU: right, and slow")
+        if config.precision in IN_FP8 and not torch.cuda.is_available():
+            say(f"note: precision: {config.precision} is emulated on a CPU: right, and slow")
         if options.print:
             sys.stdout.write(dump(config))
             return streams.status()

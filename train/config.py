@@ -12,7 +12,7 @@ from model.semicausal import ModelConfig
 from parallel.costs import usual_load
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
 from parallel.pipeline import microbatch_fault
-from parallel.zero.config import ZeroConfig
+from parallel.zero.config import IN_FP8, ZeroConfig
 from train.checkpoint.directory import Retention
 from train.data.collate import Attend
 from train.data.mixture import SourceConfig
@@ -154,10 +154,11 @@ class RunConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     steps: Steps
     """Optimiser steps."""
-    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp8", "fp8_with_head"] = "auto"
     """Of parameters and activations; of masters, moments and gradient sums, see `optim.precision`.
     `auto` is bf16 where the hardware multiplies it, else fp32. `fp8` stores all as bf16 does, and
-    multiplies qkv, up and down of the decoder's blocks but the first and the last in fp8."""
+    multiplies qkv, up and down of the decoder's blocks but the first and the last in fp8;
+    `fp8_with_head` the head, too."""
     model: ModelConfig
     spans: dict[Modality, SpansConfig] = Field(default_factory=dict)
     """How the spans of each modality are chosen."""
@@ -381,7 +382,7 @@ def _faults(config: RunConfig) -> list[str]:
             f"({decoder.width}): no layer has so many directions",
         ),
     ]
-    if config.precision == "fp8":
+    if config.precision in IN_FP8:
         rules += _fp8_rules(config)
     needs_whole = {
         f"spans.{name}.kind: stored": kind.is_stored for name, kind in config.spans.items()
@@ -430,6 +431,7 @@ def _faults(config: RunConfig) -> list[str]:
 
 def _fp8_rules(config: RunConfig) -> list[tuple[bool, str]]:
     layout, decoder, S = config.layout, config.model.decoder, config.data.sequence_tokens
+    key = f"precision: {config.precision}"
     sizes = {
         "model.decoder.width": decoder.width,
         "model.decoder.feed_forward": decoder.feed_forward,
@@ -438,32 +440,31 @@ def _fp8_rules(config: RunConfig) -> list[tuple[bool, str]]:
     return [
         (
             layout.model_ranks > 1,
-            "precision: fp8 works with layout.tensor=1 and layout.pipeline=1: use data parallelism "
+            f"{key} works with layout.tensor=1 and layout.pipeline=1: use data parallelism "
             "and ZeRO, or precision=bf16",
         ),
         (
             config.zero.stage == 3,
-            "precision: fp8 works with zero.stage up to 2, as weights in fp8 stay whole on every "
+            f"{key} works with zero.stage up to 2, as weights in fp8 stay whole on every "
             "rank: lower it, or use precision=bf16",
         ),
         (
             config.lora is not None,
-            "precision: fp8 multiplies whole weights, without adapters: use precision=bf16 with "
-            "lora",
+            f"{key} multiplies whole weights, without adapters: use precision=bf16 with lora",
         ),
         (
             decoder.num_layers < 3,
-            f"precision: fp8 leaves the decoder's first and last block in bf16, and of "
+            f"{key} leaves the decoder's first and last block in bf16, and of "
             f"{decoder.num_layers} (model.decoder.num_layers) there is none between: use "
             "precision=bf16",
         ),
         *(
             (
                 size % DIVISOR != 0,
-                f"{key}: with precision=fp8 it must be a multiple of {DIVISOR}, not {size}: change "
-                "it, or use precision=bf16",
+                f"{of}: with precision={config.precision} it must be a multiple of {DIVISOR}, not "
+                f"{size}: change it, or use precision=bf16",
             )
-            for key, size in sizes.items()
+            for of, size in sizes.items()
         ),
     ]
 

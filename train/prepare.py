@@ -133,7 +133,7 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
     num_parameters = count_parameters(config, model)
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     engine = build_engine(config, model, mesh)
-    has_masters = config.precision in ("bf16", "fp8") and config.optim.precision == "fp32"
+    has_masters = config.precision != "fp32" and config.optim.precision == "fp32"
     if saved is None and has_masters:
         for path, prefix in first_weights(config):
             load_masters(path, engine, prefix=prefix)

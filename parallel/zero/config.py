@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -11,8 +11,12 @@ from model.config import Config, PathText
 
 Precision = Literal["fp32", "bf16"]
 """Of what is stored."""
-RunPrecision = Literal["fp32", "bf16", "fp8"]
-"""`fp8` stores all as `bf16` does, and multiplies inner layers of the decoder in fp8."""
+RunPrecision = Literal["fp32", "bf16", "fp8", "fp8_with_head"]
+"""`fp8` stores all as `bf16` does, and multiplies inner layers of the decoder in fp8;
+`fp8_with_head` the head, too."""
+
+IN_FP8: Final[tuple[Literal["fp8"], Literal["fp8_with_head"]]] = ("fp8", "fp8_with_head")
+"""Precisions that multiply in fp8."""
 
 MOST_ELEMENTS = 2**40
 
@@ -119,7 +123,7 @@ def why_unsupported(stage: int, precision: RunPrecision) -> str | None:
     if precision == "fp32" or not torch.cuda.is_available():
         return None
     device_name = torch.cuda.get_device_name()
-    if precision == "fp8" and (capability := torch.cuda.get_device_capability()) < FP8_CAPABILITY:
+    if precision in IN_FP8 and (capability := torch.cuda.get_device_capability()) < FP8_CAPABILITY:
         return (
             f"{device_name} multiplies no fp8 (its compute capability is "
             f"{'.'.join(map(str, capability))}, 8.9 is needed): use bf16"

@@ -5,7 +5,7 @@ import torch
 
 from model.fp8 import DIVISOR
 from parallel.zero.config import why_unsupported
-from tests.model.test_fp8 import Fixture
+from tests.model.test_fp8 import Fixture, Head
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,20 @@ def test_a_layer_computes_what_it_does_on_a_cpu(last: float, compiled: bool) -> 
     for mine, its in zip(here.gradients(), there.gradients(), strict=True):
         torch.testing.assert_close(its.cpu(), mine, rtol=2e-2, atol=2e-2)
     torch.testing.assert_close(there.scales.gathered().cpu(), here.scales.gathered())
+
+
+@pytest.mark.parametrize("chunk", [None, 16, 20])
+def test_a_head_computes_what_it_does_on_a_cpu(chunk: int | None) -> None:
+    here, there = Head(chunk=chunk), Head("cuda", chunk=chunk)
+    mine = here.results()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        its = there.results()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    # A logit that is rounded otherwise may give its gradient e5m2's next number.
+    for one, other in zip(mine, its, strict=True):
+        assert (other.cpu().double() - one).norm() < 2e-2 * one.double().norm()
 
 
 def test_generation_multiplies_single_rows() -> None:

@@ -25,6 +25,7 @@ from tools.ranks import RankPool
 from train.checkpoint.restore import restore
 
 CELL = Cell(precision="fp8", zero=1, microbatches=2)
+WITH_HEAD = replace(CELL, precision="fp8_with_head")
 INNER_LAYERS = 9
 
 
@@ -40,11 +41,25 @@ def alone(rank_pools: dict[int, RankPool]) -> History:
     return rank_pools[1].run(on_ranks, CELL)[0]
 
 
+@pytest.fixture(scope="module")
+def with_head(rank_pools: dict[int, RankPool]) -> History:
+    """The same with the head in fp8."""
+    return rank_pools[1].run(on_ranks, WITH_HEAD)[0]
+
+
 @pytest.mark.parametrize("zero", [1, 2])
 def test_two_ranks_are_one(rank_pools: dict[int, RankPool], alone: History, zero: Any) -> None:
     both = rank_pools[2].run(on_ranks, replace(CELL, zero=zero, data=2, microbatches=1))
     assert both[0] == both[1]
     _close(both[0], alone, loss=1e-3, norm=2e-2)
+
+
+def test_two_ranks_with_a_head_in_fp8_are_one(
+    rank_pools: dict[int, RankPool], with_head: History
+) -> None:
+    both = rank_pools[2].run(on_ranks, replace(WITH_HEAD, zero=2, data=2, microbatches=1))
+    assert both[0] == both[1]
+    _close(both[0], with_head, loss=1e-3, norm=2e-2)
 
 
 def _amaxes(cell: Cell) -> torch.Tensor:
@@ -69,6 +84,13 @@ def test_it_is_near_bf16_and_not_the_same(rank_pools: dict[int, RankPool], alone
     assert all(one[1] != other[1] for one, other in zip(alone, in_bf16, strict=True))
 
 
+def test_a_head_in_fp8_is_near_and_not_the_same(alone: History, with_head: History) -> None:
+    _close(with_head, alone, loss=1e-2, norm=0.15)
+    for one, other in zip(with_head, alone, strict=True):
+        assert one[0] != other[0]
+        assert one[1] != other[1]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -89,7 +111,7 @@ def test_gpus_that_cannot_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert why_unsupported(1, "fp8") == (
+    assert why_unsupported(1, "fp8_with_head") == (
         "NVIDIA A100 multiplies no fp8 (its compute capability is 8.0, 8.9 is needed): use bf16"
     )
     assert why_unsupported(1, "bf16") is None
@@ -132,6 +154,12 @@ def test_a_run_that_goes_on_is_the_same(
     assert evaluated[:num] == evaluated[num : 2 * num] == evaluated[2 * num :]
 
 
+def test_a_run_with_a_head_in_fp8_goes_on_the_same(
+    rank_pools: dict[int, RankPool], with_head: History, tmp_path: Path
+) -> None:
+    assert rank_pools[1].run(_stopped, tmp_path, WITH_HEAD)[0][0] == with_head
+
+
 def _quantised_weights(cell: Cell) -> list[int]:
     """How many weights are quantised in each of three steps and evaluations."""
     counts = [0]
@@ -152,19 +180,28 @@ def _quantised_weights(cell: Cell) -> list[int]:
             counts.append(0)
     finally:
         fp8.quantise = plain
-    model: Any = engine.module
-    for block in list(model.decoder.blocks.values())[1:-1]:
-        for layer in (block.attention.qkv, block.feed_forward.up, block.feed_forward.down):
-            stored, scale = plain(layer.weight, fp8.amax_of(layer.weight), fp8.E4M3)
-            assert torch.equal(layer.product.weight.float(), stored.float())
-            assert layer.product.scale == scale
+    decoder: Any = engine.module.decoder
+    holders = [decoder.head] if cell.precision == "fp8_with_head" else []
+    for block in list(decoder.blocks.values())[1:-1]:
+        holders += [block.attention.qkv, block.feed_forward.up, block.feed_forward.down]
+    for holder in holders:
+        stored, scale = plain(holder.weight, fp8.amax_of(holder.weight), fp8.E4M3)
+        held = holder.product.weight.float()
+        assert torch.equal(held[: len(stored)], stored.float())
+        assert not held[len(stored) :].any()
+        assert holder.product.scale == scale
     engine.close()
     return counts
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
-def test_weights_are_quantised_once_a_step(rank_pools: dict[int, RankPool], recompute: Any) -> None:
-    cell = replace(CELL, microbatches=4, recompute=recompute)
+@pytest.mark.parametrize(
+    ("precision", "recompute"), [("fp8", "none"), ("fp8", "full"), ("fp8_with_head", "none")]
+)
+def test_weights_are_quantised_once_a_step(
+    rank_pools: dict[int, RankPool], precision: Any, recompute: Any
+) -> None:
+    cell = replace(CELL, microbatches=4, precision=precision, recompute=recompute)
     counts = rank_pools[1].run(_quantised_weights, cell)[0]
+    weights = INNER_LAYERS + (precision == "fp8_with_head")
     # In the first forward after an update, which from the second step on is an evaluation's.
-    assert counts == [INNER_LAYERS, INNER_LAYERS, 0, INNER_LAYERS, 0, INNER_LAYERS, 0]
+    assert counts == [weights, weights, 0, weights, 0, weights, 0]

@@ -4,15 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from model import fp8
+from model import fp8, loss
 from model.fp8 import (
     DIVISOR,
     E4M3,
     E5M2,
     HEADROOM,
     Product,
+    Quantised,
     Scales,
     amax_of,
     multiply,
@@ -20,6 +22,7 @@ from model.fp8 import (
     quantise,
 )
 from model.layers import Layers, Linear, normal
+from model.loss import LinearCrossEntropy
 
 BF16 = torch.bfloat16
 R, IN, OUT = 48, 64, 32
@@ -33,9 +36,12 @@ def numbers_of(dtype: torch.dtype) -> Tensor:
 
 def looked_up(values: Tensor, amax: Tensor, dtype: torch.dtype) -> Tensor:
     """Each value as the nearest of all that the type has, where `amax` is its largest; fp64."""
-    numbers = numbers_of(dtype) * (amax.double() / torch.finfo(dtype).max)
-    flat = values.double().flatten()
-    return numbers[(flat[:, None] - numbers).abs().argmin(dim=1)].view(values.shape)
+    numbers, most, largest = numbers_of(dtype), torch.finfo(dtype).max, amax.double()
+    distances = ((values.double() * most / largest).flatten()[:, None] - numbers).abs()
+    is_nearest = distances == distances.amin(dim=1, keepdim=True)
+    is_odd = torch.arange(len(numbers)) % 2  # of two that are as near, the even one
+    nearest = numbers[torch.where(is_nearest, is_odd, 2).argmin(dim=1)]
+    return nearest.view(values.shape) * (largest / most)
 
 
 def rounding(a: Tensor, b: Tensor) -> Tensor:
@@ -207,6 +213,9 @@ def test_operands_lie_as_tensor_cores_want_them(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fp8, "multiply", checked)
     case.gradients()
     assert calls == [(R, IN, OUT), (R, OUT, IN), (OUT, R, IN)]
+    calls.clear()
+    Head(chunk=100).results()
+    assert calls == [(48, IN, 96), (48, 96, IN), (96, 48, IN)]
 
 
 def test_first_and_last_block_stay() -> None:
@@ -226,3 +235,85 @@ def test_first_and_last_block_stay() -> None:
     }
     assert [name for name, _ in decoder.named_parameters()] == names
     assert list(decoder.state_dict()) == state
+
+
+C, V = 43, 83
+
+
+class Head:
+    """A head, of a vocabulary that is no multiple of 16, that multiplies in fp8."""
+
+    def __init__(self, device: str = "cpu", *, chunk: int | None = None):
+        # Of this seed no value is midway between two numbers of fp8, where fp32's rounding decides.
+        generator = torch.Generator().manual_seed(2)
+        self.weight = nn.Parameter(torch.randn(V, IN, generator=generator).to(device, BF16) / 8)
+        self.states = torch.randn(C, IN, generator=generator).to(device, BF16).requires_grad_()
+        self.targets = torch.randint(V, (C,), generator=generator).to(device)
+        self.head = LinearCrossEntropy(self.weight, chunk_tokens=chunk)
+        self.head.product = Quantised(self.weight)
+        self.head.product.refresh(self.weight, 0)
+
+    def results(self, num_scored: int = C, factor: float = 3.0) -> list[Tensor]:
+        """Loss of each slot, and gradients of states and weight."""
+        loss = self.head(self.states, self.targets, num_scored)
+        gradients = torch.autograd.grad(factor * loss.total, (self.states, self.weight))
+        return [loss.terms, *gradients]
+
+
+@pytest.mark.parametrize("num_scored", [C, 32, 17, 1])
+@pytest.mark.parametrize("chunk", [16, 20, C, 100])
+def test_a_head_is_that_of_what_was_quantised(chunk: int, num_scored: int) -> None:
+    case = Head(chunk=chunk)
+    states, weight = case.states.detach(), case.weight.detach()
+    states_8 = looked_up(states, states.abs().max(), E4M3)[:num_scored]
+    weight_8 = looked_up(weight, weight.abs().max(), E4M3)
+    logits = (states_8 @ weight_8.t()).to(BF16).double()
+    wanted = F.cross_entropy(logits, case.targets[:num_scored], reduction="none")
+    shares = logits.softmax(dim=1) - F.one_hot(case.targets[:num_scored], V)
+    gradient_8 = looked_up(shares.to(BF16), torch.finfo(E5M2).max * torch.tensor(2.0**-15), E5M2)
+
+    terms, of_states, of_weight = case.results(num_scored)
+
+    torch.testing.assert_close(terms[:num_scored].double(), wanted, rtol=1e-5, atol=1e-5)
+    assert terms[num_scored:].count_nonzero() == of_states[num_scored:].count_nonzero() == 0
+    # Of the weight's gradient each chunk's part is rounded to bf16 before they are added.
+    of_chunks = zip(gradient_8.split(chunk), states_8.split(chunk), strict=True)
+    parts = [(g.t() @ s).abs() for g, s in of_chunks]
+    for got, a, b, rounded in (
+        (of_states[:num_scored], gradient_8, weight_8, (gradient_8 @ weight_8).abs()),
+        (of_weight, gradient_8.t(), states_8, torch.stack(parts).sum(dim=0)),
+    ):
+        assert got.dtype == BF16
+        bound = 3 * (rounding(a, b) + 2**-8 * rounded)
+        assert ((got.double() - 3 * (a @ b)).abs() <= bound).all()
+
+
+def test_a_head_with_logits_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    from model.kernels import cross_entropy
+
+    expected = Head(chunk=20).results()
+    monkeypatch.setattr(loss, "chosen_cross_entropy", lambda *_: cross_entropy.cross_entropy_)
+    for one, other in zip(expected, Head(chunk=20).results(), strict=True):
+        # Few gradients of logits are e5m2's next number, which is a quarter away.
+        assert (one - other).norm() < 1e-2 * one.norm()
+
+
+def test_a_head_without_scored_slots() -> None:
+    assert not any(result.any() for result in Head(chunk=16).results(0))
+
+
+def test_a_head_without_gradient_has_the_same_loss() -> None:
+    case = Head(chunk=16)
+    with torch.no_grad():
+        terms = case.head(case.states, case.targets, C).terms
+    assert torch.equal(terms, case.results()[0])
+
+
+@pytest.mark.parametrize("where", ["states", "weight"])
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_head_hides_nothing_that_is_not_finite(where: str, bad: float) -> None:
+    case = Head(chunk=16)
+    getattr(case, where).data[3, 5] = bad
+    assert case.head.product is not None
+    case.head.product.refresh(case.weight, 1)
+    assert not any(result.isfinite().all() for result in case.results())

@@ -92,8 +92,8 @@ MISTAKES = [
         "precision: fp8 leaves the decoder's first and last block in bf16, and of 2",
     ),
     (
-        ["precision=fp8", "model.decoder.num_layers=4", "layout.tensor=2"],
-        "precision: fp8 works with layout.tensor=1 and layout.pipeline=1",
+        ["precision=fp8_with_head", "model.decoder.num_layers=4", "layout.tensor=2"],
+        "precision: fp8_with_head works with layout.tensor=1 and layout.pipeline=1",
     ),
     (
         ["precision=fp8", "model.decoder.num_layers=4", "zero.stage=3"],
@@ -104,8 +104,13 @@ MISTAKES = [
         "data.sequence_tokens: with precision=fp8 it must be a multiple of 16, not 50",
     ),
     (
-        ["precision=fp8", "model.decoder.num_layers=4", "lora={rank: 2}", "init_from=runs/a"],
-        "precision: fp8 multiplies whole weights, without adapters",
+        [
+            "precision=fp8_with_head",
+            "model.decoder.num_layers=4",
+            "lora={rank: 2}",
+            "init_from=runs/a",
+        ],
+        "precision: fp8_with_head multiplies whole weights, without adapters",
     ),
     (["layout.tensor=2"], "layout: tensor 2 x pipeline 1 needs a multiple of 2 ranks and there"),
     (

@@ -12,7 +12,7 @@ from model.semicausal import ModelConfig
 from parallel.costs import Load, causal_stack
 from parallel.launch import multiplies_bf16
 from parallel.mesh import LayoutConfig
-from parallel.zero.config import Precision, ZeroConfig
+from parallel.zero.config import IN_FP8, Precision, ZeroConfig
 from tools.plan.machines import MachineKind
 from tools.plan.weights import Share, Weights
 from train.config import RunConfig
@@ -205,7 +205,7 @@ def task_of(config: RunConfig, *, kind: MachineKind, document_tokens: float | No
             "lora: only runs that train whole weights are planned; adapters fit wherever the model "
             "itself does, so plan the run without lora"
         )
-    if config.precision == "fp8":
+    if config.precision in IN_FP8:
         raise ConfigError(
             "precision: there are no rates of fp8 to plan with: plan with precision=bf16, which "
             "is slower and takes two bytes less for each weight that is multiplied in fp8"

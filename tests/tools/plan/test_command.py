@@ -95,7 +95,8 @@ def test_adapters_are_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_fp8_is_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main([SMALL, "--gpus", "1", "--gpu", "h100", "precision=fp8", "zero.stage=1"]) == 2
+    in_fp8 = ["precision=fp8_with_head", "zero.stage=1"]
+    assert plan.main([SMALL, "--gpus", "1", "--gpu", "h100", *in_fp8]) == 2
     assert "plan with precision=bf16" in capsys.readouterr().err
 
 
