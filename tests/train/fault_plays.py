@@ -32,7 +32,7 @@ from train.data.store.shards import ShardStore
 Play = Callable[[Lab, Path], Played]
 
 FREEZE_SECONDS = 60.0
-DISK_PAGES = 16
+DISK_PAGES = 48
 """Of the disk that is too small: a page a shard."""
 BALLAST_BYTES = 40_000
 """With which a sample lies in large shards."""

@@ -5,9 +5,9 @@ import importlib
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,9 @@ import torch.distributed as dist
 
 from tests.distributed.checkpoint.runs import saver_of, state_of
 from tests.distributed.toy import Toy, engine_of, train_step
+from tests.train.runs import Rank
 from tools.checkpoint import faults
+from tools.ranks import run_module
 from train.checkpoint.directory import latest
 from train.checkpoint.restore import load_module, restore
 
@@ -87,20 +89,14 @@ def kill_again_and_again(directory: Path, num_kills: int) -> None:
 def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path: Path, num_kills: int) -> None:
     directory = tmp_path / "checkpoints"
     directory.mkdir()
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys, pathlib, tests.distributed.checkpoint.test_kill as t;"
-            "t.kill_again_and_again(pathlib.Path(sys.argv[1]), int(sys.argv[2]))",
-            str(directory),
-            str(num_kills),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        cwd=Path(__file__).parents[3],
-        timeout=500,
-        capture_output=True,
-        text=True,
-        check=False,
+    ended = Rank(
+        [str(directory), str(num_kills)],
+        tmp_path / "output",
+        {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        partial(run_module, __name__),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert ended.wait(500) == 0, ended.output()
+
+
+if __name__ == "__main__":
+    kill_again_and_again(Path(sys.argv[1]), int(sys.argv[2]))

@@ -3,11 +3,11 @@
 import re
 import resource
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,14 @@ import torch.distributed as dist
 from parallel.zero.state import local_slices
 from tests.distributed.checkpoint.runs import save_steps, saver_of, state_of, tensors_of
 from tests.distributed.toy import Toy, engine_of, train_step
-from tools.ranks import RankPool
+from tests.train.runs import Rank
+from tools.ranks import RankPool, run_module
 from train.checkpoint import saver as checkpoint_saver
 from train.checkpoint.directory import latest
 from train.checkpoint.restore import read_state
 from train.errors import CheckpointError
 from train.storage.local import LocalPlace
 from train.storage.place import Place
-
-REPOSITORY = Path(__file__).parents[3]
 
 
 def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int | None]:
@@ -178,59 +177,49 @@ def test_milestones_stay(rank_pools: dict[int, RankPool], tmp_path: Path) -> Non
     assert names[-1] == ["latest", "step_00000010", "step_00000020", "step_00000025"]
 
 
-_FAILING = """
-    import sys, time
-    from datetime import timedelta
-    from pathlib import Path
-    import torch.distributed as dist
-    from tests.distributed.checkpoint.runs import saver_of, state_of
-    from tests.distributed.toy import Toy, engine_of
-    from train.checkpoint import saver as checkpoint_saver
-
-    rank, directory = int(sys.argv[1]), Path(sys.argv[2])
+def _fail_while_saving(rank: int, directory: Path, which: str) -> None:
+    """One rank of two, all or one of which fail while the first checkpoint is being written."""
     dist.init_process_group(
-        "gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2,
+        "gloo",
+        init_method=f"file://{directory}/store",
+        rank=rank,
+        world_size=2,
         timeout=timedelta(seconds=20),
     )
     engine = engine_of(Toy(), stage=1)
     write = checkpoint_saver.write_chunks
-    def slow(*arguments):
+
+    def slow(*arguments: Any) -> Any:
         time.sleep(1)
         return write(*arguments)
+
     checkpoint_saver.write_chunks = slow
     with saver_of(directory / "checkpoints") as saver:
         saver.save(engine, state_of(1), step=1)
-        if rank == 0 or sys.argv[3] == "all":
+        if rank == 0 or which == "all":
             raise RuntimeError("training failed")
         dist.barrier()  # as a rank that goes on would
-"""
 
 
 @pytest.mark.parametrize("which", ["all", "one"])
 def test_failing_training_ends_and_keeps_what_was_being_written(tmp_path: Path, which: str) -> None:
     started = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(_FAILING), str(rank), str(tmp_path), which],
-            cwd=REPOSITORY,
-            env={
-                "PATH": "/usr/bin:/bin",
-                "OMP_NUM_THREADS": "1",
-                "DS_ACCELERATOR": "cpu",
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": "0",
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    ranks = [
+        Rank(
+            [str(rank), str(tmp_path), which],
+            tmp_path / f"output-{rank}",
+            {
+                **{"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), **world},
             },
-            stderr=subprocess.PIPE,
-            text=True,
+            partial(run_module, __name__),
         )
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=100)[1] for process in processes]
-    assert "training failed" in errors[0], errors[0]
-    assert all(process.returncode for process in processes)
+    codes = [rank.wait(100) for rank in ranks]
+    assert "RuntimeError: training failed" in ranks[0].output()
+    assert all(codes), [rank.output() for rank in ranks]
     # The threads of all ranks lived on for long enough to commit.
     path = latest(tmp_path / "checkpoints")
     assert path is not None
@@ -269,3 +258,7 @@ def test_a_commit_that_fails_leaves_the_one_before(
 ) -> None:
     for names in rank_pools[2].run(_storage_without_rename, tmp_path):
         assert names == ["latest", "step_00000001"]
+
+
+if __name__ == "__main__":
+    _fail_while_saving(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
