@@ -1,7 +1,7 @@
 """The whole model: spans become vectors, vectors take slots, the decoder reads the slots."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -42,6 +42,10 @@ class ModelConfig(Config):
     """What computes the decoder's attention: `auto` is what torch holds for fastest, but for calls
     that it would plan anew for each shape; `flash`, `cudnn`, `efficient` or `math`, or `flash3` or
     `flash4` of a package that is installed. `math` is also what computes the encoders'."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values; peft asks a model's `config` for them."""
+        return self.model_dump(mode="json")
 
 
 class SemiCausal(nn.Module):
@@ -139,6 +143,9 @@ class SemiCausal(nn.Module):
             return self.decoder.head(self.decoder.leave(rows).index_select(0, batch.wanted))
         rows = self.decoder.run(rows, part, num_sequences=num_sequences, documents=batch.documents)
         if not part.is_last:
+            if torch.is_grad_enabled() and not rows.requires_grad:
+                # Pipelines run a backward through every piece, also where nothing trains.
+                rows.requires_grad_()
             return rows
         states = self.decoder.leave(rows).index_select(0, batch.scored)
         targets = batch.labels.reshape(-1).index_select(0, batch.scored)

@@ -22,7 +22,7 @@ from model.semicausal import ModelConfig, SemiCausal
 from parallel.compiled import blocks_of, compilation_of, compile_if
 from parallel.mesh import LayoutConfig, Mesh, held_pieces
 from parallel.tensor import TensorLayers
-from parallel.zero import deepspeed_access, pages
+from parallel.zero import deepspeed_access, idle, pages
 from parallel.zero.config import IN_FP8, AdamW, Precision, RunPrecision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.gradients import tied_over_stages
@@ -88,6 +88,8 @@ def build_engine(
         # Before it goes to the device: there, in fp32, it might not fit. Buffers keep their type.
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        idle.train_nothing(model)
     model.to(mesh.world.device)
     base_optimizer = torch.optim.AdamW(
         # Stages 1 and 2 cut groups, not parameters: alone in its group, a tied weight is cut at the
@@ -100,6 +102,8 @@ def build_engine(
         eps=adamw.epsilon,
         fused=True,
     )
+    for group in base_optimizer.param_groups:
+        group["lr"] *= group["rate_ratio"]
     on_cpu = mesh.world.device.type == "cpu"
     spares_memory = on_cpu and (adamw.precision == "bf16" or zero.offload_directory is not None)
     if spares_memory:
@@ -163,14 +167,22 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 def parameter_groups(
     model: nn.Module, *, weight_decay: float, apart: nn.Parameter | None = None
 ) -> list[dict[str, Any]]:
-    """Trainable parameters with decay and without, in a fixed order; one may be a group alone."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """Trainable parameters with decay and without, in a fixed order; one may be a group alone.
+
+    Those with a learning rate of their own have a `rate_ratio`, what the run's is multiplied by.
+    """
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (not decays(name, parameter), parameter is apart)
+            ratio = getattr(parameter, "rate_ratio", 1.0)
+            key = (not decays(name, parameter), parameter is apart, ratio)
             groups.setdefault(key, []).append(parameter)
     return [
-        {"params": groups[key], "weight_decay": 0.0 if key[0] else weight_decay}
+        {
+            "params": groups[key],
+            "weight_decay": 0.0 if key[0] else weight_decay,
+            "rate_ratio": key[2],
+        }
         for key in sorted(groups)
     ]
 

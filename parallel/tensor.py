@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.adapters.factors import Factors
 from model.layers import Initializer, Layers, VocabularyShard
 from model.region import Region
 from parallel.megatron import core
@@ -63,6 +64,17 @@ class TensorLayers(Layers):
         layer.weight.placement = Region.of_box((out_features, in_features), part, (0, in_features))
         layer.bias.placement = Region.of_box((out_features,), part)
         layer.init = init
+        join, dropout = self._mappings.copy_to_tensor_model_parallel_region, super().dropout
+        if self.sequence_parallel:
+            join, dropout = self._mappings.gather_from_sequence_parallel_region, self._split_dropout
+        layer.adapter_factors = Factors(
+            in_features=in_features,
+            out_features=out_features,
+            outputs=part,
+            splits_rows=self.sequence_parallel,
+            join=partial(join, group=self.group),
+            dropout=dropout,
+        )
         return layer
 
     def row(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
@@ -82,6 +94,17 @@ class TensorLayers(Layers):
         )
         layer.bias.sequence_parallel = self.sequence_parallel
         layer.init = init
+        join = self._mappings.reduce_from_tensor_model_parallel_region
+        if self.sequence_parallel:
+            join = self._mappings.reduce_scatter_to_sequence_parallel_region
+        layer.adapter_factors = Factors(
+            in_features=in_features,
+            out_features=out_features,
+            inputs=self._part(in_features),
+            splits_rows=self.sequence_parallel,
+            join=partial(join, group=self.group),
+            dropout=self._split_dropout,
+        )
         return layer
 
     def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> nn.Module:
@@ -106,8 +129,8 @@ class TensorLayers(Layers):
 
     def dropout(self, share: float) -> nn.Module:
         """Dropout: one mask where all ranks hold the same rows, one a rank where they do not."""
-        if share and self.sequence_parallel:
-            return SplitDropout(share, self.rank)
+        if self.sequence_parallel:
+            return self._split_dropout(share)
         return super().dropout(share)
 
     def shard(self, num_tokens: int) -> VocabularyShard:
@@ -142,6 +165,9 @@ class TensorLayers(Layers):
         if self.sequence_parallel:
             return self._mappings.gather_from_sequence_parallel_region(rows, group=self.group)
         return self._mappings.copy_to_tensor_model_parallel_region(rows, group=self.group)
+
+    def _split_dropout(self, share: float) -> nn.Module:
+        return SplitDropout(share, self.rank) if share else nn.Identity()
 
     def _part(self, size: int) -> tuple[int, int]:
         assert size % self.size == 0, "checked with the configuration"
@@ -179,7 +205,15 @@ def _layer_classes() -> SimpleNamespace:
         """Outputs split over the ranks."""
 
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x)[0]
+            if self.skip_bias_add or self.weight.requires_grad or not self.bias.requires_grad:
+                return super().forward(x)[0]
+            # Megatron gives no gradient to the bias of a weight that is fixed.
+            self.skip_bias_add = True
+            try:
+                out, bias = super().forward(x)
+            finally:
+                self.skip_bias_add = False
+            return out + bias
 
     class Row(layers.RowParallelLinear):
         """Inputs split over the ranks."""

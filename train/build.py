@@ -1,16 +1,20 @@
 """Builds the parts of a run from its configuration: model, sources, plan, feed."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from model.lora import add_adapters
-from model.semicausal import ModelConfig, SemiCausal, parameter_counts
+from model.adapters.tuning import Names, tune
+from model.layers import logical_name, placement
+from model.semicausal import ModelConfig, SemiCausal
 from parallel import engine
 from parallel.engine import build_part
 from parallel.mesh import Mesh
 from parallel.split import with_split
 from parallel.zero.engine import ZeroEngine
+from train import adapter
 from train.checkpoint.restore import load_weights
 from train.config import RunConfig
 from train.config_files import differences
@@ -138,8 +142,7 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
     Adapters are put on where they are configured.
 
     Raises:
-        CheckpointError: a named checkpoint is missing, damaged or of another model.
-        ConfigError: no layer has the name of one of `lora.targets`.
+        CheckpointError: a named checkpoint or adapter is missing, damaged or of another model.
     """
     layout = with_split(
         config.layout,
@@ -157,12 +160,24 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
         part = dict(model.named_modules()).get(prefix.rstrip("."))
         if part is not None:
             load_weights(path, part, prefix=prefix)
-    if config.lora is not None:
-        try:
-            add_adapters(model, config.lora, seed=config.seed)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+    tune(model, config.tuning, seed=config.seed)
+    if config.lora is not None and config.lora.init_from is not None:
+        _start_from_adapter(config, model, local_path(config.lora.init_from))
     return model
+
+
+@torch.no_grad()
+def _start_from_adapter(config: RunConfig, model: SemiCausal, path: Path) -> None:
+    """Gives adapters, and what trains beside them, the values of a file."""
+    given = adapter.read(path)
+    for base, prefix in first_weights(config):
+        if not prefix:
+            adapter.refuse_other_base(given, path, base)
+    adapter.refuse_unfitting(given, path, Names.of(config.built_model), tuning=config.tuning)
+    for name, parameter in model.named_parameters():
+        value = given.values.get(logical_name(name, parameter))
+        if value is not None:
+            parameter.copy_(placement(parameter).take(value))
 
 
 # What makes two models compute alike with the same weights; the rest may differ.
@@ -190,7 +205,7 @@ def refuse_other_architecture(path: Place, here: dict[str, Any]) -> None:
         CheckpointError: it is of another model, or a LoRA run's, or missing or damaged.
     """
     stored = load_config(path)
-    if stored.lora is not None:
+    if stored.tuning.has_adapters:
         raise CheckpointError(
             f"{path} is a LoRA run: merge it first, with python -m tools.merge {path} OUT"
         )
@@ -226,7 +241,9 @@ def count_parameters(config: RunConfig, model: torch.nn.Module) -> int:
     """Parameters of the whole model, adapters included; `model` is this rank's part of it."""
     if config.layout.model_ranks == 1:
         return sum(parameter.numel() for parameter in model.parameters())
-    return sum(parameter_counts(config.built_model).values())
+    names = Names.of(config.built_model)
+    shapes = [*names.parameters.values(), *config.tuning.adapter_shapes(names).values()]
+    return sum(map(math.prod, shapes))
 
 
 def build_engine(config: RunConfig, model: torch.nn.Module, mesh: Mesh) -> ZeroEngine:

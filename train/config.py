@@ -1,13 +1,16 @@
 """The configuration of a run: composes the parts' classes and cross-checks them."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from model.adapters.kinds import BottleneckConfig, LoraConfig
+from model.adapters.patterns import Pattern
+from model.adapters.tuning import Names, Tuning
 from model.config import Config, PathText, Tokens
 from model.encoders.protocol import SpanLoad
 from model.fp8 import DIVISOR
-from model.lora import LoraConfig
 from model.semicausal import ModelConfig
 from parallel.costs import usual_load
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
@@ -174,8 +177,14 @@ class RunConfig(Config):
     watch: WatchConfig = Field(default_factory=WatchConfig)
     init_from: PathText | None = None
     """Checkpoint that supplies all first weights, as for finetuning."""
+    trainable: list[Pattern] | None = Field(default=None, min_length=1)
+    """What trains, by patterns over the names of parameters (`model/adapters/patterns.py`):
+    `[encoders, connectors]` fixes the decoder, `["*.bias"]` is BitFit, `["blocks.{-2..-1}"]` the
+    last two blocks of decoder and encoders. Default: everything; with adapters, they alone."""
     lora: LoraConfig | None = None
     """Train low-rank adapters and keep the rest fixed; needs `init_from`."""
+    bottleneck: BottleneckConfig | None = None
+    """Train narrow nets behind sublayers and keep the rest fixed; needs `init_from`."""
     compile_cache: PathText | None = None
     """Directory of this host in which `model.compile` keeps what it has compiled, for later starts
     and other ranks and runs. Default: one of this user's, in the system's temporary directory."""
@@ -192,6 +201,11 @@ class RunConfig(Config):
     def directory(self) -> RunDirectory:
         """What the run leaves, by name."""
         return RunDirectory(local_path(self.run_directory))
+
+    @property
+    def tuning(self) -> Tuning:
+        """What of the model is trained."""
+        return Tuning(trainable=self.trainable, lora=self.lora, bottleneck=self.bottleneck)
 
     @property
     def schedule_steps(self) -> int:
@@ -263,7 +277,8 @@ class RunConfig(Config):
     def identity(self) -> dict[str, Any]:
         """What decides a run's numbers; the rest (layout, paths, watching) may change on resume."""
         kept = {
-            "seed", "steps", "precision", "model", "spans", "optim", "init_from", "lora"
+            "seed", "steps", "precision", "model", "spans", "optim", "init_from", "trainable",
+            "lora", "bottleneck",
         }  # fmt: skip
         identity = self.model_dump(mode="json", include=kept)
         identity["optim"]["schedule_steps"] = self.schedule_steps
@@ -367,14 +382,15 @@ def _faults(config: RunConfig) -> list[str]:
             "checkpoint.asynchronous: must be false with zero.offload_directory: the copy that is "
             "written in the background would bring into memory what was moved out of it",
         ),
-        (
-            config.lora is not None and layout.model_ranks > 1,
-            "lora: adapters are trained with layout.tensor=1 and layout.pipeline=1 only: peft puts "
-            "them on whole layers; use data parallelism and ZeRO",
-        ),
-        (
-            config.lora is not None and config.init_from is None,
-            "lora: needs init_from, a checkpoint whose weights the adapters bend",
+        *(
+            (
+                is_set and config.init_from is None,
+                f"{key}: needs init_from, a checkpoint whose weights the adapters bend",
+            )
+            for key, is_set in (
+                ("lora", config.lora is not None),
+                ("bottleneck", config.bottleneck is not None),
+            )
         ),
         (
             config.lora is not None and config.lora.rank > decoder.width,
@@ -426,7 +442,21 @@ def _faults(config: RunConfig) -> list[str]:
         faults += _encoder_faults(config, name)
     if set(encoders) <= set(config.spans):
         faults += layout_faults(layout, config.built_model)
+        if config.tuning.is_set and not faults:
+            faults += _tuning_faults(config)
     return faults
+
+
+def _tuning_faults(config: RunConfig) -> Iterator[str]:
+    """Patterns that choose nothing, what would stay random, what is said twice."""
+    supplied = [""] if config.init_from is not None else []
+    for modality, part in config.built_model.encoders.items():
+        key = f"model.encoders.{modality}.encoder"
+        if part.encoder.init_from is not None:
+            supplied.append(f"encoders.{modality}.")
+        if config.trainable is not None and part.encoder.trainable_layers is not None:
+            yield f"{key}.trainable_layers: trainable says what trains: leave one of them out"
+    yield from config.tuning.faults(Names.of(config.built_model), supplied=supplied)
 
 
 def _fp8_rules(config: RunConfig) -> list[tuple[bool, str]]:
@@ -449,8 +479,8 @@ def _fp8_rules(config: RunConfig) -> list[tuple[bool, str]]:
             "rank: lower it, or use precision=bf16",
         ),
         (
-            config.lora is not None,
-            f"{key} multiplies whole weights, without adapters: use precision=bf16 with lora",
+            config.tuning.has_adapters,
+            f"{key} multiplies whole weights, without adapters: use precision=bf16 with them",
         ),
         (
             decoder.num_layers < 3,

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from model.lora import merge_adapters
+from model.adapters.merging import merged
+from model.adapters.tuning import Names, put_on
 from model.semicausal import SemiCausal
 from parallel.agreement import on_all_ranks
 from parallel.engine import build_part
@@ -31,7 +32,7 @@ def load_config(path: Place | Path) -> RunConfig:
 
 
 def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:
-    """The model of a checkpoint in fp32, adapters merged, in eval mode.
+    """The model of a checkpoint in fp32, adapters merged if they can be, in eval mode.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -39,12 +40,13 @@ def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:
     config = load_config(path)
     # What computed attention in training may not be there here, or not in fp32.
     model = SemiCausal(config.built_model.model_copy(update={"attention": "auto"}))
-    if config.lora is None:
-        load_module(path, model)
-    else:
-        weights = merge_adapters(read_values(path), config.lora)
+    if config.lora is not None and config.bottleneck is None:
+        weights = merged(read_values(path), config.lora)
         for name, parameter in model.named_parameters():
             parameter.data.copy_(weights[name])
+    else:
+        put_on(model, config.tuning, Names.of(model.config))
+        load_module(path, model)
     return model.to(device).eval()
 
 

@@ -30,7 +30,7 @@ from train.storage.lease import take_those_there
 from train.watch.metrics import BaselineRecord
 from train.watch.monitor import Monitor
 from train.watch.streams import Streams
-from train.wrap_up import look_at_data, say_complete, wrap_up
+from train.wrap_up import finish_adapter, look_at_data, say_complete, wrap_up
 
 NAMED_DOCUMENTS = 5
 """Documents that are named of a step without a scored token."""
@@ -98,6 +98,7 @@ def train(
 
     def save(step: int, position: Position) -> None:
         state = state_of(config, plan, monitor.wandb_run_id, step, position)
+        state |= {} if run.base_hash is None else {"base_hash": run.base_hash}
         lost = saver.save(engine, state, step=step)
         if lost is not None:
             monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
@@ -151,6 +152,8 @@ def train(
                 break
     latest = saver.finish()
     preemption.ignore()
+    if step == config.steps:
+        finish_adapter(config, latest, engine, is_main=world.is_main)
     engine.close()
     if step < config.steps:
         return ExitStatus.SAVED

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from parallel import compiled
-from parallel.agreement import on_all_ranks
+from parallel.agreement import on_all_ranks, on_first_rank
 from parallel.launch import World
 from parallel.mesh import build_mesh
 from parallel.zero.engine import ZeroEngine
+from train.adapter import base_hash
 from train.build import (
     build_collator,
     build_engine,
@@ -57,12 +58,14 @@ class RunState(State):
         tokenizer_sha256: of its corpora.
         corpus_fingerprint: of its samples.
         data: how far they were read; None in checkpoints of earlier versions.
+        base_hash: of the weights beside which adapters were trained; None where there are none.
     """
 
     wandb_run_id: str
     tokenizer_sha256: str
     corpus_fingerprint: str
     data: Position | None = None
+    base_hash: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,7 @@ class Run:
         num_trainable: parameters that train, of this rank's part.
         config: of the run, with a microbatch that fits.
         note: what the run should say of it, if anything.
+        base_hash: of the weights beside which adapters train; None where there are none.
     """
 
     plan: StepPlan
@@ -113,6 +117,7 @@ class Run:
     num_trainable: int
     config: RunConfig
     note: str | None
+    base_hash: str | None
 
 
 def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> Run:
@@ -130,6 +135,7 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
     agreed(lambda: _refuse_other_data(config, plan, saved))
     mesh = build_mesh(config.layout, world)
     model = agreed(lambda: build_model(config, mesh))
+    hashed = on_first_rank(lambda: _hashed_base(config, saved), UserError)
     num_parameters = count_parameters(config, model)
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     engine = build_engine(config, model, mesh)
@@ -152,7 +158,18 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
         num_trainable=num_trainable,
         config=fitting,
         note=f"batch.micro_sequences: auto takes {fitting.micro_sequences}" if is_auto else None,
+        base_hash=hashed,
     )
+
+
+def _hashed_base(config: RunConfig, saved: Saved | None) -> str | None:
+    """What the adapters' file says of the base, which a later run may have overwritten."""
+    if not config.tuning.has_adapters:
+        return None
+    if saved is not None:
+        return saved.state.base_hash
+    assert config.init_from is not None, "refused with the configuration"
+    return base_hash(Place.parse(config.init_from, config.storage))
 
 
 def agreed(work: Callable[[], Result]) -> Result:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from model.semicausal import parameter_counts
+from parallel.agreement import on_all_ranks
+from parallel.zero.engine import ZeroEngine
 from train import adapter
 from train.config import RunConfig
 from train.data.collate import Collator
@@ -67,21 +69,41 @@ def unigram_cross_entropy(
     return -float(log_probabilities[targets].mean())
 
 
-def wrap_up(config: RunConfig, latest: Place, *, seconds_to_first_step: float | None) -> None:
-    """Write a LoRA run's adapter, the report, and `summary.json` with the run's numbers.
+def write_adapter(config: RunConfig, latest: Place) -> None:
+    """Write the adapters of a run that has some, on one rank.
 
     Raises:
-        RunDirectoryError: the adapter cannot be written.
+        CheckpointError: what is read back is not what was written.
+        RunDirectoryError: they cannot be written.
     """
+    out = config.directory.adapter
+    if not config.tuning.has_adapters:
+        return
+    try:
+        adapter.write(latest, out, config=config.lora, bottleneck=config.bottleneck)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{out} cannot be written ({error.strerror or error}), but the run is saved: make "
+            "room there, and run again to write it"
+        ) from None
+
+
+def finish_adapter(config: RunConfig, latest: Place, engine: ZeroEngine, *, is_main: bool) -> None:
+    """Write the adapters of a run that has some, and see that they are what was trained.
+
+    Every rank must call it, before the engine is closed.
+
+    Raises:
+        UserError: as `write_adapter`; or they are not what the ranks hold.
+    """
+    on_all_ranks(lambda: write_adapter(config, latest) if is_main else None, UserError)
+    if config.tuning.has_adapters:
+        adapter.compare(engine, config.directory.adapter)
+
+
+def wrap_up(config: RunConfig, latest: Place, *, seconds_to_first_step: float | None) -> None:
+    """Write the report, and `summary.json` with the run's numbers."""
     directory = config.directory
-    if config.lora is not None:
-        try:
-            adapter.export(latest, config.lora, directory.adapter)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{directory.adapter} cannot be written ({error.strerror or error}), but the run "
-                "is saved: make room there, and run again to write it"
-            ) from None
     try:
         report = write_report(directory)
         summary = summarise(config, latest, report, seconds_to_first_step=seconds_to_first_step)
@@ -124,5 +146,6 @@ def say_complete(config: RunConfig, latest: Place) -> None:
     """
     directory = config.directory
     if directory.metrics.exists() and not directory.summary.exists():
+        write_adapter(config, latest)
         wrap_up(config, latest, seconds_to_first_step=None)
     sys.stdout.write(f"{directory} is complete: {latest} is its last checkpoint\n")

@@ -224,7 +224,7 @@ class ZeroEngine:
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets the learning rate of the next step, for all parameter groups."""
         for group in self.base_optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate_ratio"]
 
     @contextmanager
     def evaluating(self) -> Generator[None]:

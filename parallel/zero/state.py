@@ -13,6 +13,7 @@ from model.layers import is_split, logical_name, placement
 from model.region import Region
 from parallel.zero.config import Sharding
 from parallel.zero.engine import ZeroEngine
+from parallel.zero.idle import IDLE_NAME
 from parallel.zero.pages import MOMENTS
 
 TensorKind = Literal["value", "exp_avg", "exp_avg_sq"]
@@ -49,6 +50,8 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
     rank, num_ranks = mesh.data_rank, mesh.data_size
     masters = _master_tensors(engine)
     for index, (name, parameter) in enumerate(engine.module.named_parameters()):
+        if name == IDLE_NAME:
+            continue
         held = placement(parameter)
         # Whole copies are saved by the ranks in turn.
         owned = index % num_ranks == rank

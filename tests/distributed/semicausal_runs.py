@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.adapters.tuning import tune
 from model.batch import Batch
 from model.loss import Loss
 from model.recompute import Recompute
@@ -24,6 +25,7 @@ from parallel.split import with_split
 from parallel.zero.config import AdamW, RunPrecision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import local_slices
+from tests.distributed.tunings import TUNINGS, with_peft
 from train.data.collate import Attend, Collator
 from train.data.sample import Sample
 from train.data.spans.places import NO_SPANS, Spans
@@ -34,6 +36,7 @@ from train.step import reseed, train_step
 
 NUM_STEPS = 5
 CLIP_NORM = 0.3
+TUNING_SEED = 11
 ADAMW = AdamW(learning_rate=3e-3, weight_decay=0.1, clip_norm=CLIP_NORM)
 SEQUENCES = 8
 SLOTS = 48
@@ -75,6 +78,7 @@ class Cell:
         frozen: whether part of the encoder is fixed.
         attend: whether slots see across the two documents that each sample then holds.
         compiled: by which of torch's back ends, None for as it stands.
+        tuned: what of it trains, a key of `TUNINGS`.
     """
 
     tensor: int = 1
@@ -93,6 +97,7 @@ class Cell:
     dropout: float = 0.0
     attend: Attend = "across"
     compiled: Literal["eager", "aot_eager"] | None = None
+    tuned: str = ""
     steps: int = NUM_STEPS
 
     @property
@@ -169,6 +174,7 @@ def build(cell: Cell, mesh: Mesh) -> SemiCausal:
     if cell.compiled is not None:
         torch._dynamo.reset()
         compile_blocks(model, backend=cell.compiled)
+    tune(model, TUNINGS[cell.tuned], seed=TUNING_SEED)
     return model
 
 
@@ -201,13 +207,21 @@ def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
 
 
 def oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:
-    """Loss and gradient norm of each step in one process, norm and clipping in fp64; weights."""
+    """Loss and gradient norm of each step in one process, norm and clipping in fp64; weights.
+
+    Low-rank adapters are plain peft's there.
+    """
     return _oracle(cell.alone())
 
 
 @functools.cache
 def _oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:
-    model = build(cell, build_mesh(LayoutConfig(), World.here(torch.device("cpu"))))
+    tuning = TUNINGS[cell.tuned]
+    by_peft = tuning.lora is not None
+    mesh = build_mesh(LayoutConfig(), World.here(torch.device("cpu")))
+    model = build(replace(cell, tuned="") if by_peft else cell, mesh)
+    if by_peft:
+        with_peft(model, tuning, seed=TUNING_SEED)
     history = plain_steps(model, (microbatches(cell, step)[0] for step in range(cell.steps)))
     return history, {name: p.detach() for name, p in model.named_parameters()}
 
@@ -215,6 +229,8 @@ def _oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:
 def plain_steps(model: SemiCausal, batches: Iterable[Batch]) -> History:
     """Loss and gradient norm of a step on each batch, in one process and by torch alone."""
     groups = parameter_groups(model, weight_decay=ADAMW.weight_decay)
+    for group in groups:
+        group["lr"] = ADAMW.learning_rate * group["rate_ratio"]
     optimizer = torch.optim.AdamW(
         groups, lr=ADAMW.learning_rate, betas=ADAMW.betas, eps=ADAMW.epsilon
     )

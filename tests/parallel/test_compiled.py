@@ -11,10 +11,11 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
+from model.adapters.kinds import LoraConfig
+from model.adapters.tuning import Tuning, tune
 from model.batch import Batch
 from model.block import NormKind
 from model.generation.decoding import Request, generate
-from model.lora import LoraConfig, add_adapters
 from model.loss import Loss
 from model.recompute import Recompute
 from model.semicausal import ModelConfig, SemiCausal
@@ -138,7 +139,7 @@ def test_adapters() -> None:
     plain, model = trained_pair(tiny_config(dropout=0.1))
     state = compile_blocks(model, backend="eager")
     for twin in (plain, model):
-        add_adapters(twin, LoraConfig(rank=2, dropout=0.1), seed=1)
+        tune(twin, Tuning(lora=LoraConfig(rank=2, dropout=0.1)), seed=1)
     batches = changing_batches()
     assert_equal(steps_of(model, batches), steps_of(plain, batches))
     assert state.failure is None

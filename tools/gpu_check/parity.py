@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import torch.distributed as dist
 
-from model.lora import add_adapters
+from model.adapters.tuning import tune
 from parallel.engine import build_part
 from parallel.launch import World, join
 from parallel.mesh import build_mesh
@@ -76,8 +76,7 @@ def steps_of(overrides: tuple[str, ...]) -> History:
     config = load(RunConfig, [str(TINY), *overrides])
     mesh = build_mesh(config.layout, World.here())
     model = build_part(config.built_model, config.layout, mesh, seed=config.seed)
-    if config.lora is not None:
-        add_adapters(model, config.lora, seed=config.seed)
+    tune(model, config.tuning, seed=config.seed)
     engine = build_engine(config, model, mesh)
     micro = config.batch.sequences // MICROBATCHES
     samples = random_samples(

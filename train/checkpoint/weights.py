@@ -1,6 +1,6 @@
 """Weights alone: out of any checkpoint, and into one without moments."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,32 @@ def read_values(path: Place | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
+    return dict(values_of(path))
+
+
+def values_of(path: Place | Path, *, trainable: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters of a checkpoint with their names, one after the other.
+
+    Args:
+        path: a checkpoint, or anything that `resolve` understands.
+        trainable: leave out those that were fixed.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+    """
     path = resolve(path)
     index = Index.read(path)
-    values: dict[str, Tensor] = {}
     with ChunkReader(path, index) as reader:
-        for name, record in index.parameters.items():
+        for name, record in sorted(index.parameters.items()):
+            if trainable and not record.trainable:
+                continue
             nothing = torch.empty(0, dtype=record.torch_dtype)
             whole = Region.whole(tuple(record.shape))
             wanted = StateSlice(name=name, kind="value", region=whole, tensor=nothing)
             reader.check(wanted)  # before there is room for what an index only claims
             flat = torch.empty(record.num_elements, dtype=record.torch_dtype)
             reader.fill(replace(wanted, tensor=flat))
-            values[name] = flat.view(record.shape)
-    return values
+            yield name, flat.view(record.shape)
 
 
 def write_values(

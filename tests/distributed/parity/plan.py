@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.distributed.parity.pairs import Row, pairwise
 from tests.distributed.semicausal_runs import Cell
+from tests.distributed.tunings import TUNINGS
 
 TRAINED_STEPS = 20
 
@@ -70,6 +71,26 @@ DAILY_COMPILED: list[Row] = [
 input of a block has a gradient."""
 
 
+TUNED_LAYOUTS: list[Row] = [
+    {"tensor": 2},
+    {"tensor": 2, "sequence_parallel": True},
+    {"pipeline": 2},
+    INTERLEAVED,
+    {"tensor": 2, "pipeline": 2},
+]
+
+DAILY_TUNED: list[Row] = [
+    {"tuned": "all", "zero": 1},
+    {"tuned": "all", "zero": 3, "tensor": 2, "sequence_parallel": True, "recompute": "full"},
+    {"tuned": "beside the connector", "zero": 3, "tensor": 2},
+    {"tuned": "encoder", "zero": 1, "pipeline": 2},
+    {"tuned": "last block", "zero": 3, **INTERLEAVED},
+    {"tuned": "BitFit", "zero": 1, "tensor": 2},
+    {"tuned": "bottleneck", "zero": 2, "tensor": 2, "sequence_parallel": True},
+]
+"""Each way to split a layer, a stage on which nothing trains, and a piece on which nothing does."""
+
+
 def planned_cells() -> list[Cell]:
     """The table's cells, those of one mesh after each other, the fewest ranks first."""
     rows = [
@@ -80,6 +101,7 @@ def planned_cells() -> list[Cell]:
         *_within_rows(({}, *FURTHER_LAYOUTS)),
         *_compiled_rows(),
         *_trained_rows(),
+        *_tuned_rows(),
     ]
     return _ordered(rows)
 
@@ -109,6 +131,7 @@ def daily_cells() -> list[Cell]:
     ]
     rows += _within_rows(DAILY_WITHIN)
     rows += [row | {"microbatches": 2, "compiled": "eager"} for row in DAILY_COMPILED]
+    rows += [row | {"microbatches": 2} for row in DAILY_TUNED]
     return _ordered(rows)
 
 
@@ -188,6 +211,33 @@ def _trained_rows() -> list[Row]:
         layout | {"zero": 3, "microbatches": 2, "steps": TRAINED_STEPS}
         for layout in ({"tensor": 2, "pipeline": 2}, EIGHT_RANKS)
     ]
+
+
+def _tuned_rows() -> list[Row]:
+    asked = [
+        layout | {"zero": zero, "tuned": tuned, "microbatches": 2}
+        for layout in TUNED_LAYOUTS
+        for zero in (1, 3)
+        for tuned in ("decoder", "encoder", "connector", "all")
+    ]
+    layouts = [{}, {"data": 2}, *TUNED_LAYOUTS, INTERLEAVED | {"data": 2}, EIGHT_RANKS]
+    choices: dict[str, Any] = {
+        "layout": range(len(layouts)),
+        "tuned": [name for name in TUNINGS if name],
+        "zero": ZERO,
+        "tied": (True, False),
+        "norm": ("deepnorm", "pre"),
+        "microbatches": (2, 4),
+        "spans": ("everywhere", "first rank"),
+        "recompute": RECOMPUTE,
+    }
+    further = [layouts[row.pop("layout")] | row for row in pairwise(choices)]
+    in_bf16 = [
+        layout | {"zero": zero, "tuned": "all", "microbatches": 2, "precision": "bf16"}
+        for layout in layouts
+        for zero in (1, 3)
+    ]
+    return [*asked, *further, *in_bf16]
 
 
 def _ordered(rows: list[Row]) -> list[Cell]:

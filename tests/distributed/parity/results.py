@@ -4,10 +4,13 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from torch import Tensor
 
+from tests.distributed.parity.tuned import peft_difference, saved_difference, saved_on_ranks
 from tests.distributed.semicausal_runs import (
     MODEL,
     Cell,
@@ -17,10 +20,12 @@ from tests.distributed.semicausal_runs import (
     oracle,
     trained_on_ranks,
 )
+from tests.distributed.tunings import TUNINGS
 from tools.ranks import RankPool, RanksFailed
 
 TOLERANCE = 1e-5
 WEIGHT_TOLERANCE = 1e-4
+PEFT_TOLERANCE = 1e-4
 BF16_LOSS_TOLERANCE = 2**-11
 BF16_NORM_TOLERANCE = 2**-6
 """Rounded up from how far bf16 itself is from fp32 in one process: 1.2e-4 and 1.3e-2. Splitting a
@@ -37,6 +42,8 @@ class Result:
         reason: why it was refused or has failed.
         loss_difference: largest relative one over the steps; so is that of the gradient norm.
         weight_difference: largest over the tensors, of cells that are trained for longer.
+        adapter_difference: largest over the saved tensors, of cells that train a part of the model.
+        peft_logit_difference: between plain peft with the saved adapter and this program.
     """
 
     cell: Cell
@@ -45,6 +52,8 @@ class Result:
     loss_difference: float | None = None
     gradient_norm_difference: float | None = None
     weight_difference: float | None = None
+    adapter_difference: float | None = None
+    peft_logit_difference: float | None = None
     seconds: float = 0.0
 
     def fault(self) -> str | None:
@@ -56,7 +65,13 @@ class Result:
                 return f"failed: {self.reason}"
             case "run":
                 loss, norm = tolerances(self.cell)
-                allowed = {"loss": loss, "gradient_norm": norm, "weight": WEIGHT_TOLERANCE}
+                allowed = {
+                    "loss": loss,
+                    "gradient_norm": norm,
+                    "weight": WEIGHT_TOLERANCE,
+                    "adapter": TOLERANCE,
+                    "peft_logit": PEFT_TOLERANCE,
+                }
                 beyond = [
                     f"{name} differs by {value:.1e} of {limit:.1e} allowed"
                     for name, limit in allowed.items()
@@ -87,6 +102,9 @@ class Result:
             "compiled": cell.compiled,
             "steps": cell.steps,
             "weight_difference": self.weight_difference,
+            "tuned": cell.tuned,
+            "adapter_difference": self.adapter_difference,
+            "peft_logit_difference": self.peft_logit_difference,
             "against": against(cell),
             "tolerances": tolerances(cell),
             "seconds": round(self.seconds, 2),
@@ -124,8 +142,18 @@ def compared(pool: RankPool, cell: Cell, references: Mapping[Cell, History]) -> 
     if refusal is not None:
         return Result(cell=cell, status="refused", reason=refusal)
     try:
-        weight_difference = None
-        if cell.steps > 5:
+        weight_difference = adapter_difference = peft_logit_difference = None
+        if cell.tuned:
+            with TemporaryDirectory(prefix="tuned-") as name:
+                histories = pool.run(saved_on_ranks, cell, name)
+                if against(cell) == "one in bf16":
+                    expected = references[cell.alone()]
+                else:
+                    expected, weights = oracle(cell)
+                    adapter_difference = saved_difference(cell, Path(name), weights)
+                if TUNINGS[cell.tuned].lora is not None:
+                    peft_logit_difference = peft_difference(cell, Path(name))
+        elif cell.steps > 5:
             answers = pool.run(trained_on_ranks, cell)
             histories = [history for history, _ in answers]
             expected, weights = oracle(cell)
@@ -151,6 +179,8 @@ def compared(pool: RankPool, cell: Cell, references: Mapping[Cell, History]) -> 
         loss_difference=loss,
         gradient_norm_difference=norm,
         weight_difference=weight_difference,
+        adapter_difference=adapter_difference,
+        peft_logit_difference=peft_logit_difference,
         seconds=time.monotonic() - started,
     )
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.adapters.layer import Adapted
 from parallel.later import Later
 from parallel.zero import gradients
 from parallel.zero.engine import Update, ZeroEngine
@@ -20,6 +21,7 @@ from tests.distributed.semicausal_runs import Cell, History, engine_of, on_ranks
 from tools.ranks import RankPool, RanksFailed
 
 SEQUENCE_PARALLEL = Cell(tensor=2, sequence_parallel=True)
+ADAPTERS = Cell(tensor=2, sequence_parallel=True, tuned="all")
 TIED_STAGES = Cell(pipeline=2)
 DISAGREEMENT = "ranks that should hold the same gradient do not"
 
@@ -89,7 +91,9 @@ def _is_noticed(outcome: History | str, cell: Cell) -> bool:
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-@pytest.mark.parametrize("cell", [SEQUENCE_PARALLEL, TIED_STAGES], ids=lambda cell: cell.layout)
+@pytest.mark.parametrize(
+    "cell", [SEQUENCE_PARALLEL, TIED_STAGES, ADAPTERS], ids=lambda cell: cell.layout + cell.tuned
+)
 def test_gradients_that_are_not_summed_are_noticed(
     rank_pools: dict[int, RankPool], cell: Cell, zero: Any
 ) -> None:
@@ -126,6 +130,25 @@ def test_a_backward_that_is_not_announced_is_refused(rank_pools: dict[int, RankP
         assert not _is_noticed(history, cell)
     with pytest.raises(RanksFailed, match=r"^rank . failed:"):
         rank_pools[2].run(_with_other_beginning, cell, _begin_without_flag, timeout_seconds=60)
+
+
+def _without_joins(cell: Cell) -> History | str:
+    """A's rows are neither summed over ranks nor are their gradients."""
+    with _replaced(Adapted, "join", staticmethod(_as_it_is)):
+        return _run(cell)
+
+
+def _as_it_is(rows: Tensor) -> Tensor:
+    return rows
+
+
+@pytest.mark.parametrize("targets", ["decoder", "encoder"])
+def test_adapters_whose_ranks_do_not_join_are_noticed(
+    rank_pools: dict[int, RankPool], targets: str
+) -> None:
+    cell = Cell(tensor=2, tuned=targets)
+    for outcome in rank_pools[2].run(_without_joins, cell):
+        assert _is_noticed(outcome, cell), outcome
 
 
 def _norms(cases: list[tuple[float, float]]) -> list[float | str]:

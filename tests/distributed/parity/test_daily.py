@@ -19,6 +19,7 @@ def name(cell: Cell) -> str:
     parts += ["frozen"] if cell.frozen else []
     parts += ["within"] if cell.attend == "within" else []
     parts += ["compiled"] if cell.compiled else []
+    parts += [cell.tuned] if cell.tuned else []
     return "-".join(parts).replace(" ", "-")
 
 
