@@ -26,6 +26,7 @@ class Adapted(nn.Module):
     Attributes:
         base_layer: what it was; anything else that is asked of this module is asked of it.
         active: names of the adapters that are computed for all rows.
+        choice: adds the parts of the adapters instead, see `model.adapters.several`.
     """
 
     def __init__(self, base_layer: nn.Module):
@@ -35,6 +36,7 @@ class Adapted(nn.Module):
         self.lora_dropout, self.bottleneck = nn.ModuleDict(), nn.ModuleDict()
         self.factors: dict[str, float] = {}
         self.active: list[str] = []
+        self.choice: Callable[[Adapted, Tensor, Tensor], Tensor] | None = None
 
     @property
     def join(self) -> Callable[[Tensor], Tensor]:
@@ -76,6 +78,8 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[.., in] -> [.., out], or of each what the layer works on."""
         out = self.base_layer(x)
+        if self.choice is not None:
+            return self.choice(self, x, out)
         for name in self.active:
             out = self.beside(x, out, name)
         return out
