@@ -1,7 +1,7 @@
 """Each row of a batch with its own adapter computes what it computes alone, by plain peft."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -105,7 +105,7 @@ def test_outside_it_is_the_base(base: SemiCausal, model: SemiCausal) -> None:
 
 
 @contextmanager
-def refused(message: str) -> Iterator[None]:
+def refused(message: str) -> Generator[None]:
     with pytest.raises(ValueError, match=message):
         yield
 
