@@ -1,5 +1,6 @@
 """Self-attention: causal over decoder slots, bidirectional over packed spans."""
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -149,13 +150,18 @@ class SpanGrid:
     num_spans: int
     longest_rows: int
 
+    @staticmethod
+    def padded(num_spans: float, longest_rows: float) -> tuple[int, int]:
+        """Spans and rows of the grid off the CPU."""
+        rows, spans = longest_rows / GRID_ROWS_MULTIPLE, num_spans / GRID_SPANS_MULTIPLE
+        return math.ceil(spans) * GRID_SPANS_MULTIPLE, math.ceil(rows) * GRID_ROWS_MULTIPLE
+
     @classmethod
     def fitted(cls, cells: Int64[Tensor, "R"], num_spans: int, longest_rows: int) -> Self:
         """The grid that suits the device: as small as can be on CPUs, else of few shapes."""
         if not is_padded_on(cells.device):
             return cls(cells, num_spans, longest_rows)
-        rows = -(-longest_rows // GRID_ROWS_MULTIPLE) * GRID_ROWS_MULTIPLE
-        spans = -(-num_spans // GRID_SPANS_MULTIPLE) * GRID_SPANS_MULTIPLE
+        spans, rows = cls.padded(num_spans, longest_rows)
         before = cells.div(longest_rows, rounding_mode="floor")
         return cls(cells + before * (rows - longest_rows), spans, rows)
 

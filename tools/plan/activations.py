@@ -7,9 +7,10 @@ wrote (2 F). Scores are never kept: the fused kernels keep one logarithm a row a
 position bias of an encoder trains on a CPU there is no fused kernel, and scores are kept in fp32.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from model.attention import SpanGrid
 from model.encoders.protocol import Stack
 from parallel.costs import Load
 from parallel.mesh import LayoutConfig
@@ -38,7 +39,9 @@ class Kept:
     encoder_transient: float
 
 
-def kept(task: Task, candidate: Candidate, share: Share, *, fused: bool) -> Kept:
+def kept(
+    task: Task, candidate: Candidate, share: Share, *, fused: bool, padded: bool = False
+) -> Kept:
     """What one microbatch keeps.
 
     Args:
@@ -46,6 +49,7 @@ def kept(task: Task, candidate: Candidate, share: Share, *, fused: bool) -> Kept
         candidate: how it is spread.
         share: what the rank holds.
         fused: whether span attention has a fused kernel even where its bias trains, as on CUDA.
+        padded: whether its grid is larger than the spans ask for, as off the CPU.
     """
     decoder, layout, e = task.model.decoder, candidate.layout, task.element_bytes
     load = task.load(candidate.micro_sequences)
@@ -63,6 +67,7 @@ def kept(task: Task, candidate: Candidate, share: Share, *, fused: bool) -> Kept
         pieces[0] += spans.vectors * decoder.width * e
         for stack in part.encoder.stacks(spans):
             if stack.trains:
+                stack = _padded(stack) if padded else stack
                 blocks = _encoder(stack, layout, e, fused=fused)
                 encoder += blocks.kept
                 encoder_transient = max(encoder_transient, blocks.transient)
@@ -74,6 +79,12 @@ def kept(task: Task, candidate: Candidate, share: Share, *, fused: bool) -> Kept
         block_transient=layer.transient,
         encoder_transient=encoder_transient,
     )
+
+
+def _padded(stack: Stack) -> Stack:
+    longest_rows = stack.pairs / stack.cells
+    spans, rows = SpanGrid.padded(stack.cells / longest_rows, longest_rows)
+    return replace(stack, cells=spans * rows, pairs=spans * rows**2)
 
 
 class _Block(NamedTuple):

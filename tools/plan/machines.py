@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import numpy as np
 import psutil
@@ -230,9 +230,9 @@ def nominal(kind: MachineKind, *, cores: int = 1, memory_bytes: float = 8 * GIB)
             RatesAt(
                 precision=precision,
                 busy_ranks=1,
-                rates=_nominal_rates(peak, sheet, call=5e-4 if on_cpu else 2e-4),
+                rates=_nominal_rates(peak, sheet, call=5e-4 if on_cpu else 2e-4, handled=handled),
             )
-            for precision, peak in peaks.items()
+            for (precision, peak), handled in zip(peaks.items(), _HANDLED_BYTES, strict=True)
         ],
         within_node=_links(latency=near, nominal_rate=sheet.node_link),
         between_nodes=_links(
@@ -242,7 +242,26 @@ def nominal(kind: MachineKind, *, cores: int = 1, memory_bytes: float = 8 * GIB)
     )
 
 
-def _nominal_rates(peak: float, sheet: _Sheet, *, call: float) -> Rates:
+class _Handled(NamedTuple):
+    """Bytes an element that ZeRO moves at each stage, besides AdamW's own."""
+
+    step: tuple[float, ...]
+    microbatch: tuple[float, ...]
+
+
+_HANDLED_BYTES: Final = (
+    # In fp32 DeepSpeed copies gradients to buckets, to the part that is this rank's, and to a flat
+    # group; all is read once for the norm, and weights are written.
+    _Handled(step=(20.0, 28.0, 28.0, 36.0), microbatch=(12.0, 12.0, 12.0, 24.0)),
+    # In bf16 at stages 0 and 1 gradients lie where they are summed (`parallel.zero.accumulation`):
+    # they are read once for the norm (4), and masters to write weights (6); each microbatch reads
+    # a gradient, and the sum, and writes it (10).
+    _Handled(step=(10.0, 10.0, 28.0, 36.0), microbatch=(10.0, 10.0, 12.0, 24.0)),
+)
+"""In fp32, and in bf16 with fp32 sums."""
+
+
+def _nominal_rates(peak: float, sheet: _Sheet, *, call: float, handled: _Handled) -> Rates:
     moved = 0.70 * sheet.memory_rate
     return Rates(
         products=[(size, min(share, sheet.products) * peak) for size, share in _NOMINAL_PRODUCTS],
@@ -253,10 +272,9 @@ def _nominal_rates(peak: float, sheet: _Sheet, *, call: float) -> Rates:
         update=0.80 * sheet.memory_rate,
         block_seconds=call,
         microbatch_seconds=5 * call,
-        # Bytes an element that DeepSpeed moves: gradients copied, summed, their norm, scaled.
-        step_element_seconds=[b / moved for b in (44.0, 52.0, 52.0, 60.0)],
-        step_block_seconds=[call] * 4,
-        microbatch_element_seconds=[b / moved for b in (12.0, 12.0, 12.0, 24.0)],
+        step_element_seconds=[num_bytes / moved for num_bytes in handled.step],
+        step_block_seconds=[0.0] * 4,  # one call handles all tensors
+        microbatch_element_seconds=[num_bytes / moved for num_bytes in handled.microbatch],
         microbatch_block_seconds=[0.0, call, call, 5 * call],
     )
 

@@ -27,6 +27,9 @@ from tools.plan.weights import Share
 REDUCED_AT_ONCE = 500_000_000
 """Elements that DeepSpeed reduces in one call where it shards no gradients."""
 
+LIBRARY_BYTES = 2 * 32 * 2**20
+"""What torch gives cuBLAS and cuBLASLt to work in, on Hopper, from their first product on."""
+
 FP64 = 8
 SLOT_BYTES = 60
 """Of the batch itself, a slot: tokens, labels, which are scored."""
@@ -70,8 +73,9 @@ def rank_memory(
 ) -> Memory:
     """Memory of one rank, of this stage, at its fullest moment."""
     share = task.share(candidate, pipeline_rank)
-    state = _state(task, candidate, share, on_cpu=machine.kind == "cpu")
-    acts = kept(task, candidate, share, fused=machine.has_fused_span_attention)
+    on_cpu = machine.kind == "cpu"
+    state = _state(task, candidate, share, on_cpu=on_cpu)
+    acts = kept(task, candidate, share, fused=machine.has_fused_span_attention, padded=not on_cpu)
 
     def held(counts: tuple[int, ...]) -> tuple[float, float]:
         return sum(map(operator.mul, counts, acts.pieces)), counts[0] * acts.encoder
@@ -88,9 +92,7 @@ def rank_memory(
     head = Head()
     waiting = 0.0
     if share.is_last:
-        head = head_bytes(
-            task, load=load, vocabulary_rows=share.vocabulary_rows, on_gpu=machine.kind != "cpu"
-        )
+        head = head_bytes(task, load=load, vocabulary_rows=share.vocabulary_rows, on_gpu=not on_cpu)
         waiting = head.left if share.is_first and task.model.decoder.tied_head else 0.0
     tables = share.is_first * share.vocabulary_rows * row_bytes
     # Of microbatches done, gradients stay; of the first, there are none before its backward.
@@ -115,9 +117,9 @@ def rank_memory(
         activations=activations,
         encoder=encoder,
         gradients=state.always.gradients + gradients,
-        workspace=state.always.workspace + batch + workspace,
+        workspace=state.always.workspace + batch + workspace + LIBRARY_BYTES * (not on_cpu),
     )
-    start = _start(task, candidate, share, on_cpu=machine.kind == "cpu")
+    start = _start(task, candidate, share, on_cpu=on_cpu)
     return max(start, running, key=lambda memory: memory.total)
 
 

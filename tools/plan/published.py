@@ -12,23 +12,20 @@ sources named; where a source counts operations otherwise, its tokens a second a
 - `EAGER_LLAMA_MOVES` and `COMPILED_LLAMA_MOVES` were counted from the operators, and not fitted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig
-from parallel.zero.config import ZeroConfig
 from tools.arguments import Parser
-from tools.plan.machines import Machine, Rates, nominal
+from tools.plan.described import Described, common_of, decoder_of
+from tools.plan.machines import Machine, MachineKind, Rates, nominal
 from tools.plan.search import flops_per_token
 from tools.plan.step_time import step_seconds
 from tools.plan.table import console
-from tools.plan.task import Candidate, Products, Task, Wire, task_of
-from tools.plan.weights import Share, Weight
+from tools.plan.task import Candidate, Task, Wire, task_of
 from train.config import RunConfig
 from train.config_files import load
 
@@ -55,60 +52,6 @@ LOW_POWER = 0.80
 """Of what an H100 of 700 W multiplies, what one of 500 W does."""
 HBM2E = 2.4 / 3.35
 """Bytes a second of its memory, over those of the H100 of 80 GB."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Described(Task):
-    """A decoder of another kind.
-
-    Attributes:
-        moves: elements of width that a block moves a row.
-        gated: whether its feed-forward layers have a gate; then norms have no bias, nor products.
-        key_value_share: width of the keys, over that of the queries.
-        recomputed: share of a forward that is computed again.
-    """
-
-    moves: float
-    gated: bool = False
-    key_value_share: float = 1.0
-    recomputed: float = 0.0
-
-    @property
-    def decoder_elements(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """All parameters."""
-        if not self.gated:
-            return super().decoder_elements
-        decoder = self.model.decoder
-        layer = sum(a * b for a, b in self.layer_products(tensor=1)) + 2 * decoder.width
-        tables = (2 - decoder.tied_head) * decoder.vocabulary * decoder.width
-        return int(decoder.num_layers * layer + tables + decoder.width)
-
-    def layer_products(self, *, tensor: int) -> Products:
-        """Queries, keys and values; output; gate, if there is one, and up; down."""
-        width, hidden = self.model.decoder.width, self.model.decoder.feed_forward / tensor
-        split = width / tensor
-        queries_keys_values = split * (1 + 2 * self.key_value_share)
-        up = hidden * (1 + self.gated)
-        return (width, queries_keys_values), (split, width), (width, up), (hidden, width)
-
-    def layer_moves(self, layout: LayoutConfig) -> float:
-        """What was counted."""
-        return self.element_bytes * self.moves * self.model.decoder.width / layout.tensor
-
-    def again(self, layout: LayoutConfig) -> float:
-        """What the run says."""
-        return self.recomputed
-
-    def share(self, candidate: Candidate, pipeline_rank: int) -> Share:
-        """All of it, over the ranks of a tensor group."""
-        tensor, decoder = candidate.layout.tensor, self.model.decoder
-        return Share(
-            weights=[Weight(self.decoder_elements // tensor, (True, False))],
-            piece_layers=(decoder.num_layers,),
-            is_first=True,
-            is_last=True,
-            vocabulary_rows=decoder.vocabulary // tensor,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,16 +162,24 @@ The shape follows from the size: Llama 3.2 1 B with as many heads of keys as of 
 vocabulary of 2^17. Which layouts they were is not told: the planner takes its own best."""
 
 
-OURS = "this repository on one H200, 26 November 2026 (docs/lab-notes.md)"
+OURS = "this repository, 26 November 2026 (docs/lab-notes.md)"
 OURS_ROWS = """
-16 1 none 53091
-16 1 blocks 54209
-16 4 blocks 56528
-20 1 blocks 53976
-24 1 blocks 55835
+h200 16 1 none 53091
+h200 16 1 blocks 54209
+h200 16 4 blocks 56528
+h200 20 1 blocks 53976
+h200 24 1 blocks 55835
+h100 12 1 auto 54657
+h100 12 4 auto 57469
 """
-"""Sequences of a microbatch, microbatches, what is compiled, tokens a second: the 1.3 B with chunks
-of 4,096 in its head. Rates of H100 and H200 come from the first row's kernels."""
+"""Device, sequences of a microbatch, microbatches, what is compiled, tokens a second: the 1.3 B. On
+the H200 it was a prototype with chunks of 4,096 in its head, passed over by torch. Rates of H100
+and H200 come from the first row's kernels."""
+PROTOTYPE_BYTES = 52.0
+"""Of an element and step that the prototype moved besides AdamW's own: gradients were zeroed,
+added, copied onto themselves and scaled."""
+PROTOTYPE_CALL_SECONDS = 2e-4
+"""Of each block and step: it launched some operators for each tensor."""
 
 
 def rows() -> Iterator[Row]:
@@ -243,8 +194,8 @@ def llm_foundry() -> Iterator[Row]:
     for name, *numbers, sharding, checkpointing, speed in map(str.split, _lines(LLM_FOUNDRY_ROWS)):
         gpus, micro, num_microbatches = map(int, numbers)
         width, num_layers, heads = MPT[name]
-        decoder = _decoder(width, num_layers, heads, 4 * width, MPT_VOCABULARY, tokens=2048)
-        common = _common(decoder, sequences=gpus * micro * num_microbatches, tokens=2048)
+        decoder = decoder_of(width, num_layers, heads, 4 * width, MPT_VOCABULARY, tokens=2048)
+        common = common_of(decoder, sequences=gpus * micro * num_microbatches, tokens=2048)
         yield Row(
             source=LLM_FOUNDRY,
             name=f"MPT {name}, microbatch {micro}, {sharding}"
@@ -260,7 +211,7 @@ def llm_foundry() -> Iterator[Row]:
                 num_microbatches=num_microbatches,
                 wire=FSDP,
             ),
-            machine=_with_rates(nominal("h100"), attention=FIRST_FLASH),
+            machine=_scaled(nominal("h100"), attention=FIRST_FLASH),
             tokens_per_second=float(speed),
         )
 
@@ -268,13 +219,13 @@ def llm_foundry() -> Iterator[Row]:
 def torchtitan() -> Iterator[Row]:
     """Llama 3.1 8 B on H100s of 96 GB."""
     for gpus, blocks, speed in map(str.split, _lines(TORCHTITAN_ROWS)):
-        decoder = _decoder(4096, 32, 32, 14336, 128_256, tokens=8192, tied=False)
+        decoder = decoder_of(4096, 32, 32, 14336, 128_256, tokens=8192, tied=False)
         moves = COMPILED_LLAMA_MOVES if blocks == "compiled" else EAGER_LLAMA_MOVES
         yield Row(
             source=TORCHTITAN,
             name=f"Llama 3.1 8B, microbatch 2, FSDP, selective recomputation, {blocks}",
             task=Described(
-                **_common(decoder, sequences=2 * int(gpus), tokens=8192),
+                **common_of(decoder, sequences=2 * int(gpus), tokens=8192),
                 gated=True,
                 key_value_share=0.25,
                 moves=moves,
@@ -288,26 +239,25 @@ def torchtitan() -> Iterator[Row]:
                 num_microbatches=1,
                 wire=FSDP,
             ),
-            machine=_with_rates(
-                nominal("h100"), products=LOW_POWER, attention=LOW_POWER, memory=HBM2E
-            ),
+            machine=_scaled(nominal("h100"), products=LOW_POWER, attention=LOW_POWER, memory=HBM2E),
             tokens_per_second=float(speed),
         )
 
 
 def ours() -> Iterator[Row]:
     """The 1.3 B with its text encoder."""
-    for *numbers, compiled, speed in map(str.split, _lines(OURS_ROWS)):
+    for name, *numbers, compiled, speed in map(str.split, _lines(OURS_ROWS)):
+        device: MachineKind = "h100" if name == "h100" else "h200"
         micro, num_microbatches = map(int, numbers)
-        keys = (f"model.compile={compiled}", f"batch.sequences={micro * num_microbatches}")
-        head = ("model.decoder.loss_chunk_tokens=4096", "model.decoder.loss_kernel=torch")
-        config = load(RunConfig, [EXPERIMENT, *head, *keys])
-        task = task_of(config, kind="h200")
+        keys = [f"model.compile={compiled}", f"batch.sequences={micro * num_microbatches}"]
+        if device == "h200":
+            keys += ["model.decoder.loss_chunk_tokens=4096", "model.decoder.loss_kernel=torch"]
+        task = task_of(load(RunConfig, [EXPERIMENT, *keys]), kind=device)
         yield Row(
             source=OURS,
             name=f"MetaLM 1.3B, microbatch {micro}"
             + f" x {num_microbatches}" * (num_microbatches > 1)
-            + (", compiled" if compiled == "blocks" else ", eager"),
+            + (", eager" if compiled == "none" else ", compiled"),
             task=task,
             candidate=Candidate(
                 layout=LayoutConfig(split=[task.model.decoder.num_layers]),
@@ -316,15 +266,28 @@ def ours() -> Iterator[Row]:
                 micro_sequences=micro,
                 num_microbatches=num_microbatches,
             ),
-            machine=nominal("h200"),
+            machine=nominal(device) if device == "h100" else _prototype(nominal(device)),
             tokens_per_second=float(speed),
         )
 
 
+def _prototype(machine: Machine) -> Machine:
+    """With the rates of its way to handle gradients."""
+
+    def changed(rates: Rates) -> Rates:
+        update = {
+            "step_element_seconds": [PROTOTYPE_BYTES / rates.elementwise] * 4,
+            "step_block_seconds": [PROTOTYPE_CALL_SECONDS] * 4,
+        }
+        return rates.model_copy(update=update)
+
+    return _with_rates(machine, changed)
+
+
 def nanotron() -> Iterator[Row]:
     """Strong scaling: the same batch on ever more GPUs."""
-    decoder = _decoder(2048, 16, 32, 8192, 1 << 17, tokens=4096)
-    common = _common(decoder, sequences=256, tokens=4096)
+    decoder = decoder_of(2048, 16, 32, 8192, 1 << 17, tokens=4096)
+    common = common_of(decoder, sequences=256, tokens=4096)
     task = Described(**common, gated=True, moves=FUSED_LLAMA_MOVES)
     machine = nominal("h100")
     for gpus, mfu in map(str.split, _lines(NANOTRON_ROWS)):
@@ -384,43 +347,7 @@ def _lines(text: str) -> list[str]:
     return text.strip().splitlines()
 
 
-def _decoder(
-    width: int,
-    num_layers: int,
-    heads: int,
-    hidden: int,
-    vocabulary: int,
-    *,
-    tokens: int,
-    tied: bool = True,
-) -> dict[str, Any]:
-    return {
-        "width": width,
-        "num_layers": num_layers,
-        "heads": heads,
-        "feed_forward": hidden,
-        "vocabulary": vocabulary,
-        "max_tokens": tokens,
-        "norm": "pre",
-        "tied_head": tied,
-        "loss_chunk_tokens": 1 << 20,  # they make all logits at once, in many passes
-        "loss_kernel": "torch",
-    }
-
-
-def _common(decoder: dict[str, Any], *, sequences: int, tokens: int) -> dict[str, Any]:
-    return {
-        "model": ModelConfig.model_validate({"decoder": decoder, "encoders": {}}),
-        "precision": "bf16",
-        "sequences": sequences,
-        "sequence_tokens": tokens,
-        "spans": {},
-        "zero": ZeroConfig(),
-        "steps": 1,
-    }
-
-
-def _with_rates(
+def _scaled(
     machine: Machine, *, products: float = 1.0, attention: float = 1.0, memory: float = 1.0
 ) -> Machine:
     """With rates that are these shares of what they were."""
@@ -432,5 +359,9 @@ def _with_rates(
         update["products"] = [(size, products * rate) for size, rate in rates.products]
         return rates.model_copy(update=update)
 
+    return _with_rates(machine, changed)
+
+
+def _with_rates(machine: Machine, changed: Callable[[Rates], Rates]) -> Machine:
     entries = [e.model_copy(update={"rates": changed(e.rates)}) for e in machine.rates]
     return machine.model_copy(update={"rates": entries})

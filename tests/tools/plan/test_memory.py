@@ -16,11 +16,14 @@ from model.recompute import Recompute
 from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision, ZeroConfig
+from tools.bench.gpu import METALM, REPEATABLE
 from tools.plan.activations import head_bytes, kept
-from tools.plan.machines import nominal
+from tools.plan.machines import GIB, nominal
 from tools.plan.measure import metered
 from tools.plan.memory import Memory, fullest_rank, rank_memory
-from tools.plan.task import Candidate, Task
+from tools.plan.task import Candidate, Task, task_of
+from train.config import RunConfig
+from train.config_files import load
 
 WIDTH, HEADS, HIDDEN = 128, 4, 512
 SEQUENCES, SLOTS = 2, 64
@@ -176,6 +179,38 @@ def test_on_gpus_the_head_has_its_logits_once_and_sums_within_the_product() -> N
         head_bytes(job, load=load, vocabulary_rows=rows, on_gpu=True).forward - head.forward
         == 4 * 8192 * rows
     )
+
+
+@pytest.mark.parametrize(
+    ("sequences", "keys", "gib"),
+    [
+        (12, (), 73.46),
+        (1, (), 32.88),
+        (1, ("model.compile=none",), 32.85),
+        (1, ("model.decoder.loss_chunk_tokens=256",), 33.10),
+        (1, ("model.decoder.loss_kernel=torch",), 33.00),
+        (1, ("zero.immediate_gradients=false",), 32.88),
+        (1, ("spans.text.ratio=0",), 26.06),
+    ],
+)
+def test_what_an_h100_took_is_foretold(sequences: int, keys: tuple[str, ...], gib: float) -> None:
+    """The 1.3B on one (docs/lab-notes.md): most in tensors."""
+    job = task_of(load(RunConfig, [*METALM, *REPEATABLE, *keys]), kind="h100")
+    spread = Candidate(
+        layout=LayoutConfig(split=[job.model.decoder.num_layers]),
+        data=1,
+        stage=1,
+        micro_sequences=sequences,
+        num_microbatches=1,
+    )
+    predicted = fullest_rank(job, spread, nominal("h100")).total / GIB
+    assert predicted == pytest.approx(gib, rel=0.01 if sequences > 1 else 0.002)
+
+
+def test_a_grid_of_a_gpu_is_the_one_that_is_planned() -> None:
+    cells = torch.arange(9 * 129)
+    grid = SpanGrid.fitted(cells.to("meta"), 9, 129)
+    assert (grid.num_spans, grid.longest_rows) == SpanGrid.padded(9, 129) == (16, 144)
 
 
 def _difference_of_a_layer(precision: Precision, recompute: Recompute) -> float:
