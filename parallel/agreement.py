@@ -1,11 +1,25 @@
 """Ranks that succeed or fail together, so that one rank's error never leaves the others waiting."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import contextlib
+import itertools
+import pickle
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
 
 import torch.distributed as dist
 
 Result = TypeVar("Result")
+
+LOOKS_SECONDS: Final = 0.5
+"""Between two looks at whether another rank has failed."""
+GRACE_SECONDS: Final = 5.0
+"""How long a rank that ends waits for the others to have heard why."""
+
+_together = itertools.count()
+"""Numbers contexts of `failing_together`, alike on all ranks."""
 
 
 def on_all_ranks(
@@ -71,6 +85,78 @@ def gathered(value: Result, *, group: Any = None) -> list[Result]:
     values: list[Result] = [value] * dist.get_world_size()
     dist.all_gather_object(values, value, group=group)
     return values
+
+
+@contextmanager
+def failing_together(
+    error_type: type[Exception], *, end: Callable[[Exception], object]
+) -> Generator[None]:
+    """Within the context ranks may wait for each other, and an error of one is an error of all.
+
+    Every rank must enter it. A rank that fails tells the others beside all collectives, in which
+    they may be waiting for it: nothing calls them back from there, so that they end.
+
+    Args:
+        error_type: of errors that are told; others pass.
+        end: ends this process because of an error of another rank; called in a thread of its own.
+
+    Raises:
+        error_type: this rank failed, or another did, and this one came out of where it waited.
+    """
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    if size == 1:
+        yield
+        return
+    # A connection of its own: on the usual one, others may wait for what never comes.
+    usual: Any = dist.distributed_c10d._get_default_store()
+    store = usual.clone()
+    key = f"failing_together/{next(_together)}"
+    is_over = threading.Event()
+
+    def told() -> Exception | None:
+        with contextlib.suppress(dist.DistError):
+            if store.check([key]):
+                rank, kind, message = pickle.loads(store.get(key))
+                return kind(f"{message} (rank {rank} of {size})")
+        return None
+
+    def await_others() -> None:
+        """Until all have heard: one of them keeps the store, which is gone once that has ended."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        with contextlib.suppress(dist.DistError):
+            store.add(f"{key}/heard", 1)
+            while store.add(f"{key}/heard", 0) < size and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    def watch() -> None:
+        while not is_over.wait(LOOKS_SECONDS):
+            if (error := told()) is not None:
+                await_others()
+                end(error)
+                return
+
+    watching = threading.Thread(target=watch, name="failing-together", daemon=True)
+    watching.start()
+    try:
+        yield
+    except error_type as error:
+        is_over.set()
+        with contextlib.suppress(dist.DistError):
+            if store.add(f"{key}/failed", 1) == 1:
+                kind, message = _describe(error, error_type)
+                store.set(key, pickle.dumps((dist.get_rank(), kind, message)))
+        await_others()
+        raise
+    except Exception as error:
+        is_over.set()
+        # Who has failed has perhaps closed its connections by now.
+        if (found := told()) is None:
+            raise
+        await_others()
+        raise found from error
+    finally:
+        is_over.set()
+        watching.join()
 
 
 def _describe(error: Exception, error_type: type[Exception]) -> tuple[type[Exception], str]:

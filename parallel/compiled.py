@@ -245,6 +245,21 @@ def compilation_of(model: nn.Module) -> Compilation | None:
     return vars(model).get("compilation")
 
 
+def will_compile(model: nn.Module) -> bool:
+    """Whether blocks that have to be compiled still are to be; alike on all ranks between steps."""
+    state = compilation_of(model)
+    return state is not None and not state.is_optional and not state.num_graphs
+
+
+def in_words(model: nn.Module) -> str:
+    """How the blocks of a model have been run."""
+    state = compilation_of(model)
+    if state is None or not state.num_graphs:
+        why = "" if state is None or state.failure is None else f" ({state.failure})"
+        return f"as they stand{why}"
+    return f"{state.num_graphs} graph(s), compiled in {state.seconds:.1f} s"
+
+
 def news(model: nn.Module, *, step: int) -> Iterator[str]:
     """What there is to say of compiling a model, see `Compilation.news`."""
     state = compilation_of(model)

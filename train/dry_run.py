@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.semicausal import parameter_counts
+from parallel.compiled import in_words
 from parallel.launch import World, peak_memory_bytes
 from parallel.mesh import Mesh
 from train.build import build_feed
@@ -43,6 +44,7 @@ def dry_run(config: RunConfig, world: World) -> int:
             "parameters that train, rank 0": f"{run.num_trainable:,}",
             "tensor x pipeline x data": _layout(config, run.engine.mesh),
             "precision, ZeRO stage": f"{config.precision}, {config.zero.stage}",
+            "blocks": in_words(run.engine.module),
             "first loss": loss,
             "seconds to build, for the step": f"{built_seconds:.1f}, {step_seconds:.1f}",
             f"peak {kind} memory of rank 0": f"{peak_memory_bytes() / GIB_BYTES:.2f} GiB",

@@ -1,10 +1,13 @@
 """The few errors that a user can cause. Each message says what to change."""
 
 import errno
+import os
 import re
-from typing import Final
+import sys
+from typing import Final, NoReturn
 
 from parallel.errors import UserError
+from train.exit_status import ExitStatus
 
 _LONG_WORD: Final = re.compile(r"(\S{300})\S+")
 
@@ -82,6 +85,13 @@ def named(error: Exception) -> Exception:
 def told(error: BaseException | str) -> str:
     """What an error says, without words so long that nobody reads them."""
     return _LONG_WORD.sub(r"\1…", str(error))
+
+
+def end_at_once(error: Exception) -> NoReturn:
+    """Tell an error of another rank, and end this process, which may wait for that rank."""
+    sys.stderr.write(f"{told(error)}\n")
+    sys.stderr.flush()
+    os._exit(ExitStatus.MISTAKE)
 
 
 def explained(error: OSError | MemoryError) -> str | None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from model.batch import Batch, PackedSpans
-from parallel.agreement import gathered
+from parallel.agreement import failing_together, gathered
 from parallel.memory import DeviceMemory, device_memory
 from parallel.pipeline import forward_backward, microbatch_fault
 from parallel.zero.engine import ZeroEngine
@@ -28,7 +28,7 @@ from train.data.spans.places import NO_SPANS, FlatSpans, Ints, Spans
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import TextReader
 from train.data.tokens import SpecialTokens
-from train.errors import ConfigError, MemoryExceededError, named
+from train.errors import ConfigError, MemoryExceededError, UserError, end_at_once, named
 from train.watch.metrics import GIB_BYTES
 
 MOST_SLOTS_ON_GPU = 1 << 16
@@ -105,9 +105,8 @@ def tried(
         memory: what is asked; this rank's device if None.
 
     Raises:
-        MemoryExceededError: it does not fit: by the measure of smaller ones, on every rank; when it
-            is tried, on the rank that lacks memory, and the launcher ends the others, which are
-            inside a collective.
+        MemoryExceededError: it does not fit: by the measure of smaller ones, or when it is tried;
+            on every rank, or their processes end with it (see `failing_together`).
         ConfigError: `auto` finds no size that batch and layout allow.
     """
     is_auto = config.batch.micro_sequences == "auto"
@@ -119,7 +118,8 @@ def tried(
     trial = _Trial(config, engine, collate)
     chosen = config.micro_sequences
     if memory is not None:
-        growth = trial.measure(memory)
+        with _together():
+            growth = trial.measure(memory)
         fitting = growth.largest(trial.sizes)
         if is_auto and fitting is not None:
             chosen = min(chosen, fitting)
@@ -130,8 +130,12 @@ def tried(
         sys.stderr.write(
             f"trying a step of microbatches of {chosen} sequences, without its update\n"
         )
-    trial.run(chosen)
+    with _together():
+        trial.run(chosen)
     return _with_size(config, chosen)
+
+
+_together = partial(failing_together, UserError, end=end_at_once)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ the host waits, and a step that failed is found before anything is built on it.
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from model.batch import Batch
 from model.loss import Loss
-from parallel.agreement import raise_first
+from parallel.agreement import failing_together, raise_first
+from parallel.compiled import will_compile
 from parallel.launch import total
 from parallel.mesh import Mesh
 from parallel.pipeline import forward_backward
 from parallel.zero.engine import Update, ZeroEngine
-from train.errors import DivergedError, UserError
+from train.errors import DivergedError, UserError, end_at_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +187,10 @@ def accumulate(
     if count == 0:
         return Gradients(sums=None, stop=stops > 0)
     batches = [batch.to(mesh.world.device) for batch in batches]
-    losses = forward_backward(engine, batches, scale=1 / count)
+    # Blocks may fail to compile on one rank alone, in the middle of what others wait in.
+    compiles = will_compile(engine.module)
+    with failing_together(UserError, end=end_at_once) if compiles else nullcontext():
+        losses = forward_backward(engine, batches, scale=1 / count)
     if mesh.speaks_for_sample:
         sums = torch.stack(list(map(sums_of, batches, losses))).sum(dim=0)
     else:

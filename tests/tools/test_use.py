@@ -115,7 +115,8 @@ def test_generation_refuses(
 def test_dry_run_says_what_it_takes_and_leaves_nothing(corpus: Path, tmp_path: Path) -> None:
     shown = start(corpus, tmp_path / "run", "--dry-run").wait()
     assert shown.code == 0, shown.output
-    for part in ("parameters, decoder", "parameters, encoder.text", "first loss", "memory"):
+    shown_parts = ("parameters, decoder", "parameters, encoder.text", "first loss", "memory")
+    for part in (*shown_parts, "as they stand"):
         assert part in shown.output
     assert not (tmp_path / "run").exists()
 
