@@ -1,6 +1,7 @@
 """`python -m tools.tasks build [NAME…]`: real tasks, made of packages that are downloaded once.
 
-`python -m tools.tasks corpus OUT --corpus CORPUS` makes documents of tasks, for finetuning.
+`verify [NAME…]` looks whether training tells what test asks; `corpus OUT --corpus CORPUS` makes
+documents of tasks, for finetuning.
 """
 
 from train.preemption import quiet_until_asked
@@ -31,6 +32,7 @@ from tools.tasks.build import SPLITS, build
 from tools.tasks.documents import TaskDocuments
 from tools.tasks.packages import Packages
 from tools.tasks.recipes import RECIPES
+from tools.tasks.verify import faults
 from train.errors import DataError
 from train.tasks.fitting import Fitting
 from train.tasks.protocol import PROTOCOLS
@@ -38,6 +40,7 @@ from train.tasks.reader import TaskReader
 from train.tasks.task import load_tasks
 
 DEFAULT_OUT: Final = "data/tasks"
+_SHOWN_FAULTS: Final = 10
 
 
 @command_line
@@ -48,12 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    names = options.names or [*RECIPES]
-    for name in names:
-        if name not in RECIPES:
-            near = get_close_matches(name, RECIPES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
-            raise DataError(f"there is no task {name} to build: {hint}")
+    names = _named(options)
     console = Console(stderr=True)
 
     def report(told: str) -> None:
@@ -68,6 +66,27 @@ def _build(options: argparse.Namespace) -> None:
         sys.stdout.write(
             f"{options.out / name}: {counts} ({', '.join(licences) or 'see licences'})\n"
         )
+
+
+def _verify(options: argparse.Namespace) -> int:
+    num_faulty = 0
+    for task in load_tasks(_named(options)):
+        found = [*faults(TaskReader(task, directory=options.out / task.name))]
+        num_faulty += bool(found)
+        told = f"{len(found):,} faults" if found else "sound"
+        sys.stdout.write("".join(f"{line}\n" for line in found[:_SHOWN_FAULTS]))
+        sys.stdout.write(f"{task.name}: {told}\n")
+    return 1 if num_faulty else 0
+
+
+def _named(options: argparse.Namespace) -> list[str]:
+    """The tasks that a user names, of those that can be built."""
+    for name in options.names:
+        if name not in RECIPES:
+            near = get_close_matches(name, RECIPES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
+            raise DataError(f"there is no task {name} to build: {hint}")
+    return options.names or [*RECIPES]
 
 
 def _corpus(options: argparse.Namespace) -> None:
@@ -119,6 +138,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             flag, type=whole(least=1), default=default, metavar="N", help=f"{about} ({default})"
         )
+    command = commands.add_parser("verify", help="that no split tells what another asks")
+    command.set_defaults(action=_verify)
+    command.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    command.add_argument("--out", type=local_path, default=Path(DEFAULT_OUT), metavar="DIRECTORY")
     command = commands.add_parser("corpus", help="documents of tasks, to finetune a model on")
     command.set_defaults(action=_corpus)
     command.add_argument("out", metavar="OUT", help="directory, or s3://bucket/path")

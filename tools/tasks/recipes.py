@@ -24,7 +24,9 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     "definition_word": Recipe(make=from_wordnet.definitions, unit=_WORDING),
     "element_symbol": Recipe(make=from_facts.elements, unit=_WORDING),
     "emoji_group": Recipe(make=from_emoji.groups, unit="name, but for who it shows"),
-    "emoji_name": Recipe(make=from_emoji.names, unit="name, but for who it shows"),
+    "emoji_name": Recipe(
+        make=from_emoji.names, unit="name, but for who it shows", distinct=("tags",)
+    ),
     "fortune_file": Recipe(make=from_reading_matter.fortunes, unit="text"),
     "hypernyms": Recipe(make=from_wordnet.hypernyms, unit=_WORD, distinct=_DEFINITION),
     "manual_language": Recipe(

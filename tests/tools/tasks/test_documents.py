@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.tools.corpus.text import write_text
+from tests.train.runs import run as train
 from tests.train.tasks.making import ROW, SENSES, written
 from tools.corpus.__main__ import main as corpus_main
 from tools.corpus.tokenizer import CorpusTokenizer
@@ -94,3 +95,22 @@ def test_what_has_no_room_is_left_out_and_named(tmp_path: Path, corpus: Path) ->
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["splits"]["train"]["samples"] == 20
     assert "longer than a sequence" in (tmp_path / "out/left_out.json").read_text()
+
+
+@pytest.mark.long
+def test_a_model_learns_the_answers_by_heart(tmp_path: Path, corpus: Path) -> None:
+    """Through the real trainer, one document blind to the next: two labels, which premises tell."""
+    assert run(tmp_path, corpus, "--span-tokens", "24", "--sequence-tokens", "64") == 0
+    metrics = train(
+        tmp_path / "out",
+        tmp_path / "run",
+        "steps=12",
+        "spans={text: {kind: stored}}",
+        "data.pack=fit",
+        "data.attend=within",
+        "checkpoint.every_steps=12",
+    )
+    losses = [record.loss for record in metrics.train]
+    # Of three tokens, `</s>` and `</d>` always follow: what is left is ln 2 of three and less.
+    assert losses[0] > 5
+    assert losses[-1] < 3
