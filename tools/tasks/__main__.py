@@ -1,7 +1,7 @@
 """`python -m tools.tasks build [NAME…]`: real tasks, made of packages that are downloaded once.
 
 `verify [NAME…]` looks whether training tells what test asks; `corpus OUT --corpus CORPUS` makes
-documents of tasks, for finetuning.
+documents of tasks, for finetuning; `outcome PRETRAINED FINETUNED` says what it has brought.
 """
 
 from train.preemption import quiet_until_asked
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.table import Table
 
-from tools.arguments import Parser, local_path, whole
-from tools.command import command_line
+from tools.arguments import Parser, local_path, output_file, whole
+from tools.command import command_line, write_json
 from tools.corpus.documentation import VALIDATION_SHARE
 from tools.corpus.finished import Corpus
 from tools.corpus.request import Request
@@ -30,10 +31,15 @@ from tools.corpus.told import built
 from tools.packages.kept import package_cache
 from tools.tasks.build import SPLITS, build
 from tools.tasks.documents import TaskDocuments
+from tools.tasks.outcome import OTHERS, outcome
 from tools.tasks.packages import Packages
 from tools.tasks.recipes import RECIPES
 from tools.tasks.verify import faults
+from train.checkpoint.directory import resolve
 from train.errors import DataError
+from train.run_directory import RunDirectory
+from train.scores.going import Setting
+from train.storage.place import Place
 from train.tasks.fitting import Fitting
 from train.tasks.protocol import PROTOCOLS
 from train.tasks.reader import TaskReader
@@ -123,6 +129,33 @@ def _corpus(options: argparse.Namespace) -> None:
     built(options.out, request, Console(stderr=True))
 
 
+def _outcome(options: argparse.Namespace) -> None:
+    left = Setting(split=options.split, most_rows=options.rows)
+    rows = [
+        outcome(
+            TaskReader(task),
+            pretrained=_predictions(options.pretrained, left),
+            finetuned=_predictions(options.finetuned, left),
+            shuffled=_predictions(options.finetuned, replace(left, is_shuffled=True)),
+        )
+        for task in load_tasks(_named(options))
+    ]
+    table = Table("task", "metric", *OTHERS, "finetuned", "above the best of three [95 %]")
+    for row in rows:
+        numbers = [f"{row[name]:.3f}" for name in (*OTHERS, "finetuned")]
+        interval = f"{row['difference_low']:+.3f} to {row['difference_high']:+.3f}"
+        name = row["task"] + " (recall)" * (row["kind"] == "recall")
+        table.add_row(name, row["metric"], *numbers, interval)
+    Console().print(table)
+    write_json(options.out, rows)
+
+
+def _predictions(run: str, setting: Setting) -> Path:
+    """Where `tools.evaluate --tasks` has left those of a run's last checkpoint."""
+    path = resolve(Place.parse(run))
+    return RunDirectory(Path(str(path.parent.parent))).scores / path.name / setting.name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m tools.tasks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -168,6 +201,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             flag, type=whole(least=least), default=default, metavar="N", help=about
         )
+    command = commands.add_parser("outcome", help="scores before and after tuning, as a table")
+    command.set_defaults(action=_outcome)
+    command.add_argument("pretrained", help="run, evaluated with --tasks")
+    command.add_argument("finetuned", help="run, evaluated with --tasks, and with --shuffled too")
+    command.add_argument("--tasks", nargs="+", default=[], dest="names", metavar="NAME")
+    command.add_argument("--split", choices=SPLITS, default="test", help="default test")
+    command.add_argument("--rows", type=whole(least=1), help="as tools.evaluate was told")
+    command.add_argument("--out", type=output_file, default="out/tasks.json")
     return parser
 
 
