@@ -13,20 +13,54 @@ from model.documents import attend_within
 from model.layers import Initializer, Layers
 from model.reading import Reading
 from model.recompute import Recompute, run
+from model.style import USUAL_STYLE, Style
 
 
-def query_key_value(*, heads: int, query_key: Initializer, value: Initializer) -> Initializer:
-    """Fill a fused projection [A*3*D, H], head by head, values with an initialiser of their own."""
+def query_key_value(
+    *, heads: int, kv_heads: int, query_key: Initializer, value: Initializer
+) -> Initializer:
+    """Fill a fused projection, values with an initialiser of their own.
+
+    Its rows lie group by group, [G, A/G + 2, D]: the queries of a group, its key, its value. So
+    ranks that split the groups hold whole ones.
+    """
 
     def fill(weight: Tensor, generator: Generator) -> None:
-        width = weight.shape[1]
-        parts = weight.view(heads, 3, -1, width)
-        whole = torch.empty(width, width)
-        for part, init in enumerate((query_key, query_key, value)):
+        width, shared = weight.shape[1], heads // kv_heads
+        parts = weight.view(kv_heads, shared + 2, -1, width)
+        places = (slice(0, shared), slice(shared, shared + 1), slice(shared + 1, shared + 2))
+        for place, init in zip(places, (query_key, query_key, value), strict=True):
+            part = parts[:, place]
+            whole = torch.empty(part.numel() // width, width)
             init(whole, generator)
-            parts[:, part] = whole.view(heads, -1, width)
+            part.copy_(whole.view(part.shape))
 
     return fill
+
+
+def rotations(
+    positions: Int64[Tensor, "P S"], *, width: int, theta: float
+) -> Float[Tensor, "2 P S 1 D"]:
+    """Cosines and sines that turn queries and keys at these positions.
+
+    Source: RoFormer (2104.09864), halves of a head's channels against each other as in Llama.
+
+    Args:
+        positions: of each slot; P is 1 where all sequences have the same.
+        width: D.
+        theta: the longest wavelength is 2 pi theta.
+    """
+    steps = torch.arange(0, width, 2, device=positions.device).float()
+    angles = positions[..., None].float() * theta ** (-steps / width)
+    angles = torch.cat([angles, angles], dim=-1)[:, :, None]
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def turned(x: Float[Tensor, "B S A D"], turns: Float[Tensor, "2 P S 1 D"]) -> Tensor:
+    """Queries or keys, turned by their positions."""
+    cosines, sines = turns.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return x * cosines + torch.cat([-second, first], dim=-1) * sines
 
 
 class SelfAttention(nn.Module):
@@ -34,12 +68,14 @@ class SelfAttention(nn.Module):
 
     Attributes:
         backend: what computes between them; the whole model's, which sets it.
+        shared: A/G, heads that share their keys and values.
 
     Args:
         width: H of a decoder, E of an encoder.
         heads: A.
         layers: where weights come from.
-        qkv_init: fills the fused projection [A*3*D, width].
+        style: groups of heads, their width, biases.
+        qkv_init: fills the fused projection [(A + 2 G) * D, width].
         out_init: fills the output projection.
         recompute: at `selective`, what lies between the projections is computed again in the
             backward instead of being kept.
@@ -53,12 +89,16 @@ class SelfAttention(nn.Module):
         layers: Layers,
         qkv_init: Initializer,
         out_init: Initializer,
+        style: Style = USUAL_STYLE,
         recompute: Recompute = "none",
     ):
         super().__init__()
-        self.head_width = width // heads
-        self.qkv = layers.column(width, 3 * width, init=qkv_init)
-        self.out = layers.row(width, width, init=out_init)
+        self.head_width = style.head_width or width // heads
+        self.shared = heads // (style.kv_heads or heads)
+        inner = heads * self.head_width
+        fused = inner + 2 * inner // self.shared
+        self.qkv = layers.column(width, fused, init=qkv_init, bias=style.biases != "none")
+        self.out = layers.row(inner, width, init=out_init, bias=style.biases == "all")
         self.again = recompute == "selective"
         self.backend: Backend = "auto"
 
@@ -79,6 +119,7 @@ class CausalSelfAttention(SelfAttention):
         x: Float[Tensor, "R H"],
         num_sequences: int,
         documents: Int32[Tensor, "N"] | None = None,
+        turns: Float[Tensor, "2 P S 1 D"] | None = None,
         reading: Reading | None = None,
         layer: int = 0,
     ) -> Float[Tensor, "R H"]:
@@ -88,10 +129,11 @@ class CausalSelfAttention(SelfAttention):
             x: rows.
             num_sequences: B.
             documents: see `Batch.documents`; None where slots attend across them.
+            turns: see `rotations`; None where positions do not turn heads.
             reading: what knows the slots before, when generating.
             layer: which of the decoder's this is, for the reading.
         """
-        context = (num_sequences, documents, reading, layer)
+        context = (num_sequences, documents, turns, reading, layer)
         mixed = run(self._mix, self.qkv(x), *context, again=self.again)
         return self.out(mixed)
 
@@ -100,22 +142,29 @@ class CausalSelfAttention(SelfAttention):
         qkv: Tensor,
         num_sequences: int,
         documents: Tensor | None,
+        turns: Tensor | None,
         reading: Reading | None,
         layer: int,
     ) -> Tensor:
         B, D = num_sequences, self.head_width
-        S, A = qkv.shape[0] // B, qkv.shape[1] // (3 * D)
+        S = qkv.shape[0] // B
+        is_plain = turns is None and self.shared == 1
         if documents is not None:
-            qkv_RA3D = qkv.view(B * S, A, 3, D)
+            # One tensor is what the kernels take, so heads that share a key have copies of it.
+            parts = qkv if is_plain else torch.stack(self._spread(qkv, B, turns), dim=3)
+            qkv_RA3D = parts.view(B * S, -1, 3, D)
             mixed = attend_within(qkv_RA3D, documents, most_rows=S, backend=self.backend)
             return mixed.view(B * S, -1)
-        q_BASD, k_BASD, v_BASD = (
-            part.transpose(1, 2) for part in qkv.view(B, S, A, 3, D).unbind(dim=3)
-        )
+        parts = qkv.view(B, S, -1, 3, D).unbind(dim=3) if is_plain else self._parts(qkv, B, turns)
+        q_BASD, k_BASD, v_BASD = (part.transpose(1, 2) for part in parts)
         visible = None
         if reading is not None:
             k_BASD, v_BASD = reading.extend(layer, k_BASD, v_BASD)
             visible = None if reading.is_first else reading.visible
+        if self.shared > 1:
+            k_BASD, v_BASD = (
+                part.repeat_interleave(self.shared, dim=1) for part in (k_BASD, v_BASD)
+            )
         mixed = attend(
             q_BASD,
             k_BASD,
@@ -126,6 +175,20 @@ class CausalSelfAttention(SelfAttention):
             steady=reading is None,
         )
         return mixed.transpose(1, 2).reshape(B * S, -1)
+
+    def _parts(self, qkv: Tensor, B: int, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, S, A, D], keys and values [B, S, G, D], turned by their positions."""
+        groups = qkv.view(B, qkv.shape[0] // B, -1, self.shared + 2, self.head_width)
+        query, key, value = groups.split([self.shared, 1, 1], dim=3)
+        query, key, value = query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3)
+        if turns is not None:
+            query, key = turned(query, turns), turned(key, turns)
+        return query, key, value
+
+    def _spread(self, qkv: Tensor, B: int, turns: Tensor | None) -> tuple[Tensor, ...]:
+        """Queries, keys and values, one of each a head."""
+        query, *shared = self._parts(qkv, B, turns)
+        return query, *(part.repeat_interleave(self.shared, dim=2) for part in shared)
 
 
 GRID_ROWS_MULTIPLE = 16

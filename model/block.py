@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 from model.attention import SelfAttention, query_key_value
 from model.layers import Initializer, Layers, normal, xavier
 from model.recompute import Recompute, run
-
-NormKind = Literal["deepnorm", "pre"]
+from model.style import USUAL_STYLE, NormKind, Style
 
 PRE_NORM_STD = 0.02
 
@@ -28,18 +28,34 @@ def deepnorm_constants(num_layers: int) -> tuple[float, float]:
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, linear."""
+    """Linear, GELU, linear; or, with a gate, SwiGLU."""
 
     def __init__(
-        self, width: int, hidden: int, *, layers: Layers, up: Initializer, down: Initializer
+        self,
+        width: int,
+        hidden: int,
+        *,
+        layers: Layers,
+        up: Initializer,
+        down: Initializer,
+        style: Style = USUAL_STYLE,
     ):
         super().__init__()
-        self.up = layers.column(width, hidden, init=up)
-        self.down = layers.row(hidden, width, init=down)
+        has_bias = style.biases == "all"
+        self.gate: Any = None
+        if style.activation == "swiglu":
+            self.gate = layers.column(width, hidden, init=up, bias=has_bias)
+        self.up = layers.column(width, hidden, init=up, bias=has_bias)
+        self.down = layers.row(hidden, width, init=down, bias=has_bias)
+        self.approximate = "tanh" if style.activation == "gelu_tanh" else "none"
 
     def forward(self, x: Tensor, steps: "Steps") -> Tensor:
         """[.., width] -> [.., width], but for the bias that `down` may leave."""
-        return self.down(steps.activate(self.up(x), bias_left(self.up)))
+        if self.gate is None:
+            hidden = steps.activate(self.up(x), bias_left(self.up), self.approximate)
+        else:
+            hidden = steps.gate(self.gate(x), self.up(x), bias_left(self.gate), bias_left(self.up))
+        return self.down(hidden)
 
 
 def bias_left(layer: Any) -> Tensor | None:
@@ -50,7 +66,8 @@ def bias_left(layer: Any) -> Tensor | None:
 class Block(nn.Module):
     """Attention and feed-forward, each with a residual and a norm.
 
-    DeepNorm: x <- LN(alpha x + f(x)). Pre-norm: x <- x + f(LN(x)).
+    DeepNorm: x <- LN(alpha x + f(x)). Post-norm: the same, alpha being 1. Pre-norm:
+    x <- x + f(LN(x)).
 
     Args:
         width: H of a decoder, E of an encoder.
@@ -58,7 +75,7 @@ class Block(nn.Module):
         hidden: feed-forward width.
         attention: which of the two attentions to build.
         layers: where weights come from.
-        norm: kind of residual.
+        style: kinds of residual, norm, feed-forward and heads.
         depth: layers of the full stack, from which DeepNorm's constants follow.
         dropout: share of each branch that is dropped in training.
         recompute: what is computed again in the backward.
@@ -75,33 +92,41 @@ class Block(nn.Module):
         hidden: int,
         attention: type[SelfAttention],
         layers: Layers,
-        norm: NormKind,
+        style: Style,
         depth: int,
         dropout: float = 0.0,
         recompute: Recompute = "none",
     ):
         super().__init__()
-        self.norm_kind: NormKind = norm
+        self.norm_kind: NormKind = style.norm
         self.dropout = layers.dropout(dropout)
         self.recompute: Recompute = recompute
         self.steps = Steps()
         self.alpha, beta = deepnorm_constants(depth)
-        if norm == "deepnorm":
+        if style.norm == "deepnorm":
             query_key, inner, out = xavier(), xavier(beta), xavier(beta)
         else:
             query_key = inner = normal(PRE_NORM_STD)
             out = normal(PRE_NORM_STD / math.sqrt(2 * depth))
+            self.alpha = 1.0
+        kv_heads = style.kv_heads or heads
         self.attention = attention(
             width,
             heads,
             layers=layers,
-            qkv_init=query_key_value(heads=heads, query_key=query_key, value=inner),
+            qkv_init=query_key_value(
+                heads=heads, kv_heads=kv_heads, query_key=query_key, value=inner
+            ),
             out_init=out,
+            style=style,
             recompute=recompute,
         )
-        self.attention_norm = layers.norm(width)
-        self.feed_forward = FeedForward(width, hidden, layers=layers, up=inner, down=out)
-        self.feed_forward_norm = layers.norm(width)
+        norm = partial(layers.norm, width, kind=style.norm_layer, epsilon=style.norm_epsilon)
+        self.attention_norm = norm()
+        self.feed_forward = FeedForward(
+            width, hidden, layers=layers, up=inner, down=out, style=style
+        )
+        self.feed_forward_norm = norm()
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """[.., width] -> [.., width]; `context` goes to the attention."""
@@ -111,7 +136,7 @@ class Block(nn.Module):
 def compute(block: Block, x: Tensor, *context: Any) -> Tensor:
     """A whole block."""
     steps, attention, feed_forward = block.steps, block.attention, block.feed_forward
-    if block.norm_kind == "deepnorm":
+    if block.norm_kind != "pre":
         branch = block.dropout(attention(x, *context))
         x = steps.post_norm(block, block.attention_norm, x, branch, bias_left(attention.out))
         branch = block.dropout(feed_forward(x, steps))
@@ -124,17 +149,22 @@ def compute(block: Block, x: Tensor, *context: Any) -> Tensor:
     return steps.join(block, x, branch, bias_left(feed_forward.down))
 
 
-def activate(x: Tensor, bias: Tensor | None) -> Tensor:
+def activate(x: Tensor, bias: Tensor | None, approximate: str = "none") -> Tensor:
     """GELU of what a layer computed."""
-    return F.gelu(x if bias is None else x + bias)
+    return F.gelu(x if bias is None else x + bias, approximate=approximate)
+
+
+def gate(gates: Tensor, x: Tensor, gates_bias: Tensor | None, bias: Tensor | None) -> Tensor:
+    """What a layer computed, through its gates."""
+    gates = gates if gates_bias is None else gates + gates_bias
+    return F.silu(gates) * (x if bias is None else x + bias)
 
 
 def join(block: Block, x: Tensor, branch: Tensor, bias: Tensor | None) -> Tensor:
     """The residual and its branch, added."""
     if bias is not None:
         branch = branch + bias
-    alpha = block.alpha if block.norm_kind == "deepnorm" else 1
-    return torch.add(branch, x, alpha=alpha)
+    return torch.add(branch, x, alpha=block.alpha)
 
 
 def post_norm(
@@ -159,6 +189,7 @@ class Steps:
     Attributes:
         whole: all of a block.
         activate: between the two linear layers of the feed-forward.
+        gate: the same, where there is a gate.
         join: behind a branch.
         post_norm: behind a branch, with DeepNorm.
         pre_norm: behind the first branch, with pre-norm.
@@ -166,6 +197,7 @@ class Steps:
 
     whole: Callable[..., Tensor] = compute
     activate: Callable[..., Tensor] = activate
+    gate: Callable[..., Tensor] = gate
     join: Callable[..., Tensor] = join
     post_norm: Callable[..., Tensor] = post_norm
     pre_norm: Callable[..., tuple[Tensor, Tensor]] = pre_norm

@@ -1,22 +1,33 @@
 """The causal decoder: the universal task layer that every modality speaks through."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int32, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from model.attention import CausalSelfAttention
-from model.block import Block, NormKind, run_block
-from model.config import Config, Depth, Dropout, Heads, HiddenWidth, Tokens, Vocabulary, Width
-from model.layers import Layers, normal
+from model.attention import CausalSelfAttention, rotations
+from model.block import Block, run_block
+from model.config import (
+    Config,
+    Depth,
+    Dropout,
+    Heads,
+    HiddenWidth,
+    PathText,
+    Tokens,
+    Vocabulary,
+    Width,
+)
+from model.layers import NORM_EPSILON, Layers, NormLayer, normal
 from model.loss import LinearCrossEntropy, LossKernel
 from model.reading import Reading
 from model.recompute import Recompute
+from model.style import Activation, Biases, NormKind, Style
 
 EMBEDDING_STD = 0.02
 """GPT-2's. The first loss exceeds ln(V) by about H * std^2 / 2, and by more where a state still
@@ -26,6 +37,9 @@ EMBEDDING_SCALE = 1 / EMBEDDING_STD
 """Brings inputs to unit variance at every width. The code line's sqrt(H), 45 at the paper's width,
 leaves tokens quieter than positions where H is small (docs/decisions/0002)."""
 
+
+Positions = Literal["sinusoidal", "learned", "rope"]
+"""How slots tell their place: sinusoids or a table added to inputs, or queries and keys turned."""
 
 TIED_NAME = "decoder.embedding.weight"
 """Logical name of the token embedding, which a tied head on another stage has a copy of."""
@@ -56,6 +70,66 @@ class DecoderConfig(Config):
     loss_kernel: LossKernel = "auto"
     """What makes loss and gradient of logits on GPUs: `triton` in one pass, `torch` in about ten;
     `auto` is triton where it works. On CPUs torch does."""
+    positions: Positions = "sinusoidal"
+    """`sinusoidal` as in the paper; `learned` (GPT-2) or `rope` (Llama, Qwen2) for decoders that
+    come from elsewhere."""
+    rope_theta: Annotated[float, Field(gt=1, le=1e12)] = 10_000.0
+    """Longest wavelength of `rope`, over 2 pi."""
+    norm_layer: NormLayer = "layer_norm"
+    """`rms_norm` in Llama and Qwen2."""
+    norm_epsilon: Annotated[float, Field(gt=0, le=1)] = NORM_EPSILON
+    """What is added to the variance that norms divide by."""
+    activation: Activation = "gelu"
+    """Of the feed-forward: `gelu`, `gelu_tanh` (GPT-2), or `swiglu` with a gate of its own."""
+    biases: Biases = "all"
+    """Of the linear layers of blocks: `all`, `qkv` alone (Qwen2), or `none` (Llama)."""
+    kv_heads: Heads | None = None
+    """Groups of heads that share their keys and values; default: each head has its own."""
+    head_width: Annotated[int, Field(ge=2, le=2**12)] | None = None
+    """Width of one head; default: width / heads."""
+    embedding_scale: Annotated[float, Field(gt=0, le=1e6)] = EMBEDDING_SCALE
+    """What token embeddings and span vectors are multiplied by; 1 in decoders from elsewhere."""
+
+    init_from: PathText | None = None
+    """Checkpoint whose decoder supplies the first weights."""
+
+    @property
+    def num_kv_heads(self) -> int:
+        """G."""
+        return self.kv_heads or self.heads
+
+    @property
+    def channels(self) -> int:
+        """D, of one head."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def style(self) -> Style:
+        """Of its blocks."""
+        return Style(
+            norm=self.norm,
+            norm_layer=self.norm_layer,
+            norm_epsilon=self.norm_epsilon,
+            activation=self.activation,
+            biases=self.biases,
+            kv_heads=self.kv_heads,
+            head_width=self.head_width,
+        )
+
+    def faults(self, path: str) -> Iterator[str]:
+        """Sizes that do not fit each other, each with its key; `path` is that of this section."""
+        if self.head_width is None and self.width % self.heads:
+            yield f"{path}.heads: {self.heads} heads do not divide width {self.width}"
+        elif self.positions == "rope" and self.channels % 2:
+            yield (
+                f"{path}.positions: rope turns pairs of channels and heads have {self.channels}: "
+                f"choose an even {path}.head_width"
+            )
+        if self.heads % self.num_kv_heads:
+            yield (
+                f"{path}.kv_heads: {self.kv_heads} groups do not divide {self.heads} heads: choose "
+                "a divisor"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +179,7 @@ class Decoder(nn.Module):
         recompute: activations that are computed again in the backward.
     """
 
-    positions: Tensor
+    positions: Any
 
     def __init__(
         self,
@@ -122,8 +196,11 @@ class Decoder(nn.Module):
         self.embedding: Any = None
         if any(piece.is_first for piece in pieces):
             self.embedding = layers.vocabulary(config.vocabulary, config.width, init=initializer)
-            positions = sinusoids(config.max_tokens, config.width)
-            self.register_buffer("positions", positions, persistent=False)
+            if config.positions == "sinusoidal":
+                positions = sinusoids(config.max_tokens, config.width)
+                self.register_buffer("positions", positions, persistent=False)
+            elif config.positions == "learned":
+                self.positions = layers.table(config.max_tokens, config.width, init=initializer)
         self.blocks = nn.ModuleDict(
             {
                 str(index): Block(
@@ -132,7 +209,7 @@ class Decoder(nn.Module):
                     hidden=config.feed_forward,
                     attention=CausalSelfAttention,
                     layers=layers,
-                    norm=config.norm,
+                    style=config.style,
                     depth=config.num_layers,
                     dropout=config.dropout,
                     recompute=recompute,
@@ -143,7 +220,11 @@ class Decoder(nn.Module):
         )
         if any(piece.is_last for piece in pieces):
             # DeepNorm normalises after every branch, so its last block already ends in a norm.
-            self.final_norm = layers.norm(config.width) if config.norm == "pre" else nn.Identity()
+            self.final_norm = nn.Identity()
+            if config.norm == "pre":
+                self.final_norm = layers.norm(
+                    config.width, kind=config.norm_layer, epsilon=config.norm_epsilon
+                )
             is_copy = config.tied_head and self.embedding is None
             table: Any = self.embedding
             if is_copy or not config.tied_head:
@@ -175,9 +256,36 @@ class Decoder(nn.Module):
             inputs: token embeddings or connector outputs, one a slot.
             positions: of each slot, where they do not run through.
         """
-        places = slice(inputs.shape[1]) if positions is None else positions
-        x = torch.add(self.positions[places].to(inputs.dtype), inputs, alpha=EMBEDDING_SCALE)
+        scale = self.config.embedding_scale
+        if self.config.positions == "rope":
+            x = inputs * scale
+        else:
+            table = self.positions
+            if self.config.positions == "learned":
+                table = table.weight
+            places = slice(inputs.shape[1]) if positions is None else positions
+            x = torch.add(table[places].to(inputs.dtype), inputs, alpha=scale)
         return self.layers.enter(x.view(-1, x.shape[-1]))
+
+    def turns(
+        self,
+        num_slots: int,
+        device: torch.device,
+        *,
+        positions: Int64[Tensor, "B S"] | None = None,
+    ) -> Float[Tensor, "2 P S 1 D"] | None:
+        """By what the blocks turn queries and keys; None where positions turn none.
+
+        Args:
+            num_slots: S.
+            device: where they are needed.
+            positions: of each slot, where they do not run through.
+        """
+        if self.config.positions != "rope":
+            return None
+        if positions is None:
+            positions = torch.arange(num_slots, device=device)[None]
+        return rotations(positions, width=self.config.channels, theta=self.config.rope_theta)
 
     def run(
         self,
@@ -186,12 +294,15 @@ class Decoder(nn.Module):
         *,
         num_sequences: int,
         documents: Int32[Tensor, "N"] | None = None,
+        turns: Float[Tensor, "2 P S 1 D"] | None = None,
         reading: Reading | None = None,
     ) -> Float[Tensor, "R H"]:
         """Rows after the blocks of a piece; slots see their own documents where these are given."""
         for index in range(piece.first_layer, piece.last_layer):
-            context = () if reading is None else (reading, index)
-            rows = run_block(self.blocks[str(index)], rows, num_sequences, documents, *context)
+            context = (num_sequences, documents, turns)
+            if reading is not None:
+                context = (*context, reading, index)
+            rows = run_block(self.blocks[str(index)], rows, *context)
         return rows
 
     def leave(self, rows: Float[Tensor, "R H"]) -> Float[Tensor, "R H"]:
@@ -204,7 +315,9 @@ class Decoder(nn.Module):
         Args:
             inputs: token embeddings or connector outputs, one a slot.
         """
-        rows = self.run(self.enter(inputs), whole_piece(self.config), num_sequences=inputs.shape[0])
+        turns = self.turns(inputs.shape[1], inputs.device)
+        rows = self.enter(inputs)
+        rows = self.run(rows, whole_piece(self.config), num_sequences=len(inputs), turns=turns)
         return self.leave(rows).view(inputs.shape)
 
 

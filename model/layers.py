@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,6 +16,9 @@ from model.region import Region
 
 Initializer = Callable[[Tensor, Generator], None]
 """Fills a whole (unsplit) weight from a generator."""
+
+NormLayer = Literal["layer_norm", "rms_norm"]
+NORM_EPSILON = 1e-5
 
 
 def normal(std: float) -> Initializer:
@@ -84,9 +87,17 @@ class Linear(nn.Linear):
 
     product: nn.Module | None
 
-    def __init__(self, in_features: int, out_features: int, init: Initializer, device: str | None):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        init: Initializer,
+        device: str | None,
+        *,
+        bias: bool = True,
+    ):
         self.init = init
-        super().__init__(in_features, out_features, device=device)
+        super().__init__(in_features, out_features, bias=bias, device=device)
         self.product = None
 
     def reset_parameters(self) -> None:
@@ -123,17 +134,23 @@ class Layers:
     sequence_parallel: bool = False
     device: str | None = None
 
-    def column(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
+    def column(
+        self, in_features: int, out_features: int, *, init: Initializer, bias: bool = True
+    ) -> nn.Module:
         """Linear layer [.., in] -> [.., out] whose outputs may be split over ranks."""
-        return self.linear(in_features, out_features, init=init)
+        return self.linear(in_features, out_features, init=init, bias=bias)
 
-    def row(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
+    def row(
+        self, in_features: int, out_features: int, *, init: Initializer, bias: bool = True
+    ) -> nn.Module:
         """Linear layer [.., in] -> [.., out] whose inputs may be split over ranks."""
-        return self.linear(in_features, out_features, init=init)
+        return self.linear(in_features, out_features, init=init, bias=bias)
 
-    def linear(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
+    def linear(
+        self, in_features: int, out_features: int, *, init: Initializer, bias: bool = True
+    ) -> nn.Module:
         """Linear layer [.., in] -> [.., out], whole on every rank."""
-        return Linear(in_features, out_features, init, self.device)
+        return Linear(in_features, out_features, init, self.device, bias=bias)
 
     def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> nn.Module:
         """Lookup table [num, width] whose rows may be split over ranks; `weight` is its part."""
@@ -143,9 +160,13 @@ class Layers:
         """Small lookup table [num, width], whole on every rank."""
         return Embedding(num_rows, width, init, self.device)
 
-    def norm(self, width: int) -> nn.Module:
-        """Layer norm over the last dim."""
-        return nn.LayerNorm(width, device=self.device)
+    def norm(
+        self, width: int, *, kind: NormLayer = "layer_norm", epsilon: float = NORM_EPSILON
+    ) -> nn.Module:
+        """Norm over the last dim; its values start as ones and zeros."""
+        if kind == "rms_norm":
+            return nn.RMSNorm(width, eps=epsilon, device=self.device)
+        return nn.LayerNorm(width, eps=epsilon, device=self.device)
 
     def dropout(self, share: float) -> nn.Module:
         """Zeroes a share of what blocks pass on, in training."""

@@ -127,21 +127,22 @@ class SemiCausal(nn.Module):
             rows: what the stage before has computed; None for the first piece.
             piece: which of the held pieces to run.
         """
-        part = self.pieces[piece]
+        part, positions = self.pieces[piece], batch.positions
+        if isinstance(batch, Reading):
+            # Slots behind a row's end may have none; nobody sees them.
+            positions = batch.positions.clamp(max=self.config.decoder.max_tokens - 1)
         if part.is_first:
-            inputs, positions = self.inputs(batch.tokens, batch.spans), batch.positions
-            if isinstance(batch, Reading):
-                # Slots behind a row's end may have none; nobody sees them.
-                positions = batch.positions.clamp(max=self.config.decoder.max_tokens - 1)
+            inputs = self.inputs(batch.tokens, batch.spans)
             rows = self.decoder.enter(inputs, positions=positions)
         assert rows is not None, "only the first piece starts from the batch"
-        num_sequences = len(batch.tokens)
+        B, S = batch.tokens.shape
+        turns = self.decoder.turns(S, batch.tokens.device, positions=positions)
         if isinstance(batch, Reading):
-            rows = self.decoder.run(rows, part, num_sequences=num_sequences, reading=batch)
+            rows = self.decoder.run(rows, part, num_sequences=B, turns=turns, reading=batch)
             if not part.is_last:
                 return rows
             return self.decoder.head(self.decoder.leave(rows).index_select(0, batch.wanted))
-        rows = self.decoder.run(rows, part, num_sequences=num_sequences, documents=batch.documents)
+        rows = self.decoder.run(rows, part, num_sequences=B, turns=turns, documents=batch.documents)
         if not part.is_last:
             if torch.is_grad_enabled() and not rows.requires_grad:
                 # Pipelines run a backward through every piece, also where nothing trains.

@@ -199,11 +199,13 @@ def compile_blocks(
     for block in blocks_of(model):
         whole, between = steps[isinstance(block.attention, SpanSelfAttention)]
         up, down, out = block.feed_forward.up, block.feed_forward.down, block.attention.out
+        inner = [layer for layer in (up, block.feed_forward.gate) if layer is not None]
         if not hasattr(up, "skip_bias_add"):
             block.steps = whole
             continue
         block.steps = between
-        for layer in (up, out, down) if isinstance(block.dropout, nn.Identity) else (up,):
+        is_certain = isinstance(block.dropout, nn.Identity)
+        for layer in (*inner, out, down) if is_certain else inner:
             vars(layer)["skip_bias_add"] = True
     vars(model)["compilation"] = state
     return state
@@ -228,6 +230,7 @@ def _steps(compiled: Callable[[Callable[..., Any]], Any]) -> tuple[Steps, Steps]
     plain = Steps()
     between = Steps(
         activate=compiled(plain.activate),
+        gate=compiled(plain.gate),
         join=compiled(plain.join),
         post_norm=compiled(plain.post_norm),
         pre_norm=compiled(plain.pre_norm),

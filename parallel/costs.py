@@ -121,6 +121,12 @@ def block_products(width: int, feed_forward: int, *, rows: float) -> float:
     return 2 * rows * (4 * width**2 + 2 * width * feed_forward)
 
 
+def stack_products(stack: Stack) -> float:
+    """The same where heads may have another width and share keys, and a gate may be there."""
+    hidden = (2 + stack.gated) * stack.hidden
+    return 2 * stack.rows * stack.width * (stack.fused + stack.inner + hidden)
+
+
 def block_attention(width: int, *, pairs: float) -> float:
     """Forward operations of one block's attention: scores and mixing, each pairs x width."""
     return 2 * 2 * pairs * width
@@ -165,6 +171,10 @@ def causal_stack(
         dropout=decoder.dropout > 0,
         trains=True,
         bias_trains=False,
+        head_width=decoder.head_width,
+        kv_heads=decoder.kv_heads,
+        gated=decoder.activation == "swiglu",
+        turned=decoder.positions == "rope",
     )
 
 
@@ -195,8 +205,8 @@ def model_work(config: ModelConfig, load: Load, *, recompute: Recompute = "none"
 
 def _block(stack: Stack, recompute: Recompute) -> Work:
     """One block. Nothing flows back into those below the first that trains."""
-    products = block_products(stack.width, stack.hidden, rows=stack.rows)
-    attention = block_attention(stack.width, pairs=stack.pairs)
+    products = stack_products(stack)
+    attention = block_attention(stack.inner, pairs=stack.pairs)
     if not stack.trains:
         return Work(products=products, attention=attention, backward=0)
     again = {"none": 0.0, "selective": attention, "full": products + attention}[recompute]

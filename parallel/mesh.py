@@ -193,6 +193,8 @@ def rank_fault(layout: LayoutConfig, *, ranks: int) -> str | None:
 def tensor_sizes(model: ModelConfig) -> dict[str, int]:
     """Sizes that the tensor degree must divide, by key of the configuration."""
     sizes = {"model.decoder.heads": model.decoder.heads}
+    if model.decoder.kv_heads is not None:
+        sizes["model.decoder.kv_heads"] = model.decoder.kv_heads
     sizes["model.decoder.feed_forward"] = model.decoder.feed_forward
     for modality, part in model.encoders.items():
         for key, size in part.encoder.tensor_sizes().items():

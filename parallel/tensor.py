@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.adapters.factors import Factors
-from model.layers import Initializer, Layers, VocabularyShard
+from model.layers import NORM_EPSILON, Initializer, Layers, NormLayer, VocabularyShard
 from model.region import Region
 from parallel.megatron import core
 
@@ -55,14 +55,22 @@ class TensorLayers(Layers):
             params_dtype=torch.get_default_dtype(),
         )
 
-    def column(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
+    def column(
+        self, in_features: int, out_features: int, *, init: Initializer, bias: bool = True
+    ) -> nn.Module:
         """A linear layer with outputs split over the ranks; reads whole rows."""
         layer = self._layers.column(
-            in_features, out_features, config=self._config, init_method=None, tp_group=self.group
+            in_features,
+            out_features,
+            config=self._config,
+            init_method=None,
+            bias=bias,
+            tp_group=self.group,
         )
         part = self._part(out_features)
         layer.weight.placement = Region.of_box((out_features, in_features), part, (0, in_features))
-        layer.bias.placement = Region.of_box((out_features,), part)
+        if bias:
+            layer.bias.placement = Region.of_box((out_features,), part)
         layer.init = init
         join, dropout = self._mappings.copy_to_tensor_model_parallel_region, super().dropout
         if self.sequence_parallel:
@@ -77,14 +85,16 @@ class TensorLayers(Layers):
         )
         return layer
 
-    def row(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
+    def row(
+        self, in_features: int, out_features: int, *, init: Initializer, bias: bool = True
+    ) -> nn.Module:
         """A linear layer with inputs split over the ranks; its outputs are summed."""
         layer = self._layers.row(
             in_features,
             out_features,
             config=self._config,
             init_method=None,
-            bias=True,
+            bias=bias,
             input_is_parallel=True,
             skip_bias_add=False,
             tp_group=self.group,
@@ -92,7 +102,8 @@ class TensorLayers(Layers):
         layer.weight.placement = Region.of_box(
             (out_features, in_features), (0, out_features), self._part(in_features)
         )
-        layer.bias.sequence_parallel = self.sequence_parallel
+        if bias:
+            layer.bias.sequence_parallel = self.sequence_parallel
         layer.init = init
         join = self._mappings.reduce_from_tensor_model_parallel_region
         if self.sequence_parallel:
@@ -120,10 +131,12 @@ class TensorLayers(Layers):
         layer.init = init
         return layer
 
-    def norm(self, width: int) -> nn.Module:
-        """A layer norm of whole width, over whatever rows this rank has."""
-        norm: Any = super().norm(width)
-        for parameter in (norm.weight, norm.bias):
+    def norm(
+        self, width: int, *, kind: NormLayer = "layer_norm", epsilon: float = NORM_EPSILON
+    ) -> nn.Module:
+        """A norm of whole width, over whatever rows this rank has."""
+        norm: Any = super().norm(width, kind=kind, epsilon=epsilon)
+        for parameter in norm.parameters():
             parameter.sequence_parallel = self.sequence_parallel
         return norm
 

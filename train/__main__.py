@@ -129,7 +129,7 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
         config.model.attention,
         device=own_device(),
         dtype=torch.float32 if config.precision == "fp32" else torch.bfloat16,
-        head_width=config.model.decoder.width // config.model.decoder.heads,
+        head_width=config.model.decoder.channels,
     )
     wants_triton = config.model.decoder.loss_kernel == "triton"
     lacking = why_no_triton(own_device()) if wants_triton else None

@@ -154,7 +154,7 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
     for path, prefix in first_weights(config):
         here = architecture(config.built_model)
         if prefix:
-            here = {f"{prefix}encoder": here[f"{prefix}encoder"]}
+            here = {part: here[part] for part in (f"{prefix}encoder", prefix[:-1]) if part in here}
         refuse_other_architecture(path, here)
         # An encoder is not on every stage of a pipeline.
         part = dict(model.named_modules()).get(prefix.rstrip("."))
@@ -181,7 +181,11 @@ def _start_from_adapter(config: RunConfig, model: SemiCausal, path: Path) -> Non
 
 
 # What makes two models compute alike with the same weights; the rest may differ.
-DECODER_SHAPE = {"vocabulary", "width", "num_layers", "heads", "feed_forward", "norm", "tied_head"}
+DECODER_SHAPE = {
+    *("vocabulary", "width", "num_layers", "heads", "feed_forward", "norm", "tied_head"),
+    *("positions", "rope_theta", "norm_layer", "norm_epsilon", "activation", "biases"),
+    *("kv_heads", "head_width", "embedding_scale"),
+}
 
 
 def architecture(config: ModelConfig) -> dict[str, Any]:
@@ -227,8 +231,11 @@ def refuse_other_architecture(path: Place, here: dict[str, Any]) -> None:
 def first_weights(config: RunConfig) -> list[tuple[Place, str]]:
     """The checkpoints that supply first weights, in order, and what names of these begin with."""
     named = [
-        (part.encoder.init_from, f"encoders.{modality}.")
-        for modality, part in config.built_model.encoders.items()
+        (config.model.decoder.init_from, "decoder."),
+        *(
+            (part.encoder.init_from, f"encoders.{modality}.")
+            for modality, part in config.built_model.encoders.items()
+        ),
     ]
     return [
         (Place.parse(path, config.storage), prefix)

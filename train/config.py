@@ -363,10 +363,7 @@ def _faults(config: RunConfig) -> list[str]:
             f"data.sequence_tokens: {S} slots but the decoder has positions for "
             f"{decoder.max_tokens}; raise model.decoder.max_tokens or shorten the sequence",
         ),
-        (
-            decoder.width % decoder.heads,
-            f"model.decoder.heads: {decoder.heads} heads do not divide width {decoder.width}",
-        ),
+        *((True, fault) for fault in decoder.faults("model.decoder")),
         (
             config.optim.warmup_steps > config.schedule_steps,
             f"optim.warmup_steps: {config.optim.warmup_steps} steps of warm-up exceed the run's "
@@ -472,6 +469,11 @@ def _fp8_rules(config: RunConfig) -> list[tuple[bool, str]]:
             layout.model_ranks > 1,
             f"{key} works with layout.tensor=1 and layout.pipeline=1: use data parallelism "
             "and ZeRO, or precision=bf16",
+        ),
+        (
+            decoder.activation == "swiglu" or decoder.biases != "all",
+            "precision: fp8 multiplies blocks that have all biases and no gate "
+            "(model.decoder.biases, model.decoder.activation): use precision=bf16",
         ),
         (
             config.zero.stage == 3,

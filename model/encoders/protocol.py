@@ -12,6 +12,7 @@ from model.block import Block
 from model.config import Config, Depth, Heads, HiddenWidth, Width
 from model.layers import Layers
 from model.recompute import Recompute
+from model.style import USUAL_STYLE, Style
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,10 @@ class Stack:
         dropout: whether it is used.
         trains: whether gradients flow through.
         bias_trains: whether a bias of attention's scores trains.
+        head_width: D; None: E / A.
+        kv_heads: G; None: A.
+        gated: whether the feed-forward has a gate.
+        turned: whether positions turn queries and keys.
     """
 
     num_blocks: int
@@ -56,6 +61,20 @@ class Stack:
     dropout: bool
     trains: bool
     bias_trains: bool
+    head_width: int | None = None
+    kv_heads: int | None = None
+    gated: bool = False
+    turned: bool = False
+
+    @property
+    def inner(self) -> int:
+        """A D, width of what attention mixes."""
+        return self.heads * (self.head_width or self.width // self.heads)
+
+    @property
+    def fused(self) -> int:
+        """(A + 2 G) D, width of queries, keys and values."""
+        return self.inner + 2 * self.inner * (self.kv_heads or self.heads) // self.heads
 
 
 class EncoderKind(Config):
@@ -117,7 +136,12 @@ class EncoderKind(Config):
         return {"heads": self.heads, "feed_forward": self.feed_forward}
 
     def blocks(
-        self, layers: Layers, recompute: Recompute, *, dropout: float = 0.0
+        self,
+        layers: Layers,
+        recompute: Recompute,
+        *,
+        dropout: float = 0.0,
+        style: Style = USUAL_STYLE,
     ) -> nn.ModuleList:
         """All its bidirectional blocks."""
         return nn.ModuleList(
@@ -127,7 +151,7 @@ class EncoderKind(Config):
                 hidden=self.feed_forward,
                 attention=SpanSelfAttention,
                 layers=layers,
-                norm="deepnorm",
+                style=style,
                 depth=self.num_layers,
                 dropout=dropout,
                 recompute=recompute,

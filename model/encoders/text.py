@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from model.attention import GRID_ROWS_MULTIPLE, SpanGrid
 from model.batch import PackedSpans
 from model.block import run_block
-from model.config import Dropout, PathText, Tokens
+from model.config import Dropout, PathText, Tokens, Width
 from model.encoders.protocol import EncoderKind, SpanLoad, Stack
-from model.layers import Layers, normal
+from model.layers import NORM_EPSILON, Layers, normal
 from model.recompute import Recompute
+from model.style import Style
 
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
@@ -32,6 +33,16 @@ class TextEncoderConfig(EncoderKind):
     """Share of the embedding and of each residual branch dropped in training."""
     start_token: Annotated[int, Field(ge=0, lt=2**24)] = 0
     """Token that opens each span; its output is dropped. `<s>` of our tokenizers."""
+    norm: Literal["deepnorm", "post"] = "deepnorm"
+    """`deepnorm` as in the paper, or `post`: plain residuals (BERT and its family)."""
+    norm_epsilon: Annotated[float, Field(gt=0, le=1)] = NORM_EPSILON
+    """What is added to the variance that norms divide by."""
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    relative_positions: bool = True
+    """Whether scores have a bias by distance besides the learned positions, as in the paper; not
+    in BERT and its family."""
+    embedding_width: Width | None = None
+    """Of tokens and positions, where a linear layer widens them behind their norm (ELECTRA)."""
     init_from: PathText | None = None
     """Checkpoint whose text encoder supplies the first weights."""
     trainable_layers: Annotated[int, Field(ge=0, le=2**12)] | None = None
@@ -74,7 +85,7 @@ class TextEncoderConfig(EncoderKind):
                 pairs=load.spans * longest_rows**2,
                 dropout=self.dropout > 0,
                 trains=trains,
-                bias_trains=num_frozen == 0,
+                bias_trains=num_frozen == 0 and self.relative_positions,
             )
             for num_blocks, trains in ((num_frozen, False), (self.layers_in_training, True))
         )
@@ -171,19 +182,29 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.share = layers.share
-        self.embedding = layers.vocabulary(vocabulary, config.width, init=normal(0.02))
-        self.positions = layers.table(config.max_tokens, config.width, init=normal(0.02))
-        self.embedding_norm = layers.norm(config.width)
+        width = config.embedding_width or config.width
+        self.embedding = layers.vocabulary(vocabulary, width, init=normal(0.02))
+        self.positions: Any = layers.table(config.max_tokens, width, init=normal(0.02))
+        self.embedding_norm = layers.norm(width, epsilon=config.norm_epsilon)
         self.dropout = layers.dropout(config.dropout)
-        self.relative_bias = layers.table(NUM_BUCKETS, config.heads, init=normal(0.02))
+        self.widening: Any = None
+        if config.embedding_width is not None:
+            self.widening = layers.linear(width, config.width, init=normal(0.02))
+        self.relative_bias: Any = None
+        if config.relative_positions:
+            self.relative_bias = layers.table(NUM_BUCKETS, config.heads, init=normal(0.02))
         most_rows = config.max_tokens + GRID_ROWS_MULTIPLE - 1
         self.register_buffer("buckets", distance_buckets(most_rows), persistent=False)
-        self.blocks = config.blocks(layers, recompute, dropout=config.dropout)
+        style = Style(
+            norm=config.norm, norm_epsilon=config.norm_epsilon, activation=config.activation
+        )
+        self.blocks = config.blocks(layers, recompute, dropout=config.dropout, style=style)
         num_frozen = config.num_layers - config.layers_in_training
         if num_frozen:
-            before = (self.embedding, self.positions, self.embedding_norm, self.relative_bias)
-            for module in (*before, *list(self.blocks)[:num_frozen]):
-                module.requires_grad_(False)
+            before = (self.embedding, self.positions, self.embedding_norm, self.widening)
+            for module in (*before, self.relative_bias, *list(self.blocks)[:num_frozen]):
+                if module is not None:
+                    module.requires_grad_(False)
 
     def forward(self, spans: TextSpans) -> Float[Tensor, "M E"]:
         """Vectors of all span tokens, each span having seen itself alone.
@@ -194,12 +215,18 @@ class TextEncoder(nn.Module):
         grid = SpanGrid.fitted(spans.cells[:R], spans.num_spans, spans.longest_rows)
         x = self.embedding(spans.tokens[:R]) + self.positions(spans.positions[:R])
         x = self.dropout(self.embedding_norm(x))
+        if self.widening is not None:
+            x = self.widening(x)
         bias = self._bias(grid)
         for block in self.blocks:
             x = run_block(block, x, grid, bias)
         return x.index_select(0, spans.vectors[: spans.num_vectors])
 
     def _bias(self, grid: SpanGrid) -> Float[Tensor, "N A L L"]:
+        if self.relative_bias is None:
+            L, padding = grid.longest_rows, grid.padding()
+            zeros = self.positions.weight.new_zeros(1)
+            return zeros.masked_fill(padding, float("-inf")).expand(-1, 1, L, L)
         buckets = relative_buckets(self.buckets, grid.longest_rows)
         bias_1ALL = self.share(self.relative_bias(buckets)).permute(2, 0, 1)[None]
         return bias_1ALL.masked_fill(grid.padding(), float("-inf"))

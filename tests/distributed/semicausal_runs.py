@@ -68,6 +68,23 @@ MODEL: dict[str, Any] = {
 }
 
 
+DECODERS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "gpt2": {"norm": "pre", "positions": "learned", "activation": "gelu_tanh"},
+    "qwen2": {
+        "norm": "pre",
+        "positions": "rope",
+        "norm_layer": "rms_norm",
+        "activation": "swiglu",
+        "biases": "qkv",
+        "kv_heads": 2,
+        "head_width": 6,
+        "embedding_scale": 10.0,
+    },
+}
+"""Kinds of decoders."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One way to compute the same steps.
@@ -79,6 +96,7 @@ class Cell:
         attend: whether slots see across the two documents that each sample then holds.
         compiled: by which of torch's back ends, None for as it stands.
         tuned: what of it trains, a key of `TUNINGS`.
+        decoder: which kind.
     """
 
     tensor: int = 1
@@ -98,6 +116,7 @@ class Cell:
     attend: Attend = "across"
     compiled: Literal["eager", "aot_eager"] | None = None
     tuned: str = ""
+    decoder: Literal["ours", "gpt2", "qwen2"] = "ours"
     steps: int = NUM_STEPS
 
     @property
@@ -160,6 +179,7 @@ class UnevenSpans(TextSpansConfig):
 def model_config(cell: Cell) -> ModelConfig:
     config = copy.deepcopy(MODEL)
     config["decoder"] |= {"norm": cell.norm, "tied_head": cell.tied, "dropout": cell.dropout}
+    config["decoder"] |= DECODERS[cell.decoder]
     encoder = config["encoders"]["text"]["encoder"]
     encoder |= {"dropout": cell.dropout}
     if cell.frozen:

@@ -14,6 +14,7 @@ from model.block import Block
 from model.layers import Layers, initialize
 from model.loss import Loss
 from model.semicausal import SemiCausal
+from model.style import USUAL_STYLE
 from tests.model import reference
 from tests.model.examples import Range, collate, random_tokens, tiny_config, tiny_model
 
@@ -107,7 +108,7 @@ def block(attention: type[SelfAttention], backend: Backend) -> Block:
         hidden=24,
         attention=attention,
         layers=Layers(),
-        norm="deepnorm",
+        style=USUAL_STYLE,
         depth=2,
     )
     initialize(made, seed=1)

@@ -10,6 +10,7 @@ from model.attention import CausalSelfAttention, SpanSelfAttention
 from model.block import Block, NormKind, deepnorm_constants
 from model.decoder import sinusoids
 from model.layers import Layers, initialize
+from model.style import USUAL_STYLE, Style
 from tests.model import reference
 
 WIDTH, HEADS, HIDDEN = 24, 3, 40
@@ -28,7 +29,7 @@ def causal_block(norm: NormKind, *, width: int = WIDTH, depth: int = 2, **sizes:
         hidden=sizes.get("hidden", HIDDEN),
         attention=CausalSelfAttention,
         layers=Layers(),
-        norm=norm,
+        style=Style(norm=norm),
         depth=depth,
     )
 
@@ -100,7 +101,7 @@ def test_first_weights_of_deepnorm(
         hidden=hidden,
         attention=attention,
         layers=Layers(),
-        norm="deepnorm",
+        style=USUAL_STYLE,
         depth=depth,
     )
     initialize(block, seed=1)

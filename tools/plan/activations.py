@@ -99,7 +99,10 @@ def _block(
     width, hidden, tensor = stack.width, stack.hidden, layout.tensor
     inputs = stack.rows * width * e / rows_split
     whole = (4 + 2 * stack.dropout) * width * e + NORM_STATISTICS * FP32
-    everything = stack.rows * (whole / rows_split + (4 * width + 2 * hidden) * e / tensor)
+    split = stack.fused + stack.inner + 2 * (1 + stack.gated) * hidden
+    if stack.turned or stack.fused < 3 * stack.inner:
+        split += 3 * stack.inner  # what attention reads is not what the projection wrote
+    everything = stack.rows * (whole / rows_split + split * e / tensor)
     # Gradients of the hidden layer before and after GELU, and of the block's output.
     transient = stack.rows * (2 * hidden / tensor + width) * e
     match layout.recompute:

@@ -137,8 +137,10 @@ def _start(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> M
 
 
 def _tables(task: Task, share: Share) -> int:
-    """Bytes of the table of positions, which is no parameter and stays in fp32."""
+    """Bytes of the table of sinusoids, which is no parameter and stays in fp32."""
     decoder = task.model.decoder
+    if decoder.positions != "sinusoidal":
+        return 0
     return share.is_first * decoder.max_tokens * decoder.width * FP32
 
 

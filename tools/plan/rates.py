@@ -277,7 +277,7 @@ class _Bench:
             known,
             stack,
             tensor=1,
-            products=block_products(stack.width, stack.hidden, tensor=1),
+            products=block_products(stack, tensor=1),
             moved_bytes=0,
             attention_rate=known.attention,
         )

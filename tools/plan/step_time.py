@@ -210,7 +210,7 @@ def stack_seconds(
         rates,
         stack,
         tensor=tensor,
-        products=block_products(stack.width, stack.hidden, tensor=tensor),
+        products=block_products(stack, tensor=tensor),
         moved_bytes=moves * element_bytes,
         attention_rate=rates.span_attention,
         again=float(layout.recompute == "full"),

@@ -28,13 +28,17 @@ class ShapeLayers(Layers):
     def __init__(self, tensor: int):
         self.tensor = tensor
 
-    def column(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
+    def column(
+        self, in_features: int, out_features: int, *, init: Initializer, bias: bool = True
+    ) -> nn.Module:
         """A rank's outputs."""
-        return super().column(in_features, out_features // self.tensor, init=init)
+        return super().column(in_features, out_features // self.tensor, init=init, bias=bias)
 
-    def row(self, in_features: int, out_features: int, *, init: Initializer) -> nn.Module:
+    def row(
+        self, in_features: int, out_features: int, *, init: Initializer, bias: bool = True
+    ) -> nn.Module:
         """A rank's inputs; the bias is whole."""
-        return super().row(in_features // self.tensor, out_features, init=init)
+        return super().row(in_features // self.tensor, out_features, init=init, bias=bias)
 
     def vocabulary(self, num_tokens: int, width: int, *, init: Initializer) -> nn.Module:
         """A rank's rows."""
@@ -134,8 +138,10 @@ class Weights:
         self, tensor: int, is_first: bool, is_last: bool
     ) -> tuple[list[Weight], list[Weight]]:
         """Parameters of a decoder layer, and what else its stage has."""
-        # Positions are no parameters, and a table of them takes longer than all the rest.
-        decoder = self.model.decoder.model_copy(update={"max_tokens": 2})
+        decoder = self.model.decoder
+        if decoder.positions == "sinusoidal":
+            # They are no parameters, and a table of them takes longer than all the rest.
+            decoder = decoder.model_copy(update={"max_tokens": 2})
         model = self.model.model_copy(update={"decoder": decoder})
         piece = Piece(first_layer=0, last_layer=1, is_first=is_first, is_last=is_last)
         part = SemiCausal(model, ShapeLayers(tensor), pieces=[piece])

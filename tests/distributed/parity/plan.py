@@ -62,6 +62,16 @@ COMPILED_LAYOUTS: list[Row] = [
     {"tensor": 2, "sequence_parallel": True, "pipeline": 2},
 ]
 
+DAILY_DECODERS: list[Row] = [
+    {"tensor": 2, "sequence_parallel": True, "zero": 1, "recompute": "full", "decoder": "qwen2"},
+    {"tensor": 2, "compiled": "eager", "tied": False, "decoder": "qwen2"},
+    {"data": 2, "zero": 3, "attend": "within", "decoder": "qwen2"},
+    INTERLEAVED | {"zero": 3, "spans": "first rank", "decoder": "qwen2"},
+    {"pipeline": 2, "zero": 1, "tied": False, "decoder": "gpt2"},
+    {"tensor": 2, "zero": 3, "recompute": "selective", "decoder": "gpt2"},
+]
+"""Heads that share keys, positions that turn them, gates and tables, split in every way."""
+
 DAILY_COMPILED: list[Row] = [
     {"tensor": 2, "zero": 1, "norm": "pre"},
     {"tensor": 2, "sequence_parallel": True, "zero": 3, "frozen": True, "recompute": "full"},
@@ -100,6 +110,7 @@ def planned_cells() -> list[Cell]:
         *_dropout_rows(),
         *_within_rows(({}, *FURTHER_LAYOUTS)),
         *_compiled_rows(),
+        *_decoder_rows(),
         *_trained_rows(),
         *_tuned_rows(),
     ]
@@ -132,6 +143,7 @@ def daily_cells() -> list[Cell]:
     rows += _within_rows(DAILY_WITHIN)
     rows += [row | {"microbatches": 2, "compiled": "eager"} for row in DAILY_COMPILED]
     rows += [row | {"microbatches": 2} for row in DAILY_TUNED]
+    rows += [row | {"microbatches": 2} for row in DAILY_DECODERS]
     return _ordered(rows)
 
 
@@ -202,6 +214,21 @@ def _compiled_rows() -> list[Row]:
     return [
         layout | row | {"microbatches": 2, "compiled": "aot_eager"}
         for layout in COMPILED_LAYOUTS
+        for row in pairwise(choices)
+    ]
+
+
+def _decoder_rows() -> list[Row]:
+    choices: dict[str, Any] = {
+        "decoder": ("gpt2", "qwen2"),
+        "zero": (1, 3),
+        "tied": (True, False),
+        "recompute": ("none", "full"),
+        "attend": ("across", "within"),
+    }
+    return [
+        layout | row | {"microbatches": 2}
+        for layout in ({}, *FURTHER_LAYOUTS)
         for row in pairwise(choices)
     ]
 

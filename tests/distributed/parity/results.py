@@ -100,6 +100,7 @@ class Result:
             "dropout": cell.dropout,
             "attend": cell.attend,
             "compiled": cell.compiled,
+            "decoder": cell.decoder,
             "steps": cell.steps,
             "weight_difference": self.weight_difference,
             "tuned": cell.tuned,
