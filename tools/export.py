@@ -1,0 +1,26 @@
+"""`python -m tools.export CHECKPOINT OUT`: a folder that transformers loads by itself."""
+
+import sys
+
+from tools.arguments import Parser, local_path
+from tools.command import command_line
+from tools.hub.folder import write_folder
+from train.storage.place import Place
+
+
+@command_line
+def main(arguments: list[str] | None = None) -> None:
+    """Write OUT; print what reads it."""
+    parser = Parser(prog="python -m tools.export", description=__doc__)
+    parser.add_argument("checkpoint", help="run directory or one of its checkpoints")
+    parser.add_argument("out", type=local_path, help="folder to create")
+    parser.add_argument("--tokenizer", type=Place.parse, help="default: the one the run kept")
+    options = parser.parse_args(arguments)
+    out = write_folder(Place.parse(options.checkpoint), options.out, tokenizer=options.tokenizer)
+    sys.stdout.write(
+        f"{out}: AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

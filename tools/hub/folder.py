@@ -1,0 +1,272 @@
+"""A checkpoint as a folder that transformers loads by itself, and back.
+
+config.json  generation_config.json   shape of the model, and the state of the run it came from
+model.safetensors                     weights, whole, as the checkpoint has them
+*_semicausal.py                       the model's code, which needs torch and transformers alone
+tokenizer.json  tokenizer_config.json  processor_config.json
+README.md                             the model card
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.semicausal import ModelConfig, SemiCausal
+from tools.hub import shipped
+from tools.hub.card import model_card
+from tools.hub.names import require_all, without_tied
+from train.checkpoint.directory import resolve
+from train.checkpoint.restore import read_state
+from train.checkpoint.weights import read_values, write_values
+from train.config import RunConfig
+from train.config_files import from_stored
+from train.data.tokens import (
+    SPECIAL_TEXT,
+    TOKENIZER_BYTES_AT_MOST,
+    SpecialTokens,
+    read_tokenizer,
+)
+from train.errors import CheckpointError, told
+from train.loading import load_config
+from train.run_directory import TOKENIZER, kept_tokenizer
+from train.storage.place import Place
+from train.text import text_encoder
+
+MODEL_TYPE: Final = "semicausal"
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "model.safetensors"
+WEIGHTS_INDEX: Final = "model.safetensors.index.json"
+CONFIG_BYTES_AT_MOST: Final = 1 << 26
+CODE: Final = tuple(
+    Path(file) for file in sorted(Path(shipped.__path__[0]).glob("*_semicausal.py"))
+)
+_TRAINING_ONLY: Final = {"loss_chunk_tokens", "loss_kernel", "dropout", "init_from"}
+_ENCODER_TRAINING_ONLY: Final = {"init_from", "trainable_layers", "dropout"}
+
+
+def write_folder(checkpoint: Place | Path, out: Path, *, tokenizer: Place | None = None) -> Path:
+    """Write a checkpoint as a folder for transformers, whole or not at all.
+
+    Args:
+        checkpoint: one, or a run whose latest is meant.
+        out: folder to create.
+        tokenizer: file of the one it was trained with; by default the one that the run kept.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged or holds adapters beside its weights, `out`
+            exists, or there is no tokenizer that fits.
+    """
+    path = resolve(checkpoint)
+    if out.exists():  # before anything large is read
+        raise CheckpointError(f"{out} exists: choose another place for the folder")
+    config = load_config(path)
+    model, state = config.built_model, read_state(path).model_dump()
+    if len(model.encoders) > 1:
+        raise CheckpointError(
+            f"{path} has encoders for {', '.join(model.encoders)}: an exported model reads the "
+            "spans of one"
+        )
+    content, special = _tokenizer(path, state, model, tokenizer)
+    values = read_values(path)
+    require_all(values, wanted_shapes(model), place=str(path))
+    draft = out.with_name(f".{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_file(
+        {name: value.contiguous() for name, value in values.items()},
+        draft / WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    for file in CODE:
+        shutil.copyfile(file, draft / file.name)
+    (draft / TOKENIZER).write_bytes(content)
+    reader = text_encoder(model)
+    documents = _documents(
+        model,
+        state,
+        special,
+        dtype=str(next(iter(values.values())).dtype).removeprefix("torch."),
+        modality=None if reader is None else reader[0],
+    )
+    for name, document in documents.items():
+        (draft / name).write_text(json.dumps(document, indent=2) + "\n")
+    (draft / "README.md").write_text(model_card(config, state, checkpoint=path))
+    draft.rename(out)
+    return out
+
+
+def read_folder(folder: Path, out: Place | Path) -> Place:
+    """Write a folder that `write_folder` or transformers' `save_pretrained` has written as ours.
+
+    Raises:
+        CheckpointError: it is no such folder, its tensors are not those of its model, or `out`
+            exists.
+    """
+    described = read_json(folder / CONFIG)
+    state = described.get("trained")
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{folder}/{CONFIG} says nothing of the run (trained): name a folder that "
+            "python -m tools.export wrote"
+        )
+    config = from_stored(RunConfig, state.get("config"), place=f"{folder}/{CONFIG}")
+    model = config.built_model
+    if _shape(model) != described.get("shape"):
+        raise CheckpointError(
+            f"{folder}/{CONFIG} contradicts itself: shape is not that of trained.config.model; "
+            "name the folder as it was written"
+        )
+    values = read_tensors(folder)
+    if model.decoder.tied_head:
+        values = without_tied(values, place=str(folder))
+    require_all(values, wanted_shapes(model), place=str(folder))
+    ordered = {name: values[name] for name in wanted_shapes(model)}
+    place = write_values(out, ordered, state)
+    if (file := folder / TOKENIZER).is_file():
+        (place / TOKENIZER).write(Place.of(file).read(limit_bytes=TOKENIZER_BYTES_AT_MOST))
+    return place
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder of transformers, by name; nothing is unpickled.
+
+    Raises:
+        CheckpointError: there are none as safetensors, or a file is damaged.
+    """
+    if (folder / WEIGHTS_INDEX).is_file():
+        listed = read_json(folder / WEIGHTS_INDEX).get("weight_map")
+        files = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+        if any("/" in name or not name.endswith(".safetensors") for name in files):
+            raise CheckpointError(f"{folder}/{WEIGHTS_INDEX} is damaged: it names no files of it")
+    else:
+        files = [WEIGHTS]
+    values: dict[str, Tensor] = {}
+    for name in files:
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file} does not exist: name a folder with weights as safetensors; others, which "
+                "would have to be unpickled, are not read"
+            )
+        try:
+            with safe_open(file, framework="pt") as opened:  # pyright: ignore[reportUnknownVariableType]
+                values |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is damaged: {told(error)}; copy it again") from error
+    return values
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A document of a folder.
+
+    Raises:
+        CheckpointError: it is missing or none.
+    """
+    try:
+        document = json.loads(Place.of(file).read(limit_bytes=CONFIG_BYTES_AT_MOST))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{file} does not exist: name a folder of transformers") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} cannot be read: {told(error)}") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{file} is damaged: it holds no object; copy it again")
+    return document
+
+
+def wanted_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of a model, by name, in its order; nothing is allocated."""
+    with torch.device("meta"):
+        model = SemiCausal(config)
+    return {name: tuple(value.shape) for name, value in model.named_parameters()}
+
+
+def _shape(config: ModelConfig) -> dict[str, Any]:
+    """What decides how a model computes, as the folder's configuration has it."""
+    return {
+        "decoder": config.decoder.model_dump(exclude=_TRAINING_ONLY),
+        "encoders": {
+            modality: {
+                "encoder": part.encoder.model_dump(exclude=_ENCODER_TRAINING_ONLY),
+                "connector": part.connector.model_dump(),
+            }
+            for modality, part in config.encoders.items()
+        },
+    }
+
+
+def _documents(
+    model: ModelConfig,
+    state: Mapping[str, Any],
+    special: SpecialTokens,
+    *,
+    dtype: str,
+    modality: str | None,
+) -> dict[str, Any]:
+    """What the folder's JSON files say, by name."""
+    ids = {
+        "bos_token_id": special.start,
+        "eos_token_id": special.document,
+        "pad_token_id": special.padding,
+    }
+    code = {"AutoProcessor": "processing_semicausal.SemicausalProcessor"}
+    return {
+        CONFIG: {
+            "model_type": MODEL_TYPE,
+            "architectures": ["SemicausalForCausalLM"],
+            "auto_map": {
+                "AutoConfig": "configuration_semicausal.SemicausalConfig",
+                "AutoModelForCausalLM": "modeling_semicausal.SemicausalForCausalLM",
+            },
+            "torch_dtype": dtype,
+            "shape": _shape(model),
+            "trained": state,
+            **ids,
+        },
+        "generation_config.json": ids,
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": SPECIAL_TEXT["start"],
+            "eos_token": SPECIAL_TEXT["document"],
+            "pad_token": SPECIAL_TEXT["padding"],
+            "padding_side": "left",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": model.decoder.max_tokens,
+        },
+        "processor_config.json": {
+            "processor_class": "SemicausalProcessor",
+            "auto_map": code,
+            "modality": modality,
+        },
+    }
+
+
+def _tokenizer(
+    path: Place, state: Mapping[str, Any], model: ModelConfig, named: Place | None
+) -> tuple[bytes, SpecialTokens]:
+    """The tokenizer of a checkpoint, and the ids of its special tokens."""
+    place = named or kept_tokenizer(path, state)
+    if place is None:
+        raise CheckpointError(
+            f"the {TOKENIZER} that the run was trained with is neither in {path.parent.parent} nor "
+            f"in {path}: name the corpus's own with --tokenizer"
+        )
+    try:
+        content = place.read(limit_bytes=TOKENIZER_BYTES_AT_MOST)
+    except OSError as error:
+        told_why = error.strerror or error
+        raise CheckpointError(f"{place} cannot be read as a tokenizer: {told_why}") from None
+    vocabulary = read_tokenizer(content, name=str(place)).get_vocab()
+    if max(vocabulary.values()) >= model.decoder.vocabulary:
+        raise CheckpointError(
+            f"{place} has tokens up to {max(vocabulary.values())}, the model "
+            f"{model.decoder.vocabulary} in all: name the tokenizer of the corpus that it was "
+            "trained on"
+        )
+    return content, SpecialTokens.from_vocabulary(vocabulary)

@@ -1,0 +1,134 @@
+"""Checkpoints of other classes of transformers, as checkpoints that supply a part of a model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tools.hub.families import Taken, take
+from tools.hub.folder import CONFIG, read_json, read_tensors, wanted_shapes
+from tools.hub.names import require_all
+from tools.hub.vocabulary import with_special_tokens
+from train.checkpoint.weights import write_values
+from train.config import RunConfig
+from train.data.tokens import TOKENIZER_BYTES_AT_MOST
+from train.errors import CheckpointError
+from train.run_directory import TOKENIZER
+from train.storage.place import Place
+
+PART = "model.yaml"
+"""What a run merges to build the part that the checkpoint supplies."""
+
+
+def read_foreign(
+    folder: Path, out: Place | Path, *, start_token: int | None = None
+) -> tuple[Place, Taken]:
+    """Write a folder of a known class as a checkpoint that supplies a decoder or a text encoder.
+
+    A `model.yaml` in it asks for that part; a tokenizer in the folder becomes one for corpora.
+
+    Args:
+        folder: as transformers' `save_pretrained` writes it.
+        out: directory to create.
+        start_token: token that opens each span of a text encoder; by default `[CLS]` or `<s>` of
+            the folder's tokenizer.
+
+    Raises:
+        CheckpointError: its class is unknown or does what we do not compute, tensors are missing or
+            left over, or `out` exists.
+    """
+    described = read_json(folder / CONFIG)
+    taken = take(described, read_tensors(folder), place=str(folder))
+    out = Place.of(out)
+    if taken.part == "text":
+        taken.shape["start_token"] = (
+            _start_token(folder, described) if start_token is None else start_token
+        )
+    config = _config(taken, described, folder=folder, out=out)
+    prefix = "decoder." if taken.part == "decoder" else "encoders.text."
+    wanted = {
+        name: shape
+        for name, shape in wanted_shapes(config.model).items()
+        if name.startswith(prefix)
+    }
+    require_all(taken.values, wanted, place=str(folder))
+    values = {name: taken.values[name] for name in wanted}
+    content = _tokenizer(folder, taken)
+    place = write_values(out, values, {"step": 0, "config": config.model_dump(mode="json")})
+    if content is not None:
+        (place / TOKENIZER).write(content)
+    shape = taken.shape | {"init_from": str(out)}
+    part: dict[str, Any] = {"decoder": shape}
+    if taken.part == "text":
+        # It reads the decoder's own tokens.
+        vocabulary = {"vocabulary": described["vocab_size"]}
+        part = {"decoder": vocabulary, "encoders": {"text": {"encoder": shape}}}
+    (place / PART).write(yaml.safe_dump({"model": part}, sort_keys=False).encode())
+    return place, taken
+
+
+def _config(taken: Taken, described: Mapping[str, Any], *, folder: Path, out: Place) -> RunConfig:
+    """A run's configuration around the part; of the rest nothing is meant."""
+    decoder = taken.shape
+    encoders: dict[str, Any] = {}
+    if taken.part == "text":
+        encoders = {"text": {"encoder": taken.shape}}
+        decoder = {
+            "vocabulary": described["vocab_size"],
+            "width": taken.shape["width"],
+            "num_layers": 1,
+            "heads": taken.shape["heads"],
+            "feed_forward": taken.shape["feed_forward"],
+            "max_tokens": taken.shape["max_tokens"],
+        }
+    return RunConfig.model_validate(
+        {
+            "name": folder.name or "imported",
+            "run_directory": str(out),
+            "steps": 1,
+            "precision": "fp32",
+            "model": {"decoder": decoder, "encoders": encoders},
+            "spans": {"text": {"kind": "stored"}} if encoders else {},
+            "data": {
+                "corpus": "none",
+                "sequence_tokens": min(decoder["max_tokens"], 2048),
+                **({"span_capacity": {"text": {"tokens": 16, "spans": 1}}} if encoders else {}),
+            },
+            "batch": {"sequences": 1, "micro_sequences": 1},
+            "optim": {"lr": 1e-4, "warmup_steps": 0},
+        }
+    )
+
+
+def _tokenizer(folder: Path, taken: Taken) -> bytes | None:
+    """The folder's tokenizer as corpora need it, None if it has none; notes what it lacks."""
+    if not (file := folder / TOKENIZER).is_file():
+        return None
+    read = Place.of(file).read(limit_bytes=TOKENIZER_BYTES_AT_MOST)
+    content, lacking = with_special_tokens(read, name=str(file))
+    taken.notes.append(
+        f"its {TOKENIZER} has no unused entry for {', '.join(lacking)}: a corpus needs a tokenizer "
+        "with these, and a model with rows for them"
+        if lacking
+        else f"its {TOKENIZER} is for python -m tools.corpus build --tokenizer"
+    )
+    return content
+
+
+def _start_token(folder: Path, described: Mapping[str, Any]) -> int:
+    """What opens a text where the encoder was trained."""
+    file = folder / TOKENIZER
+    vocabulary: Any = {}
+    if file.is_file():
+        document = read_json(file)
+        vocabulary = document.get("model", {}).get("vocab", {})
+        added = {t["content"]: t["id"] for t in document.get("added_tokens", [])}
+        vocabulary = (vocabulary if isinstance(vocabulary, dict) else {}) | added
+    for token in (vocabulary.get("[CLS]"), vocabulary.get("<s>"), described.get("bos_token_id")):
+        if isinstance(token, int):
+            return token
+    raise CheckpointError(
+        f"{folder} has no {TOKENIZER} that names [CLS] or <s>: say with --start-token which token "
+        "opens a text"
+    )
