@@ -8,16 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.generate import generate
-from model.semicausal import ModelConfig, SemiCausal
+from model.semicausal import SemiCausal
 from tests.corpora import write_tokenizer
 from tests.model.examples import tiny_model
 from tools.hub.folder import read_folder, write_folder
@@ -26,12 +23,9 @@ from train.checkpoint.restore import read_state
 from train.checkpoint.weights import read_values, write_values
 from train.config import RunConfig
 from train.config_files import load
-from train.data.spans.places import FlatSpans
-from train.data.spans.protocol import SpanCapacity
-from train.data.spans.text import pack_text
 from train.loading import load_model
 from train.storage.place import Place
-from train.text import Speaker, text_encoder
+from train.text import Asked, Prompt, Speaker, pack, text_encoder
 
 CPU = torch.device("cpu")
 TINY_RUN = Path(__file__).parents[2] / "tiny_run.yaml"
@@ -122,25 +116,11 @@ def judged(
         return opened.metadata()["transformers"], found
 
 
-def logits_of(model: SemiCausal, tokens: list[int], spans: list[tuple[int, int]]) -> Tensor:
+def logits_of(model: SemiCausal, prompt: Prompt) -> Tensor:
     """Ours, [S, V]."""
-    states = model.decoder(model.inputs(torch.tensor([tokens]), packed(model, tokens, spans)))
+    spans = pack(model.config, [prompt], device=CPU)
+    states = model.decoder(model.inputs(torch.tensor([prompt.tokens]), spans))
     return model.decoder.head.logits(states)[0]
-
-
-def packed(
-    model: SemiCausal, tokens: list[int], spans: list[tuple[int, int]]
-) -> dict[str, Any] | None:
-    reader = text_encoder(model.config)
-    if reader is None or not spans:
-        return None
-    modality, encoder = reader
-    capacity = SpanCapacity(
-        tokens=len(tokens), spans=len(spans), longest_tokens=encoder.longest_span
-    )
-    flat = FlatSpans.of([np.array(spans, dtype=np.int64)])
-    array = np.array([tokens], dtype=np.int64)
-    return {modality: pack_text(array, flat, capacity=capacity, start_token=encoder.start_token)}
 
 
 @torch.no_grad()
@@ -166,23 +146,16 @@ def compare(
     differences: list[float] = []
     unequal: list[str] = []
     width = found["batch.ids"].shape[1]
+    answers = speaker.complete([Asked(prompt=p, max_new_tokens=NEW_TOKENS) for p in prompts])
     for number, prompt in enumerate(prompts):
-        tokens, spans = speaker.encode(prompt)
-        assert found[f"ids.{number}"][0].tolist() == tokens
-        logits = logits_of(model, tokens, spans)
-        padded = found["batch.logits"][number][width - len(tokens) :]
-        again = found["again.logits"][number][width - len(tokens) :]
+        read = speaker.prompt(prompt)
+        assert found[f"ids.{number}"][0].tolist() == read.tokens
+        logits = logits_of(model, read)
+        padded = found["batch.logits"][number][width - len(read.tokens) :]
+        again = found["again.logits"][number][width - len(read.tokens) :]
         for other in (found[f"logits.{number}"][0], padded, again):
             differences.append(float((logits - other).abs().max()))
-        new = list(
-            generate(
-                model,
-                torch.tensor([tokens]),
-                spans=packed(model, tokens, spans),
-                max_new_tokens=NEW_TOKENS,
-                stop_token=stop,
-            )
-        )
+        new = [token.id for token in answers[number].tokens]
         for key in (f"tokens.{number}", "batch.tokens", "static.tokens"):
             rows = found[key]
             theirs = rows[number if len(rows) > 1 else 0].tolist()
@@ -232,7 +205,3 @@ def came_back(checkpoint: Path, folder: Path, out: Path) -> bool:
 
 def bits(value: Tensor) -> Tensor:
     return value.contiguous().view(torch.uint8)
-
-
-def model_of(checkpoint: Path) -> ModelConfig:
-    return load_model(checkpoint, device=CPU).config

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from model.encoders.text import TextEncoder
 from model.semicausal import SemiCausal
-from tests.tools.hub.exported import packed
 from train.checkpoint.restore import load_weights
 from train.loading import load_config, load_model
+from train.text import Prompt, pack
 
 CPU = torch.device("cpu")
 
@@ -136,7 +136,7 @@ def encoder_states(model: SemiCausal, tokens: list[int]) -> Tensor:
     encoder = model.encoders["text"]
     assert isinstance(encoder, TextEncoder)
     beside = [7] * 3
-    spans = [(0, 3), (3, 3 + len(tokens))]
-    batch = packed(model, beside + tokens, spans)
+    prompt = Prompt(tokens=beside + tokens, spans=[(0, 3), (3, 3 + len(tokens))])
+    batch = pack(model.config, [prompt], device=CPU)
     assert batch is not None
     return encoder(batch["text"])[3:]

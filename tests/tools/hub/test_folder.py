@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from model.encoders.text import distance_buckets as ours
 from model.encoders.text import relative_buckets
-from tests.tools.hub.exported import LOGITS_WITHIN, compare, write_checkpoint
+from tests.tools.hub.exported import LOGITS_WITHIN, came_back, compare, write_checkpoint
+from tests.tools.hub.kinds import EXPORTED
 from tools.export import main as export
+from tools.hub.folder import write_folder
 from tools.hub.shipped.modeling_semicausal import distance_buckets
 from tools.hub.shipped.processing_semicausal import parse as shipped_parse
 from train.checkpoint.weights import read_values, write_values
@@ -36,12 +38,25 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_plain_transformers_says_the_same(checkpoint: Path, tmp_path: Path) -> None:
-    row = compare("tiny", checkpoint, tmp_path)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.long] * (k != "deepnorm")) for k in EXPORTED]
+)
+def test_plain_transformers_says_the_same(kind: str, tmp_path: Path) -> None:
+    row = compare(kind, write_checkpoint(tmp_path / "run", *EXPORTED[kind]), tmp_path)
     assert row.logit_difference is not None
     assert row.logit_difference <= LOGITS_WITHIN
     assert row.tokens_equal
     assert row.round_trip_equal
+
+
+def test_run_of_an_earlier_version_goes_out_and_in(tmp_path: Path) -> None:
+    """With all that a real run's state says, and metrics in its card."""
+    run = Path(__file__).parents[2] / "fixtures/run_7cd86b9/pretrained"
+    out = write_folder(run, tmp_path / "folder")
+    assert came_back(run, out, tmp_path / "back")
+    assert "Validation after" in (out / "README.md").read_text()
+    described = json.loads((out / "config.json").read_text())
+    assert described["trained"]["optimizer_steps"] == described["trained"]["step"] == 4
 
 
 def test_card_tells_what_it_is(folder: Path) -> None:
