@@ -70,9 +70,8 @@ MODEL: dict[str, Any] = {
 
 DECODERS: dict[str, dict[str, Any]] = {
     "ours": {},
-    "gpt2": {"norm": "pre", "positions": "learned", "activation": "gelu_tanh"},
+    "gpt2": {"positions": "learned", "activation": "gelu_tanh"},
     "qwen2": {
-        "norm": "pre",
         "positions": "rope",
         "norm_layer": "rms_norm",
         "activation": "swiglu",

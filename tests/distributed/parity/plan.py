@@ -143,7 +143,7 @@ def daily_cells() -> list[Cell]:
     rows += _within_rows(DAILY_WITHIN)
     rows += [row | {"microbatches": 2, "compiled": "eager"} for row in DAILY_COMPILED]
     rows += [row | {"microbatches": 2} for row in DAILY_TUNED]
-    rows += [row | {"microbatches": 2} for row in DAILY_DECODERS]
+    rows += [row | {"microbatches": 2, "norm": "pre"} for row in DAILY_DECODERS]
     return _ordered(rows)
 
 
@@ -227,7 +227,7 @@ def _decoder_rows() -> list[Row]:
         "attend": ("across", "within"),
     }
     return [
-        layout | row | {"microbatches": 2}
+        layout | row | {"microbatches": 2, "norm": "pre"}
         for layout in ({}, *FURTHER_LAYOUTS)
         for row in pairwise(choices)
     ]
