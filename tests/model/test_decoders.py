@@ -129,6 +129,7 @@ def test_first_weights_of_groups_are_drawn() -> None:
                 module.reset_parameters()
     initialize(model, seed=1)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-    groups = model.decoder.blocks["0"].attention.qkv.weight.view(2, 4, 6, 16)
+    weight = dict(model.named_parameters())["decoder.blocks.0.attention.qkv.weight"]
+    groups = weight.view(2, 4, 6, 16)
     for part in groups.unbind(dim=1):
         assert 0.01 < part.std() < 0.03

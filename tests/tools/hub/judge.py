@@ -78,7 +78,7 @@ def main(request: Path, answer: Path) -> None:
         )
         tuned = get_peft_model(again, settings).eval()
         found["tuned.logits"] = tuned(**batch).logits
-        merged = tuned.merge_and_unload()
+        merged: Any = tuned.merge_and_unload()
         found["merged.logits"] = merged(**batch).logits
         merged.save_pretrained(asked["resaved"] + "-merged")
         assert not any("lora" in name for name, _ in merged.named_parameters())

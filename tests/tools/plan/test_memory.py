@@ -14,6 +14,7 @@ from model.layers import Layers
 from model.loss import LinearCrossEntropy
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
+from model.style import USUAL_STYLE
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision, ZeroConfig
 from tools.bench.gpu import METALM, REPEATABLE
@@ -255,7 +256,7 @@ def _block(attention: Any, precision: Precision, recompute: Recompute) -> Block:
         hidden=HIDDEN,
         attention=attention,
         layers=Layers(),
-        norm="deepnorm",
+        style=USUAL_STYLE,
         depth=8,
         recompute=recompute,
     )
