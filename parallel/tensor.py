@@ -218,7 +218,8 @@ def _layer_classes() -> SimpleNamespace:
         """Outputs split over the ranks."""
 
         def forward(self, x: Tensor) -> Tensor:
-            if self.skip_bias_add or self.weight.requires_grad or not self.bias.requires_grad:
+            is_fixed = self.bias is None or not self.bias.requires_grad
+            if self.skip_bias_add or self.weight.requires_grad or is_fixed:
                 return super().forward(x)[0]
             # Megatron gives no gradient to the bias of a weight that is fixed.
             self.skip_bias_add = True
