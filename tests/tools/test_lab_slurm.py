@@ -82,6 +82,7 @@ def test_scripts_complete(
     assert read_steps(project) == [f"{step} sum=2 restart=0" for step in range(5)]
 
 
+@pytest.mark.long  # tests/train/test_slurm_run.py has the trainer itself preempted
 def test_a_preempted_job_saves_requeues_and_continues(slurm_lab: SlurmLab, project: Path) -> None:
     job_id = slurm_lab.submit(
         "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=40",

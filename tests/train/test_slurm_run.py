@@ -71,17 +71,17 @@ def test_preempted_run_requeues_and_continues(
         "checkpoint: {every_steps: 1}\n"
         "samples: {prompts: [the, a, driver, page, of, memory, maps, and], max_new_tokens: 60}\n"
     )
-    arguments = ("tiny.yaml", "pace.yaml", f"data.corpus={corpus}", "zero.stage=1", "steps=150")
+    arguments = ("tiny.yaml", "pace.yaml", f"data.corpus={corpus}", "zero.stage=1", "steps=80")
     job = slurm_lab.submit(
         "slurm/pretrain.sh",
-        *(*arguments, "validation.every_steps=150", "run_directory=run"),
+        *(*arguments, "validation.every_steps=80", "run_directory=run"),
         directory=submitted_from,
     )
     metrics = RunDirectory(submitted_from / "run").metrics
     while not (metrics.exists() and len(read_metrics(metrics).train) >= 3):
         assert slurm_lab.job(job)["JobState"] in ("PENDING", "RUNNING"), output(submitted_from)
         time.sleep(0.1)
-    pace.write_text("checkpoint: {every_steps: 150}\n")
+    pace.write_text("checkpoint: {every_steps: 80}\n")
     urgent = slurm_lab.submit(
         "--partition=high", "--exclusive", "--nodes=2", "--wrap=sleep 1", directory=submitted_from
     )
@@ -89,9 +89,11 @@ def test_preempted_run_requeues_and_continues(
     ended = slurm_lab.wait(job, timeout_seconds=150)
     assert ended["JobState"] == "COMPLETED", output(submitted_from)
     assert int(ended["Restarts"]) >= 1
+    [said] = submitted_from.glob(f"slurm-*-{job}.out")
+    assert "SIGUSR1 received" in said.read_text()
     recorded = read_metrics(metrics)
-    assert 3 <= recorded.runs[-1].step < 150, "it began again instead of continuing"
-    assert [record.step for record in recorded.train] == list(range(1, 151))
+    assert 3 <= recorded.runs[-1].step < 80, "it began again instead of continuing"
+    assert [record.step for record in recorded.train] == list(range(1, 81))
     assert RunDirectory(submitted_from / "run").summary.exists()
 
 
