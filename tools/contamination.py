@@ -17,10 +17,9 @@ from train.errors import DataError
 from train.prepare import stored_config
 from train.run_directory import RunDirectory
 from train.scores.contamination import FEWEST_WORDS, WORDS, Contamination, contamination
-from train.scores.going import Split
 from train.storage.record import content_of
 from train.tasks.reader import TaskReader
-from train.tasks.task import load_tasks
+from train.tasks.task import Split, load_tasks
 
 SHOWN = 30
 """Overlaps that are told one by one."""

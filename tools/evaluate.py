@@ -104,6 +104,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--template", type=whole(), default=0, help="number of the template")
     parser.add_argument("--rows", type=whole(least=1), help="of each task; default: all")
     parser.add_argument(
+        "--demonstrations", type=whole(most=1024), default=0, help="shown before each row"
+    )
+    parser.add_argument(
         "--shuffled", action="store_true", help="ask each row with another row's context"
     )
     parser.add_argument(

@@ -50,6 +50,7 @@ def evaluate_tasks(
         split=options.split,
         template=options.template,
         most_rows=options.rows,
+        demonstrations=options.demonstrations,
         is_shuffled=options.shuffled,
         leaves_out_long=options.leave_out_long,
     )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.tools.scores_by_setting import SETTINGS, compared
+from tests.train.runs import run
 from tools import evaluate
 
 RUN = Path(__file__).parents[1] / "fixtures" / "run_7cd86b9" / "pretrained"
@@ -20,6 +21,7 @@ templates:
     input: "[[{{{{ text }}}}]] {{{{ question }}}}"
 scoring: {{kind: likelihood, per: token}}
 metrics: [accuracy]
+demonstrations: {{split: test}}
 """
 SAYING = """
 name: saying
@@ -47,7 +49,9 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
         }
         for number in range(18)
     ]
-    rows.append({"text": "the page " * 30, "question": "driver", "label": 0, "page": 99})
+    # One whose span is cut, and one that has no room at all.
+    rows.append({"text": "the page " * 30, "question": "driver", "label": 0, "page": 98})
+    rows.append({"text": "the page " * 9, "question": "asks " * 60, "label": 0, "page": 99})
     (root / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     for name, text in (("choosing", CHOOSING), ("saying", SAYING)):
         (root / f"{name}.yaml").write_text(text.format(directory=root))
@@ -65,33 +69,35 @@ def test_scores_and_what_is_left(
 ) -> None:
     found = scored(tasks, tmp_path)
     choosing, saying = found["tasks"]
-    assert (choosing["rows"], choosing["groups"], choosing["left_out"]) == (18, 6, 1)
+    assert (choosing["rows"], choosing["groups"], choosing["left_out"]) == (19, 7, 1)
+    assert (choosing["cut"], saying["cut"], saying["rows"]) == (1, 1, 20)
     assert choosing["low"] <= choosing["score"] <= choosing["high"]
     assert set(saying["metrics"]) == {"f1", "exact_match", "rouge", "bleu"}
     (left,) = (tmp_path / "scores").glob("step_*/test-template-0")
     rows = [json.loads(line) for line in (left / "choosing.jsonl").read_text().splitlines()]
-    assert len(rows) == 18
+    assert len(rows) == 19
     for row in rows:
         best = max(range(2), key=lambda place: row["scores"][place])
         assert row["tied"] or row["answer"] == row["choices"][best]
     right = [row["answer"] == row["right"][0] for row in rows]
-    assert choosing["score"] == pytest.approx(sum(right) / 18)
+    assert choosing["score"] == pytest.approx(sum(right) / 19)
     page = (left / "scores.html").read_text()
     assert "choosing" in page
     assert "[[" in page
-    assert "18 rows" in page
+    assert "19 rows" in page
     assert "choosing" in capsys.readouterr().out
 
     again = scored(tasks, tmp_path)
-    assert (found["computed"], again["computed"]) == (18 * 2 + 18 - _twice(rows), 0)
+    chosen, said = (_different(left / f"{name}.jsonl") for name in ("choosing", "saying"))
+    assert found["computed"] == 2 * chosen + said
+    assert again["computed"] == 0
     assert again["tasks"] == found["tasks"]
 
 
-def _twice(rows: list[dict[str, Any]]) -> int:
-    """Answers that were asked for before: contexts of choosing are of text and question."""
-    contexts = [row["asked"] for row in rows]
-    texts = [asked[: asked.index("]]")] for asked in contexts]
-    return 2 * (18 - len(set(contexts))) + 18 - len(set(texts))
+def _different(predictions: Path) -> int:
+    """Contexts, each of which is asked once."""
+    lines = predictions.read_text().splitlines()
+    return len({json.loads(line)["asked"] for line in lines})
 
 
 def test_against_a_baseline_and_shuffled(tasks: str, tmp_path: Path) -> None:
@@ -105,13 +111,24 @@ def test_against_a_baseline_and_shuffled(tasks: str, tmp_path: Path) -> None:
     assert [row["rows"] for row in shuffled["tasks"]] == [row["rows"] for row in plain["tasks"]]
 
 
+def test_demonstrations_stand_before_each_row(tasks: str, tmp_path: Path) -> None:
+    found = scored(tasks.split(",")[0], tmp_path, "--demonstrations", "1")
+    assert found["setting"] == "test-template-0-1-shot"
+    (path,) = (tmp_path / "scores").glob("step_*/*/choosing.jsonl")
+    for line in path.read_text().splitlines():
+        demonstration, row = json.loads(line)["asked"].split("\n\n")
+        assert demonstration.startswith("[[")
+        assert demonstration.endswith(("yes it is", "no"))
+        assert row.startswith("[[")
+
+
 def test_rows_without_room_are_refused_by_name(
     tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [str(RUN), "--tasks", tasks, "--scores", str(tmp_path / "s")]
     assert evaluate.main([*given, "--out", str(tmp_path / "o.json")]) == 2
     told = capsys.readouterr().err
-    assert "choosing/test:18: a span has" in told
+    assert "choosing/test:19: what is asked" in told
     assert "--leave-out-long" in told
 
 
@@ -126,7 +143,9 @@ def test_a_baseline_that_was_not_scored_is_told(
 
 @pytest.mark.long
 def test_every_setting_gives_the_same(tasks: str, tmp_path: Path) -> None:
-    rows = compared(RUN, tasks, out=tmp_path, arguments=["--leave-out-long"])
+    # Of two layers, one a stage.
+    run(RUN.parent / "documents", tmp_path / "run", "steps=2", "data.pack=fit")
+    rows = compared(tmp_path / "run", tasks, out=tmp_path, arguments=["--leave-out-long"])
     assert len(rows) == 2 * len(SETTINGS)
     assert all(row["answers_equal"] for row in rows)
     assert max(row["log_likelihood_difference"] for row in rows) < 1e-4

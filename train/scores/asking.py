@@ -15,6 +15,7 @@ from train.prompt import TEXT, parse
 from train.scores.request import Context, Continuation, Generation, Likelihoods
 from train.scores.scorer import Asked
 from train.tasks.example import Example
+from train.tasks.fitting import Fitting
 from train.tasks.task import Task
 from train.text import text_encoder
 
@@ -40,24 +41,33 @@ class Asking:
         self._longest = None if encoder is None else encoder[1].longest_span
         self._most_slots = model.decoder.max_tokens
 
-    def request(self, example: Example, task: Task) -> Asked:
-        """What the model is asked.
+    def request(self, example: Example, task: Task) -> tuple[Asked, int]:
+        """What the model is asked, and how many tokens of the row's spans had no room in it.
+
+        Spans are cut as they are for training, see `train.tasks.fitting`.
 
         Raises:
-            DataError: it has no room for the example, or a text makes no tokens.
+            DataError: it has no room for the rest, or a text makes no tokens.
         """
-        context = self.context(example.context, name=example.id)
         scoring = task.scoring
+        spared = scoring.max_new_tokens if scoring.kind == "generate" else 0
+        fit = Fitting(
+            tokenizer=self._tokenizer,
+            span_tokens=self._longest,
+            sequence_tokens=self._most_slots - spared,
+        )
+        behind = [choice.segments for choice in example.choices] if not spared else []
+        longest = max(behind, key=self._size, default=())
+        segments, dropped = fit(example.context, longest, name=example.id)
+        context = self.context(segments, name=example.id)
         if scoring.kind == "generate":
-            # One token at least: what generates more stops where positions end.
-            self._require_room(example, len(context.tokens))
             return Generation(
                 context=context,
                 max_new_tokens=scoring.max_new_tokens,
                 stop_tokens=(self.special.paragraph, self.special.document),
                 beams=scoring.beams,
                 length_penalty=scoring.length_penalty if scoring.beams > 1 else 0.0,
-            )
+            ), dropped
         continuations: list[Continuation] = []
         for choice in example.choices:
             *before, text = (self._tokens_of(segment) for segment in choice.segments)
@@ -65,9 +75,7 @@ class Asking:
                 raise DataError(f"{example.id}: the choice {choice.text!r} makes no tokens")
             given = [token for tokens in before for token in tokens]
             continuations.append(Continuation(tokens=(*given, *text), given=len(given)))
-        request = Likelihoods(context=context, continuations=tuple(continuations))
-        self._require_room(example, request.slots)
-        return request
+        return Likelihoods(context=context, continuations=tuple(continuations)), dropped
 
     def context(self, segments: Sequence[TextSegment], *, name: str = "the prompt") -> Context:
         """What the model reads before it answers.
@@ -87,7 +95,7 @@ class Asking:
                 if len(found) > self._longest:
                     raise DataError(
                         f"{name}: a span has {len(found)} tokens and the encoder reads "
-                        f"{self._longest}: leave such rows out with --leave-out-long"
+                        f"{self._longest}: write several shorter ones"
                     )
                 spans.append((len(tokens), len(tokens) + len(found)))
             tokens += found
@@ -99,6 +107,9 @@ class Asking:
         """Of a text, without the end of its last paragraph."""
         return self._tokens_of(TextSegment(text=text))
 
+    def _size(self, segments: Sequence[TextSegment]) -> int:
+        return sum(len(self._tokens_of(segment)) for segment in segments)
+
     def _tokens_of(self, segment: TextSegment) -> list[int]:
         texts = [segment.text] if segment.is_span else _paragraphs(segment.text)
         found: list[int] = []
@@ -108,13 +119,6 @@ class Asking:
                 found.append(self.special.paragraph)
             found += ids
         return found
-
-    def _require_room(self, example: Example, slots: int) -> None:
-        if slots > self._most_slots:
-            raise DataError(
-                f"{example.id} takes {slots} slots and the decoder has {self._most_slots}: leave "
-                "such rows out with --leave-out-long, or ask by a shorter template"
-            )
 
 
 def shown(segments: Sequence[TextSegment]) -> str:

@@ -51,6 +51,23 @@ class Answered:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a task that a model is asked.
+
+    Attributes:
+        examples: the rows.
+        requests: one for each.
+        left_out: rows that are not among them.
+        cut: rows among them that were cut to have room.
+    """
+
+    examples: list[Example]
+    requests: list[Asked]
+    left_out: int = 0
+    cut: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskScore:
     """The score of a task.
 
@@ -60,6 +77,7 @@ class TaskScore:
         estimates: by metric; the first is the one that counts.
         ties: rows where choices were tied.
         left_out: rows that had no room in the model.
+        cut: rows of whose spans something had none.
         rows: what was made of each.
     """
 
@@ -68,6 +86,7 @@ class TaskScore:
     estimates: dict[MetricName, Estimate]
     ties: int
     left_out: int
+    cut: int
     rows: list[Answered]
 
     @property
@@ -97,10 +116,8 @@ class TaskScore:
 def evaluate_task(
     scorer: Scorer,
     task: Task,
-    examples: Sequence[Example],
-    requests: Sequence[Asked],
+    asked: Rows,
     *,
-    left_out: int = 0,
     decode: Callable[[list[int]], str],
 ) -> TaskScore | None:
     """The score of a task, on the first rank; every rank must call it.
@@ -108,19 +125,17 @@ def evaluate_task(
     Args:
         scorer: asks the model.
         task: what it is.
-        examples: its rows.
-        requests: one for each.
-        left_out: rows that are not among them.
+        asked: its rows.
         decode: makes text of tokens.
 
     Raises:
         UserError: as `Scorer.ask`.
     """
-    answers = scorer.ask(requests)
+    answers = scorer.ask(asked.requests)
     if not answers:
         return None
     rows: list[Answered] = []
-    for example, answer in zip(examples, answers, strict=True):
+    for example, answer in zip(asked.examples, answers, strict=True):
         likelihoods = [each for each in answer if isinstance(each, Likelihood)]
         if likelihoods:
             rows.append(_chosen(example, task, likelihoods))
@@ -137,7 +152,8 @@ def evaluate_task(
         cluster=task.cluster,
         estimates=estimates,
         ties=sum(bool(row.tied) for row in rows),
-        left_out=left_out,
+        left_out=asked.left_out,
+        cut=asked.cut,
         rows=rows,
     )
 

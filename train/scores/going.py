@@ -3,18 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal
 
 from parallel.agreement import on_all_ranks
 from train.errors import DataError, UserError
-from train.scores.evaluation import TaskScore, evaluate_task
+from train.scores.evaluation import Rows, TaskScore, evaluate_task
 from train.scores.opening import Opened
 from train.scores.scorer import Asked
 from train.tasks.example import Example
+from train.tasks.protocol import Protocol
 from train.tasks.reader import TaskReader
-from train.tasks.task import Task
-
-Split = Literal["train", "validation", "test"]
+from train.tasks.task import Split, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +23,7 @@ class Setting:
         split: of the rows.
         template: number of the template; the first where a task has fewer.
         most_rows: the first this many; None for all.
+        demonstrations: examples that are shown before each row, drawn by its number.
         is_shuffled: whether each row is asked with the context of another one. What a model still
             knows then does not come from what it was given.
         leaves_out_long: whether rows that have no room in the model are passed over.
@@ -33,6 +32,7 @@ class Setting:
     split: Split = "test"
     template: int = 0
     most_rows: int | None = None
+    demonstrations: int = 0
     is_shuffled: bool = False
     leaves_out_long: bool = False
 
@@ -40,6 +40,7 @@ class Setting:
     def name(self) -> str:
         """For files."""
         parts = [self.split, f"template-{self.template}"]
+        parts += [f"{self.demonstrations}-shot"] if self.demonstrations else []
         parts += ["shuffled"] if self.is_shuffled else []
         parts += [] if self.most_rows is None else [f"first-{self.most_rows}"]
         return "-".join(parts)
@@ -53,42 +54,40 @@ def scores_of(opened: Opened, tasks: Sequence[Task], setting: Setting) -> Iterat
         UserError: as `Scorer.ask`.
     """
     for task in tasks:
-        examples, requests, left_out = on_all_ranks(
-            lambda task=task: asked_of(opened, task, setting), UserError
-        )
-        score = evaluate_task(
-            opened.scorer, task, examples, requests, left_out=left_out, decode=opened.decode
-        )
+        rows = on_all_ranks(lambda task=task: asked_of(opened, task, setting), UserError)
+        score = evaluate_task(opened.scorer, task, rows, decode=opened.decode)
         if score is not None:
             yield score
 
 
-def asked_of(
-    opened: Opened, task: Task, setting: Setting
-) -> tuple[list[Example], list[Asked], int]:
-    """Rows of a task, what the model is asked of each, and how many have no room.
+def asked_of(opened: Opened, task: Task, setting: Setting) -> Rows:
+    """Rows of a task, and what the model is asked of each.
 
     Raises:
         DataError: rows cannot be read, or there is none that has room; or one has none.
     """
     template = min(setting.template, len(task.templates) - 1)
-    found = TaskReader(task).examples(setting.split, template=template)
+    protocol = Protocol(demonstrations=setting.demonstrations)
+    found = protocol.examples(TaskReader(task), setting.split, template=template)
     rows = list(islice(found, setting.most_rows))
     if setting.is_shuffled:
         rows = shuffled(rows)
     examples: list[Example] = []
     requests: list[Asked] = []
+    cut = 0
     for row in rows:
         try:
-            requests.append(opened.asking.request(row, task))
-        except DataError:
-            if not setting.leaves_out_long:
-                raise
-        else:
-            examples.append(row)
+            request, dropped = opened.asking.request(row, task)
+        except DataError as error:
+            if setting.leaves_out_long:
+                continue
+            raise DataError(f"{error} (--leave-out-long)") from None
+        examples.append(row)
+        requests.append(request)
+        cut += dropped > 0
     if not examples:
         raise DataError(f"task {task.name}: its split {setting.split} has no row to ask")
-    return examples, requests, len(rows) - len(examples)
+    return Rows(examples=examples, requests=requests, left_out=len(rows) - len(examples), cut=cut)
 
 
 def shuffled(rows: Sequence[Example]) -> list[Example]:

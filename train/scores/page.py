@@ -112,6 +112,7 @@ def table_row(score: TaskScore, against: Estimate | None) -> dict[str, Any]:
         "groups": found.groups,
         "ties": score.ties,
         "left_out": score.left_out,
+        "cut": score.cut,
         "metrics": {each: value.value for each, value in score.estimates.items()},
     }
     if against is not None:
@@ -141,6 +142,7 @@ def _section(score: TaskScore, against: Estimate | None) -> Section:
         ("smallest difference to be seen", f"{unpaired(first):.3f}"),
         ("ties", f"{score.ties:,}"),
         ("left out", f"{score.left_out:,}"),
+        ("cut to have room", f"{score.cut:,}"),
     ]
     if against is not None:
         numbers.append(("against the baseline", ranged(against)))
