@@ -30,7 +30,7 @@ def content(package: Path, name: str) -> bytes:
         DataError: there is none, or the package is damaged.
     """
     try:
-        with tarfile.open(package) as archive:
+        with tarfile.open(package, "r:gz") as archive:
             file = archive.extractfile(f"package/{name}")
             if file is not None:
                 return file.read()
