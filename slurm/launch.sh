@@ -1,9 +1,9 @@
-# What pretrain.sh and finetune.sh share: run `python -m train "$@"` as one task a rank, pass a
-# warning of preemption on to the ranks, and requeue the job once they have saved.
+# What the scripts beside it share: run `python -m $module "$@"` as one task a rank, pass a warning of
+# preemption on to the ranks, and requeue the job once they have saved.
 #
-# The trainer's side of the agreement: on SIGUSR1 or SIGTERM it finishes the step, saves, and exits
-# with status 75; started again with the same run directory, it continues from there. All statuses,
-# and what is done about each: docs/exit-status.md.
+# The ranks' side of the agreement: on SIGUSR1 or SIGTERM they finish what they are at, save, and exit
+# with status 75; started again with the same arguments, they continue from there. All statuses, and
+# what is done about each: docs/exit-status.md.
 #
 # Sourced, not run: with `--signal=B:USR1@…` Slurm warns the batch shell alone, and that is this one.
 
@@ -22,18 +22,22 @@ fail() {
     fail "submit it: sbatch slurm/pretrain.sh CONFIG.yaml [MORE.yaml] [key=value ...]"
 cd "$SLURM_SUBMIT_DIR" || fail "this node does not see the directory $SLURM_SUBMIT_DIR"
 
-num_configs=0
-for argument in "$@"; do
-    case $argument in
-    -* | *=*) ;; # an option or an override
-    *.yaml | *.yml)
-        [[ -f $argument ]] || fail "no configuration $argument in $SLURM_SUBMIT_DIR"
-        num_configs=$((num_configs + 1))
-        ;;
-    *) fail "$argument is neither a .yaml file nor key=value" ;;
-    esac
-done
-((num_configs > 0)) || fail "no configuration given: sbatch slurm/pretrain.sh CONFIG.yaml"
+# What each rank would refuse, said once, for a configuration that is not there.
+refuse_bad_configs() {
+    local argument num_configs=0
+    for argument in "$@"; do
+        case $argument in
+        -* | *=*) ;; # an option or an override
+        *.yaml | *.yml)
+            [[ -f $argument ]] || fail "no configuration $argument in $SLURM_SUBMIT_DIR"
+            num_configs=$((num_configs + 1))
+            ;;
+        *) fail "$argument is neither a .yaml file nor key=value" ;;
+        esac
+    done
+    ((num_configs > 0)) || fail "no configuration given: sbatch slurm/pretrain.sh CONFIG.yaml"
+}
+[[ $module != train ]] || refuse_bad_configs "$@"
 
 python=$SLURM_SUBMIT_DIR/.venv/bin/python
 [[ -x $python ]] || python=$(type -P python3) || fail "no .venv/bin/python and no python3 here"
@@ -60,7 +64,7 @@ echo "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS ranks 
 # it from sbatch; `--kill-on-bad-exit=0` because a rank that saved and left is no reason to kill.
 srun --label --kill-on-bad-exit=0 --wait="$SECONDS_AFTER_FIRST_EXIT" \
     --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    bash -c 'trap "" USR1 TERM; exec "$@"' rank "$python" -m train "$@" &
+    bash -c 'trap "" USR1 TERM; exec "$@"' rank "$python" -m "$module" "$@" &
 step=$!
 
 # Both are passed on as USR1: srun forwards that to the ranks, but on TERM it kills them instead.

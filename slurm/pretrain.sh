@@ -19,6 +19,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.out
 
+module=train
 # sbatch runs a copy of this file elsewhere, so its neighbours are found from where it was submitted.
 shared=${SLURM_SUBMIT_DIR:-.}/slurm/launch.sh
 if [[ ! -f $shared ]]; then
