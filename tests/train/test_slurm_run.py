@@ -1,11 +1,15 @@
 """`sbatch slurm/pretrain.sh` on a real two-node cluster equals the same run without Slurm."""
 
+import json
 import shutil
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.corpora import write_corpus
 from tests.lab_fixtures import SlurmLab
@@ -14,6 +18,8 @@ from train.run_directory import RunDirectory
 from train.watch.metrics import read_metrics
 
 REPOSITORY = Path(__file__).parent.parent.parent
+CALM = ("checkpoint.every_steps=1000", "validation.every_steps=1000")
+PRETRAINED = REPOSITORY / "tests" / "fixtures" / "run_7cd86b9" / "pretrained"
 LAYOUT = ("zero.stage=3", "steps=10", "checkpoint.every_steps=5", "validation.every_steps=5")
 
 
@@ -97,21 +103,69 @@ def test_preempted_run_requeues_and_continues(
     assert RunDirectory(submitted_from / "run").summary.exists()
 
 
-def test_finetuning_under_slurm(
+def test_an_evaluation_that_is_warned_asks_what_is_left(
+    slurm_lab: SlurmLab, submitted_from: Path
+) -> None:
+    rows = [{"text": f"page {number}", "label": number % 2} for number in range(600)]
+    (submitted_from / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (submitted_from / "task.yaml").write_text(
+        "name: parity\ncluster: words\nsource: {directory: .}\n"
+        "answer: {kind: choice, choices: [even, odd], label: label}\n"
+        "templates: [{name: plain, input: 'the [[ {{ text }} ]] is'}]\n"
+        "scoring: {kind: likelihood, per: token}\nmetrics: [accuracy]\n"
+    )
+    job = slurm_lab.submit(
+        "slurm/evaluate.sh",
+        *(str(PRETRAINED), "--tasks", "task.yaml", "--scores", "scores", "--batch", "1"),
+        directory=submitted_from,
+    )
+    answers = submitted_from / "scores" / "answers.jsonl"
+    while not (answers.exists() and answers.read_bytes().count(b"\n") >= 20):
+        assert slurm_lab.job(job)["JobState"] in ("PENDING", "RUNNING"), output(submitted_from)
+        time.sleep(0.1)
+    slurm_lab.call("scancel", "--batch", "--signal=USR1", str(job))
+    ended = slurm_lab.wait(job, timeout_seconds=240)
+    assert ended["JobState"] == "COMPLETED", output(submitted_from)
+    assert int(ended["Restarts"]) == 1
+    found = json.loads((submitted_from / "out" / "scores.json").read_text())
+    assert found["tasks"][0]["rows"] == len(rows)
+    assert 0 < found["computed"] <= 2 * len(rows) - 20
+    kept = [json.loads(line)["key"] for line in answers.read_text().splitlines()]
+    assert len(kept) == len(set(kept)) == 2 * len(rows), "an answer was computed twice"
+
+
+def test_finetuning_that_is_warned_goes_on_in_another_layout(
     slurm_lab: SlurmLab, submitted_from: Path, corpus: Path, plain: Path, tmp_path: Path
 ) -> None:
     task = write_corpus(tmp_path / "task", with_spans=True)
+    arguments = (f"init_from={plain}", "lora={rank: 4}", "spans={text: {kind: stored}}")
+    arguments += ("data.pack=fit", "steps=40", "precision=fp32", *CALM)
+    layout = submitted_from / "layout.yaml"
+    layout.write_text("zero: {stage: 3}\n")
     job = slurm_lab.submit(
         "slurm/finetune.sh",
-        *("tiny.yaml", f"data.corpus={task}", "run_directory=lora", f"init_from={plain}"),
-        *("lora={rank: 4}", "spans={text: {kind: stored}}", "data.pack=fit", "zero.stage=3"),
-        "steps=6",
+        *("tiny.yaml", "layout.yaml", f"data.corpus={task}", "run_directory=lora", *arguments),
         directory=submitted_from,
     )
-    assert slurm_lab.wait(job, timeout_seconds=120)["JobState"] == "COMPLETED", output(
-        submitted_from
+    lora = RunDirectory(submitted_from / "lora")
+    while not (lora.metrics.exists() and len(read_metrics(lora.metrics).train) >= 3):
+        assert slurm_lab.job(job)["JobState"] in ("PENDING", "RUNNING"), output(submitted_from)
+        time.sleep(0.05)
+    layout.write_text("zero: {stage: 1}\nlayout: {tensor: 2, sequence_parallel: true}\n")
+    slurm_lab.call("scancel", "--batch", "--signal=USR1", str(job))
+    ended = slurm_lab.wait(job, timeout_seconds=240)
+    assert ended["JobState"] == "COMPLETED", output(submitted_from)
+    assert int(ended["Restarts"]) == 1
+    assert read_metrics(lora.metrics).runs[-1].step < 40, "it had ended before it was warned"
+    undisturbed = tmp_path / "undisturbed"
+    run(task, undisturbed, "zero.stage=3", *arguments, ranks=2)
+    np.testing.assert_allclose(losses(lora.path), losses(undisturbed), rtol=1e-5)
+    found, expected = (
+        load_file(d / "adapter" / "adapter_model.safetensors") for d in (lora.path, undisturbed)
     )
-    assert (submitted_from / "lora" / "adapter" / "adapter_model.safetensors").exists()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
 def output(directory: Path) -> str:
