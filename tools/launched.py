@@ -20,8 +20,8 @@ def together(*, timeout_seconds: float = 600.0) -> Generator[World]:
     """This process among those that a launcher started with it; alone without one.
 
     A rank that fails ends at once, whatever it holds: the others may be inside a collective, and
-    are the launcher's to end. Asked to stop, by SIGTERM or by Slurm's warning, a rank ends at once, and
-    the same command goes on with what is kept.
+    are the launcher's to end. Asked to stop, by SIGTERM or by Slurm's warning, a rank ends at once,
+    and the same command goes on with what is kept.
 
     Args:
         timeout_seconds: how long a rank may wait for the slowest one.
