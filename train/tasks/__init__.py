@@ -1,10 +1,11 @@
 """Tasks: a task is a way of making documents, and of asking for their ends.
 
-    Task (one YAML) ── records ──> Example: context, and choices or an answer
-                                     │ protocol: which templates, demonstrations, caps
-                                     v
-              document (train/data/document.py): context unscored, answer scored
+    Task (one YAML) ── TaskReader ──> Example: context, and choices or an answer
+                                        │ Protocol: which records and templates, demonstrations
+                                        │ Fitting: what a model has room for
+                                        v
+                 document (train/data/document.py): context unscored, answer scored
 
-`task.py` is what a task file says, `records.py` reads what its templates are filled with,
-`example.py` fills them.
+`task.py` is what a task file says, `records.py` reads records, `filling.py` fills templates with
+them, `reader.py` does both.
 """
