@@ -57,6 +57,20 @@ def test_a_directory_that_datasets_saved(tmp_path: Path) -> None:
     assert [*records(tmp_path, "train")][1500].place == f"{split}/{names[1]}:1"
 
 
+def test_what_datasets_itself_has_saved() -> None:
+    """Written by `Dataset.save_to_disk` of datasets 5.0.1, in two files."""
+    found = values(Path("tests/fixtures/saved_by_datasets"))
+    assert found == [
+        {
+            "question": f"Question {n}?",
+            "choices": {"text": [f"a{n}", f"b{n}"], "label": ["A", "B"]},
+            "answerKey": "AB"[n % 2],
+            "kind": n % 2,
+        }
+        for n in range(6)
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
