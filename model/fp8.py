@@ -294,12 +294,11 @@ class HeadInFp8:
 
     def __init__(self, states: Tensor, weight: Quantised, *, num_tokens: int, chunk: int):
         self._weight, self._num_tokens = weight, num_tokens
-        amax = amax_of(states)
-        quantised, scale = quantise(states, amax, E4M3)
+        # What is not finite makes its own scale so, and thereby all.
+        quantised, self._scale = quantise(states, amax_of(states), E4M3)
         # Tensor cores sum over slots by sixteens. What lies beyond a chunk gets no gradient.
         self._states = quantised.new_zeros(len(states) + DIVISOR, states.shape[1])
         self._states[: len(states)].copy_(quantised)
-        self._scale = as_bad(scale, amax)
         self._gradient_scale = torch.full((), 1 / GRADIENT_FACTOR, device=states.device)
         rows = _rounded_up(min(chunk, len(states)))
         self._buffer = states.new_empty(rows, len(weight.weight))
