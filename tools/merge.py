@@ -1,10 +1,16 @@
-"""`python -m tools.merge CHECKPOINT OUT`: add a LoRA run's adapters into a plain checkpoint."""
+"""`python -m tools.merge CHECKPOINT OUT`: add adapters into a plain checkpoint, or take them out.
+
+CHECKPOINT is a LoRA run, or a base with `--adapter DIRECTORY`, in peft's file format. `--unmerge`
+subtracts that adapter from a checkpoint into which it was merged.
+"""
 
 import sys
+from pathlib import Path
 
 from tools.arguments import Parser
 from tools.command import command_line
 from train.adapter import merge
+from train.errors import UserError
 from train.storage.place import Place
 
 
@@ -12,10 +18,21 @@ from train.storage.place import Place
 def main(arguments: list[str] | None = None) -> None:
     """Write OUT; print what reads it."""
     parser = Parser(prog="python -m tools.merge", description=__doc__)
-    parser.add_argument("checkpoint", help="LoRA run directory or a checkpoint of it")
+    parser.add_argument("checkpoint", help="run directory or a checkpoint of it")
     parser.add_argument("out", help="directory to create")
+    parser.add_argument(
+        "--adapter", type=Path, help="in peft's file format; default: the run's own"
+    )
+    parser.add_argument("--unmerge", action="store_true", help="take --adapter out again")
     options = parser.parse_args(arguments)
-    out = merge(Place.parse(options.checkpoint), Place.parse(options.out))
+    if options.unmerge and options.adapter is None:
+        raise UserError("--unmerge: say with --adapter DIRECTORY what is to be taken out")
+    out = merge(
+        Place.parse(options.checkpoint),
+        Place.parse(options.out),
+        adapter=options.adapter,
+        take_out=options.unmerge,
+    )
     sys.stdout.write(f"{out}: for tools.generate, tools.evaluate and init_from\n")
 
 

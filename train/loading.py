@@ -66,8 +66,6 @@ def load_engine(path: Place | Path, *, layout: LayoutConfig, world: World) -> Fr
     faults = [*layout_faults(layout, config.built_model)]
     if (fault := rank_fault(layout, ranks=world.size)) is not None:
         faults.append(fault)
-    if layout.model_ranks > 1 and config.lora is not None:
-        faults.append(f"{path} is a LoRA run: merge it first, with python -m tools.merge")
     if faults:
         raise ConfigError("\n".join(faults))
     mesh = build_mesh(layout, world)
@@ -78,5 +76,6 @@ def load_engine(path: Place | Path, *, layout: LayoutConfig, world: World) -> Fr
     built = config.built_model.model_copy(update={"attention": "auto", "compile": "none"})
     split = with_split(layout, built, sequence_tokens=tokens, span_share=config.span_share)
     part = build_part(built, split, mesh, seed=None)
+    put_on(part, config.tuning, Names.of(built))
     on_all_ranks(lambda: load_weights(path, part), UserError)
     return FrozenEngine(module=part.to(world.device).eval(), mesh=mesh)

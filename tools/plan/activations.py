@@ -15,6 +15,7 @@ from model.encoders.protocol import Stack
 from parallel.costs import Load
 from parallel.mesh import LayoutConfig
 from tools.plan.task import Candidate, Task
+from tools.plan.tuned import ALL, Keeps
 from tools.plan.weights import Share
 
 FP32 = 4
@@ -60,19 +61,53 @@ def kept(
     layer = _block(stack, layout, e, rows_split=rows_split, attention=logarithms)
     entry = load.slots * decoder.width * e / rows_split
     pieces = [layers * layer.kept + entry for layers in share.piece_layers]
+    reach = task.reach
+    if reach is not None:
+        first, dropout = reach.first_decoder_layer, task.adapter_dropout
+
+        def tuned(number: int) -> float:
+            if number < first:
+                return 0.0
+            keeps = reach.keeps(f"decoder.blocks.{number}", dropout=dropout)
+            block = _block(
+                stack, layout, e, rows_split=rows_split, attention=logarithms, keeps=keeps
+            )
+            return block.kept
+
+        pieces = [
+            sum(tuned(number) for number in range(*piece)) + entry * (piece[1] > first)
+            for piece in share.pieces
+        ]
     encoder = encoder_transient = 0.0
     encoders = task.model.encoders if share.is_first else {}
     for modality, part in encoders.items():
         spans = load.spans[modality]
         pieces[0] += spans.vectors * decoder.width * e
-        for stack in part.encoder.stacks(spans):
+        stacks = part.encoder.stacks(spans)
+        reads, passes = True, True
+        keeps = ALL
+        if reach is not None:
+            start = reach.first_encoder_block(modality, part.encoder.num_layers)
+            reads = reach.touches(f"connectors.{modality}.")
+            passes = reads or start is not None
+            stacks = () if start is None else (
+                replace(
+                    stacks[-1],
+                    num_blocks=part.encoder.num_layers - start,
+                    trains=True,
+                    bias_trains=reach.trains(f"encoders.{modality}.relative_bias.weight"),
+                ),
+            )  # fmt: skip
+            last = f"encoders.{modality}.blocks.{part.encoder.num_layers - 1}"
+            keeps = reach.keeps(last, dropout=task.adapter_dropout)
+        for stack in stacks:
             if stack.trains:
                 stack = _padded(stack) if padded else stack
-                blocks = _encoder(stack, layout, e, fused=fused)
+                blocks = _encoder(stack, layout, e, fused=fused, keeps=keeps)
                 encoder += blocks.kept
                 encoder_transient = max(encoder_transient, blocks.transient)
         hidden = 2 * (part.connector.num_layers - 1) * decoder.width
-        encoder += spans.vectors * (part.encoder.width + hidden) * e
+        encoder += spans.vectors * (reads * part.encoder.width + passes * hidden) * e
     return Kept(
         pieces=tuple(pieces),
         encoder=encoder,
@@ -93,16 +128,22 @@ class _Block(NamedTuple):
 
 
 def _block(
-    stack: Stack, layout: LayoutConfig, e: int, *, rows_split: int, attention: float
+    stack: Stack,
+    layout: LayoutConfig,
+    e: int,
+    *,
+    rows_split: int,
+    attention: float,
+    keeps: Keeps = ALL,
 ) -> _Block:
     """Bytes that one block keeps, attention's own included, and what its backward needs besides."""
     width, hidden, tensor = stack.width, stack.hidden, layout.tensor
     inputs = stack.rows * width * e / rows_split
-    whole = (4 + 2 * stack.dropout) * width * e + NORM_STATISTICS * FP32
-    split = stack.fused + stack.inner + 2 * (1 + stack.gated) * hidden
+    whole = (2 + keeps.norms + 2 * stack.dropout) * width * e + NORM_STATISTICS * FP32
+    split = stack.fused + stack.inner + (1 + 2 * stack.gated + keeps.hidden) * hidden
     if stack.turned or stack.fused < 3 * stack.inner:
         split += 3 * stack.inner  # what attention reads is not what the projection wrote
-    everything = stack.rows * (whole / rows_split + split * e / tensor)
+    everything = stack.rows * (whole / rows_split + split * e / tensor + keeps.channels * e)
     # Gradients of the hidden layer before and after GELU, and of the block's output.
     transient = stack.rows * (2 * hidden / tensor + width) * e
     match layout.recompute:
@@ -112,7 +153,9 @@ def _block(
             return _Block(inputs, transient + everything + attention - inputs)
 
 
-def _encoder(stack: Stack, layout: LayoutConfig, e: int, *, fused: bool) -> _Block:
+def _encoder(
+    stack: Stack, layout: LayoutConfig, e: int, *, fused: bool, keeps: Keeps = ALL
+) -> _Block:
     """Bytes that all blocks of an encoder keep, and what the backward of one needs besides."""
     pairs = stack.pairs * stack.heads / layout.tensor
     if stack.bias_trains and not fused:
@@ -123,7 +166,7 @@ def _encoder(stack: Stack, layout: LayoutConfig, e: int, *, fused: bool) -> _Blo
     else:
         grid = stack.cells * (4 * stack.width * e + stack.heads * FP32) / layout.tensor
         grid_transient = 0.0
-    block = _block(stack, layout, e, rows_split=1, attention=0.0)
+    block = _block(stack, layout, e, rows_split=1, attention=0.0, keeps=keeps)
     again = grid if layout.recompute != "none" else 0.0
     # The bias itself, once for all layers; and the embeddings' norm, where it trains.
     norm = (2 + stack.dropout) * stack.rows * stack.width * e * stack.bias_trains
@@ -146,10 +189,12 @@ class Head:
     left: float = 0.0
 
 
-def head_bytes(task: Task, *, load: Load, vocabulary_rows: int, on_gpu: bool) -> Head:
-    """What the head and its loss take, on a rank of the last stage."""
+def head_bytes(
+    task: Task, *, load: Load, vocabulary_rows: int, on_gpu: bool, trains: bool = True
+) -> Head:
+    """What the head and its loss take, on a rank of the last stage; its weight trains or not."""
     decoder, e = task.model.decoder, task.element_bytes
-    weight = vocabulary_rows * decoder.width
+    weight = vocabulary_rows * decoder.width * trains
     states = load.slots * decoder.width * e
     chunk = task.loss_chunk(num_rows=vocabulary_rows, on_gpu=on_gpu)
     logits = min(chunk, load.slots) * vocabulary_rows * e

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
+from model.adapters.tuning import tune
 from model.batch import Batch
 from model.semicausal import ModelConfig
 from parallel.agreement import gathered
@@ -117,8 +118,10 @@ def _observe(
 
 def engine_of(task: Task, candidate: Candidate, mesh: Mesh) -> ZeroEngine:
     """This rank's part of the model under ZeRO; every rank must call it."""
+    model = build_part(task.model, candidate.layout, mesh, seed=SEED)
+    tune(model, task.tuning, seed=SEED)
     return build_engine(
-        build_part(task.model, candidate.layout, mesh, seed=SEED),
+        model,
         mesh,
         adamw=AdamW(learning_rate=3e-4),
         zero=task.zero.model_copy(update={"stage": candidate.stage}),

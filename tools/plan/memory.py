@@ -19,6 +19,7 @@ a rank, D data ranks and b elements in a bucket they are, in bytes:
 import operator
 from dataclasses import dataclass, replace
 
+from model.decoder import TIED_NAME
 from tools.plan.activations import FP32, Head, head_bytes, kept
 from tools.plan.machines import Machine
 from tools.plan.task import Candidate, Task
@@ -31,6 +32,7 @@ LIBRARY_BYTES = 2 * 32 * 2**20
 """What torch gives cuBLAS and cuBLASLt to work in, on Hopper, from their first product on."""
 
 FP64 = 8
+HEAD_NAME = "decoder.head.weight"
 SLOT_BYTES = 60
 """Of the batch itself, a slot: tokens, labels, which are scored."""
 
@@ -92,9 +94,16 @@ def rank_memory(
     head = Head()
     waiting = 0.0
     if share.is_last:
-        head = head_bytes(task, load=load, vocabulary_rows=share.vocabulary_rows, on_gpu=not on_cpu)
+        tied = task.model.decoder.tied_head
+        head = head_bytes(
+            task,
+            load=load,
+            vocabulary_rows=share.vocabulary_rows,
+            on_gpu=not on_cpu,
+            trains=task.trains(TIED_NAME if tied else HEAD_NAME),
+        )
         waiting = head.left if share.is_first and task.model.decoder.tied_head else 0.0
-    tables = share.is_first * share.vocabulary_rows * row_bytes
+    tables = share.is_first * share.vocabulary_rows * row_bytes * task.trains(TIED_NAME)
     # Of microbatches done, gradients stay; of the first, there are none before its backward.
     several = candidate.num_microbatches > 1
     summed, between = several * state.summed, several * state.between + state.gathered

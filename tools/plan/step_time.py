@@ -112,6 +112,7 @@ def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces
         attention_rate=rates.attention,
         again=task.again(layout),
         attention_again=layout.recompute == "selective",
+        weights_train=task.trains_decoder,
     )
     activation = load.slots * task.model.decoder.width * e
     sums = 4 + 2 * (layout.recompute == "full")
@@ -178,6 +179,7 @@ def block_seconds(
     attention_rate: float,
     again: float = 0.0,
     attention_again: bool = False,
+    weights_train: bool = True,
 ) -> float:
     """Forward and backward of one block on a rank.
 
@@ -190,8 +192,11 @@ def block_seconds(
         attention_rate: operations a second.
         again: share of the forward that is computed again.
         attention_again: whether attention is, alone.
+        weights_train: whether weights have gradients, a third of the products.
     """
     multiplied = sum(rates.product_seconds(stack.rows, inner, outer) for inner, outer in products)
+    if not weights_train:
+        multiplied *= (2 + again) / (3 + again)
     # Rates count a backward as two forwards: one of three parts each.
     attention = 4 * stack.pairs * stack.width / tensor / attention_rate
     forward = multiplied + attention + stack.rows * moved_bytes / rates.elementwise / 3

@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from model.adapters.tuning import Tuning
 from model.encoders.protocol import SpanLoad, Stack
 from model.loss import usual_chunk_tokens
 from model.semicausal import ModelConfig
@@ -14,6 +15,7 @@ from parallel.launch import multiplies_bf16
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import IN_FP8, Precision, ZeroConfig
 from tools.plan.machines import MachineKind
+from tools.plan.tuned import Reach
 from tools.plan.weights import Share, Weights
 from train.config import RunConfig
 from train.errors import ConfigError
@@ -87,6 +89,7 @@ class Task:
         zero: buckets and the like; its stage is the planner's to choose.
         steps: optimiser steps of the run.
         compiled: whether blocks are.
+        tuning: what of the model trains.
     """
 
     model: ModelConfig
@@ -99,6 +102,26 @@ class Task:
     zero: ZeroConfig
     steps: int
     compiled: bool = False
+    tuning: Tuning = field(default_factory=Tuning)
+
+    @cached_property
+    def reach(self) -> Reach | None:
+        """Where gradients go; None where models train what they are built to train."""
+        return Reach(self.model, self.tuning) if self.tuning.is_set else None
+
+    @property
+    def adapter_dropout(self) -> bool:
+        """Whether adapters drop a part of what they read."""
+        return self.tuning.lora is not None and self.tuning.lora.dropout > 0
+
+    @property
+    def trains_decoder(self) -> bool:
+        """Whether most weights of the decoder's blocks do."""
+        return self.reach is None or self.reach.trains("decoder.blocks.0.attention.qkv.weight")
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter outside of encoders does."""
+        return self.reach is None or self.reach.trains(name)
 
     @property
     def element_bytes(self) -> int:
@@ -176,7 +199,7 @@ class Task:
 
     @cached_property
     def _weights(self) -> Weights:
-        return Weights(self.model)
+        return Weights(self.model, self.tuning)
 
     def share(self, candidate: "Candidate", pipeline_rank: int) -> Share:
         """What the ranks of a stage hold."""
@@ -203,11 +226,6 @@ def task_of(config: RunConfig, *, kind: MachineKind, document_tokens: float | No
         raise ConfigError(
             "zero.offload_directory: only training on CPUs is planned with it; leave it out"
         )
-    if config.lora is not None:
-        raise ConfigError(
-            "lora: only runs that train whole weights are planned; adapters fit wherever the model "
-            "itself does, so plan the run without lora"
-        )
     if config.precision in IN_FP8:
         raise ConfigError(
             "precision: there are no rates of fp8 to plan with: plan with precision=bf16, which "
@@ -228,6 +246,7 @@ def task_of(config: RunConfig, *, kind: MachineKind, document_tokens: float | No
         zero=config.zero,
         steps=config.steps,
         compiled=kind != "cpu" and config.model.compile != "none",
+        tuning=config.tuning,
     )
 
 

@@ -168,7 +168,11 @@ class Saver:
             raise error
 
     def _snapshot(self, slices: list[StateSlice]) -> list[StateSlice]:
-        num_bytes = sum(part.tensor.nbytes for part in slices)
+        trained = {part.name for part in slices if part.kind != "value"}
+        # What is fixed can be written from where it lies; on a GPU it is copied once.
+        moving = [part for part in slices if part.name in trained or part.tensor.is_cuda]
+        num_bytes = sum(part.tensor.nbytes for part in moving)
+        is_first = self._room is None
         if self._room is None:
             # A GPU copies to pinned memory without a detour.
             pinned = torch.cuda.is_available()
@@ -176,10 +180,14 @@ class Saver:
         assert self._room.numel() == num_bytes, "the share of a rank never changes"
         copies: list[StateSlice] = []
         # Wide types come first, so that each begins at a multiple of its width.
-        rooms = self._room.split([part.tensor.nbytes for part in slices])
-        for part, room in zip(slices, rooms, strict=True):
-            copy = room.view(part.tensor.dtype)
-            copy.copy_(part.tensor, non_blocking=True)
+        rooms = iter(self._room.split([part.tensor.nbytes for part in moving]))
+        for part in slices:
+            if part.name not in trained and not part.tensor.is_cuda:
+                copies.append(part)
+                continue
+            copy = next(rooms).view(part.tensor.dtype)
+            if is_first or part.name in trained:
+                copy.copy_(part.tensor, non_blocking=True)
             copies.append(replace(part, tensor=copy))
         if any(part.tensor.is_cuda for part in slices):
             torch.cuda.synchronize()

@@ -1,7 +1,8 @@
 """`make parity`: every layout computes the losses and gradient norms of one process.
 
-Writes out/parity.json, one row for each cell, and fails if a cell does, or if a planned one was
-not run. Where the rows come from: `plan`.
+Writes out/parity.json, one row for each cell, and out/lora-parity.json for those that train a part
+of the model; fails if a cell does, or if a planned one was not run. Where the rows come from:
+`plan`.
 """
 
 import json
@@ -32,6 +33,7 @@ from tools.command import command_line
 from tools.ranks import RankPool
 
 OUT = Path("out/parity.json")
+TUNED_NAME = "lora-parity.json"
 TABLE_COLUMNS = 112
 
 
@@ -71,7 +73,8 @@ def table(results: Iterable[Result]) -> Table:
         shown.add_column(column, justify="right", no_wrap=True)
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.cell.layout, against(result.cell)), []).append(result)
+        layout = result.cell.layout + (" tuned" if result.cell.tuned else "")
+        groups.setdefault((layout, against(result.cell)), []).append(result)
     for (layout, reference), members in sorted(
         groups.items(), key=lambda item: item[0][1], reverse=True
     ):
@@ -101,16 +104,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="*",
         help="look at these alone, such as tp2+sp; the rest counts as missing",
     )
+    parser.add_argument(
+        "--tuned",
+        action="store_true",
+        help="look at cells that train a part of the model alone; the rest counts as missing",
+    )
     parser.add_argument("--out", type=output_file, default=str(OUT), help=f"default: {OUT}")
     options = parser.parse_args(arguments)
     console, started = Console(), time.monotonic()
     if not console.is_terminal:
         console.width = TABLE_COLUMNS
     planned = planned_cells()
-    chosen = [cell for cell in planned if options.layout is None or cell.layout in options.layout]
+    chosen = [
+        cell
+        for cell in planned
+        if (options.layout is None or cell.layout in options.layout)
+        and (cell.tuned or not options.tuned)
+    ]
     results = run_cells(chosen, console)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps([result.row() for result in results], indent=1) + "\n")
+    for out, rows in (
+        (options.out, [result.row() for result in results if not result.cell.tuned]),
+        (options.out.parent / TUNED_NAME, [r.row() for r in results if r.cell.tuned]),
+    ):
+        if rows:
+            out.write_text(json.dumps(rows, indent=1) + "\n")
     console.print(table(results))
     for reason in dict.fromkeys(r.reason for r in results if r.status == "refused"):
         console.print(f"refused: {reason}", markup=False, soft_wrap=True)

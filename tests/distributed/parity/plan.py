@@ -259,12 +259,7 @@ def _tuned_rows() -> list[Row]:
         "recompute": RECOMPUTE,
     }
     further = [layouts[row.pop("layout")] | row for row in pairwise(choices)]
-    in_bf16 = [
-        layout | {"zero": zero, "tuned": "all", "microbatches": 2, "precision": "bf16"}
-        for layout in layouts
-        for zero in (1, 3)
-    ]
-    return [*asked, *further, *in_bf16]
+    return [*asked, *further]
 
 
 def _ordered(rows: list[Row]) -> list[Cell]:

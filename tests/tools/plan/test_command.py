@@ -88,10 +88,10 @@ def test_errors_name_their_key(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "is of cpu, not h100" in capsys.readouterr().err
 
 
-def test_adapters_are_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
+def test_adapters_are_planned(capsys: pytest.CaptureFixture[str]) -> None:
     lora = str(REPOSITORY / "configs/experiment/lora.yaml")
-    assert plan.main([lora, "--gpus", "1", "--gpu", "h100"]) == 2
-    assert "plan the run without lora" in capsys.readouterr().err
+    assert plan.main([lora, "--gpus", "1", "--gpu", "h100"]) == 0
+    assert "GiB" in capsys.readouterr().out
 
 
 def test_fp8_is_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
