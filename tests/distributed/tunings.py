@@ -26,7 +26,7 @@ TUNINGS: dict[str, Tuning] = {
     "all": _lora("decoder", "encoders", "connectors"),
     "last block": _lora("decoder.blocks.{-1..-1}"),
     "beside the connector": _lora(*LAYERS, trainable=["connectors"]),
-    "LoRA+": _lora(*LAYERS, "!encoders", up_rate_ratio=16.0),
+    "LoRA+": _lora(*LAYERS, "!encoders", up_rate_ratio=4.0),
     "bottleneck": Tuning(bottleneck=BottleneckConfig(width=8)),
     "BitFit": Tuning(trainable=["*.bias"]),
     "frozen decoder": Tuning(trainable=["encoders", "connectors"]),

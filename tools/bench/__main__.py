@@ -21,6 +21,7 @@ from tools.bench import (
     report,
     shapes,
     stages,
+    tuning,
     zero,
 )
 from tools.bench.loading.case import from_shards
@@ -51,6 +52,8 @@ CASES = {
     "semi_causal": Case(zero.spans_over_none, "with spans over without"),
     "encoding": Case(encoding.ways_to_encode, "packed, padded, whole sequence"),
     "generation": Case(generating.against_transformers, "generation, ours and transformers'"),
+    "lora": Case(tuning.lora_vs_full, "training all weights over adapters alone"),
+    "lora_1p3b": Case(tuning.lora_of_true_size, "adapters of the 1.3B: memory of two steps"),
     "zero3": Case(zero.zero3_vs_ddp, "ZeRO-3 against DDP on two ranks", ranks=2),
     "stages": Case(stages.two_stages, "a pipeline of two stages", stages.NUM_STAGES),
     "checkpoint": Case(checkpointing.against_others, "saving and restoring, dd, torch"),

@@ -14,7 +14,7 @@ from tools.bench.loading.readers import Reading
 def main(root: str) -> None:
     """Print what was found."""
     reading = Reading(root=root, has_spans=True, steps=100_000)
-    before = _peak_bytes()
+    before = peak_resident_bytes()
     started = time.perf_counter()
     with reading.feed() as feed:
         opened = time.perf_counter() - started
@@ -26,13 +26,14 @@ def main(root: str) -> None:
         "shards": len(store.shard_sizes),
         "seconds_to_open": opened,
         "seconds": seconds,
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_resident_bytes(),
         "peak_bytes_before": before,
     }
     sys.stdout.write(json.dumps(found) + "\n")
 
 
-def _peak_bytes() -> int:
+def peak_resident_bytes() -> int:
+    """Most memory that this process has held."""
     # Not `getrusage`, which begins with what the parent had at the moment of the fork.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
