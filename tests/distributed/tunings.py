@@ -14,7 +14,7 @@ LAYERS = ["qkv", "out", "up", "down"]
 
 def _lora(*targets: str, trainable: list[str] | None = None, up_rate_ratio: float = 1.0) -> Tuning:
     # Much weight beside the base, so that a wrong adapter shows.
-    config = LoraConfig(rank=4, alpha=32.0, targets=[*targets], up_rate_ratio=up_rate_ratio)
+    config = LoraConfig(rank=4, alpha=8.0, targets=[*targets], up_rate_ratio=up_rate_ratio)
     return Tuning(lora=config, trainable=trainable)
 
 
