@@ -56,8 +56,8 @@ class Described(Task):
         """All of it, over the ranks of a tensor group."""
         tensor, decoder = candidate.layout.tensor, self.model.decoder
         return Share(
-            weights=[Weight(self.decoder_elements // tensor, (True, False))],
-            piece_layers=(decoder.num_layers,),
+            weights=[Weight(self.decoder_elements // tensor, (True, False, 1.0))],
+            pieces=((0, decoder.num_layers),),
             is_first=True,
             is_last=True,
             vocabulary_rows=decoder.vocabulary // tensor,
