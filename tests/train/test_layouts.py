@@ -14,6 +14,7 @@ STEPS = "steps=20"
 CALM = (
     *("optim.lr=1e-3", "model.decoder.num_layers=4", "batch.micro_sequences=1"),
     *("checkpoint.every_steps=4", "validation.every_steps=10"),
+    "samples={prompts: ['the kernel [[maps a]] page', memory], max_new_tokens: 8}",
 )
 
 TENSOR = ("layout.tensor=2", "layout.sequence_parallel=true", "zero.stage=3")
@@ -41,6 +42,7 @@ def check_same(here: Metrics, there: Metrics) -> None:
     for mine, theirs in zip(here.validation, there.validation, strict=True):
         assert (mine.step, mine.scored_tokens) == (theirs.step, theirs.scored_tokens)
         assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
+    assert here.samples == there.samples
 
 
 def test_one_run_through_four_layouts(corpus: Path, alone: Metrics, tmp_path: Path) -> None:
