@@ -112,6 +112,8 @@ class Reading:
         spans: of these slots, packed for all of them.
         wanted: [W] which of B*S slots the head is asked for.
         starts: slots of each row that were read before.
+        adapters: name of the adapter that each row is computed with, None for the base alone; empty
+            where nobody asks for one.
     """
 
     tokens: Int64[Tensor, "B S"]
@@ -120,6 +122,7 @@ class Reading:
     spans: Mapping[str, PackedSpans] | None = None
     wanted: Int64[Tensor, "W"]
     starts: tuple[int, ...]
+    adapters: tuple[str | None, ...] = ()
 
     @classmethod
     def of(
@@ -130,6 +133,7 @@ class Reading:
         device: torch.device,
         spans: Mapping[str, PackedSpans] | None = None,
         wants_all: bool = False,
+        adapters: Sequence[str | None] = (),
     ) -> "Reading":
         """What is new of each row.
 
@@ -140,6 +144,7 @@ class Reading:
             spans: as they lie in [B, S] where S is the longest row.
             wants_all: whether the head is asked for all slots, row after row; else for the last
                 of each.
+            adapters: one a row, or none at all.
         """
         counts = tuple(map(len, rows))
         S = max(counts)
@@ -158,6 +163,7 @@ class Reading:
             spans=spans,
             wanted=torch.tensor(wanted, device=device),
             starts=starts,
+            adapters=tuple(adapters) if any(adapters) else (),
         )
 
     def padded(self, multiple: int) -> "Reading":

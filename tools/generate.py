@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from model.generation.picking import Sampling
-from tools.arguments import Parser, real, whole
+from tools.arguments import Parser, local_path, real, whole
 from tools.command import command_line
 from tools.speaker import speaker_of
 from train.errors import UserError
@@ -61,13 +61,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--length-penalty", type=real(least=0, most=100), default=0.6, help="of the beam search"
     )
+    parser.add_argument("--adapter", type=local_path, help="directory of one in peft's format")
     parser.add_argument("--tokenizer", type=Place.parse, help="default: the one the run kept")
     options = parser.parse_args(arguments)
     drawn = options.top_p > 0 or options.stop or options.choice
-    if options.beams is not None and (drawn or options.chat):
-        parser.error("--beams: finds one text, without --top-p, --stop, --choice and --chat")
+    if options.beams is not None and (drawn or options.chat or options.adapter):
+        parser.error("--beams: goes without --top-p, --stop, --choice, --adapter and --chat")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _, speaker = speaker_of(options.checkpoint, options.tokenizer, device=device)
+    adapters = {} if options.adapter is None else {"given": options.adapter}
+    _, speaker = speaker_of(options.checkpoint, options.tokenizer, device=device, adapters=adapters)
     console = Console(highlight=False, soft_wrap=True)
     asked = Asked(
         prompt="",
@@ -80,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         ),
         stop=tuple(options.stop),
         choices=None if options.choice is None else tuple(options.choice),
+        adapter=next(iter(adapters), None),
     )
     if options.chat:
         chat(speaker, asked, console)

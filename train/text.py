@@ -61,6 +61,7 @@ class Asked:
         num_top: how many of the likeliest tokens to tell of with each; None tells no
             log-probabilities.
         echoes: whether to tell of the prompt's tokens too.
+        adapter: name of the adapter to answer with; None is the base alone.
     """
 
     prompt: "str | Sequence[int] | Prompt"
@@ -70,6 +71,7 @@ class Asked:
     choices: tuple[str, ...] | None = None
     num_top: int | None = None
     echoes: bool = False
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +253,7 @@ class Speaker:
             choices=choices,
             num_top=asked.num_top,
             echoes=asked.echoes,
+            adapter=asked.adapter,
         )
 
     def pack(self, prompts: Sequence[Prompt]) -> Mapping[str, PackedSpans] | None:

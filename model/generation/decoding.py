@@ -28,6 +28,7 @@ class Request:
         num_top: how many of the likeliest tokens to tell of with each; None tells no
             log-probabilities at all, which costs least.
         echoes: whether to tell of the prompt's tokens too.
+        adapter: name of the adapter to compute with; None is the base alone.
     """
 
     max_new_tokens: int
@@ -36,6 +37,7 @@ class Request:
     choices: Choices | None = None
     num_top: int | None = None
     echoes: bool = False
+    adapter: str | None = None
 
 
 @dataclass(eq=False)
@@ -137,14 +139,15 @@ class Decoding:
         if all(row.ending and not row.request.echoes for row in rows):
             return rows
         cache = Cache(min(self._most_slots, max(map(len, prompts)) + max(r.most for r in rows)))
+        adapters = [request.adapter for request in requests]
+        options: Any = {"device": self._device, "spans": spans, "adapters": adapters}
         if any(row.request.echoes for row in rows):
             num_top = max(row.request.num_top or 0 for row in rows)
-            options: Any = {"device": self._device, "spans": spans, "num_top": num_top}
-            logits, echoes = read_all(self._read, prompts, cache, **options)
+            logits, echoes = read_all(self._read, prompts, cache, num_top=num_top, **options)
             for row, echo in zip(rows, echoes, strict=True):
                 row.echo = echo if row.request.echoes else []
         else:
-            reading = Reading.of(prompts, cache, device=self._device, spans=spans)
+            reading = Reading.of(prompts, cache, **options)
             logits = self._read(reading)
             reading.done()
         self._advance(rows, logits)
@@ -171,7 +174,8 @@ class Decoding:
         if not rows:
             return rows
         newest = [[row.tokens[-1].id] for row in rows]
-        reading = Reading.of(newest, self._cache, device=self._device)
+        adapters = [row.request.adapter for row in rows]
+        reading = Reading.of(newest, self._cache, device=self._device, adapters=adapters)
         self._advance(rows, self._read(reading))
         reading.done()
         for row in rows:

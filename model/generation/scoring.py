@@ -23,6 +23,7 @@ def read_all(
     device: torch.device,
     spans: Mapping[str, PackedSpans] | None = None,
     num_top: int = 0,
+    adapters: Sequence[str | None] = (),
 ) -> tuple[Tensor, list[list[Token]]]:
     """Read prompts into an empty cache, and tell of all their tokens.
 
@@ -33,6 +34,7 @@ def read_all(
         device: where the model is.
         spans: of the prompts, packed for [B, S] where S is the longest prompt.
         num_top: how many of the likeliest tokens to tell of beside each.
+        adapters: see `Reading`.
 
     Returns:
         The logits [B, V] behind each prompt; and its tokens, of which the first has no probability.
@@ -46,7 +48,9 @@ def read_all(
     at_once = longest if spans else MOST_SLOTS  # spans are read with all their slots
     for start in range(0, longest, at_once):
         pieces = [prompt[start : start + at_once] for prompt in prompts]
-        reading = Reading.of(pieces, cache, device=device, spans=spans, wants_all=True)
+        reading = Reading.of(
+            pieces, cache, device=device, spans=spans, wants_all=True, adapters=adapters
+        )
         logits = read(reading)
         reading.done()
         rows: list[int] = []

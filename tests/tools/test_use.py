@@ -149,7 +149,7 @@ def test_several_prompts_at_once(
     assert generate.main([str(trained[0]), *given, *options, "--beams", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 2
     assert generate.main([str(trained[0]), *given, "--beams", "3", "--stop", "x"]) == 2
-    assert "--beams: finds one text, without" in capsys.readouterr().err
+    assert "--beams: goes without --top-p" in capsys.readouterr().err
 
 
 def test_chat(

@@ -12,6 +12,7 @@ from peft import PeftModel
 from model.semicausal import SemiCausal
 from tests.corpora import write_corpus
 from tests.train.runs import kill_at, run, start
+from tools.generate import main as generate
 from tools.merge import main as merge
 from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
@@ -113,6 +114,22 @@ def test_merged_checkpoint_is_plain(
     ours = load_model(directory, device=CPU)
     np.testing.assert_allclose(merged(batch).total, ours(batch).total, rtol=1e-6)
     assert (tmp_path / "merged" / "tokenizer.json").exists()
+
+
+def test_an_adapter_beside_its_base_says_what_the_run_does(
+    base: Path, finetuned: tuple[Path, Metrics], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, _ = finetuned
+    prompt = ["--prompt", "the kernel [[maps a page]] of", "--max-new-tokens", "12"]
+    assert generate([str(directory), *prompt]) == 0
+    wanted = capsys.readouterr().out
+    adapter = ["--adapter", str(directory / "adapter")]
+    assert generate([str(base), *prompt, *adapter]) == 0
+    assert capsys.readouterr().out == wanted
+    assert generate([str(base), *prompt]) == 0
+    assert capsys.readouterr().out != wanted
+    assert generate([str(directory), *prompt, *adapter]) == 2
+    assert "is an adapter for another base: its base has the hash" in capsys.readouterr().err
 
 
 def test_merge_refuses(

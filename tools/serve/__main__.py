@@ -4,6 +4,8 @@ import importlib.util
 import os
 import socket
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -13,6 +15,7 @@ from tools.command import command_line
 from tools.serve.worker import Worker
 from tools.speaker import speaker_of
 from train.errors import UserError
+from train.storage.path import local_path
 from train.storage.place import Place
 
 API_KEY: Final = "SEMICAUSAL_API_KEY"
@@ -41,9 +44,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--body-bytes", type=whole(least=1), default=4 << 20, help="of a request, at most"
     )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIRECTORY",
+        help="adapter in peft's format that requests may name as a model; once or several times",
+    )
     parser.add_argument("--tokenizer", type=Place.parse, help="default: the one the run kept")
     options = parser.parse_args(arguments)
     require_packages()
+    adapters = _named(options.adapter)
     api_key = options.api_key or os.environ.get(API_KEY) or None
     if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
         raise UserError("the API key has characters that no header holds: choose another")
@@ -54,9 +65,16 @@ def main(arguments: list[str] | None = None) -> None:
     listening = _listen(options.host, options.port)
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        name, speaker = speaker_of(options.checkpoint, options.tokenizer, device=device)
+        name, speaker = speaker_of(
+            options.checkpoint, options.tokenizer, device=device, adapters=adapters
+        )
+        if (name := options.name or name) in adapters:
+            raise UserError(f"--adapter: {name} is the model's own name: give one of them another")
         rules = Rules(
-            model=options.name or name, api_key=api_key, most_body_bytes=options.body_bytes
+            model=name,
+            adapters=tuple(adapters),
+            api_key=api_key,
+            most_body_bytes=options.body_bytes,
         )
         worker = Worker(speaker, most_rows=options.rows, most_waiting=options.waiting)
         server = uvicorn.Server(
@@ -98,6 +116,23 @@ def require_packages() -> None:
             f"tools.serve needs {' and '.join(missing)}: pip install --constraint constraints.txt "
             "-e '.[serve]'"
         )
+
+
+def _named(given: Sequence[str]) -> dict[str, Path]:
+    """Directories of adapters by name.
+
+    Raises:
+        UserError: one has no name, or two have one.
+    """
+    named: dict[str, Path] = {}
+    for each in given:
+        name, sign, place = each.partition("=")
+        if not (name and sign and place):
+            raise UserError(f"--adapter {each}: write NAME=DIRECTORY")
+        if name in named:
+            raise UserError(f"--adapter {name}: is given twice: give one of them another name")
+        named[name] = local_path(place)
+    return named
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -45,11 +45,13 @@ class Rules:
 
     Attributes:
         model: name of the model.
+        adapters: names of adapters, each a model too.
         api_key: what clients must show; None lets all in.
         most_body_bytes: of a request.
     """
 
     model: str
+    adapters: tuple[str, ...] = ()
     api_key: str | None
     most_body_bytes: int
 
@@ -101,7 +103,8 @@ class _Desk:
     async def models(self, request: Request) -> Response:
         """What may be named in a request."""
         self._admit(request)
-        return JSONResponse({"object": "list", "data": [self._card(self._rules.model)]})
+        names = (self._rules.model, *self._rules.adapters)
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in names]})
 
     async def model(self, request: Request, name: str) -> Response:
         """About a model."""
@@ -110,13 +113,13 @@ class _Desk:
         return JSONResponse(self._card(name))
 
     def _card(self, name: str) -> dict[str, Any]:
-        most = self._speaker.config.decoder.max_tokens
         return {
             "id": name,
             "object": "model",
             "created": self._since,
             "owned_by": "semicausal",
-            "max_model_len": most,
+            "max_model_len": self._speaker.config.decoder.max_tokens,
+            "parent": None if name == self._rules.model else self._rules.model,
         }
 
     def _admit(self, request: Request) -> None:
@@ -128,13 +131,11 @@ class _Desk:
             )
 
     def _known(self, name: str) -> None:
-        if name != self._rules.model:
+        known = (self._rules.model, *self._rules.adapters)
+        if name not in known:
             shown = name if len(name) <= 80 else f"{name[:80]}…"
-            raise RefusedError(
-                404,
-                f"model: there is no {shown!r}; there is {self._rules.model!r}",
-                code="model_not_found",
-            )
+            told = f"model: there is no {shown!r}; there is {', '.join(map(repr, known))}"
+            raise RefusedError(404, told, code="model_not_found")
 
     async def complete(self, request: Request) -> Response:
         """Continue prompts."""
@@ -143,7 +144,8 @@ class _Desk:
         try:
             wanted = read_request(body)
             self._known(wanted.model)
-            asked = wanted.asked()
+            adapter = None if wanted.model == self._rules.model else wanted.model
+            asked = [replace(each, adapter=adapter) for each in wanted.asked()]
             prompts = self._prompts(asked)
         except UserError as error:
             raise RefusedError(400, str(error), code="invalid_request") from None

@@ -1,5 +1,6 @@
 """A real server on a real socket: what clients hear, and what is left of those who leave."""
 
+import copy
 import json
 import math
 import socket
@@ -8,13 +9,19 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 import uvicorn
 from torch import Tensor
 
+from model.adapters.kinds import LoraConfig
+from model.adapters.merging import with_adapters
+from model.adapters.several import put_adapter
+from model.adapters.tuning import Names, Tuning
 from model.generation.picking import Sampling
 from model.layers import initialize
 from model.reading import Reading
@@ -23,6 +30,7 @@ from tests.corpora import WORDS, write_tokenizer
 from tests.train.test_prompt import MODEL
 from tools.serve.application import Rules, application
 from tools.serve.worker import Worker
+from tools.speaker import by_row
 from train.text import Asked, Speaker
 
 KEY = "a-secret-key"
@@ -66,14 +74,17 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
 
 
 @contextmanager
-def serving(speaker: Speaker, *, key: str | None = None, **options: int) -> Generator[Any]:
+def serving(
+    speaker: Speaker, *, key: str | None = None, adapters: tuple[str, ...] = (), **options: int
+) -> Generator[Any]:
     """A server, its worker, and a client of it."""
     worker = Worker(
         speaker,
         most_rows=options.get("most_rows", 8),
         most_waiting=options.get("most_waiting", 8),
     )
-    rules = Rules(model="tiny", api_key=key, most_body_bytes=options.get("most_body_bytes", 20_000))
+    most_body_bytes = options.get("most_body_bytes", 20_000)
+    rules = Rules(model="tiny", adapters=adapters, api_key=key, most_body_bytes=most_body_bytes)
     server = uvicorn.Server(
         uvicorn.Config(
             application(worker, rules), log_level="warning", access_log=False, lifespan="off"
@@ -429,3 +440,48 @@ def test_who_still_waits_at_the_end_is_told(speaker: Speaker) -> None:
             assert client.get("/health").status_code == 503
         finally:
             read.seconds = 0.0
+
+
+def test_adapters_are_models_too(speaker: Speaker, tmp_path: Path) -> None:
+    """Rows of one batch with adapters of their own say what a merged model says alone."""
+    write_tokenizer(tmp_path / "tokenizer.json")
+    plain = SemiCausal(MODEL).eval()
+    initialize(plain, seed=1)
+    weights = {name: value.detach() for name, value in plain.named_parameters()}
+    wanted: dict[str | None, str] = {}
+    drawn = Sampling(top_p=1.0, seed=3)
+    model = copy.deepcopy(plain)
+    for seed, name in enumerate(("french", "german")):
+        config = LoraConfig(rank=2, alpha=8.0)
+        generator = torch.Generator().manual_seed(seed)
+        shapes = Tuning(lora=config).adapter_shapes(Names.of(MODEL))
+        values = {n: torch.randn(shape, generator=generator) / 3 for n, shape in shapes.items()}
+        put_adapter(model, name, config, values)
+        merged = copy.deepcopy(plain)
+        merged.load_state_dict(with_adapters(weights, values, factor=config.factor), strict=False)
+        alone = Speaker(merged.eval(), tmp_path / "tokenizer.json")
+        wanted[name] = alone.complete(
+            [Asked(prompt=PROMPTS[0], max_new_tokens=12, sampling=drawn)]
+        )[0].text
+    wanted[None] = speaker.complete([Asked(prompt=PROMPTS[0], max_new_tokens=12, sampling=drawn)])[
+        0
+    ].text
+    assert len(set(wanted.values())) == 3
+    several = Speaker(model, tmp_path / "tokenizer.json", read=by_row(model))
+    asked = [
+        Asked(prompt=PROMPTS[0], max_new_tokens=12, sampling=drawn, adapter=name)
+        for name in (*wanted, None)
+    ]
+    told = [answer.text for answer in several.complete(asked)]
+    assert told == [*wanted.values(), wanted[None]]
+    with serving(several, adapters=("french", "german")) as (client, _):
+        for name, text in wanted.items():
+            body = {"model": name or "tiny", "prompt": PROMPTS[0], "max_tokens": 12}
+            choice = complete(client, **body, seed=3)["choices"][0]
+            assert choice["text"] == text
+        cards = client.get("/v1/models").json()["data"]
+        parents = [(card["id"], card["parent"]) for card in cards]
+        assert parents == [("tiny", None), ("french", "tiny"), ("german", "tiny")]
+        answer = client.post("/v1/completions", json={"model": "dutch", "prompt": "a"})
+        assert answer.status_code == 404
+        assert "there is no 'dutch'; there is 'tiny', 'french', 'german'" in answer.text
