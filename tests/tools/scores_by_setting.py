@@ -40,11 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     rows = compared(options.run, options.tasks, out=options.out, arguments=rest)
     write_json(options.out / "scores.json", rows)
-    table = Table("task", "setting", "score", "standard error", "answers equal", "Δ log-likelihood")
+    table = Table("task", "setting", "score", "error", "equal", "furthest")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        numbers = (f"{row['score']:.3f}", _number(row["standard_error"]))
+        equal = "yes" if row["answers_equal"] else "NO"
+        far = f"{row['log_likelihood_difference']:.0e}"
+        table.add_row(row["task"], row["setting"], *numbers, equal, far)
     Console().print(table)
     return 0 if all(row["answers_equal"] for row in rows) else 1
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def compared(run: Path, tasks: str, *, out: Path, arguments: Sequence[str]) -> list[dict[str, Any]]:
