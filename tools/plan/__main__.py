@@ -16,11 +16,8 @@ import yaml
 
 from tools.arguments import Parser, local_path, output_file, whole
 from tools.command import command_line
-from tools.plan.machines import (
-    GIB,
-    KINDS,
-    machine_for,
-)
+from tools.plan.documents import document_tokens
+from tools.plan.machines import GIB, KINDS, machine_for
 from tools.plan.search import Plan, all_plans
 from tools.plan.table import console, layout_words, show
 from tools.plan.task import task_of
@@ -70,7 +67,8 @@ def plan(arguments: list[str]) -> int:
         type=whole(least=1),
         metavar="N",
         help="with data.attend=within: tokens of the document that a token lies in, on average "
-        "(the sum of squared lengths over their sum); default: whole sequences",
+        "(the sum of squared lengths over their sum); default: as in the run's corpora, where they "
+        "are on this host, else whole sequences",
     )
     parser.add_argument(
         "--write", type=output_file, metavar="OUT.yaml", help="write the first one's keys"
@@ -81,9 +79,14 @@ def plan(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     config = load(RunConfig, options.arguments)
     machine, source = machine_for(options.gpu, options.calibration)
-    task = task_of(config, kind=options.gpu, document_tokens=options.document_tokens)
+    reach = options.document_tokens
+    task = task_of(config, kind=options.gpu, document_tokens=reach or document_tokens(config))
     plans = all_plans(task, machine, ranks=options.gpus)
     out = console()
+    if config.data.attend == "within":
+        known = "asked" if reach else "of its corpora" if task.document_tokens else "not known"
+        tokens = task.document_tokens or task.sequence_tokens
+        out.print(f"documents apart: a token's has {tokens:,.0f} tokens ({known})")
     show(out, plans, task, machine, ranks=options.gpus, top=options.top, source=source)
     if not plans.ranked:
         out.print("No layout fits: use more ranks, or a smaller batch, sequence or model.")

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from parallel.mesh import LayoutConfig
 from tools.arguments import Parser, local_path, whole
+from tools.plan.documents import document_tokens
 from tools.plan.machines import GIB, KINDS, Machine, machine_for
 from tools.plan.published import rows
 from tools.plan.search import FORMULA, MOST_MICRO_SEQUENCES, Plan, one_plan
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     config = load(RunConfig, options.arguments)
     machine, source = machine_for(options.gpu, options.calibration)
-    task = task_of(config, kind=options.gpu)
+    task = task_of(config, kind=options.gpu, document_tokens=document_tokens(config))
     out = console()
     table = Table(
         title=f"{config.name}: {task.steps:,} steps of {task.sequences} x {task.sequence_tokens} "

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.corpora import write_corpus
 from tools.command import write_json
 from tools.plan import __main__ as plan
 from tools.plan import check as plan_check
 from tools.plan import rates as plan_rates
+from tools.plan.documents import document_tokens
 from tools.plan.machines import Machine, nominal
 from tools.plan.task import task_of
 from train.config import RunConfig
 from train.config_files import load
+from train.data.corpus import Corpus
 
 REPOSITORY = Path(__file__).parents[3]
 EXPERIMENT = str(REPOSITORY / "configs/experiment/metalm_1p3b.yaml")
@@ -164,6 +167,34 @@ def test_documents_apart_are_counted_by_their_length(capsys: pytest.CaptureFixtu
         for tokens in (600, None)
     )
     assert (known, unknown) == (2048 * 601 / 2, 2048 * 2049 / 2)
+
+
+def test_lengths_of_documents_are_read_where_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    store = Corpus(str(corpus)).train
+    keys = [f"model.decoder.vocabulary={store.manifest.vocabulary}", f"data.corpus={corpus}"]
+    keys += ["data.pack=fit", "data.sequence_tokens=48", "spans.text.ratio=0"]
+    config = load(RunConfig, [EXPERIMENT, *keys, "data.attend=within"])
+    slots = [  # of each document's parts, one by one
+        min(48, length + 1 - start)
+        for shard in range(len(store.shard_sizes))
+        for length in store.lengths(shard)[:, 0].tolist()
+        for start in range(0, length + 1, 48)
+    ]
+    wanted = sum(n**2 for n in slots) / sum(slots)
+    assert document_tokens(config) == pytest.approx(wanted)
+    asked = [EXPERIMENT, *keys, "data.attend=within", "--gpus", "8", "--gpu", "h100"]
+    assert plan.main(asked) == 0
+    assert f"a token's has {wanted:,.0f} tokens (of its corpora)" in capsys.readouterr().out
+    assert plan.main([*asked, "--document-tokens", "40"]) == 0
+    assert "a token's has 40 tokens (asked)" in capsys.readouterr().out
+    assert plan.main([*asked, f"data.corpus={tmp_path / 'nowhere'}"]) == 0
+    assert "a token's has 48 tokens (not known)" in capsys.readouterr().out
+    assert document_tokens(load(RunConfig, [EXPERIMENT, *keys])) is None
+    (corpus / "train" / "index.json").write_text("{}")
+    assert plan.main(asked) == 2
 
 
 def test_a_place_that_cannot_be_written_is_named_at_once(
