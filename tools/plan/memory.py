@@ -235,6 +235,12 @@ def _state(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> _
             buckets = min(most if e == s else 2.0, 1 + num_buckets)
             leftover = min(most - 2 + (not twice), num_buckets - 1) * bucket
         casts = 0.0 if e == s else bucket_elements * 2 * e
+        backward = reduction = buckets * bucket + casts
+        if data > 1 and num_buckets <= 1:
+            # All gradients lie in the one bucket, in bf16 beside those it was filled from; the
+            # ranks' parts are then reduced in turn, and gloo reduces a copy.
+            backward = bucket + casts / 2
+            reduction = backward + on_cpu * bucket / data
         return _State(
             always=always,
             summed=part,
@@ -242,8 +248,8 @@ def _state(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> _
             left=part,
             between=leftover,
             begun=bucket,
-            backward=buckets * bucket + casts,
-            reduction=buckets * bucket + casts,
+            backward=backward,
+            reduction=reduction,
             update=max(group if e == s else group / data, norm) + leftover,
         )
     live = e * min(share.elements, task.zero.live_elements)

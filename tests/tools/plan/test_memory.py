@@ -19,6 +19,8 @@ from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision, ZeroConfig
 from tools.bench.gpu import METALM, REPEATABLE
 from tools.plan.activations import head_bytes, kept
+from tools.plan.check import _shape
+from tools.plan.check import _task as _shaped
 from tools.plan.machines import GIB, nominal
 from tools.plan.measure import metered
 from tools.plan.memory import Memory, fullest_rank, rank_memory
@@ -303,6 +305,20 @@ def test_gradients_that_are_added_as_they_come_are_not_all_there() -> None:
     spared = peak(immediate=False, data=2) - peak(immediate=True, data=2)
     assert spared == 2 * (share.trained - share.largest)
     assert peak(immediate=True, data=1) < peak(immediate=True, data=2) + 3 * 4 / 2 * share.trained
+
+
+@pytest.mark.parametrize(
+    ("precision", "microbatches", "mib"),
+    [("fp32", 1, 116.1), ("fp32", 2, 132.2), ("bf16", 1, 116.1), ("bf16", 2, 116.1)],
+)
+def test_one_bucket_at_stage_2(precision: Precision, microbatches: int, mib: float) -> None:
+    """Of 6.8 M parameters on two ranks with gloo, as `tools.plan.measure` has measured it."""
+    small = _shaped(_shape(256, 6, 4), _shape(128, 2, 4), vocabulary=4096, sequence_tokens=128)
+    spread, split = candidate(stage=2, data=2, microbatches=microbatches, micro_sequences=1), [6]
+    spread = replace(spread, layout=LayoutConfig(split=split))
+    job = replace(small, precision=precision, sequences=2 * microbatches)
+    found = rank_memory(job, spread, CPU, pipeline_rank=0).total / 2**20
+    assert found == pytest.approx(mib, rel=0.03)
 
 
 def test_each_way_to_spare_memory_spares_some() -> None:
