@@ -232,7 +232,9 @@ def nominal(kind: MachineKind, *, cores: int = 1, memory_bytes: float = 8 * GIB)
                 busy_ranks=1,
                 rates=_nominal_rates(peak, sheet, call=5e-4 if on_cpu else 2e-4, handled=handled),
             )
-            for (precision, peak), handled in zip(peaks.items(), _HANDLED_BYTES, strict=True)
+            for (precision, peak), handled in zip(
+                peaks.items(), [_HANDLED_ON_CPUS] * 2 if on_cpu else _HANDLED_BYTES, strict=True
+            )
         ],
         within_node=_links(latency=near, nominal_rate=sheet.node_link),
         between_nodes=_links(
@@ -247,6 +249,8 @@ class _Handled(NamedTuple):
 
     step: tuple[float, ...]
     microbatch: tuple[float, ...]
+    has_calls: bool = False
+    """Whether each block has calls of its own in a step, rather than one for all tensors."""
 
 
 _HANDLED_BYTES: Final = (
@@ -258,7 +262,11 @@ _HANDLED_BYTES: Final = (
     # a gradient, and the sum, and writes it (10).
     _Handled(step=(10.0, 10.0, 28.0, 36.0), microbatch=(10.0, 10.0, 12.0, 24.0)),
 )
-"""In fp32, and in bf16 with fp32 sums."""
+"""On GPUs, in fp32, and in bf16 with fp32 sums."""
+_HANDLED_ON_CPUS: Final = _Handled(
+    step=(44.0, 52.0, 52.0, 60.0), microbatch=(12.0, 12.0, 12.0, 24.0), has_calls=True
+)
+"""Norms are taken in fp64 there."""
 
 
 def _nominal_rates(peak: float, sheet: _Sheet, *, call: float, handled: _Handled) -> Rates:
@@ -273,7 +281,7 @@ def _nominal_rates(peak: float, sheet: _Sheet, *, call: float, handled: _Handled
         block_seconds=call,
         microbatch_seconds=5 * call,
         step_element_seconds=[num_bytes / moved for num_bytes in handled.step],
-        step_block_seconds=[0.0] * 4,  # one call handles all tensors
+        step_block_seconds=[call * handled.has_calls] * 4,
         microbatch_element_seconds=[num_bytes / moved for num_bytes in handled.microbatch],
         microbatch_block_seconds=[0.0, call, call, 5 * call],
     )

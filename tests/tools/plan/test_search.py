@@ -128,27 +128,27 @@ def test_mfu_and_days_follow_from_the_step(job: Task, h100: Machine) -> None:
 
 
 FROZEN = [
-    ("bf16", "h100", {"stage": 1}, 39301447680, 0.8677776997352549),
-    ("bf16", "h100", {"stage": 3, "data": 8}, 16568638080, 1.5374502693928713),
+    ("bf16", "h100", {"stage": 1}, 39557370880, 0.8158799456985811),
+    ("bf16", "h100", {"stage": 3, "data": 8}, 16824561280, 1.5103477504811442),
     (
         *("bf16", "a100", {"stage": 2, "data": 4, "tensor": 2, "sequence_parallel": True}),
-        *(10070022144, 1.3022647343479168),
+        *(10231538176, 1.2782680085664042),
     ),
     (
         *("bf16", "h200", {"data": 2, "pipeline": 2, "split": [10, 14], "recompute": "selective"}),
-        *(19513577472, 0.47232241272248426),
+        *(19590559744, 0.44837867603676995),
     ),
     (
         *("fp32", "h100"),
         {"data": 8, "tensor": 4, "pipeline": 2, "chunks": 2, "split": [5, 7, 7, 5]}
         | {"recompute": "full"},
-        *(4761255168, 1.6804847296655971),
+        *(4838237440, 1.6704328604084544),
     ),
     ("fp32", "cpu", {"stage": 0, "data": 2}, 43975624704, 4465.434549367987),
 ]
 """Precision, machine, layout; bytes of the fullest rank and seconds of a step. On H100 and H200
 products and attention have the rates measured on an H200; ZeRO-1 in bf16 sends gradients to their
-owner alone."""
+owner alone. On GPUs the update moves what it was counted to on an H100."""
 
 
 @pytest.mark.parametrize(("precision", "kind", "keys", "memory", "seconds"), FROZEN)
