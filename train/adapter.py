@@ -136,7 +136,7 @@ def read(path: Path) -> Adapter:
         ) from None
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): name another adapter") from None
-    layers = {name.partition(".lora_A.")[0] for name in values if ".lora_A." in name}
+    layers = {layer for layer, mark, _ in (n.partition(".lora_") for n in values) if mark}
     try:
         if not isinstance(stored, dict):
             raise ValueError("the settings are no table")

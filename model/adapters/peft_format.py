@@ -70,12 +70,17 @@ _NOT_OURS: Mapping[str, Any] = {
 """Settings that change what an adapter computes, with the value that does not."""
 
 
+_NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
+"""Settings by which peft leaves out layers that its targets name."""
+
+
 def config_of(stored: Mapping[str, Any], *, layers: Sequence[str]) -> LoraConfig:
     """What a peft file's adapters were made with.
 
     Args:
         stored: its settings.
-        layers: names of the layers for which it has tensors.
+        layers: names of the layers for which it has tensors, which count where the settings name
+            layers by an expression.
 
     Raises:
         ValueError: it is another kind of adapter, or does what ours do not.
@@ -85,12 +90,16 @@ def config_of(stored: Mapping[str, Any], *, layers: Sequence[str]) -> LoraConfig
     for key, value in _NOT_OURS.items():
         if (stored.get(key) or value) != value:
             raise ValueError(f"{key} is {stored[key]!r}, and {value!r} alone is known")
+    named: Any = stored.get("target_modules")
+    narrowed = any(stored.get(key) is not None for key in _NARROWING)
+    # Where peft's settings name layers, each of them must have its tensors.
+    is_list = isinstance(named, list) and named and not narrowed
     return LoraConfig(
         rank=stored["r"],
         alpha=float(stored["lora_alpha"]),
         scale="root_rank" if stored.get("use_rslora") else "rank",
         dropout=float(stored.get("lora_dropout") or 0.0),
-        targets=sorted(layers),
+        targets=sorted(named if is_list else layers),
     )
 
 

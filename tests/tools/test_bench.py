@@ -145,7 +145,10 @@ def test_gpu_peak_is_that_of_the_named_card() -> None:
 @pytest.mark.timeout(120)
 def test_tiny_bench_writes_every_key(tmp_path: Path) -> None:
     out = tmp_path / "out" / "bench.json"
-    cases = ["causal", "default", "semi_causal", "encoding", "zero3", "metalm_1p3b"]
+    cases = [
+        *("causal", "default", "semi_causal", "encoding", "lora", "lora_1p3b", "zero3"),
+        "metalm_1p3b",
+    ]
     assert main(["--tiny", "--only", *cases, "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert set(found["ratios"]) >= KEYS
