@@ -13,10 +13,10 @@ from tools.bench.rounds import Findings, contestants
 from tools.bench.shapes import Plan
 from tools.corpus.build import build
 from tools.corpus.documentation import Documentation
-from tools.corpus.encoding import paragraphs
 from tools.corpus.request import Request
 from tools.corpus.tokenizer import CorpusTokenizer
 from tools.packages.kept import package_cache
+from train.data.segments import paragraphs
 
 PACKAGE: Final = "linux-doc-6.1"
 VOCABULARY: Final = 8192

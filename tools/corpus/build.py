@@ -12,7 +12,6 @@ from rich.console import Console
 
 from tools.corpus import duplicates, inputs, reading
 from tools.corpus.digests import digest, gathered, located, repeats
-from tools.corpus.encoding import paragraphs
 from tools.corpus.left_out import LeftOut
 from tools.corpus.made import Maker
 from tools.corpus.manifest import finish
@@ -24,7 +23,7 @@ from tools.corpus.request import Request
 from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer
 from tools.corpus.words import counted
 from tools.corpus.workshop import FINGERPRINTS, IDS, LICENCES, RECORD, Workshop
-from train.data.segments import TextSegment
+from train.data.segments import TextSegment, paragraphs
 from train.errors import DataError
 
 TOKENIZER_TEXT_BYTES: Final = 64 << 20

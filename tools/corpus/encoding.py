@@ -1,6 +1,5 @@
 """Documents to tokens and segments, many at a time."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,12 +11,11 @@ from tools.corpus.entries import Entry, MediaPiece, Piece
 from tools.corpus.media import RowError
 from tools.corpus.tokenizer import CorpusTokenizer, ReadBack
 from train.data.document import Document, Kind
-from train.data.segments import TextSegment
+from train.data.segments import TextSegment, paragraphs
 
 _ALL_LOOKED_AT: Final = 128
 _LOOKED_AT_EVERY: Final = 64
 """Of texts behind the first; decoding takes a fifth of the time of encoding."""
-_BLANK_LINES: Final = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,13 +172,6 @@ class Encoder:
             return Encoded(columns=columns, lengths=lengths, targets=columns["tokens"])
         document = Document.from_columns(columns)
         return Encoded(columns=columns, lengths=document.lengths(), targets=targets(document))
-
-
-def paragraphs(text: str) -> list[str]:
-    """The paragraphs of a text, which blank lines separate; a paragraph keeps its own lines."""
-    text = text.replace("\r\n", "\n")
-    pieces = (piece.strip("\n").rstrip() for piece in _BLANK_LINES.split(text))
-    return [piece for piece in pieces if piece]
 
 
 def targets(document: Document) -> npt.NDArray[np.int64]:

@@ -1,6 +1,10 @@
 """Text of a document before it has tokens: what the decoder reads, and what an encoder reads."""
 
+import re
 from dataclasses import dataclass
+from typing import Final
+
+BLANK_LINES: Final = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,3 +22,10 @@ class TextSegment:
     is_span: bool = False
     is_scored: bool = True
     ends_paragraph: bool = True
+
+
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs of a text, which blank lines separate; a paragraph keeps its own lines."""
+    text = text.replace("\r\n", "\n")
+    pieces = (piece.strip("\n").rstrip() for piece in BLANK_LINES.split(text))
+    return [piece for piece in pieces if piece]

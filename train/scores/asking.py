@@ -8,7 +8,7 @@ from typing import Final
 from tokenizers import Tokenizer
 
 from model.semicausal import ModelConfig
-from train.data.segments import TextSegment
+from train.data.segments import BLANK_LINES, TextSegment, paragraphs
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
 from train.prompt import TEXT, parse
@@ -20,7 +20,6 @@ from train.tasks.task import Task
 from train.text import text_encoder
 
 _MARK: Final = re.compile(r"(\\*)(\[\[|\]\])")
-_BLANK_LINES: Final = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 class Asking:
@@ -35,6 +34,8 @@ class Asking:
     """
 
     def __init__(self, tokenizer: Tokenizer, model: ModelConfig):
+        # As a corpus has it: `</s>` in a text is four characters.
+        tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self.special = SpecialTokens.from_vocabulary(tokenizer.get_vocab())
         encoder = text_encoder(model)
@@ -111,7 +112,7 @@ class Asking:
         return sum(len(self._tokens_of(segment)) for segment in segments)
 
     def _tokens_of(self, segment: TextSegment) -> list[int]:
-        texts = [segment.text] if segment.is_span else _paragraphs(segment.text)
+        texts = [segment.text] if segment.is_span else paragraphs(segment.text)
         found: list[int] = []
         for text in texts:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -159,16 +160,11 @@ def segments_of(prompt: str, *, modality: str = TEXT) -> list[TextSegment]:
     for part in parse(prompt, modality=modality):
         text = part.text
         begins = text[: len(text) - len(text.lstrip())]
-        if not part.is_span and _BLANK_LINES.search(begins) and found:
+        if not part.is_span and BLANK_LINES.search(begins) and found:
             found[-1] = replace(found[-1], ends_paragraph=True)
         if part.is_span or text.strip():
-            ends = not part.is_span and _BLANK_LINES.search(text[len(text.rstrip()) :]) is not None
+            ends = not part.is_span and BLANK_LINES.search(text[len(text.rstrip()) :]) is not None
             found.append(
                 TextSegment(text=text, is_span=part.is_span, is_scored=False, ends_paragraph=ends)
             )
     return found
-
-
-def _paragraphs(text: str) -> list[str]:
-    pieces = (piece.strip("\n").rstrip() for piece in _BLANK_LINES.split(text))
-    return [piece for piece in pieces if piece]

@@ -25,11 +25,11 @@ from tests.tools.corpus.making import (
 )
 from tools.corpus import verify
 from tools.corpus.__main__ import main
-from tools.corpus.encoding import Encoder, paragraphs
+from tools.corpus.encoding import Encoder
 from tools.corpus.entries import Entry, MediaPiece
 from tools.corpus.tokenizer import CorpusTokenizer
 from train.data.document import Document, Kind
-from train.data.segments import TextSegment
+from train.data.segments import TextSegment, paragraphs
 
 ROWS = [{"text": text, "name": f"n{number}"} for number, text in enumerate(passages(40))]
 

@@ -9,10 +9,30 @@ from tokenizers import Tokenizer
 
 from tests.corpora import write_tokenizer
 from tests.train.scores.models import MODEL
+from tools.corpus.encoding import Encoded, Encoder
+from tools.corpus.entries import Entry
+from tools.corpus.tokenizer import CorpusTokenizer
+from train.data.document import Document
 from train.data.segments import TextSegment
 from train.scores.asking import Asking, segments_of, shown
+from train.scores.request import Likelihoods
+from train.tasks.example import Choice, Example
+from train.tasks.task import Task
 
 TEXTS = st.text(alphabet=r"ab[]\ " + "\n", min_size=1, max_size=9)
+
+
+TASK = Task.model_validate(
+    {
+        "name": "t",
+        "cluster": "c",
+        "source": {"directory": "none"},
+        "answer": {"kind": "choice", "choices": "choices", "label": "label"},
+        "templates": [{"name": "plain", "input": "unused"}],
+        "scoring": {"kind": "likelihood"},
+        "metrics": ["accuracy"],
+    }
+)
 
 
 @st.composite
@@ -55,6 +75,41 @@ def test_a_prompt_is_the_same_tokens(tmp_path: Path) -> None:
         assert made.context(segments_of(prompt)) == made.context(segments), prompt
 
     check()
+
+
+def test_an_example_is_the_tokens_that_a_corpus_holds(tmp_path: Path) -> None:
+    """The builder's own encoding of the example's document, context and answer."""
+    made = asking(tmp_path)
+    tokenizer = CorpusTokenizer.from_file(tmp_path / "tokenizer.json")
+    example = Example(
+        id="t/test:0",
+        template="plain",
+        context=(
+            TextSegment(text="the page", is_span=True, is_scored=False),
+            TextSegment(text="maps\r\n\r\na </s> bus\n of", is_scored=False),
+            TextSegment(text=" it", is_span=True, is_scored=False, ends_paragraph=False),
+            TextSegment(text=" is:", is_scored=False, ends_paragraph=False),
+        ),
+        choices=(Choice(text="the kernel"), Choice(text="page", before="a device")),
+        gold=0,
+        answers=("the kernel",),
+        group="0",
+    )
+    asked, dropped = made.request(example, TASK)
+    assert isinstance(asked, Likelihoods)
+    assert dropped == 0
+    for choice, continuation in zip(example.choices, asked.continuations, strict=True):
+        pieces = example.document(choice)
+        entry = Entry(id="t", pieces=list(pieces))
+        (stored,) = Encoder(tokenizer, has_media=False)([entry])
+        assert isinstance(stored, Encoded)
+        document = Document.from_columns(dict(stored.columns))
+        *tokens, paragraph, end = document.tokens.tolist()
+        assert (paragraph, end) == (1, 2)
+        assert [0, *tokens] == [*asked.context.tokens, *continuation.tokens]
+        assert [*asked.context.spans] == [(a + 1, b + 1) for a, b in document.spans.tolist()]
+        # `</s>` and `</d>` behind the answer are scored in training, and do not count here.
+        assert document.scored.sum() - 2 == len(continuation.tokens) - continuation.given
 
 
 def test_paragraphs_and_spans_are_encoded_by_themselves(tmp_path: Path) -> None:
