@@ -100,7 +100,7 @@ def test_an_example_is_the_tokens_that_a_corpus_holds(tmp_path: Path) -> None:
     assert dropped == 0
     for choice, continuation in zip(example.choices, asked.continuations, strict=True):
         pieces = example.document(choice)
-        entry = Entry(id="t", pieces=list(pieces))
+        entry = Entry(id="t", pieces=pieces)
         (stored,) = Encoder(tokenizer, has_media=False)([entry])
         assert isinstance(stored, Encoded)
         document = Document.from_columns(dict(stored.columns))
