@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from tools.hub.families import Taken, take
+from tools.hub.families.known import Taken, take
 from tools.hub.folder import CONFIG, read_json, read_tensors, wanted_shapes
 from tools.hub.names import require_all
 from tools.hub.vocabulary import with_special_tokens

@@ -69,6 +69,7 @@ DAILY_DECODERS: list[Row] = [
     INTERLEAVED | {"zero": 3, "spans": "first rank", "decoder": "qwen2"},
     {"pipeline": 2, "zero": 1, "tied": False, "decoder": "gpt2"},
     {"tensor": 2, "zero": 3, "recompute": "selective", "decoder": "gpt2"},
+    {"tensor": 2, "sequence_parallel": True, "zero": 3, "tuned": "all", "decoder": "qwen2"},
 ]
 """Heads that share keys, positions that turn them, gates and tables, split in every way."""
 

@@ -17,7 +17,7 @@ from tests.tools.hub.exported import LOGITS_WITHIN, came_back, compare, write_ch
 from tests.tools.hub.kinds import EXPORTED
 from tools.export import main as export
 from tools.hub.folder import write_folder
-from tools.hub.shipped.modeling_semicausal import distance_buckets
+from tools.hub.shipped.encoder_semicausal import distance_buckets
 from tools.hub.shipped.processing_semicausal import parse as shipped_parse
 from train.checkpoint.weights import read_values, write_values
 from train.errors import UserError

@@ -1,0 +1,84 @@
+"""The words in which a class of transformers is described."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+Part = Literal["decoder", "text"]
+Described = Mapping[str, Any]
+"""A config.json of transformers."""
+
+_GELUS: Final = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Where one of our tensors comes from.
+
+    Attributes:
+        ours: its name, `{}` being the layer.
+        theirs: of which tensors it is made.
+        made: makes it of them.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    made: Callable[..., Tensor] = lambda value: value
+
+    def of_layer(self, layer: int) -> "Entry":
+        """The same for one layer."""
+        return Entry(
+            ours=self.ours.replace("{}", str(layer)),
+            theirs=tuple(name.replace("{}", str(layer)) for name in self.theirs),
+            made=self.made,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A class of models.
+
+    Attributes:
+        part: what it becomes.
+        prefix: what names begin with where a model with a head was saved.
+        shape: the configuration of our decoder or text encoder, and faults of what cannot be one.
+        table: our tensors and theirs.
+        idle: matches names that nothing of ours passes through: heads of encoders, and buffers
+            that are no weights.
+    """
+
+    part: Part
+    prefix: str
+    shape: Callable[[Described, list[str]], dict[str, Any]]
+    table: Callable[[Described, dict[str, Any]], Iterator[Entry]]
+    idle: re.Pattern[str]
+
+
+def grouped(*, groups: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Makes our fused projection of queries, keys and values, group by group."""
+
+    def made(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        def parts(whole: Tensor) -> Tensor:
+            return whole.view(groups, -1, key.shape[0] // groups, *whole.shape[1:])
+
+        fused = torch.cat([parts(query), parts(key), parts(value)], dim=1)
+        return fused.reshape(-1, *query.shape[1:])
+
+    return made
+
+
+def gelu(described: Described, key: str, faults: list[str]) -> str:
+    """Which GELU a configuration names; a fault if it names another activation."""
+    found = str(described.get(key, "gelu"))
+    if found not in _GELUS:
+        faults.append(f"{key} {found[:40]!r}: the activation is one of {', '.join(_GELUS)}")
+    return _GELUS.get(found, "gelu")
