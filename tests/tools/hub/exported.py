@@ -14,10 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.adapters.several import put_adapter, rows_use
 from model.semicausal import SemiCausal
 from tests.corpora import write_tokenizer
 from tests.model.examples import tiny_model
 from tools.hub.folder import read_folder, write_folder
+from train.adapter import read as read_adapter
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
 from train.checkpoint.weights import read_values, write_values
@@ -48,7 +50,8 @@ class Row:
     Attributes:
         model: which.
         transformers: version that judged.
-        logit_difference: largest to ours, alone and in a padded batch.
+        logit_difference: largest to ours, alone, in a padded batch, saved and loaded again, with
+            an adapter that peft has made, and with it merged.
         tokens_equal: whether `generate` gave our tokens, alone, padded and with a static cache.
         round_trip_equal: whether the way back gave the same checkpoint bit for bit, also behind
             transformers' own save.
@@ -148,11 +151,11 @@ def compare(
     width = found["batch.ids"].shape[1]
     answers = speaker.complete([Asked(prompt=p, max_new_tokens=NEW_TOKENS) for p in prompts])
     for number, prompt in enumerate(prompts):
-        read = speaker.prompt(prompt)
-        assert found[f"ids.{number}"][0].tolist() == read.tokens
-        logits = logits_of(model, read)
-        padded = found["batch.logits"][number][width - len(read.tokens) :]
-        again = found["again.logits"][number][width - len(read.tokens) :]
+        asked = speaker.prompt(prompt)
+        assert found[f"ids.{number}"][0].tolist() == asked.tokens
+        logits = logits_of(model, asked)
+        padded = found["batch.logits"][number][width - len(asked.tokens) :]
+        again = found["again.logits"][number][width - len(asked.tokens) :]
         for other in (found[f"logits.{number}"][0], padded, again):
             differences.append(float((logits - other).abs().max()))
         new = [token.id for token in answers[number].tokens]
@@ -168,6 +171,16 @@ def compare(
     if peft:
         assert (found["tuned.logits"] - found["batch.logits"]).abs().max() > 1e-3
         differences.append(float((found["tuned.logits"] - found["merged.logits"]).abs().max()))
+        # What peft has made on the export is an adapter of our model too.
+        adapter = read_adapter(work / "resaved-adapter")
+        assert adapter.config is not None
+        put_adapter(model, "theirs", adapter.config, adapter.values)
+        for number, prompt in enumerate(map(speaker.prompt, prompts)):
+            S = len(prompt.tokens)
+            with rows_use(model, ["theirs"], slots=S):
+                tuned = logits_of(model, prompt)
+            difference = tuned - found["tuned.logits"][number][width - S :]
+            differences.append(float(difference.abs().max()))
     for told in unequal:
         sys.stderr.write(f"{name}: {told}\n")
     return Row(

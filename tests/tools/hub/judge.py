@@ -78,6 +78,7 @@ def main(request: Path, answer: Path) -> None:
         )
         tuned = get_peft_model(again, settings).eval()
         found["tuned.logits"] = tuned(**batch).logits
+        tuned.save_pretrained(asked["resaved"] + "-adapter")
         merged: Any = tuned.merge_and_unload()
         found["merged.logits"] = merged(**batch).logits
         merged.save_pretrained(asked["resaved"] + "-merged")
