@@ -88,7 +88,7 @@ def _settled(name: str, weight: Tensor) -> Tensor:
 
 def base_of(cell: Cell) -> SemiCausal:
     """The whole model before anything is put on it."""
-    plain = Cell(norm=cell.norm, tied=cell.tied)
+    plain = Cell(norm=cell.norm, tied=cell.tied, decoder=cell.decoder)
     return build(plain, build_mesh(LayoutConfig(), World.here(torch.device("cpu"))))
 
 
