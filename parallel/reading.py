@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.reading import Read, Reading
 from model.semicausal import SemiCausal
-from parallel.forward import Engine
+from parallel.forward import Engine, FrozenEngine
 from parallel.mesh import Mesh
 
 
@@ -33,6 +33,8 @@ def reader(engine: Engine, *, apart: bool = False) -> Read:
     )
 
     def read(reading: Reading) -> Tensor:
+        in_training = not isinstance(engine, FrozenEngine)
+        assert not (in_training and torch.is_inference_mode_enabled()), "it is live: say so"
         if model.sequence_parallel:
             reading = reading.padded(mesh.tensor_size)
         found = _through_stages(engine, model, reading)

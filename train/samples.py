@@ -77,4 +77,5 @@ def _continued(
             most_slots=model.config.decoder.max_tokens,
             device=device,
             spans=pack(model.config, prompts, device=device),
+            is_live=True,
         )

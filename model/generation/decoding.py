@@ -89,19 +89,21 @@ class Decoding:
         read: what computes.
         most_slots: positions that the decoder has.
         device: where the model is.
+        is_live: whether the model is in training: weights that ZeRO-3 gathers meanwhile must stay
+            such as can be differentiated. Without, torch does less for each small tensor.
 
     Attributes:
         rows: those that go on; each has one token that was not read yet.
     """
 
-    def __init__(self, read: Read, *, most_slots: int, device: torch.device):
+    def __init__(self, read: Read, *, most_slots: int, device: torch.device, is_live: bool = False):
+        self._quiet = torch.no_grad if is_live else torch.inference_mode
         self.rows: list[Row] = []
         self._read = read
         self._most_slots = most_slots
         self._device = device
         self._cache = Cache()
 
-    @torch.no_grad()
     def admit(
         self,
         prompts: Sequence[Sequence[int]],
@@ -141,26 +143,26 @@ class Decoding:
         cache = Cache(min(self._most_slots, max(map(len, prompts)) + max(r.most for r in rows)))
         adapters = [request.adapter for request in requests]
         options: Any = {"device": self._device, "spans": spans, "adapters": adapters}
-        if any(row.request.echoes for row in rows):
-            num_top = max(row.request.num_top or 0 for row in rows)
-            logits, echoes = read_all(self._read, prompts, cache, num_top=num_top, **options)
-            for row, echo in zip(rows, echoes, strict=True):
-                row.echo = echo if row.request.echoes else []
-        else:
-            reading = Reading.of(prompts, cache, **options)
-            logits = self._read(reading)
-            reading.done()
-        self._advance(rows, logits)
-        going_on = [index for index, row in enumerate(rows) if row.ending is None]
-        cache.select(going_on)
-        if going_on and not self.rows:
-            self._cache = cache
-        elif going_on:
-            self._cache.join(cache)
+        with self._quiet():
+            if any(row.request.echoes for row in rows):
+                num_top = max(row.request.num_top or 0 for row in rows)
+                logits, echoes = read_all(self._read, prompts, cache, num_top=num_top, **options)
+                for row, echo in zip(rows, echoes, strict=True):
+                    row.echo = echo if row.request.echoes else []
+            else:
+                reading = Reading.of(prompts, cache, **options)
+                logits = self._read(reading)
+                reading.done()
+            self._advance(rows, logits)
+            going_on = [index for index, row in enumerate(rows) if row.ending is None]
+            cache.select(going_on)
+            if going_on and not self.rows:
+                self._cache = cache
+            elif going_on:
+                self._cache.join(cache)
         self.rows += [rows[index] for index in going_on]
         return rows
 
-    @torch.no_grad()
     def step(self) -> list[Row]:
         """One token more for each row.
 
@@ -175,9 +177,10 @@ class Decoding:
             return rows
         newest = [[row.tokens[-1].id] for row in rows]
         adapters = [row.request.adapter for row in rows]
-        reading = Reading.of(newest, self._cache, device=self._device, adapters=adapters)
-        self._advance(rows, self._read(reading))
-        reading.done()
+        with self._quiet():
+            reading = Reading.of(newest, self._cache, device=self._device, adapters=adapters)
+            self._advance(rows, self._read(reading))
+            reading.done()
         for row in rows:
             if row.ending is not None:
                 self.drop(row)
@@ -186,7 +189,8 @@ class Decoding:
     def drop(self, row: Row) -> None:
         """Go on without a row."""
         index = self.rows.index(row)
-        self._cache.drop(index)
+        with self._quiet():
+            self._cache.drop(index)
         self.rows[index] = self.rows[-1]
         self.rows.pop()
         if not self.rows:
@@ -226,9 +230,10 @@ def generate(
     most_slots: int,
     device: torch.device,
     spans: Mapping[str, PackedSpans] | None = None,
+    is_live: bool = False,
 ) -> list[Row]:
-    """Continue all prompts to their ends; arguments and errors are those of `Decoding.admit`."""
-    decoding = Decoding(read, most_slots=most_slots, device=device)
+    """Continue all prompts to their ends; arguments and errors are those of `Decoding`."""
+    decoding = Decoding(read, most_slots=most_slots, device=device, is_live=is_live)
     rows = decoding.admit(prompts, requests, spans=spans)
     while decoding.step():
         pass

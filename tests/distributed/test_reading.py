@@ -12,6 +12,7 @@ from model.generation.picking import Sampling
 from model.generation.scoring import score
 from model.reading import Read
 from model.semicausal import SemiCausal
+from parallel.forward import FrozenEngine
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
 from parallel.reading import reader
@@ -70,7 +71,7 @@ def prompts() -> tuple[list[list[int]], dict[str, PackedSpans]]:
     return [row[:length] for row, length in pairs], {"text": packed}
 
 
-def told_by(read: Read) -> Told:
+def told_by(read: Read, *, is_live: bool = False) -> Told:
     """Tokens and their log-probabilities behind prompts; and those of given continuations."""
     tokens, spans = prompts()
     options: dict[str, Any] = {"device": torch.device("cpu"), "spans": spans}
@@ -78,7 +79,7 @@ def told_by(read: Read) -> Told:
         Request(max_new_tokens=count, sampling=sampling, num_top=0)
         for count, sampling in zip((6, 9, 4, 60), SAMPLINGS, strict=True)
     ]
-    rows = generate(read, tokens, requests, most_slots=SLOTS, **options)
+    rows = generate(read, tokens, requests, most_slots=SLOTS, is_live=is_live, **options)
     found = [(row.ids, [token.log_probability for token in row.tokens]) for row in rows]
     scored = score(read, tokens, [[[5, 6, 7], [8]], [[9]], [], [[3, 4]]], **options)
     return found, [[t.log_probability for t in some] for choices in scored for some in choices]
@@ -87,11 +88,17 @@ def told_by(read: Read) -> Told:
 def trained_then_told(cell: Cell) -> tuple[Told, History]:
     """What the live model says between steps; and the steps, which must not notice."""
     engine = engine_of(cell)
+    assert isinstance(engine.module, SemiCausal)
     history = run_steps(engine, cell, STEPS_BEFORE)
     with engine.evaluating():
-        found = told_by(reader(engine))
-        again = told_by(reader(engine))
-    assert found == again
+        found = told_by(reader(engine), is_live=True)
+        again = told_by(reader(engine), is_live=True)
+        assert found == again
+        with pytest.raises(AssertionError, match="it is live"):
+            told_by(reader(engine))
+        if cell.zero < 3:  # nothing is gathered: as a model that is not trained would be read
+            frozen = FrozenEngine(module=engine.module, mesh=engine.mesh)
+            assert told_by(reader(frozen)) == found
     history += run_steps(engine, cell, STEPS_AFTER)
     engine.close()
     return found, history
@@ -142,7 +149,7 @@ def steps_with_and_without(cell: Cell) -> tuple[History, History]:
         history = run_steps(engine, cell, STEPS_BEFORE)
         if speaks:
             with engine.evaluating():
-                told_by(reader(engine))
+                told_by(reader(engine), is_live=True)
         histories.append(history + run_steps(engine, cell, STEPS_AFTER))
         engine.close()
     return histories[0], histories[1]
