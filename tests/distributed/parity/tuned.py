@@ -18,6 +18,7 @@ from model.semicausal import SemiCausal
 from parallel.agreement import on_all_ranks
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
+from parallel.zero.state import local_slices
 from tests.distributed.semicausal_runs import (
     Cell,
     History,
@@ -42,6 +43,11 @@ def saved_on_ranks(cell: Cell, directory: str) -> History:
     with Saver(Path(directory) / "run", retention=Retention(keep=1)) as saver:
         saver.save(engine, {"config": {}}, step=cell.steps)
         latest = saver.finish()
+        # What is fixed was not copied: a save holds training up for what trains alone.
+        trained = {part.name for part in local_slices(engine) if part.kind != "value"}
+        mine = [part for part in local_slices(engine) if part.owned and part.name in trained]
+        assert saver._room is not None
+        assert saver._room.numel() == sum(part.tensor.nbytes for part in mine)
     if tuning.has_adapters:
         is_first = torch.distributed.get_rank() == 0
 
