@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from model import torchvision_free
 from model.adapters.kinds import LoraConfig
 from model.adapters.layer import is_adapter
 from model.adapters.merging import merged
+from model.adapters.several import put_adapter, rows_use
 from model.adapters.tuning import Names, Tuning, put_on
 from model.batch import Batch
 from model.semicausal import SemiCausal
@@ -129,14 +131,19 @@ def peft_difference(cell: Cell, directory: Path) -> float:
         if ".twin." in name:
             parameter.mul_(-1.0 if ".lora_A." in name else 0.5)
     theirs.set_adapter("twin")
-    # PeftModel routes rows to adapters; ours are looked at by tests of `several`.
     twin = {
-        name: value * (-1.0 if ".lora_A." in name else 0.5) if is_adapter(name) else value
-        for name, value in given.values.items()
+        name: value * (-1.0 if ".lora_A." in name else 0.5) for name, value in given.values.items()
     }
-    if not any(not is_adapter(name) for name in given.values):
-        other = with_values(base, given.config, twin).eval()
-        pairs.append((logits_of(inner, batch), logits_of(other, batch)))
+    if all(map(is_adapter, given.values)):
+        # Both at once here, one after the other there.
+        both = copy.deepcopy(base)
+        put_adapter(both, "one", given.config, given.values)
+        put_adapter(both, "two", given.config, twin)
+        by_name = {"one": pairs[0][0], "two": logits_of(inner, batch), None: logits_of(base, batch)}
+        used = [name for name, _ in zip(cycle(by_name), batch.tokens, strict=False)]
+        expected = torch.stack([by_name[name][row] for row, name in enumerate(used)])
+        with rows_use(both, used, slots=batch.tokens.shape[1]):
+            pairs.append((expected, logits_of(both, batch)))
     theirs.set_adapter("default")
     plain = cast(Any, theirs).merge_and_unload()
     pairs.append((logits_of(plain, batch), pairs[0][1]))
