@@ -64,11 +64,9 @@ COMPILED_LAYOUTS: list[Row] = [
 
 DAILY_DECODERS: list[Row] = [
     {"tensor": 2, "sequence_parallel": True, "zero": 1, "recompute": "full", "decoder": "qwen2"},
-    {"tensor": 2, "compiled": "eager", "tied": False, "decoder": "qwen2"},
     {"data": 2, "zero": 3, "attend": "within", "decoder": "qwen2"},
     INTERLEAVED | {"zero": 3, "spans": "first rank", "decoder": "qwen2"},
     {"pipeline": 2, "zero": 1, "tied": False, "decoder": "gpt2"},
-    {"tensor": 2, "zero": 3, "recompute": "selective", "decoder": "gpt2"},
     {"tensor": 2, "sequence_parallel": True, "zero": 3, "tuned": "all", "decoder": "qwen2"},
 ]
 """Heads that share keys, positions that turn them, gates and tables, split in every way."""
@@ -227,11 +225,13 @@ def _decoder_rows() -> list[Row]:
         "recompute": ("none", "full"),
         "attend": ("across", "within"),
     }
-    return [
-        layout | row | {"microbatches": 2, "norm": "pre"}
-        for layout in ({}, *FURTHER_LAYOUTS)
-        for row in pairwise(choices)
+    rows = [layout | row for layout in ({}, *FURTHER_LAYOUTS) for row in pairwise(choices)]
+    rows += [
+        layout | {"compiled": "aot_eager", "decoder": decoder}
+        for layout in COMPILED_LAYOUTS
+        for decoder in ("gpt2", "qwen2")
     ]
+    return [row | {"microbatches": 2, "norm": "pre"} for row in rows]
 
 
 def _trained_rows() -> list[Row]:

@@ -165,9 +165,9 @@ def compare(
             theirs = theirs[: theirs.index(stop)] if stop in theirs else theirs
             if new != theirs:
                 unequal.append(f"{key} of {prompt!r}: {theirs}, ours {new}")
-        uncached = found[f"uncached.{number}"][0].tolist()
-        if uncached[: len(new)] != new[: len(uncached)]:
-            unequal.append(f"uncached {prompt!r}: {uncached}, ours {new}")
+    uncached, new = found["uncached"][0].tolist(), [token.id for token in answers[-1].tokens]
+    if uncached[: len(new)] != new[: len(uncached)]:
+        unequal.append(f"uncached {prompts[-1]!r}: {uncached}, ours {new}")
     if peft:
         assert (found["tuned.logits"] - found["batch.logits"]).abs().max() > 1e-3
         differences.append(float((found["tuned.logits"] - found["merged.logits"]).abs().max()))
