@@ -15,7 +15,11 @@ from pydantic import Field
 
 Pattern = Annotated[str, Field(pattern=r"^!?(?:[\w.*-]|\{-?\d{1,4}\.\.-?\d{1,4}\})+$")]
 
-_PIECE = re.compile(r"\*|\{(-?\d+)\.\.(-?\d+)\}|(?:(?<=\.)|^)\d+(?=\.|$)|[^*{]")
+_PIECE = re.compile(r"\*|\{(-?\d+)\.\.(-?\d+)\}|[^*{]")
+_COUNTS_FROM = 0x100000
+"""Behind the number of a layer stands, as one character for private use, how many there are: no
+pattern can take it for digits of the number."""
+_ANY_COUNT = f"[{chr(_COUNTS_FROM)}-{chr(0x10FFFD)}]?"
 _NEAR = 3
 
 
@@ -57,21 +61,14 @@ def _translated(piece: re.Match[str], counts: Sequence[int]) -> str:
     if text == "*":
         return ".*"
     if first is None:
-        return rf"{text}/\d+" if text.isdigit() and len(text) == _whole(piece) else re.escape(text)
+        return f"{text}{_ANY_COUNT}" if text.isdigit() else re.escape(text)
     places = [
-        f"{index}/{count}"
+        f"{index}{chr(_COUNTS_FROM + count)}"
         for count in counts
         for index in range(count)
         if _from_start(int(first), count) <= index <= _from_start(int(last), count)
     ]
     return f"(?:{'|'.join(places)})" if places else "(?!)"
-
-
-def _whole(piece: re.Match[str]) -> int:
-    """Length of a number that is all between two dots; zero of another piece."""
-    before, after = piece.string[: piece.start()], piece.string[piece.end() :]
-    alone = (not before or before.endswith(".")) and (not after or after.startswith("."))
-    return len(piece[0]) if alone else 0
 
 
 def _from_start(index: int, count: int) -> int:
@@ -89,10 +86,10 @@ def _sizes(names: Iterable[str]) -> dict[str, int]:
 
 
 def _numbered(name: str, sizes: dict[str, int]) -> str:
-    """The name, each number in it followed by how many there are: `blocks.3/24.attention`."""
+    """The name, each number in it followed by how many there are."""
     return re.sub(
         r"(?:(?<=\.)|^)\d+(?=\.|$)",
-        lambda number: f"{number[0]}/{sizes[name[: number.start()]]}",
+        lambda number: number[0] + chr(_COUNTS_FROM + sizes[name[: number.start()]]),
         name,
     )
 

@@ -32,6 +32,18 @@ def test_any_text_and_what_is_taken_away() -> None:
     assert of("!up", "*") == set(NAMES) - of("up")
 
 
+def test_any_text_beside_digits() -> None:
+    """How many layers there are is no part of their numbers."""
+    for pattern, numbers in (
+        ("decoder.blocks.*2.up", (2,)),
+        ("decoder.blocks.*1.up", (1, 11)),
+        ("decoder.blocks.1*.up", (1, 10, 11)),
+        ("decoder.blocks.1.up", (1,)),
+    ):
+        assert of(pattern) == {f"decoder.blocks.{n}.up" for n in numbers}, pattern
+    assert not of("decoder.blocks.01.up", "decoder.blocks.112.up", "*12")
+
+
 def test_ranges_of_layers() -> None:
     for first, last in itertools.product(range(-13, 13), repeat=2):
 
