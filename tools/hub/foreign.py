@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from tools.hub.families.known import Taken, take
 from tools.hub.folder import CONFIG, read_json, read_tensors, wanted_shapes
 from tools.hub.names import require_all
-from tools.hub.vocabulary import with_special_tokens
+from tools.hub.vocabulary import read_ids, with_special_tokens
 from train.checkpoint.weights import write_values
 from train.config import RunConfig
 from train.data.tokens import TOKENIZER_BYTES_AT_MOST
 from train.errors import CheckpointError
 from train.run_directory import TOKENIZER
 from train.storage.place import Place
+from train.storage.record import fault_of
 
 PART = "model.yaml"
 """What a run merges to build the part that the checkpoint supplies."""
@@ -45,7 +47,10 @@ def read_foreign(
         taken.shape["start_token"] = (
             _start_token(folder, described) if start_token is None else start_token
         )
-    config = _config(taken, described, folder=folder, out=out)
+    try:
+        config = _config(taken, described, out=out)
+    except ValidationError as error:
+        raise CheckpointError(f"{folder} cannot be computed here: {fault_of(error)}") from None
     prefix = "decoder." if taken.part == "decoder" else "encoders.text."
     wanted = {
         name: shape
@@ -68,14 +73,18 @@ def read_foreign(
     return place, taken
 
 
-def _config(taken: Taken, described: Mapping[str, Any], *, folder: Path, out: Place) -> RunConfig:
-    """A run's configuration around the part; of the rest nothing is meant."""
+def _config(taken: Taken, described: Mapping[str, Any], *, out: Place) -> RunConfig:
+    """A run's configuration around the part; of the rest nothing is meant.
+
+    Raises:
+        ValidationError: the part does not fit itself.
+    """
     decoder = taken.shape
     encoders: dict[str, Any] = {}
     if taken.part == "text":
         encoders = {"text": {"encoder": taken.shape}}
         decoder = {
-            "vocabulary": described["vocab_size"],
+            "vocabulary": described.get("vocab_size"),
             "width": taken.shape["width"],
             "num_layers": 1,
             "heads": taken.shape["heads"],
@@ -84,7 +93,7 @@ def _config(taken: Taken, described: Mapping[str, Any], *, folder: Path, out: Pl
         }
     return RunConfig.model_validate(
         {
-            "name": folder.name or "imported",
+            "name": "imported",
             "run_directory": str(out),
             "steps": 1,
             "precision": "fp32",
@@ -103,10 +112,9 @@ def _config(taken: Taken, described: Mapping[str, Any], *, folder: Path, out: Pl
 
 def _tokenizer(folder: Path, taken: Taken) -> bytes | None:
     """The folder's tokenizer as corpora need it, None if it has none; notes what it lacks."""
-    if not (file := folder / TOKENIZER).is_file():
+    if (read := _own_tokenizer(folder)) is None:
         return None
-    read = Place.of(file).read(limit_bytes=TOKENIZER_BYTES_AT_MOST)
-    content, lacking = with_special_tokens(read, name=str(file))
+    content, lacking = with_special_tokens(read, name=str(folder / TOKENIZER))
     taken.notes.append(
         f"its {TOKENIZER} has no unused entry for {', '.join(lacking)}: a corpus needs a tokenizer "
         "with these, and a model with rows for them"
@@ -116,15 +124,17 @@ def _tokenizer(folder: Path, taken: Taken) -> bytes | None:
     return content
 
 
+def _own_tokenizer(folder: Path) -> bytes | None:
+    """The folder's tokenizer as it lies there, None if it has none."""
+    file = folder / TOKENIZER
+    return Place.of(file).read(limit_bytes=TOKENIZER_BYTES_AT_MOST) if file.is_file() else None
+
+
 def _start_token(folder: Path, described: Mapping[str, Any]) -> int:
     """What opens a text where the encoder was trained."""
-    file = folder / TOKENIZER
-    vocabulary: Any = {}
-    if file.is_file():
-        document = read_json(file)
-        vocabulary = document.get("model", {}).get("vocab", {})
-        added = {t["content"]: t["id"] for t in document.get("added_tokens", [])}
-        vocabulary = (vocabulary if isinstance(vocabulary, dict) else {}) | added
+    vocabulary: dict[str, int] = {}
+    if (content := _own_tokenizer(folder)) is not None:
+        vocabulary = read_ids(content, name=str(folder / TOKENIZER))[1]
     for token in (vocabulary.get("[CLS]"), vocabulary.get("<s>"), described.get("bos_token_id")):
         if isinstance(token, int):
             return token

@@ -6,6 +6,7 @@ left over or missing is an error that names it.
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from train.errors import CheckpointError
@@ -14,6 +15,7 @@ HEAD = "decoder.head.weight"
 EMBEDDING = "decoder.embedding.weight"
 
 _SHOWN = 6
+_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def without_tied(values: Mapping[str, Tensor], *, place: str) -> dict[str, Tensor]:
@@ -35,7 +37,7 @@ def without_tied(values: Mapping[str, Tensor], *, place: str) -> dict[str, Tenso
 def require_all(
     values: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], *, place: str
 ) -> None:
-    """Check that tensors are those of a model: no more, no fewer, each of its shape.
+    """Check that tensors are those of a model: no more, no fewer, each of its shape, and numbers.
 
     Args:
         values: what there is.
@@ -53,11 +55,16 @@ def require_all(
     for name in sorted(wanted.keys() & values.keys()):
         if (found := tuple(values[name].shape)) != wanted[name]:
             faults.append(f"{name} is {list(found)} and should be {list(wanted[name])}")
+    if odd := sorted(name for name, value in values.items() if value.dtype not in _PLAIN):
+        kind = str(values[odd[0]].dtype).removeprefix("torch.")
+        faults.append(f"of the type {kind}, which only scales make numbers of, are {_listed(odd)}")
     if not faults:
         return
     remedy = "name a checkpoint of this very model, for no weight is dropped or drawn at random"
     if any(".lora_" in name for name in values):
         remedy = "merge its adapters first, with python -m tools.merge"
+    if any(".bottleneck." in name for name in values):
+        remedy = "bottlenecks cannot be merged, and stay in runs of ours"
     raise CheckpointError(f"{place} does not fit: {'; '.join(faults)}; {remedy}")
 
 

@@ -10,6 +10,31 @@ from train.errors import CheckpointError, told
 _UNUSED: Final = re.compile(r"\[unused\d+\]|<unused\d+>|<\|reserved_special_token_\d+\|>")
 
 
+def read_ids(content: bytes, *, name: str) -> tuple[Any, dict[str, int]]:
+    """A tokenizer.json, and the ids of its entries by what they say.
+
+    Args:
+        content: of the tokenizer.json.
+        name: of the file, for messages.
+
+    Raises:
+        CheckpointError: it is no tokenizer.json.
+    """
+    try:
+        document: Any = json.loads(content)
+        vocabulary: Any = document["model"].get("vocab", {})
+        added: list[dict[str, Any]] = document.setdefault("added_tokens", [])
+        ids: dict[str, Any] = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+        ids |= {token["content"]: token["id"] for token in added}
+        if odd := [text for text, number in ids.items() if type(number) is not int]:
+            raise ValueError(f"the id of {odd[0][:40]!r} is no number")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{name} is no tokenizer.json of the tokenizers library: {told(error)}; copy it again"
+        ) from None
+    return document, ids
+
+
 def with_special_tokens(content: bytes, *, name: str) -> tuple[bytes, list[str]]:
     """A tokenizer.json that knows `<s>`, `</s>`, `</d>` and `<pad>`, as far as it has room.
 
@@ -26,17 +51,9 @@ def with_special_tokens(content: bytes, *, name: str) -> tuple[bytes, list[str]]
     Raises:
         CheckpointError: it is no tokenizer.json.
     """
-    try:
-        document: Any = json.loads(content)
-        vocabulary: Any = document["model"].get("vocab", {})
-        added: list[dict[str, Any]] = document.setdefault("added_tokens", [])
-        known: dict[str, int] = {token["content"]: token["id"] for token in added}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{name} is no tokenizer.json of the tokenizers library: {told(error)}; copy it again"
-        ) from None
+    document, ids = read_ids(content, name=name)
+    vocabulary, added = document["model"].get("vocab"), document["added_tokens"]
     entries: dict[str, int] = vocabulary if isinstance(vocabulary, dict) else {}
-    ids = entries | known
     unused = sorted((text for text in ids if _UNUSED.fullmatch(text)), key=ids.__getitem__)
     lacking = [text for text in SPECIAL_TEXT.values() if text not in ids]
     if not lacking:

@@ -1,6 +1,7 @@
 """Llama, Qwen2, Mistral, GPT-2, BERT, RoBERTa and ELECTRA instances become parts of ours."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,15 @@ def test_states_follow_from_the_weights(llama: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling 'yarn': positions"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn"}},
+            "rope_scaling 'yarn': positions",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+            "rope_parameters full_attention: all layers turn positions alike",
+        ),
+        ({"model_type": "mistral", "max_position_embeddings": 4097}, "sliding_window: slots see"),
         ({"hidden_act": "relu"}, "hidden_act 'relu': the gate is SiLU"),
         ({"attention_bias": True}, "attention_bias, mlp_bias: blocks have both or neither"),
         ({"model_type": "qwen2"}, "it lacks layers.0.self_attn.k_proj.bias"),
@@ -98,6 +108,61 @@ def test_import_refuses(
     told = capsys.readouterr().err
     assert message in told
     assert "Traceback" not in told
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda values: values | {"norm.weight": torch.zeros(32)},
+            "some of its tensors are there with model. before them and without",
+        ),
+        (
+            lambda values: {name: value.to(torch.int8) for name, value in values.items()},
+            "of the type int8, which only scales make numbers of, are decoder.blocks.0.attention",
+        ),
+    ],
+    ids=["twice", "quantised"],
+)
+def test_import_refuses_tensors(
+    llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    message: str,
+) -> None:
+    (tmp_path / "config.json").write_bytes((llama / "config.json").read_bytes())
+    save_file(change(load_file(llama / "model.safetensors")), tmp_path / "model.safetensors")
+    assert import_main([str(tmp_path), str(tmp_path / "ours")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("described", "tokenizer", "message"),
+    [
+        ({"vocab_size": None}, '{"model": {"vocab": {"[CLS]": 9}}}', "vocabulary: Input should be"),
+        ({}, '{"model": {"vocab": {"[CLS]": 61}}}', "start_token: 61 is outside the vocabulary"),
+        ({}, '{"model": null}', "tokenizer.json is no tokenizer.json of the tokenizers library"),
+        ({}, '{"model": {"vocab": {"[CLS]": "9"}}}', "the id of '[CLS]' is no number"),
+        ({}, '{"model": {}, "added_tokens": [7]}', "tokenizer.json is no tokenizer.json of"),
+    ],
+)
+def test_import_refuses_an_encoder(
+    bert: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    described: dict[str, Any],
+    tokenizer: str,
+    message: str,
+) -> None:
+    document = json.loads((bert / "config.json").read_text()) | described
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    (tmp_path / "tokenizer.json").write_text(tokenizer)
+    save_file(load_file(bert / "model.safetensors"), tmp_path / "model.safetensors")
+    assert import_main([str(tmp_path), str(tmp_path / "ours")]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
 
 

@@ -79,6 +79,8 @@ def take(described: Described, tensors: Mapping[str, Tensor], *, place: str) -> 
     if faults:
         raise CheckpointError(f"{place} cannot be computed here: {'; '.join(faults)}")
     theirs = {name.removeprefix(family.prefix): value for name, value in tensors.items()}
+    if len(theirs) < len(tensors):
+        faults.append(f"some of its tensors are there with {family.prefix} before them and without")
     entries = [
         entry.of_layer(layer)
         for entry in family.table(described, shape)

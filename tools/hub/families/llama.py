@@ -10,7 +10,13 @@ from tools.hub.families.table import Described, Entry, Family, grouped
 def _llama(described: Described, faults: list[str]) -> dict[str, Any]:
     heads, width = described["num_attention_heads"], described["hidden_size"]
     is_qwen = described["model_type"] == "qwen2"
-    rope = described.get("rope_parameters") or described.get("rope_scaling") or {}
+    # transformers 5 writes the first, 4 the second, and both obey the second where both are there.
+    rope = {
+        **(described.get("rope_parameters") or {}),
+        **(described.get("rope_scaling") or {}),
+    }
+    if nested := sorted(str(key)[:40] for key, value in rope.items() if isinstance(value, dict)):
+        faults.append(f"rope_parameters {', '.join(nested)}: all layers turn positions alike")
     theta = rope.get("rope_theta", described.get("rope_theta", 10_000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
@@ -22,8 +28,11 @@ def _llama(described: Described, faults: list[str]) -> dict[str, Any]:
         faults.append("partial_rotary_factor: rope turns all channels of a head")
     if described.get("hidden_act", "silu") != "silu":
         faults.append(f"hidden_act {str(described['hidden_act'])[:40]!r}: the gate is SiLU")
-    slides = described.get("sliding_window") if described["model_type"] == "mistral" else None
-    if described.get("use_sliding_window") or slides is not None:
+    slides = None
+    if described["model_type"] == "mistral":  # which slides where its configuration says nothing
+        slides = described.get("sliding_window", 4096)
+    is_short = slides is not None and slides < described["max_position_embeddings"]
+    if described.get("use_sliding_window") or is_short:
         faults.append("sliding_window: slots see all before them")
     biases = {bool(described.get(key)) for key in ("attention_bias", "mlp_bias")}
     if len(biases) > 1:
