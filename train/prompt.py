@@ -12,7 +12,8 @@ from typing import Final
 
 from train.errors import UserError
 
-_MARK: Final = re.compile(r"(\\*)(\[\[(?:([a-z][a-z0-9_]*):)?|\]\])")
+# A run of backslashes is looked at once, from its beginning: each of them would cost as many steps.
+_MARK: Final = re.compile(r"(?<!\\)(\\*+)(\[\[(?:([a-z][a-z0-9_]*):)?|\]\])")
 
 TEXT: Final = "text"
 """The modality that is meant where none is named."""

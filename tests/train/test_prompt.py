@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from model.semicausal import ModelConfig, SemiCausal
 from tests.corpora import WORDS, write_tokenizer
+from train.data.segments import TextSegment
 from train.errors import UserError
 from train.prompt import parse, plain
+from train.scores.asking import shown
 from train.text import Speaker
 
 MODEL = ModelConfig.model_validate(
@@ -84,6 +87,16 @@ def test_what_is_refused(prompt: str, told: str) -> None:
     with pytest.raises(UserError, match=re.escape(told)) as caught:
         parse(prompt)
     assert len(str(caught.value)) < 250
+
+
+def test_many_backslashes_are_read_at_once() -> None:
+    """Strangers' prompts of megabytes: each backslash is looked at once, or it takes days."""
+    started = time.process_time()
+    prompt = "\\" * 40_000
+    assert plain(prompt) == prompt
+    assert plain(f"{prompt}[[a]]") == f"{prompt[::2]}a"
+    assert shown([TextSegment(text=prompt)]).startswith(prompt)
+    assert time.process_time() - started < 2
 
 
 @given(st.text(alphabet=r"[]\: aimge" + "\n"))

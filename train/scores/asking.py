@@ -19,7 +19,7 @@ from train.tasks.fitting import Fitting
 from train.tasks.task import Task
 from train.text import text_encoder
 
-_MARK: Final = re.compile(r"(\\*)(\[\[|\]\])")
+_MARK: Final = re.compile(r"(?<!\\)(\\*+)(\[\[|\]\])")  # as `train.prompt` reads them
 
 
 class Asking:
