@@ -9,8 +9,19 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from train.prompt import parse
 
+
+def _given(value: Any) -> Any:
+    """What a place in a text is filled with: a null would read `None`."""
+    if value is None:
+        raise ValueError(
+            "a value is null: pass the record over with source.keep, or say what to write for it, "
+            "as in {{ column or 'nothing' }}"
+        )
+    return value
+
+
 _ENVIRONMENT: Final = ImmutableSandboxedEnvironment(
-    undefined=StrictUndefined, keep_trailing_newline=True
+    undefined=StrictUndefined, keep_trailing_newline=True, finalize=_given
 )
 
 RECORD: Final = "record"
@@ -43,7 +54,10 @@ class Expression:
 
     def __init__(self, text: str):
         self.names = _names(f"{{{{ {text} }}}}")
-        self._compiled = _ENVIRONMENT.compile_expression(text, undefined_to_none=False)
+        try:
+            self._compiled = _ENVIRONMENT.compile_expression(text, undefined_to_none=False)
+        except TemplateError as error:  # of what is more than one
+            raise ValueError(f"cannot be read as a jinja expression: {error}") from None
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
         """The value.
@@ -52,7 +66,7 @@ class Expression:
             FillingError: a column lacks what is asked of it.
         """
         try:
-            found = self._compiled(**values)
+            found = self._compiled(values)  # by no name: a column may have any
             if isinstance(found, Undefined):
                 found = str(found)  # raises, and says what is missing
         except (TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:

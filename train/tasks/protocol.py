@@ -121,7 +121,8 @@ class _Shown:
         self, count: int, record: Record, split: Split, template: int, chance: random.Random
     ) -> list[Example]:
         """As many, other than the record itself."""
-        is_among = split == self._split
+        # By its own name in the records: one split may stand for two.
+        is_among = self._reader.is_same(split, self._split)
         if len(self._records) - is_among < count:
             raise DataError(
                 f"{self._reader.task.name}: {count} demonstrations are asked for, and the split "

@@ -126,6 +126,10 @@ class TaskReader:
         """
         return files(self.directory, self._split(split))
 
+    def is_same(self, one: Split, other: Split) -> bool:
+        """Whether two splits are the same records."""
+        return self._split(one) == self._split(other)
+
     def _split(self, split: Split) -> str:
         return self.task.source.splits.get(split, split)
 

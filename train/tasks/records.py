@@ -91,10 +91,15 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 values = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {at} is not JSON: {error}") from error
             if not isinstance(values, dict):
                 raise ValueError(f"line {at} is a JSON {type(values).__name__}, not an object")
+            if r"\ud" in line.lower():  # an escape of half a character, perhaps without the other
+                try:
+                    json.dumps(values, ensure_ascii=False).encode()
+                except UnicodeEncodeError:
+                    raise ValueError(f"line {at} has a character cut in half") from None
             yield at, values
 
 

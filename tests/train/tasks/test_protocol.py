@@ -80,3 +80,15 @@ def test_too_few_records_to_demonstrate_with(tmp_path: Path) -> None:
     told = "senses: 4 demonstrations are asked for, and the split train has 3 records to take them"
     with pytest.raises(DataError, match=told):
         list(Protocol(demonstrations=4).examples(read, "train"))
+
+
+def test_a_record_never_shows_itself_where_one_split_stands_for_two(tmp_path: Path) -> None:
+    """StoryCloze has no training set: its demonstrations are of the split that is asked."""
+    written(tmp_path, *ROWS[:6], split="validation")
+    source = "group: word, splits: {train: validation, validation: validation}"
+    read = TaskReader(task(tmp_path, changes=[("group: word", source)]))
+    for example in Protocol(demonstrations=4).examples(read, "validation"):
+        premises = [part.text for part in example.context if part.is_span]
+        assert len({*premises}) == 5
+    with pytest.raises(DataError, match="has 5 records to take them from"):
+        list(Protocol(demonstrations=6).examples(read, "validation"))

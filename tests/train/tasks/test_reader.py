@@ -75,6 +75,17 @@ def test_a_column_whose_name_is_none(tmp_path: Path) -> None:
     assert example.answers == ("no",)
 
 
+def test_a_column_of_any_name(tmp_path: Path) -> None:
+    [example] = reader(tmp_path, {**ROW, "self": "dog", "args": 1}).examples("train")
+    assert example.answers == ("yes",)
+
+
+def test_what_to_write_for_a_null_is_the_templates_to_say(tmp_path: Path) -> None:
+    changes = [("{{ premise }}\n", "{{ premise or 'Nothing.' }}\n")]
+    [example] = reader(tmp_path, {**ROW, "premise": None}, changes=changes).examples("train")
+    assert example.context[0].text == "Nothing.\nAn animal."
+
+
 BEFORE = """choices: ["{{ rest }}", "{{ rest }}"]
   before: ["{{ begin }} {{ one }}", "{{ begin }} {{ two }}"]"""
 
@@ -109,6 +120,7 @@ def test_choices_before_equal_ends(tmp_path: Path) -> None:
         ({}, [('["yes", "no"]', "word")], "answer.choices: gives 'dog', and not a list of texts"),
         ({}, [("label: label", "label: label\n  labels: [0]")], "2 choices and 1 labels"),
         ({"label": None}, [("label: label", "label: label + 1")], "train.jsonl:2: answer.label: u"),
+        ({"premise": None}, (), "train.jsonl:2: templates.first.input: a value is null: pass the"),
     ],
 )
 def test_a_record_that_does_not_fit_is_named(

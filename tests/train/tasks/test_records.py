@@ -77,6 +77,8 @@ def test_what_datasets_itself_has_saved() -> None:
         ("train.jsonl", b'{"a": 1}\n[2]\n', "line 2 is a JSON list, not an object"),
         ("train.jsonl", b'{"a": 1}\n{\n', "line 2 is not JSON"),
         ("train.jsonl", b'{"a": "\xff"}', "cannot be read"),
+        ("train.jsonl", b'{"a": "x"}\n{"a": "\\uD83d x"}', "line 2 has a character cut in half"),
+        ("train.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("train.parquet", b"no parquet", "train.parquet cannot be read"),
         ("train/x.arrow", b"no arrow", "x.arrow cannot be read"),
         ("train/state.json", b"{}", "state.json is damaged"),

@@ -24,6 +24,7 @@ def faults(directory: Path, *changes: tuple[str, str]) -> list[str]:
         ("[accuracy]", "[acuracy]", "metrics.0: input should be 'accuracy', 'exact_match'"),
         ("{{ premise }}", "{{ premise }", "templates.0.input: cannot be read as a jinja template"),
         ("label: label", "label: label(", "answer.label: cannot be read as a jinja template"),
+        ("label: label", "label: label }} {{ label", "answer.label: cannot be read as a jinja exp"),
         ("name: backwards", "name: first", "templates: two are called first"),
         ("Does it", "Is {{ answer }} it", "templates.0.input: names the answer, and would give"),
         ("[[{{ premise }}\n", "[[[[\n", "templates.0.input: its span"),
