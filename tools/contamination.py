@@ -18,6 +18,7 @@ from train.prepare import stored_config
 from train.run_directory import RunDirectory
 from train.scores.contamination import FEWEST_WORDS, WORDS, Contamination, contamination
 from train.storage.record import content_of
+from train.tasks.filling import RECORD
 from train.tasks.reader import TaskReader
 from train.tasks.task import Split, load_tasks
 
@@ -74,7 +75,10 @@ def look(
         ) from None
     tokenizer = read_tokenizer(content, name=str(directory.tokenizer))
     # Columns that the task adds are made of the others, and tell of no data.
-    rows = ((f"{tasks[0].name}/{split}:{r.number}", r.values) for r in reader.records(split))
+    rows = (
+        (f"{tasks[0].name}/{split}:{each.number}", each.values[RECORD])
+        for each in reader.records(split)
+    )
     found = contamination(rows, ledger, plan, tokenizer)
     if config.init_from is not None:
         found.note = f"what {config.init_from} has read before is not in this run's ledger"

@@ -14,7 +14,7 @@ from train.checkpoint.directory import CONFIG_NAME, resolve
 from train.errors import UserError
 from train.loading import load_engine
 from train.run_directory import RunDirectory
-from train.scores.evaluation import TaskScore
+from train.scores.evaluation import Answered, TaskScore
 from train.scores.going import Setting, scores_of
 from train.scores.interval import Estimate
 from train.scores.opening import open_model
@@ -55,21 +55,22 @@ def evaluate_tasks(
         leaves_out_long=options.leave_out_long,
     )
     directory: Path = options.scores or _directory(path)
+    baseline: dict[str, list[Answered]] = {}
+    if options.baseline is not None:
+        there = _predictions(options.baseline, setting)
+        baseline = {task.name: read_predictions(there, task.name) for task in tasks}
     engine = load_engine(path, layout=layout, world=world)
     answers = directory / ANSWERS
     opened = open_model(path, engine, answers=answers, batch=options.batch)
     started = time.perf_counter()
     left = directory / path.name / setting.name
-    baseline = None
-    if options.baseline is not None:
-        baseline = _predictions(options.baseline, setting)
     scores: list[TaskScore] = []
     differences: dict[str, Estimate] = {}
     for score in scores_of(opened, tasks, setting):
         scores.append(score)
         write_predictions(left, score)
-        if baseline is not None:
-            differences[score.task] = score.against(read_predictions(baseline, score.task))
+        if baseline:
+            differences[score.task] = score.against(baseline[score.task])
     if not world.is_main:
         return {}
     seconds = time.perf_counter() - started

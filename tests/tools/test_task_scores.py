@@ -19,6 +19,9 @@ answer: {{kind: choice, choices: [yes it is, "no"], label: label}}
 templates:
   - name: plain
     input: "[[{{{{ text }}}}]] {{{{ question }}}}"
+  - name: inverted
+    input: "Say a word for {{{{ answer }}}}:"
+    inverted: "{{{{ question }}}}"
 scoring: {{kind: likelihood, per: token}}
 metrics: [accuracy]
 demonstrations: {{split: test}}
@@ -122,6 +125,14 @@ def test_demonstrations_stand_before_each_row(tasks: str, tmp_path: Path) -> Non
         assert row.startswith("[[")
 
 
+def test_a_template_that_asks_for_something_else_is_not_evaluated(
+    tasks: str, tmp_path: Path
+) -> None:
+    plain, other = (scored(tasks, tmp_path, "--template", number) for number in "01")
+    assert other["setting"] == "test-template-1"
+    assert other["tasks"] == plain["tasks"]
+
+
 def test_rows_without_room_are_refused_by_name(
     tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +150,14 @@ def test_a_baseline_that_was_not_scored_is_told(
     other = ["--baseline", str(RUN), "--out", str(tmp_path / "o.json")]
     assert evaluate.main([*given, *other]) == 2
     assert "evaluate that run first" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists(), "told before anything is asked"
+    baseline = tmp_path / "baseline"
+    baseline.mkdir()
+    for task in ("choosing", "saying"):
+        (baseline / f"{task}.jsonl").touch()
+    other[1] = str(baseline)
+    assert evaluate.main([*given, *other]) == 2
+    assert "the baseline has answered no row of choosing" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from train.errors import DataError
 from train.scores.asking import shown
 from train.scores.interval import Estimate, difference, estimate
 from train.scores.metric import Floats, MetricName, metric
@@ -98,13 +99,16 @@ class TaskScore:
         """By how much the score exceeds that of other answers to the same rows.
 
         Raises:
-            ValueError: they have no row in common.
+            DataError: they have no row in common.
         """
         name = self.first[0]
         there = {row.id: row for row in other}
         shared = [row for row in self.rows if row.id in there]
         if not shared:
-            raise ValueError(f"the baseline has answered no row of {self.task}")
+            raise DataError(
+                f"the baseline has answered no row of {self.task} that is asked here: evaluate it "
+                "on the same rows"
+            )
         return difference(
             metric(name),
             _counts(shared, name),

@@ -21,7 +21,8 @@ class Setting:
 
     Attributes:
         split: of the rows.
-        template: number of the template; the first where a task has fewer.
+        template: number of the template; the first where a task has fewer, or where that one asks
+            for another answer.
         most_rows: the first this many; None for all.
         demonstrations: examples that are shown before each row, drawn by its number.
         is_shuffled: whether each row is asked with the context of another one. What a model still
@@ -66,7 +67,9 @@ def asked_of(opened: Opened, task: Task, setting: Setting) -> Rows:
     Raises:
         DataError: rows cannot be read, or there is none that has room; or one has none.
     """
-    template = min(setting.template, len(task.templates) - 1)
+    template = setting.template
+    if template >= len(task.templates) or task.templates[template].inverted is not None:
+        template = 0
     protocol = Protocol(demonstrations=setting.demonstrations)
     found = protocol.examples(TaskReader(task), setting.split, template=template)
     rows = list(islice(found, setting.most_rows))

@@ -49,6 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 name: planted
 cluster: questions
 source: {{directory: {root / "task"}}}
+columns: {{asked: "'once more: ' ~ question"}}
 answer: {{kind: text, text: answer}}
 templates:
   - name: plain
@@ -106,7 +107,7 @@ def test_names_the_planted_document_its_steps_and_nothing_else(
     ]
     overlap = found.overlaps[0]
     assert overlap.number == PLANTED
-    # All runs of the question, of a row that has one text more.
+    # All runs of the question, of a row that has one text more; what the task makes of it is none.
     assert overlap.share == pytest.approx(18 / 19)
     steps = _steps_by_hand(read)
     assert overlap.steps == steps
