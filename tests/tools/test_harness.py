@@ -11,6 +11,7 @@ import yaml
 from tests.tools.test_task_scores import RUN, scored, tasks
 from tools.harness.__main__ import main
 from tools.harness.model import Harness
+from train.errors import DataError
 
 __all__ = ["tasks"]
 
@@ -46,6 +47,25 @@ def test_a_text_is_rolled_over_token_by_token() -> None:
     assert harness.rolling([text]) == pytest.approx([harness.likelihoods([("", text)])[0][0]])
     long, longer = harness.rolling([f"{text} " * 4, f"{text} " * 8])
     assert longer < long < 0
+
+
+def test_of_what_has_no_room_the_end_is_read() -> None:
+    harness = Harness(str(RUN))
+    most = 64
+    before = "page" + " page" * (most // 2 - 1)  # of two tokens each
+    assert len(harness.tokens(before)) == most
+    wanted = harness.rolling([f"{before} page"])[0] - harness.rolling([before])[0]
+    for context in (before, f"the kernel {before}", f"{'a page ' * 200}{before}"):
+        [(value, _)] = harness.likelihoods([(context, " page")])
+        assert value == pytest.approx(wanted, abs=1e-4)
+    options = {"max_gen_toks": 4}
+    long, longer = harness.generated(
+        [(f"maps {before}", options), (f"[[the page]] {before}", options)]
+    )
+    assert long == longer
+    for text in ("", "\n", " page" * (most + 1)):
+        with pytest.raises(DataError, match="tokens behind a context: it needs 1 at least"):
+            harness.likelihoods([("the page", text)])
 
 
 def test_generates_up_to_a_stop_string() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from parallel.launch import World
 from parallel.mesh import LayoutConfig
 from train.checkpoint.directory import resolve
+from train.errors import DataError
 from train.loading import load_engine
 from train.scores.asking import segments_of
 from train.scores.opening import Opened, open_model
@@ -46,12 +47,26 @@ class Harness:
         return self._opened.asking.tokens(text)
 
     def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Log-likelihood of each text behind its context, and whether it is the greedy one."""
+        """Log-likelihood of each text behind its context, and whether it is the greedy one.
+
+        Of a context that has no room before its text only the end is read.
+
+        Raises:
+            DataError: a text makes no tokens, or more than the model has positions for.
+        """
         asking = self._opened.asking
-        asked = [
-            (asking.context(segments_of(context)), self.tokens(text)) for context, text in pairs
-        ]
-        return self._ask([(context, Continuation(tokens=tuple(text))) for context, text in asked])
+        asked: list[tuple[Context, Continuation]] = []
+        for context, text in pairs:
+            tokens = tuple(self.tokens(text))
+            if not 0 < len(tokens) <= self._most_slots:
+                raise DataError(
+                    f"{text!r:.80} makes {len(tokens)} tokens behind a context: it needs 1 at "
+                    f"least, and {self._most_slots} at most"
+                )
+            read = asking.context(segments_of(context))
+            room = self._most_slots + 1 - len(tokens)
+            asked.append((_end_of(read, room), Continuation(tokens=tokens)))
+        return self._ask(asked)
 
     def rolling(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of each text, every token once, behind as much of it as has room."""
@@ -77,16 +92,23 @@ class Harness:
         return found
 
     def generated(self, asked: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-        """What follows each prompt, up to the first of its stop strings."""
+        """What follows each prompt, up to the first of its stop strings.
+
+        Of a prompt that has no room before its answer only the end is read, but half as many tokens
+        as the model has positions at least.
+        """
         asking = self._opened.asking
-        requests = [
-            Generation(
-                context=asking.context(segments_of(context)),
-                max_new_tokens=int(options.get("max_gen_toks", 256)),
-                stop_tokens=(asking.special.paragraph, asking.special.document),
+        requests: list[Generation] = []
+        for context, options in asked:
+            most_new = int(options.get("max_gen_toks", 256))
+            room = max(self._most_slots + 1 - most_new, self._most_slots // 2)
+            requests.append(
+                Generation(
+                    context=_end_of(asking.context(segments_of(context)), room),
+                    max_new_tokens=most_new,
+                    stop_tokens=(asking.special.paragraph, asking.special.document),
+                )
             )
-            for context, options in asked
-        ]
         found: list[str] = []
         answers = self._opened.scorer.ask(requests)
         for (_, options), (answer,) in zip(asked, answers, strict=True):
@@ -116,6 +138,15 @@ class Harness:
                 assert isinstance(answer, Likelihood)
                 found[number] = (answer.log_likelihood, answer.is_greedy)
         return found
+
+
+def _end_of(context: Context, room: int) -> Context:
+    """As much of a context's end as has room, as lm-eval's own models read; spans are cut too."""
+    cut = len(context.tokens) - room
+    if cut <= 0:
+        return context
+    spans = tuple((max(0, begin - cut), end - cut) for begin, end in context.spans if end > cut)
+    return Context(tokens=context.tokens[cut:], spans=spans)
 
 
 def _model_class() -> Any:
