@@ -14,6 +14,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from tools.serve.protocol import (
@@ -194,6 +195,8 @@ class _Desk:
                     body += piece
                     if len(body) > most:
                         raise too_large
+        except ClientDisconnect:
+            raise RefusedError(400, "the request did not come whole", code="cut_off") from None
         except TimeoutError:
             raise RefusedError(
                 408, f"the request did not come within {BODY_SECONDS:g} s", code="timeout"

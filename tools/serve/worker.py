@@ -129,6 +129,9 @@ class Worker:
         """
         with self._changed:
             free = self._most_rows - len(self._going_on)
+            if any(job.is_left for job in self._waiting):
+                # Who has left takes no place, though no row has become free.
+                self._waiting = deque(job for job in self._waiting if not job.is_left)
             if len(self._waiting) + len(jobs) > self._most_waiting + max(0, free):
                 raise BusyError
             self._waiting.extend(jobs)

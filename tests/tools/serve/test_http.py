@@ -29,7 +29,7 @@ from model.semicausal import SemiCausal
 from tests.corpora import WORDS, write_tokenizer
 from tests.train.test_prompt import MODEL
 from tools.serve.application import Rules, application
-from tools.serve.worker import Worker
+from tools.serve.worker import BusyError, Job, Worker
 from tools.speaker import by_row
 from train.text import Asked, Speaker
 
@@ -380,6 +380,35 @@ def test_who_leaves_frees_the_rows(speaker: Speaker, stream: bool) -> None:
             assert set(read.rows) == {1}, "what nobody waits for is generated on"
         finally:
             read.seconds = 0.0
+
+
+def test_who_leaves_while_waiting_takes_no_place(speaker: Speaker) -> None:
+    worker = Worker(speaker, most_rows=1, most_waiting=1)  # which does not begin
+
+    def job() -> Job:
+        asked = Asked(prompt="a", max_new_tokens=4)
+        return Job(asked=asked, num_tokens=2, tell=lambda _: None, reads_along=False)
+
+    first, second = job(), job()
+    worker.submit([first, second])
+    with pytest.raises(BusyError):
+        worker.submit([job()])
+    second.leave()
+    worker.submit([job()])
+    assert worker.load == (0, 2)
+
+
+def test_who_leaves_before_all_is_said_is_no_failure(
+    client: httpx.Client, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    place = client.base_url
+    with socket.create_connection((place.host, place.port)) as sending:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+        sending.sendall(head.encode())
+        time.sleep(0.1)
+    time.sleep(0.2)
+    assert client.get("/health").status_code == 200
+    assert "Traceback" not in "".join(capfd.readouterr()) + caplog.text
 
 
 def test_rows_and_waiting_are_bounded(speaker: Speaker) -> None:
