@@ -95,8 +95,10 @@ class _Search:
                 sources.append(source)
         self.live = going_on
         if self.live and self.found:
-            # Sums only fall, and no penalty is milder than that of the longest.
-            most = how.penalised(self.live[0][1], self.room)
+            # Sums only fall, and no penalty is milder than that of the longest; or, where length
+            # costs, of the next that may end.
+            sum_, length = self.live[0][1], len(self.live[0][0]) + 1
+            most = max(how.penalised(sum_, length), how.penalised(sum_, self.room))
             if most <= max(each.score for each in self.found):
                 self.live = []
         return sources if self.live else []

@@ -5,6 +5,7 @@ import torch
 
 from model.generation.beam import BeamSearch, Found, beam_search
 from model.generation.picking import Sampling
+from model.reading import Reading
 from model.semicausal import SemiCausal
 from tests.model.examples import VOCABULARY, tiny_config, tiny_model
 from tests.model.generation.oracle import MAX_TOKENS, Prompt, continued, logits_after, packed
@@ -102,3 +103,19 @@ def test_what_makes_no_sense_is_refused() -> None:
     model = tiny_model(tiny_config())
     with pytest.raises(ValueError, match="a beam and a new token at least"):
         found_by(model, BeamSearch(max_new_tokens=0, stop_token=3), PROMPTS)
+
+
+@pytest.mark.parametrize("alpha", [-3.0, 0.0, 3.0])
+def test_goes_on_as_long_as_something_may_score_better(alpha: float) -> None:
+    """Where length costs, what ends soon may still score better than what has ended."""
+    stop, begin, likely = 0, 1, 2
+    chances = torch.full((3, 3), 1e-9)
+    chances[begin] = torch.tensor([0.1, 0.3, 0.6])
+    chances[likely] = torch.tensor([1.0, 1e-9, 1e-9])
+
+    def read(reading: Reading) -> torch.Tensor:
+        return chances[reading.tokens.flatten()[reading.wanted]].log()
+
+    how = BeamSearch(num_beams=2, length_penalty=alpha, max_new_tokens=8, stop_token=stop)
+    [found] = beam_search(read, [[begin]], how, most_slots=20, device=torch.device("cpu"))
+    assert (found.ids, found.ending) == ((likely,), "stop")
