@@ -447,6 +447,8 @@ def _faults(config: RunConfig) -> list[str]:
 def _tuning_faults(config: RunConfig) -> Iterator[str]:
     """Patterns that choose nothing, what would stay random, what is said twice."""
     supplied = [""] if config.init_from is not None else []
+    if config.model.decoder.init_from is not None:
+        supplied.append("decoder.")
     for modality, part in config.built_model.encoders.items():
         key = f"model.encoders.{modality}.encoder"
         if part.encoder.init_from is not None:

@@ -66,9 +66,18 @@ _NOT_OURS: Mapping[str, Any] = {
     "lora_bias": False,
     "rank_pattern": {},
     "alpha_pattern": {},
+    "layer_replication": None,
+    "alora_invocation_tokens": None,
+    "use_bdlora": None,
+    "arrow_config": None,
+    "kasa_config": None,
 }
 """Settings that change what an adapter computes, with the value that does not."""
 
+
+_BESIDE_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""First values that leave the base as it was; with others, such as PiSSA's, the adapter is for a
+base from which they were taken, and peft takes them again when it loads the file."""
 
 _NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
 """Settings by which peft leaves out layers that its targets name."""
@@ -90,6 +99,11 @@ def config_of(stored: Mapping[str, Any], *, layers: Sequence[str]) -> LoraConfig
     for key, value in _NOT_OURS.items():
         if (stored.get(key) or value) != value:
             raise ValueError(f"{key} is {stored[key]!r}, and {value!r} alone is known")
+    if (start := stored.get("init_lora_weights")) not in _BESIDE_THE_BASE:
+        raise ValueError(
+            f"init_lora_weights is {start!r}, which moves the base: let peft convert it, with "
+            "path_initial_model_for_weight_conversion"
+        )
     named: Any = stored.get("target_modules")
     narrowed = any(stored.get(key) is not None for key in _NARROWING)
     # Where peft's settings name layers, each of them must have its tensors.

@@ -26,6 +26,7 @@ from train.config_files import load
 from train.errors import CheckpointError, ConfigError
 
 BASE = ["data.corpus=none", "run_directory=run"]
+FROM_DECODER = "model.decoder.init_from=decoder"
 ADAPTERS = [*BASE, "init_from=base"]
 
 
@@ -164,6 +165,8 @@ def test_files_that_are_none(given: Path, tmp_path: Path) -> None:
     for other, message in (
         (stored | {"use_dora": True}, "use_dora is True, and False alone is known"),
         (stored | {"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        (stored | {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which moves the"),
+        (stored | {"alora_invocation_tokens": [3]}, r"alora_invocation_tokens is \[3\], and None"),
         ([], "the settings are no table"),
         ({"peft_type": "LORA"}, "it lacks 'r'"),
     ):
@@ -190,6 +193,10 @@ def test_patterns_that_are_wrong() -> None:
 def test_what_would_stay_random() -> None:
     told = faults(*BASE, "trainable=[encoders]")
     assert "would stay random: name a checkpoint in init_from" in told
+    part = "model.encoders.text.encoder.init_from=encoder"
+    load(RunConfig, [str(TINY_RUN), *BASE, part, "trainable=[decoder, connectors]"])
+    load(RunConfig, [str(TINY_RUN), *BASE, FROM_DECODER, "trainable=[encoders, connectors]"])
+    assert "such as connectors" in faults(*BASE, FROM_DECODER, "trainable=[encoders]")
     assert "bottleneck: needs init_from" in faults(*BASE, "bottleneck={}")
 
 
