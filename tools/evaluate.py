@@ -28,7 +28,7 @@ from train.data.spans.text import TextSpansConfig
 from train.evaluate import VALIDATION_EPOCH, Evaluation, evaluate
 from train.loading import load_config, load_engine
 from train.microbatch import settled
-from train.prepare import RunState, refuse_other_corpus
+from train.prepare import FirstState, refuse_other_tokenizer
 from train.storage.place import Place
 from train.watch.metrics import perplexity
 
@@ -146,7 +146,7 @@ def _losses(
     config = load_config(path).on_corpus(options.corpus)
     sources = open_sources(config)
     if options.corpus is not None:
-        refuse_other_corpus(sources, read_state(path, RunState), path)
+        refuse_other_tokenizer(sources, read_state(path, FirstState), path)
     engine = load_engine(path, layout=layout, world=world)
     results = evaluate_checkpoint(config, engine, sources, sequences=options.sequences)
     if world.is_main:

@@ -20,7 +20,7 @@ from model.adapters.peft_format import SETTINGS_NAME, TENSORS_NAME, model_name, 
 from model.adapters.tuning import Names, Tuning
 from parallel.agreement import gathered, on_first_rank
 from parallel.zero.engine import ZeroEngine
-from parallel.zero.state import local_slices
+from parallel.zero.state import local_slices, publish
 from train.checkpoint.restore import read_state, resolve
 from train.checkpoint.weights import read_values, values_of, write_values
 from train.config import RunConfig
@@ -168,6 +168,21 @@ def refuse_other_base(adapter: Adapter, path: Path, base: Place | Path) -> None:
             f"{path} is an adapter for another base: its base has the hash {adapter.base}, and "
             f"{base} has {here}; name the base that it was trained on"
         )
+
+
+@torch.no_grad()
+def start_from(values: Mapping[str, Tensor], engine: ZeroEngine) -> None:
+    """Give what trains the values of a file, masters included; every rank must call it.
+
+    Args:
+        values: of adapters and of what trains beside them, by their names in a model.
+        engine: of a model that they fit, before its first step.
+    """
+    for part in local_slices(engine):
+        if part.kind == "value" and part.name in values:
+            of_box = part.region.take(values[part.name]).reshape(-1)
+            part.tensor.copy_(of_box[part.region.start : part.region.stop])
+    publish(engine)
 
 
 def compare(engine: ZeroEngine, out: Path) -> None:

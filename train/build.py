@@ -1,13 +1,12 @@
 """Builds the parts of a run from its configuration: model, sources, plan, feed."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model.adapters.tuning import Names, tune
-from model.layers import logical_name, placement
 from model.semicausal import ModelConfig, SemiCausal
 from parallel import engine
 from parallel.engine import build_part
@@ -142,7 +141,7 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
     Adapters are put on where they are configured.
 
     Raises:
-        CheckpointError: a named checkpoint or adapter is missing, damaged or of another model.
+        CheckpointError: a named checkpoint is missing, damaged or of another model.
     """
     layout = with_split(
         config.layout,
@@ -161,23 +160,24 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
         if part is not None:
             load_weights(path, part, prefix=prefix)
     tune(model, config.tuning, seed=config.seed)
-    if config.lora is not None and config.lora.init_from is not None:
-        _start_from_adapter(config, model, local_path(config.lora.init_from))
     return model
 
 
-@torch.no_grad()
-def _start_from_adapter(config: RunConfig, model: SemiCausal, path: Path) -> None:
-    """Gives adapters, and what trains beside them, the values of a file."""
+def first_adapter(config: RunConfig) -> dict[str, Tensor]:
+    """Values out of the file from which adapters, and what trains beside them, are to start.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another model or base.
+    """
+    if config.lora is None or config.lora.init_from is None:
+        return {}
+    path = local_path(config.lora.init_from)
     given = adapter.read(path)
     for base, prefix in first_weights(config):
         if not prefix:
             adapter.refuse_other_base(given, path, base)
     adapter.refuse_unfitting(given, path, Names.of(config.built_model), tuning=config.tuning)
-    for name, parameter in model.named_parameters():
-        value = given.values.get(logical_name(name, parameter))
-        if value is not None:
-            parameter.copy_(placement(parameter).take(value))
+    return given.values
 
 
 # What makes two models compute alike with the same weights; the rest may differ.

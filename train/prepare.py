@@ -13,7 +13,7 @@ from parallel.agreement import on_all_ranks, on_first_rank
 from parallel.launch import World
 from parallel.mesh import build_mesh
 from parallel.zero.engine import ZeroEngine
-from train.adapter import base_hash
+from train.adapter import base_hash, start_from
 from train.build import (
     build_collator,
     build_engine,
@@ -21,6 +21,7 @@ from train.build import (
     build_model,
     build_plan,
     count_parameters,
+    first_adapter,
     first_weights,
 )
 from train.checkpoint.directory import latest, resolve
@@ -135,6 +136,7 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
     agreed(lambda: _refuse_other_data(config, plan, saved))
     mesh = build_mesh(config.layout, world)
     model = agreed(lambda: build_model(config, mesh))
+    given = agreed(lambda: first_adapter(config)) if saved is None else {}
     hashed = on_first_rank(lambda: _hashed_base(config, saved), UserError)
     num_parameters = count_parameters(config, model)
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -143,6 +145,8 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
     if saved is None and has_masters:
         for path, prefix in first_weights(config):
             load_masters(path, engine, prefix=prefix)
+    if given:
+        start_from(given, engine)
     if saved is not None:
         restore(saved.path, engine)
         if saved.state.data is not None:
@@ -362,20 +366,37 @@ def _require_rate(config: RunConfig, owner: RunConfig, place: Place | RunDirecto
     )
 
 
-def refuse_other_corpus(
-    sources: Sources, state: RunState, path: Place, *, resuming: bool = False
-) -> None:
-    """Refuses sources of another tokenizer, and to resume on other data.
+class FirstState(State):
+    """What a checkpoint that supplies weights says of its data.
+
+    Attributes:
+        tokenizer_sha256: of its corpus; None where it does not say, as after `tools.import`.
+    """
+
+    tokenizer_sha256: str | None = None
+
+
+def refuse_other_tokenizer(sources: Sources, state: FirstState | RunState, path: Place) -> None:
+    """Refuses sources of another tokenizer than a checkpoint's, if it says which it had.
 
     Raises:
-        CheckpointError: the tokenizers differ, or, when resuming, the samples.
+        CheckpointError: the tokenizers differ.
     """
-    if state.tokenizer_sha256 != sources.tokenizer_sha256:
+    if state.tokenizer_sha256 not in (None, sources.tokenizer_sha256):
         raise CheckpointError(
             f"{path} was trained on a corpus of another tokenizer: set data.corpus to that one"
         )
+
+
+def refuse_other_corpus(sources: Sources, state: RunState, path: Place) -> None:
+    """Refuses to resume on other data.
+
+    Raises:
+        CheckpointError: the tokenizers differ, or the samples.
+    """
+    refuse_other_tokenizer(sources, state, path)
     names = [source.name for source in sources.all]
-    if resuming and not f"{sources.fingerprint}+".startswith(f"{state.corpus_fingerprint}+"):
+    if not f"{sources.fingerprint}+".startswith(f"{state.corpus_fingerprint}+"):
         raise CheckpointError(
             f"{path} was trained on other data than {sources.places} holds now: set data.corpus "
             "(or data.sources) to what it was, or start another run with init_from; new text is "
@@ -387,9 +408,9 @@ def refuse_other_corpus(
 def _refuse_other_data(config: RunConfig, plan: StepPlan, saved: Saved | None) -> None:
     if config.init_from is not None:
         path = resolve(Place.parse(config.init_from, config.storage))
-        refuse_other_corpus(plan.sources, read_state(path, RunState), path)
+        refuse_other_tokenizer(plan.sources, read_state(path, FirstState), path)
     if saved is not None:
-        refuse_other_corpus(plan.sources, saved.state, saved.path, resuming=True)
+        refuse_other_corpus(plan.sources, saved.state, saved.path)
         _refuse_other_plan(config, plan, saved)
 
 

@@ -45,7 +45,7 @@ def train(directory: list[str]) -> None:
     saved = find_saved(config, checkpoints_of(config, config.directory))
     assert saved is not None
     plan = build_plan(config)
-    refuse_other_corpus(plan.sources, saved.state, saved.path, resuming=True)
+    refuse_other_corpus(plan.sources, saved.state, saved.path)
     seen = hashlib.sha256()
     for step in (1, 2, 3):
         for entry in plan.step(step):

@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 
+from model.adapters import peft_format
+from model.adapters.tuning import Names
+from model.layers import initialize
 from model.semicausal import SemiCausal
 from tests.corpora import write_corpus
-from tests.train.runs import kill_at, run, start
+from tests.train.runs import TINY_RUN, kill_at, run, start
 from tools.generate import main as generate
 from tools.merge import main as merge
+from train import adapter
 from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
-from train.checkpoint.weights import read_values
+from train.checkpoint.weights import read_values, write_values
 from train.config import RunConfig
+from train.config_files import load
 from train.loading import load_config, load_model
 from train.watch.metrics import Metrics
 
@@ -163,6 +169,40 @@ def test_killed_and_resumed(
     kill_at(attempt, tmp_path / "run", step=6)
     resumed = run(task, tmp_path / "run", *arguments)
     assert [(r.step, r.loss) for r in resumed.train] == [(r.step, r.loss) for r in whole.train]
+
+
+def test_an_adapter_from_a_file_is_where_a_run_starts(task: Path, tmp_path: Path) -> None:
+    """Whole layers beside it too, in a layout that splits and pads them; a step too small to see
+    leaves the file as it was."""
+    given = [
+        *(f"init_from={tmp_path / 'base'}", "precision=bf16", "layout.tensor=2"),
+        *("spans={text: {kind: stored}}", "data.pack=fit"),
+        *("steps=1", "optim.lr=1e-30", "optim.warmup_steps=0"),
+        "trainable=[connectors, decoder.embedding]",
+    ]
+    lora = "lora={rank: 3, alpha: 6, targets: [decoder.blocks.1], init_from: %s}"
+    given.append(lora % (tmp_path / "first"))
+    config = load(RunConfig, [str(TINY_RUN), *given, f"data.corpus={task}", "run_directory=none"])
+    assert config.lora is not None
+    model = SemiCausal(config.built_model)
+    initialize(model, seed=1)
+    plain = load(RunConfig, [str(TINY_RUN), "data.corpus=none", "run_directory=none"])
+    state = {"step": 0, "config": plain.model_dump(mode="json")}  # as tools.import writes it
+    write_values(tmp_path / "base", {n: p.detach() for n, p in model.named_parameters()}, state)
+    shapes = config.tuning.saved_shapes(Names.of(config.built_model))
+    stream = torch.Generator().manual_seed(0)
+    values = {name: torch.randn(shape, generator=stream) / 30 for name, shape in shapes.items()}
+    layers = sorted(config.tuning.low_rank(Names.of(config.built_model)))
+    (tmp_path / "first").mkdir()
+    settings = peft_format.settings(config.lora, layers=layers, whole=(), base=None)
+    (tmp_path / "first" / peft_format.SETTINGS_NAME).write_text(json.dumps(settings))
+    named = {peft_format.peft_name(name): value for name, value in values.items()}
+    save_file(named, tmp_path / "first" / peft_format.TENSORS_NAME)
+    run(task, tmp_path / "run", *given, *CALM, ranks=2)
+    found = adapter.read(tmp_path / "run/adapter").values
+    assert found.keys() == values.keys()
+    for name, value in values.items():
+        assert torch.equal(found[name], value), name
 
 
 def test_pretrained_encoder_trains_its_last_layers_alone(

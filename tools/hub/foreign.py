@@ -79,7 +79,7 @@ def _config(taken: Taken, described: Mapping[str, Any], *, out: Place) -> RunCon
     Raises:
         ValidationError: the part does not fit itself.
     """
-    decoder = taken.shape
+    decoder: dict[str, Any] = taken.shape
     encoders: dict[str, Any] = {}
     if taken.part == "text":
         encoders = {"text": {"encoder": taken.shape}}
