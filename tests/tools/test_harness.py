@@ -11,7 +11,10 @@ import yaml
 from tests.tools.test_task_scores import RUN, scored, tasks
 from tools.harness.__main__ import main
 from tools.harness.model import Harness
+from train.data.tokens import SpecialTokens
 from train.errors import DataError
+from train.scores.request import Generation
+from train.scores.scorer import Scorer
 
 __all__ = ["tasks"]
 
@@ -82,6 +85,27 @@ def test_writes_tasks(tasks: str, tmp_path: Path) -> None:
     rows = (tmp_path / "semicausal_choosing.jsonl").read_text().splitlines()
     assert len(rows) == 5
     assert set(json.loads(rows[0])) == {"id", "context", "choices", "gold"}
+
+
+def test_an_answer_has_as_many_paragraphs_as_its_stop_strings_leave_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `tools.serve` answers: a paragraph's end is a line's end, and ends what one ends."""
+    harness = Harness(str(RUN))
+    special = SpecialTokens()
+    said = [*harness.tokens("a page"), special.paragraph, *harness.tokens("of memory")]
+    asked: list[Generation] = []
+
+    def ask(_: Scorer, requests: list[Generation]) -> list[list[list[int]]]:
+        asked.extend(requests)
+        return [[said] for _ in requests]
+
+    monkeypatch.setattr(Scorer, "ask", ask)
+    options = [{"until": ["Q:"]}, {"until": "\n"}, {"until": ["of", "y"]}, {}]
+    found = harness.generated([("the page", each) for each in options])
+    assert found == ["a page\nof memory", "a page", "a page\n", "a page\nof memory"]
+    assert [special.paragraph in each.stop_tokens for each in asked] == [False, True, False, False]
+    assert all(special.document in each.stop_tokens for each in asked)
 
 
 @pytest.mark.long

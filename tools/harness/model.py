@@ -14,6 +14,7 @@ from train.scores.asking import segments_of
 from train.scores.opening import Opened, open_model
 from train.scores.request import Context, Continuation, Generation, Likelihood, Likelihoods
 from train.storage.place import Place
+from train.words import Words
 
 NAME = "semicausal"
 
@@ -101,23 +102,30 @@ class Harness:
         requests: list[Generation] = []
         for context, options in asked:
             most_new = int(options.get("max_gen_toks", 256))
+            ends = {asking.special.document}
+            if "\n" in _until(options):  # which a paragraph's end is
+                ends.add(asking.special.paragraph)
             room = max(self._most_slots + 1 - most_new, self._most_slots // 2)
             requests.append(
                 Generation(
                     context=_end_of(asking.context(segments_of(context)), room),
                     max_new_tokens=most_new,
-                    stop_tokens=(asking.special.paragraph, asking.special.document),
+                    stop_tokens=tuple(sorted(ends)),
                 )
             )
         found: list[str] = []
         answers = self._opened.scorer.ask(requests)
         for (_, options), (answer,) in zip(asked, answers, strict=True):
             assert isinstance(answer, list)
-            text = self._opened.decode(answer)
-            until = options.get("until") or []
-            for stop in [until] if isinstance(until, str) else until:
-                text = text.split(stop)[0] if stop else text
-            found.append(text)
+            words = Words(
+                lambda tokens: self._opened.decode([*tokens]),
+                paragraph=asking.special.paragraph,
+                stop=_until(options),
+            )
+            for token in answer:
+                words.add(token)
+            words.finish()
+            found.append(words.text)
         return found
 
     def _ask(self, pairs: Sequence[tuple[Context, Continuation]]) -> list[tuple[float, bool]]:
@@ -138,6 +146,11 @@ class Harness:
                 assert isinstance(answer, Likelihood)
                 found[number] = (answer.log_likelihood, answer.is_greedy)
         return found
+
+
+def _until(options: dict[str, Any]) -> list[str]:
+    until = options.get("until") or []
+    return [until] if isinstance(until, str) else list(until)
 
 
 def _end_of(context: Context, room: int) -> Context:
