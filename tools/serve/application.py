@@ -147,7 +147,8 @@ class _Desk:
             self._known(wanted.model)
             adapter = None if wanted.model == self._rules.model else wanted.model
             asked = [replace(each, adapter=adapter) for each in wanted.asked()]
-            prompts = self._prompts(asked)
+            # Megabytes take seconds, in which the others must be answered.
+            prompts = await asyncio.to_thread(self._prompts, asked)
         except UserError as error:
             raise RefusedError(400, str(error), code="invalid_request") from None
         answering = _Answering(wanted, asked, prompts, self._speaker, self._spelling)

@@ -6,7 +6,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +31,7 @@ from tests.train.test_prompt import MODEL
 from tools.serve.application import Rules, application
 from tools.serve.worker import BusyError, Job, Worker
 from tools.speaker import by_row
-from train.text import Asked, Speaker
+from train.text import Asked, Prompt, Speaker
 
 KEY = "a-secret-key"
 PROMPTS = [f"the {WORDS[:20]} [[{WORDS[:9]}]] x", "a", f"{WORDS[10:44]} [[b]]"]
@@ -409,6 +409,29 @@ def test_who_leaves_before_all_is_said_is_no_failure(
     time.sleep(0.2)
     assert client.get("/health").status_code == 200
     assert "Traceback" not in "".join(capfd.readouterr()) + caplog.text
+
+
+def test_others_are_answered_while_a_long_prompt_is_read(
+    client: httpx.Client, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, may_end = threading.Event(), threading.Event()
+    prompt = speaker.prompt
+
+    def slow(given: str | Sequence[int] | Prompt) -> Prompt:
+        if isinstance(given, str):
+            reading.set()
+            may_end.wait(20)
+        return prompt(given)
+
+    monkeypatch.setattr(speaker, "prompt", slow)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(complete, client, prompt="a", max_tokens=2)
+        try:
+            assert reading.wait(20)
+            assert httpx.get(f"{client.base_url}/health", timeout=10).status_code == 200
+        finally:
+            may_end.set()
+        assert answer.result()["choices"][0]["text"]
 
 
 def test_rows_and_waiting_are_bounded(speaker: Speaker) -> None:
