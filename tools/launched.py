@@ -11,7 +11,7 @@ from types import FrameType
 from parallel.launch import World, join, leave
 from parallel.launcher import announced
 from parallel.mesh import forget_groups
-from train.errors import UserError, told
+from train.errors import ConfigError, UserError, told
 from train.exit_status import ExitStatus
 
 
@@ -38,7 +38,8 @@ def together(*, timeout_seconds: float = 600.0) -> Generator[World]:
         with _stopped_at_once():
             yield world
     except UserError as error:
-        if world.is_main:
+        # All ranks read the same configuration, and each its own node's files.
+        if world.is_main or not isinstance(error, ConfigError):
             sys.stderr.write(f"{told(error)}\n")
         sys.stderr.flush()
         os._exit(ExitStatus.MISTAKE)
