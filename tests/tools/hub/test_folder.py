@@ -17,7 +17,9 @@ from tests.tools.hub.exported import LOGITS_WITHIN, came_back, compare, write_ch
 from tests.tools.hub.kinds import EXPORTED
 from tools.export import main as export
 from tools.hub.folder import write_folder
+from tools.hub.shipped.configuration_semicausal import SemicausalConfig
 from tools.hub.shipped.encoder_semicausal import distance_buckets
+from tools.hub.shipped.modeling_semicausal import SemicausalForCausalLM
 from tools.hub.shipped.processing_semicausal import parse as shipped_parse
 from train.checkpoint.weights import read_values, write_values
 from train.errors import UserError
@@ -65,6 +67,20 @@ def test_card_tells_what_it_is(folder: Path) -> None:
     for told in ("trust_remote_code=True", "3 of 6 steps", "encoder.text", "not stated", "[["):
         assert told in card
     assert not list(folder.parent.glob(".*")), "no draft stays"
+
+
+def test_microbatches_of_a_trainer_add_up() -> None:
+    """transformers' Trainer divides no loss itself where forwards take what they do not know."""
+    model = SemicausalForCausalLM(SemicausalConfig())
+    tokens = torch.tensor([[1, 2], [3, 4], [5, 6], [7, 0]])
+    labels = tokens.clone()
+    labels[3, 1] = -100
+    whole = model(input_ids=tokens, labels=labels).loss
+    parts = [
+        model(input_ids=some, labels=theirs, num_items_in_batch=torch.tensor(3)).loss
+        for some, theirs in zip(tokens.split(2), labels.split(2), strict=True)
+    ]
+    torch.testing.assert_close(sum(parts), whole)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,7 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
         cache_position: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         spans: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Logits of each slot, and the loss where there are labels.
@@ -190,6 +191,8 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep: how many of the last slots have logits, or which; 0 is all.
             spans: [B, S] number of the span that each slot lies in, counted from 1 in each row, and
                 0 outside; spans lie wholly in `input_ids`.
+            num_items_in_batch: labels of all microbatches of a step, whose losses then add up to
+                the mean over them, as transformers' Trainer expects.
             kwargs: what other models know, and this one does not need.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -227,8 +230,13 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             targets = F.pad(labels[:, 1:], (0, 1), value=UNSCORED)
             loss = F.cross_entropy(
-                logits.flatten(0, 1), targets[:, kept].flatten(), ignore_index=UNSCORED
+                logits.flatten(0, 1),
+                targets[:, kept].flatten(),
+                ignore_index=UNSCORED,
+                reduction="mean" if num_items_in_batch is None else "sum",
             )
+            if num_items_in_batch is not None:
+                loss = loss / num_items_in_batch
         told: dict[str, Any] = {"loss": loss, "logits": logits}
         told[_CACHE] = cache if use_cache else None
         told["hidden_states"] = states if output_hidden_states else None
