@@ -11,8 +11,9 @@ from model.generation.picking import Ending, Token
 from train.errors import UserError
 from train.text import Answer, Asked, Speaker, Speech
 
-MOST_ADMITTED_TOKENS = 8192
-"""Of prompts that are read at a time, so that those who wait for their next token wait briefly."""
+MOST_ADMITTED_SLOTS = 8192
+"""Of prompts that are read at a time, each as long as the longest, so that those who wait for their
+next token wait briefly."""
 
 
 class BusyError(Exception):
@@ -171,16 +172,16 @@ class Worker:
 
     def _next(self) -> list[Job]:
         """Those that get a row now, in the order in which they came."""
-        free, tokens = self._most_rows - len(self._going_on), 0
+        free, longest = self._most_rows - len(self._going_on), 0
         admitted: list[Job] = []
         while self._waiting and len(admitted) < free:
             job = self._waiting[0]
-            tokens += job.num_tokens
-            if admitted and tokens > MOST_ADMITTED_TOKENS:
-                break
-            self._waiting.popleft()
             if not job.is_left:
+                longest = max(longest, job.num_tokens)
+                if admitted and (len(admitted) + 1) * longest > MOST_ADMITTED_SLOTS:
+                    break
                 admitted.append(job)
+            self._waiting.popleft()
         self._going_on += admitted
         return admitted
 

@@ -28,6 +28,7 @@ from model.reading import Reading
 from model.semicausal import SemiCausal
 from tests.corpora import WORDS, write_tokenizer
 from tests.train.test_prompt import MODEL
+from tools.serve import worker as worker_module
 from tools.serve.application import Rules, application
 from tools.serve.worker import BusyError, Job, Worker
 from tools.speaker import by_row
@@ -432,6 +433,19 @@ def test_others_are_answered_while_a_long_prompt_is_read(
         finally:
             may_end.set()
         assert answer.result()["choices"][0]["text"]
+
+
+def test_short_prompts_are_not_read_as_long_as_a_long_one(
+    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are read together are as long as the longest: thirty times as much to compute."""
+    monkeypatch.setattr(worker_module, "MOST_ADMITTED_SLOTS", 40)
+    read = speaker.read
+    assert isinstance(read, Slowly)
+    read.rows = []
+    with serving(speaker) as (client, _):
+        complete(client, prompt=[[5] * 30, *([[5]] * 7)], max_tokens=1)
+    assert read.rows == [1, 7]
 
 
 def test_rows_and_waiting_are_bounded(speaker: Speaker) -> None:
