@@ -96,10 +96,10 @@ class Fitting:
         for end, following in pairwise([*ends, most + longest + 1]):
             if following - bounds[-1] > longest:
                 bounds.append(end)
+        # Where offsets leave out the space that a word's token begins with, it is between them.
+        places = [0, *(offsets[end - 1][1] for end in bounds[1:])]
         parts = [
-            replace(
-                span, text=span.text[offsets[begin][0] : offsets[end - 1][1]], ends_paragraph=False
-            )
-            for begin, end in pairwise(bounds)
+            replace(span, text=span.text[begin:end], ends_paragraph=False)
+            for begin, end in pairwise(places)
         ]
         return [*parts[:-1], replace(parts[-1], ends_paragraph=span.ends_paragraph)]

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from train.data.segments import TextSegment
 from train.errors import DataError
@@ -53,6 +53,20 @@ def test_a_long_span_becomes_several_and_nothing_is_lost() -> None:
     assert [part.ends_paragraph for part in found] == [False, False, True, False]
     assert all(part.is_span and not part.is_scored for part in found[:3])
     assert dropped == 0
+
+
+def test_spaces_stay_where_a_tokenizer_says_that_words_have_none() -> None:
+    """As those of GPT-2 and RoBERTa do; without its space a word is other tokens, and more."""
+    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+    known = [*signs, "Ġa", "Ġb", "Ġab"]
+    merges = [("Ġ", "a"), ("Ġ", "b"), ("Ġa", "b")]
+    tokenizer = Tokenizer(models.BPE({sign: at for at, sign in enumerate(known)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    fitting = Fitting(tokenizer=tokenizer, span_tokens=3, sequence_tokens=99)
+    found, _ = fitting([span("a ab ab ab ab ab ab")], [TextSegment(text=" y")], name="x")
+    assert [part.text for part in found] == ["a ab ab", " ab ab ab", " ab"]
+    assert [len(tokenizer.encode(part.text)) for part in found] == [3, 3, 1]
 
 
 def test_the_longest_span_is_shortened_first() -> None:
