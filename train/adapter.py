@@ -18,6 +18,7 @@ from model.adapters.layer import is_adapter, plain_name
 from model.adapters.merging import merged, with_adapters
 from model.adapters.peft_format import SETTINGS_NAME, TENSORS_NAME, model_name, peft_name
 from model.adapters.tuning import Names, Tuning
+from model.decoder import TIED_NAME
 from parallel.agreement import gathered, on_first_rank
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import local_slices, publish
@@ -33,6 +34,9 @@ from train.storage.record import content_of
 
 BASE_KEY = "semicausal_base"
 """Under which a file's metadata holds the hash of the base."""
+TIED_KEY = "semicausal_tied"
+"""In a file's metadata where it holds a tied head too, for peft would leave the base's there."""
+TIED_HEAD = "decoder.head"
 SETTINGS_BYTES_AT_MOST = 1 << 24
 
 
@@ -97,9 +101,13 @@ def write(
     about = {"format": "pt"}
     if (base := state.get("base_hash")) is not None:
         about[BASE_KEY] = base
-    save_file({peft_name(name): v for name, v in values.items()}, out / TENSORS_NAME, about)
+    stored = dict(values)
+    if TIED_NAME in values and state["config"]["model"]["decoder"]["tied_head"]:
+        stored[f"{TIED_HEAD}.weight"] = values[TIED_NAME].clone()
+        about[TIED_KEY] = "yes"
+    save_file({peft_name(name): v for name, v in stored.items()}, out / TENSORS_NAME, about)
     layers = {name.partition(".lora_A.")[0] for name in values if ".lora_A." in name}
-    whole = {plain_name(n).rsplit(".", 1)[0] for n in values if not is_adapter(n)}
+    whole = {plain_name(n).rsplit(".", 1)[0] for n in stored if not is_adapter(n)}
     where = state["config"].get("init_from")
     settings: dict[str, Any] = {"peft_type": None, "base_model_name_or_path": where}
     if config is not None:
@@ -136,6 +144,8 @@ def read(path: Path) -> Adapter:
         ) from None
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): name another adapter") from None
+    if TIED_KEY in about:
+        values.pop(f"{TIED_HEAD}.weight", None)
     layers = {layer for layer, mark, _ in (n.partition(".lora_") for n in values) if mark}
     try:
         if not isinstance(stored, dict):

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -203,6 +203,13 @@ def test_an_adapter_from_a_file_is_where_a_run_starts(task: Path, tmp_path: Path
     assert found.keys() == values.keys()
     for name, value in values.items():
         assert torch.equal(found[name], value), name
+    batch = batch_of(load_config(tmp_path / "run"), task)
+    with torch.no_grad():
+        ours = load_model(tmp_path / "run", device=CPU)(batch).total
+        plain = load_model(tmp_path / "base", device=CPU)
+        theirs = PeftModel.from_pretrained(cast(Any, plain), str(tmp_path / "run/adapter"))
+        # The run keeps its fixed weights in bf16; the base's head would be off by 1e-2.
+        torch.testing.assert_close(theirs(batch).total, ours, rtol=1e-4, atol=0)
 
 
 def test_pretrained_encoder_trains_its_last_layers_alone(
