@@ -7,7 +7,6 @@ both fit each other.
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ class Adapted(nn.Module):
 
     Attributes:
         base_layer: what it was; anything else that is asked of this module is asked of it.
+        join: between A and B, see `Factors`.
         active: names of the adapters that are computed for all rows.
         choice: adds the parts of the adapters instead, see `model.adapters.several`.
     """
@@ -32,16 +32,12 @@ class Adapted(nn.Module):
     def __init__(self, base_layer: nn.Module):
         super().__init__()
         self.base_layer = base_layer
+        self.join = Factors.of(base_layer).join
         self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
         self.lora_dropout, self.bottleneck = nn.ModuleDict(), nn.ModuleDict()
         self.factors: dict[str, float] = {}
         self.active: list[str] = []
         self.choice: Callable[[Adapted, Tensor, Tensor], Tensor] | None = None
-
-    @property
-    def join(self) -> Callable[[Tensor], Tensor]:
-        """Between A and B, see `Factors`."""
-        return Factors.of(self.base_layer).join
 
     @property
     def skip_bias_add(self) -> bool:
@@ -94,7 +90,7 @@ class Adapted(nn.Module):
         """
         if name in self.lora_A:
             narrow = self.join(self.lora_A[name](self.lora_dropout[name](x)))
-            out = torch.add(out, self.lora_B[name](narrow), alpha=self.factors[name])
+            out = self.lora_B[name](narrow, out, self.factors[name])
         if name in self.bottleneck:
             out = self.bottleneck[name](out)
         return out
