@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     out = write_folder(Place.parse(options.checkpoint), options.out, tokenizer=options.tokenizer)
     sys.stdout.write(
         f"{out}: AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
+        "its config.json holds the run's configuration, paths too: look before you publish it\n"
     )
 
 

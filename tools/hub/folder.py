@@ -8,6 +8,7 @@ README.md                             the model card
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,7 +87,7 @@ def write_folder(checkpoint: Place | Path, out: Path, *, tokenizer: Place | None
     )
     for file in CODE:
         shutil.copyfile(file, draft / file.name)
-    (draft / TOKENIZER).write_bytes(content)
+    (draft / TOKENIZER).write_bytes(beginning_with_start(content, special))
     reader = text_encoder(model)
     documents = _documents(
         model,
@@ -130,7 +131,8 @@ def read_folder(folder: Path, out: Place | Path) -> Place:
     ordered = {name: values[name] for name in wanted_shapes(model)}
     place = write_values(out, ordered, state)
     if (file := folder / TOKENIZER).is_file():
-        (place / TOKENIZER).write(Place.of(file).read(limit_bytes=TOKENIZER_BYTES_AT_MOST))
+        content = Place.of(file).read(limit_bytes=TOKENIZER_BYTES_AT_MOST)
+        (place / TOKENIZER).write(as_trained(content))
     return place
 
 
@@ -245,6 +247,31 @@ def _documents(
             "modality": modality,
         },
     }
+
+
+_NO_TEMPLATE: Final = re.compile(rb'("post_processor":\s*)null')
+_TEMPLATE: Final = (
+    b'{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},'
+    b'{"Sequence":{"id":"A","type_id":0}}],"pair":[{"SpecialToken":{"id":"<s>","type_id":0}},'
+    b'{"Sequence":{"id":"A","type_id":0}},{"Sequence":{"id":"B","type_id":0}}],"special_tokens":'
+    b'{"<s>":{"id":"<s>","ids":[%d],"tokens":["<s>"]}}}'
+)
+
+
+def beginning_with_start(content: bytes, special: SpecialTokens) -> bytes:
+    """A tokenizer.json that puts `<s>` before a text, as training did; the rest stays, to the byte.
+
+    Whoever reads plain text, as lm-eval does, would begin without it. One that puts something
+    there already is left as it is.
+    """
+    template = _TEMPLATE % special.start
+    return _NO_TEMPLATE.sub(lambda found: found[1] + template, content, count=1)
+
+
+def as_trained(content: bytes) -> bytes:
+    """A tokenizer.json without what `beginning_with_start` has put there."""
+    wanted = re.escape(_TEMPLATE).replace(re.escape(b"%d"), rb"\d+")
+    return re.sub(wanted, b"null", content, count=1)
 
 
 def _tokenizer(

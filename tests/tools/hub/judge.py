@@ -45,7 +45,12 @@ def main(request: Path, answer: Path) -> None:
     asked = json.loads(request.read_text())
     folder, prompts, most = asked["folder"], asked["prompts"], asked["max_new_tokens"]
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    assert AutoTokenizer.from_pretrained(folder).pad_token == "<pad>"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.pad_token == "<pad>"
+    # Whoever reads plain text, as lm-eval does, begins as training did.
+    plain = processor("the page")["input_ids"][0].tolist()
+    assert tokenizer("the page")["input_ids"] == plain, (tokenizer("the page")["input_ids"], plain)
+    assert plain[0] == tokenizer.bos_token_id
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     found: dict[str, torch.Tensor] = {}
     for number, prompt in enumerate(prompts):

@@ -69,23 +69,6 @@ def test_card_tells_what_it_is(folder: Path) -> None:
     assert not list(folder.parent.glob(".*")), "no draft stays"
 
 
-@torch.no_grad()
-def test_slots_behind_a_cache_are_counted_without_padding() -> None:
-    """Read in two parts as at once, where nobody but the mask says what is padding."""
-    shape = SemicausalConfig().shape
-    decoder = shape["decoder"] | {"max_tokens": 8}
-    model = SemicausalForCausalLM(SemicausalConfig(shape=shape | {"decoder": decoder})).eval()
-    tokens = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    first = model(input_ids=tokens[:, :3], attention_mask=mask[:, :3], use_cache=True)
-    cache = {name: first[name] for name in ("past_key_values", "cache") if name in first}
-    rest = model(input_ids=tokens[:, 3:], attention_mask=mask, **cache)
-    whole = model(input_ids=tokens, attention_mask=mask)
-    torch.testing.assert_close(rest.logits, whole.logits[:, 3:])
-    alone = model(input_ids=tokens[:1, 2:])
-    torch.testing.assert_close(rest.logits[:1], alone.logits[:, 1:])
-
-
 def test_microbatches_of_a_trainer_add_up() -> None:
     """transformers' Trainer divides no loss itself where forwards take what they do not know."""
     model = SemicausalForCausalLM(SemicausalConfig())
