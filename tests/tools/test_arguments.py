@@ -41,7 +41,7 @@ DEADLINE_SECONDS = 8.0
 LONGEST_LINE = 1000
 DAILY = 160
 
-WITHIN = {"tools.plan": [(), ("calibrate",), ("check",)]}
+WITHIN = {"tools.harness": [("tasks",)], "tools.plan": [(), ("calibrate",), ("check",)]}
 """First arguments by which a command chooses among parsers of its own."""
 
 SOUND = {
@@ -62,11 +62,20 @@ SOUND = {
 }
 """Arguments that work, by what they are called; of another option, one is made of its type."""
 
-BESIDES = {"tools.corpus build": ["--vocabulary=270", "--validation=0.2", "--workers=1"]}
+BESIDES = {
+    "tools.corpus build": ["--vocabulary=270", "--validation=0.2", "--workers=1"],
+    "tools.generate": ["--prompt=the page"],
+}
 """Options without which little is built for long."""
 
-LACKING = {"tools.bench", "tools.corpus instruct", "tools.lab slurm env", "tools.lab s3 env"}
-"""Commands that need what is not there: a peer, documentation, a service that runs."""
+LACKING = {
+    *("tools.bench", "tools.corpus instruct", "tools.lab slurm env", "tools.lab s3 env"),
+    *("tools.tasks build", "tools.tasks verify", "tools.tasks corpus", "tools.tasks outcome"),
+    *("tools.contamination", "tools.harness tasks", "tools.import", "tools.export", "tools.serve"),
+}
+"""Commands that need what is not there: a peer, packages, a service that runs, tasks that are
+built, a folder of transformers, a checkpoint without adapters; or that serve until they are
+ended."""
 
 HOSTILE = (
     *("", " ", "-", "--", "---", "~", "~no-one/x", "$UNSET", "$UNSET/x", "a\nb", "\udcff\udcfe"),

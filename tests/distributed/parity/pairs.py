@@ -27,15 +27,16 @@ def pairwise(factors: Mapping[str, Sequence[Any]]) -> list[Row]:
 
     Greedy: the row that covers most of what is left comes next, the first in order among equals.
     """
+    bits = {pair: 1 << number for number, pair in enumerate(sorted(all_pairs(factors), key=repr))}
     candidates = [
-        (row, pairs_of(row))
+        (row, sum(bits[pair] for pair in pairs_of(row)))
         for choices in product(*factors.values())
         for row in [dict(zip(factors, choices, strict=True))]
     ]
-    left = all_pairs(factors)
+    left = sum(bits.values())
     rows: list[Row] = []
     while left:
-        best, covered = max(candidates, key=lambda candidate: len(candidate[1] & left))
+        best, covered = max(candidates, key=lambda candidate: (candidate[1] & left).bit_count())
         rows.append(best)
-        left -= covered
+        left &= ~covered
     return rows

@@ -35,7 +35,7 @@ def predicted(directory: Path, right: list[bool], *, first: int = 0) -> Path:
             )
         )
     score = TaskScore(
-        task="senses", cluster="inference", estimates={}, ties=0, left_out=0, rows=rows
+        task="senses", cluster="inference", estimates={}, ties=0, left_out=0, cut=0, rows=rows
     )
     write_predictions(directory, score)
     return directory
