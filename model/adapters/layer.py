@@ -24,7 +24,6 @@ class Adapted(nn.Module):
 
     Attributes:
         base_layer: what it was; anything else that is asked of this module is asked of it.
-        join: between A and B, see `Factors`.
         active: names of the adapters that are computed for all rows.
         choice: adds the parts of the adapters instead, see `model.adapters.several`.
     """
@@ -32,12 +31,17 @@ class Adapted(nn.Module):
     def __init__(self, base_layer: nn.Module):
         super().__init__()
         self.base_layer = base_layer
-        self.join = Factors.of(base_layer).join
+        self._join = Factors.of(base_layer).join
         self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
         self.lora_dropout, self.bottleneck = nn.ModuleDict(), nn.ModuleDict()
         self.factors: dict[str, float] = {}
         self.active: list[str] = []
         self.choice: Callable[[Adapted, Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def join(self) -> Callable[[Tensor], Tensor]:
+        """Between A and B, see `Factors`."""
+        return self._join
 
     @property
     def skip_bias_add(self) -> bool:

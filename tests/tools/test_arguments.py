@@ -370,6 +370,7 @@ def world(s3_lab: S3Lab, tmp_path_factory: pytest.TempPathFactory) -> Generator[
         patch.setattr(os, "posix_spawn", _launch)
         patch.setattr(multiprocessing.process.BaseProcess, "start", _launch)
         patch.setattr("train.__main__.join", _launch)
+        patch.setattr("uvicorn.Server.run", _launch)
         usual = signal.signal(signal.SIGUSR2, hang)
         yield world
         signal.signal(signal.SIGUSR2, usual)
