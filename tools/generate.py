@@ -87,8 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.chat:
         chat(speaker, asked, console)
     elif len(options.prompt) == 1 and options.beams is None:
+        prompt = speaker.prompt(options.prompt[0])  # refused before anything is shown
         console.print(Text(options.prompt[0], style="dim"), end="")
-        for piece in speaker.stream(replace(asked, prompt=options.prompt[0])):
+        for piece in speaker.stream(replace(asked, prompt=prompt)):
             _print(console, piece)
         console.print()
     else:

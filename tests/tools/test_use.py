@@ -107,7 +107,9 @@ def test_generation_refuses(
     assert generate.main([directory, "--prompt", "kernel " * 60]) == 2
     assert "the model reads 64" in capsys.readouterr().err
     assert generate.main([directory, "--prompt", "[[" + "kernel " * 20 + "]] x"]) == 2
-    assert "exceeds the encoder's 33 tokens" in capsys.readouterr().err
+    written = capsys.readouterr()
+    assert "exceeds the encoder's 33 tokens" in written.err
+    assert not written.out, "a refused prompt is not begun"
     assert generate.main([str(tmp_path), "--prompt", "x"]) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
 
