@@ -404,8 +404,6 @@ def test_every_command_works_with_sound_arguments(world: World) -> None:
     )
 
 
-# In the middle of all tests, one of these commands leaves pytest's own capture of output closed.
-@pytest.mark.long
 def test_some_arguments(world: World) -> None:
     chance = random.Random(SEED)
     cases = [(command, words) for command in commands() for words in one_fault(command)]

@@ -20,8 +20,6 @@ from train.storage.place import Place
 
 API_KEY: Final = "SEMICAUSAL_API_KEY"
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
-GRACE_SECONDS: Final = 5
-"""How long answers may still take once the server is told to stop."""
 
 
 @command_line
@@ -58,9 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     api_key = options.api_key or os.environ.get(API_KEY) or None
     if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
         raise UserError("the API key has characters that no header holds: choose another")
-    import uvicorn
 
-    from tools.serve.application import Rules, application
+    from tools.serve.application import Rules, application, server_of
 
     listening = _listen(options.host, options.port)
     try:
@@ -77,16 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
             most_body_bytes=options.body_bytes,
         )
         worker = Worker(speaker, most_rows=options.rows, most_waiting=options.waiting)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                application(worker, rules),
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=GRACE_SECONDS,
-                lifespan="off",
-                server_header=False,
-            )
-        )
+        server = server_of(application(worker, rules))
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         if api_key is None and host not in LOOPBACK:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
+import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -30,6 +31,8 @@ from train.text import Asked, Prompt, Speaker
 
 BODY_SECONDS: Final = 30.0
 """In which a request must have come."""
+GRACE_SECONDS: Final = 5
+"""How long answers may still take once the server is told to stop."""
 
 
 class RefusedError(Exception):
@@ -356,3 +359,19 @@ async def _gone(receive: Receive) -> None:
     """Returns when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def server_of(served: FastAPI) -> uvicorn.Server:
+    """Uvicorn's server of an application; it logs through whatever handlers there are."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            served,
+            # Its own would close the handlers of all other libraries, and what these write to.
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            lifespan="off",
+            server_header=False,
+        )
+    )

@@ -3,15 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
-from tools.tasks import (
-    from_debian,
-    from_emoji,
-    from_facts,
-    from_numbers,
-    from_reading_matter,
-    from_wordnet,
-)
 from tools.tasks.build import Recipe
+from tools.tasks.sources import debian, emoji, facts, number_words, reading_matter, wordnet
 
 _PACKAGE: Final = "source package"
 _WORD: Final = "word"
@@ -20,31 +13,25 @@ _DEFINITION: Final = ("definition",)
 _DESCRIPTION: Final = ("description",)
 
 RECIPES: Final[Mapping[str, Recipe]] = {
-    "capitals": Recipe(make=from_facts.capitals, unit=_WORDING),
-    "definition_word": Recipe(make=from_wordnet.definitions, unit=_WORDING),
-    "element_symbol": Recipe(make=from_facts.elements, unit=_WORDING),
-    "emoji_group": Recipe(make=from_emoji.groups, unit="name, but for who it shows"),
-    "emoji_name": Recipe(
-        make=from_emoji.names, unit="name, but for who it shows", distinct=("tags",)
-    ),
-    "fortune_file": Recipe(make=from_reading_matter.fortunes, unit="text"),
-    "hypernyms": Recipe(make=from_wordnet.hypernyms, unit=_WORD, distinct=_DEFINITION),
-    "manual_language": Recipe(
-        make=from_reading_matter.languages, unit="page", distinct=("passage",)
-    ),
-    "number_words": Recipe(make=from_numbers.words, unit="number"),
-    "package_dependency": Recipe(
-        make=from_debian.dependencies, unit=_PACKAGE, distinct=("depends",)
-    ),
-    "package_field": Recipe(make=from_debian.fields, unit=_PACKAGE, distinct=("control",)),
-    "package_match": Recipe(make=from_debian.matches, unit=_PACKAGE, distinct=_DESCRIPTION),
-    "package_section": Recipe(make=from_debian.sections, unit=_PACKAGE, distinct=_DESCRIPTION),
-    "package_synopsis": Recipe(make=from_debian.synopses, unit=_PACKAGE, distinct=_DESCRIPTION),
-    "part_of_speech": Recipe(make=from_wordnet.parts_of_speech, unit=_WORD, distinct=_DEFINITION),
-    "same_sense": Recipe(make=from_wordnet.senses, unit=_WORD, distinct=("first", "second")),
-    "word_field": Recipe(make=from_wordnet.fields, unit=_WORD, distinct=_DEFINITION),
+    "capitals": Recipe(make=facts.capitals, unit=_WORDING),
+    "definition_word": Recipe(make=wordnet.definitions, unit=_WORDING),
+    "element_symbol": Recipe(make=facts.elements, unit=_WORDING),
+    "emoji_group": Recipe(make=emoji.groups, unit="name, but for who it shows"),
+    "emoji_name": Recipe(make=emoji.names, unit="name, but for who it shows", distinct=("tags",)),
+    "fortune_file": Recipe(make=reading_matter.fortunes, unit="text"),
+    "hypernyms": Recipe(make=wordnet.hypernyms, unit=_WORD, distinct=_DEFINITION),
+    "manual_language": Recipe(make=reading_matter.languages, unit="page", distinct=("passage",)),
+    "number_words": Recipe(make=number_words.words, unit="number"),
+    "package_dependency": Recipe(make=debian.dependencies, unit=_PACKAGE, distinct=("depends",)),
+    "package_field": Recipe(make=debian.fields, unit=_PACKAGE, distinct=("control",)),
+    "package_match": Recipe(make=debian.matches, unit=_PACKAGE, distinct=_DESCRIPTION),
+    "package_section": Recipe(make=debian.sections, unit=_PACKAGE, distinct=_DESCRIPTION),
+    "package_synopsis": Recipe(make=debian.synopses, unit=_PACKAGE, distinct=_DESCRIPTION),
+    "part_of_speech": Recipe(make=wordnet.parts_of_speech, unit=_WORD, distinct=_DEFINITION),
+    "same_sense": Recipe(make=wordnet.senses, unit=_WORD, distinct=("first", "second")),
+    "word_field": Recipe(make=wordnet.fields, unit=_WORD, distinct=_DEFINITION),
     "word_sentiment": Recipe(
-        make=from_wordnet.sentiments,
+        make=wordnet.sentiments,
         unit="five letters that a word begins with",
         distinct=_DEFINITION,
     ),

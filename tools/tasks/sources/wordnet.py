@@ -10,7 +10,7 @@ from typing import Final
 from tools.packages import pypi
 from tools.tasks.build import Row, split_of
 from tools.tasks.packages import Packages
-from tools.tasks.wordnet import Synset, synsets
+from tools.tasks.sources.synsets import Synset, synsets
 
 FIELDS: Final = (
     *("act", "animal", "artifact", "body", "cognition", "communication", "food", "location"),

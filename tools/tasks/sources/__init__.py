@@ -1,0 +1,1 @@
+"""What tasks are made of: a file each of packages that tell alike."""
