@@ -13,9 +13,10 @@ from model.generation.picking import Sampling
 from tools.arguments import Parser, local_path, real, whole
 from tools.command import command_line
 from tools.speaker import speaker_of
+from train.asked import Asked, Prompt
 from train.errors import UserError
 from train.storage.place import Place
-from train.text import Asked, Prompt, Speaker, Speech
+from train.text import Speaker, Speech
 
 HELP: Final = """\
 Write a text to have it continued; an empty line continues the last one further.

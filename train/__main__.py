@@ -26,6 +26,7 @@ from parallel.launch import join, leave, multiplies_bf16, own_device
 from parallel.launcher import announced
 from parallel.mesh import forget_groups
 from parallel.zero.config import IN_FP8, why_unsupported
+from train.asked import prompt_fault
 from train.config import RunConfig, batch_fault
 from train.config_files import dump, load
 from train.data.spans.at_random import RandomSpansConfig
@@ -35,7 +36,6 @@ from train.exit_status import ExitStatus
 from train.loop import train
 from train.prepare import check, use_compile_cache
 from train.storage.path import local_path
-from train.text import prompt_fault
 from train.watch.streams import PATIENCE_SECONDS, Streams, lasting_streams
 
 IMPORTED = time.perf_counter()

@@ -8,10 +8,11 @@ from model.semicausal import SemiCausal
 from parallel.agreement import on_first_rank
 from parallel.reading import reader
 from parallel.zero.engine import ZeroEngine
+from train.asked import Prompt, pack
 from train.config import RunConfig
 from train.errors import UserError
 from train.prompt import plain
-from train.text import Prompt, Speaker, pack
+from train.text import Speaker
 from train.watch.metrics import SampleRecord
 from train.watch.monitor import Monitor
 

@@ -1,24 +1,18 @@
-"""Text to slots and back: prompts with spans marked in them."""
+"""A model and its tokenizer, which continue what is asked (`train/asked.py`)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import torch
-
 from model.batch import PackedSpans
-from model.encoders.text import TextEncoderConfig
 from model.generation.beam import BeamSearch, beam_search
 from model.generation.choices import Choices
 from model.generation.decoding import Decoding, Request, Row
-from model.generation.picking import GREEDY, Ending, Sampling, Token
+from model.generation.picking import Ending, Token
 from model.reading import Read
-from model.semicausal import ModelConfig, SemiCausal
-from train.data.spans.places import FlatSpans
-from train.data.spans.protocol import SpanCapacity
-from train.data.spans.text import pack_text
+from model.semicausal import SemiCausal
+from train.asked import Asked, Prompt, pack, text_encoder
 from train.data.tokens import TOKENIZER_BYTES_AT_MOST, SpecialTokens, read_tokenizer
 from train.errors import UserError
 from train.prompt import TEXT, parse
@@ -26,87 +20,6 @@ from train.storage.place import Place
 from train.words import Words
 
 Result = TypeVar("Result")
-
-
-def text_encoder(model: ModelConfig) -> tuple[str, TextEncoderConfig] | None:
-    """The encoder that reads tokens, behind the name of its modality; None without one."""
-    for modality, part in model.encoders.items():
-        if isinstance(part.encoder, TextEncoderConfig):
-            return modality, part.encoder
-    return None
-
-
-def prompt_fault(prompts: Sequence[str], model: ModelConfig) -> str | None:
-    """What is wrong with the marks of the first prompt that cannot be read; None if all can."""
-    reader = text_encoder(model)
-    try:
-        for prompt in prompts:
-            parse(prompt, modality=TEXT if reader is None else reader[0])
-    except UserError as error:
-        return str(error)
-    return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A prompt, and how it is to be continued.
-
-    Attributes:
-        prompt: text with spans marked in it (`train/prompt.py`), or tokens, which have no spans and
-            are read as they are, or what was read of either.
-        max_new_tokens: at most this many; fewer if the decoder's positions run out.
-        sampling: how tokens are picked.
-        stop: strings, each of which ends the text before it.
-        choices: texts, one of which the answer is to be.
-        num_top: how many of the likeliest tokens to tell of with each; None tells no
-            log-probabilities.
-        echoes: whether to tell of the prompt's tokens too.
-        adapter: name of the adapter to answer with; None is the base alone.
-    """
-
-    prompt: "str | Sequence[int] | Prompt"
-    max_new_tokens: int
-    sampling: Sampling = GREEDY
-    stop: tuple[str, ...] = ()
-    choices: tuple[str, ...] | None = None
-    num_top: int | None = None
-    echoes: bool = False
-    adapter: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """A prompt that the model can read.
-
-    Attributes:
-        tokens: at least one, and no more than the decoder has positions.
-        spans: ranges of tokens that the encoder reads.
-    """
-
-    tokens: list[int]
-    spans: list[tuple[int, int]]
-
-
-def pack(
-    model: ModelConfig, prompts: Sequence[Prompt], *, device: torch.device
-) -> Mapping[str, PackedSpans] | None:
-    """The spans of prompts whose rows begin at slot 0 and are as long as the longest."""
-    reader = text_encoder(model)
-    if reader is None or not any(prompt.spans for prompt in prompts):
-        return None
-    modality, encoder = reader
-    longest = max(len(prompt.tokens) for prompt in prompts)
-    tokens = np.zeros((len(prompts), longest), dtype=np.int64)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt.tokens)] = prompt.tokens
-    read = pack_text(
-        tokens,
-        FlatSpans.of([np.array(p.spans, dtype=np.int64).reshape(-1, 2) for p in prompts]),
-        # No room is needed beyond what they take.
-        capacity=SpanCapacity(tokens=0, spans=0, longest_tokens=encoder.longest_span),
-        start_token=encoder.start_token,
-    )
-    return {modality: read.to(device)}
 
 
 @dataclass(eq=False)
@@ -332,24 +245,6 @@ class Speaker:
             if answer.ending is not None:
                 return
             speech.step()
-
-    def speak(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int,
-        top_p: float = 0.0,
-        temperature: float = 1.0,
-        seed: int = 0,
-    ) -> str:
-        """Text that continues the prompt.
-
-        Raises:
-            UserError: as `complete`.
-        """
-        sampling = Sampling(top_p=top_p, temperature=temperature, seed=seed)
-        asked = Asked(prompt=prompt, max_new_tokens=max_new_tokens, sampling=sampling)
-        return self.complete([asked])[0].text
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens))

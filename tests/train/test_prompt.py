@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from model.semicausal import ModelConfig, SemiCausal
 from tests.corpora import WORDS, write_tokenizer
+from train.asked import Asked
 from train.data.segments import TextSegment
 from train.errors import UserError
 from train.prompt import parse, plain
@@ -159,4 +160,4 @@ def test_a_model_that_diverged_says_so(tokenizer: Path) -> None:
     model = SemiCausal(MODEL).eval()
     torch.nn.init.constant_(next(model.decoder.parameters()), float("nan"))
     with pytest.raises(UserError, match="not finite: name another checkpoint"):
-        Speaker(model, tokenizer).speak("a", max_new_tokens=1)
+        Speaker(model, tokenizer).complete([Asked(prompt="a", max_new_tokens=1)])

@@ -23,6 +23,7 @@ from model.semicausal import ModelConfig, SemiCausal
 from tools.hub import shipped
 from tools.hub.card import model_card
 from tools.hub.names import require_all, without_tied
+from train.asked import text_encoder
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
 from train.checkpoint.weights import read_values, write_values
@@ -38,7 +39,6 @@ from train.errors import CheckpointError, told
 from train.loading import load_config
 from train.run_directory import TOKENIZER, kept_tokenizer
 from train.storage.place import Place
-from train.text import text_encoder
 
 MODEL_TYPE: Final = "semicausal"
 CONFIG: Final = "config.json"

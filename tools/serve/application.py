@@ -26,8 +26,9 @@ from tools.serve.protocol import (
     read_request,
 )
 from tools.serve.worker import BusyError, Job, News, Worker
+from train.asked import Asked, Prompt
 from train.errors import UserError
-from train.text import Asked, Prompt, Speaker
+from train.text import Speaker
 
 BODY_SECONDS: Final = 30.0
 """In which a request must have come."""

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.generation.picking import Sampling, Token
+from train.asked import Asked
 from train.errors import UserError
-from train.text import Asked
 
 MOST_TOP = 20
 """Likeliest tokens that are told of beside each."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from model.generation.picking import Ending, Token
+from train.asked import Asked
 from train.errors import UserError
-from train.text import Answer, Asked, Speaker, Speech
+from train.text import Answer, Speaker, Speech
 
 MOST_ADMITTED_SLOTS = 8192
 """Of prompts that are read at a time, each as long as the longest, so that those who wait for their

@@ -8,6 +8,7 @@ from typing import Final
 from tokenizers import Tokenizer
 
 from model.semicausal import ModelConfig
+from train.asked import text_encoder
 from train.data.segments import BLANK_LINES, TextSegment, paragraphs
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
@@ -17,7 +18,6 @@ from train.scores.scorer import Asked
 from train.tasks.example import Example
 from train.tasks.fitting import Fitting
 from train.tasks.task import Task
-from train.text import text_encoder
 
 _MARK: Final = re.compile(r"(?<!\\)(\\*+)(\[\[|\]\])")  # as `train.prompt` reads them
 

@@ -12,10 +12,10 @@ from model.reading import Read
 from model.semicausal import ModelConfig
 from parallel.agreement import gathered, on_first_rank
 from parallel.mesh import Mesh
+from train.asked import Prompt, pack
 from train.errors import UserError
 from train.scores.answers import Answer, Answers
 from train.scores.request import Generation, Likelihood, Likelihoods, key_of
-from train.text import Prompt, pack
 
 _ROWS_A_CONTEXT: Final = 8
 """Continuations that are read at once, for each context of a batch; a context's own always are."""

@@ -20,6 +20,7 @@ from tests.corpora import write_tokenizer
 from tests.model.examples import tiny_model
 from tools.hub.folder import read_folder, write_folder
 from train.adapter import read as read_adapter
+from train.asked import Asked, Prompt, pack, text_encoder
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
 from train.checkpoint.weights import read_values, write_values
@@ -27,7 +28,7 @@ from train.config import RunConfig
 from train.config_files import load
 from train.loading import load_model
 from train.storage.place import Place
-from train.text import Asked, Prompt, Speaker, pack, text_encoder
+from train.text import Speaker
 
 CPU = torch.device("cpu")
 TINY_RUN = Path(__file__).parents[2] / "tiny_run.yaml"

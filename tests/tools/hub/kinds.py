@@ -9,9 +9,9 @@ from torch import Tensor
 
 from model.encoders.text import TextEncoder
 from model.semicausal import SemiCausal
+from train.asked import Prompt, pack
 from train.checkpoint.restore import load_weights
 from train.loading import load_config, load_model
-from train.text import Prompt, pack
 
 CPU = torch.device("cpu")
 

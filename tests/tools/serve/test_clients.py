@@ -26,7 +26,8 @@ from tests.train.test_prompt import MODEL
 from tools.serve import worker as worker_module
 from tools.serve.worker import BusyError, Job, Worker
 from tools.speaker import by_row
-from train.text import Asked, Prompt, Speaker
+from train.asked import Asked, Prompt
+from train.text import Speaker
 
 
 def leaving(client: httpx.Client, *, stream: bool) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from model.generation.picking import Sampling
 from tests.tools.serve.serving import KEY, PROMPTS, Slowly, complete, serving, streamed
-from train.text import Asked, Speaker
+from train.asked import Asked
+from train.text import Speaker
 
 
 def test_answers_are_the_speakers_own(client: httpx.Client, speaker: Speaker) -> None:
