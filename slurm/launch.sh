@@ -19,7 +19,7 @@ fail() {
 
 # ---------------------------------------------------------------- what to run, and is it all there
 [[ -n ${SLURM_JOB_ID:-} && -n ${SLURM_SUBMIT_DIR:-} ]] ||
-    fail "submit it: sbatch slurm/pretrain.sh CONFIG.yaml [MORE.yaml] [key=value ...]"
+    fail "submit it with sbatch, as the first lines of the script beside this one say"
 cd "$SLURM_SUBMIT_DIR" || fail "this node does not see the directory $SLURM_SUBMIT_DIR"
 
 # What each rank would refuse, said once, for a configuration that is not there.
@@ -35,7 +35,7 @@ refuse_bad_configs() {
         *) fail "$argument is neither a .yaml file nor key=value" ;;
         esac
     done
-    ((num_configs > 0)) || fail "no configuration given: sbatch slurm/pretrain.sh CONFIG.yaml"
+    ((num_configs > 0)) || fail "no configuration given: name a .yaml file, such as configs/experiment/first_light.yaml"
 }
 [[ $module != train ]] || refuse_bad_configs "$@"
 

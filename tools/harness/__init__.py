@@ -1,4 +1,4 @@
-"""EleutherAI's lm-eval on our checkpoints, in an environment of its own (`make .venv/harness`).
+"""EleutherAI's lm-eval on our checkpoints, in an environment of its own (`make .venv/harness/installed`).
 
 `model.py` is the model that `--model semicausal` names, `tasks.py` writes our tasks in its form.
 """

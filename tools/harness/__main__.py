@@ -23,8 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
             harness = importlib.import_module("lm_eval.__main__")
         except ImportError as error:
             raise UserError(
-                f"lm-eval is not installed here ({error}): run make .venv/harness, and this with "
-                ".venv/harness/bin/python"
+                f"lm-eval is not installed here ({error}): run make .venv/harness/installed, and "
+                "this with .venv/harness/bin/python"
             ) from None
         register()
         sys.argv[1:] = given
