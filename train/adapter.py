@@ -1,7 +1,7 @@
 """Adapters of a run: out of a checkpoint into peft's file format, from there, and merged."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,7 +256,8 @@ def merge(
         raise CheckpointError(f"{out} exists: choose another place for the checkpoint")
     state = read_state(path).model_dump()
     if adapter is not None:
-        values = _with_file(path, adapter, take_out=take_out)
+        values, whole = _with_file(path, adapter, take_out=take_out)
+        _tell_drawn(state, values, trained=whole)
     else:
         values = _with_own(path, state)
     # The weights are whole now: what they started from says nothing about the merged model.
@@ -270,6 +271,17 @@ def merge(
     return out
 
 
+def _tell_drawn(state: dict[str, Any], values: Iterable[str], *, trained: Iterable[str]) -> None:
+    """Keep of what the base had from chance what the adapter's whole layers did not replace."""
+    drawn, left = state.get("drawn"), set(values) - set(trained)
+    if drawn is None:
+        return
+    parts = [part for part in drawn["parts"] if any(name.startswith(f"{part}.") for name in left)]
+    state["drawn"] = drawn | {"parts": parts}
+    if not parts:
+        del state["drawn"]
+
+
 def _with_own(path: Place, state: Mapping[str, Any]) -> dict[str, Tensor]:
     stored = state["config"].get("lora")
     if state["config"].get("bottleneck") is not None:
@@ -281,7 +293,10 @@ def _with_own(path: Place, state: Mapping[str, Any]) -> dict[str, Tensor]:
     return merged(read_values(path), from_stored(LoraConfig, stored, place=str(path)))
 
 
-def _with_file(path: Place, place: Path, *, take_out: bool) -> dict[str, Tensor]:
+def _with_file(
+    path: Place, place: Path, *, take_out: bool
+) -> tuple[dict[str, Tensor], Iterable[str]]:
+    """Weights with an adapter added in, and the names of those that it replaces whole."""
     adapter = read(place)
     config = from_stored(RunConfig, read_state(path).config, place=str(path))
     names = Names.of(config.built_model)
@@ -300,7 +315,7 @@ def _with_file(path: Place, place: Path, *, take_out: bool) -> dict[str, Tensor]
         refuse_other_base(adapter, place, path)
     refuse_unfitting(adapter, place, names)
     factor = adapter.config.factor * (-1 if take_out else 1)
-    return with_adapters(base | whole, adapter.values, factor=factor)
+    return with_adapters(base | whole, adapter.values, factor=factor), whole
 
 
 def refuse_unfitting(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.adapters.layer import is_adapter, plain_name
 from model.adapters.tuning import Names, tune
 from model.semicausal import ModelConfig, SemiCausal
 from parallel import engine
@@ -14,7 +15,8 @@ from parallel.mesh import Mesh
 from parallel.split import with_split
 from parallel.zero.engine import ZeroEngine
 from train import adapter
-from train.checkpoint.restore import load_weights
+from train.checkpoint.format import State
+from train.checkpoint.restore import load_weights, read_state
 from train.config import RunConfig
 from train.config_files import differences
 from train.data.collate import Collator
@@ -29,6 +31,7 @@ from train.loading import load_config
 from train.storage.cache import require_working_set
 from train.storage.path import local_path
 from train.storage.place import Place
+from train.storage.record import Record
 
 
 def open_sources(config: RunConfig) -> Sources:
@@ -151,16 +154,38 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
     )
     model = build_part(config.built_model, layout, mesh, seed=config.seed)
     for path, prefix in first_weights(config):
-        here = architecture(config.built_model)
-        if prefix:
-            here = {part: here[part] for part in (f"{prefix}encoder", prefix[:-1]) if part in here}
-        refuse_other_architecture(path, here)
+        refuse_other_architecture(path, of_part(config, prefix))
         # An encoder is not on every stage of a pipeline.
         part = dict(model.named_modules()).get(prefix.rstrip("."))
         if part is not None:
             load_weights(path, part, prefix=prefix)
     tune(model, config.tuning, seed=config.seed)
+    for path, prefix in first_weights(config):
+        _refuse_drawn(path, model, prefix=prefix)
     return model
+
+
+def _refuse_drawn(path: Place, model: SemiCausal, *, prefix: str) -> None:
+    """Refuse to keep fixed what a checkpoint has from chance.
+
+    Raises:
+        CheckpointError: a parameter of this rank's part would stay so.
+    """
+    drawn = read_state(path, _Assembled).drawn
+    begins = [f"{part}." for part in drawn.parts] if drawn is not None else []
+    random = [
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+        and not is_adapter(name)
+        and any(name.startswith(begin) and name.startswith(prefix) for begin in begins)
+    ]
+    if drawn is not None and random:
+        raise CheckpointError(
+            f"{path} has {', '.join(drawn.parts)} as drawn from seed {drawn.seed}, and "
+            f"{len(random)} parameters such as {plain_name(random[0])} would stay random: let them "
+            f"train, with trainable=[{', '.join(drawn.parts)}]"
+        )
 
 
 def first_adapter(config: RunConfig) -> dict[str, Tensor]:
@@ -180,6 +205,22 @@ def first_adapter(config: RunConfig) -> dict[str, Tensor]:
     return given.values
 
 
+class Drawn(Record):
+    """What of a checkpoint's weights is from chance alone, as `tools.assemble` writes it.
+
+    Attributes:
+        seed: of the streams.
+        parts: such as `encoders.text`.
+    """
+
+    seed: int
+    parts: list[str]
+
+
+class _Assembled(State):
+    drawn: Drawn | None = None
+
+
 # What makes two models compute alike with the same weights; the rest may differ.
 DECODER_SHAPE = {
     *("vocabulary", "width", "num_layers", "heads", "feed_forward", "norm", "tied_head"),
@@ -196,6 +237,14 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         parts[f"encoders.{modality}.encoder"] = part.encoder.architecture | vocabulary
         parts[f"encoders.{modality}.connector"] = part.connector.model_dump()
     return parts
+
+
+def of_part(config: RunConfig, prefix: str) -> dict[str, Any]:
+    """What a checkpoint must share with a run that takes the weights whose names begin so."""
+    here = architecture(config.built_model)
+    if not prefix:
+        return here
+    return {part: here[part] for part in (f"{prefix}encoder", prefix[:-1]) if part in here}
 
 
 def refuse_other_architecture(path: Place, here: dict[str, Any]) -> None:

@@ -382,7 +382,8 @@ def _faults(config: RunConfig) -> list[str]:
         *(
             (
                 is_set and config.init_from is None,
-                f"{key}: needs init_from, a checkpoint whose weights the adapters bend",
+                f"{key}: needs init_from, a checkpoint whose weights the adapters bend; python -m "
+                "tools.assemble makes one of a decoder and an encoder from elsewhere, or new ones",
             )
             for key, is_set in (
                 ("lora", config.lora is not None),

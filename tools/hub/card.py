@@ -44,6 +44,7 @@ def model_card(config: RunConfig, state: Mapping[str, Any], *, checkpoint: Place
         "tags:\n- semicausal\n- metalm\n---",
         f"# {config.name}",
         _described(model),
+        *_untrained(state),
         "## Use\n\nIts code comes with it: `trust_remote_code=True`. "
         + (
             "A part of a prompt between `[[` and `]]` is read by the bidirectional encoder.\n\n"
@@ -78,6 +79,16 @@ def _described(model: ModelConfig) -> str:
         f"layers of width {decoder.width}, {decoder.heads} heads, {decoder.max_tokens:,} "
         f"positions, {decoder.vocabulary:,} tokens."
     )
+
+
+def _untrained(state: Mapping[str, Any]) -> list[str]:
+    drawn = state.get("drawn")
+    if drawn is None:
+        return []
+    return [
+        f"**Not trained**: {', '.join(drawn['parts'])} are as drawn from seed {drawn['seed']}; "
+        "this is a base for adapters that train them whole."
+    ]
 
 
 def _corpora(config: RunConfig) -> str:
