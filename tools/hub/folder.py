@@ -7,6 +7,7 @@ tokenizer.json  tokenizer_config.json  processor_config.json
 README.md                             the model card
 """
 
+import functools
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from torch import Tensor
 from model.semicausal import ModelConfig, SemiCausal
 from tools.hub import shipped
 from tools.hub.card import model_card
-from tools.hub.names import require_all, without_tied
+from tools.hub.names import require_all, require_finite, without_tied
 from train.asked import text_encoder
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
@@ -77,6 +78,7 @@ def write_folder(checkpoint: Place | Path, out: Path, *, tokenizer: Place | None
     content, special = _tokenizer(path, state, model, tokenizer)
     values = read_values(path)
     require_all(values, wanted_shapes(model), place=str(path))
+    require_finite(values, place=str(path))
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -93,7 +95,7 @@ def write_folder(checkpoint: Place | Path, out: Path, *, tokenizer: Place | None
         model,
         state,
         special,
-        dtype=str(next(iter(values.values())).dtype).removeprefix("torch."),
+        dtype=str(_widest(values)).removeprefix("torch."),
         modality=None if reader is None else reader[0],
     )
     for name, document in documents.items():
@@ -140,29 +142,54 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder of transformers, by name; nothing is unpickled.
 
     Raises:
-        CheckpointError: there are none as safetensors, or a file is damaged.
+        CheckpointError: there are none as safetensors, or in two ways, a file is damaged, or a
+            number is none.
     """
-    if (folder / WEIGHTS_INDEX).is_file():
-        listed = read_json(folder / WEIGHTS_INDEX).get("weight_map")
-        files = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
-        if any("/" in name or not name.endswith(".safetensors") for name in files):
-            raise CheckpointError(f"{folder}/{WEIGHTS_INDEX} is damaged: it names no files of it")
-    else:
-        files = [WEIGHTS]
     values: dict[str, Tensor] = {}
-    for name in files:
+    for name in _files(folder):
         file = folder / name
         if not file.is_file():
-            raise CheckpointError(
-                f"{file} does not exist: name a folder with weights as safetensors; others, which "
-                "would have to be unpickled, are not read"
-            )
+            raise CheckpointError(f"{file} does not exist: {_unpickling(folder)}")
         try:
             with safe_open(file, framework="pt") as opened:  # pyright: ignore[reportUnknownVariableType]
-                values |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+                found = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is damaged: {told(error)}; copy it again") from error
+        if twice := sorted(found.keys() & values.keys()):
+            raise CheckpointError(f"{file} has {twice[0]}, as another file of {folder} has")
+        values |= found
+    require_finite(values, place=str(folder))
     return values
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of the files that hold a folder's tensors."""
+    if not (folder / WEIGHTS_INDEX).is_file():
+        return [WEIGHTS]
+    if (folder / WEIGHTS).exists():
+        raise CheckpointError(
+            f"{folder} has its weights twice, in {WEIGHTS} and in the files of {WEIGHTS_INDEX}: "
+            "move one of them away"
+        )
+    listed = read_json(folder / WEIGHTS_INDEX).get("weight_map")
+    files = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+    if not files or any("/" in name or not name.endswith(".safetensors") for name in files):
+        raise CheckpointError(f"{folder}/{WEIGHTS_INDEX} is damaged: it names no files of it")
+    return files
+
+
+def _unpickling(folder: Path) -> str:
+    """What to do where there is no file of safetensors."""
+    if not any(folder.glob("*.bin")):
+        return "name a folder with weights as safetensors"
+    kinds: Any = read_json(folder / CONFIG).get("architectures")
+    kind = str(kinds[0]) if isinstance(kinds, list) and kinds else ""
+    kind = kind if re.fullmatch(r"[A-Za-z]\w{0,80}", kind) else "AutoModel"
+    return (
+        "what lies there would have to be unpickled, which runs what it says. If you trust it: "
+        f"python -c 'from transformers import {kind} as M; "
+        f'M.from_pretrained("{folder}").save_pretrained("NEW")\', and name NEW'
+    )
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -201,6 +228,11 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
             for modality, part in config.encoders.items()
         },
     }
+
+
+def _widest(values: Mapping[str, Tensor]) -> torch.dtype:
+    """The type that holds all of them: parts of a checkpoint may have come in other ones."""
+    return functools.reduce(torch.promote_types, {value.dtype for value in values.values()})
 
 
 def _documents(

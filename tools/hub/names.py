@@ -68,6 +68,20 @@ def require_all(
     raise CheckpointError(f"{place} does not fit: {'; '.join(faults)}; {remedy}")
 
 
+def require_finite(values: Mapping[str, Tensor], *, place: str) -> None:
+    """Check that tensors hold numbers alone.
+
+    Raises:
+        CheckpointError: some hold infinities or what is no number; they are named.
+    """
+    broken = [name for name, value in values.items() if not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{place} is broken: NaN or infinity is in {_listed(sorted(broken))}; name a "
+            "checkpoint from before its training diverged, or copy it again"
+        )
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{', '.join(names[:_SHOWN])}{more}"

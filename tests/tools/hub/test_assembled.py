@@ -19,7 +19,6 @@ from tests.corpora import VOCABULARY, write_corpus
 from tests.tools.hub.exported import LOGITS_WITHIN, compare
 from tests.tools.hub.kinds import IMPORTED, random_instance
 from tests.train.runs import TINY_RUN, kill_at, run, start
-from tests.train.test_layouts import check_same
 from tools.assemble import main as assemble
 from tools.hub.folder import write_folder
 from tools.merge import main as merge
@@ -30,6 +29,7 @@ from train.config import RunConfig
 from train.config_files import load
 from train.errors import CheckpointError
 from train.storage.place import Place
+from train.watch.metrics import Metrics
 
 import_main: Any = importlib.import_module("tools.import").main
 
@@ -70,6 +70,13 @@ def decoder(
 def given(task: Path, *parts: Path) -> list[str]:
     files = [str(part / "model.yaml") for part in parts]
     return [str(TINY_RUN), *files, f"data.corpus={task}", "run_directory=none", *TASK]
+
+
+def check_same(here: Metrics, there: Metrics) -> None:
+    assert [mine.step for mine in here.train] == [theirs.step for theirs in there.train]
+    for mine, theirs in zip(here.train, there.train, strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert mine.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-4)
 
 
 def test_what_is_new_is_told_and_drawn_as_by_a_run(

@@ -122,8 +122,12 @@ def test_import_refuses(
             lambda values: {name: value.to(torch.int8) for name, value in values.items()},
             "of the type int8, which only scales make numbers of, are decoder.blocks.0.attention",
         ),
+        (
+            lambda values: values | {"lm_head.weight": values["lm_head.weight"] / 0},
+            "is broken: NaN or infinity is in lm_head.weight; name a checkpoint from before",
+        ),
     ],
-    ids=["twice", "quantised"],
+    ids=["twice", "quantised", "diverged"],
 )
 def test_import_refuses_tensors(
     llama: Path,
@@ -137,6 +141,54 @@ def test_import_refuses_tensors(
     assert import_main([str(tmp_path), str(tmp_path / "ours")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_files_of_narrow_types(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Read as their class reads them, in fp32; what is narrow lies so in the checkpoint."""
+    theirs = random_instance(*IMPORTED["qwen2"]).to(dtype)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
+    assert import_main([str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    assert {value.dtype for value in read_values(tmp_path / "ours").values()} == {dtype}
+    # Turned to the narrow type, the class would round its rope's frequencies for good.
+    wide = type(theirs).from_pretrained(tmp_path / "theirs", torch_dtype=torch.float32).eval()
+    assert hidden_difference(wide, tmp_path / "ours", TOKENS) <= HIDDEN_WITHIN
+
+
+def test_import_refuses_files(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "theirs", tmp_path / "ours"
+    random_instance(*IMPORTED["llama"]).save_pretrained(folder, max_shard_size="20KB")
+
+    def refused(message: str) -> None:
+        assert import_main([str(folder), str(out)]) == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert "Traceback" not in told
+        assert not out.exists()
+
+    whole = (llama / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole)
+    refused("has its weights twice, in model.safetensors and in the files of model.safetensors.in")
+    (folder / "model.safetensors").unlink()
+    first, second, *_ = sorted(folder.glob("*.safetensors"))
+    kept = second.read_bytes()
+    save_file(load_file(first) | load_file(second), second)
+    refused(f"{second} has {min(load_file(first))}, as another file of")
+    second.write_bytes(kept)
+    index = folder / "model.safetensors.index.json"
+    listed = index.read_text()
+    index.write_text('{"weight_map": {}}')
+    refused("index.json is damaged: it names no files of it")
+    index.write_text(listed)
+    second.unlink()
+    refused(f"{second} does not exist: name a folder with weights as safetensors")
+    for file in (index, *folder.glob("*.safetensors")):
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    refused("python -c 'from transformers import LlamaForCausalLM as M; M.from_pretrained(")
 
 
 @pytest.mark.parametrize(
