@@ -37,6 +37,7 @@ BASE_KEY = "semicausal_base"
 TIED_KEY = "semicausal_tied"
 """In a file's metadata where it holds a tied head too, for peft would leave the base's there."""
 TIED_HEAD = "decoder.head"
+PICKLED_NAME = "adapter_model.bin"
 SETTINGS_BYTES_AT_MOST = 1 << 24
 
 
@@ -50,12 +51,14 @@ class Adapter:
         values: its tensors in fp32, by their names in a model; among them whole layers that were
             trained beside it, under their plain names.
         base: hash of the base's weights; None in files that do not tell.
+        settings: of the file.
     """
 
     config: LoraConfig | None
     bottleneck: BottleneckConfig | None = None
     values: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     base: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def base_hash(path: Place | Path) -> str:
@@ -140,10 +143,15 @@ def read(path: Path) -> Adapter:
             values = {model_name(key): file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
-            f"{path} is no adapter: it needs {SETTINGS_NAME} and {TENSORS_NAME}"
+            f"{path} is no adapter: it needs {SETTINGS_NAME} and {TENSORS_NAME}{_unpickling(path)}"
         ) from None
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): name another adapter") from None
+    if broken := sorted(name for name, value in values.items() if not value.isfinite().all()):
+        raise CheckpointError(
+            f"{path} is broken: NaN or infinity is in {broken[0]}; name an adapter from before its "
+            "training diverged"
+        )
     if TIED_KEY in about:
         values.pop(f"{TIED_HEAD}.weight", None)
     layers = {layer for layer, mark, _ in (n.partition(".lora_") for n in values) if mark}
@@ -161,7 +169,23 @@ def read(path: Path) -> Adapter:
         raise CheckpointError(
             f"{path}/{SETTINGS_NAME} is not understood ({told}): name another adapter"
         ) from None
-    return Adapter(config=config, bottleneck=bottleneck, values=values, base=about.get(BASE_KEY))
+    return Adapter(
+        config=config,
+        bottleneck=bottleneck,
+        values=values,
+        base=about.get(BASE_KEY),
+        settings=known,
+    )
+
+
+def _unpickling(path: Path) -> str:
+    if not (path / PICKLED_NAME).is_file():
+        return ""
+    return (
+        f", and nothing is unpickled here; in {path}, if you trust it: python -c 'import torch; "
+        "from safetensors.torch import save_file; save_file(torch.load("
+        f'"{PICKLED_NAME}", weights_only=True), "{TENSORS_NAME}")\''
+    )
 
 
 def refuse_other_base(adapter: Adapter, path: Path, base: Place | Path) -> None:
@@ -334,9 +358,7 @@ def refuse_unfitting(
     """
     if tuning is None:
         tuning = Tuning(lora=adapter.config, bottleneck=adapter.bottleneck)
-        whole = {name for name in adapter.values if not is_adapter(name)}
-        wanted = tuning.adapter_shapes(names)
-        wanted |= {name: names.parameters[name] for name in whole & set(names.parameters)}
+        wanted = _named_shapes(adapter, place, names)
     else:
         wanted = tuning.saved_shapes(names)
     rank = None if adapter.config is None else adapter.config.rank
@@ -349,3 +371,25 @@ def refuse_unfitting(
             f"{place} does not fit: its B A is multiplied by {theirs} and here by {ours}: set "
             "lora.alpha and lora.scale to those of the adapter"
         )
+
+
+def _named_shapes(adapter: Adapter, place: Path, names: Names) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that an adapter's settings name in a model."""
+    lora, settings = adapter.config, adapter.settings
+    if lora is not None:
+        here = {layer for layer in lora.targets if layer in names.linear}
+        if lora.targets and not here:
+            raise CheckpointError(
+                f"{place} does not fit: no layer of this model is called {lora.targets[0]}; an "
+                "adapter for a model of another class is merged into that by peft, and the whole "
+                "read by python -m tools.import"
+            )
+        try:
+            named = peft_format.named_layers(settings, names.linear)
+        except ValueError as error:
+            raise CheckpointError(f"{place}/{SETTINGS_NAME} is not understood: {error}") from None
+        lora = lora.model_copy(update={"targets": sorted(named)})
+    whole = {name for name in adapter.values if not is_adapter(name)} & set(names.parameters)
+    whole |= peft_format.whole_layers(settings, names.parameters)
+    shapes = Tuning(lora=lora, bottleneck=adapter.bottleneck).adapter_shapes(names)
+    return shapes | {name: names.parameters[name] for name in sorted(whole)}

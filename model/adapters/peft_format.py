@@ -3,6 +3,7 @@
 Source: peft's checkpoint format, https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,20 +68,34 @@ _NOT_OURS: Mapping[str, Any] = {
     "rank_pattern": {},
     "alpha_pattern": {},
     "layer_replication": None,
-    "alora_invocation_tokens": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "use_qalora": False,
     "use_bdlora": None,
+    "alora_invocation_tokens": None,
     "arrow_config": None,
     "kasa_config": None,
+    "velora_config": None,
+    "monteclora_config": None,
 }
 """Settings that change what an adapter computes, with the value that does not."""
 
+_IDLE = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
+    *("revision", "inference_mode", "lora_dropout", "init_lora_weights", "megatron_core"),
+    *("megatron_config", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "semicausal_bottleneck"),
+}
+"""Settings that change nothing, or how an adapter began, which `init_lora_weights` tells."""
+
+_READ = {
+    *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "modules_to_save"),
+    *("layers_to_transform", "layers_pattern"),
+}
 
 _BESIDE_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """First values that leave the base as it was; with others, such as PiSSA's, the adapter is for a
 base from which they were taken, and peft takes them again when it loads the file."""
-
-_NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
-"""Settings by which peft leaves out layers that its targets name."""
 
 
 def config_of(stored: Mapping[str, Any], *, layers: Sequence[str]) -> LoraConfig:
@@ -88,33 +103,96 @@ def config_of(stored: Mapping[str, Any], *, layers: Sequence[str]) -> LoraConfig
 
     Args:
         stored: its settings.
-        layers: names of the layers for which it has tensors, which count where the settings name
-            layers by an expression.
+        layers: names of the layers for which it has tensors.
 
     Raises:
         ValueError: it is another kind of adapter, or does what ours do not.
     """
     if stored.get("peft_type") != "LORA":
         raise ValueError(f"peft_type is {stored.get('peft_type')!r}, and LORA alone is known")
-    for key, value in _NOT_OURS.items():
-        if (stored.get(key) or value) != value:
-            raise ValueError(f"{key} is {stored[key]!r}, and {value!r} alone is known")
+    for key, value in stored.items():
+        usual = _NOT_OURS.get(key)
+        if key not in _IDLE | _READ and (value or usual) != usual:
+            raise ValueError(f"{key} is {value!r}, and {usual!r} alone is known")
     if (start := stored.get("init_lora_weights")) not in _BESIDE_THE_BASE:
         raise ValueError(
             f"init_lora_weights is {start!r}, which moves the base: let peft convert it, with "
             "path_initial_model_for_weight_conversion"
         )
-    named: Any = stored.get("target_modules")
-    narrowed = any(stored.get(key) is not None for key in _NARROWING)
-    # Where peft's settings name layers, each of them must have its tensors.
-    is_list = isinstance(named, list) and named and not narrowed
+    for key in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+        named: Any = stored.get(key)
+        is_list = isinstance(named, list) and all(isinstance(one, str) for one in named)
+        if named is not None and not is_list and not isinstance(named, str):
+            raise ValueError(f"{key} is {named!r}, which names no layers")
     return LoraConfig(
         rank=stored["r"],
         alpha=float(stored["lora_alpha"]),
         scale="root_rank" if stored.get("use_rslora") else "rank",
         dropout=float(stored.get("lora_dropout") or 0.0),
-        targets=sorted(named if is_list else layers),
+        targets=sorted(layers),
     )
+
+
+def named_layers(stored: Mapping[str, Any], linear: Iterable[str]) -> set[str]:
+    """Linear layers beside which a file's settings put adapters: all of them must have tensors.
+
+    Source: `check_target_module_exists` of peft.tuners.tuners_utils.
+
+    Args:
+        stored: the settings.
+        linear: names of a model's linear layers.
+
+    Raises:
+        ValueError: an expression is none.
+    """
+    targets: Any = stored.get("target_modules") or []
+    excluded: Any = stored.get("exclude_modules") or []
+    kept = "|".join(_listed(stored.get("modules_to_save")))
+    numbers: Any = stored.get("layers_to_transform")
+    numbers = [numbers] if isinstance(numbers, int) else numbers
+    lists = [rf"(?:^|.*?\.){one}" for one in _listed(stored.get("layers_pattern"))]
+
+    def is_adapted(name: str) -> bool:
+        is_kept = kept and re.match(rf"(^|.*\.)({kept})($|\..*)", name)
+        if is_kept or _is_named(name, excluded) or not _is_named(name, targets):
+            return False
+        if not numbers or isinstance(targets, str) or name in targets:
+            return True
+        found = [re.match(rf"{one}\.(\d+)\.", name) for one in lists or [r".*?\.[^.]*"]]
+        first = next((one for one in found if one is not None), None)
+        return first is not None and int(first[1]) in numbers
+
+    try:
+        return {name for name in linear if is_adapted(name)}
+    except re.error as error:
+        raise ValueError(f"an expression in it is none: {error}") from None
+
+
+def whole_layers(stored: Mapping[str, Any], parameters: Iterable[str]) -> set[str]:
+    """Parameters of the modules that a file's settings say are stored whole.
+
+    Args:
+        stored: the settings.
+        parameters: names of a model's parameters.
+    """
+    kept = tuple(_listed(stored.get("modules_to_save")))
+    found: set[str] = set()
+    for name in parameters:
+        parts = name.split(".")
+        modules = (".".join(parts[:number]) for number in range(1, len(parts)))
+        if kept and any(module.endswith(kept) for module in modules):
+            found.add(name)
+    return found
+
+
+def _listed(named: Any) -> list[str]:
+    return [named] if isinstance(named, str) else list(named or [])
+
+
+def _is_named(name: str, named: str | Sequence[str]) -> bool:
+    if isinstance(named, str):
+        return re.fullmatch(named, name) is not None
+    return name in named or any(name.endswith(f".{one}") for one in named)
 
 
 def tensor_faults(

@@ -101,6 +101,61 @@ def test_merged_as_by_peft_and_taken_out_again(
         torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-6)
 
 
+ELSEWHERE: dict[str, dict[str, Any]] = {
+    "an expression": {"target_modules": r".*blocks\.[0-9]+\.attention\.(qkv|out)"},
+    "all linear layers": {"target_modules": "all-linear"},
+    "some left out": {"target_modules": ["qkv", "down"], "exclude_modules": ["encoders"]},
+    "some left out by one": {"target_modules": ["qkv"], "exclude_modules": r"encoders\..*"},
+    "one left out": {"target_modules": ["up"], "exclude_modules": ["blocks.0.feed_forward.up"]},
+    "layers": {"target_modules": ["qkv", "up"], "layers_to_transform": [1]},
+    "a layer of a list": {
+        **{"target_modules": ["qkv", "layers.0", "decoder.blocks.0.attention.out"]},
+        **{"layers_to_transform": 0, "layers_pattern": ["blocks", "layers"]},
+    },
+    "whole ones beside": {"target_modules": ["qkv"], "modules_to_save": ["text.layers.0"]},
+    "whole ones among": {"target_modules": "all-linear", "modules_to_save": ["0.attention"]},
+    "by root": {"target_modules": ["down"], "use_rslora": True, "lora_dropout": 0.1},
+}
+"""Settings of peft that people have elsewhere."""
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_made_elsewhere(
+    kind: str, model: SemiCausal, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What plain peft makes of its settings is what is read, and a layer that they name must be
+    there."""
+    torchvision_free.install()
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    settings = PeftConfig(r=2, lora_alpha=6, init_lora_weights=False, **ELSEWHERE[kind])
+    torch.manual_seed(0)
+    theirs: Any = get_peft_model(cast(Any, copy.deepcopy(model)), settings)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(0.5)
+    place, out = tmp_path / "a", tmp_path / "out"
+    theirs.save_pretrained(str(place))
+    assert (place / "README.md").is_file()
+    expected = dict(theirs.merge_and_unload().named_parameters())
+    assert merge([str(base), str(out), "--adapter", str(place)]) == 0
+    found = read_values(out)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value.detach(), rtol=1e-6, atol=1e-6)
+    for begin in ("base_model.model.decoder", "base_model.model.connectors.text.layers.0.bias"):
+        kept = load_file(place / TENSORS_NAME)
+        gone = [n for n in sorted(kept) if n.startswith(begin)][:2]
+        if not gone:
+            continue
+        save_file({n: v for n, v in kept.items() if n not in gone}, place / TENSORS_NAME)
+        assert merge([str(base), str(tmp_path / "none"), "--adapter", str(place)]) == 2
+        assert "does not fit: it lacks " in capsys.readouterr().err
+        save_file(kept, place / TENSORS_NAME)
+
+
 def test_unmerge_needs_an_adapter(base: Path, tmp_path: Path, capsys: Any) -> None:
     assert merge([str(base), str(tmp_path / "out"), "--unmerge"]) == 2
     assert "say with --adapter DIRECTORY" in capsys.readouterr().err
@@ -167,6 +222,14 @@ def test_files_that_are_none(given: Path, tmp_path: Path) -> None:
         (stored | {"peft_type": "IA3"}, "peft_type is 'IA3'"),
         (stored | {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which moves the"),
         (stored | {"alora_invocation_tokens": [3]}, r"alora_invocation_tokens is \[3\], and None"),
+        (stored | {"rank_pattern": {"qkv": 4}}, r"rank_pattern is \{'qkv': 4\}, and \{\} alone is"),
+        (stored | {"alpha_pattern": {"qkv": 4}}, "alpha_pattern is"),
+        (stored | {"lora_bias": True}, "lora_bias is True, and False alone is known"),
+        (stored | {"bias": "all"}, "bias is 'all', and 'none' alone is known"),
+        (stored | {"trainable_token_indices": [5]}, r"trainable_token_indices is \[5\]"),
+        (stored | {"target_parameters": ["x"]}, r"target_parameters is \['x'\], and None alone"),
+        (stored | {"of_tomorrow": True}, "of_tomorrow is True, and None alone is known"),
+        (stored | {"exclude_modules": [3]}, r"exclude_modules is \[3\], which names no layers"),
         ([], "the settings are no table"),
         ({"peft_type": "LORA"}, "it lacks 'r'"),
     ):
@@ -176,9 +239,29 @@ def test_files_that_are_none(given: Path, tmp_path: Path) -> None:
     settings.write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         adapter.read(given)
+    settings.write_text(json.dumps(stored))
+    change(given, lambda values: values | {min(values): values[min(values)] / 0})
+    with pytest.raises(CheckpointError, match=r"is broken: NaN or infinity is in decoder.bl"):
+        adapter.read(given)
     (given / TENSORS_NAME).write_bytes(b"no tensors at all")
     settings.write_text(json.dumps(stored))
     with pytest.raises(CheckpointError, match="cannot be read"):
+        adapter.read(given)
+
+
+def test_of_another_class_or_pickled(model: SemiCausal, given: Path) -> None:
+    names, settings = Names.of(model.config), given / SETTINGS_NAME
+    stored = json.loads(settings.read_text())
+    settings.write_text(json.dumps(stored | {"target_modules": "("}))
+    with pytest.raises(CheckpointError, match="is not understood: an expression in it is none"):
+        adapter.refuse_unfitting(adapter.read(given), given, names)
+    settings.write_text(json.dumps(stored))
+    change(given, lambda v: {n.replace("decoder.blocks", "model.layers"): t for n, t in v.items()})
+    change(given, lambda v: {n: t for n, t in v.items() if "encoders" not in n})
+    with pytest.raises(CheckpointError, match=r"no layer of this model is called model.la"):
+        adapter.refuse_unfitting(adapter.read(given), given, names)
+    (given / TENSORS_NAME).rename(given / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"nothing is unpickled here; in .* weights_only=Tr"):
         adapter.read(given)
 
 
