@@ -13,6 +13,7 @@ from model.documents import attend_within
 from model.layers import Initializer, Layers
 from model.reading import Reading
 from model.recompute import Recompute, run
+from model.rope import turned
 from model.style import USUAL_STYLE, Style
 
 
@@ -36,31 +37,6 @@ def query_key_value(
             part.copy_(whole.view(part.shape))
 
     return fill
-
-
-def rotations(
-    positions: Int64[Tensor, "P S"], *, width: int, theta: float
-) -> Float[Tensor, "2 P S 1 D"]:
-    """Cosines and sines that turn queries and keys at these positions.
-
-    Source: RoFormer (2104.09864), halves of a head's channels against each other as in Llama.
-
-    Args:
-        positions: of each slot; P is 1 where all sequences have the same.
-        width: D.
-        theta: the longest wavelength is 2 pi theta.
-    """
-    steps = torch.arange(0, width, 2, device=positions.device).float()
-    angles = positions[..., None].float() * theta ** (-steps / width)
-    angles = torch.cat([angles, angles], dim=-1)[:, :, None]
-    return torch.stack([angles.cos(), angles.sin()])
-
-
-def turned(x: Float[Tensor, "B S A D"], turns: Float[Tensor, "2 P S 1 D"]) -> Tensor:
-    """Queries or keys, turned by their positions."""
-    cosines, sines = turns.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return x * cosines + torch.cat([-second, first], dim=-1) * sines
 
 
 class SelfAttention(nn.Module):

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int32, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from model.attention import CausalSelfAttention, rotations
+from model.attention import CausalSelfAttention
 from model.block import Block, run_block
 from model.config import (
     Config,
@@ -27,6 +27,7 @@ from model.layers import NORM_EPSILON, Layers, NormLayer, normal
 from model.loss import LinearCrossEntropy, LossKernel
 from model.reading import Reading
 from model.recompute import Recompute
+from model.rope import Llama3Scaling, RopeScaling, rotations
 from model.style import Activation, Biases, NormKind, Style
 
 EMBEDDING_STD = 0.02
@@ -75,6 +76,9 @@ class DecoderConfig(Config):
     come from elsewhere."""
     rope_theta: Annotated[float, Field(gt=1, le=1e12)] = 10_000.0
     """Longest wavelength of `rope`, over 2 pi."""
+    rope_scaling: RopeScaling | None = None
+    """What stretches the wavelengths of `rope`: `{kind: llama3, factor: 8, original_tokens: 8192}`,
+    or `{kind: linear, factor: 2}`."""
     norm_layer: NormLayer = "layer_norm"
     """`rms_norm` in Llama and Qwen2."""
     norm_epsilon: Annotated[float, Field(gt=0, le=1)] = NORM_EPSILON
@@ -124,6 +128,14 @@ class DecoderConfig(Config):
             yield (
                 f"{path}.positions: rope turns pairs of channels and heads have {self.channels}: "
                 f"choose an even {path}.head_width"
+            )
+        scaling = self.rope_scaling
+        if scaling is not None and self.positions != "rope":
+            yield f"{path}.rope_scaling: positions are {self.positions}: leave it out"
+        if isinstance(scaling, Llama3Scaling) and scaling.low_factor >= scaling.high_factor:
+            yield (
+                f"{path}.rope_scaling.high_factor: {scaling.high_factor:g} is not above low_factor "
+                f"({scaling.low_factor:g}): raise it"
             )
         if self.heads % self.num_kv_heads:
             yield (
@@ -285,7 +297,12 @@ class Decoder(nn.Module):
             return None
         if positions is None:
             positions = torch.arange(num_slots, device=device)[None]
-        return rotations(positions, width=self.config.channels, theta=self.config.rope_theta)
+        return rotations(
+            positions,
+            width=self.config.channels,
+            theta=self.config.rope_theta,
+            scaling=self.config.rope_scaling,
+        )
 
     def run(
         self,

@@ -2,6 +2,10 @@
 
 CHECKPOINT is a LoRA run, or a base with `--adapter DIRECTORY`, in peft's file format. `--unmerge`
 subtracts that adapter from a checkpoint into which it was merged.
+
+Sums are made in fp32, and layers with adapters are written so; others stay as they are. A run in
+bf16 has kept its fixed weights rounded to that: `BASE OUT --adapter RUN/adapter` adds the same
+adapter to the base as it was. Bottlenecks cannot be merged, for no weight can hold them.
 """
 
 import sys
@@ -10,6 +14,8 @@ from pathlib import Path
 from tools.arguments import Parser
 from tools.command import command_line
 from train.adapter import merge
+from train.checkpoint.format import Index
+from train.checkpoint.restore import read_state
 from train.errors import UserError
 from train.storage.place import Place
 
@@ -33,6 +39,12 @@ def main(arguments: list[str] | None = None) -> None:
         adapter=options.adapter,
         take_out=options.unmerge,
     )
+    state, parameters = read_state(out), Index.read(out).parameters
+    steps = state.config.get("steps", state.step)
+    if options.adapter is None and state.step < steps:
+        sys.stdout.write(f"the run is not finished: these are {state.step} of its {steps} steps\n")
+    kinds = {str(record.torch_dtype).removeprefix("torch.") for record in parameters.values()}
+    sys.stdout.write(f"written in {' and '.join(sorted(kinds))}\n")
     sys.stdout.write(f"{out}: for tools.generate, tools.evaluate and init_from\n")
 
 

@@ -310,7 +310,8 @@ def _with_own(path: Place, state: Mapping[str, Any]) -> dict[str, Tensor]:
     stored = state["config"].get("lora")
     if state["config"].get("bottleneck") is not None:
         raise CheckpointError(
-            f"{path} has bottlenecks, which no weight can hold: use the run as it is"
+            f"{path} has bottlenecks, which no weight can hold: tools.generate, tools.evaluate and "
+            "tools.serve read the run as it is; train with lora where one plain model is needed"
         )
     if stored is None:
         raise CheckpointError(f"{path} has no adapters to merge: name a LoRA run's checkpoint")

@@ -225,7 +225,7 @@ class _Assembled(State):
 DECODER_SHAPE = {
     *("vocabulary", "width", "num_layers", "heads", "feed_forward", "norm", "tied_head"),
     *("positions", "rope_theta", "norm_layer", "norm_epsilon", "activation", "biases"),
-    *("kv_heads", "head_width", "embedding_scale"),
+    *("kv_heads", "head_width", "embedding_scale", "rope_scaling"),
 }
 
 

@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 
 from model.adapters import peft_format
+from model.adapters.layer import is_adapter
 from model.adapters.tuning import Names
 from model.layers import initialize
 from model.semicausal import SemiCausal
@@ -21,6 +22,7 @@ from tools.merge import main as merge
 from train import adapter
 from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
+from train.checkpoint.restore import read_state
 from train.checkpoint.weights import read_values, write_values
 from train.config import RunConfig
 from train.config_files import load
@@ -149,6 +151,37 @@ def test_merge_refuses(
     (tmp_path / "taken").mkdir()
     assert merge([str(finetuned[0]), str(tmp_path / "taken")]) == 2
     assert "exists: choose another place" in capsys.readouterr().err
+
+
+def test_merge_tells_what_it_wrote(
+    finetuned: tuple[Path, Metrics], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run in bf16 that goes on, and one with bottlenecks."""
+    path = resolve(finetuned[0])
+    values = read_values(path)
+    narrow = {n: v if is_adapter(n) else v.bfloat16() for n, v in values.items()}
+    state = read_state(path).model_dump()
+    out = tmp_path / "merged"
+    assert merge([str(path), str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "written in float32\n" in told
+    assert "not finished" not in told
+    write_values(tmp_path / "narrow", narrow, state | {"step": 40})
+    assert merge([str(tmp_path / "narrow"), str(tmp_path / "whole")]) == 0
+    told = capsys.readouterr().out
+    assert "the run is not finished: these are 40 of its 80 steps" in told
+    assert "written in bfloat16 and float32" in told
+    exact = read_values(out)
+    for name, value in read_values(tmp_path / "whole").items():
+        # What bf16 has rounded off the base, and no more.
+        most = values.get(name, values.get(name.replace(".weight", ".base_layer.weight")))
+        assert most is not None or name.endswith("bias")
+        rounded = 0.0 if most is None else 2**-8 * float(most.abs().max())
+        torch.testing.assert_close(value.float(), exact[name], rtol=2**-8, atol=rounded)
+    state["config"]["bottleneck"] = {}
+    write_values(tmp_path / "narrowed", values, state)
+    assert merge([str(tmp_path / "narrowed"), str(tmp_path / "none")]) == 2
+    assert "has bottlenecks, which no weight can hold: tools.generate" in capsys.readouterr().err
 
 
 def test_killed_and_resumed(

@@ -218,8 +218,10 @@ def wanted_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _shape(config: ModelConfig) -> dict[str, Any]:
     """What decides how a model computes, as the folder's configuration has it."""
+    # Folders from before there was this key do not have it.
+    lately = {"rope_scaling"} if config.decoder.rope_scaling is None else set[str]()
     return {
-        "decoder": config.decoder.model_dump(exclude=_TRAINING_ONLY),
+        "decoder": config.decoder.model_dump(exclude=_TRAINING_ONLY | lately),
         "encoders": {
             modality: {
                 "encoder": part.encoder.model_dump(exclude=_ENCODER_TRAINING_ONLY),

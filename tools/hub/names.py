@@ -64,7 +64,10 @@ def require_all(
     if any(".lora_" in name for name in values):
         remedy = "merge its adapters first, with python -m tools.merge"
     if any(".bottleneck." in name for name in values):
-        remedy = "bottlenecks cannot be merged, and stay in runs of ours"
+        remedy = (
+            "bottlenecks cannot be merged, and other programs do not know them: tools.generate, "
+            "tools.evaluate and tools.serve read the run as it is"
+        )
     raise CheckpointError(f"{place} does not fit: {'; '.join(faults)}; {remedy}")
 
 

@@ -27,6 +27,7 @@ from train.checkpoint.weights import read_values, write_values
 from train.config import RunConfig
 from train.config_files import load
 from train.loading import load_model
+from train.run_directory import kept_tokenizer
 from train.storage.place import Place
 from train.text import Speaker
 
@@ -201,13 +202,14 @@ def came_back(checkpoint: Path, folder: Path, out: Path) -> bool:
     back = read_folder(folder, out)
     before, after = read_values(checkpoint), read_values(back)
     path = resolve(checkpoint)
-    state = read_state(path).model_dump() == read_state(Place.of(out)).model_dump()
+    state = read_state(path).model_dump()
+    kept = kept_tokenizer(path, state)
+    assert kept is not None
     tokenizers = [
-        sha256(file.read_bytes()).hexdigest()
-        for file in (out / "tokenizer.json", Path(path.parent.parent) / "tokenizer.json")
+        sha256(file.read_bytes()).hexdigest() for file in (out / "tokenizer.json", Path(kept))
     ]
     return (
-        state
+        state == read_state(Place.of(out)).model_dump()
         and list(before) == list(after)
         and all(
             before[name].dtype == after[name].dtype and bits(before[name]).equal(bits(after[name]))

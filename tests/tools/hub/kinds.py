@@ -38,6 +38,10 @@ EXPORTED: Final[dict[str, tuple[str, ...]]] = {
         *("model.decoder.embedding_scale=20", *_BERT),
     ),
     "llama": (*_ROPE, "model.decoder.biases=none", "model.decoder.kv_heads=2"),
+    "llama, stretched": (
+        *(*_ROPE, "model.decoder.biases=none"),
+        "model.decoder.rope_scaling={kind: llama3, factor: 8, original_tokens: 16}",
+    ),
     "qwen2": (
         *(*_ROPE, "model.decoder.biases=qkv", "model.decoder.kv_heads=1"),
         *("model.decoder.head_width=12", "model.decoder.tied_head=false"),
@@ -57,6 +61,14 @@ _LLAMA: Final = {
     "rope_theta": 5_000.0,
     "tie_word_embeddings": False,
 }
+_LLAMA3: Final = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 24,
+}
+"""Of eight channels a head, one wavelength is kept, one stretched in part, two whole."""
 _BERT_SIZES: Final = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -76,6 +88,11 @@ IMPORTED: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "llama, tied": (
         "LlamaForCausalLM",
         _LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 4},
+    ),
+    "llama 3": ("LlamaForCausalLM", _LLAMA | {"rope_scaling": _LLAMA3}),
+    "llama, linear": (
+        "LlamaForCausalLM",
+        _LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
     ),
     "qwen2": ("Qwen2ForCausalLM", _LLAMA),
     "mistral": ("MistralForCausalLM", _LLAMA | {"sliding_window": None, "head_dim": 8}),

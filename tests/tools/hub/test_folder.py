@@ -159,6 +159,10 @@ def test_export_refuses(
     tokenizer = checkpoint.parents[1] / "tokenizer.json"
     told = refused(tmp_path / "adapted", f"--tokenizer={tokenizer}")
     assert "left over decoder.blocks.0.attention.qkv.lora_A.default.weight; merge" in told
+    narrow = "decoder.blocks.0.attention.out.bottleneck.default.down.weight"
+    write_values(tmp_path / "narrowed", values | {narrow: torch.zeros(2, 2)}, state)
+    told = refused(tmp_path / "narrowed", f"--tokenizer={tokenizer}")
+    assert "; bottlenecks cannot be merged, and other programs do not know them: tools.gen" in told
     state["config"]["run_directory"] = str(tmp_path / "gone")
     write_values(tmp_path / "alone", read_values(checkpoint), state)
     assert "name the corpus's own with --tokenizer" in refused(tmp_path / "alone")

@@ -70,14 +70,22 @@ def test_states_follow_from_the_weights(llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling 'yarn': positions"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            "rope_scaling 'yarn': of ropes, plain",
+        ),
         (
             {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn"}},
-            "rope_scaling 'yarn': positions",
+            "rope_scaling 'yarn': of ropes, plain",
         ),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
             "rope_parameters full_attention: all layers turn positions alike",
+        ),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks 'low_freq_factor'"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 0.5}},
+            "rope_scaling.linear.factor: Input should be greater than or equal to 1",
         ),
         ({"model_type": "mistral", "max_position_embeddings": 4097}, "sliding_window: slots see"),
         ({"hidden_act": "relu"}, "hidden_act 'relu': the gate is SiLU"),

@@ -18,12 +18,7 @@ def _llama(described: Described, faults: list[str]) -> dict[str, Any]:
     if nested := sorted(str(key)[:40] for key, value in rope.items() if isinstance(value, dict)):
         faults.append(f"rope_parameters {', '.join(nested)}: all layers turn positions alike")
     theta = rope.get("rope_theta", described.get("rope_theta", 10_000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        faults.append(
-            f"rope_scaling {str(kind)[:40]!r}: positions are turned by plain rope alone, and with "
-            "another scaling states would differ at every length"
-        )
+    scaling = _scaling(rope, faults)
     if described.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)) != 1.0:
         faults.append("partial_rotary_factor: rope turns all channels of a head")
     if described.get("hidden_act", "silu") != "silu":
@@ -49,6 +44,7 @@ def _llama(described: Described, faults: list[str]) -> dict[str, Any]:
         "tied_head": bool(described.get("tie_word_embeddings", False)),
         "positions": "rope",
         "rope_theta": float(theta),
+        "rope_scaling": scaling,
         "norm_layer": "rms_norm",
         "norm_epsilon": described.get("rms_norm_eps", 1e-6),
         "activation": "swiglu",
@@ -57,6 +53,29 @@ def _llama(described: Described, faults: list[str]) -> dict[str, Any]:
         "head_width": described.get("head_dim"),
         "embedding_scale": 1.0,
     }
+
+
+def _scaling(rope: Described, faults: list[str]) -> dict[str, Any] | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    match kind:
+        case "default":
+            return None
+        case "linear":
+            return {"kind": kind, "factor": float(rope["factor"])}
+        case "llama3":
+            return {
+                "kind": kind,
+                "factor": float(rope["factor"]),
+                "low_factor": float(rope["low_freq_factor"]),
+                "high_factor": float(rope["high_freq_factor"]),
+                "original_tokens": rope["original_max_position_embeddings"],
+            }
+        case _:
+            faults.append(
+                f"rope_scaling {str(kind)[:40]!r}: of ropes, plain, linear and llama3 are known, "
+                "and with another states would differ at every length"
+            )
+            return None
 
 
 def _llama_table(described: Described, shape: dict[str, Any]) -> Iterator[Entry]:

@@ -22,12 +22,28 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, width % 2))
 
 
-def rotation(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotation(
+    positions: Tensor, width: int, theta: float, scaling: dict[str, Any] | None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines [..., 1, width] by which queries and keys at these positions are turned."""
     steps = torch.arange(0, width, 2, device=positions.device).float()
-    angles = positions[..., None].float() * theta ** (-steps / width)
+    angles = positions[..., None].float() * stretched(theta ** (-steps / width), scaling)
     angles = torch.cat([angles, angles], dim=-1)[..., None, :]
     return angles.cos(), angles.sin()
+
+
+def stretched(frequencies: Tensor, scaling: dict[str, Any] | None) -> Tensor:
+    """Frequencies of a rope that was stretched for longer texts, as transformers has them."""
+    if scaling is None:
+        return frequencies
+    long = frequencies / scaling["factor"]
+    if scaling["kind"] == "linear":
+        return long
+    low, high = scaling["low_factor"], scaling["high_factor"]
+    turns = scaling["original_tokens"] * frequencies / (2 * math.pi)
+    share = (turns - low) / (high - low)
+    between = (1 - share) * long + share * frequencies
+    return torch.where(turns < low, long, torch.where(turns > high, frequencies, between))
 
 
 def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         turns = None
         if kind == "rope":
             width = shape.get("head_width") or shape["width"] // shape["heads"]
-            turns = rotation(positions, width, shape["rope_theta"])
+            turns = rotation(positions, width, shape["rope_theta"], shape.get("rope_scaling"))
         elif kind == "learned":
             x = x + self.positions(positions)
         else:
