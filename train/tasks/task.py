@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from model.config import Config, PathText
 from train.config_files import load
 from train.errors import ConfigError, UserError
+from train.explain import shortened
 from train.tasks import filling
 
 TASKS: Final = Path("configs/task")
@@ -205,5 +206,5 @@ def _paths(names: Sequence[str], faults: list[str]) -> list[Path]:
         else:
             near = get_close_matches(name, [*known, *groups], n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
-            faults.append(f"there is no task {name} in {TASKS}: {hint}")
+            faults.append(f"there is no task {shortened(name, 60)} in {TASKS}: {hint}")
     return paths
