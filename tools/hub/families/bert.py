@@ -55,6 +55,7 @@ def _bert_table(described: Described, shape: dict[str, Any]) -> Iterator[Entry]:
             "embeddings.token_type_embeddings.weight",
         ),
         made=places,
+        taken_apart=None,
     )
     ours, theirs = f"{prefix}blocks.{{}}.", "encoder.layer.{}."
     for kind in ("weight", "bias"):

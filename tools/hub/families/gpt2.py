@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
-from tools.hub.families.table import Described, Entry, Family, gelu, grouped
+from tools.hub.families.table import Described, Entry, Family, apart, gelu, grouped
 
 
 def transposed(value: Tensor) -> Tensor:
@@ -19,6 +20,16 @@ def _thirds(*, heads: int, is_weight: bool) -> Callable[[Tensor], Tensor]:
 
     def made(value: Tensor) -> Tensor:
         return grouped(groups=heads)(*(value.t() if is_weight else value).chunk(3))
+
+    return made
+
+
+def _in_thirds(*, heads: int, is_weight: bool) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Makes GPT-2's fused projection of ours."""
+
+    def made(fused: Tensor) -> tuple[Tensor, ...]:
+        whole = torch.cat(apart(groups=heads, shared=1)(fused))
+        return (whole.t() if is_weight else whole,)
 
     return made
 
@@ -56,6 +67,7 @@ def _gpt2_table(described: Described, shape: dict[str, Any]) -> Iterator[Entry]:
             ours=f"{ours}attention.qkv.{kind}",
             theirs=(f"{theirs}attn.c_attn.{kind}",),
             made=_thirds(heads=shape["heads"], is_weight=is_weight),
+            taken_apart=_in_thirds(heads=shape["heads"], is_weight=is_weight),
         )
         for part, name in (
             ("attention.out", "attn.c_proj"),
@@ -64,7 +76,10 @@ def _gpt2_table(described: Described, shape: dict[str, Any]) -> Iterator[Entry]:
         ):
             source = (f"{theirs}{name}.{kind}",)
             if is_weight:
-                yield Entry(ours=f"{ours}{part}.{kind}", theirs=source, made=transposed)
+                back = lambda value: (value.t(),)  # noqa: E731
+                yield Entry(
+                    ours=f"{ours}{part}.{kind}", theirs=source, made=transposed, taken_apart=back
+                )
             else:
                 yield Entry(ours=f"{ours}{part}.{kind}", theirs=source)
         for part, name in (("attention_norm", "ln_1"), ("feed_forward_norm", "ln_2")):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from tools.hub.families.table import Described, Entry, Family, grouped
+from tools.hub.families.table import Described, Entry, Family, apart, grouped
 
 
 def _llama(described: Described, faults: list[str]) -> dict[str, Any]:
@@ -89,6 +89,7 @@ def _llama_table(described: Described, shape: dict[str, Any]) -> Iterator[Entry]
                 ours=f"{ours}attention.qkv.{kind}",
                 theirs=tuple(f"{theirs}self_attn.{part}_proj.{kind}" for part in "qkv"),
                 made=grouped(groups=groups),
+                taken_apart=apart(groups=groups, shared=shape["heads"] // groups),
             )
         if kind == "weight" or "rest" in has_bias:
             yield Entry(

@@ -28,11 +28,13 @@ class Entry:
         ours: its name, `{}` being the layer.
         theirs: of which tensors it is made.
         made: makes it of them.
+        taken_apart: makes them of it; None where there is no way back.
     """
 
     ours: str
     theirs: tuple[str, ...]
     made: Callable[..., Tensor] = lambda value: value
+    taken_apart: Callable[[Tensor], tuple[Tensor, ...]] | None = lambda value: (value,)
 
     def of_layer(self, layer: int) -> "Entry":
         """The same for one layer."""
@@ -40,6 +42,7 @@ class Entry:
             ours=self.ours.replace("{}", str(layer)),
             theirs=tuple(name.replace("{}", str(layer)) for name in self.theirs),
             made=self.made,
+            taken_apart=self.taken_apart,
         )
 
 
@@ -72,6 +75,21 @@ def grouped(*, groups: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
         fused = torch.cat([parts(query), parts(key), parts(value)], dim=1)
         return fused.reshape(-1, *query.shape[1:])
+
+    return made
+
+
+def apart(*, groups: int, shared: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Queries, keys and values out of our fused projection: the inverse of `grouped`.
+
+    Args:
+        groups: G.
+        shared: heads of a group.
+    """
+
+    def made(fused: Tensor) -> tuple[Tensor, ...]:
+        parts = fused.view(groups, shared + 2, -1, *fused.shape[1:]).split((shared, 1, 1), dim=1)
+        return tuple(part.reshape(-1, *fused.shape[1:]) for part in parts)
 
     return made
 
