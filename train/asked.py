@@ -1,20 +1,23 @@
 """What is asked of a model: prompts, how they are to be continued, and the spans in them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from model.batch import PackedSpans
 from model.encoders.text import TextEncoderConfig
 from model.generation.picking import GREEDY, Sampling
 from model.semicausal import ModelConfig
+from train.data.segments import TextSegment, paragraphs
 from train.data.spans.places import FlatSpans
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import pack_text
+from train.data.tokens import SPECIAL_TEXT, SpecialTokens, encode_apart
 from train.errors import UserError
-from train.prompt import TEXT, parse
+from train.prompt import TEXT, parse, segments_of
 
 
 def text_encoder(model: ModelConfig) -> tuple[str, TextEncoderConfig] | None:
@@ -74,6 +77,83 @@ class Prompt:
 
     tokens: list[int]
     spans: list[tuple[int, int]]
+
+
+class PromptEncoder:
+    """Makes tokens of prompts, those that a corpus of the same text would hold.
+
+    Each paragraph and each span is encoded by itself, and `</s>` ends paragraphs; what spells a
+    special token in a text is text.
+
+    Args:
+        tokenizer: that the model was trained with.
+        modality: of the encoder that reads text.
+
+    Attributes:
+        special: ids of the special tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, modality: str = TEXT):
+        # Special whatever its file says of them: only such are kept apart from text.
+        tokenizer.add_special_tokens(list(SPECIAL_TEXT.values()))
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._modality = modality
+        self.special = SpecialTokens.from_vocabulary(tokenizer.get_vocab())
+        self._control = {*self.special.to_manifest().values()}
+
+    def __call__(self, prompt: str) -> Prompt:
+        """A prompt behind `<s>`, whose last paragraph goes on.
+
+        Spaces at its end are not read, for a word's token begins with its own; a line end is.
+
+        Raises:
+            UserError: the marks of its spans make no sense.
+        """
+        segments = segments_of(prompt, modality=self._modality)
+        read = self.segments(segments)
+        if segments and not (segments[-1].is_span or segments[-1].ends_paragraph):
+            text = segments[-1].text
+            if "\n" in text[len(text.rstrip()) :]:
+                return replace(read, tokens=[*read.tokens, *self._encode("\n")])
+        return read
+
+    def segments(self, segments: Sequence[TextSegment]) -> Prompt:
+        """Segments of a document behind `<s>`; tokens of spans are among the others.
+
+        Raises:
+            DataError: the tokenizer makes a special token of a character.
+        """
+        tokens = [self.special.start]
+        spans: list[tuple[int, int]] = []
+        for segment in segments:
+            found = self.tokens(segment)
+            if segment.is_span and found:
+                spans.append((len(tokens), len(tokens) + len(found)))
+            tokens += found
+            if segment.ends_paragraph and found:
+                tokens.append(self.special.paragraph)
+        return Prompt(tokens=tokens, spans=spans)
+
+    def tokens(self, segment: TextSegment) -> list[int]:
+        """Those of a segment, without the end of its last paragraph.
+
+        Raises:
+            DataError: as `segments`.
+        """
+        found: list[int] = []
+        for text in [segment.text] if segment.is_span else paragraphs(segment.text):
+            ids = self._encode(text)
+            if found and ids:
+                found.append(self.special.paragraph)
+            found += ids
+        return found
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if self._control.isdisjoint(ids):
+            return ids
+        return encode_apart(self._tokenizer, text, self._control)
 
 
 def pack(

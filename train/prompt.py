@@ -1,19 +1,25 @@
-r"""How a prompt marks the spans that an encoder reads: `the driver [[maps a page]] of memory`.
+r"""A prompt is text as a corpus holds it, and marks spans: `the driver [[maps a page]] of memory`.
 
 `[[` opens a span and the next `]]` closes it. A name and a colon right behind `[[` say which
 modality it is of: `[[text:maps a page]]` is `[[maps a page]]`. A backslash before a mark takes its
 meaning from it: `\[[` is `[[` as it stands, and `\\[[` a backslash before a span. Where no span is
 open, `]]` is text.
+
+Blank lines end a paragraph, and so does a line end beside a span; `</s>` in a prompt is four
+characters, as it is in a text (docs/decisions/0032-one-reading-of-prompts.md).
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
+from train.data.segments import BLANK_LINES, TextSegment
 from train.errors import UserError
 
 # A run of backslashes is looked at once, from its beginning: each of them would cost as many steps.
 _MARK: Final = re.compile(r"(?<!\\)(\\*+)(\[\[(?:([a-z][a-z0-9_]*):)?|\]\])")
+_SIGN: Final = re.compile(r"(?<!\\)(\\*+)(\[\[|\]\])")
 
 TEXT: Final = "text"
 """The modality that is meant where none is named."""
@@ -83,6 +89,65 @@ def plain(prompt: str, *, modality: str = TEXT) -> str:
         UserError: as `parse`.
     """
     return "".join(part.text for part in parse(prompt, modality=modality))
+
+
+def segments_of(prompt: str, *, modality: str = TEXT) -> list[TextSegment]:
+    """The segments of a prompt, as those of a document; the last paragraph goes on.
+
+    Args:
+        prompt: with marks.
+        modality: of the encoder that reads text.
+
+    Raises:
+        UserError: as `parse`.
+    """
+    parts = parse(prompt, modality=modality)
+    found: list[TextSegment] = []
+    for part in parts:
+        text = part.text
+        begins, ends = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+        if not part.is_span and "\n" in begins and found:
+            found[-1] = replace(found[-1], ends_paragraph=True)
+        if part.is_span or text.strip():
+            does_end = "\n" in ends if part is not parts[-1] else BLANK_LINES.search(ends)
+            found.append(
+                TextSegment(
+                    text=text,
+                    is_span=part.is_span,
+                    is_scored=False,
+                    ends_paragraph=not part.is_span and bool(does_end),
+                )
+            )
+    return found
+
+
+def shown(segments: Sequence[TextSegment]) -> str:
+    """Segments as a prompt: spans in `[[ ]]`, paragraphs apart by a blank line.
+
+    A bracket right before a mark cannot be told from it: a space comes between.
+    """
+    found = ""
+    for segment in segments:
+        text = escaped(segment.text)
+        if segment.is_span:
+            # Spaces before a span would be the span's.
+            found = _before_mark(found.rstrip(" "), "[") + f"[[{_before_mark(text, ']')}]]"
+        else:
+            found += text.strip("\n")
+        found += "\n\n" if segment.ends_paragraph else ""
+    return found
+
+
+def escaped(text: str) -> str:
+    """The prompt that is a text, whatever signs it holds."""
+    return _SIGN.sub(r"\1\1\\\2", text)
+
+
+def _before_mark(text: str, bracket: str) -> str:
+    """A text that a mark follows, whose meaning its last signs would take."""
+    if text.endswith(bracket):
+        return f"{text} "
+    return text + "\\" * (len(text) - len(text.rstrip("\\")))
 
 
 def _refused(prompt: str, opened: int, fault: str, *, at: int) -> UserError:

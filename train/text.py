@@ -12,10 +12,10 @@ from model.generation.decoding import Decoding, Request, Row
 from model.generation.picking import Ending, Token
 from model.reading import Read
 from model.semicausal import SemiCausal
-from train.asked import Asked, Prompt, pack, text_encoder
-from train.data.tokens import TOKENIZER_BYTES_AT_MOST, SpecialTokens, read_tokenizer
+from train.asked import Asked, Prompt, PromptEncoder, pack, text_encoder
+from train.data.tokens import TOKENIZER_BYTES_AT_MOST, read_tokenizer
 from train.errors import UserError
-from train.prompt import TEXT, parse
+from train.prompt import TEXT
 from train.storage.place import Place
 from train.words import Words
 
@@ -86,8 +86,12 @@ class Speaker:
             raise UserError(f"{tokenizer} cannot be read as a tokenizer: {told}") from None
         self.tokenizer = read_tokenizer(content, name=str(tokenizer))
         vocabulary = self.tokenizer.get_vocab()
-        self.special = SpecialTokens.from_vocabulary(vocabulary)
         self.config = model.config
+        reader = text_encoder(model.config)
+        self._encoder = PromptEncoder(
+            self.tokenizer, modality=TEXT if reader is None else reader[0]
+        )
+        self.special = self._encoder.special
         self.device = next(model.parameters()).device
         self.read: Read = read or model
         known = model.config.decoder.vocabulary
@@ -97,21 +101,6 @@ class Speaker:
                 "all: name the tokenizer of the corpus that it was trained on"
             )
 
-    def encode(self, prompt: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokens of the prompt behind `<s>`, and the ranges of its spans.
-
-        Raises:
-            UserError: the marks of the prompt's spans make no sense.
-        """
-        tokens, spans = [self.special.start], list[tuple[int, int]]()
-        reader = text_encoder(self.config)
-        for part in parse(prompt, modality=TEXT if reader is None else reader[0]):
-            ids = self.tokenizer.encode(part.text, add_special_tokens=False).ids
-            if part.is_span and ids:
-                spans.append((len(tokens), len(tokens) + len(ids)))
-            tokens += ids
-        return tokens, spans
-
     def prompt(self, prompt: str | Sequence[int] | Prompt) -> Prompt:
         """A prompt in slots.
 
@@ -120,10 +109,10 @@ class Speaker:
                 marks spans that no encoder can read, or its marks make no sense.
         """
         decoder, reader = self.config.decoder, text_encoder(self.config)
+        if isinstance(prompt, str):
+            prompt = self._encoder(prompt)
         if isinstance(prompt, Prompt):
             tokens, spans = prompt.tokens, prompt.spans
-        elif isinstance(prompt, str):
-            tokens, spans = self.encode(prompt)
         else:
             tokens, spans = list(prompt), list[tuple[int, int]]()
         if not tokens:
@@ -174,7 +163,7 @@ class Speaker:
         return pack(self.config, prompts, device=self.device)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Text of tokens; the end of a paragraph begins a new line."""
+        """Text of tokens; a blank line ends a paragraph, as in prompts."""
         words = self.words()
         for token in tokens:
             words.add(token)

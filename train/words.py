@@ -10,7 +10,7 @@ class Words:
 
     Args:
         decode: text of some tokens.
-        paragraph: token that begins a new line.
+        paragraph: token that ends a paragraph, which a blank line shows.
         stop: each ends the text before it.
 
     Attributes:
@@ -42,7 +42,7 @@ class Words:
         self.offsets.append(len(self.text))
         if token == self._paragraph:
             self.finish()
-            self._append("\n")
+            self._append("\n\n")
             self._line, self._settled, self._told = [], 0, 0
             return
         self._line.append(token)

@@ -43,7 +43,7 @@ def test_answers_are_those_of_each_alone(speaker: Speaker) -> None:
 
 def test_tokens_are_a_prompt_too(speaker: Speaker) -> None:
     text = "a b c"
-    tokens, _ = speaker.encode(text)
+    tokens = speaker.prompt(text).tokens
     assert speaker.complete([asked(tokens)])[0].text == speaker.complete([asked(text)])[0].text
 
 

@@ -41,7 +41,7 @@ def whole(tokenizer: Tokenizer, tokens: list[int]) -> str:
             lines.append([])
         else:
             lines[-1].append(token)
-    return "\n".join(tokenizer.decode(line) for line in lines)
+    return "\n\n".join(tokenizer.decode(line) for line in lines)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Final, Self
 
@@ -15,7 +14,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tools.corpus import inputs
 from tools.corpus.media import RowError
 from tools.corpus.words import counted
-from train.data.tokens import SPECIAL_TEXT, TOKENIZER_BYTES_AT_MOST, SpecialTokens, read_tokenizer
+from train.data.tokens import (
+    SPECIAL_TEXT,
+    TOKENIZER_BYTES_AT_MOST,
+    SpecialTokens,
+    encode_apart,
+    read_tokenizer,
+)
 from train.errors import DataError
 from train.storage.place import Place
 
@@ -214,31 +219,11 @@ class CorpusTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def encode_apart(self, text: str) -> list[int] | RowError:
-        """The ids of a text in which `encode` finds a control token, so that it finds none.
-
-        The vocabulary of a model may spell `</d>`, or a normalizer make it of other signs. Such a
-        place is cut behind its first character, and what lies before and behind is read alone.
-        """
-        control = set(self.special.to_manifest().values())
-        ids: list[int] = []
-        waiting = [text]
-        while waiting:
-            piece = waiting.pop()
-            encoding = self.tokenizer.encode(piece, add_special_tokens=False)
-            begins = (
-                begin + 1
-                for token, (begin, _) in zip(encoding.ids, encoding.offsets, strict=True)
-                if token in control
-            )
-            cuts = sorted(set(begins))
-            if not cuts:
-                ids += encoding.ids
-            elif cuts[-1] >= len(piece):
-                return RowError(f"the tokenizer makes a control token of {piece[cuts[-1] - 1 :]!r}")
-            else:
-                bounds = pairwise([0, *cuts, len(piece)])
-                waiting += reversed([piece[begin:end] for begin, end in bounds])
-        return ids
+        """The ids of a text in which `encode` finds a control token, so that it finds none."""
+        try:
+            return encode_apart(self.tokenizer, text, {*self.special.to_manifest().values()})
+        except DataError as error:
+            return RowError(str(error))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""

@@ -25,6 +25,7 @@ from tools.hub import shipped
 from tools.hub.card import model_card
 from tools.hub.families.native import described_as, taken_apart
 from tools.hub.names import require_all, require_finite, without_tied
+from tools.hub.plain_text import as_read, as_trained
 from train.asked import text_encoder
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
@@ -102,7 +103,9 @@ def write_folder(
     save_file({name: v.contiguous() for name, v in tensors.items()}, draft / WEIGHTS, about)
     documents: dict[str, Any] = {CONFIG: {}, "generation_config.json": {}}
     if found is not None:
-        (draft / TOKENIZER).write_bytes(beginning_with_start(*found))
+        # A decoder of others that was not trained here has learned blank lines as they stand.
+        has_paragraphs = not native or state["step"] > 0
+        (draft / TOKENIZER).write_bytes(as_read(*found, has_paragraphs=has_paragraphs))
         documents = _documents(model, found[1])
     dtype = str(_widest(values)).removeprefix("torch.")
     if kind is not None:
@@ -290,31 +293,6 @@ def _documents(model: ModelConfig, special: SpecialTokens) -> dict[str, dict[str
             "model_max_length": model.decoder.max_tokens,
         },
     }
-
-
-_NO_TEMPLATE: Final = re.compile(rb'("post_processor":\s*)null')
-_TEMPLATE: Final = (
-    b'{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},'
-    b'{"Sequence":{"id":"A","type_id":0}}],"pair":[{"SpecialToken":{"id":"<s>","type_id":0}},'
-    b'{"Sequence":{"id":"A","type_id":0}},{"Sequence":{"id":"B","type_id":0}}],"special_tokens":'
-    b'{"<s>":{"id":"<s>","ids":[%d],"tokens":["<s>"]}}}'
-)
-
-
-def beginning_with_start(content: bytes, special: SpecialTokens) -> bytes:
-    """A tokenizer.json that puts `<s>` before a text, as training did; the rest stays, to the byte.
-
-    Whoever reads plain text, as lm-eval does, would begin without it. One that puts something
-    there already is left as it is.
-    """
-    template = _TEMPLATE % special.start
-    return _NO_TEMPLATE.sub(lambda found: found[1] + template, content, count=1)
-
-
-def as_trained(content: bytes) -> bytes:
-    """A tokenizer.json without what `beginning_with_start` has put there."""
-    wanted = re.escape(_TEMPLATE).replace(re.escape(b"%d"), rb"\d+")
-    return re.sub(wanted, b"null", content, count=1)
 
 
 def _tokenizer(

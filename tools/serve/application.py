@@ -23,6 +23,7 @@ from tools.serve.protocol import (
     Spelling,
     completion,
     fault,
+    places_in,
     read_request,
 )
 from tools.serve.worker import BusyError, Job, News, Worker
@@ -303,7 +304,7 @@ class _Answering:
             if is_first:
                 text = before + text
                 tokens = [*news.echo, *tokens]
-                offsets = [*self._offsets(news), *offsets]
+                offsets = [*self._offsets(news, before), *offsets]
         num_top = self._wanted.logprobs
         return {
             "text": text,
@@ -318,11 +319,12 @@ class _Answering:
         given = self._given[index]
         return given if isinstance(given, str) else self._speaker.text(self._prompts[index].tokens)
 
-    def _offsets(self, news: News) -> list[int]:
+    def _offsets(self, news: News, shown: str) -> list[int]:
         words = self._speaker.words()
         for token in news.echo:
             words.add(token.id)
-        return words.offsets
+        words.finish()
+        return places_in(shown, words.text, words.offsets)
 
     def _usage(self) -> dict[str, int]:
         # Copies share a prompt.

@@ -20,6 +20,8 @@ MOST_TOP = 20
 MOST_SEQUENCES = 256
 """Continuations that one request may ask for."""
 MOST_STOP_STRINGS = 16
+_MOST_SKIPPED = 80
+"""Signs of a prompt between two that were read; a tokenizer may change others."""
 
 Tokens = list[Annotated[int, Field(ge=0)]]
 
@@ -181,6 +183,27 @@ class Spelling:
                 text = self._name(other) or f"<{other}>"
             told[text] = log_probability
         return told
+
+
+def places_in(prompt: str, read: str, offsets: Sequence[int]) -> list[int]:
+    """Where tokens begin in a prompt, of which marks and some white space were not read.
+
+    Args:
+        prompt: as it was written.
+        read: text of its tokens.
+        offsets: where each token begins in it.
+    """
+    places: list[int] = []
+    at = 0
+    for sign in read:
+        found = prompt.find(sign, at, at + _MOST_SKIPPED)
+        # Of a blank line that is shown, perhaps one line end was written.
+        is_there = found >= 0 and (not sign.isspace() or not prompt[at:found].strip("[]\\ \n"))
+        at = found if is_there else at
+        places.append(at)
+        at += is_there
+    places.append(at)
+    return [places[offset] for offset in offsets]
 
 
 def completion(

@@ -1,7 +1,8 @@
 """The special tokens of the text stream, and the tokenizer that makes the others."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Final, Self
 
 from tokenizers import Tokenizer, models
@@ -82,3 +83,39 @@ def read_tokenizer(content: bytes, *, name: str) -> Tokenizer:
     if isinstance(tokenizer.model, models.BPE):
         tokenizer.model.dropout = None
     return tokenizer
+
+
+def encode_apart(tokenizer: Tokenizer, text: str, control: Collection[int]) -> list[int]:
+    """The ids of a text, none of them a control token.
+
+    The vocabulary of a model may spell `</d>`, or a normalizer make it of other signs. Such a place
+    is cut behind its first character, and what lies before and behind is read alone.
+
+    Args:
+        tokenizer: that keeps special tokens apart from text (`encode_special_tokens`).
+        text: to encode.
+        control: ids of the control tokens.
+
+    Raises:
+        DataError: it makes a control token of a single character.
+    """
+    ids: list[int] = []
+    waiting = [text]
+    while waiting:
+        piece = waiting.pop()
+        encoding = tokenizer.encode(piece, add_special_tokens=False)
+        begins = (
+            begin + 1
+            for token, (begin, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            if token in control
+        )
+        cuts = sorted(set(begins))
+        if not cuts:
+            ids += encoding.ids
+        elif cuts[-1] >= len(piece):
+            raise DataError(f"the tokenizer makes a control token of {piece[cuts[-1] - 1 :]!r}")
+        else:
+            waiting += reversed(
+                [piece[begin:end] for begin, end in pairwise([0, *cuts, len(piece)])]
+            )
+    return ids

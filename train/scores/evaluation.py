@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from train.errors import DataError
-from train.scores.asking import shown
+from train.prompt import shown
 from train.scores.interval import Estimate, difference, estimate
 from train.scores.metric import Floats, MetricName, metric
 from train.scores.request import Likelihood

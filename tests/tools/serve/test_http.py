@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,6 +103,26 @@ def test_echo_tells_the_probability_of_each_token(client: httpx.Client, speaker:
     (choice,) = nothing["choices"]
     assert choice["text"] == "the kernel"
     assert all(math.isfinite(chance) for chance in choice["logprobs"]["token_logprobs"][1:])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["the [[kernel maps]] a\n\npage ", "\\[[ of \n [[ a]]\n\n\n[[text:b]] bus", "\n\nmemory\n"],
+)
+def test_an_echo_is_what_was_sent_and_offsets_lie_in_it(
+    client: httpx.Client, speaker: Speaker, prompt: str
+) -> None:
+    told = complete(client, prompt=prompt, echo=True, logprobs=0, max_tokens=3)
+    (choice,) = told["choices"]
+    assert choice["text"].startswith(prompt)
+    offsets, tokens = (choice["logprobs"][key] for key in ("text_offset", "tokens"))
+    assert offsets == sorted(offsets)
+    read = speaker.prompt(prompt).tokens
+    for token, offset in zip(tokens[: len(read)], offsets, strict=False):
+        if token not in ("<s>", "\n\n"):
+            behind = prompt[offset:]
+            unmarked = re.sub(r"\[\[(text:)?", "", behind)
+            assert behind.startswith(token) or unmarked.startswith(token), (token, offset)
 
 
 def test_a_stop_string_is_not_told(client: httpx.Client) -> None:

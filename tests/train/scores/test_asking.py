@@ -14,7 +14,8 @@ from tools.corpus.entries import Entry
 from tools.corpus.tokenizer import CorpusTokenizer
 from train.data.document import Document
 from train.data.segments import TextSegment
-from train.scores.asking import Asking, segments_of, shown
+from train.prompt import segments_of, shown
+from train.scores.asking import Asking
 from train.scores.request import Likelihoods
 from train.tasks.example import Choice, Example
 from train.tasks.task import Task
@@ -114,7 +115,10 @@ def test_an_example_is_the_tokens_that_a_corpus_holds(tmp_path: Path) -> None:
 
 def test_paragraphs_and_spans_are_encoded_by_themselves(tmp_path: Path) -> None:
     made = asking(tmp_path)
-    tokens = made.tokens
+
+    def tokens(text: str) -> tuple[int, ...]:
+        return made.context([TextSegment(text=text, ends_paragraph=False)]).tokens[1:]
+
     segments = [
         TextSegment(text="the page", is_span=True, ends_paragraph=True),
         TextSegment(text="maps\n\na bus", ends_paragraph=False),

@@ -3,15 +3,21 @@ r"""Prompts with marked spans, `the driver [[maps a page]] of memory`, as inputs
 `[[` opens a span and the next `]]` closes it; a backslash before a mark takes its meaning from it.
 """
 
+import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import BatchFeature, ProcessorMixin
 
 _MARK = re.compile(r"(\\*)(\[\[(?:([a-z][a-z0-9_]*):)?|\]\])")
+
+_RULES = 7
+"""The first normalizers of the tokenizer are so many, which are for text outside of spans."""
 
 
 def parse(prompt: str, *, modality: str) -> list[tuple[str, bool]]:
@@ -93,12 +99,12 @@ class SemicausalProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def decode(self, token_ids: Any, **kwargs: Any) -> str:
-        """Text of tokens; the end of a paragraph begins a new line."""
+        """Text of tokens; a blank line ends a paragraph."""
         tokens = [int(token) for token in token_ids]
         paragraph = self.tokenizer.convert_tokens_to_ids("</s>")
         ends = [at for at, token in enumerate(tokens) if token == paragraph]
         kwargs = {"skip_special_tokens": True} | kwargs
-        return "\n".join(
+        return "\n\n".join(
             self.tokenizer.decode(tokens[last + 1 : end], **kwargs)
             for last, end in pairwise([-1, *ends, len(tokens)])
         )
@@ -112,13 +118,34 @@ class SemicausalProcessor(ProcessorMixin):
         """What the model is given."""
         return ["input_ids", "attention_mask", *(["spans"] if self.modality is not None else [])]
 
+    @cached_property
+    def _of_spans(self) -> Tokenizer:
+        document = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        before = document["normalizer"]["normalizers"][_RULES:]
+        document["normalizer"] = before[0] if before else None
+        return Tokenizer.from_str(json.dumps(document))
+
     def _encoded(self, prompt: str) -> tuple[list[int], list[int]]:
-        tokens, numbers, num_spans = [self.tokenizer.bos_token_id], [0], 0
-        for text, is_span in parse(prompt, modality=self.modality or "text"):
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        start, paragraph = self.tokenizer.convert_tokens_to_ids(["<s>", "</s>"])
+        tokens, numbers, num_spans = [start], [0], 0
+        parts = parse(prompt, modality=self.modality or "text")
+        for number, (text, is_span) in enumerate(parts):
             if is_span and self.modality is None:
                 raise ValueError("the model has no text encoder: remove the [[ ]] from the prompt")
+            begins, ends = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+            # A line end beside a span ends a paragraph; blank lines do within the tokenizer.
+            is_last = number == len(parts) - 1
+            body = text if is_span or is_last else text.rstrip()
+            if not is_span and number and "\n" in begins:
+                tokens.append(paragraph)
+                body = body.lstrip("\n") if body.strip() else ""
+            if is_span:
+                ids = self._of_spans.encode(body, add_special_tokens=False).ids
+            else:
+                ids = self.tokenizer.encode(body, add_special_tokens=False)
+            if not is_span and not is_last and body.strip() and "\n" in ends:
+                ids.append(paragraph)
             num_spans += is_span and bool(ids)
             tokens += ids
-            numbers += [num_spans if is_span else 0] * len(ids)
+            numbers += [num_spans if is_span else 0] * (len(tokens) - len(numbers))
         return tokens, numbers
