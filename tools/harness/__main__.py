@@ -34,10 +34,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("names", help="all, names or files of tasks, with commas")
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test")
     parser.add_argument("--rows", type=whole(least=1), help="of each task; default: all")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="spans are text like all else: for lm-eval's other models, such as hf on an export",
+    )
     parser.add_argument("--out", type=local_path, required=True, help="directory to write")
     options = parser.parse_args(given[1:])
     for task in load_tasks(options.names.split(",")):
-        name = write_tasks(task, options.out, split=options.split, most_rows=options.rows)
+        name = write_tasks(
+            task,
+            options.out,
+            split=options.split,
+            most_rows=options.rows,
+            has_spans=not options.plain,
+        )
         sys.stdout.write(f"{name}\n")
 
 

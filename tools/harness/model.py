@@ -2,15 +2,17 @@
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from model import torchvision_free
 from parallel.launch import World
 from parallel.mesh import LayoutConfig
 from train.checkpoint.directory import resolve
 from train.errors import DataError
 from train.loading import load_engine
-from train.scores.asking import segments_of
+from train.prompt import escaped
 from train.scores.opening import Opened, open_model
 from train.scores.request import Context, Continuation, Generation, Likelihood, Likelihoods
 from train.storage.place import Place
@@ -18,18 +20,39 @@ from train.words import Words
 
 NAME = "semicausal"
 
+SPANS: Final = "semicausal_spans"
+"""Column of rows whose prompts mark spans; in all others `[[` is text, as their authors meant."""
+
 
 def register() -> None:
-    """Makes the model known to lm-eval, of this process."""
+    """Makes the model known to lm-eval, of this process, beside its own."""
+    torchvision_free.install()  # else `hf` imports no model of transformers beside a CPU's torch
+    importlib.import_module("lm_eval.models")
     registry: Any = importlib.import_module("lm_eval.api.registry")
     registry.register_model(NAME)(_model_class())
 
 
-class Harness:
-    """Answers lm-eval's three kinds of requests.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What lm-eval gives a model to read.
 
-    In a prompt `[[ ]]` marks spans, which the encoder reads, and a line end behind or before one a
-    paragraph, as in our tasks.
+    Attributes:
+        context: of the request.
+        has_spans: whether `[[ ]]` marks them in it, see `SPANS`.
+    """
+
+    context: str
+    has_spans: bool = False
+
+    def prompt(self, text: str = "") -> str:
+        """The context, and a text behind it, in the form that `train/prompt.py` reads."""
+        if self.has_spans:
+            return self.context + escaped(text)
+        return escaped(self.context + text)
+
+
+class Harness:
+    """Answers lm-eval's three kinds of requests, as its own models do, with what training read.
 
     Args:
         checkpoint: a run or one of its checkpoints.
@@ -43,39 +66,41 @@ class Harness:
         self._opened: Opened = open_model(path, engine, answers=answers, batch=batch)
         self._most_slots = engine.module.config.decoder.max_tokens
 
-    def tokens(self, text: str) -> list[int]:
-        """Of a text behind a context."""
-        return self._opened.asking.tokens(text)
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Of a text, behind `<s>`."""
+        return self._opened.asking.prompt(escaped(text)).tokens
 
-    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+    def likelihoods(self, pairs: Sequence[tuple[Asked, str]]) -> list[tuple[float, bool]]:
         """Log-likelihood of each text behind its context, and whether it is the greedy one.
 
-        Of a context that has no room before its text only the end is read.
+        White space at the end of a context belongs to the text, as lm-eval's own models have it. Of
+        a context that has no room before its text only the end is read.
 
         Raises:
             DataError: a text makes no tokens, or more than the model has positions for.
         """
-        asking = self._opened.asking
+        prompt = self._opened.asking.prompt
         asked: list[tuple[Context, Continuation]] = []
-        for context, text in pairs:
-            tokens = tuple(self.tokens(text))
+        for given, text in pairs:
+            before = replace(given, context=given.context.rstrip())
+            behind = given.context[len(before.context) :] + text
+            read = prompt(before.prompt())
+            tokens = prompt(before.prompt(behind)).tokens[len(read.tokens) :]
             if not 0 < len(tokens) <= self._most_slots:
                 raise DataError(
                     f"{text!r:.80} makes {len(tokens)} tokens behind a context: it needs 1 at "
                     f"least, and {self._most_slots} at most"
                 )
-            read = asking.context(segments_of(context))
             room = self._most_slots + 1 - len(tokens)
             asked.append((_end_of(read, room), Continuation(tokens=tokens)))
         return self._ask(asked)
 
     def rolling(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of each text, every token once, behind as much of it as has room."""
-        start = self._opened.asking.special.start
         most = self._most_slots
         found: list[float] = []
         for text in texts:
-            tokens = [start, *self.tokens(text)]
+            tokens = self.tokens(text)
             # Windows of as many new tokens as there are positions; what is left at the end stands
             # behind as much of the text as has room.
             windows = [
@@ -84,15 +109,12 @@ class Harness:
                 for stop in [min(begin + most, len(tokens))]
             ]
             answers = self._ask(
-                [
-                    (Context(tokens=tuple(context)), Continuation(tokens=tuple(new)))
-                    for context, new in windows
-                ]
+                [(Context(tokens=context), Continuation(tokens=new)) for context, new in windows]
             )
             found.append(sum(value for value, _ in answers))
         return found
 
-    def generated(self, asked: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    def generated(self, asked: Sequence[tuple[Asked, dict[str, Any]]]) -> list[str]:
         """What follows each prompt, up to the first of its stop strings.
 
         Of a prompt that has no room before its answer only the end is read, but half as many tokens
@@ -100,15 +122,15 @@ class Harness:
         """
         asking = self._opened.asking
         requests: list[Generation] = []
-        for context, options in asked:
+        for given, options in asked:
             most_new = int(options.get("max_gen_toks", 256))
             ends = {asking.special.document}
-            if "\n" in _until(options):  # which a paragraph's end is
+            if not {"\n", "\n\n"}.isdisjoint(_until(options)):  # which a paragraph's end is
                 ends.add(asking.special.paragraph)
-            room = max(self._most_slots + 1 - most_new, self._most_slots // 2)
+            room = max(self._most_slots - most_new, self._most_slots // 2)
             requests.append(
                 Generation(
-                    context=_end_of(asking.context(segments_of(context)), room),
+                    context=_end_of(asking.prompt(given.prompt()), room),
                     max_new_tokens=most_new,
                     stop_tokens=tuple(sorted(ends)),
                 )
@@ -148,6 +170,13 @@ class Harness:
         return found
 
 
+def asked_of(request: Any) -> Asked:
+    """Of an instance of lm-eval, which knows its row."""
+    row = request.doc
+    has_spans = isinstance(row, dict) and row.get(SPANS) is True
+    return Asked(context=request.args[0], has_spans=has_spans)
+
+
 def _until(options: dict[str, Any]) -> list[str]:
     until = options.get("until") or []
     return [until] if isinstance(until, str) else list(until)
@@ -173,12 +202,14 @@ def _model_class() -> Any:
             self._harness = Harness(checkpoint, batch=int(size) if size.isdigit() else 16)
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return self._harness.likelihoods([request.args for request in requests])
+            pairs = [(asked_of(request), request.args[1]) for request in requests]
+            return self._harness.likelihoods(pairs)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return self._harness.rolling([request.args[0] for request in requests])
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return self._harness.generated([request.args for request in requests])
+            asked = [(asked_of(request), request.args[1]) for request in requests]
+            return self._harness.generated(asked)
 
     return Semicausal

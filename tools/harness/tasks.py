@@ -1,35 +1,46 @@
 """Our tasks as lm-eval reads them: rows with their prompts filled in, and a YAML beside them."""
 
 import json
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tools.harness.model import NAME, SPANS
+from train.data.segments import TextSegment
 from train.errors import DataError
-from train.scores.asking import shown
+from train.prompt import shown
 from train.storage.place import Place
 from train.tasks.reader import TaskReader
 from train.tasks.task import Split, Task
 
 
-def write_tasks(task: Task, directory: Path, *, split: Split, most_rows: int | None) -> str:
+def write_tasks(
+    task: Task, directory: Path, *, split: Split, most_rows: int | None, has_spans: bool = True
+) -> str:
     """Writes `semicausal_TASK.yaml` and its rows; returns the task's name there.
 
-    Prompts mark spans with `[[ ]]`, which our model reads as spans; for others leave the marks out
-    of the template.
+    Args:
+        task: to write.
+        directory: to write into.
+        split: whose rows.
+        most_rows: the first this many; None for all.
+        has_spans: whether prompts mark spans with `[[ ]]`, which `--model semicausal` reads; else
+            all is text, which any model of lm-eval can read.
 
     Raises:
         DataError: rows cannot be read, or their choices stand behind texts of their own, which
             lm-eval has no form for.
     """
-    name = f"semicausal_{task.name}"
+    name = f"{NAME}_{task.name}" if has_spans else f"{NAME}_plain_{task.name}"
     rows: list[dict[str, Any]] = []
     for example in islice(TaskReader(task).examples(split), most_rows):
         if any(choice.before for choice in example.choices):
             raise DataError(f"task {task.name}: answer.before has no counterpart in lm-eval")
-        row: dict[str, Any] = {"id": example.id, "context": shown(example.context)}
+        context = shown(example.context) if has_spans else _plain(example.context)
+        row: dict[str, Any] = {"id": example.id, "context": context, SPANS: has_spans}
         if example.choices:
             row |= {"choices": [choice.text for choice in example.choices], "gold": example.gold}
         else:
@@ -70,3 +81,8 @@ def write_tasks(task: Task, directory: Path, *, split: Split, most_rows: int | N
         }
     Place.of(directory / f"{name}.yaml").write(yaml.safe_dump(described, sort_keys=False).encode())
     return name
+
+
+def _plain(segments: Sequence[TextSegment]) -> str:
+    """Text of segments, paragraphs apart by a blank line."""
+    return "".join(each.text + ("\n\n" if each.ends_paragraph else "") for each in segments)
