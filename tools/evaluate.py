@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from parallel.agreement import on_all_ranks
 from parallel.forward import Engine
 from parallel.launch import World
 from parallel.mesh import LayoutConfig
@@ -25,6 +26,7 @@ from train.data.sources import Sources
 from train.data.spans.at_random import RandomSpansConfig
 from train.data.spans.scoring import scored_tokens
 from train.data.spans.text import TextSpansConfig
+from train.errors import UserError
 from train.evaluate import VALIDATION_EPOCH, Evaluation, evaluate
 from train.loading import load_config, load_engine
 from train.microbatch import settled
@@ -144,9 +146,14 @@ def _losses(
     options: argparse.Namespace, path: Place, layout: LayoutConfig, world: World
 ) -> dict[str, object]:
     config = load_config(path).on_corpus(options.corpus)
-    sources = open_sources(config)
-    if options.corpus is not None:
-        refuse_other_tokenizer(sources, read_state(path, FirstState), path)
+
+    def opened() -> Sources:
+        sources = open_sources(config)
+        if options.corpus is not None:
+            refuse_other_tokenizer(sources, read_state(path, FirstState), path)
+        return sources
+
+    sources = on_all_ranks(opened, UserError)
     engine = load_engine(path, layout=layout, world=world)
     results = evaluate_checkpoint(config, engine, sources, sequences=options.sequences)
     if world.is_main:

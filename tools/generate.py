@@ -37,15 +37,17 @@ def main(arguments: list[str] | None = None) -> None:
         "--prompt",
         action="append",
         help=r"text to continue, once or several times; a part between [[ and ]] is read by the "
-        r"bidirectional encoder, \[[ is as it stands",
+        r"bidirectional encoder, \[[ is as it stands; a blank line ends a paragraph",
     )
     given.add_argument("--chat", action="store_true", help="ask for prompts, one after the other")
     parser.add_argument("--max-new-tokens", type=MOST_TOKENS, default=64)
     parser.add_argument(
-        "--top-p", type=PROBABILITY, default=0.0, help="nucleus; 0 (default) is greedy"
+        "--top-p",
+        type=PROBABILITY,
+        help="nucleus; 0 is greedy, as all is unless one of these three is given",
     )
-    parser.add_argument("--top-k", type=MOST_TOKENS, help="draw among this many; needs --top-p")
-    parser.add_argument("--temperature", type=TEMPERATURE, default=1.0)
+    parser.add_argument("--top-k", type=MOST_TOKENS, help="draw among this many")
+    parser.add_argument("--temperature", type=TEMPERATURE, help="divides the logits")
     parser.add_argument("--seed", type=whole(), default=0)
     parser.add_argument(
         "--stop",
@@ -65,9 +67,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--adapter", type=local_path, help="directory of one in peft's format")
     parser.add_argument("--tokenizer", type=Place.parse, help="default: the one the run kept")
     options = parser.parse_args(arguments)
-    drawn = options.top_p > 0 or options.stop or options.choice
-    if options.beams is not None and (drawn or options.chat or options.adapter):
-        parser.error("--beams: goes without --top-p, --stop, --choice, --adapter and --chat")
+    drawn = options.top_p or options.top_k is not None or options.temperature is not None
+    told = drawn or options.stop or options.choice or options.chat or options.adapter
+    if options.beams is not None and told:
+        parser.error(
+            "--beams: goes without --top-p, --top-k, --temperature, --stop, --choice, --adapter "
+            "and --chat"
+        )
+    if options.top_p == 0 and drawn:
+        parser.error("--top-p: 0 is greedy: leave it out where --top-k or --temperature draw")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     adapters = {} if options.adapter is None else {"given": options.adapter}
     _, speaker = speaker_of(options.checkpoint, options.tokenizer, device=device, adapters=adapters)
@@ -76,9 +84,9 @@ def main(arguments: list[str] | None = None) -> None:
         prompt="",
         max_new_tokens=options.max_new_tokens,
         sampling=Sampling(
-            top_p=options.top_p,
+            top_p=(1.0 if drawn else 0.0) if options.top_p is None else options.top_p,
             top_k=options.top_k,
-            temperature=options.temperature,
+            temperature=1.0 if options.temperature is None else options.temperature,
             seed=options.seed,
         ),
         stop=tuple(options.stop),
@@ -165,11 +173,11 @@ def _changed(asked: Asked, line: str, console: Console) -> Asked:
     try:
         match name:
             case "temperature":
-                sampling = replace(sampling, temperature=TEMPERATURE(value))
+                sampling = _drawn(replace(sampling, temperature=TEMPERATURE(value)))
             case "top-p":
                 sampling = replace(sampling, top_p=PROBABILITY(value))
             case "top-k":
-                sampling = replace(sampling, top_k=MOST_TOKENS(value))
+                sampling = _drawn(replace(sampling, top_k=MOST_TOKENS(value)))
             case "seed":
                 sampling = replace(sampling, seed=whole()(value))
             case "max-new-tokens":
@@ -179,6 +187,11 @@ def _changed(asked: Asked, line: str, console: Console) -> Asked:
     except argparse.ArgumentTypeError as error:
         raise UserError(f"/{name} {error}") from None
     return replace(asked, sampling=sampling)
+
+
+def _drawn(sampling: Sampling) -> Sampling:
+    """Not greedy: whoever names a temperature means to draw."""
+    return replace(sampling, top_p=sampling.top_p or 1.0)
 
 
 def _print(console: Console, piece: str) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -66,11 +67,12 @@ def evaluate_tasks(
     left = directory / path.name / setting.name
     scores: list[TaskScore] = []
     differences: dict[str, Estimate] = {}
-    for score in scores_of(opened, tasks, setting):
-        scores.append(score)
-        write_predictions(left, score)
-        if baseline:
-            differences[score.task] = score.against(baseline[score.task])
+    with closing(opened.scorer):
+        for score in scores_of(opened, tasks, setting):
+            scores.append(score)
+            write_predictions(left, score)
+            if baseline:
+                differences[score.task] = score.against(baseline[score.task])
     if not world.is_main:
         return {}
     seconds = time.perf_counter() - started

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model.reading import Reading
 from parallel.engine import build_part
 from parallel.forward import FrozenEngine
 from parallel.launch import World
@@ -10,6 +11,7 @@ from parallel.mesh import LayoutConfig, Mesh, build_mesh
 from parallel.reading import reader
 from tests.train.scores.models import MODEL, generations, likelihoods
 from tools.ranks import RankPool
+from train.errors import UserError
 from train.scores.answers import Answer, Answers
 from train.scores.request import Likelihood
 from train.scores.scorer import Scorer
@@ -61,3 +63,27 @@ def test_answers_equal_one_process(
                 assert mine.is_greedy == theirs.is_greedy
             else:
                 assert mine == theirs
+
+
+def refused() -> str:
+    """What this rank hears when what the other copy of the model says is not finite."""
+    world = World.here(torch.device("cpu"))
+    mesh = build_mesh(LayoutConfig(), world)
+    part = build_part(MODEL, LayoutConfig(), mesh, seed=SEED).eval()
+    sound = reader(FrozenEngine(module=part, mesh=mesh), apart=True)
+
+    def read(reading: Reading) -> torch.Tensor:
+        return sound(reading) * (float("nan") if world.rank else 1.0)
+
+    kept = Answers(None) if world.is_main else None
+    scorer = Scorer(read, mesh, weights="w", answers=kept, model=MODEL, batch=4)
+    try:
+        scorer.ask(likelihoods())
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_what_one_copy_cannot_answer_all_hear_of(rank_pools: dict[int, RankPool]) -> None:
+    for told in rank_pools[2].run(refused):
+        assert "not finite: name another checkpoint (rank 1 of 2)" in told

@@ -98,6 +98,14 @@ def test_generation(trained: tuple[Path, Metrics], capsys: pytest.CaptureFixture
     drawn = capsys.readouterr().out
     assert generate.main([directory, *prompt, "--top-p", "0.9", "--seed", "3"]) == 0
     assert capsys.readouterr().out == drawn
+    # Whoever names a temperature, or so many tokens, means to draw.
+    for given in (["--temperature", "1"], ["--top-k", "999"]):
+        assert generate.main([directory, *prompt, *given, "--seed", "3"]) == 0
+        drawn = capsys.readouterr().out
+        assert generate.main([directory, *prompt, "--top-p", "1", "--seed", "3"]) == 0
+        assert capsys.readouterr().out == drawn != greedy
+    assert generate.main([directory, *prompt, "--top-p", "0", "--top-k", "9"]) == 2
+    assert "--top-p: 0 is greedy: leave it out" in capsys.readouterr().err
 
 
 def test_generation_refuses(

@@ -1,17 +1,21 @@
 """What a model has answered, kept in a file, so that nothing is computed twice.
 
+One process writes it at a time, which a lock beside it sees to.
+
 One line of JSON an answer, under the hash of weights and request; each is whole when it is there. A
 process that is killed loses the batch that it was computing, and a cut last line is left out.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from train.errors import DataError
+from train.errors import DataError, InUseError
 from train.scores.request import Likelihood
 from train.storage.appended import AppendedFile
+from train.storage.host_lock import UNSUPPORTED, try_lock
 from train.storage.record import Count, Record, fault_of
 
 _Key = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -48,15 +52,25 @@ class Answers:
 
     Raises:
         DataError: a line of it is damaged.
+        InUseError: another process writes it.
         OSError: it cannot be read or written.
     """
 
     def __init__(self, path: Path | None):
         self._found: dict[str, Answer] = {}
         self._file: AppendedFile | None = None
+        self._lock: int | None = None  # until the process ends, if nobody closes it
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(path)
+        try:
+            self._read(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, path: Path) -> None:
         self._file = AppendedFile(path)
         content = self._file.read()
         self._file.truncate(whole := content.rfind(b"\n") + 1)
@@ -90,6 +104,24 @@ class Answers:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def _locked(path: Path) -> int | None:
+    """The descriptor of a file's lock; None where the file system has none."""
+    try:
+        found = try_lock(path.with_name(f"{path.name}.lock"))
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return None
+        raise
+    if found is None:
+        raise InUseError(
+            f"{path} is written by another evaluation: wait for its end, or name another directory "
+            "with --scores"
+        )
+    return found
 
 
 def _answer(record: _Likelihood | _Generated) -> Answer:

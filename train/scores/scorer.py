@@ -1,5 +1,6 @@
 """Asks a model, in batches and under any layout; what was answered before is not asked again."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
@@ -10,7 +11,7 @@ from model.generation.picking import Token
 from model.generation.scoring import score
 from model.reading import Read
 from model.semicausal import ModelConfig
-from parallel.agreement import gathered, on_first_rank
+from parallel.agreement import gathered, on_first_rank, raise_first
 from parallel.mesh import Mesh
 from train.asked import Prompt, pack
 from train.errors import UserError
@@ -79,7 +80,7 @@ class Scorer:
             mine = first + self._mesh.data_rank
             # A rank without work does another's again: a forward may need all ranks.
             batch = batches[min(mine, len(batches) - 1)]
-            found = self._compute([units[number] for number in batch])
+            found = self._together([units[number] for number in batch])
             told: dict[str, Answer] = {}
             if mine < len(batches) and self._mesh.speaks_for_sample:
                 for number, answers in zip(batch, found, strict=True):
@@ -94,6 +95,11 @@ class Scorer:
             [self._answers[self._key(request, place)] for place in range(_size(request))]
             for request in requests
         ]
+
+    def close(self) -> None:
+        """Let others keep answers in its file."""
+        if self._answers is not None:
+            self._answers.close()
 
     def _missing(self, requests: Sequence[Asked]) -> list[tuple[int, list[int]]]:
         """Numbers of the requests with no answer yet, each once, and which parts of them."""
@@ -145,6 +151,17 @@ class Scorer:
             rows += more
         if batch:
             yield batch
+
+    def _together(self, units: Sequence[Asked]) -> list[list[Answer]]:
+        """As `_compute`; what is not finite in one copy of the model, the others do not see."""
+        found: list[list[Answer]] = []
+        fault: UserError | None = None
+        try:
+            found = self._compute(units)
+        except UserError as error:
+            fault = error
+        raise_first(fault, UserError)
+        return found
 
     def _compute(self, units: Sequence[Asked]) -> list[list[Answer]]:
         prompts = [
@@ -215,10 +232,14 @@ def _part(unit: Asked, places: Sequence[int]) -> Asked:
 
 def _likelihood(tokens: Sequence[Token]) -> Likelihood:
     # Of each token in fp32, added up in fp64.
+    found = sum(token.log_probability for token in tokens)
+    if not math.isfinite(found):
+        raise FloatingPointError("what the model predicts is not finite")
     return Likelihood(
-        log_likelihood=min(0.0, sum(token.log_probability for token in tokens)),
+        log_likelihood=min(0.0, found),
         tokens=len(tokens),
-        is_greedy=all(token.top[0][0] == token.id for token in tokens),
+        # Of several that are equally likely, whichever is asked for.
+        is_greedy=all(token.log_probability >= token.top[0][1] for token in tokens),
     )
 
 

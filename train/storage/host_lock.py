@@ -17,7 +17,8 @@ from train.storage.patience import StoppedError
 FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 """Error numbers of a full disk."""
 _POLL_SECONDS: Final = 0.05
-_UNSUPPORTED: Final = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+UNSUPPORTED: Final = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+"""Error numbers of a file system without locks."""
 
 
 @contextlib.contextmanager
@@ -52,9 +53,9 @@ def host_lock(
     seen = progress()
     while True:
         try:
-            descriptor = _try_lock(path)
+            descriptor = try_lock(path)
         except OSError as error:
-            if error.errno not in FULL | _UNSUPPORTED:
+            if error.errno not in FULL | UNSUPPORTED:
                 raise StorageError(
                     f"Cannot write to the data cache {path.parent} ({error.strerror}); set "
                     "storage.cache to another directory"
@@ -84,8 +85,12 @@ def host_lock(
         os.close(descriptor)
 
 
-def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock; None if another one does."""
+def try_lock(path: Path) -> int | None:
+    """A descriptor that holds a lock file until it is closed; None if another one does.
+
+    Raises:
+        OSError: the file cannot be made, or the file system has no locks (`UNSUPPORTED`).
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     is_held = False
     try:

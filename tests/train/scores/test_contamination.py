@@ -23,6 +23,8 @@ from train.tasks.task import load_tasks
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgkl" for b in "aeiou" for c in "mnrst"]
 PLANTED = 17
+CHINESE = 20
+SIGNS = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜"
 
 
 def _text(of: random.Random, count: int) -> str:
@@ -42,6 +44,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for _ in range(12)
     ]
+    for _ in range(2):
+        rows.append({"question": "".join(of.choice(SIGNS) for _ in range(40)), "answer": "x"})
+    # A short text of one paragraph alone, as titles are.
+    rows.append({"question": _text(of, 5), "answer": "x"})
     (root / "task").mkdir()
     (root / "task" / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (root / "task.yaml").write_text(
@@ -73,7 +79,15 @@ metrics: [f1]
                 # Too few of the words in a row, and another row's short text but for a word.
                 text = " ".join(rows[5]["question"].split()[:12])
                 text += f" ; {' '.join(rows[6]['notes'][0]['short'].split()[:5])}"
-            tokens = np.array([*tokenizer.encode(text).ids, 2], dtype=np.uint16)
+            if split == "train" and number == CHINESE:
+                text = f"文{rows[12]['question'][:20]}，{rows[12]['question'][20:]}。文"
+            if split == "train" and number == CHINESE + 1:
+                text = f"{rows[13]['question'][:25]}文{rows[13]['question'][26:30]}"
+            parts = [text]
+            if split == "train" and number == CHINESE + 2:
+                parts = [_text(of, 3), rows[14]["question"], _text(of, 3)]
+            ids = [each for part in parts for each in (*tokenizer.encode(part).ids, 1)]
+            tokens = np.array([*ids[:-1], 2], dtype=np.uint16)
             documents.append(
                 {
                     "id": f"{split}/{number}",
@@ -101,9 +115,11 @@ def test_names_the_planted_document_its_steps_and_nothing_else(
     world: Path, read: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = tool.look(read, str(world / "task.yaml"))
-    assert found.rows == 12
+    assert found.rows == 15
     assert [(each.row, each.document) for each in found.overlaps] == [
-        ("planted/test:3", f"train/{PLANTED}")
+        ("planted/test:3", f"train/{PLANTED}"),
+        ("planted/test:12", f"train/{CHINESE}"),
+        ("planted/test:14", f"train/{CHINESE + 2}"),
     ]
     overlap = found.overlaps[0]
     assert overlap.number == PLANTED
@@ -143,7 +159,7 @@ def test_a_run_that_has_not_read_it_is_clean(world: Path, read: Path) -> None:
     tokenizer = Tokenizer.from_file(str(world / "tokenizer.json"))
     found = contamination(rows, ledger, plan, tokenizer)
     assert found.steps == 12 - len(without) > 0
-    assert not found.overlaps
+    assert PLANTED not in {each.number for each in found.overlaps}
 
 
 def _reader(world: Path) -> TaskReader:
@@ -157,3 +173,7 @@ def test_texts_of_a_row() -> None:
     assert [*runs_of(["a"] * 4)] == []
     assert [*runs_of(["a"] * 5)] == [("a",) * 5]
     assert len([*runs_of(["a"] * 20)]) == 8
+    assert words("C的ＡＢ页。หน้า") == ["c", "的", "ab", "页", *"หน้า"]
+    assert [*runs_of(["页"] * 9)] == []
+    assert [*runs_of(["页"] * 10)] == [("页",) * 10]
+    assert [len(run) for run in runs_of([*["页"] * 8, *["a"] * 9, "b"])] == [17, 17, 16]

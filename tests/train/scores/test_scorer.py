@@ -9,12 +9,13 @@ from model.reading import Reading
 from parallel.launch import World
 from parallel.mesh import Mesh
 from tests.train.scores.models import MODEL, generations, likelihoods, model, one_at_a_time
-from train.errors import DataError, UserError
+from train.errors import DataError, InUseError, UserError
 from train.scores.answers import Answer, Answers
 from train.scores.request import Likelihood
 from train.scores.scorer import Scorer
 
 WORLD = World(rank=0, size=1, device=torch.device("cpu"))
+MESH = Mesh(world=WORLD, data_rank=0, data_size=1)
 MADE = model()
 
 
@@ -34,8 +35,7 @@ class Counted:
 
 
 def scorer(answers: Answers, *, batch: int = 8, read: Counted | None = None) -> Scorer:
-    mesh = Mesh(world=WORLD, data_rank=0, data_size=1)
-    return Scorer(read or Counted(), mesh, weights="w", answers=answers, model=MODEL, batch=batch)
+    return Scorer(read or Counted(), MESH, weights="w", answers=answers, model=MODEL, batch=batch)
 
 
 def values(answers: list[list[Answer]]) -> list[list[float]]:
@@ -74,6 +74,9 @@ def test_repeats_nothing_after_a_kill(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         killed.ask(asked)
     assert killed.computed > 0
+    with pytest.raises(InUseError, match="written by another evaluation: wait for its end, or"):
+        Answers(path)
+    killed.close()
     with path.open("ab") as file:
         file.write(b'{"kind": "likelihood", "key')  # cut short
     again = scorer(Answers(path), batch=2)
@@ -82,6 +85,7 @@ def test_repeats_nothing_after_a_kill(tmp_path: Path) -> None:
     assert killed.computed + again.computed == total
     for here, there in zip(values(found), values(whole), strict=True):
         assert here == pytest.approx(there, abs=1e-4)
+    again.close()
     third = scorer(Answers(path), batch=2, read=Counted(most=0))
     assert third.ask(asked) == found
     assert third.computed == 0
@@ -91,8 +95,7 @@ def test_other_weights_are_asked_anew(tmp_path: Path) -> None:
     asked = likelihoods(3)
     answers = Answers(tmp_path / "answers.jsonl")
     scorer(answers).ask(asked)
-    mesh = Mesh(world=WORLD, data_rank=0, data_size=1)
-    other = Scorer(Counted(), mesh, weights="v", answers=answers, model=MODEL, batch=8)
+    other = Scorer(Counted(), MESH, weights="v", answers=answers, model=MODEL, batch=8)
     other.ask(asked)
     assert other.computed == sum(len(each.continuations) for each in asked)
 
@@ -108,15 +111,37 @@ def test_the_same_twice_is_computed_once() -> None:
 def test_damaged_answers_are_named(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text('{"kind": "likelihood", "key": "' + "0" * 32 + '", "log_likelihood": 1}\n')
-    with pytest.raises(DataError, match=r"answers.jsonl:1 is damaged .* remove the line"):
-        Answers(path)
+    for _ in range(2):  # refused, it lets go of the file
+        with pytest.raises(DataError, match=r"answers.jsonl:1 is damaged .* remove the line"):
+            Answers(path)
 
 
 def test_what_is_not_finite_is_no_answer() -> None:
     def read(reading: Reading) -> torch.Tensor:
         return MADE(reading) * float("nan")
 
-    mesh = Mesh(world=WORLD, data_rank=0, data_size=1)
-    broken = Scorer(read, mesh, weights="w", answers=Answers(None), model=MODEL, batch=8)
+    broken = Scorer(read, MESH, weights="w", answers=Answers(None), model=MODEL, batch=8)
     with pytest.raises(UserError, match="is not finite"):
         broken.ask(likelihoods(2))
+
+
+def test_a_token_that_is_impossible_is_no_answer() -> None:
+    """Among finite logits: a likelihood of nothing at all would be stored as none."""
+
+    def read(reading: Reading) -> torch.Tensor:
+        logits = MADE(reading)
+        logits[:, 10:] = -3e38
+        return logits * 3.0
+
+    broken = Scorer(read, MESH, weights="w", answers=Answers(None), model=MODEL, batch=8)
+    with pytest.raises(UserError, match="is not finite"):
+        broken.ask(likelihoods(2))
+
+
+def test_of_equally_likely_tokens_each_is_the_likeliest() -> None:
+    def read(reading: Reading) -> torch.Tensor:
+        return torch.zeros_like(MADE(reading))
+
+    even = Scorer(read, MESH, weights="w", answers=Answers(None), model=MODEL, batch=8)
+    found = [each for some in even.ask(likelihoods(5)) for each in some]
+    assert all(isinstance(each, Likelihood) and each.is_greedy for each in found)
