@@ -4,6 +4,9 @@ import os
 
 from parallel.allocator import let_segments_expand
 from train.preemption import quiet_until_asked
+from train.watch.heartbeat import Heartbeat
+
+BEAT = Heartbeat.of_environment()
 
 if __name__ == "__main__":
     quiet_until_asked()  # what is imported next takes seconds
@@ -33,6 +36,7 @@ from train.data.spans.at_random import RandomSpansConfig
 from train.dry_run import dry_run
 from train.errors import ConfigError, StorageError, UserError, explained, named, told
 from train.exit_status import ExitStatus
+from train.imported import import_rest
 from train.loop import train
 from train.prepare import check, use_compile_cache
 from train.storage.path import local_path
@@ -79,19 +83,24 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
             code = dry_run(config, world)
         else:
             with contextlib.ExitStack() as held:
-                code = train(config, world, imported=IMPORTED, held=held, streams=streams)
+                code = train(
+                    config, world, imported=IMPORTED, held=held, beat=BEAT, streams=streams
+                )
         forget_groups()
         leave()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from the last checkpoint\n")
         code = abandon(ExitStatus.INTERRUPTED)
     except Exception as error:
-        if isinstance(mendable := _mendable(error), UserError):
+        mendable = _mendable(error)
+        BEAT.tell(mendable)
+        if isinstance(mendable, UserError):
             complain(mendable)
             code = abandon(ExitStatus.MISTAKE)
         else:
             traceback.print_exc()
             code = abandon(ExitStatus.FAULT)
+    BEAT.end(code)
     return code
 
 
@@ -105,6 +114,7 @@ def _mendable(error: Exception) -> Exception:
 
 def abandon(code: int) -> int:
     """End at once if others may be inside a collective: they are the launcher's to end."""
+    BEAT.end(code)
     if dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -220,4 +230,5 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    BEAT.wait_until_needed(import_rest)
     sys.exit(main())

@@ -12,6 +12,8 @@ class ExitStatus(IntEnum):
     """A fault of this code, or of the machine, with its traceback."""
     MISTAKE = 2
     """The user must change something, and is told what."""
+    GIVEN_UP = 70
+    """A keeper's: starting again does not help, as it says: EX_SOFTWARE."""
     UNPRINTED = 74
     """The work is done, but what was printed is not whole: EX_IOERR."""
     SAVED = 75

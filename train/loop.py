@@ -27,6 +27,7 @@ from train.prepare import Saved, agreed, checkpoints_of, claim, find_saved, leas
 from train.samples import write_samples
 from train.step import accumulate, reseed, update
 from train.storage.lease import take_those_there
+from train.watch.heartbeat import Heartbeat, Section
 from train.watch.metrics import BaselineRecord
 from train.watch.monitor import Monitor
 from train.watch.streams import Streams
@@ -42,6 +43,7 @@ def train(
     *,
     imported: float,
     held: contextlib.ExitStack,
+    beat: Heartbeat,
     streams: Streams | None = None,
 ) -> int:
     """Run until the last step, or until a signal asks to stop; every rank must call it.
@@ -51,6 +53,7 @@ def train(
         world: this process among all.
         imported: `time.perf_counter()` when imports had ended.
         held: gives back in the end what this run has to itself.
+        beat: tells whoever keeps the run going where this rank is.
         streams: where the progress is shown.
 
     Returns:
@@ -74,6 +77,11 @@ def train(
     # Only now is the directory this run's: what failed so far can be mended and tried again.
     agreed(lambda: claim(config, leases, checkpoints, saved) if world.is_main else None)
     step = first_step = 0 if saved is None else saved.step
+    beat.begin(
+        run_directory=config.run_directory,
+        step=first_step,
+        patience_seconds=config.storage.retry_budget_seconds,
+    )
     validated = partial(validate, config, plan.sources, collate, engine)
     begins = None if saved is None else goes_on(config, saved)
     ledger = open_ledger(config, plan, mesh, first_step=first_step)
@@ -114,6 +122,7 @@ def train(
             monitor.write(validated(step=first_step))
         for step in range(first_step + 1, config.steps + 1):
             started = time.perf_counter()
+            beat.enter(Section.READ, step=step)
             reseed(config.seed, step=step, mesh=mesh)
             lr = learning_rate(config.optim, step=step, total_steps=config.steps)
             engine.set_learning_rate(lr)
@@ -123,7 +132,9 @@ def train(
                 data = ledger.add(step, data) or data
             data = next(filter(None, [lease.fault for lease in leases]), data)
             batches = data if isinstance(data, Exception) else data.batches
-            gradients = accumulate(engine, batches, stop=preemption.requested)
+            beat.enter(Section.STEP, step=step)
+            asked = preemption.requested or beat.keeper_has_gone
+            gradients = accumulate(engine, batches, stop=asked)
             # Of the step before: the device has this one's gradients to compute meanwhile.
             made.settle()
             launched = update(engine, gradients)
@@ -139,10 +150,13 @@ def train(
             for note in news(engine.module, step=step - first_step):
                 monitor.note(note)
             if validates:
+                beat.enter(Section.VALIDATE, step=step)
                 monitor.write(watched := validated(step=step))
                 if is_last:
+                    beat.enter(Section.END, step=step)
                     monitor.write(validate_whole(config, plan.sources, collate, engine, watched))
             if saves:
+                beat.enter(Section.SAVE, step=step)
                 made.save()
                 if config.samples.prompts and not launched.stop:
                     write_samples(config, engine, monitor, step=step)
@@ -150,6 +164,7 @@ def train(
                 saver.finish()
                 monitor.note(f"stopped after step {step} on a signal; run again to continue")
                 break
+    beat.enter(Section.END, step=step)
     latest = saver.finish()
     preemption.ignore()
     if step == config.steps:

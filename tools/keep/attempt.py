@@ -1,0 +1,138 @@
+"""Attempts: one start of the ranks after another, as the run's directory remembers them."""
+
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, TypeAdapter
+
+from train.errors import DataError
+from train.storage.appended import AppendedFile
+from train.storage.record import Count, Record, content_of, parse
+
+ATTEMPTS_NAME: Final = "attempts.jsonl"
+_BYTES_AT_MOST: Final = 1 << 28
+
+Kind = Literal[
+    "complete",
+    "stopped by a signal",
+    "interrupted",
+    "user error",
+    "dead",
+    "out of memory",
+    "fault",
+    "not finite",
+    "stopped",
+    "stuck in reading",
+    "stuck in saving",
+    "stuck",
+    "collective the others did not enter",
+    "slow",
+    "lost a peer",
+    "unknown",
+]
+
+
+class Verdict(Record):
+    """What ended an attempt.
+
+    Attributes:
+        kind: of the end.
+        rank: that is to blame; None where none is, or none can be told.
+        node: of that rank.
+        section: in which it was.
+        step: at which it was.
+        is_sure: whether the facts leave no other reading.
+        sentence: all of it for a person.
+        error: class and message of what a rank raised; None where none did.
+        classes: of that error, from its own class up.
+    """
+
+    kind: Kind
+    rank: Count | None = None
+    node: str | None = None
+    section: str | None = None
+    step: Count | None = None
+    is_sure: bool = True
+    sentence: str
+    error: str | None = None
+    classes: list[str] = Field(default_factory=list)
+
+
+class Attempt(Record):
+    """One start of all ranks.
+
+    Attributes:
+        started: wall-clock time in Unix seconds.
+        ended: likewise.
+        job: of Slurm; None without.
+        nodes: where the ranks were.
+        num_ranks: processes.
+        first_step: after which it went on; None where it never came so far.
+        last_step: highest step that was begun; None likewise.
+        status: highest exit status of the ranks, 128 + its number for a signal.
+        verdict: what ended it.
+        seconds: of the first rank, by section.
+        longest_seconds: of any rank, by section, of what ended.
+    """
+
+    started: float
+    ended: float
+    job: str | None = None
+    nodes: list[str] = Field(default_factory=list)
+    num_ranks: Count
+    first_step: Count | None = None
+    last_step: Count | None = None
+    status: int
+    verdict: Verdict
+    seconds: dict[str, float] = Field(default_factory=dict)
+    longest_seconds: dict[str, float] = Field(default_factory=dict)
+
+
+_ATTEMPT: Final = TypeAdapter(Attempt)
+
+
+class Attempts:
+    """All attempts of a run, oldest first; kept in its directory once that is known."""
+
+    def __init__(self) -> None:
+        self.all: list[Attempt] = []
+        self._path: Path | None = None
+        self._num_kept = 0
+
+    def found_in(self, run_directory: Path) -> None:
+        """Read what earlier keepers have left there; the first call counts.
+
+        Raises:
+            DataError: it is no list of attempts.
+        """
+        if self._path is not None:
+            return
+        path = run_directory / ATTEMPTS_NAME
+        earlier: list[Attempt] = []
+        if path.exists():
+            text = content_of(path, limit_bytes=_BYTES_AT_MOST)
+            # A keeper that was killed may have left half a line.
+            whole = text[: text.rfind(b"\n") + 1]
+            earlier = [
+                parse(_ATTEMPT, line, name=str(path), error=DataError, remedy="move it away")
+                for line in whole.splitlines()
+            ]
+        self.all[:0] = earlier
+        self._num_kept = len(earlier)
+        self._path = path
+
+    def add(self, attempt: Attempt) -> None:
+        """Remember one more."""
+        self.all.append(attempt)
+        if self._path is None or not self._path.parent.is_dir():
+            return
+        file = AppendedFile(self._path)
+        try:
+            text = file.read()
+            file.truncate(text.rfind(b"\n") + 1)
+            for each in self.all[self._num_kept :]:
+                file.append(each.model_dump_json().encode() + b"\n")
+                self._num_kept += 1
+            file.settle()
+        finally:
+            file.close()

@@ -1,0 +1,104 @@
+"""What to do after an attempt: one table, a function of the attempts so far and of nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from tools.keep.attempt import Attempt
+from train.exit_status import ExitStatus
+
+WITHOUT_PROGRESS: Final = 3
+"""Attempts that reach no new step, after which a run is given up."""
+
+LONGEST_PAUSE_SECONDS: Final = 60.0
+
+_TRIED_AGAIN: Final = "StorageError"
+"""Of the errors that a user can mend, the one that often mends itself: a store that was away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to do.
+
+    Attributes:
+        action: start the ranks again, give the job back to be started later, or end.
+        status: to end with.
+        reason: in words.
+        pause_seconds: before the ranks are started again.
+    """
+
+    action: Literal["again", "requeue", "end"]
+    status: ExitStatus = ExitStatus.COMPLETE
+    reason: str
+    pause_seconds: float = 0.0
+
+
+def decide(attempts: Sequence[Attempt], *, can_requeue: bool) -> Decision:
+    """What to do after the last of these attempts.
+
+    Args:
+        attempts: of the run, oldest first.
+        can_requeue: whether there is a job that can be given back.
+    """
+    last = attempts[-1]
+    verdict = last.verdict
+    match verdict.kind:
+        case "complete":
+            return Decision(action="end", reason="all steps are done")
+        case "stopped by a signal":
+            return Decision(
+                action="requeue" if can_requeue else "end",
+                status=ExitStatus.SAVED,
+                reason="it was asked to stop, and has saved",
+            )
+        case "interrupted":
+            return Decision(
+                action="end", status=ExitStatus.INTERRUPTED, reason="a person has ended it"
+            )
+        case "user error" if _TRIED_AGAIN not in verdict.classes or last.first_step is None:
+            return Decision(
+                action="end",
+                status=ExitStatus.MISTAKE,
+                reason="it would fail again until something is changed",
+            )
+        case _:
+            pass
+    if same := _same_error(attempts):
+        return Decision(action="end", status=ExitStatus.GIVEN_UP, reason=same)
+    vain = _without_progress(attempts)
+    if vain >= WITHOUT_PROGRESS:
+        reached = "never came to a step" if last.last_step is None else "reached no new step"
+        return Decision(
+            action="end",
+            status=ExitStatus.GIVEN_UP,
+            reason=f"the last {vain} attempts {reached}",
+        )
+    # The first new start is immediate: most faults are gone with the process that had them.
+    pause = 0.0 if vain == 0 else min(LONGEST_PAUSE_SECONDS, 2.0 ** (vain - 1))
+    return Decision(
+        action="again", reason="most such faults do not come twice", pause_seconds=pause
+    )
+
+
+def _same_error(attempts: Sequence[Attempt]) -> str | None:
+    """That the last two attempts have ended with one error at one step; None if they have not."""
+    if len(attempts) < 2:
+        return None
+    before, last = attempts[-2].verdict, attempts[-1].verdict
+    if last.error is None or (last.error, last.step) != (before.error, before.step):
+        return None
+    if _TRIED_AGAIN in last.classes:
+        return None
+    at = "before the first step" if last.step is None else f"at step {last.step}"
+    return f"the same error came twice {at}: {last.error}"
+
+
+def _without_progress(attempts: Sequence[Attempt]) -> int:
+    """How many of the last attempts have reached no step that one before them had not."""
+    highest: int = -1
+    vain = 0
+    for attempt in attempts:
+        reached = -1 if attempt.last_step is None else attempt.last_step
+        vain = 0 if reached > highest else vain + 1
+        highest = max(highest, reached)
+    return vain

@@ -1,0 +1,245 @@
+"""Starting the ranks of one attempt, asking them to stop, ending them."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from tools.lab.daemons import free_ports
+from train.errors import UserError
+from train.exit_status import ExitStatus
+from train.watch.heartbeat import ADDRESS, STANDBY
+
+# Signals are ignored until Python installs its handlers, else one that arrives during the imports
+# kills a rank that has nothing to save.
+_DEAF_AT_FIRST: Final = ("bash", "-c", 'trap "" USR1 TERM; exec "$@"', "rank")
+_CALL_SECONDS: Final = 60.0
+_PORTS: Final = 50
+"""Of a job, so that a new start does not wait for the port of the last."""
+
+
+class Ranks(Protocol):
+    """The processes of one attempt."""
+
+    num_ranks: int
+
+    def statuses(self) -> dict[int, int]:
+        """Exit status of each rank that is known to have ended, negative for a signal."""
+        ...
+
+    def pid_here(self, rank: int, pid: int) -> int | None:
+        """A rank's process, if it is one of this host; None if it is not."""
+        ...
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether nothing runs any more."""
+        ...
+
+    def ask(self) -> None:
+        """Ask all to save and stop; again and again, for one that imports has not heard."""
+        ...
+
+    def kill(self) -> None:
+        """End all at once; returns when they have gone."""
+        ...
+
+
+class LocalRanks:
+    """Ranks of this host, each a process in a session of its own.
+
+    A terminal's Ctrl-C does not reach them: the keeper tells them once.
+
+    Args:
+        command: that each runs.
+        num_ranks: processes.
+        environment: of all; a rank's place is added.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, num_ranks: int, environment: Mapping[str, str]
+    ) -> None:
+        self.num_ranks = num_ranks
+        port = str(free_ports(1)[0])
+        self._processes = [
+            subprocess.Popen(
+                [*_DEAF_AT_FIRST, *command],
+                env={
+                    **environment,
+                    **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+                    **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_ranks)),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                },
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            for rank in range(num_ranks)
+        ]
+
+    def statuses(self) -> dict[int, int]:
+        """Exit status of each rank that has ended."""
+        found = ((rank, process.poll()) for rank, process in enumerate(self._processes))
+        return {rank: status for rank, status in found if status is not None}
+
+    def pid_here(self, rank: int, pid: int) -> int | None:
+        """The process of a rank."""
+        del pid
+        return self._processes[rank].pid
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether no process runs any more."""
+        return len(self.statuses()) == self.num_ranks
+
+    def ask(self) -> None:
+        """Send SIGUSR1 to each."""
+        for process in self._processes:
+            process.send_signal(signal.SIGUSR1)
+
+    def kill(self) -> None:
+        """Kill each with whatever it has started."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+
+
+class SlurmRanks:
+    """Ranks of a job step, one a task of the allocation.
+
+    Args:
+        command: that each runs.
+        environment: of all.
+        number: of the attempt, from 0.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, environment: Mapping[str, str], number: int
+    ) -> None:
+        self.num_ranks = int(environment["SLURM_NTASKS"])
+        port = int(environment["MASTER_PORT"]) + number % _PORTS
+        # `--cpus-per-task` is named because srun no longer inherits it from sbatch. A rank that
+        # saved and left is no reason to kill: the keeper ends the others itself.
+        self._step = subprocess.Popen(
+            [
+                *("srun", "--label", "--kill-on-bad-exit=0", "--wait=0", "--export=ALL"),
+                f"--cpus-per-task={environment.get('SLURM_CPUS_PER_TASK', '1')}",
+                *_DEAF_AT_FIRST,
+                *command,
+            ],
+            env={**environment, "MASTER_PORT": str(port)},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._job = environment["SLURM_JOB_ID"]
+
+    def statuses(self) -> dict[int, int]:
+        """That of srun, the highest of all, once it has ended; before, nothing is known."""
+        status = self._step.poll()
+        return {} if status is None else dict.fromkeys(range(self.num_ranks), status)
+
+    def pid_here(self, rank: int, pid: int) -> int | None:
+        """None: it may be another node's."""
+        del rank, pid
+        return None
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether the step has ended."""
+        return self._step.poll() is not None
+
+    def ask(self) -> None:
+        """Send SIGUSR1 to srun, which forwards it to the ranks; on TERM it would kill them."""
+        self._step.send_signal(signal.SIGUSR1)
+
+    def kill(self) -> None:
+        """Kill the step's processes, on whatever node."""
+        while self._step.poll() is None:
+            steps = _called("squeue", "--steps", "--noheader", f"--jobs={self._job}", "--format=%i")
+            for step in steps.split():
+                if step.rpartition(".")[2].isdecimal():
+                    _called("scancel", "--signal=KILL", step)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._step.wait(timeout=2.0)
+
+
+def start(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    launcher: str,
+    num_ranks: int,
+    threads: int | None,
+    address: str,
+    number: int,
+    stands_by: bool,
+) -> Ranks:
+    """Start the ranks of an attempt.
+
+    Args:
+        module: that each runs.
+        arguments: that it is given.
+        launcher: "plain" or "srun".
+        num_ranks: processes, of the plain launcher.
+        threads: of each; None leaves it to the environment.
+        address: of the keeper.
+        number: of the start, from 0.
+        stands_by: whether the ranks do their imports and wait until they are needed.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", ADDRESS: address}
+    if stands_by:
+        environment[STANDBY] = "1"
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    if launcher == "srun":
+        return SlurmRanks(command, environment=environment, number=number)
+    return LocalRanks(command, num_ranks=num_ranks, environment=environment)
+
+
+def requeue(job: str) -> ExitStatus:
+    """Give a job back to Slurm, which starts it again later.
+
+    Once it was cancelled or already requeued its state is no longer RUNNING. A cancelled job must
+    not be requeued: Slurm would obey, and `scancel` would not end it.
+
+    Returns:
+        What the keeper is to end with.
+    """
+    shown = _called("scontrol", "--oneliner", "show", "job", job)
+    if "JobState=RUNNING" not in shown.split():
+        return ExitStatus.SAVED
+    sys.stderr.write(f"job {job}: saved; requeued to continue\n")
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, timeout=_CALL_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        sys.stderr.write(f"job {job}: not requeued; submit the same command again to continue\n")
+        return ExitStatus.SAVED
+    return ExitStatus.COMPLETE
+
+
+def require_allocation() -> None:
+    """Refuse `srun` where it would ask for an allocation of its own.
+
+    Raises:
+        UserError: there is none.
+    """
+    missing = [n for n in ("SLURM_JOB_ID", "SLURM_NTASKS", "MASTER_PORT") if n not in os.environ]
+    if missing:
+        raise UserError(
+            f"--launcher: srun needs an allocation, and {missing[0]} is not set: submit "
+            "slurm/pretrain.sh with sbatch, or use --launcher plain"
+        )
+
+
+def _called(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout

@@ -1,0 +1,87 @@
+"""Where ranks of this host are when something is wrong: their processes' states and stacks."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+_SECONDS: Final = 20.0
+_OUT_OF_MEMORY_EVENTS: Final = Path("/sys/fs/cgroup/memory.events")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One call that a thread is in."""
+
+    function: str
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.function} ({self.file}:{self.line})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a process is found at.
+
+    Attributes:
+        state: as psutil names it, such as "stopped", "sleeping", "running", "zombie"; None if the
+            process is gone or elsewhere.
+        frames: of its main thread, innermost first; empty where they cannot be read.
+    """
+
+    state: str | None
+    frames: tuple[Frame, ...] = ()
+
+
+UNSEEN: Final = Look(state=None)
+
+
+def look(pid: int) -> Look:
+    """What a process of this host is at."""
+    try:
+        state = psutil.Process(pid).status()
+    except psutil.Error:
+        return Look(state=None)
+    return Look(state=state, frames=_stack(pid))
+
+
+def _stack(pid: int) -> tuple[Frame, ...]:
+    """Frames of the main thread, read without its help: it may be stopped, or hang in C."""
+    reader = Path(sys.executable).parent / "py-spy"
+    command = str(reader) if reader.exists() else shutil.which("py-spy")
+    if command is None:
+        return ()
+    try:
+        found = subprocess.run(
+            [command, "dump", "--nonblocking", "--json", "--pid", str(pid)],
+            capture_output=True,
+            timeout=_SECONDS,
+            check=True,
+        )
+        threads: list[dict[str, Any]] = json.loads(found.stdout)
+    except (subprocess.SubprocessError, OSError, ValueError):
+        return ()
+    main = next((each for each in threads if each.get("thread_name") == "MainThread"), None)
+    main = main or next((each for each in threads if each.get("os_thread_id") == pid), None)
+    return tuple(
+        Frame(function=each["name"], file=each["filename"], line=each["line"])
+        for each in (main or {}).get("frames", ())
+    )
+
+
+def out_of_memory_kills() -> int:
+    """How often the kernel has killed a process of this group for want of memory; 0 if unknown."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in _OUT_OF_MEMORY_EVENTS.read_text().splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0

@@ -1,0 +1,137 @@
+"""Watching one attempt until it has ended, or something is wrong."""
+
+import time
+from typing import Final
+
+from tools.keep.asked import Asked
+from tools.keep.deadline import Deadlines
+from tools.keep.judging import Found
+from tools.keep.launching import Ranks
+from tools.keep.listening import Listener
+from tools.keep.looking import UNSEEN, Look, look
+from train.exit_status import ExitStatus
+from train.watch.heartbeat import Section
+
+_GRACE_SECONDS: Final = 2.0
+"""Once one rank has died, the others get this long to say why: perhaps another was to blame."""
+
+_LEAVING_SECONDS: Final = 60.0
+"""Once one rank has left in good order, the others get this long, for a slow save."""
+
+_ASK_AGAIN_SECONDS: Final = 5.0
+_LOOK_AGAIN_SECONDS: Final = 10.0
+_TURN_SECONDS: Final = 0.1
+
+
+class Watch:
+    """What is seen of the ranks of one attempt.
+
+    Args:
+        ranks: the processes.
+        listener: what they tell.
+        deadlines: how long each section may take.
+        asked: what the keeper itself is told.
+        speaks: whether the ranks tell where they are.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        listener: Listener,
+        deadlines: Deadlines,
+        asked: Asked,
+        *,
+        speaks: bool,
+    ) -> None:
+        self._ranks = ranks
+        self._listener = listener
+        self._deadlines = deadlines
+        self._asked = asked
+        self._speaks = speaks
+        self._began = time.monotonic()
+        self._looks: dict[int, Look] = {}
+        self._first_gone: float | None = None
+        self._asked_ranks = -_ASK_AGAIN_SECONDS
+        self._looked = -_LOOK_AGAIN_SECONDS
+        self._orders: dict[int, int] = {}
+        self.limit_seconds = 0.0
+        """Which a section has passed; 0 if none has."""
+
+    def is_over(self) -> bool:
+        """Takes what comes; whether all have ended, one has died, or one does not go on."""
+        self._listener.listen(_TURN_SECONDS)
+        if self._ranks.all_ended or self._asked.at_once:
+            return True
+        now = time.monotonic()
+        if self._asked.to_stop and now - self._asked_ranks > _ASK_AGAIN_SECONDS:
+            self._ranks.ask()
+            self._asked_ranks = now
+        found = self.found()
+        gone = [each for each in found if each.is_gone]
+        if not gone:
+            return self._is_overdue(found)
+        self._first_gone = self._first_gone or now
+        in_order = all(each.ended in (0, ExitStatus.SAVED) for each in gone)
+        return now - self._first_gone > (_LEAVING_SECONDS if in_order else _GRACE_SECONDS)
+
+    def found(self) -> list[Found]:
+        """All that is known of all ranks."""
+        statuses = self._ranks.statuses()
+        return [self._found(rank, statuses) for rank in range(self._ranks.num_ranks)]
+
+    def _found(self, rank: int, statuses: dict[int, int]) -> Found:
+        told = self._listener.ranks.get(rank)
+        ended = statuses.get(rank)
+        is_gone = ended is not None or (told is not None and told.ended is not None)
+        if is_gone and rank not in self._orders:
+            self._orders[rank] = len(self._orders) + 1
+        if told is None:
+            return Found(
+                rank=rank,
+                node=None,
+                section=Section.START,
+                step=None,
+                seconds=time.monotonic() - self._began,
+                ended=ended,
+                is_gone=is_gone,
+                order=self._orders.get(rank, 0),
+                look=self._looks.get(rank, UNSEEN),
+            )
+        return Found(
+            rank=rank,
+            node=told.host,
+            section=told.section,
+            step=told.step,
+            seconds=time.monotonic() - told.since,
+            ended=told.status if told.status is not None else ended,
+            is_gone=is_gone,
+            error=tuple(told.error),
+            message=told.message,
+            order=told.order or self._orders.get(rank, 0),
+            look=self._looks.get(rank, UNSEEN),
+        )
+
+    def _limit(self, rank: Found) -> float:
+        listener = self._listener
+        return self._deadlines.of(
+            rank.section, longest_seconds=listener.longest_seconds, counts=listener.counts
+        )
+
+    def _is_overdue(self, found: list[Found]) -> bool:
+        """Whether something is wrong with ranks that all live; they are looked at first."""
+        late = [each for each in found if each.seconds > self._limit(each)]
+        now = time.monotonic()
+        if not self._speaks or not late or now - self._looked < _LOOK_AGAIN_SECONDS:
+            return False
+        self._looked = now
+        for each in found:
+            told = self._listener.ranks.get(each.rank)
+            pid = self._ranks.pid_here(each.rank, told.pid if told else 0)
+            if pid is not None:
+                self._looks[each.rank] = look(pid)
+        self.limit_seconds = min(map(self._limit, late))
+        if any(each.state == "stopped" for each in self._looks.values()):
+            return True
+        # The others wait for the one that is behind, and that one may wait for a store.
+        behind = min(found, key=lambda each: each.place)
+        return behind.seconds > self._limit(behind) + self._listener.patience_seconds

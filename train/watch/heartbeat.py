@@ -1,0 +1,146 @@
+"""What a rank tells whoever keeps the run going: where it is, and why it ends.
+
+Each rank holds one connection to the keeper that started it. A rank that dies closes it, on
+whatever node it was; a keeper that dies closes it too, and the ranks then save and stop.
+Imports nothing heavy: a rank speaks before it imports what takes seconds.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Final
+
+ADDRESS: Final = "SEMICAUSAL_KEEPER"
+"""Variable with `host:port:secret` of the keeper; the secret keeps others' processes out."""
+
+STANDBY: Final = "SEMICAUSAL_STANDBY"
+"""Variable that has a rank wait, its imports done, until the keeper needs it."""
+
+NEEDED: Final = b"go\n"
+"""What the keeper then says."""
+
+_CONNECT_SECONDS: Final = 5.0
+_SHOWN_CHARACTERS: Final = 2000
+
+
+class Section(StrEnum):
+    """What a rank is doing, in the order in which a step passes through it."""
+
+    START = "start"
+    READ = "read"
+    STEP = "step"
+    VALIDATE = "validate"
+    SAVE = "save"
+    END = "end"
+
+
+class Heartbeat:
+    """A rank's connection to its keeper; does nothing where no keeper has started it.
+
+    Nothing here waits or raises: what only watches a run may not hold it up.
+
+    Args:
+        address: of the keeper, as in `ADDRESS`; None without one.
+        rank: of this process.
+    """
+
+    def __init__(self, address: str | None, *, rank: int) -> None:
+        self._socket: socket.socket | None = None
+        self._unsent = bytearray()
+        self.keeper_has_gone = False
+        """Whether the keeper that started this rank is no more."""
+        if not address:
+            return
+        host, port, secret = address.rsplit(":", 2)
+        try:
+            self._socket = socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.setblocking(False)
+        except OSError:
+            self._lose()
+        self._send(secret=secret, rank=rank, host=socket.gethostname(), pid=os.getpid())
+
+    @classmethod
+    def of_environment(cls) -> "Heartbeat":
+        """The one that the variables of this process name."""
+        ranks = (os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID"))
+        rank = next((int(text) for text in ranks if text.isdecimal()), 0)
+        return cls(os.environ.get(ADDRESS), rank=rank)
+
+    def wait_until_needed(self, prepare: Callable[[], None]) -> None:
+        """Prepare and wait for the keeper's word, if this rank stands by.
+
+        Ends this process if the keeper has gone.
+        """
+        if os.environ.pop(STANDBY, None) is None or self._socket is None:
+            return
+        prepare()
+        self._socket.setblocking(True)
+        try:
+            is_needed = bool(self._socket.recv(len(NEEDED)))
+        except OSError:
+            is_needed = False
+        if not is_needed:
+            os._exit(0)
+        self._socket.setblocking(False)
+        self._send(needed=True)
+
+    def begin(self, *, run_directory: str, step: int, patience_seconds: float) -> None:
+        """Tell of the run.
+
+        Args:
+            run_directory: where it lies.
+            step: after which it goes on.
+            patience_seconds: how long it tries again where a store does not answer.
+        """
+        path = os.path.abspath(run_directory)
+        self._send(run_directory=path, begins=step, patience=patience_seconds)
+
+    def enter(self, section: Section, *, step: int) -> None:
+        """Tell what is done now, for which step."""
+        if self._socket is not None:
+            self._send(section=section, step=step, at=time.time())
+            self._listen()
+
+    def tell(self, error: BaseException) -> None:
+        """Tell why this rank ends, before it does."""
+        classes = [each.__name__ for each in type(error).__mro__[:-2]]
+        self._send(error=classes, message=str(error)[:_SHOWN_CHARACTERS])
+
+    def end(self, status: int) -> None:
+        """Tell the exit status."""
+        self._send(status=int(status))
+
+    def _send(self, **facts: Any) -> None:
+        if self._socket is None:
+            return
+        self._unsent += json.dumps(facts).encode() + b"\n"
+        try:
+            del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:  # the keeper is frozen: it will be told later
+            pass
+        except OSError:
+            self._lose()
+
+    def _listen(self) -> None:
+        """Notice that the keeper has gone: it says nothing to ranks that run."""
+        if self._socket is None:
+            return
+        try:
+            if not self._socket.recv(64):
+                self._lose()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._lose()
+
+    def _lose(self) -> None:
+        self.keeper_has_gone = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.close()
+        self._socket = None
