@@ -1,16 +1,12 @@
-# What the scripts beside it share: run `python -m $module "$@"` as one task a rank, pass a warning of
-# preemption on to the ranks, and requeue the job once they have saved.
+# What the scripts beside it share: see that all is there, say where the ranks meet, and have
+# `python -m tools.keep` run `python -m $module "$@"` as one task a rank.
 #
 # The ranks' side of the agreement: on SIGUSR1 or SIGTERM they finish what they are at, save, and exit
 # with status 75; started again with the same arguments, they continue from there. All statuses, and
 # what is done about each: docs/exit-status.md.
 #
-# Sourced, not run: with `--signal=B:USR1@…` Slurm warns the batch shell alone, and that is this one.
-
-readonly STOPPED_AND_SAVED=75 # EX_TEMPFAIL: run again to continue
-# Once one rank has left, the others get this long, for a slow save or to fail in their own words.
-readonly SECONDS_AFTER_FIRST_EXIT=60
-readonly SECONDS_BETWEEN_WARNINGS=5
+# Sourced, not run: with `--signal=B:USR1@…` Slurm warns the batch shell alone, and that becomes the
+# keeper.
 
 fail() {
     echo "slurm/launch.sh: $*" >&2
@@ -59,44 +55,20 @@ echo "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS ranks 
     "$SLURM_JOB_NODELIST, $OMP_NUM_THREADS threads each, meeting at $MASTER_ADDR:$MASTER_PORT"
 
 # ---------------------------------------------------------------- run
-# Signals are ignored until Python installs its handlers, else one that arrives during the imports
-# kills a rank that has nothing to save. `--cpus-per-task` is named because srun no longer inherits
-# it from sbatch; `--kill-on-bad-exit=0` because a rank that saved and left is no reason to kill.
-srun --label --kill-on-bad-exit=0 --wait="$SECONDS_AFTER_FIRST_EXIT" \
-    --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    bash -c 'trap "" USR1 TERM; exec "$@"' rank "$python" -m "$module" "$@" &
-step=$!
+# The keeper starts the ranks by srun, starts them again where that helps, and requeues the job once
+# they have saved. Signals are ignored until it listens, else one that arrives earlier ends it.
+(trap '' USR1 TERM && exec "$python" -m tools.keep --launcher srun "$module" "$@") &
+keeper=$!
 
-# Both are passed on as USR1: srun forwards that to the ranks, but on TERM it kills them instead.
-# Again and again until they leave, because a warning that came during the imports was ignored.
-repeating=
-warn_ranks() {
-    echo "job $SLURM_JOB_ID: SIG$1 received, asking the ranks to save and stop" >&2
-    kill -USR1 "$step" 2>/dev/null
-    [[ -z $repeating ]] || return
-    while sleep "$SECONDS_BETWEEN_WARNINGS" && kill -USR1 "$step"; do :; done 2>/dev/null &
-    repeating=$!
+# Again and again until it leaves, because a warning that came during its imports was ignored.
+pass_on() {
+    while kill -"$1" "$keeper" 2>/dev/null; do sleep 1; done &
 }
-trap 'warn_ranks USR1' USR1
-trap 'warn_ranks TERM' TERM
+trap 'pass_on USR1' USR1
+trap 'pass_on TERM' TERM
 
-# `wait` returns at every trapped signal, with that signal's status: ask until the step has gone.
-while kill -0 "$step" 2>/dev/null; do
-    wait "$step"
+# `wait` returns at every trapped signal, with that signal's status: ask until the keeper has gone.
+while kill -0 "$keeper" 2>/dev/null; do
+    wait "$keeper"
 done
-wait "$step"
-status=$?
-[[ -z $repeating ]] || kill "$repeating" 2>/dev/null
-
-# ---------------------------------------------------------------- requeue, or report
-# Once the job was cancelled or already requeued its state is no longer RUNNING. A cancelled job
-# must not be requeued here: Slurm would obey, and `scancel` would not end it.
-if ((status == STOPPED_AND_SAVED)); then
-    state=$(scontrol --oneliner show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([^ ]*\).*/\1/p')
-    if [[ $state == RUNNING ]]; then
-        echo "job $SLURM_JOB_ID: saved; requeued to continue" >&2
-        scontrol requeue "$SLURM_JOB_ID" && exit 0
-        echo "job $SLURM_JOB_ID: not requeued; submit the same command again to continue" >&2
-    fi
-fi
-exit "$status"
+wait "$keeper"

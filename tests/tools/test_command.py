@@ -94,7 +94,3 @@ def test_the_table_of_exit_statuses() -> None:
     assert [(int(status), name) for status, name in rows] == [
         (status.value, status.name) for status in ExitStatus
     ]
-    launcher = (ROOT / "slurm/launch.sh").read_text()
-    assert re.findall(r"^readonly STOPPED_AND_SAVED=(\d+)", launcher, re.M) == [
-        str(ExitStatus.SAVED.value)
-    ]

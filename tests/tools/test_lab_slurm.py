@@ -20,11 +20,14 @@ STEP_SOCKET = "/node1/node1_999999.4294967295"
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A directory to submit from, whose `train` is the stand-in."""
-    (tmp_path / "slurm").symlink_to(REPOSITORY / "slurm")
+    for name in ("slurm", "tools", "parallel", "model"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))
     package = tmp_path / "train"
     package.mkdir()
-    (package / "__init__.py").touch()
+    for path in (REPOSITORY / "train").iterdir():
+        if path.name not in ("__main__.py", "__pycache__"):
+            (package / path.name).symlink_to(path)
     shutil.copy(Path(__file__).parent / "stand_in_trainer.py", package / "__main__.py")
     (tmp_path / "config.yaml").touch()
     return tmp_path
@@ -152,14 +155,16 @@ def test_a_cancelled_job_stays_cancelled(slurm_lab: SlurmLab, project: Path) -> 
     assert slurm_lab.job(job_id)["JobState"] == "CANCELLED"
 
 
-def test_a_failing_rank_fails_the_job(slurm_lab: SlurmLab, project: Path) -> None:
+def test_a_rank_that_always_fails_fails_the_job(slurm_lab: SlurmLab, project: Path) -> None:
     job_id = slurm_lab.submit(
         "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.fail=true",
         directory=project,
     )  # fmt: skip
     fields = slurm_lab.wait(job_id, timeout_seconds=50)
-    assert (fields["JobState"], fields["Restarts"]) == ("FAILED", "0")
-    assert "ValueError: the stand-in was told to fail" in read_output(project, job_id)
+    assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "70:0")
+    output = read_output(project, job_id)
+    assert output.count("ValueError: the stand-in was told to fail") == 3
+    assert "not started again, for the last 3 attempts never came to a step" in output
 
 
 @pytest.mark.parametrize(

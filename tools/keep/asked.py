@@ -27,10 +27,11 @@ class Asked:
 
     @contextlib.contextmanager
     def listening(self) -> Generator[None]:
-        """Takes SIGTERM, SIGUSR1, SIGHUP and SIGINT; those that are ignored stay so."""
-        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
-        heard = [each for each in numbers if signal.getsignal(each) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._note) for number in heard}
+        """Takes SIGTERM and SIGUSR1, and SIGHUP and SIGINT unless they are ignored."""
+        by_hand = (signal.SIGHUP, signal.SIGINT)
+        heard = [each for each in by_hand if signal.getsignal(each) is not signal.SIG_IGN]
+        numbers = (signal.SIGTERM, signal.SIGUSR1, *heard)
+        before = {number: signal.signal(number, self._note) for number in numbers}
         try:
             yield
         finally:

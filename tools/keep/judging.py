@@ -36,6 +36,7 @@ class Found:
         step: likewise; None before the first.
         seconds: that it has been in there.
         ended: exit status, negative for a signal; None while it runs, or where nobody knows.
+        is_status_shared: whether that is the highest of all ranks, and perhaps not its own.
         is_gone: whether its connection is closed, or its process has ended.
         error: classes of what it raised, from its own class up; empty if it said nothing.
         message: of that.
@@ -49,6 +50,7 @@ class Found:
     step: int | None
     seconds: float
     ended: int | None = None
+    is_status_shared: bool = False
     is_gone: bool = False
     error: tuple[str, ...] = ()
     message: str = ""
@@ -124,6 +126,11 @@ def _of_the_dead(gone: Sequence[Found], *, was_asked: bool, memory_kills: int) -
             kind = "user error"
         return _verdict(kind, first, f"raised {first.error[0]}: {first.message}")
     status = first.ended
+    if first.is_status_shared and first.node is not None:
+        status = None  # it spoke before, and its connection has ended without a word
+    elif first.is_status_shared and status not in (ExitStatus.MISTAKE, ExitStatus.SAVED):
+        what = f"or another, ended with status {status} without a word"
+        return _verdict("dead", first, what, is_sure=False, blames=False)
     if status == ExitStatus.MISTAKE:
         return _verdict("user error", first, "refused to start, as it said itself")
     if status is not None and status < 0:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from subprocess import DEVNULL, Popen
 from typing import Final, Protocol
 
 from tools.lab.daemons import free_ports
@@ -25,6 +26,8 @@ class Ranks(Protocol):
     """The processes of one attempt."""
 
     num_ranks: int
+    knows_each: bool
+    """Whether `statuses` are the ranks' own, and not the highest of all."""
 
     def statuses(self) -> dict[int, int]:
         """Exit status of each rank that is known to have ended, negative for a signal."""
@@ -59,13 +62,15 @@ class LocalRanks:
         environment: of all; a rank's place is added.
     """
 
+    knows_each = True
+
     def __init__(
         self, command: Sequence[str], *, num_ranks: int, environment: Mapping[str, str]
     ) -> None:
         self.num_ranks = num_ranks
         port = str(free_ports(1)[0])
         self._processes = [
-            subprocess.Popen(
+            Popen(
                 [*_DEAF_AT_FIRST, *command],
                 env={
                     **environment,
@@ -74,7 +79,7 @@ class LocalRanks:
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": port,
                 },
-                stdin=subprocess.DEVNULL,
+                stdin=DEVNULL,
                 start_new_session=True,
             )
             for rank in range(num_ranks)
@@ -118,6 +123,8 @@ class SlurmRanks:
         number: of the attempt, from 0.
     """
 
+    knows_each = False
+
     def __init__(
         self, command: Sequence[str], *, environment: Mapping[str, str], number: int
     ) -> None:
@@ -125,7 +132,7 @@ class SlurmRanks:
         port = int(environment["MASTER_PORT"]) + number % _PORTS
         # `--cpus-per-task` is named because srun no longer inherits it from sbatch. A rank that
         # saved and left is no reason to kill: the keeper ends the others itself.
-        self._step = subprocess.Popen(
+        self._step = Popen(
             [
                 *("srun", "--label", "--kill-on-bad-exit=0", "--wait=0", "--export=ALL"),
                 f"--cpus-per-task={environment.get('SLURM_CPUS_PER_TASK', '1')}",
@@ -133,7 +140,7 @@ class SlurmRanks:
                 *command,
             ],
             env={**environment, "MASTER_PORT": str(port)},
-            stdin=subprocess.DEVNULL,
+            stdin=DEVNULL,
             start_new_session=True,
         )
         self._job = environment["SLURM_JOB_ID"]

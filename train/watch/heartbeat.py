@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import socket
-import time
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Final
@@ -24,6 +23,8 @@ NEEDED: Final = b"go\n"
 """What the keeper then says."""
 
 _CONNECT_SECONDS: Final = 5.0
+_UNSENT_BYTES: Final = 1 << 16
+"""Beyond that a keeper that is frozen is told less."""
 _SHOWN_CHARACTERS: Final = 2000
 
 
@@ -102,9 +103,11 @@ class Heartbeat:
 
     def enter(self, section: Section, *, step: int) -> None:
         """Tell what is done now, for which step."""
-        if self._socket is not None:
-            self._send(section=section, step=step, at=time.time())
-            self._listen()
+        if len(self._unsent) < _UNSENT_BYTES:
+            self._send(section=section, step=step)
+        else:
+            self._send_rest()
+        self._listen()
 
     def tell(self, error: BaseException) -> None:
         """Tell why this rank ends, before it does."""
@@ -119,6 +122,11 @@ class Heartbeat:
         if self._socket is None:
             return
         self._unsent += json.dumps(facts).encode() + b"\n"
+        self._send_rest()
+
+    def _send_rest(self) -> None:
+        if self._socket is None:
+            return
         try:
             del self._unsent[: self._socket.send(self._unsent)]
         except BlockingIOError:  # the keeper is frozen: it will be told later

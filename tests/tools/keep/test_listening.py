@@ -1,0 +1,177 @@
+"""What ranks tell a keeper over a real connection, and what strangers try."""
+
+import json
+import os
+import socket
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tools.keep.deadline import ENOUGH, SPARE_FACTOR, Deadlines
+from tools.keep.listening import Listener
+from train.watch.heartbeat import NEEDED, STANDBY, Heartbeat, Section
+
+
+def heard(listener: Listener, seconds: float = 2.0) -> None:
+    """Take all that has been sent."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and listener.ranks == {}:
+        listener.listen(0.05)
+    for _ in range(20):
+        listener.listen(0.01)
+
+
+def test_what_a_rank_tells() -> None:
+    with Listener() as listener:
+        beat = Heartbeat(listener.address, rank=3)
+        beat.begin(run_directory="run", step=5, patience_seconds=7.0)
+        for section in (Section.READ, Section.STEP, Section.SAVE):
+            beat.enter(section, step=6)
+        heard(listener)
+        told = listener.ranks[3]
+        assert (told.pid, told.host) == (os.getpid(), socket.gethostname())
+        assert (told.section, told.step) == (Section.SAVE, 6)
+        assert (listener.first_step, listener.last_step) == (5, 6)
+        assert listener.patience_seconds == 7.0
+        assert listener.run_directory is not None
+        assert listener.run_directory.is_absolute()
+        assert listener.counts == {"start": 1, "read": 1, "step": 1}
+        beat.tell(KeyError("odd"))
+        beat.end(1)
+        heard(listener)
+        assert told.error[:2] == ["KeyError", "LookupError"]
+        assert (told.message, told.status, told.ended) == ("'odd'", 1, None)
+        assert not beat.keeper_has_gone
+
+
+def test_the_order_of_ends() -> None:
+    with Listener() as listener:
+        first, second = (Heartbeat(listener.address, rank=rank) for rank in (1, 0))
+        heard(listener)
+        first.tell(ValueError("first"))
+        heard(listener)
+        second.tell(ValueError("second"))
+        heard(listener)
+        assert listener.ranks[1].order < listener.ranks[0].order
+
+
+def test_a_rank_notices_that_its_keeper_has_gone() -> None:
+    with Listener() as listener:
+        beat = Heartbeat(listener.address, rank=0)
+        heard(listener)
+    until = time.monotonic() + 5
+    while not beat.keeper_has_gone:
+        beat.enter(Section.READ, step=1)
+        assert time.monotonic() < until
+    beat.enter(Section.STEP, step=1)
+    beat.tell(ValueError("nobody hears it"))
+    beat.end(0)
+
+
+def test_without_a_keeper_nothing_is_told() -> None:
+    beat = Heartbeat(None, rank=0)
+    beat.begin(run_directory="run", step=0, patience_seconds=0.0)
+    beat.enter(Section.READ, step=1)
+    assert not beat.keeper_has_gone
+
+
+def test_a_keeper_that_cannot_be_reached_has_gone() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        beat = Heartbeat(f"127.0.0.1:{closed.getsockname()[1]}:secret", rank=0)
+    assert beat.keeper_has_gone
+
+
+def test_a_keeper_that_is_frozen_holds_nobody_up() -> None:
+    """Its connection's buffers are full: what is not sent waits, and is told later."""
+    with Listener() as listener:
+        beat = Heartbeat(listener.address, rank=0)
+        started = time.monotonic()
+        for step in range(20_000):
+            beat.enter(Section.STEP, step=step)
+        assert time.monotonic() - started < 30
+        until = time.monotonic() + 30
+        while listener.last_step != 20_000:
+            listener.listen(0.05)
+            beat.enter(Section.STEP, step=20_000)
+            assert time.monotonic() < until
+
+
+def stranger(listener: Listener, data: bytes) -> bool:
+    """Whether the connection of one who sends this is closed."""
+    with socket.create_connection(("127.0.0.1", int(listener.address.split(":")[1]))) as speaker:
+        speaker.sendall(data)
+        speaker.shutdown(socket.SHUT_WR)
+        for _ in range(10):
+            listener.listen(0.02)
+        speaker.settimeout(5)
+        try:
+            return speaker.recv(10) == b""
+        except ConnectionResetError:
+            return True
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        json.dumps({"secret": "guessed", "rank": 0, "host": "h", "pid": 1}).encode() + b"\n",
+        b"[]\n",
+        b"\xff\xfe\n",
+        b'{"section": "step", "step": 3}\n',
+        b"x" * 200_000,
+        b"",
+    ],
+)
+def test_strangers_are_not_heard(data: bytes) -> None:
+    with Listener() as listener:
+        assert stranger(listener, data)
+        assert listener.ranks == {}
+
+
+@settings(max_examples=15)
+@given(st.binary(max_size=300))
+def test_noise_is_not_heard(data: bytes) -> None:
+    with Listener() as listener:
+        assert stranger(listener, data)
+        assert listener.ranks == {}
+
+
+def test_a_rank_that_stands_by_waits_until_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STANDBY, "1")
+    prepared: list[float] = []
+    with Listener() as listener:
+        beat = Heartbeat(listener.address, rank=0)
+
+        def wait() -> None:
+            beat.wait_until_needed(lambda: prepared.append(time.monotonic()))
+            prepared.append(time.monotonic())
+
+        rank = threading.Thread(target=wait, daemon=True)
+        rank.start()
+        heard(listener)
+        time.sleep(0.2)
+        assert len(prepared) == 1
+        called = time.monotonic()
+        listener.call()
+        rank.join(5)
+        assert prepared[1] >= called
+        beat.enter(Section.READ, step=1)
+        assert not beat.keeper_has_gone
+        assert NEEDED
+
+
+def test_limits_are_learned() -> None:
+    deadlines = Deadlines(unknown_seconds=600, least_seconds=10)
+    few = deadlines.of("step", longest_seconds={"step": 8.0}, counts={"step": ENOUGH - 1})
+    assert few == 600
+    known = {"step": ENOUGH, "read": ENOUGH, "save": ENOUGH}
+    longest = {"step": 8.0, "read": 0.01, "save": 500.0}
+    limits = {
+        name: deadlines.of(name, longest_seconds=longest, counts=known)
+        for name in (*known, "validate")
+    }
+    assert limits == {"step": 8.0 * SPARE_FACTOR, "read": 10, "save": 600, "validate": 600}
