@@ -274,6 +274,26 @@ def take_those_there(leases: Sequence[Lease]) -> None:
         _take(there)
 
 
+def held_by(directory: Place) -> tuple[Holder | None, bool | None]:
+    """Who holds a directory, for those that only look.
+
+    Returns:
+        The holder, and whether it lives: None where that cannot be told at once. Both None where
+        nobody holds it.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    lease = Lease(directory, instead="")
+    try:
+        found = lease._newest()
+    except FileNotFoundError:
+        return None, None
+    if found is None or found.holder is None:
+        return None, None
+    return found.holder, found.holder.lives(lease._me)
+
+
 def _take(leases: Sequence[Lease]) -> None:
     for lease in leases:
         lease._watched = None
