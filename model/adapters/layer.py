@@ -77,23 +77,35 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., in] -> [.., out], or of each what the layer works on."""
-        out = self.base_layer(x)
         if self.choice is not None:
-            return self.choice(self, x, out)
+            return self.choice(self, x, self.base_layer(x))
+        narrow: dict[str, Tensor] = {}
         for name in self.active:
-            out = self.beside(x, out, name)
+            if name in self.lora_A:
+                x, narrow[name] = self._read(x, name)
+        out = self.base_layer(x)
+        for name in self.active:
+            out = self._added(out, narrow.get(name), name)
         return out
 
     def beside(self, x: Tensor, out: Tensor, name: str) -> Tensor:
-        """The layer's output with one adapter's part added.
+        """The layer's output with one adapter's part added, written over it.
 
         Args:
             x: what the layer has read.
             out: what it has computed of it.
             name: of the adapter.
         """
-        if name in self.lora_A:
-            narrow = self.join(self.lora_A[name](self.lora_dropout[name](x)))
+        return self._added(out, self._read(x, name)[1] if name in self.lora_A else None, name)
+
+    def _read(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """What the base is to read, and what the adapter's second layer is."""
+        dropped = self.lora_dropout[name](x)
+        handed_on, narrow = self.lora_A[name](dropped)
+        return handed_on if dropped is x else x, self.join(narrow)
+
+    def _added(self, out: Tensor, narrow: Tensor | None, name: str) -> Tensor:
+        if narrow is not None:
             out = self.lora_B[name](narrow, out, self.factors[name])
         if name in self.bottleneck:
             out = self.bottleneck[name](out)

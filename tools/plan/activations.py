@@ -3,8 +3,8 @@
 Counted from what `model` saves and checked against torch's own record of allocations. With R rows
 of H channels and F hidden ones, a block keeps 8 R H + 2 R F elements: its queries, keys and values
 (3), what attention mixed (1), what its two norms read (2) and wrote (2), and what GELU read and
-wrote (2 F). Scores are never kept: the fused kernels keep one logarithm a row and head. Where the
-position bias of an encoder trains on a CPU there is no fused kernel, and scores are kept in fp32.
+wrote (2 F). Scores are never kept: the fused kernels keep one logarithm a row and head. In encoders
+on a CPU there is none for a bias that trains, and in bf16 none that is used: scores are in fp32.
 """
 
 from dataclasses import dataclass, replace
@@ -49,7 +49,7 @@ def kept(
         task: the run.
         candidate: how it is spread.
         share: what the rank holds.
-        fused: whether span attention has a fused kernel even where its bias trains, as on CUDA.
+        fused: whether span attention has a fused kernel whatever its bias and type, as on CUDA.
         padded: whether its grid is larger than the spans ask for, as off the CPU.
     """
     decoder, layout, e = task.model.decoder, candidate.layout, task.element_bytes
@@ -158,7 +158,7 @@ def _encoder(
 ) -> _Block:
     """Bytes that all blocks of an encoder keep, and what the backward of one needs besides."""
     pairs = stack.pairs * stack.heads / layout.tensor
-    if stack.bias_trains and not fused:
+    if not fused and (stack.bias_trains or e != FP32):
         # Copies of queries, keys and values, and the scores, whatever the precision.
         grid = (3 * stack.cells * stack.width / layout.tensor + pairs) * FP32
         # Gradients of the scores come and go in three copies.
