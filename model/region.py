@@ -46,6 +46,8 @@ class Region:
 
     def cut(self, begin: int, end: int) -> "Region":
         """Elements `begin` to `end` of the region, or as many of them as there are."""
+        if begin == 0 and self.start + end >= self.stop:
+            return self
         return replace(self, start=self.start + begin, stop=min(self.stop, self.start + end))
 
     def take(self, whole: Tensor) -> Tensor:

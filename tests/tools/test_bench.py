@@ -13,13 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.batch import Batch
 from tests.model.examples import text_spans
-from tools.bench import encoding, flops, gpu, peers
+from tools.bench import choosing, encoding, flops, gpu, peers, task_rows
 from tools.bench.__main__ import main
+from tools.bench.exported import exported, peer_loss, span_numbers
 from tools.bench.loading.corpora import write_sequences
 from tools.bench.loading.readers import BATCH, SHARED_MEMORY, Reading, Streaming
 from tools.bench.rounds import Contestant, Effort, alternate, ratio
 from tools.bench.shapes import FULL, TINY, Shape
-from tools.bench.training import build, num_parameters
+from tools.bench.training import build, num_parameters, our_loss
 from tools.random_batches import random_samples
 from train.data.collate import Collator
 from train.data.spans.given import FixedSpansConfig
@@ -156,6 +157,82 @@ def test_tiny_bench_writes_every_key(tmp_path: Path) -> None:
     assert found["machine"]["threads"] == 1
     assert found["cases"]["causal"]["contestants"]["llama"]["parameters"] > 0
     assert found["cases"]["zero3"]["settings"]["ranks"] == 2
+
+
+TUNING_KEYS = {
+    "lora_vs_peft",
+    "lora_vs_peft_fp32",
+    "lora_packed_vs_peft",
+    "lora_packed_vs_peft_fp32",
+    "within_vs_across",
+    "within_vs_across_fp32",
+    "adapter_save_vs_allowed",
+    "generate_batch1_vs_transformers",
+    "generate_batch8_vs_transformers",
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_tiny_finetuning_writes_every_key(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    cases = ["lora_peers", "within", "lora_save", "generation"]
+    assert main(["--tiny", "--only", *cases, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert set(found["ratios"]) == TUNING_KEYS
+    timed = TUNING_KEYS - {"adapter_save_vs_allowed"}
+    measured = [set(case["processor_ratios"]) for case in found["cases"].values()]
+    assert set().union(*measured) == timed
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not choosing.has_harness(), reason="make .venv/harness/installed")
+def test_tiny_choosing_writes_its_key(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["--tiny", "--only", "choices", "--out", str(out)]) == 0
+    assert set(json.loads(out.read_text())["ratios"]) == {"choices_vs_lm_eval"}
+
+
+def test_rows_of_tasks_are_the_same_packed_and_padded() -> None:
+    [rows] = task_rows.rows_of(TINY.ranks, count=1)
+    packed = task_rows.packed(rows, TINY.ranks)
+    assert all(len(sample.tokens) <= TINY.ranks.sequence_tokens for sample in packed)
+    found: list[tuple[bytes, bytes]] = []
+    for sample in packed:
+        assert sample.documents is not None
+        assert sample.spans is not None
+        for (start, stop), (first, last) in zip(sample.documents, sample.spans, strict=True):
+            assert start < first < last <= stop
+            found.append((sample.tokens[start:stop].tobytes(), sample.tokens[first:last].tobytes()))
+    assert sorted(found) == sorted(
+        (row.tokens.tobytes(), row.tokens[slice(*row.spans[0])].tobytes())
+        for row in rows
+        if row.spans is not None
+    )
+    # Each on its own, packed, has as many slots to score as alone.
+    alone = task_rows.batch_of(rows, attend="across")
+    together = task_rows.batch_of(packed, attend="within")
+    assert together.num_scored == alone.num_scored
+    assert together.tokens.numel() <= alone.tokens.numel()
+
+
+def test_spans_are_numbered_as_the_export_wants_them() -> None:
+    batch = batch_with_spans(TINY.peers, [[3, 7], [7, 11], [13, 15]])
+    numbers = span_numbers(batch)
+    row = [0] * 3 + [1] * 4 + [2] * 4 + [0] * 2 + [3] * 2 + [0] * (TINY.peers.sequence_tokens - 15)
+    assert numbers.tolist() == [row] * TINY.peers.sequences
+
+
+@pytest.mark.long
+def test_the_peer_has_our_loss_of_a_padded_batch() -> None:
+    shape = TINY.ranks
+    model = build(shape.semi_causal(max_tokens=shape.sequence_tokens)).eval()
+    [rows] = task_rows.rows_of(shape, count=1)
+    batch = task_rows.batch_of(rows, attend="across")
+    with torch.no_grad(), exported(model, sequence_tokens=shape.sequence_tokens) as files:
+        found = peer_loss(files.peer().eval(), batch)
+        assert float(found) == pytest.approx(float(our_loss(model, batch)), abs=1e-5)
 
 
 LOADING_KEYS = {

@@ -14,6 +14,7 @@ from tools.bench import (
     building,
     causal,
     checkpointing,
+    choosing,
     encoding,
     generating,
     gpu,
@@ -52,7 +53,11 @@ CASES = {
     "semi_causal": Case(zero.spans_over_none, "with spans over without"),
     "encoding": Case(encoding.ways_to_encode, "packed, padded, whole sequence"),
     "generation": Case(generating.against_transformers, "generation, ours and transformers'"),
+    "choices": Case(choosing.against_lm_eval, "four choices behind a context, ours and lm-eval's"),
     "lora": Case(tuning.lora_vs_full, "training all weights over adapters alone"),
+    "lora_peers": Case(tuning.lora_vs_peft, "adapters, ours and peft's"),
+    "lora_save": Case(tuning.adapter_save, "what saving adapters holds up"),
+    "within": Case(tuning.within_vs_across, "adapters on packed rows, apart and together"),
     "lora_1p3b": Case(tuning.lora_of_true_size, "adapters of the 1.3B: memory of two steps"),
     "zero3": Case(zero.zero3_vs_ddp, "ZeRO-3 against DDP on two ranks", ranks=2),
     "stages": Case(stages.two_stages, "a pipeline of two stages", stages.NUM_STAGES),
@@ -91,6 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "litgpt, one of the peers, is not installed: `make bench` installs it (pip install "
             f'-e ".[bench]"); to do without, add --only {others}'
         )
+    if "choices" in chosen and not choosing.has_harness():
+        if options.only:
+            raise UserError("lm-eval is not installed: make .venv/harness/installed")
+        console.print("choices: left out, lm-eval is not there (make .venv/harness/installed)")
+        chosen.remove("choices")
     if ON_GPU in chosen and not torch.cuda.is_available():
         console.print(f"{ON_GPU}: left out, there is no CUDA device")
         chosen.remove(ON_GPU)

@@ -73,11 +73,14 @@ class Findings:
         settings: shape and conditions, for the record.
         contestants: by name, what each took.
         ratios: by key of `out/bench.json`; a value computed rather than timed has no spread.
+        processor_ratios: of what was timed in turns, the same in seconds of processor time of this
+            process: what other processes leave less disturbed.
     """
 
     settings: dict[str, object]
     contestants: dict[str, dict[str, object]] = field(default_factory=dict)
     ratios: dict[str, Spread] = field(default_factory=dict)
+    processor_ratios: dict[str, Spread] = field(default_factory=dict)
 
     def compare(
         self,
@@ -95,13 +98,15 @@ class Findings:
         Returns:
             As `alternate`.
         """
-        seconds = alternate(contestants, effort)
+        processor: dict[str, list[float]] = {}
+        seconds = alternate(contestants, effort, processor=processor)
         for contestant in contestants:
             taken = spread(seconds[contestant.name])
             self.contestants[contestant.name] = {
                 "step_seconds": taken.median,
                 "step_seconds_lower_quartile": taken.lower_quartile,
                 "step_seconds_upper_quartile": taken.upper_quartile,
+                "step_processor_seconds": spread(processor[contestant.name]).median,
                 "tokens_per_second": contestant.tokens / taken.median,
                 "tokens_per_step": contestant.tokens,
                 "parameters": contestant.parameters,
@@ -109,6 +114,7 @@ class Findings:
             }
         for key, (over, under) in ratios.items():
             self.ratios[key] = ratio(seconds[over], seconds[under])
+            self.processor_ratios[key] = ratio(processor[over], processor[under])
         return seconds
 
 
@@ -119,17 +125,32 @@ def turns(contestants: Sequence[T], rounds: int) -> Iterator[T]:
         yield from (*contestants[first:], *contestants[:first])
 
 
-def alternate(contestants: Sequence[Contestant], effort: Effort) -> dict[str, list[float]]:
-    """Seconds a step of each contestant in each round."""
+def alternate(
+    contestants: Sequence[Contestant],
+    effort: Effort,
+    *,
+    processor: dict[str, list[float]] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds a step of each contestant in each round.
+
+    Args:
+        contestants: those compared.
+        effort: how long to look.
+        processor: receives the same in seconds of processor time.
+    """
     for contestant in contestants:
         for _ in range(effort.warmup_steps):
             contestant.step()
     seconds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    used: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for contestant in turns(contestants, effort.rounds):
-        started = time.perf_counter()
+        started, processor_started = time.perf_counter(), time.process_time()
         for _ in range(effort.steps):
             contestant.step()
+        used[contestant.name].append((time.process_time() - processor_started) / effort.steps)
         seconds[contestant.name].append((time.perf_counter() - started) / effort.steps)
+    if processor is not None:
+        processor |= used
     return seconds
 
 

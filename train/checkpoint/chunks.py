@@ -44,6 +44,9 @@ def cut(slices: Iterable[StateSlice]) -> list[StateSlice]:
     parts: list[StateSlice] = []
     for whole in slices:
         length = max(1, SLICE_BYTES // whole.tensor.element_size())
+        if whole.tensor.numel() <= length:  # nearly all are: training waits for this
+            parts.append(whole)
+            continue
         for begin in range(0, whole.tensor.numel(), length):
             part = whole.tensor[begin : begin + length]
             region = whole.region.cut(begin, begin + length)
