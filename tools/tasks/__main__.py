@@ -103,7 +103,9 @@ def _corpus(options: argparse.Namespace) -> None:
         protocol = replace(protocol, most_records=options.records)
     if options.demonstrations is not None:
         protocol = replace(protocol, demonstrations=options.demonstrations)
-    protocol = replace(protocol, held_out=frozenset(options.hold_out))
+    if options.evenly and protocol.most_records is None:
+        raise DataError("--evenly: as many of each task as --records says: say how many")
+    protocol = replace(protocol, held_out=frozenset(options.hold_out), is_even=options.evenly)
     readers = [TaskReader(task) for task in load_tasks(options.tasks or ["all"])]
     if options.protocol == "single" and len(readers) != 1:
         raise DataError(f"--protocol single: is of one task, not of {len(readers)}: name it")
@@ -143,7 +145,9 @@ def _outcome(options: argparse.Namespace) -> None:
     table = Table("task", "metric", *OTHERS, "finetuned", "above the best of three [95 %]")
     for row in rows:
         numbers = [f"{row[name]:.3f}" for name in (*OTHERS, "finetuned")]
-        interval = f"{row['difference_low']:+.3f} to {row['difference_high']:+.3f}"
+        interval = "unknown"
+        if row["difference_low"] is not None:
+            interval = f"{row['difference_low']:+.3f} to {row['difference_high']:+.3f}"
         name = row["task"] + " (recall)" * (row["kind"] == "recall")
         table.add_row(name, row["metric"], *numbers, interval)
     Console().print(table)
@@ -189,6 +193,9 @@ def _parser() -> argparse.ArgumentParser:
         "--hold-out", nargs="+", default=[], metavar="CLUSTER", help="train on none of its tasks"
     )
     command.add_argument("--leave-out-long", action="store_true", help="what has no room")
+    command.add_argument(
+        "--evenly", action="store_true", help="go through small tasks again, up to --records"
+    )
     for flag, least, default, about in (
         ("--records", 1, None, "of a task at most (default: as the protocol has it)"),
         ("--validation-records", 1, 100, "of a task at most (default 100)"),

@@ -37,7 +37,7 @@ def outcome(
 
     Returns:
         A row of `out/tasks.json`; the difference is over the same records, in pairs, with what
-        holds the true one in 95 of 100 samples.
+        holds the true one in 95 of 100 samples, or None where that is unknown.
 
     Raises:
         DataError: predictions are missing, damaged or of other records; or records do not fit the
@@ -57,16 +57,16 @@ def outcome(
             f"{task.name}: the evaluations have no record in common: repeat them with equal --rows"
         )
     groups = [row.group for row in tuned]
-    commonest = _commonest(reader)
+    answers = Counter(example.answers[0] for example in reader.examples("train"))
     counts = {
-        MAJORITY: np.array([counted.count(commonest, row.right) for row in tuned]),
+        MAJORITY: np.array([_guessed(row, answers, name) for row in tuned]),
         **{other: _counts([rows[row.id] for row in tuned], name) for other, rows in given.items()},
     }
     here = _counts(tuned, name)
     scores = {other: estimate(counted, values, groups).value for other, values in counts.items()}
     best = max(scores, key=lambda other: scores[other])
     found = difference(counted, here, counts[best], groups)
-    low, high = found.interval
+    low, high = found.interval or (None, None)
     return {
         "task": task.name,
         "cluster": task.cluster,
@@ -83,10 +83,10 @@ def outcome(
     }
 
 
-def _commonest(reader: TaskReader) -> str:
-    """The answer that most records of training have."""
-    answers = Counter(example.answers[0] for example in reader.examples("train"))
-    return max(answers, key=lambda answer: (answers[answer], answer))
+def _guessed(row: Answered, answers: Counter[str], name: MetricName) -> list[float]:
+    """What the commonest answer of training counts, of those that the row has to choose from."""
+    guess = max(row.choices or answers, key=lambda answer: (answers[answer.strip()], answer))
+    return metric(name).count(guess, row.right)
 
 
 def _counts(rows: Sequence[Answered], name: MetricName) -> Floats:

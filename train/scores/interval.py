@@ -40,15 +40,18 @@ class Estimate:
     is_share: bool = False
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float] | None:
         """What holds the true value in 95 of 100 samples, by Student's t over groups.
 
-        Where all groups say 0, or all 1, it is Clopper's and Pearson's: that nothing varied here
-        does not say that nothing varies.
+        That nothing varied here does not say that nothing varies. Where all groups say 0, or all 1,
+        it is Clopper's and Pearson's. None where it is unknown: all groups say another same thing,
+        as where a difference is equal in all pairs, or there is one group.
         """
         if self.is_share and self.standard_error == 0 and self.value in (0, 1):
             far = 1 - ((1 - CONFIDENCE) / 2) ** (1 / self.groups)
             return (0.0, far) if self.value == 0 else (1 - far, 1.0)
+        if not self.standard_error > 0:
+            return None
         reach = _quantile(CONFIDENCE, self.groups) * self.standard_error
         return self.value - reach, self.value + reach
 

@@ -98,15 +98,15 @@ def write_page(
 def table_row(score: TaskScore, against: Estimate | None) -> dict[str, Any]:
     """A task's numbers, for programs."""
     name, found = score.first
-    low, high = found.interval
+    low, high = found.interval or (None, None)
     row: dict[str, Any] = {
         "task": score.task,
         "cluster": score.cluster,
         "metric": name,
         "score": found.value,
         "standard_error": _finite(found.standard_error),
-        "low": _finite(low),
-        "high": _finite(high),
+        "low": low,
+        "high": high,
         "visible_difference": _finite(unpaired(found)),
         "rows": found.rows,
         "groups": found.groups,
@@ -116,11 +116,11 @@ def table_row(score: TaskScore, against: Estimate | None) -> dict[str, Any]:
         "metrics": {each: value.value for each, value in score.estimates.items()},
     }
     if against is not None:
-        low, high = against.interval
+        low, high = against.interval or (None, None)
         row |= {
             "difference": against.value,
-            "difference_low": _finite(low),
-            "difference_high": _finite(high),
+            "difference_low": low,
+            "difference_high": high,
             "visible_paired_difference": _finite(against.visible),
         }
     return row
@@ -128,9 +128,10 @@ def table_row(score: TaskScore, against: Estimate | None) -> dict[str, Any]:
 
 def ranged(found: Estimate) -> str:
     """A number and what holds the true one in 95 of 100 samples."""
+    if found.interval is None:
+        why = "of one group" if found.groups < 2 else "nothing varies"
+        return f"{found.value:.3f} ({why}: interval unknown)"
     low, high = found.interval
-    if not math.isfinite(low):
-        return f"{found.value:.3f} (of one group: no interval)"
     return f"{found.value:.3f} [{low:.3f}, {high:.3f}]"
 
 
@@ -139,7 +140,7 @@ def _section(score: TaskScore, against: Estimate | None) -> Section:
     first = score.first[1]
     numbers += [
         ("rows", f"{first.rows:,} in {first.groups:,} groups"),
-        ("smallest difference to be seen", f"{unpaired(first):.3f}"),
+        ("smallest difference to be seen", _shown(unpaired(first))),
         ("ties", f"{score.ties:,}"),
         ("left out", f"{score.left_out:,}"),
         ("cut to have room", f"{score.cut:,}"),
@@ -154,6 +155,10 @@ def _section(score: TaskScore, against: Estimate | None) -> Section:
         rows=rows,
         hidden=len(score.rows) - len(rows),
     )
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "unknown"
 
 
 def _finite(value: float) -> float | None:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle, islice
 from typing import Final, Literal
 
 from train.errors import DataError
@@ -27,12 +28,15 @@ class Protocol:
     Attributes:
         templates: the first of each task; or, for each record, any at random, inverted ones too.
         most_records: of each task and split; None for all.
+        is_even: whether a task with fewer than `most_records` is gone through again until it has
+            given as many; in training alone.
         held_out: clusters whose tasks are not trained on.
         demonstrations: examples that are shown before each record.
     """
 
     templates: Literal["first", "any"] = "first"
     most_records: int | None = None
+    is_even: bool = False
     held_out: frozenset[str] = frozenset()
     demonstrations: int = 0
 
@@ -94,7 +98,8 @@ class Protocol:
             chance = random.Random(f"{seed} {reader.task.name} {split}")
             numbers = sorted(chance.sample(range(len(records)), self.most_records))
             records = [records[number] for number in numbers]
-        yield from records
+        is_repeated = self.is_even and split == "train"
+        yield from islice(cycle(records), self.most_records) if is_repeated else records
 
 
 PROTOCOLS: Final[Mapping[str, Protocol]] = {

@@ -71,6 +71,11 @@ def test_documents_are_contexts_unscored_and_answers_scored(tmp_path: Path, corp
         (["--tasks", "a", "b"], ("", ""), "there is no task a in configs/task"),
         (["--protocol", "single", "--tasks", "capitals", "hypernyms"], ("", ""), "is of one task"),
         (["--hold-out", "topics"], ("", ""), "no task is of the cluster topics"),
+        (
+            ["--evenly", "--protocol", "zero_shot"],
+            ("", ""),
+            "--evenly: as many of each task as --r",
+        ),
         (["--demonstrations", "40"], ("", ""), "40 demonstrations are asked for, and the split"),
         (["--sequence-tokens", "8"], ('"yes"', '"yes, it follows"'), "the answer has"),
         ([], ("{{ premise }}", "{{ premis }}"), "no column premis; did you mean premise?"),

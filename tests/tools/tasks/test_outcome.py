@@ -1,5 +1,6 @@
 """Scores before and after tuning, from predictions that evaluations leave."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,51 @@ def test_a_model_that_knows_only_the_commonest_answer_has_gained_nothing(tmp_pat
     yes = [n % 2 == 1 for n in range(40)]
     row = row_of(read, tmp_path, before=[False] * 40, after=yes, other=[False] * 40)
     assert (row["best_other"], row["difference"], row["majority"]) == ("majority", 0, 0.5)
+
+
+def test_of_the_choices_of_a_row_the_commonest_is_guessed(tmp_path: Path) -> None:
+    """Where each row has its own, none is the commonest of all."""
+    kinds = [
+        (
+            'answer:\n  kind: choice\n  choices: ["yes", "no"]',
+            "answer:\n  kind: choice\n  choices: kinds",
+        )
+    ]
+    rows = [{**ROW, "kinds": ["dog", f"{n}"], "label": 0, "word": f"{n}"} for n in range(9)]
+    read = reader(tmp_path / "records", *rows, changes=kinds)
+
+    def left(name: str) -> Path:
+        answered = [
+            Answered(
+                id=f"senses/test:{n}",
+                group=f"{n}",
+                asked="",
+                answer="cat",
+                right=("dog" if n % 4 else "cat",),
+                choices=("cat", "dog"),
+                scores=(),
+                tied=(),
+                counts={"accuracy": [float(n % 4 == 0)]},
+            )
+            for n in range(40)
+        ]
+        score = TaskScore(
+            task="senses", cluster="inference", estimates={}, ties=0, left_out=0, cut=0,
+            rows=answered,
+        )  # fmt: skip
+        write_predictions(tmp_path / name, score)
+        return tmp_path / name
+
+    row = outcome(read, pretrained=left("a"), finetuned=left("b"), shuffled=left("c"))
+    assert (row["majority"], row["finetuned"], row["best_other"]) == (0.75, 0.25, "majority")
+
+
+def test_an_interval_that_is_unknown_is_null(tmp_path: Path) -> None:
+    """All pairs differ alike, or all records are of one group."""
+    read = reader(tmp_path / "records", *TRAINING)
+    row = row_of(read, tmp_path, before=[False] * 2, after=[True] * 2, other=[False] * 2)
+    assert (row["groups"], row["difference_low"], row["difference_high"]) == (1, None, None)
+    assert "NaN" not in json.dumps(row)
 
 
 def test_what_is_known_by_heart_is_called_recall(tmp_path: Path) -> None:

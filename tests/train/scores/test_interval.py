@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from train.scores.interval import difference, estimate
+from train.scores.interval import Estimate, difference, estimate
 from train.scores.metric import metric
 
 MEAN = metric("exact_match")
@@ -13,6 +13,11 @@ MEAN = metric("exact_match")
 
 def column(values: np.ndarray) -> np.ndarray:
     return values.astype(float)[:, None]
+
+
+def known(found: Estimate) -> tuple[float, float]:
+    assert found.interval is not None
+    return found.interval
 
 
 def test_of_single_rows() -> None:
@@ -63,7 +68,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         shared = np.repeat(random.normal(0, 1, 12), sizes)
         counts = column(shared + random.normal(0, 0.3, len(groups)))
         for name, of in (("grouped", groups), ("single", None)):
-            low, high = estimate(MEAN, counts, of).interval
+            low, high = known(estimate(MEAN, counts, of))
             held[name] += low <= 0 <= high
     assert 920 <= held["grouped"] <= 980
     assert held["single"] < 850
@@ -76,13 +81,14 @@ def test_the_visible_difference_is_seen_as_often_as_it_says() -> None:
     for _ in range(1000):
         found = estimate(MEAN, column(random.normal(true, 1, 100)))
         assert found.visible == pytest.approx(2.8256 * found.standard_error, rel=1e-3)
-        seen += found.interval[0] > 0
+        seen += known(found)[0] > 0
     assert 760 <= seen <= 840
 
 
 def test_one_group_says_nothing() -> None:
     found = estimate(MEAN, column(np.array([1, 0, 1])), ["a", "a", "a"])
     assert math.isnan(found.standard_error)
+    assert found.interval is None
 
 
 def test_bleu_has_an_error_too() -> None:
@@ -102,10 +108,17 @@ def test_bleu_has_an_error_too() -> None:
 
 
 def test_where_all_is_wrong_some_may_still_be_right() -> None:
-    low, high = estimate(MEAN, column(np.zeros(20))).interval
+    low, high = known(estimate(MEAN, column(np.zeros(20))))
     assert low == 0
     # With this chance, 20 of 20 are wrong in 2.5 of 100 samples.
     assert (1 - high) ** 20 == pytest.approx(0.025)
     assert estimate(MEAN, column(np.ones(20))).interval == (1 - high, 1)
-    same = difference(MEAN, column(np.ones(20)), column(np.ones(20)))
-    assert (same.value, same.standard_error) == (0, 0)
+
+
+@pytest.mark.parametrize("there", [0.0, 0.25, 1.0])
+def test_of_pairs_that_all_differ_alike_no_interval_is_known(there: float) -> None:
+    same = difference(MEAN, column(np.ones(20)), column(np.full(20, there)))
+    assert (same.value, same.standard_error, same.interval) == (1 - there, 0, None)
+    assert math.isnan(same.visible)
+    halves = estimate(MEAN, column(np.tile([0.0, 1.0], 10)), [f"{n // 2}" for n in range(20)])
+    assert (halves.value, halves.interval) == (0.5, None)

@@ -27,6 +27,15 @@ def test_caps_draw_records_that_depend_on_the_seed_alone(tmp_path: Path) -> None
     assert len(ids(PROTOCOLS["multitask"], read)) == 40
 
 
+def test_small_tasks_are_gone_through_again_where_all_are_to_count_alike(tmp_path: Path) -> None:
+    read = reader(tmp_path, *ROWS)
+    even = replace(PROTOCOLS["multitask"], most_records=100, is_even=True)
+    assert sorted(Counter(ids(even, read)).values()) == [2] * 20 + [3] * 20
+    assert len({*ids(replace(even, most_records=10), read)}) == 10
+    written(tmp_path, *ROWS[:7], split="validation")
+    assert len([*even.examples(read, "validation")]) == 7
+
+
 def test_the_first_template_or_any(tmp_path: Path) -> None:
     read = reader(tmp_path, *ROWS)
     first, any_ = (
