@@ -1,28 +1,63 @@
 """Texts with places that a record's columns fill, in jinja's language."""
 
-from collections.abc import Mapping
+import datetime
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 from jinja2 import StrictUndefined, TemplateError, Undefined, meta
+from jinja2.filters import do_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import pass_eval_context
+from typing_extensions import override
 
 from train.prompt import parse
 
 
 def _given(value: Any) -> Any:
-    """What a place in a text is filled with: a null would read `None`."""
-    if value is None:
+    """What a place in a text is filled with: not what would read as Python's `None` or `{'a': 1}`.
+
+    Files of tables write a missing number as NaN.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         raise ValueError(
             "a value is null: pass the record over with source.keep, or say what to write for it, "
             "as in {{ column or 'nothing' }}"
         )
+    if isinstance(value, Mapping):
+        fields = ", ".join(map(str, value))
+        raise ValueError(f"a value is of several fields: name one of {fields or 'them'}")
+    if isinstance(value, list | tuple):
+        raise ValueError("a value is a list: say what stands between, as in | join(', ')")
+    if not isinstance(value, str | int | float | Undefined | datetime.date | Decimal):
+        raise ValueError(f"a value is {type(value).__name__}, and no text: name another")
     return value
 
 
-_ENVIRONMENT: Final = ImmutableSandboxedEnvironment(
+@pass_eval_context
+def _joined(context: Any, value: Iterable[Any], *arguments: Any, **options: Any) -> Any:
+    found = [*value]
+    if not arguments[1:] and "attribute" not in options:
+        found = [_given(each) for each in found]
+    return do_join(context, found, *arguments, **options)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """In which a field of a record comes before what Python's dictionaries have, as `items`."""
+
+    @override
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, Mapping) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+_ENVIRONMENT: Final = _Environment(
     undefined=StrictUndefined, keep_trailing_newline=True, finalize=_given
 )
+_ENVIRONMENT.filters["join"] = _joined
 
 RECORD: Final = "record"
 """All columns of a record, for those whose name is none: `record['label-coarse']`."""

@@ -1,5 +1,6 @@
 """Records of a task's splits: from .jsonl, .parquet, or a directory that `datasets` has written."""
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ import pyarrow.parquet as pq
 from train.errors import DataError
 
 _BATCH_RECORDS: Final = 1_024
+_LINES: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_SUFFIXES: Final = (*_LINES, ".parquet")
+_SHOWN_NAMES: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +36,16 @@ class Record:
 def records(directory: Path, split: str) -> Iterator[Record]:
     """The records of a split.
 
-    It lies in `SPLIT.jsonl` or `SPLIT.parquet`; in parts, `SPLIT-00000-of-00002.parquet`, there or
-    in `data`; or in a directory `SPLIT` of .arrow files, as `datasets.save_to_disk` leaves it.
+    It lies in `SPLIT.jsonl`, compressed or not (`.gz`, `.zst`), or `SPLIT.parquet`; in parts,
+    `SPLIT-00000-of-00002.parquet`, there or in `data`; or in a directory `SPLIT` of .arrow files,
+    as `datasets.save_to_disk` leaves it.
 
     Raises:
         DataError: it is not there, or a file cannot be read.
     """
     number = 0
     for file in files(directory, split):
-        read = {".jsonl": _lines, ".parquet": _parquet, ".arrow": _arrow}[file.suffix]
+        read = {".parquet": _parquet, ".arrow": _arrow}.get(file.suffix, _lines)
         try:
             for at, values in read(file):
                 yield Record(place=f"{file}:{at}", number=number, values=values)
@@ -54,21 +59,40 @@ def files(directory: Path, split: str) -> list[Path]:
     """The files of a split, in order.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or there are several that may be meant.
     """
-    for suffix in (".jsonl", ".parquet"):
-        if (file := directory / f"{split}{suffix}").is_file():
-            return [file]
-    for place in (directory, directory / "data"):
-        if parts := sorted(place.glob(f"{split}-*.parquet")):
-            return parts
-    if parts := _arrow_files(directory / split):
-        return parts
-    built = ": build it with python -m tools.tasks build" if not directory.is_dir() else ""
+    places = (directory, directory / "data")
+    found = [
+        *([file] for suffix in _SUFFIXES if (file := directory / f"{split}{suffix}").is_file()),
+        *(sorted(place.glob(f"{split}-*{suffix}")) for place in places for suffix in _SUFFIXES),
+        _arrow_files(directory / split),
+    ]
+    found = [parts for parts in found if parts]
+    if len(found) > 1:
+        names = " and ".join(str(parts[0].relative_to(directory)) for parts in found)
+        raise DataError(f"{directory} holds the split {split} twice, in {names}: take one away.")
+    if found:
+        return found[0]
     raise DataError(
-        f"{directory} holds no split {split} ({split}.jsonl, {split}.parquet, "
-        f"{split}-*.parquet, or a directory {split} of .arrow files){built}."
+        f"{directory} holds no split {split} ({split}.jsonl, {split}.jsonl.gz, {split}.jsonl.zst, "
+        f"{split}.parquet, {split}-*.parquet, or a directory {split} of .arrow files)"
+        f"{_instead(directory)}."
     )
+
+
+def _instead(directory: Path) -> str:
+    """What to do where a split is not found."""
+    if not directory.is_dir():
+        return ": build it with python -m tools.tasks build"
+    if (directory / "state.json").is_file():
+        return (
+            "; it is one data set of `datasets` without splits: say which split it is, as in "
+            "source.splits: {test: .}"
+        )
+    names = sorted(path.name for path in directory.iterdir())
+    shown = ", ".join(names[:_SHOWN_NAMES]) + (" and others" if len(names) > _SHOWN_NAMES else "")
+    otherwise = "where a split is called otherwise, name it in source.splits"
+    return f"; it holds {shown or 'nothing'}: {otherwise}"
 
 
 def _arrow_files(directory: Path) -> list[Path]:
@@ -85,8 +109,13 @@ def _arrow_files(directory: Path) -> list[Path]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open(encoding="utf-8") as lines:
-        for at, line in enumerate(lines, 1):
+    with pa.input_stream(str(file)) as content, io.BufferedReader(content) as lines:
+        for at, read in enumerate(lines, 1):
+            try:
+                # Windows writes a mark before the first line.
+                line = read.decode("utf-8-sig" if at == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"line {at} is not UTF-8: {error.reason}") from error
             if not line.strip():
                 continue
             try:

@@ -1,5 +1,6 @@
 """Records to examples, and what is wrong with records."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,17 @@ def test_a_column_of_any_name(tmp_path: Path) -> None:
     assert example.answers == ("yes",)
 
 
+def test_a_field_called_as_what_dictionaries_can_do(tmp_path: Path) -> None:
+    row = {**ROW, "premise": {"items": "A dog.", "tags": ["is", "one"]}}
+    changes = [("{{ premise }}\n", "{{ premise.items }} {{ premise.tags | join(' ') }}\n")]
+    [example] = reader(tmp_path, row, changes=changes).examples("train")
+    assert example.context[0].text == "A dog. is one\nAn animal."
+    changes = [("{{ premise }}\n", "{{ premise.keys }}\n")]
+    other = reader(tmp_path, row, changes=changes)
+    with pytest.raises(DataError, match="a value is builtin_function_or_method, and no text"):
+        list(other.examples("train"))
+
+
 def test_what_to_write_for_a_null_is_the_templates_to_say(tmp_path: Path) -> None:
     changes = [("{{ premise }}\n", "{{ premise or 'Nothing.' }}\n")]
     [example] = reader(tmp_path, {**ROW, "premise": None}, changes=changes).examples("train")
@@ -121,6 +133,18 @@ def test_choices_before_equal_ends(tmp_path: Path) -> None:
         ({}, [("label: label", "label: label\n  labels: [0]")], "2 choices and 1 labels"),
         ({"label": None}, [("label: label", "label: label + 1")], "train.jsonl:2: answer.label: u"),
         ({"premise": None}, (), "train.jsonl:2: templates.first.input: a value is null: pass the"),
+        ({"premise": math.nan}, (), "train.jsonl:2: templates.first.input: a value is null: pass"),
+        (
+            {"premise": ["a", None]},
+            [("{{ premise }}\n", "{{ premise if premise is string else premise | join }}\n")],
+            "train.jsonl:2: templates.first.input: a value is null: pass the",
+        ),
+        ({"premise": ["a"]}, (), "train.jsonl:2: templates.first.input: a value is a list: say"),
+        (
+            {"premise": {"text": "a", "at": 3}},
+            (),
+            "train.jsonl:2: templates.first.input: a value is of several fields: name one of text,",
+        ),
     ],
 )
 def test_a_record_that_does_not_fit_is_named(

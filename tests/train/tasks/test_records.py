@@ -1,5 +1,6 @@
 """Records in each form that they come in."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -23,6 +24,57 @@ def test_lines(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("\n\n".join(map(json.dumps, ROWS)))
     assert values(tmp_path) == ROWS
     assert [r.place for r in records(tmp_path, "train")][1] == f"{tmp_path}/train.jsonl:3"
+
+
+def zst(content: bytes) -> bytes:
+    return pa.Codec("zstd").compress(content, asbytes=True)
+
+
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS[:50]).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.jsonl", b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n")),
+        ("train.jsonl.gz", gzip.compress(b"\xef\xbb\xbf" + LINES)),
+        ("train.jsonl.zst", zst(LINES)),
+    ],
+    ids=["windows", "gz", "zst"],
+)
+def test_lines_as_others_write_them(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert values(tmp_path) == ROWS[:50]
+
+
+def test_lines_in_parts(tmp_path: Path) -> None:
+    for part, rows in enumerate((ROWS[:3], ROWS[3:5])):
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        (tmp_path / f"train-{part:05}-of-00002.jsonl.gz").write_bytes(gzip.compress(lines))
+    assert values(tmp_path) == ROWS[:5]
+
+
+def test_a_line_end_of_unicode_ends_no_record(tmp_path: Path) -> None:
+    row = {"text": "one\u2028two\x85three"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    assert values(tmp_path) == [row]
+
+
+def test_columns_of_parquet_as_others_write_them(tmp_path: Path) -> None:
+    columns = {
+        "large": pa.array(["a", None], pa.large_string()),
+        "coded": pa.array(["x", "x"]).dictionary_encode(),
+        "several": pa.array([["a", "b"], []], pa.large_list(pa.string())),
+        "nested": pa.array([{"text": ["q"], "at": 3}, None]),
+        "number": pa.array([1, None], pa.int16()),
+        "view": pa.array(["v", "w"], pa.string_view()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    assert values(tmp_path) == [
+        {"large": "a", "coded": "x", "several": ["a", "b"], "nested": {"text": ["q"], "at": 3},
+         "number": 1, "view": "v"},
+        {"large": None, "coded": "x", "several": [], "nested": None, "number": None, "view": "w"},
+    ]  # fmt: skip
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -76,17 +128,39 @@ def test_what_datasets_itself_has_saved() -> None:
     [
         ("train.jsonl", b'{"a": 1}\n[2]\n', "line 2 is a JSON list, not an object"),
         ("train.jsonl", b'{"a": 1}\n{\n', "line 2 is not JSON"),
-        ("train.jsonl", b'{"a": "\xff"}', "cannot be read"),
+        (
+            "train.jsonl",
+            b'{"a": 1}\n{"a": "\xff"}',
+            "train.jsonl cannot be read .line 2 is not UTF-8",
+        ),
+        ("train.jsonl", '{"a": 1}'.encode("utf-16"), "line 1 is not UTF-8"),
+        ("train.jsonl.gz", gzip.compress(LINES)[:-9], "train.jsonl.gz cannot be read"),
+        ("train.jsonl.gz", LINES, "train.jsonl.gz cannot be read"),
+        ("train.jsonl.zst", zst(LINES)[:-4], "train.jsonl.zst cannot be read"),
         ("train.jsonl", b'{"a": "x"}\n{"a": "\\uD83d x"}', "line 2 has a character cut in half"),
         ("train.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("train.parquet", b"no parquet", "train.parquet cannot be read"),
         ("train/x.arrow", b"no arrow", "x.arrow cannot be read"),
         ("train/state.json", b"{}", "state.json is damaged"),
-        ("other.jsonl", b"", "holds no split train"),
+        ("other.jsonl", b"", "holds no split train .*; it holds other.jsonl: where a split"),
+        ("state.json", b"{}", r"without splits: say which split it is, as in source.splits: .test"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, told: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=told):
+        list(records(tmp_path, "train"))
+
+
+def test_a_data_set_without_splits_is_named_as_one() -> None:
+    """`Dataset.save_to_disk`, not that of a `DatasetDict`."""
+    whole = Path("tests/fixtures/saved_by_datasets/train")
+    assert len(values(whole, ".")) == 6
+
+
+def test_a_split_that_is_there_twice(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes(LINES)
+    pq.write_table(pa.Table.from_pylist(ROWS[:1]), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"split train twice, in train\.jsonl and train\.parquet: "):
         list(records(tmp_path, "train"))
