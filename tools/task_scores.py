@@ -65,12 +65,16 @@ def evaluate_tasks(
     opened = open_model(path, engine, answers=answers, batch=options.batch)
     started = time.perf_counter()
     left = directory / path.name / setting.name
+    progress = Console(stderr=True)
     scores: list[TaskScore] = []
     differences: dict[str, Estimate] = {}
     with closing(opened.scorer):
         for score in scores_of(opened, tasks, setting):
             scores.append(score)
             write_predictions(left, score)
+            name, found = score.first
+            told = f"{score.task}: {name} {ranged(found)}, {len(scores)} of {len(tasks)} tasks"
+            progress.print(told, markup=False, highlight=False, soft_wrap=True)
             if baseline:
                 differences[score.task] = score.against(baseline[score.task])
     if not world.is_main:

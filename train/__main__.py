@@ -40,6 +40,7 @@ from train.imported import import_rest
 from train.loop import train
 from train.prepare import check, use_compile_cache
 from train.storage.path import local_path
+from train.tasks.task import load_tasks
 from train.watch.streams import PATIENCE_SECONDS, Streams, lasting_streams
 
 IMPORTED = time.perf_counter()
@@ -146,6 +147,7 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     rules = [
         # Not a check of the configuration: what earlier versions stored must stay readable.
         *((fault, fault) for fault in _local_faults(config)),
+        *((fault, fault) for fault in _task_faults(config)),
         (uneven, uneven),
         (marks, f"samples.prompts: {marks}"),
         (unsupported, f"precision: {unsupported}"),
@@ -193,6 +195,17 @@ def _local_faults(config: RunConfig) -> Iterator[str]:
             _ = text is not None and local_path(text)
         except StorageError as error:
             yield f"{key}: {error}"
+
+
+def _task_faults(config: RunConfig) -> list[str]:
+    """Tasks to be asked in training that are none."""
+    if config.evaluation is None:
+        return []
+    try:
+        load_tasks(config.evaluation.tasks)
+    except ConfigError as error:
+        return [f"evaluation.tasks: {line}" for line in str(error).splitlines()]
+    return []
 
 
 def complain(error: UserError) -> None:

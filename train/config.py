@@ -26,6 +26,7 @@ from train.data.spans.scoring import Unscored
 from train.errors import ConfigError
 from train.optim import MOST_STEPS, OptimConfig
 from train.run_directory import RunDirectory
+from train.scores.config import EvaluationConfig
 from train.storage.config import MOST_SECONDS, StorageConfig
 from train.storage.path import local_path
 from train.watch.config import WatchConfig
@@ -174,6 +175,8 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     samples: SamplesConfig = Field(default_factory=SamplesConfig)
+    evaluation: EvaluationConfig | None = None
+    """Tasks that the model is asked while it trains."""
     watch: WatchConfig = Field(default_factory=WatchConfig)
     init_from: PathText | None = None
     """Checkpoint that supplies all first weights, as for finetuning."""

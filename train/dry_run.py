@@ -13,7 +13,7 @@ from parallel.launch import World, peak_memory_bytes
 from parallel.mesh import Mesh
 from train.build import build_feed
 from train.config import RunConfig
-from train.loop import pass_over
+from train.loop import asker, pass_over
 from train.prepare import agreed, prepare
 from train.step import reseed, train_step
 from train.watch.metrics import GIB_BYTES
@@ -24,6 +24,7 @@ def dry_run(config: RunConfig, world: World) -> int:
     started = time.perf_counter()
     run = prepare(config, world)
     config = run.config
+    asker(config, run)
     built_seconds = time.perf_counter() - started
     run.engine.set_learning_rate(config.optim.lr)
     with build_feed(config, run.plan, run.collate, run.engine.mesh) as feed:

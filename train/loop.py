@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -23,7 +24,16 @@ from train.exit_status import ExitStatus
 from train.made import Made
 from train.optim import learning_rate
 from train.preemption import Preemption
-from train.prepare import Saved, agreed, checkpoints_of, claim, find_saved, leases_of, prepare
+from train.prepare import (
+    Run,
+    Saved,
+    agreed,
+    checkpoints_of,
+    claim,
+    find_saved,
+    leases_of,
+    prepare,
+)
 from train.samples import write_samples
 from train.step import accumulate, reseed, update
 from train.storage.lease import take_those_there
@@ -73,6 +83,7 @@ def train(
         return ExitStatus.COMPLETE
     run = prepare(config, world, saved=saved)
     config = run.config
+    ask = asker(config, run)
     plan, collate, engine, mesh = run.plan, run.collate, run.engine, run.engine.mesh
     # Only now is the directory this run's: what failed so far can be mended and tried again.
     agreed(lambda: claim(config, leases, checkpoints, saved) if world.is_main else None)
@@ -120,6 +131,8 @@ def train(
         if first_step % config.validation.every_steps == 0:
             # Before any step, or where a stop may have cut it short.
             monitor.write(validated(step=first_step))
+        if asks_at(config, first_step):
+            ask(monitor, first_step)
         for step in range(first_step + 1, config.steps + 1):
             started = time.perf_counter()
             beat.enter(Section.READ, step=step)
@@ -144,8 +157,9 @@ def train(
             made.add(step, launched, data.position, lr=lr, started=started)
             is_last = step == config.steps
             validates = is_last or (step % config.validation.every_steps == 0 and not launched.stop)
+            asks = asks_at(config, step) and (is_last or not launched.stop)
             saves = is_last or launched.stop or step % config.checkpoint.every_steps == 0
-            if launched.is_done or validates or saves or step == first_step + 1:
+            if launched.is_done or validates or asks or saves or step == first_step + 1:
                 made.settle()
             for note in news(engine.module, step=step - first_step):
                 monitor.note(note)
@@ -155,6 +169,8 @@ def train(
                 if is_last:
                     beat.enter(Section.END, step=step)
                     monitor.write(validate_whole(config, plan.sources, collate, engine, watched))
+            if asks:
+                ask(monitor, step)
             if saves:
                 beat.enter(Section.SAVE, step=step)
                 made.save()
@@ -175,6 +191,27 @@ def train(
     if world.is_main:
         wrap_up(config, latest, seconds_to_first_step=made.seconds_to_first_step)
     return ExitStatus.COMPLETE
+
+
+def asker(config: RunConfig, run: Run) -> Callable[[Monitor, int], None]:
+    """What asks the model the tasks of `evaluation` and writes its scores; every rank must call it.
+
+    Raises:
+        UserError: rows of a task cannot be read, or do not fit the model.
+    """
+    if config.evaluation is None:
+        return lambda monitor, step: None
+    # Imported here: what counts answers, scipy among it, takes a second of a first step.
+    from train.scores.in_training import Examination
+
+    exam = Examination.of(config.evaluation, run.plan.sources, config.built_model)
+    return partial(exam.write_scores, run.engine)
+
+
+def asks_at(config: RunConfig, step: int) -> bool:
+    """Whether tasks are asked after a step."""
+    evaluation = config.evaluation
+    return evaluation is not None and (step == config.steps or step % evaluation.every_steps == 0)
 
 
 def goes_on(config: RunConfig, saved: Saved) -> str:

@@ -96,14 +96,12 @@ class Corpus:
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def copy_tokenizer(self, destination: Path) -> None:
-        """Bring the tokenizer to where a run keeps it, unless it is there.
+    def tokenizer(self) -> bytes:
+        """The tokenizer's file.
 
         Raises:
             DataError: the corpus has none.
         """
-        if destination.exists():
-            return
         content = self.train.read_beside("tokenizer.json", limit_bytes=TOKENIZER_BYTES_AT_MOST)
         if content is None:
             raise DataError(f"{self.root}/train has no tokenizer.json: build the corpus again")
@@ -113,6 +111,17 @@ class Corpus:
                 f"{self.root}/train/tokenizer.json is not the tokenizer of {MANIFEST_NAME}: copy "
                 "or build the corpus again"
             )
+        return content
+
+    def copy_tokenizer(self, destination: Path) -> None:
+        """Bring the tokenizer to where a run keeps it, unless it is there.
+
+        Raises:
+            DataError: the corpus has none.
+        """
+        if destination.exists():
+            return
+        content = self.tokenizer()
         temporary = destination.with_suffix(".tmp")
         temporary.write_bytes(content)
         temporary.replace(destination)

@@ -281,6 +281,7 @@ class Sources:
                 )
         self.special = first.special
         self.tokenizer_sha256 = first.tokenizer_sha256
+        self.tokenizer = first.tokenizer
         self.copy_tokenizer = first.copy_tokenizer
 
     @property

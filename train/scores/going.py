@@ -6,6 +6,7 @@ from itertools import islice
 
 from parallel.agreement import on_all_ranks
 from train.errors import DataError, UserError
+from train.scores.asking import Asking
 from train.scores.evaluation import Rows, TaskScore, evaluate_task
 from train.scores.opening import Opened
 from train.scores.scorer import Asked
@@ -55,13 +56,13 @@ def scores_of(opened: Opened, tasks: Sequence[Task], setting: Setting) -> Iterat
         UserError: as `Scorer.ask`.
     """
     for task in tasks:
-        rows = on_all_ranks(lambda task=task: asked_of(opened, task, setting), UserError)
+        rows = on_all_ranks(lambda task=task: asked_of(opened.asking, task, setting), UserError)
         score = evaluate_task(opened.scorer, task, rows, decode=opened.decode)
         if score is not None:
             yield score
 
 
-def asked_of(opened: Opened, task: Task, setting: Setting) -> Rows:
+def asked_of(asking: Asking, task: Task, setting: Setting) -> Rows:
     """Rows of a task, and what the model is asked of each.
 
     Raises:
@@ -80,7 +81,7 @@ def asked_of(opened: Opened, task: Task, setting: Setting) -> Rows:
     cut = 0
     for row in rows:
         try:
-            request, dropped = opened.asking.request(row, task)
+            request, dropped = asking.request(row, task)
         except DataError as error:
             if setting.leaves_out_long:
                 continue

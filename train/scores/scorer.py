@@ -38,6 +38,7 @@ class Scorer:
         answers: where answers are kept, on the first rank; None on the others.
         model: what reads; the whole of it.
         batch: contexts that a rank reads at once.
+        is_live: whether the model is in training; all ranks then read the same, as ZeRO-3 wants it.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Scorer:
         answers: Answers | None,
         model: ModelConfig,
         batch: int,
+        is_live: bool = False,
     ):
         self.computed = 0
         """Answers that were computed, and not found."""
@@ -58,6 +60,7 @@ class Scorer:
         self._answers = answers
         self._model = model
         self._batch = batch
+        self._is_live = is_live
 
     def ask(self, requests: Sequence[Asked]) -> list[list[Answer]]:
         """The answers, on the first rank; nothing on the others.
@@ -75,14 +78,17 @@ class Scorer:
         units = [_part(requests[number], places) for number, places in missing]
         keys = [[self._key(unit, place) for place in range(_size(unit))] for unit in units]
         batches = [*self._batches(units)]
-        size = self._mesh.data_size
+        size, rank = self._mesh.data_size, self._mesh.data_rank
+        speaks = self._mesh.speaks_for_sample
+        if self._is_live:
+            size, rank, speaks = 1, 0, self._mesh.world.is_main
         for first in range(0, len(batches), size):
-            mine = first + self._mesh.data_rank
+            mine = first + rank
             # A rank without work does another's again: a forward may need all ranks.
             batch = batches[min(mine, len(batches) - 1)]
             found = self._together([units[number] for number in batch])
             told: dict[str, Answer] = {}
-            if mine < len(batches) and self._mesh.speaks_for_sample:
+            if mine < len(batches) and speaks:
                 for number, answers in zip(batch, found, strict=True):
                     told |= dict(zip(keys[number], answers, strict=True))
             everyone = gathered(told)
@@ -205,6 +211,7 @@ class Scorer:
                 most_slots=most_slots,
                 device=device,
                 spans=spans,
+                is_live=self._is_live,
             )
             return [[row.ids] for row in rows]
         except FloatingPointError as error:

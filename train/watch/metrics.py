@@ -148,6 +148,27 @@ class SampleRecord(_Record):
     text: str
 
 
+class ScoreRecord(_Record):
+    """What the model made of a task after `step` steps.
+
+    Attributes:
+        task: its name.
+        metric: the first of the task.
+        score: from 0 to 1.
+        standard_error: of it; None where it is unknown.
+        rows: how many were asked.
+        seconds: that it took.
+    """
+
+    kind: Literal["score"] = "score"
+    task: str
+    metric: str
+    score: Real
+    standard_error: Real
+    rows: Count
+    seconds: Finite
+
+
 class NoteRecord(_Record):
     """Something a reader of the run should know."""
 
@@ -162,6 +183,7 @@ Record = (
     | WholeValidationRecord
     | BaselineRecord
     | SampleRecord
+    | ScoreRecord
     | NoteRecord
 )
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
@@ -179,6 +201,7 @@ class Metrics:
         validation: passes over the first sequences of validation.
         whole_validation: the last pass over all of them, if there was one.
         samples: generated texts, several at a step.
+        scores: of tasks, several at a step.
         notes: notes, several at a step.
         baseline: the unigram baseline, if it was recorded.
     """
@@ -188,6 +211,7 @@ class Metrics:
     validation: list[ValidationRecord] = field(default_factory=list)
     whole_validation: WholeValidationRecord | None = None
     samples: list[SampleRecord] = field(default_factory=list)
+    scores: list[ScoreRecord] = field(default_factory=list)
     notes: list[NoteRecord] = field(default_factory=list)
     baseline: BaselineRecord | None = None
 
@@ -269,8 +293,10 @@ def read_metrics(path: Path) -> Metrics:
             raise DataError(
                 f"{path}:{number} is damaged: {reason}; delete this line to go on"
             ) from None
-        # A step has one record of a kind, but any number of texts.
-        text = getattr(record, "prompt", getattr(record, "text", None))
+        # A step has one record of a kind, but any number of texts, and of tasks.
+        text = next(
+            (getattr(record, n) for n in ("prompt", "text", "task") if hasattr(record, n)), None
+        )
         latest[record.kind, record.step, text] = record
     records = sorted(latest.values(), key=lambda record: record.step)
 
@@ -283,6 +309,7 @@ def read_metrics(path: Path) -> Metrics:
         validation=of(ValidationRecord),
         whole_validation=next(iter(of(WholeValidationRecord)[-1:]), None),
         samples=of(SampleRecord),
+        scores=of(ScoreRecord),
         notes=of(NoteRecord),
         baseline=next(iter(of(BaselineRecord)[-1:]), None),
     )

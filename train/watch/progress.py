@@ -11,6 +11,7 @@ from train.watch.metrics import (
     NoteRecord,
     Record,
     RunRecord,
+    ScoreRecord,
     TrainRecord,
     ValidationRecord,
     WholeValidationRecord,
@@ -70,6 +71,9 @@ class Display:
                     self._bar.update(self._task, validation=f"validation {record.loss:.3f}")
             case WholeValidationRecord():
                 told = f"validation loss {record.loss:.4f} of all {record.sequences:,} sequences"
+                self._print(f"{place} {told}")
+            case ScoreRecord():
+                told = f"{record.task} {record.metric} {record.score:.3f} of {record.rows} rows"
                 self._print(f"{place} {told}")
             case TrainRecord():
                 self._recent.append((record, time.monotonic()))

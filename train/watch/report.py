@@ -28,6 +28,9 @@ TABLE_ROWS = 30
 """Most rows of the validation table; the chart has all."""
 
 
+_STYLES = ("main", "other", "marked")
+"""Of lines beside each other."""
+
 Value = Callable[[TrainRecord], float | None]
 
 
@@ -201,7 +204,17 @@ def _charts(metrics: Metrics) -> list[Chart]:
             Line(
                 name, style, [(step, losses[name]) for step, losses in by_source if name in losses]
             )
-            for name, style in zip(names, cycle(("main", "other", "marked")), strict=False)
+            for name, style in zip(names, cycle(_STYLES), strict=False)
+        ),
+    )
+    by_task: dict[str, list[tuple[float, float]]] = {}
+    for record in metrics.scores:
+        by_task.setdefault(record.task, []).append((record.step, record.score))
+    chart(
+        "Scores of tasks",
+        *(
+            Line(name, style, points)
+            for (name, points), style in zip(by_task.items(), cycle(_STYLES), strict=False)
         ),
     )
     # Without spans the second line would repeat the first chart.

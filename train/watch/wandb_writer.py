@@ -24,6 +24,7 @@ from train.watch.metrics import (
     Record,
     RunRecord,
     SampleRecord,
+    ScoreRecord,
     TrainRecord,
     ValidationRecord,
     WholeValidationRecord,
@@ -267,6 +268,8 @@ def _values(record: Record) -> dict[str, float]:
                 values[f"validation/loss/{source}"] = loss
         case WholeValidationRecord():
             values["validation/loss_whole_split"] = record.loss
+        case ScoreRecord():
+            values[f"score/{record.task}"] = record.score
         case BaselineRecord():
             values["validation/unigram_entropy"] = record.unigram_entropy
         case _:

@@ -32,7 +32,7 @@ from pathlib import Path
 {before}
 from tests.train.records import run_config, train_record
 from train.watch import wandb_writer
-from train.watch.metrics import SampleRecord
+from train.watch.metrics import SampleRecord, ScoreRecord
 config = run_config(Path({directory!r}), "watch.wandb={mode}")
 clock = time.perf_counter
 times = [clock()]
@@ -43,6 +43,8 @@ for step in range(1, 101):
     writer.write(train_record(step, loss=1.0 / step))
     times.append(clock())
 writer.write(SampleRecord(step=100, prompt="prompt", text="text"))
+writer.write(ScoreRecord(
+    step=100, task="mood", metric="f1", score=0.5, standard_error=0.1, rows=9, seconds=1.0))
 times.append(clock())
 {during}
 finish = clock()
@@ -152,6 +154,7 @@ def test_offline_keeps_our_steps(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == list(range(1, 101))
     assert [row["train/loss"] for row in rows] == [1.0 / step for step in range(1, 101)]
     assert any("samples" in str(row) and row["step"] == 100 for row in history(tmp_path))
+    assert [row["score/mood"] for row in history(tmp_path) if "score/mood" in row] == [0.5]
 
 
 def test_its_own_switches_hold(tmp_path: Path) -> None:
