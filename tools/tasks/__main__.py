@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -99,14 +99,13 @@ def _corpus(options: argparse.Namespace) -> None:
     corpus = Corpus.at(options.corpus)
     tokenizer = corpus.tokenizer()
     protocol = PROTOCOLS[options.protocol]
-    if options.records is not None:
-        protocol = replace(protocol, most_records=options.records)
+    readers = [TaskReader(task) for task in load_tasks(options.tasks or ["all"])]
+    protocol = replace(protocol, **_caps(options.records, [read.task.name for read in readers]))
     if options.demonstrations is not None:
         protocol = replace(protocol, demonstrations=options.demonstrations)
     if options.evenly and protocol.most_records is None:
         raise DataError("--evenly: as many of each task as --records says: say how many")
     protocol = replace(protocol, held_out=frozenset(options.hold_out), is_even=options.evenly)
-    readers = [TaskReader(task) for task in load_tasks(options.tasks or ["all"])]
     if options.protocol == "single" and len(readers) != 1:
         raise DataError(f"--protocol single: is of one task, not of {len(readers)}: name it")
     documents = TaskDocuments(
@@ -129,6 +128,27 @@ def _corpus(options: argparse.Namespace) -> None:
         workers=options.workers,
     )
     built(options.out, request, Console(stderr=True))
+
+
+def _caps(told: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
+    """How many records `--records` wants: `N` of each task, `TASK=N` of one."""
+    most: dict[str, Any] = {}
+    most_of: dict[str, int] = {}
+    for each in told:
+        name, is_of_one, number = each.rpartition("=")
+        if is_of_one and name not in tasks:
+            near = get_close_matches(name, tasks, n=1)
+            raise DataError(
+                f"--records {each}: {name or 'nothing'} is none of the tasks: "
+                f"{f'did you mean {near[0]}?' if near else ', '.join(tasks)}"
+            )
+        if not number.isdecimal() or int(number) < 1:
+            raise DataError(f"--records {each}: say N, of each task, or TASK=N, of one")
+        if is_of_one:
+            most_of[name] = int(number)
+        else:
+            most["most_records"] = int(number)
+    return most | {"most_of": most_of}
 
 
 def _outcome(options: argparse.Namespace) -> None:
@@ -194,10 +214,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--leave-out-long", action="store_true", help="what has no room")
     command.add_argument(
+        "--records",
+        nargs="+",
+        default=[],
+        metavar="N|TASK=N",
+        help="of each task at most, or of one (default: as the protocol has it)",
+    )
+    command.add_argument(
         "--evenly", action="store_true", help="go through small tasks again, up to --records"
     )
     for flag, least, default, about in (
-        ("--records", 1, None, "of a task at most (default: as the protocol has it)"),
         ("--validation-records", 1, 100, "of a task at most (default 100)"),
         ("--demonstrations", 0, None, "before each record (default: as the protocol has it)"),
         ("--sequence-tokens", 8, 256, "that hold input and answer (default 256)"),

@@ -15,7 +15,7 @@ from tools.tasks.packages import Packages
 from train.errors import DataError
 from train.tasks.task import Split
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST_NAME: Final = "manifest.json"
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 _TENTHS: Final[dict[Split, int]] = {"train": 8, "validation": 1, "test": 1}

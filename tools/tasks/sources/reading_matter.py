@@ -30,7 +30,7 @@ LANGUAGES: Final = {
 
 _PAGES: Final = "usr/share/man/"
 _LEAST_WORDS: Final = 6
-_MOST_WORDS: Final = 60
+_MOST_WORDS: Final = 30
 _PASSAGES_A_PAGE: Final = 6
 _ESCAPE: Final = re.compile(r"\\(?:f(?:\[[^]]*\]|\(..|.)|\*?\[[^]]*\]|\((?:..)|[&,/|^:%])")
 

@@ -20,6 +20,10 @@ FIELDS: Final = (
 
 _LEAST_WORDS: Final = 4
 _PAIRS_A_WORD: Final = 6
+_CHOICES: Final = 4
+_DRAWN_KINDS: Final = 24
+"""Among which are enough that differ."""
+USES: Final = ("noun", "verb", "adjective")
 _FACTS: Final = 4_000
 _WORDINGS: Final = (
     ("Which word means: {}?", "train"),
@@ -33,32 +37,51 @@ _STEM_LETTERS: Final = 5
 
 
 def hypernyms(packages: Packages) -> Iterator[Row]:
-    """Whether a definition says that a thing is of a kind: the kind's word stands in it or not.
+    """Of which kind a thing is by its definition, in which the kind's word stands.
 
-    Kinds that do not follow are those of other definitions, so that no kind tells by itself.
+    The other kinds to choose from are those of other definitions, so that no kind tells by itself.
     """
     found = _wordnet(packages)
     pairs: dict[str, list[tuple[Synset, str]]] = defaultdict(list)
     for synset in _defined(found.values()):
         above = found[synset.above[0]] if synset.above else None
-        kind = next((w for w in above.words if _stands_in(w, synset)), None) if above else None
+        kind = (
+            next((w for w in above.words if _stands_in(w, synset.definition)), None)
+            if above
+            else None
+        )
         if kind is not None:
             pairs[split_of(synset.words[0])].append((synset, kind))
     for several in pairs.values():
         for synset, kind in several:
             chance = random.Random(synset.key)
-            follows = chance.random() < 0.5
-            if not follows:
-                kind = chance.choice(several)[1]
-                if _stands_in(kind, synset) or kind in _kinds(synset, found):
-                    continue
-            yield {
-                "unit": synset.words[0],
-                "word": synset.words[0],
-                "definition": synset.definition,
-                "kind": kind,
-                "follows": follows,
-            }
+            right = _kinds(synset, found)
+            drawn = (chance.choice(several)[1] for _ in range(_DRAWN_KINDS))
+            others = [w for w in drawn if not _stands_in(w, synset.definition) and w not in right]
+            kinds = [kind, *dict.fromkeys(others)][:_CHOICES]
+            if len(kinds) == _CHOICES:
+                chance.shuffle(kinds)
+                yield {
+                    "unit": synset.words[0],
+                    "word": synset.words[0],
+                    "definition": synset.definition,
+                    "kinds": kinds,
+                    "right": kinds.index(kind),
+                }
+
+
+def uses(packages: Packages) -> Iterator[Row]:
+    """Whether a word is a noun, a verb or an adjective in an example sentence; as many of each."""
+    rows: dict[str, list[Row]] = {part: [] for part in USES}
+    for synset in _wordnet(packages).values():
+        for example in synset.examples if synset.part in rows else ():
+            word = next((w for w in synset.words if _stands_in(w, example)), None)
+            if word is not None:
+                row = {"unit": word, "word": word, "sentence": example, "part": synset.part}
+                rows[synset.part].append(row)
+    count = min(map(len, rows.values()))
+    for part, found in rows.items():
+        yield from random.Random(part).sample(found, count)
 
 
 def senses(packages: Packages) -> Iterator[Row]:
@@ -161,8 +184,8 @@ def _defined(found: Iterable[Synset]) -> Iterator[Synset]:
     return (s for s in found if len(s.definition.split()) >= _LEAST_WORDS)
 
 
-def _stands_in(word: str, synset: Synset) -> bool:
-    return re.search(rf"\b{re.escape(word)}\b", synset.definition, re.IGNORECASE) is not None
+def _stands_in(word: str, text: str) -> bool:
+    return re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) is not None
 
 
 def _kinds(synset: Synset, found: dict[str, Synset]) -> set[str]:
