@@ -24,7 +24,7 @@ TASK_RECORDS := 8000 emoji_name=4000 package_field=4000 \
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES)
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: pretrain tasks test test-all check-newest parity export-check scores lm-eval faults-data check gpu-check test-cuda bench golden clean
+.PHONY: pretrain tasks test test-all check-newest parity export-check scores lm-eval comparison faults-data check gpu-check test-cuda bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -62,6 +62,9 @@ scores: .venv/dev  ## scores of tasks in six settings, as a table and out/scores
 
 lm-eval: .venv/dev .venv/harness/installed  ## lm-eval's scores of our model, of the export and of tools.serve, as a table and out/lm-eval.json; ARGS="RUN all"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.scores_by_entrance $(ARGS)
+
+comparison: .venv/runtime .venv/minilm/installed  ## GPT, semi-causal, semi-causal with MiniLM: the paper's comparison in small (90 minutes; ARGS="--hours 8")
+	$(BIN)/python -m tools.comparison $(ARGS)
 
 faults-data: .venv/dev  ## what training does when its data fail, as a table and out/faults-data.json (minutes)
 	$(BIN)/python -m tests.train.faults $(ARGS)
