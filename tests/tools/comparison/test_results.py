@@ -133,6 +133,7 @@ def test_the_table_has_each_protocol_cluster_and_arm(tmp_path: Path) -> None:
         row for row in compared
         if (row["cluster"], row["arm"], row["against"]) == (ALL, "given", "gpt")
     ]  # fmt: skip
+    assert of_all["constant"] == 1.0, "all rows of this test have one answer"
     cost = {"operations": 2e12, "loss": 3.0, "loss_equal_compute": None}
     seen = {"equal_tokens": {**of_all}, "equal_compute": None}
     text = page(

@@ -19,9 +19,7 @@ from tests.tools.hub.kinds import random_instance
 from tests.train.runs import TINY_RUN
 from tests.train.tasks.making import ROW, SENSES, written
 
-VOCABULARY = 400
 BERT = {
-    "vocab_size": VOCABULARY,
     "hidden_size": 16,
     "intermediate_size": 32,
     "num_hidden_layers": 2,
@@ -42,7 +40,7 @@ PLAN = """
 configs: HERE/configs
 data: DATA
 encoder: HERE/theirs
-text: [HERE/texts]
+text: ["prose:HERE/texts"]
 arms: [gpt, given]
 seeds: [1]
 cores: 2
@@ -61,26 +59,28 @@ in_context:
 """
 
 
-def encoder_in(folder: Path, texts: Path) -> None:
-    """A random BERT with a WordPiece tokenizer, as transformers writes it."""
-    random_instance("BertModel", BERT).save_pretrained(folder)
+def encoder_in(folder: Path, texts: Path) -> int:
+    """A random BERT with a WordPiece tokenizer, as transformers writes it; entries of that one."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]  # a property in Rust
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]  # as well
     trainer = trainers.WordPieceTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=400,
         special_tokens=["[PAD]", *(f"[unused{n}]" for n in range(99)), "[UNK]", "[CLS]"],
         show_progress=False,
     )
     words = ["does it follow? yes no alpha omega one two three six. - 0123456789"]
     read = [path.read_text() for path in sorted(texts.rglob("*.rst"))]
     tokenizer.train_from_iterator([*words, *read], trainer)
+    entries = tokenizer.get_vocab_size()
+    random_instance("BertModel", BERT | {"vocab_size": entries}).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
+    return entries
 
 
 def plan_in(here: Path, data: Path) -> Path:
     """All that a plan names."""
-    encoder_in(here / "theirs", write_text(here / "texts"))
+    entries = encoder_in(here / "theirs", write_text(here / "texts"))
     chance = random.Random(0)
     for split, count in (("train", 120), ("validation", 20), ("test", 30)):
         rows: list[dict[str, Any]] = []
@@ -92,8 +92,8 @@ def plan_in(here: Path, data: Path) -> Path:
     (here / "senses.yaml").write_text(SENSES.replace("DIRECTORY", str(here / "records")))
     base = yaml.safe_load(TINY_RUN.read_text())
     del base["model"]["encoders"], base["spans"]
-    base["model"]["decoder"] |= {"vocabulary": VOCABULARY, "loss_chunk_tokens": None}
-    arms = {"gpt": yaml.safe_dump(base), "given": ENCODER.replace("DATA", str(data))}
+    base["model"]["decoder"] |= {"vocabulary": entries, "loss_chunk_tokens": None}
+    arms = {"gpt": "", "given": ENCODER.replace("DATA", str(data))}
     tuned = "data: {pack: fit, attend: within}"
     (here / "configs").mkdir()
     (here / "configs/base.yaml").write_text(yaml.safe_dump(base))
