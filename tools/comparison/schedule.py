@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -65,7 +66,10 @@ def run_all(
                         waiting.remove(job)
                         running[_start(job, logs, environment)] = job, time.monotonic()
                 time.sleep(_POLL_SECONDS)
-                for process in [each for each in running if each.poll() is not None]:
+                for process in [*running]:
+                    before = _processor_seconds()
+                    if process.poll() is None:
+                        continue
                     job, since = running.pop(process)
                     _require_done(job, process.returncode, logs)
                     done.add(job.name)
@@ -76,12 +80,19 @@ def run_all(
                     pace = (time.monotonic() - started) / spent
                     report(
                         f"{len(done)}/{len(jobs)} {job.name}: "
-                        f"{format_seconds(time.monotonic() - since)}; about "
+                        f"{format_seconds(time.monotonic() - since)}, "
+                        f"{_processor_seconds() - before:.0f} s of a core; about "
                         f"{format_seconds(left * pace)} left"
                     )
         finally:
             _stop(running)
     return num_run
+
+
+def _processor_seconds() -> float:
+    """Of all commands that are over."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _start(job: Job, logs: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
