@@ -64,7 +64,7 @@ class Rules:
 
 def application(worker: Worker, rules: Rules) -> FastAPI:
     """The application, on a worker that was started."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     desk = _Desk(worker, rules)
 
     @app.exception_handler(RefusedError)
@@ -82,7 +82,7 @@ def application(worker: Worker, rules: Rules) -> FastAPI:
         told = f"{error.detail}: there are /v1/completions, /v1/models and /health"
         return JSONResponse(fault(told, code="not_found"), status_code=error.status_code)
 
-    app.get("/health")(desk.health)
+    app.api_route("/health", methods=["GET", "HEAD"])(desk.health)
     app.get("/v1/models")(desk.models)
     app.get("/v1/models/{name:path}")(desk.model)
     app.post("/v1/completions")(desk.complete)
@@ -153,7 +153,7 @@ class _Desk:
             adapter = None if wanted.model == self._rules.model else wanted.model
             asked = [replace(each, adapter=adapter) for each in wanted.asked()]
             # Megabytes take seconds, in which the others must be answered.
-            prompts = await asyncio.to_thread(self._prompts, asked)
+            prompts = await asyncio.to_thread(self._prompts, asked, has_most=wanted.has_most)
         except UserError as error:
             raise RefusedError(400, str(error), code="invalid_request") from None
         answering = _Answering(wanted, asked, prompts, self._speaker, self._spelling)
@@ -165,8 +165,13 @@ class _Desk:
             ) from None
         return _Events(answering) if wanted.stream else await answering.whole(request.receive)
 
-    def _prompts(self, asked: Sequence[Asked]) -> list[Prompt]:
-        """The prompts in tokens, so that what cannot be read is refused at once."""
+    def _prompts(self, asked: Sequence[Asked], *, has_most: bool) -> list[Prompt]:
+        """The prompts in tokens, so that what cannot be read is refused at once.
+
+        Args:
+            asked: with prompts as they were sent.
+            has_most: whether the client says how much is to be generated; else it is what has room.
+        """
         known: dict[int, Prompt] = {}  # copies share one
         found: list[Prompt] = []
         room = self._speaker.config.decoder.max_tokens
@@ -175,7 +180,7 @@ class _Desk:
             if key not in known:
                 known[key] = self._speaker.prompt(each.prompt)
             read = known[key]
-            if len(read.tokens) + each.max_new_tokens > room + 1:
+            if has_most and len(read.tokens) + each.max_new_tokens > room + 1:
                 raise UserError(
                     f"max_tokens: the prompt's {len(read.tokens)} tokens and {each.max_new_tokens} "
                     f"more exceed the {room + 1} that the model has positions for: ask for at most "

@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -47,7 +47,7 @@ class CompletionRequest(BaseModel):
     prompt: str | Tokens | list[str] | list[Tokens]
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     temperature: Annotated[float, Field(ge=0, le=100)] | None = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = 1.0
     top_k: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_SEQUENCES)] | None = 1
     best_of: int | None = None
@@ -72,6 +72,11 @@ class CompletionRequest(BaseModel):
         if prompt and all(isinstance(each, int) for each in prompt):
             return [[each for each in prompt if isinstance(each, int)]]
         return [each for each in prompt if not isinstance(each, int)]
+
+    @property
+    def has_most(self) -> bool:
+        """Whether it says itself how many tokens to generate."""
+        return self.max_tokens is not None and "max_tokens" in self.model_fields_set
 
     @property
     def copies(self) -> int:
@@ -118,6 +123,17 @@ class CompletionRequest(BaseModel):
         ]
 
 
+_MEANT: Final = {
+    # Of several kinds, and of what changes nothing, the library's messages say too little.
+    "prompt": "give a text, token ids from 0 on, or a list of either",
+    "stop": f"give a text, or {MOST_STOP_STRINGS} at most",
+    "logit_bias": "is not done here: leave it out",
+    "presence_penalty": "is not done here: leave it out",
+    "frequency_penalty": "is not done here: leave it out",
+    "suffix": "is not done here: leave it out",
+}
+
+
 def read_request(body: bytes) -> CompletionRequest:
     """What a client has sent.
 
@@ -130,11 +146,11 @@ def read_request(body: bytes) -> CompletionRequest:
         faults: dict[str, str] = {}
         for each in error.errors(include_url=False, include_context=False, include_input=False):
             key = str(each["loc"][0]) if each["loc"] else "the request"
-            told = (
-                "is not known here: leave it out"
-                if each["type"] == "extra_forbidden"
-                else each["msg"]
-            )
+            told = _MEANT.get(key, each["msg"])
+            if each["type"] == "missing":
+                told = each["msg"]
+            if each["type"] == "extra_forbidden":
+                told = "is not known here: leave it out"
             faults.setdefault(key, told)
         raise UserError("; ".join(f"{key}: {told}" for key, told in faults.items())) from None
 

@@ -153,7 +153,10 @@ def test_models(client: httpx.Client) -> None:
         ({"prompt": []}, 400, "prompt: is an empty list"),
         ({"prompt": [[]]}, 400, "the prompt has no tokens"),
         ({"prompt": ["a", 5]}, 400, "prompt: "),
-        ({"prompt": 5}, 400, "prompt: "),
+        ({"prompt": 5}, 400, "prompt: give a text, token ids from 0 on, or a list of either"),
+        ({"prompt": [True, False]}, 400, "prompt: give a text"),
+        ({"prompt": None}, 400, "prompt: give a text"),
+        ({"prompt": "a", "stop": ["x"] * 17}, 400, "stop: give a text, or 16 at most"),
         ({}, 400, "prompt: Field required"),
         ({"prompt": "a", "model": "french"}, 404, "model: there is no 'french'; there is 'tiny'"),
         ({"prompt": "a", "best_off": 2}, 400, "best_off: is not known here: leave it out"),
@@ -162,7 +165,7 @@ def test_models(client: httpx.Client) -> None:
         ({"prompt": "a", "temperature": -1, "n": 0}, 400, "temperature: Input should be greater"),
         ({"prompt": "a", "n": 0}, 400, "n: Input should be greater"),
         ({"prompt": "a", "logprobs": 21}, 400, "logprobs: Input should be less"),
-        ({"prompt": "a", "logit_bias": {"5": 1}}, 400, "logit_bias: "),
+        ({"prompt": "a", "logit_bias": {"5": 1}}, 400, "logit_bias: is not done here"),
         ({"prompt": "a", "presence_penalty": 0.5}, 400, "presence_penalty: "),
         ({"prompt": "a", "stream_options": {}}, 400, "stream_options: is for streams alone"),
         ({"prompt": ["a"] * 100, "n": 3}, 400, "prompt: 100 prompts by n=3 are more than 256"),
@@ -183,6 +186,25 @@ def test_what_makes_no_sense_is_refused(
     assert told in error["message"]
     assert len(error["message"]) < 300
     assert error["type"] == "invalid_request_error"
+
+
+def test_what_usual_clients_send_is_answered(client: httpx.Client) -> None:
+    """Nulls for what they leave open, what changes nothing, and no word of how much."""
+    nulls = ("max_tokens", "temperature", "top_p", "n", "best_of", "stream", "stream_options")
+    nulls += ("logprobs", "echo", "stop", "seed", "user", "suffix", "logit_bias")
+    assert complete(client, prompt="a", **dict.fromkeys(nulls))["choices"]
+    nothing = {"presence_penalty": 0, "frequency_penalty": 0.0, "best_of": 2, "n": 2, "user": "me"}
+    assert len(complete(client, prompt=["日本 🎉", ""], max_tokens=2, **nothing)["choices"]) == 4
+    texts = {
+        complete(client, prompt="a", max_tokens=4, **greedy)["choices"][0]["text"]
+        for greedy in ({"temperature": 0}, {"top_p": 0}, {"temperature": 1e-320})
+    }
+    assert len(texts) == 1
+    # Of a prompt that leaves less room than is generated unless said otherwise, what has room.
+    (choice,) = complete(client, prompt=[5] * 60)["choices"]
+    assert choice["finish_reason"] in ("length", "stop")
+    assert client.head("/health").status_code == 200
+    assert client.post("/v1/completions/", json={}).status_code == 404
 
 
 def test_a_body_that_is_larger_than_it_says_is_refused(client: httpx.Client) -> None:
