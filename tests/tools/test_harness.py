@@ -155,7 +155,11 @@ def test_lm_eval_prints_the_same_scores(tasks: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not PYTHON.exists(), reason="make .venv/harness/installed")
+@pytest.mark.skipif(
+    # What lm-eval's local-completions asks for; environments of before lack it.
+    not any(PYTHON.parents[1].glob("lib/*/site-packages/tenacity")),
+    reason="rm -r .venv/harness; make .venv/harness/installed",
+)
 def test_lm_eval_prints_the_same_scores_whoever_answers(tmp_path: Path) -> None:
     """Ours, its own `hf` on the export, and tools.serve; texts hold what marks spans elsewhere."""
     texts = ["a [[page", "the bus\n\nof a", "a page\nmaps", "[[1, 2], [3]]\n\n[[", "\\[[it]]"]
