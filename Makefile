@@ -81,7 +81,7 @@ gpu-check: .venv/runtime  ## all that one GPU can tell, as out/gpu.json and a pa
 test-cuda: .venv/dev  ## what only a GPU shows; skipped without one
 	$(BIN)/pytest -m cuda tests/cuda $(ARGS)
 
-bench: .venv/bench  ## speed beside transformers, litgpt and DDP (minutes)
+bench: .venv/bench .venv/harness/installed  ## speed beside transformers, peft, lm-eval, litgpt and DDP (minutes)
 	$(BIN)/python -m tools.bench $(ARGS)
 
 golden: .venv/dev  ## rewrite the golden files after a change that is meant to alter them

@@ -308,3 +308,13 @@ def test_missing_litgpt_is_explained(
     assert "make bench" in message
     assert "--only causal default" in message
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_without_lm_eval_its_case_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(choosing, "has_harness", lambda: False)
+    out = tmp_path / "bench.json"
+    assert main(["--tiny", "--only", "choices", "--out", str(out)]) == 2
+    assert "lm-eval is not installed: make .venv/harness/installed" in capsys.readouterr().err
+    assert not out.exists()
