@@ -19,6 +19,7 @@ from tools.plan.tuned import ALL, Keeps
 from tools.plan.weights import Share
 
 FP32 = 4
+HEAD_NAME = "decoder.head.weight"
 NORM_STATISTICS = 4
 """Mean and inverse deviation of a row, of two norms, in fp32."""
 

@@ -20,7 +20,7 @@ import operator
 from dataclasses import dataclass, replace
 
 from model.decoder import TIED_NAME
-from tools.plan.activations import FP32, Head, head_bytes, kept
+from tools.plan.activations import FP32, HEAD_NAME, Head, head_bytes, kept
 from tools.plan.machines import Machine
 from tools.plan.task import Candidate, Task
 from tools.plan.weights import Share
@@ -32,7 +32,6 @@ LIBRARY_BYTES = 2 * 32 * 2**20
 """What torch gives cuBLAS and cuBLASLt to work in, on Hopper, from their first product on."""
 
 FP64 = 8
-HEAD_NAME = "decoder.head.weight"
 SLOT_BYTES = 60
 """Of the batch itself, a slot: tokens, labels, which are scored."""
 

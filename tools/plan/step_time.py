@@ -9,15 +9,18 @@ not at all; so predictions for ZeRO-3 on GPUs are on the safe side.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from model.connector import layer_sizes
-from model.encoders.protocol import Stack
+from model.decoder import TIED_NAME
 from parallel.costs import Load
 from parallel.mesh import LayoutConfig
+from tools.plan.activations import HEAD_NAME
+from tools.plan.block_time import beside_seconds, block_seconds, encoder_seconds
 from tools.plan.machines import Links, Machine, Rates
-from tools.plan.task import PRECISION_BYTES, Candidate, Products, Task, block_moves, block_products
+from tools.plan.task import PRECISION_BYTES, Candidate, Task
 from tools.plan.weights import Share
 
 FP32 = 4
@@ -103,9 +106,10 @@ def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces
     layout, e = candidate.layout, task.element_bytes
     links = machine.links(span=layout.tensor)
     load = task.load(candidate.micro_sequences)
-    layer = block_seconds(
+    stack = task.decoder_layer(candidate.micro_sequences)
+    block = partial(
+        block_seconds,
         rates,
-        task.decoder_layer(candidate.micro_sequences),
         tensor=layout.tensor,
         products=task.layer_products(tensor=layout.tensor),
         moved_bytes=task.layer_moves(layout),
@@ -114,6 +118,13 @@ def pieces_seconds(task: Task, candidate: Candidate, machine: Machine) -> Pieces
         attention_again=layout.recompute == "selective",
         weights_train=task.trains_decoder,
     )
+    layer = block(stack)
+    if (reach := task.reach) is not None:
+        # Of the mean layer: through the first ones no gradient goes.
+        num_layers, first = task.model.decoder.num_layers, reach.first_decoder_layer
+        fixed = first * block(replace(stack, trains=False))
+        adapters = beside_seconds(rates, task, stack.rows, "decoder.blocks.", layout)
+        layer = (fixed + (num_layers - first) * layer + adapters) / num_layers
     activation = load.slots * task.model.decoder.width * e
     sums = 4 + 2 * (layout.recompute == "full")
     layer_traffic = links.all_reduce(activation, ranks=layout.tensor, times=sums)
@@ -169,75 +180,19 @@ def step_seconds(task: Task, candidate: Candidate, machine: Machine) -> Seconds:
     )
 
 
-def block_seconds(
-    rates: Rates,
-    stack: Stack,
-    *,
-    tensor: int,
-    products: Products,
-    moved_bytes: float,
-    attention_rate: float,
-    again: float = 0.0,
-    attention_again: bool = False,
-    weights_train: bool = True,
-) -> float:
-    """Forward and backward of one block on a rank.
-
-    Args:
-        rates: of the rank.
-        stack: the block, and what goes through it.
-        tensor: ranks that share it.
-        products: widths of its products on the rank.
-        moved_bytes: a row, forward and backward, besides products and attention.
-        attention_rate: operations a second.
-        again: share of the forward that is computed again.
-        attention_again: whether attention is, alone.
-        weights_train: whether weights have gradients, a third of the products.
-    """
-    multiplied = sum(rates.product_seconds(stack.rows, inner, outer) for inner, outer in products)
-    if not weights_train:
-        multiplied *= (2 + again) / (3 + again)
-    # Rates count a backward as two forwards: one of three parts each.
-    attention = 4 * stack.pairs * stack.width / tensor / attention_rate
-    forward = multiplied + attention + stack.rows * moved_bytes / rates.elementwise / 3
-    if not stack.trains:
-        return forward + rates.block_seconds / 3
-    return (3 + again) * (forward + rates.block_seconds / 3) + attention * attention_again
-
-
-def stack_seconds(
-    rates: Rates, stack: Stack, layout: LayoutConfig, *, element_bytes: float
-) -> float:
-    """Forward and backward of one block of an encoder on a rank."""
-    tensor = layout.tensor
-    moves = block_moves(stack.width, stack.hidden, tensor=tensor, rows_split=1)
-    return block_seconds(
-        rates,
-        stack,
-        tensor=tensor,
-        products=block_products(stack, tensor=tensor),
-        moved_bytes=moves * element_bytes,
-        attention_rate=rates.span_attention,
-        again=float(layout.recompute == "full"),
-        attention_again=layout.recompute == "selective",
-    )
-
-
 def _first(task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: Load) -> Cost:
     """Embedding, encoders and connectors."""
     decoder, tensor, e = task.model.decoder, layout.tensor, task.element_bytes
     activation = load.slots * decoder.width * e
     # The embedding's gradient is dense: made, filled, and added to what is there.
     table = decoder.vocabulary * decoder.width * e / tensor
-    compute = (5 * activation + 4 * table) / rates.elementwise
+    compute = (5 * activation + 4 * table * task.trains(TIED_NAME)) / rates.elementwise
     traffic = links.all_reduce(activation, ranks=tensor)
     for modality, part in task.model.encoders.items():
         spans = load.spans[modality]
         stacks = part.encoder.stacks(spans)
+        compute += encoder_seconds(task, layout, rates, modality, stacks)
         for stack in stacks:
-            compute += stack.num_blocks * stack_seconds(
-                rates, stack, layout, element_bytes=task.moved_bytes
-            )
             sums = (4 + 2 * (layout.recompute == "full")) if stack.trains else 2
             traffic += links.all_reduce(
                 stack.rows * stack.width * e, ranks=tensor, times=stack.num_blocks * sums
@@ -248,7 +203,9 @@ def _first(task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: L
         if first.bias_trains:
             compute += 4 * decoder.vocabulary * first.width * e / tensor / rates.elementwise
         for inner, outer in layer_sizes(part.connector, part.encoder.width, decoder.width):
-            compute += 3 * rates.product_seconds(spans.vectors, inner, outer)
+            compute += task.connector_parts(modality) * rates.product_seconds(
+                spans.vectors, inner, outer
+            )
     return Cost(compute, traffic)
 
 
@@ -260,7 +217,8 @@ def _last(
     rows = decoder.vocabulary / tensor
     chunk = min(task.loss_chunk(num_rows=rows, on_gpu=on_gpu), load.scored)
     num_chunks = load.scored / chunk
-    products = 3 * num_chunks * rates.product_seconds(chunk, decoder.width, rows)
+    trains = task.trains(TIED_NAME if decoder.tied_head else HEAD_NAME)
+    products = (2 + trains) * num_chunks * rates.product_seconds(chunk, decoder.width, rows)
     moved = head_moves(
         load.scored,
         decoder.width,

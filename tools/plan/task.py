@@ -119,6 +119,14 @@ class Task:
         """Whether most weights of the decoder's blocks do."""
         return self.reach is None or self.reach.trains("decoder.blocks.0.attention.qkv.weight")
 
+    def connector_parts(self, modality: str) -> int:
+        """Products of a connector's layer: forward, and what gradients are made of."""
+        if self.reach is None:
+            return 3
+        prefix = f"connectors.{modality}."
+        passes = any(map(self.reach.touches, (prefix, f"encoders.{modality}.")))
+        return 1 + passes + self.reach.trains(f"{prefix}layers.0.weight")
+
     def trains(self, name: str) -> bool:
         """Whether a parameter outside of encoders does."""
         return self.reach is None or self.reach.trains(name)

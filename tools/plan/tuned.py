@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.adapters.tuning import Names, Tuning
+from model.adapters.tuning import SPLIT_OUTPUTS, Names, Tuning
 from model.semicausal import ModelConfig
 
 
@@ -87,6 +87,27 @@ class Reach:
     def trains(self, name: str) -> bool:
         """Whether a parameter of the plain model does."""
         return name in self._trained
+
+    def beside(self, prefix: str, *, tensor: int) -> list[tuple[float, float]]:
+        """Widths of the products that adapters add to layers whose names begin so, on a rank.
+
+        Args:
+            prefix: of the layers.
+            tensor: ranks that share each.
+        """
+        found: list[tuple[float, float]] = []
+        for layer, (read, written) in self._names.linear.items():
+            if not layer.startswith(prefix):
+                continue
+            is_column = layer.rsplit(".", 1)[-1] in SPLIT_OUTPUTS
+            if layer in self._low_rank and self.tuning.lora is not None:
+                rank = self.tuning.lora.rank
+                found.append((read if is_column else read / tensor, rank))
+                found.append((rank, written / tensor if is_column else written))
+            if layer in self._narrowed and self.tuning.bottleneck is not None:
+                width = self.tuning.bottleneck.width
+                found += [(written, width), (width, written)]
+        return found
 
     def keeps(self, block: str, *, dropout: bool = False) -> Keeps:
         """What a block keeps.

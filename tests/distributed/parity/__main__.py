@@ -27,7 +27,7 @@ from tests.distributed.parity.results import (
     problems,
     tolerances,
 )
-from tests.distributed.semicausal_runs import Cell, History, on_ranks
+from tests.distributed.semicausal_runs import Cell, History, Part, trained_on_ranks
 from tools.arguments import Parser, output_file
 from tools.command import command_line
 from tools.ranks import RankPool
@@ -40,13 +40,13 @@ TABLE_COLUMNS = 112
 def run_cells(cells: Sequence[Cell], console: Console) -> list[Result]:
     """Runs cells, the fewest ranks first: ranks are started once for each number of them."""
     results: list[Result] = []
-    references: dict[Cell, History] = {}
+    references: dict[Cell, tuple[History, list[Part]]] = {}
     with Progress(console=console) as progress:
         bar = progress.add_task("one process", total=len(cells))
         in_bf16 = {cell.alone() for cell in cells if against(cell) == "one in bf16"}
         if in_bf16:
             with RankPool(1, context=warm.context()) as pool:
-                references = {cell: pool.run(on_ranks, cell)[0] for cell in in_bf16}
+                references = {cell: pool.run(trained_on_ranks, cell)[0] for cell in in_bf16}
         for num_ranks, group in groupby(sorted(cells, key=_ranks), key=_ranks):
             with RankPool(num_ranks, context=warm.context()) as pool:
                 for layout, members in groupby(group, key=_layout):

@@ -260,7 +260,12 @@ def _tuned_rows() -> list[Row]:
         "recompute": RECOMPUTE,
     }
     further = [layouts[row.pop("layout")] | row for row in pairwise(choices)]
-    return [*asked, *further]
+    in_bf16 = [
+        layout | {"zero": zero, "tuned": tuned, "microbatches": 2, "precision": "bf16"}
+        for layout in ({}, {"data": 2}, *TUNED_LAYOUTS)
+        for zero, tuned in ((1, "all"), (3, "all"), (1, "decoder"), (3, "encoder"))
+    ]
+    return [*asked, *further, *in_bf16]
 
 
 def _ordered(rows: list[Row]) -> list[Cell]:

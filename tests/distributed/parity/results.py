@@ -15,6 +15,7 @@ from tests.distributed.semicausal_runs import (
     MODEL,
     Cell,
     History,
+    Part,
     assembled,
     on_ranks,
     oracle,
@@ -30,6 +31,10 @@ BF16_LOSS_TOLERANCE = 2**-11
 BF16_NORM_TOLERANCE = 2**-6
 """Rounded up from how far bf16 itself is from fp32 in one process: 1.2e-4 and 1.3e-2. Splitting a
 sum moves its rounding, and may do no more harm than rounding did."""
+
+BF16_ADAPTER_TOLERANCE = 2**-4
+"""Of one tensor, whose B is the sum of five small steps and has no others beside it to average
+with: in one process 3e-2 from fp32's."""
 
 Against = Literal["one process", "one in bf16", "itself again"]
 
@@ -69,7 +74,9 @@ class Result:
                     "loss": loss,
                     "gradient_norm": norm,
                     "weight": WEIGHT_TOLERANCE,
-                    "adapter": TOLERANCE,
+                    "adapter": TOLERANCE
+                    if self.cell.precision == "fp32"
+                    else BF16_ADAPTER_TOLERANCE,
                     "peft_logit": PEFT_TOLERANCE,
                 }
                 beyond = [
@@ -130,13 +137,15 @@ def tolerances(cell: Cell) -> tuple[float, float]:
             return 0.0, 0.0
 
 
-def compared(pool: RankPool, cell: Cell, references: Mapping[Cell, History]) -> Result:
+def compared(
+    pool: RankPool, cell: Cell, references: Mapping[Cell, tuple[History, list[Part]]]
+) -> Result:
     """Runs a cell.
 
     Args:
         pool: as many ranks as the cell needs.
         cell: what to run.
-        references: by what a cell does in one process, what that gives in bf16.
+        references: by what a cell does in one process, what that gives in bf16, and its weights.
     """
     started = time.monotonic()
     refusal = cell.fault()
@@ -148,11 +157,13 @@ def compared(pool: RankPool, cell: Cell, references: Mapping[Cell, History]) -> 
             with TemporaryDirectory(prefix="tuned-") as name:
                 histories = pool.run(saved_on_ranks, cell, name)
                 if against(cell) == "one in bf16":
-                    expected = references[cell.alone()]
+                    expected, parts = references[cell.alone()]
+                    weights = assembled([parts])
                 else:
                     expected, weights = oracle(cell)
-                    adapter_difference = saved_difference(cell, Path(name), weights)
-                if TUNINGS[cell.tuned].lora is not None:
+                adapter_difference = saved_difference(cell, Path(name), weights)
+                # In fp32: in bf16 what was trained is too little to see in logits.
+                if TUNINGS[cell.tuned].lora is not None and cell.precision == "fp32":
                     peft_logit_difference = peft_difference(cell, Path(name))
         elif cell.steps > 5:
             answers = pool.run(trained_on_ranks, cell)
@@ -166,7 +177,7 @@ def compared(pool: RankPool, cell: Cell, references: Mapping[Cell, History]) -> 
                 case "one process":
                     expected, _ = oracle(cell)
                 case "one in bf16":
-                    expected = references[cell.alone()]
+                    expected, _ = references[cell.alone()]
                 case "itself again":
                     expected = pool.run(on_ranks, cell)[0]
     except RanksFailed as error:

@@ -14,6 +14,7 @@ from tools.plan.check import MEMORY_TOLERANCE
 from tools.plan.machines import nominal
 from tools.plan.measure import measured_task, observe
 from tools.plan.memory import rank_memory
+from tools.plan.step_time import step_seconds
 from tools.plan.task import Candidate, Task
 
 ATTENTION = ["qkv", "out"]
@@ -68,3 +69,35 @@ def test_memory_is_as_predicted(
         predicted = rank_memory(job, spread, nominal("cpu"), pipeline_rank=stage_rank).total
         measured = max(peaks[stage_rank * tensor : (stage_rank + 1) * tensor])
         assert predicted == pytest.approx(measured, rel=MEMORY_TOLERANCE), stage_rank
+
+
+def seconds(tuning: Tuning, **layout: Any) -> float:
+    spread = Candidate(
+        layout=LayoutConfig(split=[6], **layout),
+        data=1,
+        stage=1,
+        micro_sequences=4,
+        num_microbatches=2,
+    )
+    job = replace(task("all", "bf16"), tuning=tuning)
+    return step_seconds(job, spread, nominal("cpu")).total
+
+
+@pytest.mark.parametrize("layout", [{}, {"tensor": 2}, {"recompute": "full"}])
+def test_time_follows_what_trains(layout: dict[str, Any]) -> None:
+    """Adapters cost more with more rank and beside more layers; what no gradient reaches is only
+    read; weights without gradients spare a third of the products."""
+
+    def lora(rank: int, *targets: str) -> float:
+        return seconds(Tuning(lora=LoraConfig(rank=rank, targets=[*targets])), **layout)
+
+    whole = seconds(Tuning(), **layout)
+    assert lora(8, "decoder.blocks.{-2..-1}") < lora(8, "decoder") < lora(8, "decoder", "encoders")
+    assert lora(8, "decoder", "encoders") < lora(64, "decoder", "encoders")
+    assert lora(8, "decoder.blocks.{-2..-1}") < whole
+    everything = seconds(Tuning(trainable=["*"]), **layout)
+    assert everything == pytest.approx(whole, rel=1e-6)
+    assert seconds(Tuning(trainable=["*.bias"]), **layout) < lora(8, "decoder", "encoders")
+    # Two narrow products and a pass over the output, for each layer, forward and twice backward.
+    few, many = lora(8, "decoder.blocks.5.attention.qkv"), lora(8, "decoder.blocks.5.attention")
+    assert few < many
