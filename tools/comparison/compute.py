@@ -117,12 +117,12 @@ def _curve(jobs: Jobs, arm: str, seed: int, kind: str, before: float) -> list[tu
     scored = fmean(record.scored_tokens for record in metrics.train)
     config = load(RunConfig, jobs.config(arm, seed, kind))
     operations = step_operations(config, scored=scored)
+    points = [(record.step, record.loss) for record in metrics.validation]
+    shift = 0.0
     if kind == PRETRAINING:
-        losses = [(step, read_whole(out)) for step, out in jobs.fixed(arm, seed)]
-        points = [(step, found["fixed"]["loss"]) for step, found in losses]
-    else:
-        points = [(record.step, record.loss) for record in metrics.validation]
-    return [(before + step * operations, loss) for step, loss in points]
+        # Arms score other tokens on the way. At the end it is known what that makes.
+        shift = read_whole(jobs.fixed(arm, seed))["fixed"]["loss"] - points[-1][1]
+    return [(before + step * operations, loss + shift) for step, loss in points]
 
 
 def at(curve: Sequence[tuple[float, float]], where: float) -> float:

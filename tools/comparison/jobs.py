@@ -117,8 +117,7 @@ class Jobs:
             f"data.corpus={self.data / ('text' if kind == PRETRAINING else kind)}",
             f"steps={steps}",
             f"optim.warmup_steps={-(-steps // 20)}",
-            # The last two stay: losses at equal compute lie between them.
-            f"checkpoint={{every_steps: {max(1, steps // CHECKPOINTS)}, keep: 2}}",
+            f"checkpoint={{every_steps: {-(-steps // CHECKPOINTS)}, keep: 1}}",
             f"validation={{every_steps: {max(1, steps // _VALIDATIONS)}, "
             f"sequences: {_VALIDATION_SEQUENCES}}}",
         ]
@@ -160,13 +159,9 @@ class Jobs:
             for count in shown
         }
 
-    def fixed(self, arm: str, seed: int) -> list[tuple[int, Path]]:
-        """Losses of pretrained checkpoints on equal tokens: step, and file of each."""
-        last = self.steps[PRETRAINING]
-        every = max(1, last // CHECKPOINTS)
-        before = (last - 1) // every * every
-        run = self.run(arm, seed, PRETRAINING)
-        return [(step, run / f"fixed-{step}.json") for step in (before, last) if step]
+    def fixed(self, arm: str, seed: int) -> Path:
+        """Loss of a pretrained model on the tokens that all arms score."""
+        return self.run(arm, seed, PRETRAINING) / f"fixed-{self.steps[PRETRAINING]}.json"
 
     def all(self) -> list[Job]:
         """In the order in which they should run: one seed of all arms after the other."""
@@ -229,11 +224,8 @@ class Jobs:
 
     def _of(self, arm: str, seed: int) -> Iterator[Job]:
         yield self._trained(arm, seed, PRETRAINING, self.plan.pretraining.step_seconds, "text")
-        checkpoints = RunDirectory(self.run(arm, seed, PRETRAINING)).checkpoints
-        losses = {
-            out: [str(checkpoints / f"step_{step:08d}"), "--sequences", str(_FIXED_SEQUENCES)]
-            for step, out in self.fixed(arm, seed)
-        }
+        pretrained = str(self.run(arm, seed, PRETRAINING))
+        losses = {self.fixed(arm, seed): [pretrained, "--sequences", str(_FIXED_SEQUENCES)]}
         yield self._asks(arm, seed, PRETRAINING, IN_CONTEXT, self.plan.in_context.asked, losses)
         for kind, tuning in self.plan.tuning.items():
             needs = (f"{kind} documents", f"{arm} {seed} {PRETRAINING}")

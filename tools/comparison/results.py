@@ -223,11 +223,11 @@ def differences(found: Sequence[Protocol], arms: Sequence[str], seeds: Sequence[
 
 def ranged(found: Estimate) -> dict[str, float | None]:
     """A difference, what holds the true one in 95 of 100 samples, and what could have been seen."""
-    low, high = found.interval
+    low, high = found.interval or (None, None)
     return {
         "difference": found.value,
-        "difference_low": finite(low),
-        "difference_high": finite(high),
+        "difference_low": low,
+        "difference_high": high,
         "visible_difference": finite(found.visible),
     }
 

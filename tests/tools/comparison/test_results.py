@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from tests.train.tasks.making import SENSES
-from tools.comparison.results import ALL, Protocol, differences, over_seeds, score_rows
+from tools.comparison.results import ALL, Protocol, differences, over_seeds, ranged, score_rows
 from tools.comparison.table import page
 from train.config_files import load
 from train.errors import DataError
@@ -19,6 +19,7 @@ from train.tasks.task import Task
 
 ARMS, SEEDS = ["gpt", "fresh", "given"], [1, 2, 3]
 ROWS = 40
+INTERVAL = ("difference_low", "difference_high", "visible_difference")
 
 
 def task(directory: Path, name: str, cluster: str) -> Task:
@@ -98,9 +99,19 @@ def test_a_difference_is_of_pairs_over_rows_and_seeds(tmp_path: Path) -> None:
 
 def test_a_better_arm_is_seen_and_an_equal_one_is_not(tmp_path: Path) -> None:
     found = protocol(tmp_path, better=0.35)
-    low, high = found.compare("fresh", "gpt", SEEDS, found.tasks).interval
+    low, high = found.compare("fresh", "gpt", SEEDS, found.tasks).interval or (1, 1)
     assert low < 0 < high
-    assert found.compare("given", "gpt", SEEDS, found.tasks).interval[0] > 0.1
+    low, _ = found.compare("given", "gpt", SEEDS, found.tasks).interval or (0, 0)
+    assert low > 0.1
+
+
+def test_what_is_equal_everywhere_has_no_interval(tmp_path: Path) -> None:
+    found = protocol(tmp_path)
+    alike = ranged(found.compare("gpt", "gpt", SEEDS, found.tasks))
+    assert alike == {"difference": 0.0, **dict.fromkeys(INTERVAL)}
+    one = ranged(protocol(tmp_path, better=0.3).compare("given", "gpt", [1], found.tasks))
+    assert one["difference"]
+    assert [one[key] for key in INTERVAL] == [None] * 3
 
 
 def test_rows_that_one_arm_has_not_answered_count_nowhere(tmp_path: Path) -> None:
