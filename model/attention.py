@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int32, Int64
 from torch import Generator, Tensor, nn
 
@@ -247,8 +248,9 @@ class SpanSelfAttention(SelfAttention):
         return self.out(run(self._mix, self.qkv(x), grid, bias, again=self.again))
 
     def _mix(self, qkv: Tensor, grid: SpanGrid, bias: Tensor) -> Tensor:
-        R = qkv.shape[0]
-        parts = grid.scatter(qkv.view(R, -1, 3, self.head_width)).unbind(dim=3)
+        R, real = qkv.shape[0], len(grid.cells)
+        parts = grid.scatter(qkv[:real].view(real, -1, 3, self.head_width)).unbind(dim=3)
         q_NALD, k_NALD, v_NALD = (part.transpose(1, 2) for part in parts)
         mixed = attend(q_NALD, k_NALD, v_NALD, backend=self.backend, bias=bias)
-        return grid.gather(mixed.transpose(1, 2)).reshape(R, -1)
+        found = grid.gather(mixed.transpose(1, 2)).reshape(real, -1)
+        return found if R == real else F.pad(found, (0, 0, 0, R - real))

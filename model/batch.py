@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from model.steady import steady_rows
+
 UNSCORED = -100
 """Label of a slot that carries no loss."""
 
@@ -27,6 +29,10 @@ class PackedSpans:
 
     slots: Int64[Tensor, "M"]
     num_vectors: int
+
+    def steady_vectors(self, *, like: Tensor) -> int:
+        """Vectors to compute; those behind the real ones land in the bin slot, too."""
+        return steady_rows(self.num_vectors, like=like, room=len(self.slots))
 
     def to(self, device: torch.device) -> Self:
         """The same spans with every tensor on `device`."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.fp8 import HeadInFp8, Quantised
 from model.layers import Initializer, VocabularyShard
+from model.steady import steady_rows
 
 LossKernel = Literal["auto", "torch", "triton"]
 """What makes loss and gradient of logits on a GPU: `triton` in one pass, `torch` in about ten;
@@ -281,14 +282,20 @@ class HeadAsStored:
 
     def logits(self, start: int, stop: int) -> Tensor:
         """[c, V] of these states, on a GPU with columns beyond the tokens; to be written over."""
-        self._part, padded = self._states[start:stop], self._buffer[: stop - start]
+        wanted, room = stop - start, min(len(self._buffer), len(self._states) - start)
+        rows = steady_rows(wanted, like=self._weight, room=room)
+        self._part, padded = self._states[start : start + rows], self._buffer[:rows]
         self._logits = padded[:, : len(self._weight)]
         torch.mm(self._part, self._weight.t(), out=self._logits)
-        return padded
+        self._logits[wanted:].zero_()  # as if written over with their gradient
+        return padded[:wanted]
 
     def of_states(self, out: Tensor) -> None:
         """Writes the states' gradient; the logits were written over with theirs."""
-        torch.mm(self._logits, self._weight, out=out)
+        if len(out) == len(self._logits):
+            torch.mm(self._logits, self._weight, out=out)
+        else:
+            out.copy_(torch.mm(self._logits, self._weight)[: len(out)])
 
     def of_weight(self, total: Tensor | None, *, is_only: bool) -> Tensor:
         """[V, H] the weight's gradient with that of chunks before; fp32 if there are several."""

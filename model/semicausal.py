@@ -112,7 +112,7 @@ class SemiCausal(nn.Module):
         x = self.decoder.embed(with_bin)
         for modality, part in spans.items():
             vectors = self.connectors[modality](self.encoders[modality](part))
-            slots = part.slots[: part.num_vectors]
+            slots = part.slots[: len(vectors)]
             x = x.index_copy(0, slots, vectors.to(x.dtype))
         return x[: B * S].view(B, S, -1)
 

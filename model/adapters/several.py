@@ -147,10 +147,13 @@ class _Owners:
         """Keep what the encoder reads now."""
         self._spans = inputs[0]
 
-    def of_vectors(self, _: Tensor) -> Tensor:
+    def of_vectors(self, vectors: Tensor) -> Tensor:
         """[M] of each span vector; of padding, as if it lay in the last sequence."""
+        return self._of_vectors(vectors.shape[0])
+
+    def _of_vectors(self, num_vectors: int) -> Tensor:
         assert self._spans is not None, "connectors read what encoders have written"
-        slots = self._spans.slots[: self._spans.num_vectors]
+        slots = self._spans.slots[:num_vectors]
         sequences = slots.div(self._slots, rounding_mode="floor")
         return self._of_sequences[sequences.clamp(max=len(self._of_sequences) - 1)]
 
@@ -159,7 +162,7 @@ class _Owners:
         spans = cast(Any, self._spans)
         rows = spans.vectors[: spans.num_vectors]
         owners = x.new_full((x.shape[0],), -1, dtype=torch.long)
-        owners[rows] = self.of_vectors(x)
+        owners[rows] = self._of_vectors(spans.num_vectors)
         starts = (spans.positions[: x.shape[0]] == 0).nonzero().squeeze(1)
         following = (starts + 1).clamp(max=x.shape[0] - 1)
         owners[starts] = owners[following]

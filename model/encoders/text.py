@@ -17,6 +17,7 @@ from model.config import Dropout, PathText, Tokens, Width
 from model.encoders.protocol import EncoderKind, SpanLoad, Stack
 from model.layers import NORM_EPSILON, Layers, normal
 from model.recompute import Recompute
+from model.steady import steady_rows
 from model.style import Style
 
 NUM_BUCKETS = 32
@@ -207,12 +208,15 @@ class TextEncoder(nn.Module):
                     module.requires_grad_(False)
 
     def forward(self, spans: TextSpans) -> Float[Tensor, "M E"]:
-        """Vectors of all span tokens, each span having seen itself alone.
+        """Vectors of all span tokens, each span having seen itself alone; perhaps some more.
 
-        Linear layers run over the real rows only (`num_rows`, known to the host).
+        Linear layers run over the real rows only (`num_rows`, known to the host), and those that
+        keep shapes steady. What such rows give goes nowhere.
         """
-        R = spans.num_rows
-        grid = SpanGrid.fitted(spans.cells[:R], spans.num_spans, spans.longest_rows)
+        real = spans.num_rows
+        grid = SpanGrid.fitted(spans.cells[:real], spans.num_spans, spans.longest_rows)
+        weight = self.positions.weight
+        R = steady_rows(real, like=weight, room=len(spans.tokens))
         x = self.embedding(spans.tokens[:R]) + self.positions(spans.positions[:R])
         x = self.dropout(self.embedding_norm(x))
         if self.widening is not None:
@@ -220,7 +224,7 @@ class TextEncoder(nn.Module):
         bias = self._bias(grid)
         for block in self.blocks:
             x = run_block(block, x, grid, bias)
-        return x.index_select(0, spans.vectors[: spans.num_vectors])
+        return x.index_select(0, spans.vectors[: spans.steady_vectors(like=weight)])
 
     def _bias(self, grid: SpanGrid) -> Float[Tensor, "N A L L"]:
         if self.relative_bias is None:
