@@ -170,6 +170,7 @@ def train(
                     beat.enter(Section.END, step=step)
                     monitor.write(validate_whole(config, plan.sources, collate, engine, watched))
             if asks:
+                beat.enter(Section.EVALUATE, step=step)
                 ask(monitor, step)
             if saves:
                 beat.enter(Section.SAVE, step=step)

@@ -121,6 +121,9 @@ class Watch:
 
     def _is_overdue(self, found: list[Found]) -> bool:
         """Whether something is wrong with ranks that all live; they are looked at first."""
+        if any(each.step is not None for each in found):
+            # Others would not come to a step without them: they cannot reach the keeper.
+            found = [each for each in found if each.node is not None]
         late = [each for each in found if each.seconds > self._limit(each)]
         now = time.monotonic()
         if not self._speaks or not late or now - self._looked < _LOOK_AGAIN_SECONDS:

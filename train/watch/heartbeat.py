@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Final
@@ -35,6 +36,7 @@ class Section(StrEnum):
     READ = "read"
     STEP = "step"
     VALIDATE = "validate"
+    EVALUATE = "evaluate"
     SAVE = "save"
     END = "end"
 
@@ -61,8 +63,12 @@ class Heartbeat:
             self._socket = socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setblocking(False)
-        except OSError:
-            self._lose()
+        except OSError as error:
+            sys.stderr.write(
+                f"the keeper at {host}:{port} is not reached, and does not watch this "
+            )
+            sys.stderr.write(f"rank ({error}): let all nodes reach each other's ports\n")
+            self._socket = None
         self._send(secret=secret, rank=rank, host=socket.gethostname(), pid=os.getpid())
 
     @classmethod

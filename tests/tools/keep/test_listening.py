@@ -78,11 +78,13 @@ def test_without_a_keeper_nothing_is_told() -> None:
     assert not beat.keeper_has_gone
 
 
-def test_a_keeper_that_cannot_be_reached_has_gone() -> None:
+def test_a_keeper_that_cannot_be_reached_stops_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         beat = Heartbeat(f"127.0.0.1:{closed.getsockname()[1]}:secret", rank=0)
-    assert beat.keeper_has_gone
+    beat.enter(Section.READ, step=1)
+    assert not beat.keeper_has_gone
+    assert "is not reached, and does not watch this rank" in capsys.readouterr().err
 
 
 def test_a_keeper_that_is_frozen_holds_nobody_up() -> None:

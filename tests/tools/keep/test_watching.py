@@ -1,0 +1,121 @@
+"""When an attempt is over, seen from what the ranks told and what they did not."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tools.keep.asked import Asked
+from tools.keep.deadline import Deadlines
+from tools.keep.listening import Listener, Told
+from tools.keep.watching import Watch
+from train.watch.heartbeat import Section
+
+
+@dataclass
+class Idle:
+    """Ranks that do nothing."""
+
+    num_ranks: int = 2
+    knows_each: bool = False
+    ended: dict[int, int] = field(default_factory=dict)
+    times_asked: int = 0
+
+    def statuses(self) -> dict[int, int]:
+        return self.ended
+
+    def pid_here(self, rank: int, pid: int) -> None:
+        del rank, pid
+
+    @property
+    def all_ended(self) -> bool:
+        return len(self.ended) == self.num_ranks
+
+    def ask(self) -> None:
+        self.times_asked += 1
+
+    def kill(self) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+    monkeypatch.setattr("tools.keep.watching._TURN_SECONDS", 0.0)
+    with Listener() as found:
+        yield found
+
+
+def told(rank: int, *, section: Section, step: int | None, since: float) -> Told:
+    return Told(rank=rank, host="here", pid=1, section=section, step=step, since=since)
+
+
+def watch(listener: Listener, ranks: Idle, asked: Asked | None = None) -> Watch:
+    limits = Deadlines(unknown_seconds=600, least_seconds=30)
+    return Watch(ranks, listener, limits, asked or Asked(), speaks=True)
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    clock = [1000.0]
+    monkeypatch.setattr("tools.keep.watching.time.monotonic", lambda: clock[0])
+    return clock
+
+
+def test_ranks_that_never_come_are_waited_for_so_long(listener: Listener, now: list[float]) -> None:
+    seen = watch(listener, Idle())
+    now[0] += 599
+    assert not seen.is_over()
+    now[0] += 20
+    assert seen.is_over()
+
+
+def test_one_that_cannot_reach_the_keeper_is_no_reason(
+    listener: Listener, now: list[float]
+) -> None:
+    seen = watch(listener, Idle())
+    listener.ranks[0] = told(0, section=Section.STEP, step=7, since=now[0])
+    now[0] += 500
+    listener.ranks[0].since = now[0]
+    now[0] += 500
+    assert not seen.is_over()
+    now[0] += 200
+    assert seen.is_over(), "but the one that speaks has its limit"
+
+
+def test_the_one_behind_may_wait_for_a_store(listener: Listener, now: list[float]) -> None:
+    listener.counts |= {"step": 9, "read": 9}
+    listener.longest_seconds |= {"step": 2.0, "read": 1.0}
+    listener.patience_seconds = 300.0
+    seen = watch(listener, Idle())
+    listener.ranks[0] = told(0, section=Section.STEP, step=7, since=now[0])
+    listener.ranks[1] = told(1, section=Section.READ, step=7, since=now[0])
+    now[0] += 320
+    assert not seen.is_over()
+    now[0] += 20
+    assert seen.is_over()
+    assert seen.limit_seconds == 30
+
+
+def test_ranks_are_asked_again_and_again(listener: Listener, now: list[float]) -> None:
+    asked, ranks = Asked(), Idle()
+    seen = watch(listener, ranks, asked)
+    with asked.listening(), contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGUSR1)
+    for _ in range(3):
+        assert not seen.is_over()
+        now[0] += 6
+    assert ranks.times_asked == 3
+
+
+def test_who_leaves_in_good_order_is_followed_later_than_who_dies(
+    listener: Listener, now: list[float]
+) -> None:
+    for status, patience in ((0, 59.0), (1, 1.5)):
+        seen = watch(listener, Idle(ended={0: status}))
+        assert not seen.is_over()
+        now[0] += patience
+        assert not seen.is_over()
+        now[0] += 2
+        assert seen.is_over()
