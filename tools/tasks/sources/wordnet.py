@@ -4,7 +4,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Final
 
 from tools.packages import pypi
@@ -56,9 +56,9 @@ def hypernyms(packages: Packages) -> Iterator[Row]:
         for synset, kind in several:
             chance = random.Random(synset.key)
             right = _kinds(synset, found)
-            drawn = (chance.choice(several)[1] for _ in range(_DRAWN_KINDS))
-            others = [w for w in drawn if not _stands_in(w, synset.definition) and w not in right]
-            kinds = [kind, *dict.fromkeys(others)][:_CHOICES]
+            drawn = dict.fromkeys([chance.choice(several)[1] for _ in range(_DRAWN_KINDS)])
+            others = (w for w in drawn if w not in right and not _stands_in(w, synset.definition))
+            kinds = [kind, *islice(others, _CHOICES - 1)]
             if len(kinds) == _CHOICES:
                 chance.shuffle(kinds)
                 yield {
