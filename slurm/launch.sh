@@ -57,7 +57,9 @@ echo "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS ranks 
 # ---------------------------------------------------------------- run
 # The keeper starts the ranks by srun, starts them again where that helps, and requeues the job once
 # they have saved. Signals are ignored until it listens, else one that arrives earlier ends it.
-(trap '' USR1 TERM && exec "$python" -m tools.keep --launcher srun "$module" "$@") &
+# KEEP_OPTIONS, such as --warm or --limit-seconds=3600, come from whoever submits.
+# shellcheck disable=SC2086 # several words
+(trap '' USR1 TERM && exec "$python" -m tools.keep --launcher srun ${KEEP_OPTIONS:-} "$module" "$@") &
 keeper=$!
 
 # Again and again until it leaves, because a warning that came during its imports was ignored.

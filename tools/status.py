@@ -19,7 +19,7 @@ from rich.table import Table
 
 from tools.arguments import Parser, local_path
 from tools.command import command_line
-from tools.keep.attempt import Attempts
+from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
 from train.checkpoint.directory import CHECKPOINTS_NAME, LATEST_NAME
 from train.config import RunConfig
 from train.config_files import load
@@ -108,18 +108,17 @@ def status_of(run: Path, *, now: float) -> Status:
     if not metrics.runs:
         raise UserError(f"{run} has begun no run yet: wait for its first step")
     last = metrics.runs[-1]
-    attempts = Attempts()
-    attempts.found_in(run)
+    attempts = read_attempts(run / ATTEMPTS_NAME)
     checkpoints = checkpoints_of(directory)
     steps = metrics.train[-_LAST_STEPS:]
     step = metrics.train[-1].step if metrics.train else last.step
     seconds = sorted(record.step_seconds for record in steps)
     is_complete = step >= last.total_steps and directory.summary.exists()
     state, lives = ("complete", False) if is_complete else state_of(checkpoints, attempts)
-    job = next((each.job for each in reversed(attempts.all) if each.job), None)
+    job = next((each.job for each in reversed(attempts) if each.job), None)
     if not is_complete and not lives and job is not None and (queued := queue_of(job)):
         state = f"{queued.lower()} (Slurm job {job})"
-    verdict = attempts.all[-1].verdict if attempts.all else None
+    verdict = attempts[-1].verdict if attempts else None
     is_told = verdict is not None and verdict.kind not in ("complete", "stopped by a signal")
     left = (last.total_steps - step) * seconds[len(seconds) // 2] if seconds else None
     return Status(
@@ -130,7 +129,7 @@ def status_of(run: Path, *, now: float) -> Status:
         loss=sorted(record.loss for record in steps)[len(steps) // 2] if steps else None,
         tokens_per_second=steps_speed(metrics) if steps else None,
         seconds_left=left or None,
-        attempts=max(len(attempts.all), len(metrics.runs)),
+        attempts=max(len(attempts), len(metrics.runs)),
         checkpoint=newest(checkpoints),
         effective_training_time=effective(metrics, attempts, now=now, lives=lives),
         last_verdict=verdict.sentence if is_told and verdict is not None else None,
@@ -152,7 +151,7 @@ def newest(checkpoints: Place) -> str | None:
     return None
 
 
-def state_of(checkpoints: Place, attempts: Attempts) -> tuple[str, bool]:
+def state_of(checkpoints: Place, attempts: Sequence[Attempt]) -> tuple[str, bool]:
     """What a run that is not complete is at, in words, and whether it runs."""
     try:
         holder, lives = held_by(checkpoints)
@@ -162,7 +161,7 @@ def state_of(checkpoints: Place, attempts: Attempts) -> tuple[str, bool]:
         return f"running ({holder.host})" if lives else f"running, it seems ({holder.host})", True
     if holder is not None:
         return "died", False
-    return attempts.all[-1].verdict.kind if attempts.all else "stopped", False
+    return attempts[-1].verdict.kind if attempts else "stopped", False
 
 
 def queue_of(job: str) -> str | None:
@@ -182,11 +181,13 @@ def steps_speed(metrics: Metrics) -> float:
     return speeds[len(speeds) // 2]
 
 
-def effective(metrics: Metrics, attempts: Attempts, *, now: float, lives: bool) -> float | None:
+def effective(
+    metrics: Metrics, attempts: Sequence[Attempt], *, now: float, lives: bool
+) -> float | None:
     """Share of the wall time that went into steps that count."""
     if not metrics.train:
         return None
-    ends = [each.ended for each in attempts.all]
+    ends = [each.ended for each in attempts]
     # Without a keeper the end of the last start is not known: its steps at least were made.
     made = sum(each.step_seconds for each in metrics.train if each.step > metrics.runs[-1].step)
     ended = now if lives else max([*ends, metrics.runs[-1].started + made])

@@ -178,6 +178,7 @@ def train(
                 if config.samples.prompts and not launched.stop:
                     write_samples(config, engine, monitor, step=step)
             if launched.stop and not is_last:
+                beat.enter(Section.END, step=step)
                 saver.finish()
                 monitor.note(f"stopped after step {step} on a signal; run again to continue")
                 break

@@ -10,6 +10,7 @@ ends with the exit status of the run, or with 70 where starting again would not 
 
 import argparse
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -21,14 +22,13 @@ from tools.keep.attempt import Attempt, Attempts, Verdict
 from tools.keep.deadline import Deadlines
 from tools.keep.deciding import decide
 from tools.keep.judging import judge
-from tools.keep.launching import requeue, require_allocation
+from tools.keep.launching import SPEAKS, requeue, require_allocation
 from tools.keep.looking import out_of_memory_kills
 from tools.keep.starting import Starter
 from tools.keep.watching import Watch
 from train.exit_status import ExitStatus
 
-SPEAKS = "train"
-"""The module whose ranks tell where they are."""
+KEEPER = f"{socket.gethostname()} {os.getpid()} {time.time():.0f}"
 
 
 @command_line
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_allocation()
     job = os.environ.get("SLURM_JOB_ID") if options.launcher == "srun" else None
     host = os.environ["MASTER_ADDR"] if job is not None else None
-    attempts, asked = Attempts(), Asked()
+    attempts, asked = Attempts(say), Asked()
     with asked.listening(), Starter(options, host=host) as starter:
         while True:
             attempt = attempted(options, starter, attempts, asked, job=job)
@@ -51,9 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return decision.status
             if decision.action == "requeue" and job is not None:
                 return requeue(job)
+            if options.module != SPEAKS and attempt.status < 128:
+                # It has said itself what is wrong, and is not known to go on where it was.
+                return attempt.status
+            if asked.to_stop:
+                return ExitStatus.FAULT if job is None else requeue(job)
+            pause(decision.pause_seconds, asked)
             if asked.to_stop:
                 return ExitStatus.SAVED if job is None else requeue(job)
-            pause(decision.pause_seconds, asked)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -124,6 +129,7 @@ def attempted(
     return Attempt(
         started=started,
         ended=time.time(),
+        keeper=KEEPER,
         job=job,
         nodes=sorted({each.node for each in found if each.node is not None}),
         num_ranks=len(found),

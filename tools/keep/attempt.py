@@ -1,5 +1,7 @@
 """Attempts: one start of the ranks after another, as the run's directory remembers them."""
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -64,6 +66,7 @@ class Attempt(Record):
     Attributes:
         started: wall-clock time in Unix seconds.
         ended: likewise.
+        keeper: that made it, by its host, process and time.
         job: of Slurm; None without.
         nodes: where the ranks were.
         num_ranks: processes.
@@ -77,6 +80,7 @@ class Attempt(Record):
 
     started: float
     ended: float
+    keeper: str = ""
     job: str | None = None
     nodes: list[str] = Field(default_factory=list)
     num_ranks: Count
@@ -92,31 +96,31 @@ _ATTEMPT: Final = TypeAdapter(Attempt)
 
 
 class Attempts:
-    """All attempts of a run, oldest first; kept in its directory once that is known."""
+    """All attempts of a run, oldest first; kept in its directory once that is known.
 
-    def __init__(self) -> None:
+    What cannot be read or written there is told once, and remembered in this process alone.
+
+    Args:
+        tell: takes a sentence for whoever watches.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self.all: list[Attempt] = []
+        self._tell = tell
+        self._directory: Path | None = None
         self._path: Path | None = None
         self._num_kept = 0
 
     def found_in(self, run_directory: Path) -> None:
-        """Read what earlier keepers have left there; the first call counts.
-
-        Raises:
-            DataError: it is no list of attempts.
-        """
-        if self._path is not None:
+        """Read what earlier keepers have left there; the first call counts."""
+        if self._directory is not None:
             return
-        path = run_directory / ATTEMPTS_NAME
-        earlier: list[Attempt] = []
-        if path.exists():
-            text = content_of(path, limit_bytes=_BYTES_AT_MOST)
-            # A keeper that was killed may have left half a line.
-            whole = text[: text.rfind(b"\n") + 1]
-            earlier = [
-                parse(_ATTEMPT, line, name=str(path), error=DataError, remedy="move it away")
-                for line in whole.splitlines()
-            ]
+        self._directory, path = run_directory, run_directory / ATTEMPTS_NAME
+        try:
+            earlier = read_attempts(path)
+        except (DataError, OSError) as error:
+            self._tell(f"{error}: attempts are not kept")
+            return
         self.all[:0] = earlier
         self._num_kept = len(earlier)
         self._path = path
@@ -126,13 +130,31 @@ class Attempts:
         self.all.append(attempt)
         if self._path is None or not self._path.parent.is_dir():
             return
-        file = AppendedFile(self._path)
         try:
-            text = file.read()
-            file.truncate(text.rfind(b"\n") + 1)
-            for each in self.all[self._num_kept :]:
-                file.append(each.model_dump_json().encode() + b"\n")
-                self._num_kept += 1
-            file.settle()
-        finally:
-            file.close()
+            with contextlib.closing(AppendedFile(self._path)) as file:
+                text = file.read()
+                file.truncate(text.rfind(b"\n") + 1)
+                for each in self.all[self._num_kept :]:
+                    file.append(each.model_dump_json().encode() + b"\n")
+                    self._num_kept += 1
+                file.settle()
+        except OSError as error:
+            self._tell(f"{self._path} cannot be written ({error.strerror}): it lacks attempts")
+
+
+def read_attempts(path: Path) -> list[Attempt]:
+    """The attempts that a file tells of, oldest first; none if there is no such file.
+
+    Raises:
+        DataError: it is no list of attempts.
+    """
+    try:
+        text = content_of(path, limit_bytes=_BYTES_AT_MOST)
+    except FileNotFoundError:
+        return []
+    # A keeper that was killed may have left half a line.
+    whole = text[: text.rfind(b"\n") + 1]
+    return [
+        parse(_ATTEMPT, line, name=str(path), error=DataError, remedy="move it away")
+        for line in whole.splitlines()
+    ]

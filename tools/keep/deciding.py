@@ -15,6 +15,8 @@ LONGEST_PAUSE_SECONDS: Final = 60.0
 _TRIED_AGAIN: Final = "StorageError"
 """Of the errors that a user can mend, the one that often mends itself: a store that was away."""
 
+_IN_ORDER: Final = ("complete", "stopped by a signal", "interrupted")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
@@ -82,7 +84,7 @@ def decide(attempts: Sequence[Attempt], *, can_requeue: bool) -> Decision:
 
 def _same_error(attempts: Sequence[Attempt]) -> str | None:
     """That the last two attempts have ended with one error at one step; None if they have not."""
-    if len(attempts) < 2:
+    if len(attempts) < 2 or attempts[-2].keeper != attempts[-1].keeper:
         return None
     before, last = attempts[-2].verdict, attempts[-1].verdict
     if last.error is None or (last.error, last.step) != (before.error, before.step):
@@ -94,11 +96,17 @@ def _same_error(attempts: Sequence[Attempt]) -> str | None:
 
 
 def _without_progress(attempts: Sequence[Attempt]) -> int:
-    """How many of the last attempts have reached no step that one before them had not."""
+    """How many of the last attempts of this keeper came to no new step, and were not told to."""
     highest: int = -1
-    vain = 0
+    vain, keeper = 0, None
     for attempt in attempts:
+        if attempt.keeper != keeper:
+            # A person, or Slurm, has begun anew.
+            vain, keeper = 0, attempt.keeper
         reached = -1 if attempt.last_step is None else attempt.last_step
-        vain = 0 if reached > highest else vain + 1
+        if reached > highest:
+            vain = 0
+        elif attempt.verdict.kind not in _IN_ORDER:
+            vain += 1
         highest = max(highest, reached)
     return vain

@@ -1,5 +1,6 @@
 """What went wrong: rules over what the ranks told and where they were found, nothing learned."""
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -65,7 +66,11 @@ class Found:
     @property
     def lost_a_peer(self) -> bool:
         """Whether its error is that another rank has gone."""
-        return bool(self.error) and any(words in self.message for words in _LOST_A_PEER)
+        return (
+            bool(self.error)
+            and "UserError" not in self.error
+            and any(words in self.message for words in _LOST_A_PEER)
+        )
 
     @property
     def in_collective(self) -> bool:
@@ -133,6 +138,9 @@ def _of_the_dead(gone: Sequence[Found], *, was_asked: bool, memory_kills: int) -
         return _verdict("dead", first, what, is_sure=False, blames=False)
     if status == ExitStatus.MISTAKE:
         return _verdict("user error", first, "refused to start, as it said itself")
+    if status == -signal.SIGABRT:
+        what = "aborted, perhaps because it has waited too long for another"
+        return _verdict("dead", first, what, is_sure=False)
     if status is not None and status < 0:
         if memory_kills and status == -9:
             return _verdict("out of memory", first, "was killed by the kernel, for want of memory")

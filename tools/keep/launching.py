@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from subprocess import DEVNULL, Popen
 from typing import Final, Protocol
@@ -14,12 +15,19 @@ from train.errors import UserError
 from train.exit_status import ExitStatus
 from train.watch.heartbeat import ADDRESS, STANDBY
 
+SPEAKS: Final = "train"
+"""The module whose ranks tell where they are."""
+
 # Signals are ignored until Python installs its handlers, else one that arrives during the imports
 # kills a rank that has nothing to save.
 _DEAF_AT_FIRST: Final = ("bash", "-c", 'trap "" USR1 TERM; exec "$@"', "rank")
 _CALL_SECONDS: Final = 60.0
-_PORTS: Final = 50
+_KILL_SECONDS: Final = 30.0
+"""A process that waits for a disk that is away cannot be killed: it is left behind."""
+_PORTS: Final = 3
 """Of a job, so that a new start does not wait for the port of the last."""
+_PORTS_APART: Final = 7000
+"""Jobs have ports below this from 10,000 on: those of other jobs are kept out of."""
 
 
 class Ranks(Protocol):
@@ -69,21 +77,25 @@ class LocalRanks:
     ) -> None:
         self.num_ranks = num_ranks
         port = str(free_ports(1)[0])
-        self._processes = [
-            Popen(
-                [*_DEAF_AT_FIRST, *command],
-                env={
-                    **environment,
-                    **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
-                    **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_ranks)),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": port,
-                },
-                stdin=DEVNULL,
-                start_new_session=True,
-            )
-            for rank in range(num_ranks)
-        ]
+        self._processes: list[Popen[bytes]] = []
+        for rank in range(num_ranks):
+            place = {
+                **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+                **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_ranks)),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            try:
+                process = Popen(
+                    [*_DEAF_AT_FIRST, *command],
+                    env={**environment, **place},
+                    stdin=DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError:
+                self.kill()
+                raise
+            self._processes.append(process)
 
     def statuses(self) -> dict[int, int]:
         """Exit status of each rank that has ended."""
@@ -108,10 +120,13 @@ class LocalRanks:
     def kill(self) -> None:
         """Kill each with whatever it has started."""
         for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        until = time.monotonic() + _KILL_SECONDS
         for process in self._processes:
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.1, until - time.monotonic()))
 
 
 class SlurmRanks:
@@ -121,20 +136,28 @@ class SlurmRanks:
         command: that each runs.
         environment: of all.
         number: of the attempt, from 0.
+        wait_seconds: after which srun ends the others, once one has ended; 0 for never.
     """
 
     knows_each = False
 
     def __init__(
-        self, command: Sequence[str], *, environment: Mapping[str, str], number: int
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        number: int,
+        wait_seconds: int,
     ) -> None:
         self.num_ranks = int(environment["SLURM_NTASKS"])
-        port = int(environment["MASTER_PORT"]) + number % _PORTS
+        port = int(environment["MASTER_PORT"]) + _PORTS_APART * (number % _PORTS)
+        self._name = f"ranks-{number}"
         # `--cpus-per-task` is named because srun no longer inherits it from sbatch. A rank that
         # saved and left is no reason to kill: the keeper ends the others itself.
         self._step = Popen(
             [
-                *("srun", "--label", "--kill-on-bad-exit=0", "--wait=0", "--export=ALL"),
+                *("srun", "--label", "--kill-on-bad-exit=0", "--export=ALL"),
+                *(f"--wait={wait_seconds}", f"--job-name={self._name}"),
                 f"--cpus-per-task={environment.get('SLURM_CPUS_PER_TASK', '1')}",
                 *_DEAF_AT_FIRST,
                 *command,
@@ -166,13 +189,19 @@ class SlurmRanks:
 
     def kill(self) -> None:
         """Kill the step's processes, on whatever node."""
-        while self._step.poll() is None:
-            steps = _called("squeue", "--steps", "--noheader", f"--jobs={self._job}", "--format=%i")
-            for step in steps.split():
-                if step.rpartition(".")[2].isdecimal():
+        until = time.monotonic() + _KILL_SECONDS
+        while self._step.poll() is None and time.monotonic() < until:
+            steps = _called("squeue", "--steps", f"--jobs={self._job}", "--format=%i %j")
+            for line in steps.splitlines():
+                step, _, name = line.strip().partition(" ")
+                if name == self._name:
                     _called("scancel", "--signal=KILL", step)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._step.wait(timeout=2.0)
+        if self._step.poll() is None:  # one that Slurm knows nothing of, or does not say
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._step.pid, signal.SIGKILL)
+            self._step.wait()
 
 
 def start(
@@ -205,7 +234,11 @@ def start(
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     if launcher == "srun":
-        return SlurmRanks(command, environment=environment, number=number)
+        # Ranks that speak are seen to end one by one, and ended by the keeper itself.
+        wait_seconds = 0 if module == SPEAKS else 60
+        return SlurmRanks(
+            command, environment=environment, number=number, wait_seconds=wait_seconds
+        )
     return LocalRanks(command, num_ranks=num_ranks, environment=environment)
 
 
@@ -219,7 +252,7 @@ def requeue(job: str) -> ExitStatus:
         What the keeper is to end with.
     """
     shown = _called("scontrol", "--oneliner", "show", "job", job)
-    if "JobState=RUNNING" not in shown.split():
+    if shown and "JobState=RUNNING" not in shown.split():
         return ExitStatus.SAVED
     sys.stderr.write(f"job {job}: saved; requeued to continue\n")
     try:
@@ -236,7 +269,11 @@ def require_allocation() -> None:
     Raises:
         UserError: there is none.
     """
-    missing = [n for n in ("SLURM_JOB_ID", "SLURM_NTASKS", "MASTER_PORT") if n not in os.environ]
+    missing = [
+        n
+        for n in ("SLURM_JOB_ID", "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT")
+        if n not in os.environ
+    ]
     if missing:
         raise UserError(
             f"--launcher: srun needs an allocation, and {missing[0]} is not set: submit "

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import resource
 import secrets
 import selectors
 import socket
@@ -11,9 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from train.errors import UserError
 from train.watch.heartbeat import NEEDED, Section
 
 _LINE_BYTES_AT_MOST: Final = 1 << 16
+_STRANGERS_BYTES: Final = 1024
+"""That one may send who has not shown the secret."""
+_INTRODUCTION_SECONDS: Final = 10.0
+"""After which a connection that has not shown it is closed."""
 
 
 @dataclass(kw_only=True)
@@ -61,18 +67,17 @@ class Listener:
         last_step: highest that a rank has begun.
         seconds: of rank 0 in each section.
         longest_seconds: of any rank, in each section that ended.
-        counts: how many of each section have ended.
+        counts: how many of each section rank 0 has ended.
     """
 
     def __init__(self, host: str | None = None) -> None:
         self._secret = secrets.token_hex(16)
         self._selector = selectors.DefaultSelector()
-        self._server = socket.create_server(
-            ("127.0.0.1" if host is None else "", 0), backlog=4096, reuse_port=False
-        )
+        self._server = _server_at(host or "127.0.0.1")
         self._server.setblocking(False)
         self._selector.register(self._server, selectors.EVENT_READ)
         self._partial: dict[socket.socket, bytearray] = {}
+        self._unknown: dict[socket.socket, float] = {}
         self._speakers: dict[socket.socket, Told] = {}
         self._host = host or "127.0.0.1"
         self._events = 0
@@ -85,6 +90,11 @@ class Listener:
         self.seconds: dict[str, float] = defaultdict(float)
         self.longest_seconds: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
+
+    def wake(self, slept_seconds: float) -> None:
+        """Take note that this process was stopped for a time, perhaps with all others."""
+        for told in self.ranks.values():
+            told.since += slept_seconds
 
     def __enter__(self) -> Self:
         """Listens already."""
@@ -104,6 +114,9 @@ class Listener:
 
     def listen(self, seconds: float) -> None:
         """Take what comes within so many seconds; returns early when something has come."""
+        for speaker, since in [*self._unknown.items()]:
+            if time.monotonic() - since > _INTRODUCTION_SECONDS:
+                self._close(speaker)
         for key, _ in self._selector.select(max(0.0, seconds)):
             if key.fileobj is self._server:
                 self._accept()
@@ -122,9 +135,13 @@ class Listener:
             speaker.send(NEEDED)  # the first few bytes of a connection are always taken
 
     def _accept(self) -> None:
-        speaker, _ = self._server.accept()
+        try:
+            speaker, _ = self._server.accept()
+        except OSError:  # it has left already, or this process has no room for another
+            return
         speaker.setblocking(False)
         self._partial[speaker] = bytearray()
+        self._unknown[speaker] = time.monotonic()
         self._selector.register(speaker, selectors.EVENT_READ)
 
     def _read(self, speaker: socket.socket) -> None:
@@ -145,13 +162,14 @@ class Listener:
             if not self._take(speaker, line):
                 self._close(speaker)
                 return
-        if len(partial) > _LINE_BYTES_AT_MOST:
+        if len(partial) > (_STRANGERS_BYTES if speaker in self._unknown else _LINE_BYTES_AT_MOST):
             self._close(speaker)
 
     def _close(self, speaker: socket.socket) -> None:
         self._selector.unregister(speaker)
         speaker.close()
         del self._partial[speaker]
+        self._unknown.pop(speaker, None)
         if told := self._speakers.pop(speaker, None):
             told.ended = time.monotonic()
             self._events += 1
@@ -159,9 +177,11 @@ class Listener:
 
     def _take(self, speaker: socket.socket, line: bytes) -> bool:
         """Whether a line is what a rank of ours says."""
+        told = self._speakers.get(speaker)
+        if told is None and len(line) > _STRANGERS_BYTES:
+            return False
         try:
             facts: dict[str, Any] = json.loads(line)
-            told = self._speakers.get(speaker)
             if told is None:
                 if not secrets.compare_digest(str(facts["secret"]), self._secret):
                     return False
@@ -172,6 +192,7 @@ class Listener:
                     since=time.monotonic(),
                 )
                 self._speakers[speaker] = self.ranks[told.rank] = told
+                del self._unknown[speaker]
                 if self._are_needed:
                     self._call(speaker)
             elif "section" in facts:
@@ -189,7 +210,7 @@ class Listener:
                 told.order = self._events
                 told.error = [str(each) for each in facts["error"]]
                 told.message = str(facts["message"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
         return True
 
@@ -197,9 +218,22 @@ class Listener:
         now = time.monotonic()
         spent = now - told.since
         self.longest_seconds[told.section] = max(self.longest_seconds[told.section], spent)
-        self.counts[told.section] += 1
         if told.rank == 0:
+            self.counts[told.section] += 1
             self.seconds[told.section] += spent
         told.section, told.step, told.since = section, step, now
         if section in (Section.READ, Section.STEP):
             self.last_step = max(step, self.last_step or 0)
+
+
+def _server_at(host: str) -> socket.socket:
+    """Listens at an address of this host alone; at all of them where that cannot be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:  # a connection for each rank
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    family, *_ = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    for place in (host, ""):
+        with contextlib.suppress(OSError):
+            return socket.create_server((place, 0), family=family, backlog=4096)
+    raise UserError(f"MASTER_ADDR: nothing can listen at {host}: name an address of this host")

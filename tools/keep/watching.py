@@ -15,12 +15,14 @@ from train.watch.heartbeat import Section
 _GRACE_SECONDS: Final = 2.0
 """Once one rank has died, the others get this long to say why: perhaps another was to blame."""
 
-_LEAVING_SECONDS: Final = 60.0
+_LEAVING_SECONDS: Final = 300.0
 """Once one rank has left in good order, the others get this long, for a slow save."""
 
 _ASK_AGAIN_SECONDS: Final = 5.0
 _LOOK_AGAIN_SECONDS: Final = 10.0
 _TURN_SECONDS: Final = 0.1
+_SLEPT_SECONDS: Final = 5.0
+"""A turn that takes so much longer was one in which this process was stopped."""
 
 
 class Watch:
@@ -48,7 +50,7 @@ class Watch:
         self._deadlines = deadlines
         self._asked = asked
         self._speaks = speaks
-        self._began = time.monotonic()
+        self._began = self._turned = time.monotonic()
         self._looks: dict[int, Look] = {}
         self._first_gone: float | None = None
         self._asked_ranks = -_ASK_AGAIN_SECONDS
@@ -60,6 +62,11 @@ class Watch:
     def is_over(self) -> bool:
         """Takes what comes; whether all have ended, one has died, or one does not go on."""
         self._listener.listen(_TURN_SECONDS)
+        slept = time.monotonic() - self._turned
+        self._turned = time.monotonic()
+        if slept > _SLEPT_SECONDS:
+            self._listener.wake(slept)
+            self._began += slept
         if self._ranks.all_ended or self._asked.at_once:
             return True
         now = time.monotonic()
@@ -130,10 +137,12 @@ class Watch:
             return False
         self._looked = now
         for each in found:
+            self._turned = time.monotonic()  # a look takes seconds
             told = self._listener.ranks.get(each.rank)
             pid = self._ranks.pid_here(each.rank, told.pid if told else 0)
             if pid is not None:
                 self._looks[each.rank] = look(pid)
+        self._turned = time.monotonic()
         self.limit_seconds = min(map(self._limit, late))
         if any(each.state == "stopped" for each in self._looks.values()):
             return True

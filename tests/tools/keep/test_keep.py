@@ -14,7 +14,7 @@ from tests.corpora import write_corpus
 from tests.train.fault_lab import losses_of
 from tests.train.runs import TINY_RUN, Rank, run, start
 from tools.keep.__main__ import main
-from tools.keep.attempt import ATTEMPTS_NAME, Attempt, Attempts
+from tools.keep.attempt import ATTEMPTS_NAME, Attempt, Attempts, read_attempts
 from tools.keep.listening import Listener
 from tools.ranks import run_module
 from train.exit_status import ExitStatus
@@ -60,8 +60,8 @@ class Process:
     def poll(self) -> int | None:
         return self._process.poll()
 
-    def wait(self) -> int | None:
-        return self._process.wait()
+    def wait(self, timeout: float | None = None) -> int | None:
+        return self._process.wait(timeout)
 
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -103,9 +103,7 @@ def keep(corpus: Path, directory: Path, *overrides: str, options: Sequence[str] 
 
 
 def attempts_of(directory: Path) -> list[Attempt]:
-    attempts = Attempts()
-    attempts.found_in(directory)
-    return attempts.all
+    return read_attempts(directory / ATTEMPTS_NAME)
 
 
 class Disturbed(threading.Thread):
@@ -224,8 +222,26 @@ def test_half_a_line_of_a_keeper_that_was_killed(tmp_path: Path) -> None:
         {"started": 1.0, "ended": 2.0, "num_ranks": 2, "status": 137, "verdict": verdict}
     )
     path.write_text(whole.model_dump_json() + '\n{"started": 3.0, "en')
-    attempts = Attempts()
+    attempts = Attempts(print)
     attempts.found_in(tmp_path)
     assert attempts.all == [whole]
     attempts.add(whole)
     assert attempts_of(tmp_path) == [whole, whole]
+
+
+@pytest.mark.parametrize("content", ["{}\n", None])
+def test_attempts_that_cannot_be_kept_end_nothing(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / ATTEMPTS_NAME
+    path.mkdir() if content is None else path.write_text(content)
+    told: list[str] = []
+    attempts = Attempts(told.append)
+    for _ in range(3):
+        attempts.found_in(tmp_path)
+    assert len(told) == 1
+    assert "attempts are not kept" in told[0]
+    verdict = {"kind": "dead", "sentence": "dead"}
+    attempt = Attempt.model_validate(
+        {"started": 1.0, "ended": 2.0, "num_ranks": 2, "status": 137, "verdict": verdict}
+    )
+    attempts.add(attempt)
+    assert attempts.all == [attempt]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.keep.deadline import ENOUGH, SPARE_FACTOR, Deadlines
+from tools.keep.deadline import ENOUGH, ONCE_FACTOR, SPARE_FACTOR, Deadlines
 from tools.keep.listening import Listener
 from train.watch.heartbeat import NEEDED, STANDBY, Heartbeat, Section
 
@@ -26,12 +26,12 @@ def heard(listener: Listener, seconds: float = 2.0) -> None:
 
 def test_what_a_rank_tells() -> None:
     with Listener() as listener:
-        beat = Heartbeat(listener.address, rank=3)
+        beat = Heartbeat(listener.address, rank=0)
         beat.begin(run_directory="run", step=5, patience_seconds=7.0)
         for section in (Section.READ, Section.STEP, Section.SAVE):
             beat.enter(section, step=6)
         heard(listener)
-        told = listener.ranks[3]
+        told = listener.ranks[0]
         assert (told.pid, told.host) == (os.getpid(), socket.gethostname())
         assert (told.section, told.step) == (Section.SAVE, 6)
         assert (listener.first_step, listener.last_step) == (5, 6)
@@ -125,6 +125,7 @@ def stranger(listener: Listener, data: bytes) -> bool:
         b"\xff\xfe\n",
         b'{"section": "step", "step": 3}\n',
         b"x" * 200_000,
+        b"[" * 60_000 + b"\n",
         b"",
     ],
 )
@@ -171,9 +172,12 @@ def test_limits_are_learned() -> None:
     few = deadlines.of("step", longest_seconds={"step": 8.0}, counts={"step": ENOUGH - 1})
     assert few == 600
     known = {"step": ENOUGH, "read": ENOUGH, "save": ENOUGH}
-    longest = {"step": 8.0, "read": 0.01, "save": 500.0}
+    longest = {"step": 8.0, "read": 0.01, "save": 5000.0}
     limits = {
         name: deadlines.of(name, longest_seconds=longest, counts=known)
-        for name in (*known, "validate")
+        for name in (*known, "validate", "end")
     }
-    assert limits == {"step": 8.0 * SPARE_FACTOR, "read": 10, "save": 600, "validate": 600}
+    assert limits == {
+        "step": 8.0 * SPARE_FACTOR, "read": 10, "save": 5000.0 * SPARE_FACTOR,
+        "validate": 600 * ONCE_FACTOR, "end": 600 * ONCE_FACTOR,
+    }  # fmt: skip
