@@ -205,6 +205,11 @@ class SpanGrid:
         before = cells.div(longest_rows, rounding_mode="floor")
         return cls(cells + before * (rows - longest_rows), spans, rows)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that are laid out; there may be more behind them, which are not."""
+        return len(self.cells)
+
     def scatter(self, rows: Tensor) -> Tensor:
         """Lay rows [R, ...] out as [N, L, ...], zeros where a span is shorter."""
         grid = rows.new_zeros(self.num_spans * self.longest_rows, *rows.shape[1:])
@@ -248,7 +253,7 @@ class SpanSelfAttention(SelfAttention):
         return self.out(run(self._mix, self.qkv(x), grid, bias, again=self.again))
 
     def _mix(self, qkv: Tensor, grid: SpanGrid, bias: Tensor) -> Tensor:
-        R, real = qkv.shape[0], len(grid.cells)
+        R, real = qkv.shape[0], grid.num_rows
         parts = grid.scatter(qkv[:real].view(real, -1, 3, self.head_width)).unbind(dim=3)
         q_NALD, k_NALD, v_NALD = (part.transpose(1, 2) for part in parts)
         mixed = attend(q_NALD, k_NALD, v_NALD, backend=self.backend, bias=bias)

@@ -191,7 +191,7 @@ def effective(
     # Without a keeper the end of the last start is not known: its steps at least were made.
     made = sum(each.step_seconds for each in metrics.train if each.step > metrics.runs[-1].step)
     ended = now if lives else max([*ends, metrics.runs[-1].started + made])
-    return metrics.training_seconds / max(ended - metrics.runs[0].started, 1e-9)
+    return min(1.0, metrics.training_seconds / max(ended - metrics.runs[0].started, 1e-9))
 
 
 def span(seconds: float) -> str:

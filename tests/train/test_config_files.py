@@ -200,6 +200,8 @@ KINDS = {
     "data.sources": ["data.corpus=null", "data.sources={a: {corpus: x}}"],
     "data.span_capacity": ["data.span_capacity={text: {tokens: 4, spans: 1}}"],
     "lora": ["init_from=x", "lora={}"],
+    "evaluation": ["evaluation={tasks: [part_of_speech]}"],
+    "rope_scaling": ["model.decoder.rope_scaling={kind: llama3, factor: 8, original_tokens: 64}"],
     "connector": ["model.encoders.text.connector={kind: mlp}"],
 }
 

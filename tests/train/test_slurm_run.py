@@ -159,7 +159,10 @@ def test_finetuning_that_is_warned_goes_on_in_another_layout(
     assert read_metrics(lora.metrics).runs[-1].step < 40, "it had ended before it was warned"
     undisturbed = tmp_path / "undisturbed"
     run(task, undisturbed, "zero.stage=3", *arguments, ranks=2)
-    np.testing.assert_allclose(losses(lora.path), losses(undisturbed), rtol=1e-5)
+    went, expected_losses = np.array(losses(lora.path)), np.array(losses(undisturbed))
+    np.testing.assert_allclose(went[:, :2], expected_losses[:, :2], rtol=1e-5)
+    # Norms of adapters' small gradients, after 40 steps of Adam whose sums another layout orders.
+    np.testing.assert_allclose(went[:, 2], expected_losses[:, 2], rtol=1e-4)
     found, expected = (
         load_file(d / "adapter" / "adapter_model.safetensors") for d in (lora.path, undisturbed)
     )

@@ -88,6 +88,11 @@ def _step(encoder: TextEncoder, encode: Callable[[], Tensor]) -> Step:
 class DenseGrid(SpanGrid):
     """A grid whose every cell is a row: laying out and taking back cost nothing."""
 
+    @property
+    def num_rows(self) -> int:
+        """All of them."""
+        return self.num_spans * self.longest_rows
+
     def scatter(self, rows: Tensor) -> Tensor:
         """[N*L, ...] -> [N, L, ...]."""
         return rows.view(self.num_spans, self.longest_rows, *rows.shape[1:])
