@@ -212,7 +212,9 @@ class Jobs:
             arguments = ["tools.tasks", "corpus", str(out), "--corpus", str(text)]
             arguments += ["--leave-out-long", "--protocol", documents.protocol]
             arguments += ["--validation-records", str(_VALIDATION_RECORDS)]
-            arguments += ["--records", str(documents.records), "--tasks", *tuning.tasks]
+            own = [f"{task}={n}" for task, n in documents.records_of.items()]
+            arguments += ["--records", str(documents.records), *own, "--evenly"]
+            arguments += ["--tasks", *tuning.tasks]
             arguments += ["--hold-out", *documents.hold_out] if documents.hold_out else []
             yield Job(
                 name=f"{name} documents",

@@ -46,7 +46,10 @@ class DocumentsConfig(Config):
 
     protocol: Literal["multitask", "single", "instruction"]
     records: Count
-    """Of each task at most."""
+    """Of each task; small ones are gone through again."""
+    records_of: dict[Name, Count] = Field(default_factory=dict)
+    """Of single tasks, where fewer or more are wanted: each token of a long answer weighs as much
+    in the loss as the one that tells labels apart."""
     hold_out: list[Name] = Field(default_factory=list)
     """Clusters whose tasks are not trained on."""
 
