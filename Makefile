@@ -20,7 +20,7 @@ QUICK := $(addprefix tests/,golden model parallel distributed/test_tensor.py dis
 # Small tasks are gone through again. Those whose answers are long come less often: each of their tokens weighs
 # as much as the one that tells labels apart.
 TASK_RECORDS := 8000 emoji_name=4000 package_field=4000 \
-	$(addsuffix =2000,number_words package_dependency package_match package_synopsis)
+	$(addsuffix =2000,number_words package_dependency package_synopsis)
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES)
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
@@ -29,7 +29,7 @@ ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
 
-tasks: .venv/runtime runs/first_light/summary.json  ## that model tuned on real tasks, and what it has brought, as a table and out/tasks.json (an hour; ROWS=300 asks fewer)
+tasks: .venv/runtime runs/first_light/summary.json  ## that model tuned on real tasks, and what it has brought, as a table and out/tasks.json (half an hour; ROWS=300 asks fewer)
 	$(BIN)/python -m tools.tasks build
 	$(BIN)/python -m tools.tasks corpus data/tasks_multitask --corpus data/first_light \
 	    --records $(TASK_RECORDS) --evenly --validation-records 50 --leave-out-long

@@ -160,7 +160,7 @@ def _outcome(options: argparse.Namespace) -> None:
             finetuned=_predictions(options.finetuned, left),
             shuffled=_predictions(options.finetuned, replace(left, is_shuffled=True)),
         )
-        for task in load_tasks(_named(options))
+        for task in load_tasks(options.names or ["all"])
     ]
     table = Table("task", "metric", *OTHERS, "finetuned", "above the best of three [95 %]")
     for row in rows:
@@ -238,7 +238,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(action=_outcome)
     command.add_argument("pretrained", help="run, evaluated with --tasks")
     command.add_argument("finetuned", help="run, evaluated with --tasks, and with --shuffled too")
-    command.add_argument("--tasks", nargs="+", default=[], dest="names", metavar="NAME")
+    command.add_argument(
+        "--tasks", nargs="+", default=[], dest="names", metavar="NAME", help="default: all"
+    )
     command.add_argument("--split", choices=SPLITS, default="test", help="default test")
     command.add_argument("--rows", type=whole(least=1), help="as tools.evaluate was told")
     command.add_argument("--out", type=output_file, default="out/tasks.json")
