@@ -61,6 +61,8 @@ class Cache:
                 for new, old in zip(grown, pair, strict=True):
                     new[: old.shape[0], :, : old.shape[2]] = old
             pair = self._layers[index] = grown
+        if pair[0].shape[0] == rows:
+            return pair
         return pair[0][:rows], pair[1][:rows]
 
     def drop(self, row: int) -> None:
@@ -200,10 +202,15 @@ class Reading:
     def visible(self) -> Bool[Tensor, "B 1 S T"] | None:
         """Which slots of its row each new slot sees; None where it sees all that there are."""
         S = self.tokens.shape[1]
-        if S == 1 and len(set(self.starts)) == 1:
+        if S == 1 and self._are_even:
             return None
         places = torch.arange(max(self.starts) + S, device=self.tokens.device)
         return (places <= self.positions[:, :, None])[:, None]
+
+    @cached_property
+    def _are_even(self) -> bool:
+        """Whether all rows begin at one slot."""
+        return len(set(self.starts)) == 1
 
     @cached_property
     def _places(self) -> tuple[Int64[Tensor, "B 1"], Int64[Tensor, "B S"]]:
@@ -214,16 +221,17 @@ class Reading:
         self, layer: int, keys: Float[Tensor, "B A S D"], values: Float[Tensor, "B A S D"]
     ) -> tuple[Float[Tensor, "B A T D"], Float[Tensor, "B A T D"]]:
         """Keep a layer's newest keys and values; all so far, those behind a row's end included."""
-        S = keys.shape[2]
-        stop = max(self.starts) + S
-        kept = self.cache.layer(layer, keys, num_slots=stop)
-        for whole, new in zip(kept, (keys, values), strict=True):
-            if len(set(self.starts)) == 1:
-                whole[:, :, stop - S : stop] = new
-            else:
-                rows, slots = self._places
-                whole[rows, :, slots] = new.transpose(1, 2)
-        return kept[0][:, :, :stop], kept[1][:, :, :stop]
+        # A few calls less for each layer are felt where one slot is read at a time.
+        start, S = max(self.starts), keys.shape[2]
+        kept_keys, kept_values = self.cache.layer(layer, keys, num_slots=start + S)
+        if self._are_even:
+            kept_keys.narrow(2, start, S).copy_(keys)
+            kept_values.narrow(2, start, S).copy_(values)
+        else:
+            rows, slots = self._places
+            kept_keys[rows, :, slots] = keys.transpose(1, 2)
+            kept_values[rows, :, slots] = values.transpose(1, 2)
+        return kept_keys.narrow(2, 0, start + S), kept_values.narrow(2, 0, start + S)
 
     @property
     def is_first(self) -> bool:

@@ -4,6 +4,7 @@ Tensor parallelism cuts a parameter into boxes along its first or second dim; Ze
 flattened, into ranges.
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -34,10 +35,11 @@ class Region:
         """A whole box."""
         return cls(shape=shape, box=box, start=0, stop=math.prod(b - a for a, b in box))
 
-    @classmethod
-    def whole(cls, shape: tuple[int, ...]) -> "Region":
+    @staticmethod
+    @functools.cache
+    def whole(shape: tuple[int, ...]) -> "Region":
         """All of a parameter."""
-        return cls.of_box(shape, *((0, size) for size in shape))
+        return Region.of_box(shape, *((0, size) for size in shape))
 
     @property
     def num_elements(self) -> int:

@@ -141,7 +141,10 @@ class SemiCausal(nn.Module):
             rows = self.decoder.run(rows, part, num_sequences=B, turns=turns, reading=batch)
             if not part.is_last:
                 return rows
-            return self.decoder.head(self.decoder.leave(rows).index_select(0, batch.wanted))
+            states = self.decoder.leave(rows)
+            if len(batch.wanted) < len(states):
+                states = states.index_select(0, batch.wanted)
+            return self.decoder.head(states)
         rows = self.decoder.run(rows, part, num_sequences=B, turns=turns, documents=batch.documents)
         if not part.is_last:
             if torch.is_grad_enabled() and not rows.requires_grad:

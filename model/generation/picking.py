@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal, NamedTuple
 
 import torch
@@ -81,7 +82,7 @@ def likeliest(logits: Float[Tensor, "B V"]) -> list[int]:
         FloatingPointError: a row is not finite.
     """
     maxima, tokens = logits.max(dim=-1)  # NaN, where there is one
-    if not maxima.isfinite().all():
+    if not all(map(isfinite, maxima.tolist())):
         raise FloatingPointError("what the model predicts is not finite")
     return tokens.tolist()
 

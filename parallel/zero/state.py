@@ -49,7 +49,7 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
     mesh = engine.mesh
     rank, num_ranks = mesh.data_rank, mesh.data_size
     masters = _master_tensors(engine)
-    for index, (name, parameter) in enumerate(engine.module.named_parameters()):
+    for index, (name, parameter) in enumerate(engine.parameters):
         if name == IDLE_NAME:
             continue
         held = placement(parameter)
