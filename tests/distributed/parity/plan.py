@@ -258,6 +258,7 @@ def _tuned_rows() -> list[Row]:
         "microbatches": (2, 4),
         "spans": ("everywhere", "first rank"),
         "recompute": RECOMPUTE,
+        "attend": ("across", "within"),
     }
     further = [layouts[row.pop("layout")] | row for row in pairwise(choices)]
     in_bf16 = [
@@ -265,7 +266,11 @@ def _tuned_rows() -> list[Row]:
         for layout in ({}, {"data": 2}, *TUNED_LAYOUTS)
         for zero, tuned in ((1, "all"), (3, "all"), (1, "decoder"), (3, "encoder"))
     ]
-    return [*asked, *further, *in_bf16]
+    apart = [
+        layout | {"zero": 3, "tuned": "all", "microbatches": 2, "attend": "within"}
+        for layout in ({}, {"data": 2}, *TUNED_LAYOUTS)
+    ]
+    return [*asked, *further, *in_bf16, *apart]
 
 
 def _ordered(rows: list[Row]) -> list[Cell]:
