@@ -139,7 +139,8 @@ def test_finetuning_that_is_warned_goes_on_in_another_layout(
 ) -> None:
     task = write_corpus(tmp_path / "task", with_spans=True)
     arguments = (f"init_from={plain}", "lora={rank: 4}", "spans={text: {kind: stored}}")
-    arguments += ("data.pack=fit", "steps=40", "precision=fp32", *CALM)
+    # At the run's own rate rounding doubles every third step, whatever the layout: 1e-8 to 6e-5.
+    arguments += ("data.pack=fit", "steps=40", "precision=fp32", "optim.lr=1e-3", *CALM)
     layout = submitted_from / "layout.yaml"
     layout.write_text("zero: {stage: 3}\n")
     job = slurm_lab.submit(
@@ -159,10 +160,7 @@ def test_finetuning_that_is_warned_goes_on_in_another_layout(
     assert read_metrics(lora.metrics).runs[-1].step < 40, "it had ended before it was warned"
     undisturbed = tmp_path / "undisturbed"
     run(task, undisturbed, "zero.stage=3", *arguments, ranks=2)
-    went, expected_losses = np.array(losses(lora.path)), np.array(losses(undisturbed))
-    np.testing.assert_allclose(went[:, :2], expected_losses[:, :2], rtol=1e-5)
-    # Norms of adapters' small gradients, after 40 steps of Adam whose sums another layout orders.
-    np.testing.assert_allclose(went[:, 2], expected_losses[:, 2], rtol=1e-4)
+    np.testing.assert_allclose(losses(lora.path), losses(undisturbed), rtol=1e-6)
     found, expected = (
         load_file(d / "adapter" / "adapter_model.safetensors") for d in (lora.path, undisturbed)
     )
