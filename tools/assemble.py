@@ -17,7 +17,7 @@ from model.layers import initialize
 from model.semicausal import ModelConfig, SemiCausal
 from tools.arguments import Parser
 from tools.command import command_line
-from train.build import Drawn, first_weights, of_part, refuse_other_architecture
+from train.build import first_weights, of_part, refuse_other_architecture
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
 from train.checkpoint.weights import values_of, write_values
@@ -25,6 +25,7 @@ from train.config import RunConfig
 from train.config_files import load
 from train.data.tokens import TOKENIZER_BYTES_AT_MOST
 from train.errors import CheckpointError, ConfigError
+from train.loading import Drawn
 from train.run_directory import TOKENIZER, kept_tokenizer
 from train.storage.place import Place
 

@@ -16,6 +16,7 @@ from parallel.mesh import LayoutConfig
 from tools.arguments import Parser, local_path, output_file, whole
 from tools.command import command_line, write_json
 from tools.launched import together
+from tools.speaker import tell_untrained
 from tools.task_scores import evaluate_tasks
 from train.build import build_collator, open_sources
 from train.checkpoint.directory import resolve
@@ -133,6 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
     path = resolve(Place.parse(options.checkpoint))
     layout = LayoutConfig(tensor=options.tensor, pipeline=options.pipeline)
     with together() as world:
+        if world.is_main:
+            tell_untrained(path)
         if options.tasks is None:
             document = _losses(options, path, layout, world)
         else:

@@ -1,5 +1,6 @@
 """The speaker of a checkpoint: its model whole in this process, and the tokenizer the run kept."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from train import adapter
 from train.checkpoint.directory import resolve
 from train.checkpoint.restore import read_state
 from train.errors import CheckpointError
-from train.loading import load_config, load_model
+from train.loading import drawn_of, load_config, load_model
 from train.run_directory import kept_tokenizer
 from train.storage.place import Place
 from train.text import Speaker
@@ -48,10 +49,17 @@ def speaker_of(
             f"the tokenizer.json that the run was trained with is neither in {path.parent.parent} "
             f"nor in {path}: name the corpus's own with --tokenizer"
         )
+    tell_untrained(path)
     model = load_model(path, device=device)
     for name, place in (adapters or {}).items():
         _put(model, name, place, base=path)
     return load_config(path).name, Speaker(model, tokenizer, read=by_row(model))
+
+
+def tell_untrained(path: Place) -> None:
+    """Warn whoever asks a model of which nothing has trained a part."""
+    if (drawn := drawn_of(path)) is not None:
+        sys.stderr.write(f"{path}: {drawn}, and answers mean nothing until adapters train them\n")
 
 
 def _put(model: SemiCausal, name: str, place: Path, *, base: Place) -> None:

@@ -15,8 +15,7 @@ from parallel.mesh import Mesh
 from parallel.split import with_split
 from parallel.zero.engine import ZeroEngine
 from train import adapter
-from train.checkpoint.format import State
-from train.checkpoint.restore import load_weights, read_state
+from train.checkpoint.restore import load_weights
 from train.config import RunConfig
 from train.config_files import differences
 from train.data.collate import Collator
@@ -27,11 +26,10 @@ from train.data.plan import StepPlan
 from train.data.sources import Laying, Source, Sources
 from train.data.tokens import SpecialTokens
 from train.errors import CheckpointError, ConfigError
-from train.loading import load_config
+from train.loading import drawn_of, load_config
 from train.storage.cache import require_working_set
 from train.storage.path import local_path
 from train.storage.place import Place
-from train.storage.record import Record
 
 
 def open_sources(config: RunConfig) -> Sources:
@@ -171,7 +169,7 @@ def _refuse_drawn(path: Place, model: SemiCausal, *, prefix: str) -> None:
     Raises:
         CheckpointError: a parameter of this rank's part would stay so.
     """
-    drawn = read_state(path, _Assembled).drawn
+    drawn = drawn_of(path)
     begins = [f"{part}." for part in drawn.parts] if drawn is not None else []
     random = [
         name
@@ -203,22 +201,6 @@ def first_adapter(config: RunConfig) -> dict[str, Tensor]:
             adapter.refuse_other_base(given, path, base)
     adapter.refuse_unfitting(given, path, Names.of(config.built_model), tuning=config.tuning)
     return given.values
-
-
-class Drawn(Record):
-    """What of a checkpoint's weights is from chance alone, as `tools.assemble` writes it.
-
-    Attributes:
-        seed: of the streams.
-        parts: such as `encoders.text`.
-    """
-
-    seed: int
-    parts: list[str]
-
-
-class _Assembled(State):
-    drawn: Drawn | None = None
 
 
 # What makes two models compute alike with the same weights; the rest may differ.

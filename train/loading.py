@@ -13,12 +13,42 @@ from parallel.forward import FrozenEngine
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh, layout_faults, rank_fault
 from parallel.split import with_split
+from train.checkpoint.format import State
 from train.checkpoint.restore import load_module, load_weights, read_state
 from train.checkpoint.weights import read_values
 from train.config import RunConfig
 from train.config_files import from_stored
 from train.errors import ConfigError, UserError
 from train.storage.place import Place
+from train.storage.record import Record
+
+
+class Drawn(Record):
+    """What of a checkpoint's weights is from chance alone, as `tools.assemble` writes it.
+
+    Attributes:
+        seed: of the streams.
+        parts: such as `encoders.text`.
+    """
+
+    seed: int
+    parts: list[str]
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.parts)} are as drawn from seed {self.seed}"
+
+
+class _Assembled(State):
+    drawn: Drawn | None = None
+
+
+def drawn_of(path: Place | Path) -> Drawn | None:
+    """What nothing has trained in a checkpoint, None if there is no such thing.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return read_state(path, _Assembled).drawn
 
 
 def load_config(path: Place | Path) -> RunConfig:

@@ -14,6 +14,7 @@ from train.data.store.manifest import (
     parse_manifest,
 )
 from train.errors import UserError
+from train.loading import drawn_of
 from train.run_directory import RunDirectory
 from train.storage.place import Place
 from train.watch.metrics import perplexity, read_metrics
@@ -56,7 +57,7 @@ def model_card(
         "tags:\n- semicausal\n- metalm\n---",
         f"# {config.name}",
         _described(model),
-        *_untrained(state),
+        *_untrained(checkpoint),
         "## Use\n\n"
         + ("" if native else "Its code comes with it: `trust_remote_code=True`. ")
         + (
@@ -94,14 +95,11 @@ def _described(model: ModelConfig) -> str:
     )
 
 
-def _untrained(state: Mapping[str, Any]) -> list[str]:
-    drawn = state.get("drawn")
+def _untrained(checkpoint: Place) -> list[str]:
+    drawn = drawn_of(checkpoint)
     if drawn is None:
         return []
-    return [
-        f"**Not trained**: {', '.join(drawn['parts'])} are as drawn from seed {drawn['seed']}; "
-        "this is a base for adapters that train them whole."
-    ]
+    return [f"**Not trained**: {drawn}; this is a base for adapters that train them whole."]
 
 
 def _corpora(config: RunConfig) -> str:

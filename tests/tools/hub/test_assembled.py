@@ -20,6 +20,7 @@ from tests.tools.hub.exported import LOGITS_WITHIN, compare
 from tests.tools.hub.kinds import IMPORTED, random_instance
 from tests.train.runs import TINY_RUN, kill_at, run, start
 from tools.assemble import main as assemble
+from tools.generate import main as generate
 from tools.hub.folder import write_folder
 from tools.merge import main as merge
 from train import adapter
@@ -100,6 +101,8 @@ def test_what_is_new_is_told_and_drawn_as_by_a_run(
     assert (base / "tokenizer.json").read_bytes() == (task / "tokenizer.json").read_bytes()
     card = (write_folder(base, tmp_path / "folder") / "README.md").read_text()
     assert "encoders.text, connectors.text are as drawn from seed 7" in card
+    assert generate([str(base), "--prompt", "a [[b]]", "--max-new-tokens", "2"]) == 0
+    assert "connectors.text are as drawn from seed 7, and answers mean" in capsys.readouterr().err
     assert assemble([str(base), *given(task, decoder)]) == 2
     assert "exists: choose another place" in capsys.readouterr().err
 
