@@ -18,6 +18,7 @@ from model.semicausal import SemiCausal
 from parallel import cuda_free
 from parallel.forward import Engine
 from parallel.megatron import core
+from parallel.named import Part, backwards_named, mark, named
 from parallel.zero.engine import ZeroEngine
 
 
@@ -40,9 +41,11 @@ def forward_backward(engine: ZeroEngine, batches: Sequence[Batch], *, scale: flo
         if engine.mesh.pipeline_size > 1:
             return _run_schedule(engine, batches, scale=scale)
         losses: list[Loss] = []
-        for batch in batches:
-            loss = engine(batch)
-            (loss.total * scale).backward()
+        for number, batch in enumerate(batches):
+            with named(Part.FORWARD, number, 0):
+                loss = engine(batch)
+            with named(Part.BACKWARD, number, 0):
+                (loss.total * scale).backward()
             losses.append(_detached(loss))
         return losses
 
@@ -85,12 +88,16 @@ def _run_schedule(engine: Engine, batches: Sequence[Batch], *, scale: float | No
     shapes = {tuple(batch.tokens.shape) for batch in batches}
     assert len(shapes) == 1, f"microbatches of several shapes: {shapes}"
 
-    def step(iterator: Iterator[Batch], piece: _Piece) -> Any:
-        output = piece(next(iterator))
+    def step(iterator: Iterator[tuple[int, Batch]], piece: _Piece) -> Any:
+        number, batch = next(iterator)
+        with named(Part.FORWARD, number, piece.index):
+            output = piece(batch)
         if not isinstance(output, Loss):
+            mark(output, number, piece.index)
             return output, None
         # The schedule divides by the number of microbatches, in place.
         scaled = output.total * (len(batches) * (scale or 1.0))
+        mark(scaled, number, piece.index)
         return scaled, lambda total: (total, _detached(output))
 
     run = (
@@ -98,10 +105,10 @@ def _run_schedule(engine: Engine, batches: Sequence[Batch], *, scale: float | No
         if len(pieces) > 1
         else schedules.forward_backward_pipelining_without_interleaving
     )
-    with cuda_free.on_cpu():
+    with cuda_free.on_cpu(), backwards_named(schedules):
         return run(
             forward_step_func=step,
-            data_iterator=[iter(batches) for _ in pieces],
+            data_iterator=[enumerate(batches) for _ in pieces],
             model=pieces,
             num_microbatches=len(batches),
             seq_length=num_sequences * num_slots,
@@ -119,7 +126,7 @@ class _Piece(nn.Module):
         self.model_type = core("enums").ModelType.encoder_or_decoder
         # Not registered: the engine owns the module.
         self._engine = (engine,)
-        self._index = index
+        self.index = index
         self._received: Tensor | None = None
 
     def set_input_tensor(self, received: list[Tensor | None]) -> None:
@@ -129,7 +136,7 @@ class _Piece(nn.Module):
     def forward(self, batch: Batch) -> Loss | Tensor:
         """The loss, or what the next stage gets."""
         rows = None if self._received is None else self._received.squeeze(1)
-        output = self._engine[0](batch, rows, piece=self._index)
+        output = self._engine[0](batch, rows, piece=self.index)
         return output.unsqueeze(1) if isinstance(output, Tensor) else output
 
 

@@ -29,7 +29,7 @@ from train.run_directory import RunDirectory
 from train.scores.config import EvaluationConfig
 from train.storage.config import MOST_SECONDS, StorageConfig
 from train.storage.path import local_path
-from train.watch.config import WatchConfig
+from train.watch.config import ProfileConfig, WatchConfig
 
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 Sequences = Annotated[int, Field(ge=1, le=2**20)]
@@ -178,6 +178,8 @@ class RunConfig(Config):
     evaluation: EvaluationConfig | None = None
     """Tasks that the model is asked while it trains."""
     watch: WatchConfig = Field(default_factory=WatchConfig)
+    profile: ProfileConfig | None = None
+    """Steps whose time is looked at closely."""
     init_from: PathText | None = None
     """Checkpoint that supplies all first weights, as for finetuning."""
     trainable: list[Pattern] | None = Field(default=None, min_length=1)

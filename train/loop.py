@@ -40,6 +40,7 @@ from train.storage.lease import take_those_there
 from train.watch.heartbeat import Heartbeat, Section
 from train.watch.metrics import BaselineRecord
 from train.watch.monitor import Monitor
+from train.watch.profiling import Profiler
 from train.watch.streams import Streams
 from train.wrap_up import finish_adapter, look_at_data, say_complete, wrap_up
 
@@ -122,6 +123,7 @@ def train(
         if lost is not None:
             monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
 
+    profiler = Profiler(config, monitor, mesh)
     made = Made(config, save, saver, ledger, monitor, imported=imported)
     with monitor, saver, build_feed(config, plan, collate, mesh) as feed, made:
         entropy = on_first_rank(lambda: look_at_data(config, plan, collate), UserError)
@@ -135,6 +137,7 @@ def train(
             ask(monitor, first_step)
         for step in range(first_step + 1, config.steps + 1):
             started = time.perf_counter()
+            profiler.begin(step)
             beat.enter(Section.READ, step=step)
             reseed(config.seed, step=step, mesh=mesh)
             lr = learning_rate(config.optim, step=step, total_steps=config.steps)
@@ -155,6 +158,7 @@ def train(
             if launched.is_passed_over:
                 monitor.note(agreed(partial(pass_over, config, feed, data, step=step)))
             made.add(step, launched, data.position, lr=lr, started=started)
+            profiler.end(step)
             is_last = step == config.steps
             validates = is_last or (step % config.validation.every_steps == 0 and not launched.stop)
             asks = asks_at(config, step) and (is_last or not launched.stop)

@@ -31,6 +31,7 @@ class RunDirectory:
         report: for a browser.
         summary: the numbers of a complete run, for programs.
         scores: answers, predictions and pages of tasks, see `train.scores`.
+        profile: what a profiler has seen of chosen steps, a directory for each.
         adapter: a LoRA run's adapters in peft's file format.
     """
 
@@ -46,6 +47,7 @@ class RunDirectory:
         self.report = path / "report.html"
         self.summary = path / "summary.json"
         self.scores = path / "scores"
+        self.profile = path / "profile"
         self.adapter = path / "adapter"
 
     def __str__(self) -> str:

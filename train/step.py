@@ -20,6 +20,7 @@ from parallel.agreement import failing_together, raise_first
 from parallel.compiled import will_compile
 from parallel.launch import total
 from parallel.mesh import Mesh
+from parallel.named import Part, named
 from parallel.pipeline import forward_backward
 from parallel.zero.engine import Update, ZeroEngine
 from train.errors import DivergedError, UserError, end_at_once
@@ -205,7 +206,8 @@ def update(engine: ZeroEngine, gradients: Gradients) -> PendingStep:
     """
     if gradients.sums is None:
         return PendingStep(update=None, stop=gradients.stop)
-    return PendingStep(update=engine.step(gradients.sums), stop=gradients.stop)
+    with named(Part.UPDATE):
+        return PendingStep(update=engine.step(gradients.sums), stop=gradients.stop)
 
 
 def train_step(

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from model.batch import Batch
+from parallel.named import Part, named
 from train.data.collate import Collator
 from train.data.plan import Entry, Ints, Position, StepPlan, identities
 from train.data.sequences import PlannedSequence
@@ -118,7 +119,8 @@ class Feed(AbstractContextManager["Feed"]):
     def try_step(self, step: int) -> StepData | Exception:
         """This rank's part of one step, or why it has none: for the ranks to agree on first."""
         try:
-            return self.step(step)
+            with named(Part.READ):
+                return self.step(step)
         except Exception as error:
             return error
 

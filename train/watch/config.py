@@ -1,10 +1,13 @@
 """Configuration of how a run is watched."""
 
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from model.config import Config
+
+MOST_STEPS: Final = 16
+"""That are profiled; each may leave hundreds of megabytes."""
 
 
 class WatchConfig(Config):
@@ -22,3 +25,11 @@ class WatchConfig(Config):
     """Steps between two plain progress lines; a line also comes every 10 seconds."""
     progress: bool | None = None
     """A live progress bar (true), plain lines (false), or whichever suits the output (null)."""
+
+
+class ProfileConfig(Config):
+    """Steps whose time is looked at closely. They take longer than others."""
+
+    steps: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=MOST_STEPS)
+    """Numbers of steps. Each leaves a trace and a table in RUN/profile of every rank that holds a
+    part of the first copy of the model; `python -m tools.trace RUN` shows them."""
