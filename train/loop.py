@@ -123,7 +123,7 @@ def train(
         if lost is not None:
             monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
 
-    profiler = Profiler(config, monitor, mesh)
+    profiler = Profiler(config, monitor, beat, mesh)
     made = Made(config, save, saver, ledger, monitor, imported=imported)
     with monitor, saver, build_feed(config, plan, collate, mesh) as feed, made:
         entropy = on_first_rank(lambda: look_at_data(config, plan, collate), UserError)

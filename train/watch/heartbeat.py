@@ -35,6 +35,7 @@ class Section(StrEnum):
     START = "start"
     READ = "read"
     STEP = "step"
+    PROFILE = "profile"
     VALIDATE = "validate"
     EVALUATE = "evaluate"
     SAVE = "save"

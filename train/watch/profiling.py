@@ -14,6 +14,7 @@ from parallel.named import PREFIX, Part
 from train.config import RunConfig
 from train.storage.place import Place
 from train.storage.record import Record
+from train.watch.heartbeat import Heartbeat, Section
 from train.watch.monitor import Monitor
 
 TRACE_SUFFIX: Final = ".trace.json.gz"
@@ -64,14 +65,16 @@ class Profiler:
     Args:
         config: of the run, which names the steps.
         monitor: told of it.
+        beat: told of the time that writing takes.
         mesh: this rank's place.
     """
 
-    def __init__(self, config: RunConfig, monitor: Monitor, mesh: Mesh) -> None:
+    def __init__(self, config: RunConfig, monitor: Monitor, beat: Heartbeat, mesh: Mesh) -> None:
         is_here = config.profile is not None and mesh.data_rank == 0
         self._steps = frozenset(config.profile.steps if is_here and config.profile else ())
         self._config = config
         self._monitor = monitor
+        self._beat = beat
         self._mesh = mesh
         self._profile: Any = None
 
@@ -91,6 +94,7 @@ class Profiler:
         if self._profile is None:
             return
         seen, self._profile = self._profile, None
+        self._beat.enter(Section.PROFILE, step=step)
         with self._monitor.guard("profile"):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
