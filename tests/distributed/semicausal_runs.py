@@ -39,12 +39,15 @@ CLIP_NORM = 0.3
 TUNING_SEED = 11
 ADAMW = AdamW(learning_rate=3e-3, weight_decay=0.1, clip_norm=CLIP_NORM)
 SMOOTH = replace(ADAMW, epsilon=1e-3)
-"""For adapters in bf16, whose steps grow with their gradients then. With the usual epsilon Adam's
-first step is as long for a gradient that is nothing but rounding: 0.3 % of B's elements went the
-other way under tensor parallelism, and one of the 64 of the connector's A, on which the norm
-hangs: 99 % of its square is the connector's B, whose vectors are scaled by 50. Norms, equal to
-8e-4 in the first step, differed by 1e-2 in later ones (by 1e-1 with another order of sums), where
-now they do by 5e-3."""
+"""For what is tuned in bf16, whose steps grow with its gradients then. With the usual epsilon
+Adam's step is as long for a gradient that is nothing but rounding: 0.3 % of B's elements went the
+other way under tensor parallelism, and one of the 64 of the connector's A, on which the norm hangs:
+99 % of its square is the connector's B, whose vectors are scaled by 50. Norms, equal to 8e-4 in the
+first step, differed by 1e-2 in later ones (by 1e-1 with another order of sums), where now they do
+by 5e-3."""
+FIRM = replace(ADAMW, epsilon=1e-4)
+"""For what is tuned in fp32. With the usual epsilon one of 16 elements of a bottleneck's bias, off
+by 4e-7, was 1.4e-5 of that bias."""
 SEQUENCES = 8
 SLOTS = 48
 
@@ -249,17 +252,25 @@ def _oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:
     model = build(replace(cell, tuned="") if by_peft else cell, mesh)
     if by_peft:
         with_peft(model, tuning, seed=TUNING_SEED)
-    history = plain_steps(model, (microbatches(cell, step)[0] for step in range(cell.steps)))
+    batches = (microbatches(cell, step)[0] for step in range(cell.steps))
+    history = plain_steps(model, batches, adamw=adamw_of(cell))
     return history, {name: p.detach() for name, p in model.named_parameters()}
 
 
-def plain_steps(model: SemiCausal, batches: Iterable[Batch]) -> History:
+def adamw_of(cell: Cell) -> AdamW:
+    """What a cell is trained by."""
+    if not cell.tuned:
+        return ADAMW
+    return SMOOTH if cell.precision == "bf16" else FIRM
+
+
+def plain_steps(model: SemiCausal, batches: Iterable[Batch], *, adamw: AdamW = ADAMW) -> History:
     """Loss and gradient norm of a step on each batch, in one process and by torch alone."""
-    groups = parameter_groups(model, weight_decay=ADAMW.weight_decay)
+    groups = parameter_groups(model, weight_decay=adamw.weight_decay)
     for group in groups:
-        group["lr"] = ADAMW.learning_rate * group["rate_ratio"]
+        group["lr"] = adamw.learning_rate * group["rate_ratio"]
     optimizer = torch.optim.AdamW(
-        groups, lr=ADAMW.learning_rate, betas=ADAMW.betas, eps=ADAMW.epsilon
+        groups, lr=adamw.learning_rate, betas=adamw.betas, eps=adamw.epsilon
     )
     history: History = []
     for batch in batches:
@@ -295,7 +306,7 @@ def engine_of(cell: Cell) -> ZeroEngine:
     return build_engine(
         build(cell, mesh),
         mesh,
-        adamw=SMOOTH if cell.tuned and cell.precision == "bf16" else ADAMW,
+        adamw=adamw_of(cell),
         zero=ZeroConfig(stage=cell.zero, persist_parameters_below=100),
         precision=cell.precision,
     )

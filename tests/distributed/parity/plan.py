@@ -92,7 +92,7 @@ DAILY_TUNED: list[Row] = [
     {"tuned": "all", "zero": 1},
     {"tuned": "all", "zero": 3, "tensor": 2, "sequence_parallel": True, "recompute": "full"},
     {"tuned": "beside the connector", "zero": 3, "tensor": 2},
-    {"tuned": "encoder", "zero": 1, "pipeline": 2},
+    {"tuned": "encoder", "zero": 2, **INTERLEAVED},
     {"tuned": "last block", "zero": 3, **INTERLEAVED},
     {"tuned": "BitFit", "zero": 1, "tensor": 2},
     {"tuned": "bottleneck", "zero": 2, "tensor": 2, "sequence_parallel": True},
