@@ -17,8 +17,9 @@
 #SBATCH --output=slurm-%x-%j.out
 
 module=train
-# sbatch runs a copy of this file elsewhere, so its neighbours are found from where it was submitted.
-shared=${SLURM_SUBMIT_DIR:-.}/slurm/launch.sh
+# sbatch runs a copy of this file elsewhere, so its neighbours are found from where it was submitted,
+# unless `python -m tools.submit` says where they are.
+shared=${SEMICAUSAL_REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/slurm/launch.sh
 if [[ ! -f $shared ]]; then
     echo "no $shared: run sbatch from the root of the repository" >&2
     exit 2

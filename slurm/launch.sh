@@ -1,5 +1,5 @@
 # What the scripts beside it share: see that all is there, say where the ranks meet, and have
-# `python -m tools.keep` run `python -m $module "$@"` as one task a rank.
+# `python -m tools.keep` run `python -m $module "$@"` on every rank.
 #
 # The ranks' side of the agreement: on SIGUSR1 or SIGTERM they finish what they are at, save, and exit
 # with status 75; started again with the same arguments, they continue from there. All statuses, and
@@ -16,27 +16,28 @@ fail() {
 # ---------------------------------------------------------------- what to run, and is it all there
 [[ -n ${SLURM_JOB_ID:-} && -n ${SLURM_SUBMIT_DIR:-} ]] ||
     fail "submit it with sbatch, as the first lines of the script beside this one say"
+asked="" # before there is anybody to pass it on to
+trap 'asked=USR1' USR1
+trap 'asked=TERM' TERM
 cd "$SLURM_SUBMIT_DIR" || fail "this node does not see the directory $SLURM_SUBMIT_DIR"
 
-# What each rank would refuse, said once, for a configuration that is not there.
-refuse_bad_configs() {
-    local argument num_configs=0
-    for argument in "$@"; do
-        case $argument in
-        -* | *=*) ;; # an option or an override
-        *.yaml | *.yml)
-            [[ -f $argument ]] || fail "no configuration $argument in $SLURM_SUBMIT_DIR"
-            num_configs=$((num_configs + 1))
-            ;;
-        *) fail "$argument is neither a .yaml file nor key=value" ;;
-        esac
-    done
-    ((num_configs > 0)) || fail "no configuration given: name a .yaml file, such as configs/experiment/first_light.yaml"
-}
-[[ $module != train ]] || refuse_bad_configs "$@"
+# The repository: where this was submitted, unless `python -m tools.submit` says where it is.
+repository=${SEMICAUSAL_REPOSITORY:-$SLURM_SUBMIT_DIR}
+python=$repository/.venv/bin/python
+[[ -x $python ]] || python=$(type -P python3) || fail "no .venv/bin/python in $repository and no python3 here"
+if [[ ! $repository -ef . ]]; then
+    # What lies where it was submitted is not to be taken for a module of ours.
+    export PYTHONSAFEPATH=1 PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
+fi
 
-python=$SLURM_SUBMIT_DIR/.venv/bin/python
-[[ -x $python ]] || python=$(type -P python3) || fail "no .venv/bin/python and no python3 here"
+# What the section `cluster:` says of what the job finds here; mistakes in it are told once.
+launcher=srun inside="" scratch="" arguments=("$@")
+if [[ $module == train ]]; then
+    settings=$("$python" -m tools.submit.job "$@") || exit
+    eval "$settings"
+fi
+[[ -z $scratch ]] || srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" mkdir -p "$scratch" ||
+    fail "cluster.scratch: $scratch cannot be made on every node"
 
 # ---------------------------------------------------------------- where the ranks meet
 read -r first_node < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -55,11 +56,11 @@ echo "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS ranks 
     "$SLURM_JOB_NODELIST, $OMP_NUM_THREADS threads each, meeting at $MASTER_ADDR:$MASTER_PORT"
 
 # ---------------------------------------------------------------- run
-# The keeper starts the ranks by srun, starts them again where that helps, and requeues the job once
-# they have saved. Signals are ignored until it listens, else one that arrives earlier ends it.
+# The keeper starts the ranks, starts them again where that helps, and requeues the job once they
+# have saved. Signals are ignored until it listens, else one that arrives earlier ends it.
 # KEEP_OPTIONS, such as --warm or --limit-seconds=3600, come from whoever submits.
 # shellcheck disable=SC2086 # several words
-(trap '' USR1 TERM && exec "$python" -m tools.keep --launcher srun ${KEEP_OPTIONS:-} "$module" "$@") &
+(trap '' USR1 TERM && exec "$python" -m tools.keep --launcher "$launcher" --inside="$inside" ${KEEP_OPTIONS:-} "$module" "${arguments[@]}") &
 keeper=$!
 
 # Again and again until it leaves, because a warning that came during its imports was ignored.
@@ -68,6 +69,7 @@ pass_on() {
 }
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
+[[ -z $asked ]] || pass_on "$asked"
 
 # `wait` returns at every trapped signal, with that signal's status: ask until the keeper has gone.
 while kill -0 "$keeper" 2>/dev/null; do

@@ -17,6 +17,7 @@ from parallel.mesh import LayoutConfig, layout_faults, rank_fault
 from parallel.pipeline import microbatch_fault
 from parallel.zero.config import IN_FP8, ZeroConfig
 from train.checkpoint.directory import Retention
+from train.cluster import ClusterConfig, in_the_store
 from train.data.collate import Attend
 from train.data.mixture import SourceConfig
 from train.data.pack import Pack
@@ -195,6 +196,10 @@ class RunConfig(Config):
     and other ranks and runs. Default: one of this user's, in the system's temporary directory."""
     collective_timeout_seconds: Annotated[float, Field(ge=1, le=MOST_SECONDS)] = 600.0
     """How long a rank may wait for the slowest one."""
+    cluster: ClusterConfig | None = Field(default=None, exclude=True)
+    """What the run's job asks of Slurm; stored with no run."""
+
+    _in_the_store = model_validator(mode="before")(in_the_store)
 
     @model_validator(mode="after")
     def _cross_check(self) -> "RunConfig":

@@ -14,6 +14,7 @@ from tools.lab.daemons import LabError, Record, is_alive
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+PRETRAIN = ("--ntasks-per-node=1", "slurm/pretrain.sh")
 STEP_SOCKET = "/node1/node1_999999.4294967295"
 
 
@@ -78,7 +79,9 @@ def test_scripts_complete(
     monkeypatch.setenv("RANK", "7")
     monkeypatch.setenv("WORLD_SIZE", "8")
     job_id = slurm_lab.submit(
-        f"slurm/{name}.sh", "config.yaml", "run_directory=run", directory=project
+        *(PRETRAIN if name == "pretrain" else (f"slurm/{name}.sh",)),
+        *("config.yaml", "run_directory=run"),
+        directory=project,
     )
     fields = slurm_lab.wait(job_id, timeout_seconds=40)
     assert fields["JobState"] == "COMPLETED", read_output(project, job_id, name=name)
@@ -88,7 +91,7 @@ def test_scripts_complete(
 @pytest.mark.long  # tests/train/test_slurm_run.py has the trainer itself preempted
 def test_a_preempted_job_saves_requeues_and_continues(slurm_lab: SlurmLab, project: Path) -> None:
     job_id = slurm_lab.submit(
-        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=40",
+        *PRETRAIN, "config.yaml", "run_directory=run", "stand_in.num_steps=40",
         directory=project,
     )  # fmt: skip
     wait_for(lambda: len(read_steps(project)) >= 3)
@@ -114,7 +117,7 @@ def test_ranks_told_to_terminate_save_and_the_job_requeues(
 ) -> None:
     """So does a cluster preempt that is not told to send the user's signal: TERM to ranks alone."""
     job_id = slurm_lab.submit(
-        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=20",
+        *PRETRAIN, "config.yaml", "run_directory=run", "stand_in.num_steps=20",
         directory=project,
     )  # fmt: skip
     wait_for(lambda: len(read_steps(project)) >= 3)
@@ -126,7 +129,7 @@ def test_ranks_told_to_terminate_save_and_the_job_requeues(
 
 def test_a_warning_during_the_imports_is_not_lost(slurm_lab: SlurmLab, project: Path) -> None:
     job_id = slurm_lab.submit(
-        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=45",
+        *PRETRAIN, "config.yaml", "run_directory=run", "stand_in.num_steps=45",
         "stand_in.import_seconds=2", directory=project,
     )  # fmt: skip
     output = project / f"slurm-pretrain-{job_id}.out"
@@ -144,7 +147,7 @@ def test_a_warning_during_the_imports_is_not_lost(slurm_lab: SlurmLab, project: 
 
 def test_a_cancelled_job_stays_cancelled(slurm_lab: SlurmLab, project: Path) -> None:
     job_id = slurm_lab.submit(
-        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.num_steps=200",
+        *PRETRAIN, "config.yaml", "run_directory=run", "stand_in.num_steps=200",
         directory=project,
     )  # fmt: skip
     wait_for(lambda: len(read_steps(project)) >= 3)
@@ -157,7 +160,7 @@ def test_a_cancelled_job_stays_cancelled(slurm_lab: SlurmLab, project: Path) -> 
 
 def test_a_rank_that_always_fails_fails_the_job(slurm_lab: SlurmLab, project: Path) -> None:
     job_id = slurm_lab.submit(
-        "slurm/pretrain.sh", "config.yaml", "run_directory=run", "stand_in.fail=true",
+        *PRETRAIN, "config.yaml", "run_directory=run", "stand_in.fail=true",
         directory=project,
     )  # fmt: skip
     fields = slurm_lab.wait(job_id, timeout_seconds=50)
@@ -172,8 +175,9 @@ def test_a_rank_that_always_fails_fails_the_job(slurm_lab: SlurmLab, project: Pa
     [
         ([], "no configuration given"),
         (["run_directory=run"], "no configuration given"),
-        (["config.yaml", "missing.yaml"], "no configuration missing.yaml in"),
-        (["config.yaml", "lr", "3e-4"], "lr is neither a .yaml file nor key=value"),
+        (["config.yaml", "missing.yaml"], "missing.yaml: there is no such file"),
+        (["config.yaml", "lr", "3e-4"], "lr: there is no such file"),
+        (["config.yaml", "cluster.launcher=mpirun"], "cluster.launcher: input should be 'srun'"),
     ],
 )
 def test_wrong_arguments_fail_before_any_rank_starts(

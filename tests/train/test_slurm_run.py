@@ -60,7 +60,8 @@ def test_pretraining_under_slurm_equals_without(
 ) -> None:
     arguments = ("tiny.yaml", f"data.corpus={corpus}", *LAYOUT)
     job = slurm_lab.submit(
-        "slurm/pretrain.sh", *arguments, "run_directory=run", directory=submitted_from
+        *("--ntasks-per-node=1", "slurm/pretrain.sh", *arguments, "run_directory=run"),
+        directory=submitted_from,
     )
     ended = slurm_lab.wait(job, timeout_seconds=120)
     assert ended["JobState"] == "COMPLETED", output(submitted_from)
@@ -79,7 +80,7 @@ def test_preempted_run_requeues_and_continues(
     )
     arguments = ("tiny.yaml", "pace.yaml", f"data.corpus={corpus}", "zero.stage=1", "steps=80")
     job = slurm_lab.submit(
-        "slurm/pretrain.sh",
+        *("--ntasks-per-node=1", "slurm/pretrain.sh"),
         *(*arguments, "validation.every_steps=80", "run_directory=run"),
         directory=submitted_from,
     )

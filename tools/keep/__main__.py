@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from tools.arguments import Parser, real, whole
 from tools.command import command_line
+from tools.keep.agents import AGENTS
 from tools.keep.asked import Asked
 from tools.keep.attempt import Attempt, Attempts, Verdict
 from tools.keep.deadline import Deadlines
@@ -35,30 +36,34 @@ KEEPER = f"{socket.gethostname()} {os.getpid()} {time.time():.0f}"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Attempt after attempt, until all is done or there is no sense in another."""
     options = parsed(arguments)
-    if options.launcher == "srun":
-        require_allocation()
-    job = os.environ.get("SLURM_JOB_ID") if options.launcher == "srun" else None
-    host = os.environ["MASTER_ADDR"] if job is not None else None
+    in_job = options.launcher != "plain"
+    if in_job:
+        require_allocation(options.launcher)
+    job = os.environ["SLURM_JOB_ID"] if in_job else None
+    host = os.environ["MASTER_ADDR"] if in_job else None
+    requeued = None if options.no_requeue else job
     attempts, asked = Attempts(say), Asked()
     with asked.listening(), Starter(options, host=host) as starter:
         while True:
             attempt = attempted(options, starter, attempts, asked, job=job)
             attempts.add(attempt)
-            decision = decide(attempts.all, can_requeue=job is not None)
+            decision = decide(attempts.all, can_requeue=requeued is not None)
             if attempt.verdict.kind not in ("complete", "stopped by a signal"):
-                say(f"{attempt.verdict.sentence}: {said(decision.action)}, for {decision.reason}")
+                ends = asked.to_stop and decision.action == "again"
+                action = "to be started again" if ends else said(decision.action)
+                say(f"{attempt.verdict.sentence}: {action}, for {decision.reason}")
             if decision.action == "end" or asked.at_once:
                 return decision.status
-            if decision.action == "requeue" and job is not None:
-                return requeue(job)
+            if decision.action == "requeue" and requeued is not None:
+                return requeue(requeued)
             if options.module != SPEAKS and attempt.status < 128:
                 # It has said itself what is wrong, and is not known to go on where it was.
                 return attempt.status
             if asked.to_stop:
-                return ExitStatus.FAULT if job is None else requeue(job)
+                return ExitStatus.FAULT if requeued is None else requeue(requeued)
             pause(decision.pause_seconds, asked)
             if asked.to_stop:
-                return ExitStatus.SAVED if job is None else requeue(job)
+                return ExitStatus.SAVED if requeued is None else requeue(requeued)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -68,7 +73,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--launcher", choices=["plain", "srun"], default="plain")
+    parser.add_argument("--launcher", choices=["plain", "srun", *AGENTS], default="plain")
+    parser.add_argument(
+        "--inside", default="", metavar="WORDS", help="that enter a container, in a job"
+    )
+    parser.add_argument(
+        "--no-requeue", action="store_true", help="end a job that has saved: another goes on"
+    )
     parser.add_argument(
         "--ranks", type=whole(least=1, most=4096), default=1, help="processes (plain)"
     )

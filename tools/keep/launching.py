@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from subprocess import DEVNULL, Popen
 from typing import Final, Protocol
 
+from tools.keep.agents import DEAF_AT_FIRST, step_of
 from tools.lab.daemons import free_ports
 from train.errors import UserError
 from train.exit_status import ExitStatus
@@ -18,9 +19,6 @@ from train.watch.heartbeat import ADDRESS, STANDBY
 SPEAKS: Final = "train"
 """The module whose ranks tell where they are."""
 
-# Signals are ignored until Python installs its handlers, else one that arrives during the imports
-# kills a rank that has nothing to save.
-_DEAF_AT_FIRST: Final = ("bash", "-c", 'trap "" USR1 TERM; exec "$@"', "rank")
 _CALL_SECONDS: Final = 60.0
 _KILL_SECONDS: Final = 30.0
 """A process that waits for a disk that is away cannot be killed: it is left behind."""
@@ -87,7 +85,7 @@ class LocalRanks:
             }
             try:
                 process = Popen(
-                    [*_DEAF_AT_FIRST, *command],
+                    [*DEAF_AT_FIRST, *command],
                     env={**environment, **place},
                     stdin=DEVNULL,
                     start_new_session=True,
@@ -134,6 +132,8 @@ class SlurmRanks:
 
     Args:
         command: that each runs.
+        launcher: what starts them, see `tools.keep.agents`.
+        inside: words that enter a container.
         environment: of all.
         number: of the attempt, from 0.
         wait_seconds: after which srun ends the others, once one has ended; 0 for never.
@@ -145,6 +145,8 @@ class SlurmRanks:
         self,
         command: Sequence[str],
         *,
+        launcher: str,
+        inside: Sequence[str],
         environment: Mapping[str, str],
         number: int,
         wait_seconds: int,
@@ -152,15 +154,12 @@ class SlurmRanks:
         self.num_ranks = int(environment["SLURM_NTASKS"])
         port = int(environment["MASTER_PORT"]) + _PORTS_APART * (number % _PORTS)
         self._name = f"ranks-{number}"
-        # `--cpus-per-task` is named because srun no longer inherits it from sbatch. A rank that
-        # saved and left is no reason to kill: the keeper ends the others itself.
+        # A rank that saved and left is no reason to kill: the keeper ends the others itself.
         self._step = Popen(
             [
                 *("srun", "--label", "--kill-on-bad-exit=0", "--export=ALL"),
                 *(f"--wait={wait_seconds}", f"--job-name={self._name}"),
-                f"--cpus-per-task={environment.get('SLURM_CPUS_PER_TASK', '1')}",
-                *_DEAF_AT_FIRST,
-                *command,
+                *step_of(launcher, command, inside=inside, environment=environment, port=port),
             ],
             env={**environment, "MASTER_PORT": str(port)},
             stdin=DEVNULL,
@@ -209,6 +208,7 @@ def start(
     arguments: Sequence[str],
     *,
     launcher: str,
+    inside: Sequence[str],
     num_ranks: int,
     threads: int | None,
     address: str,
@@ -220,7 +220,8 @@ def start(
     Args:
         module: that each runs.
         arguments: that it is given.
-        launcher: "plain" or "srun".
+        launcher: "plain", or in a job of Slurm what starts its ranks.
+        inside: words that enter a container, in a job.
         num_ranks: processes, of the plain launcher.
         threads: of each; None leaves it to the environment.
         address: of the keeper.
@@ -233,11 +234,16 @@ def start(
         environment[STANDBY] = "1"
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
-    if launcher == "srun":
+    if launcher != "plain":
         # Ranks that speak are seen to end one by one, and ended by the keeper itself.
         wait_seconds = 0 if module == SPEAKS else 60
         return SlurmRanks(
-            command, environment=environment, number=number, wait_seconds=wait_seconds
+            command,
+            launcher=launcher,
+            inside=inside,
+            environment=environment,
+            number=number,
+            wait_seconds=wait_seconds,
         )
     return LocalRanks(command, num_ranks=num_ranks, environment=environment)
 
@@ -263,8 +269,8 @@ def requeue(job: str) -> ExitStatus:
     return ExitStatus.COMPLETE
 
 
-def require_allocation() -> None:
-    """Refuse `srun` where it would ask for an allocation of its own.
+def require_allocation(launcher: str) -> None:
+    """Refuse `srun` and what it starts where it would ask for an allocation of its own.
 
     Raises:
         UserError: there is none.
@@ -276,7 +282,7 @@ def require_allocation() -> None:
     ]
     if missing:
         raise UserError(
-            f"--launcher: srun needs an allocation, and {missing[0]} is not set: submit "
+            f"--launcher: {launcher} needs an allocation, and {missing[0]} is not set: submit "
             "slurm/pretrain.sh with sbatch, or use --launcher plain"
         )
 

@@ -1,6 +1,7 @@
 """The ranks of one attempt with whoever listens to them, and the next ones that stand by."""
 
 import argparse
+import shlex
 from typing import Final, Self
 
 from tools.keep.launching import Ranks, start
@@ -28,6 +29,7 @@ class Started:
             options.module,
             options.arguments,
             launcher=options.launcher,
+            inside=shlex.split(options.inside),
             num_ranks=options.ranks,
             threads=options.threads,
             address=self.listener.address,

@@ -87,14 +87,20 @@ def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
                 too_large.append(plan.memory.total)
     ranked.sort(key=lambda plan: -plan.tokens_per_second)  # of equals, the plainer come first
     if too_large:
-        least, most = min(too_large) / GIB, max(too_large) / GIB
-        whole, room = machine.memory_bytes / GIB, machine.usable_bytes / GIB
-        reason = (
-            f"needs {least:.1f} to {most:.1f} GiB of {whole:.1f} ({room:.1f} of them usable): more "
-            "ZeRO, recomputation or smaller microbatches"
-        )
+        reason = too_large_words(min(too_large), max(too_large), machine)
         refusals[reason] = len(too_large)
     return Plans(ranked, refusals)
+
+
+def too_large_words(least_bytes: float, most_bytes: float, machine: Machine) -> str:
+    """That layouts of so many bytes on their fullest ranks do not fit, and what would."""
+    least, most = f"{least_bytes / GIB:.1f}", f"{most_bytes / GIB:.1f}"
+    needed = least if least == most else f"{least} to {most}"
+    whole, room = machine.memory_bytes / GIB, machine.usable_bytes / GIB
+    return (
+        f"needs {needed} GiB of {whole:.1f} ({room:.1f} of them usable): more ZeRO, recomputation "
+        "or smaller microbatches"
+    )
 
 
 def one_plan(task: Task, candidate: Candidate, machine: Machine) -> Plan:

@@ -1,0 +1,228 @@
+"""What is shown and refused before anything is submitted, and what a job sets up; no Slurm."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.lab_fixtures import S3Lab
+from tests.tools.keep.test_deciding import attempt
+from tools.keep.attempt import ATTEMPTS_NAME, Attempt
+from tools.submit.__main__ import main
+from tools.submit.flags import comment_of, runs_of
+from tools.submit.job import LINK
+from tools.submit.job import main as set_up
+from train.exit_status import ExitStatus
+from train.storage.lease import Lease
+from train.storage.place import Place
+
+TINY = "configs/experiment/tiny.yaml"
+LAB = "configs/cluster/lab.yaml"
+METALM = "configs/experiment/metalm_1p3b.yaml"
+STORED = Path("tests/fixtures/run_7cd86b9/pretrained")
+
+
+@pytest.fixture(autouse=True)
+def _no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A queue that nobody can ask: dry runs go on without."""
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none"))
+
+
+def dry(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = main([*arguments, "--dry-run"])
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+def test_a_dry_run_shows_the_whole_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2")
+    monkeypatch.setenv("KEEP_OPTIONS", "--warm")
+    cluster = tmp_path / "a b.yaml"
+    cluster.write_text(
+        "cluster: {partition: gpu, account: me, nodes: 2, ranks_per_node: 8, gpu: h100,\n"
+        "  gpu_flag: '--gres=gpu:h100:{count}', cpus_per_rank: 12, memory_per_node: 900G,\n"
+        "  time_limit: 2-00, warn_seconds: 300, sbatch: [--qos=long], launcher: torchrun,\n"
+        "  environment: {NCCL_IB_PKEY: 3, NCCL_DEBUG: it's}, setup: [module load cuda],\n"
+        "  container: [apptainer, exec, my image.sif], scratch: $HOME/scratch}\n"
+    )
+    run = tmp_path / "my run"
+    status, out, _ = dry(capsys, METALM, str(cluster), f"run_directory={run}", "--chain", "2")
+    assert status == ExitStatus.COMPLETE
+    repository = Path(__file__).parents[3]
+    flags = (
+        f"sbatch --parsable --job-name=metalm_1p3b '--comment=run {run}' --partition=gpu "
+        "--account=me --nodes=2 --ntasks-per-node=8 --cpus-per-task=12 --mem=900G --time=2-00 "
+        "--signal=B:USR1@300 --gres=gpu:h100:8 --no-requeue --qos=long"
+    )
+    job = f"{repository}/slurm/pretrain.sh {METALM} '{cluster}' 'run_directory={run}'"
+    keep = "KEEP_OPTIONS='--warm --no-requeue'"
+    assert out.split("\n\n")[0] == (
+        f"SEMICAUSAL_REPOSITORY={repository} SEMICAUSAL_CHAIN=1 {keep} \\\n    {flags} {job}\n"
+        f"SEMICAUSAL_REPOSITORY={repository} SEMICAUSAL_CHAIN=2 {keep} \\\n    {flags} "
+        f"--dependency=afterany:JOB_1 {job}"
+    )
+    assert "hunter2" not in out
+    script = out.partition("start:\n")[2] + 'printf "%s|" "$NCCL_DEBUG" "$TMPDIR" "$launcher" '
+    script += '"$inside" "${arguments[@]}"'
+    found = subprocess.run(
+        ["bash", "-c", f"module() {{ :; }}\n{script}"], capture_output=True, text=True, check=True
+    )
+    home = os.environ["HOME"]
+    assert found.stdout.split("|")[:-1] == [
+        *("it's", f"{home}/scratch", "torchrun", "apptainer exec 'my image.sif'"),
+        *(METALM, str(cluster), f"run_directory={run}"),
+    ]
+
+
+def test_an_array_has_a_task_for_each_run(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = dry(capsys, TINY, LAB, "run_directory=runs/no", "--seeds", "3", "4")
+    assert status == ExitStatus.COMPLETE
+    assert "--array=0-1 --output=slurm-%x-%A_%a.out" in out
+    assert (
+        "-- seed=3 run_directory=runs/no-seed_3 name=tiny-seed_3 "
+        "-- seed=4 run_directory=runs/no-seed_4 name=tiny-seed_4\n"
+    ) in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([TINY], "cluster: is missing: name a cluster's file"),
+        ([TINY, "configs/cluster/lba.yaml"], "no such file; did you mean configs/cluster/lab.yaml"),
+        ([TINY, LAB, "cluster.partitoin=x"], "cluster.partitoin: no such key; did you mean clus"),
+        ([TINY, LAB, "cluster.time_limit=soon"], "cluster.time_limit: must be a time as Slurm"),
+        ([TINY, LAB, "cluster.sbatch=[--array=3]"], "cluster.sbatch.0: --array is set by whoever"),
+        ([TINY, LAB, "cluster.gpu_flag=--gres=gpu"], "cluster.gpu_flag: must hold {count}"),
+        ([TINY, LAB, "cluster.environment.A_TOKEN=x"], "A_TOKEN looks like a secret"),
+        ([TINY, LAB, "cluster.environment.A=true"], "A must be text or a whole number"),
+        ([TINY, LAB, "cluster.nodes=3", "layout.tensor=4"], "layout: tensor 4 x pipeline 1 needs"),
+        ([TINY, LAB, "batch.sequences=6"], "batch.sequences: 6 does not divide into 2 data rank"),
+        (
+            [METALM, LAB, "cluster.gpu=h100", "batch.micro_sequences=64", "batch.sequences=128"],
+            r"layout: a rank of 4 x H100 SXM 80 GB needs",
+        ),
+        ([TINY, LAB, "cluster.memory_per_node=9M"], "(0.0 of them usable): more ZeRO"),
+        ([TINY, "/dev/fd/9"], "/dev/fd/9: jobs cannot read what a shell makes here"),
+        ([TINY, LAB, "--sweep", "optim.lrr=1,2"], "optim.lrr: no such key; did you mean optim.lr?"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    status, out, err = dry(capsys, *arguments, "run_directory=runs/none")
+    assert (status, out) == (ExitStatus.MISTAKE, "")
+    assert message in err
+    told = [line for line in err.splitlines() if "squeue" not in line]
+    assert len(told) == 1, told
+
+
+def test_all_faults_are_told_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = complete_run(tmp_path)
+    _, _, err = dry(capsys, TINY, LAB, f"run_directory={run}", "steps=6", "batch.sequences=6",
+                    "optim.warmup_steps=2")  # fmt: skip
+    assert "batch.sequences: 6 does not divide" in err
+    assert f"run_directory: {run} is complete (6 of 6 steps): raise steps, or name another" in err
+
+
+def complete_run(directory: Path) -> Path:
+    run = directory / "run"
+    run.mkdir()
+    lines = (STORED / "metrics.jsonl").read_text().splitlines()
+    last = max(json.loads(line)["step"] for line in lines if '"train"' in line)
+    assert last == 6
+    shutil.copyfile(STORED / "metrics.jsonl", run / "metrics.jsonl")
+    (run / "summary.json").write_text("{}")
+    return run
+
+
+def test_a_finished_run_goes_on_with_more_steps(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = complete_run(tmp_path)
+    assert dry(capsys, TINY, LAB, f"run_directory={run}", "steps=7")[0] == ExitStatus.COMPLETE
+
+
+@pytest.mark.parametrize("where", ["here", "in a store"])
+def test_a_run_that_is_written_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    where: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = [TINY, LAB, f"run_directory={tmp_path / 'run'}"]
+    place = Place.of(tmp_path / "run" / "checkpoints")
+    if where != "here":
+        lab: S3Lab = request.getfixturevalue("s3_lab")
+        for name, value in lab.environment.items():
+            monkeypatch.setenv(name, value)
+        store = f"s3://{lab.bucket}/{tmp_path.name}"
+        arguments.append(f"cluster.store={store}")
+        place = Place.parse(f"{store}/run")
+    assert dry(capsys, *arguments)[0] == ExitStatus.COMPLETE
+    with Lease(place, instead="") as lease:
+        lease.take()
+        status, _, err = dry(capsys, *arguments)
+    assert status == ExitStatus.MISTAKE
+    assert f"run is being written: pid {os.getpid()} of " in err
+
+
+def test_without_slurm_nothing_is_submitted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main([TINY, LAB, "run_directory=runs/none"]) == ExitStatus.MISTAKE
+    assert "squeue: is not found: submit on a host of the cluster" in capsys.readouterr().err
+
+
+def test_jobs_are_known_by_their_comment() -> None:
+    run = Path("/a b/runs/x")
+    assert runs_of(comment_of(run)) == ["/a b/runs/x"]
+    assert runs_of(comment_of(run, ["seed_1", "seed_2"])) == [f"{run}-seed_1", f"{run}-seed_2"]
+    assert runs_of("(null)") == runs_of("") == runs_of("nightly build") == []
+
+
+@pytest.mark.parametrize(
+    ("attempts", "why"),
+    [
+        ([], None),
+        ([attempt("stopped by a signal", last=3)], None),
+        ([attempt("dead")], None),
+        ([attempt("dead", last=3)] * 4, "was given up, for the last 3 attempts"),
+        ([attempt("interrupted", last=3)], "was given up, for a person has ended it"),
+        ([attempt("user error")], "it would fail again until something is changed"),
+    ],
+)  # fmt: skip
+def test_a_later_link_of_a_chain_looks_first(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    attempts: list[Attempt],
+    why: str | None,
+) -> None:
+    text = "".join(f"{each.model_dump_json()}\n" for each in attempts)
+    (tmp_path / ATTEMPTS_NAME).write_text(text)
+    arguments = [TINY, LAB, f"run_directory={tmp_path}"]
+    assert set_up(arguments) == ExitStatus.COMPLETE
+    assert "exit" not in capsys.readouterr().out, "the first link begins anew"
+    monkeypatch.setenv(LINK, "2")
+    assert set_up(arguments) == ExitStatus.COMPLETE
+    shown = capsys.readouterr()
+    assert (shown.out == "exit 0\n") == (why is not None)
+    assert (why or "") in shown.err
+
+
+def test_a_link_behind_a_complete_run_does_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = complete_run(tmp_path)
+    monkeypatch.setenv(LINK, "2")
+    assert set_up([TINY, f"run_directory={run}", "steps=6"]) == ExitStatus.COMPLETE
+    shown = capsys.readouterr()
+    assert shown.out == "exit 0\n"
+    assert f"job 2 of the chain does nothing: {run} is complete (6 of 6 steps)" in shown.err

@@ -1,0 +1,93 @@
+"""Agents: where a launcher has one process on each node that starts the ranks there.
+
+torchrun and `deepspeed --no_ssh`; srun starts the agents, one task a node. Neither starts anything
+again: the keeper does. Neither sees status 75, at which it would kill ranks that still save: the
+keeper is told it by the ranks themselves.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from train.errors import UserError
+
+AGENTS: Final = ("torchrun", "deepspeed")
+
+# Neither TERM nor USR1 ends what stands between: Slurm signals all processes of a step, so that the
+# ranks hear by themselves. They are deaf, too, until Python installs its handlers: a signal that
+# arrives during the imports would kill a rank that has nothing to save.
+DEAF_AT_FIRST: Final = ("bash", "-c", 'trap "" USR1 TERM; exec "$@"', "rank")
+_KILLED: Final = "tools.corpus"
+"""The module that saves all the time, and hears no signals: one ends it."""
+_RANK: Final = ("bash", "-c", '"$@"; status=$?; exit $((status == 75 ? 0 : status))', "rank")
+_DEEPSPEED: Final = """\
+hosts=$(mktemp) && printf '%s\\n' {hosts} >"$hosts" || exit 1
+{runner} --hostfile "$hosts" --node_rank "$SLURM_NODEID" {rest}
+status=$?
+rm -f "$hosts"
+exit "$status"
+"""
+
+
+def step_of(
+    launcher: str,
+    command: Sequence[str],
+    *,
+    inside: Sequence[str],
+    environment: Mapping[str, str],
+    port: int,
+) -> list[str]:
+    """Arguments of srun: how many tasks there are, and what each runs.
+
+    Args:
+        launcher: "srun", or one of `AGENTS`.
+        command: of a rank, its interpreter first.
+        inside: words that enter a container.
+        environment: of the job.
+        port: at which ranks meet.
+
+    Raises:
+        UserError: nodes have different numbers of ranks.
+    """
+    cpus = int(environment.get("SLURM_CPUS_PER_TASK", "1"))
+    # `--cpus-per-task` is named because srun no longer inherits it from sbatch.
+    if launcher == "srun":
+        deaf = () if _KILLED in command[:3] else DEAF_AT_FIRST
+        return [f"--cpus-per-task={cpus}", *deaf, *inside, *command]
+    ranks, nodes = ranks_per_node(environment), environment.get("SLURM_JOB_NUM_NODES", "1")
+    tasks = (f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus * ranks}")
+    host, python, ranked = environment["MASTER_ADDR"], command[0], [*_RANK, *command]
+    if launcher == "torchrun":
+        words = [*inside, python, "-m", "torch.distributed.run", f"--nnodes={nodes}"]
+        words += [f"--nproc-per-node={ranks}", f"--master-addr={host}", f"--master-port={port}"]
+        words += ["--no-python"]
+        script = f'exec {shlex.join(words)} --node-rank "$SLURM_NODEID" {shlex.join(ranked)}\n'
+    else:
+        runner = [*inside, python, "-m", "deepspeed.launcher.runner", "--no_ssh", "-q"]
+        rest = [f"--master_addr={host}", f"--master_port={port}", "--no_python", "--no_local_rank"]
+        script = _DEEPSPEED.format(
+            hosts=" ".join(f"'node{node} slots={ranks}'" for node in range(int(nodes))),
+            runner=shlex.join(runner),
+            rest=shlex.join([*rest, *ranked]),
+        )
+    return [*tasks, "bash", "-c", f'trap "" USR1 TERM\n{script}']
+
+
+def ranks_per_node(environment: Mapping[str, str]) -> int:
+    """Ranks that an agent starts.
+
+    Args:
+        environment: of the job.
+
+    Raises:
+        UserError: nodes have different numbers of them.
+    """
+    told = environment.get("SLURM_TASKS_PER_NODE", environment.get("SLURM_NTASKS", "1"))
+    found = re.fullmatch(r"([0-9]+)(\(x[0-9]+\))?", told)
+    if found is None:
+        raise UserError(
+            f"cluster.launcher: torchrun and deepspeed start as many ranks on each node, and the "
+            f"job has {told}: give sbatch --ntasks-per-node, or use srun"
+        )
+    return int(found[1])

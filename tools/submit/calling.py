@@ -1,0 +1,98 @@
+"""Slurm's own commands, as far as submitting needs them."""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from train.errors import UserError
+
+_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job in the queue.
+
+    Attributes:
+        number: of it.
+        array: of an array's task the number of the array; else the same.
+        state: as Slurm names it.
+        comment: that it was given.
+    """
+
+    number: int
+    array: int
+    state: str
+    comment: str
+
+
+def jobs() -> list[Job]:
+    """Jobs of this user that wait or run.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    text = _called(["squeue", "--me", "--noheader", "--format=%A %F %T %k"], environment={})
+    found: list[Job] = []
+    for line in text.splitlines():
+        number, array, state, *comment = line.strip().split(" ", 3)
+        job = Job(number=int(number), array=int(array), state=state, comment="".join(comment))
+        found.append(job)
+    return found
+
+
+def submit(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Submit a job.
+
+    Args:
+        command: sbatch and its arguments.
+        environment: variables besides this process's own.
+
+    Returns:
+        Its number.
+
+    Raises:
+        UserError: Slurm does not take it.
+    """
+    said = _called(command, environment=environment)
+    number = said.strip().partition(";")[0]
+    if not number.isdecimal():
+        raise UserError(f"sbatch: says {said.strip()!r}, which is no number of a job")
+    return int(number)
+
+
+def cancel(numbers: Sequence[int]) -> None:
+    """Take jobs back.
+
+    Raises:
+        UserError: Slurm does not.
+    """
+    _called(["scancel", *map(str, numbers)], environment={})
+
+
+def _called(command: Sequence[str], *, environment: Mapping[str, str]) -> str:
+    name = command[0]
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"{name}: is not found: submit on a host of the cluster, or try a lab with "
+            'eval "$(python -m tools.lab slurm up)"'
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{name}: Slurm does not answer for {_SECONDS:.0f} s: try again") from None
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"ends with {done.returncode}"]
+        reason = lines[-1].removeprefix(f"{name}: ")
+        raise UserError(f"{name}: {re.sub('^(error|fatal): ', '', reason)}")
+    return done.stdout

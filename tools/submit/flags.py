@@ -1,0 +1,72 @@
+"""What `sbatch` is told of a job."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tools.submit.job import BETWEEN_TASKS
+from tools.submit.points import beside
+from train.cluster import ClusterConfig
+
+SCRIPT: Final = Path("slurm", "pretrain.sh")
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def flags_of(
+    cluster: ClusterConfig, *, name: str, comment: str, tasks: int = 1, is_chained: bool = False
+) -> list[str]:
+    """Flags of a job, dependencies aside.
+
+    Args:
+        cluster: the section.
+        name: of the run.
+        comment: by which jobs of a run are known again.
+        tasks: of the array; 1 for none.
+        is_chained: whether another job goes on where this one is stopped.
+    """
+    wanted = {
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": cluster.ranks_per_node,
+        "cpus-per-task": cluster.cpus_per_rank,
+        "mem": cluster.memory_per_node,
+        "time": cluster.time_limit,
+        "signal": f"B:USR1@{cluster.warn_seconds}",
+    }
+    gpus = [] if cluster.gpu is None else [cluster.gpu_flag.format(count=cluster.ranks_per_node)]
+    array = [] if tasks == 1 else [f"--array=0-{tasks - 1}", "--output=slurm-%x-%A_%a.out"]
+    return [
+        f"--job-name={_NOT_IN_NAMES.sub('_', name)}",
+        f"--comment={comment}",
+        *(f"--{flag}={value}" for flag, value in wanted.items() if value is not None),
+        *gpus,
+        *array,
+        *(["--no-requeue"] if is_chained else []),
+        *cluster.sbatch,
+    ]
+
+
+def comment_of(run: Path, names: Sequence[str] = ()) -> str:
+    """What a job says of itself, by which it is known to be of a run.
+
+    Args:
+        run: directory, as an absolute path.
+        names: of an array's runs, whose directories lie beside it.
+    """
+    return f"runs {','.join(names)} {run}" if names else f"run {run}"
+
+
+def runs_of(comment: str) -> list[str]:
+    """Directories of the runs that a job is for; none of a job that says nothing of any."""
+    kind, _, rest = comment.partition(" ")
+    if kind == "run":
+        return [rest]
+    names, _, run = rest.partition(" ")
+    return [beside(run, name) for name in names.split(",")] if kind == "runs" and run else []
+
+
+def job_arguments(common: Sequence[str], tasks: Sequence[Sequence[str]]) -> list[str]:
+    """Arguments of the script: what all tasks have in common, and what is each one's own."""
+    return [*common, *(word for own in tasks if own for word in (BETWEEN_TASKS, *own))]

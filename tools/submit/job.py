@@ -1,0 +1,114 @@
+"""What a job of Slurm sets up before its ranks start: `slurm/launch.sh` runs the lines printed.
+
+    eval "$(python -m tools.submit.job CONFIG.yaml … [-- TASK'S OVERRIDES …]…)"
+
+Reads the section `cluster:` alone, quickly; all else of the configuration is the ranks' to judge.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from tools.command import command_line
+from train.cluster import ClusterConfig
+from train.config_files import load
+from train.errors import UserError
+from train.storage.path import local_path
+
+LINK: Final = "SEMICAUSAL_CHAIN"
+"""Variable with the number of a job in its chain, from 1; not set without one."""
+BETWEEN_TASKS: Final = "--"
+
+
+class _Section(BaseModel):
+    """What of a run's configuration is looked at here."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    cluster: ClusterConfig = ClusterConfig()
+    run_directory: str = ""
+    steps: int = 0
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the lines of bash.
+
+    Raises:
+        ConfigError: a file is not there, or its section is wrong.
+        UserError: there is no file, or no such task.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    own = arguments_of_task(given, os.environ.get("SLURM_ARRAY_TASK_ID"))
+    said = [each for each in own if not each.startswith("-")]  # the others are options
+    if not any(each.endswith((".yaml", ".yml")) or "=" not in each for each in said):
+        raise UserError(
+            "no configuration given: name a .yaml file, such as configs/experiment/first_light.yaml"
+        )
+    found = load(_Section, said)
+    link = os.environ.get(LINK, "1")
+    if link != "1":
+        from tools.submit.standing import over  # heavy, and seldom wanted
+
+        if why := over(local_path(found.run_directory), steps=found.steps):
+            sys.stderr.write(f"job {link} of the chain does nothing: {why}\n")
+            sys.stdout.write("exit 0\n")
+            return
+    sys.stdout.write("".join(f"{line}\n" for line in lines(found.cluster, own)))
+
+
+def arguments_of_task(arguments: Sequence[str], task: str | None) -> list[str]:
+    """What one task of an array is to run: what all have in common, and what is its own.
+
+    Args:
+        arguments: of all; those of a task each stand behind a `--`.
+        task: its number, from 0; None for a job that is no array.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    groups: list[list[str]] = [[]]
+    for each in arguments:
+        if each == BETWEEN_TASKS:
+            groups.append([])
+        else:
+            groups[-1].append(each)
+    common, *own = groups
+    if not own:
+        return common
+    if task is None or not task.isdecimal() or int(task) >= len(own):
+        raise UserError(
+            f"SLURM_ARRAY_TASK_ID: is {task}, and there are tasks 0 to {len(own) - 1}: submit with "
+            f"sbatch --array=0-{len(own) - 1}"
+        )
+    return [*common, *own[int(task)]]
+
+
+def lines(cluster: ClusterConfig, arguments: Sequence[str]) -> list[str]:
+    """Lines of bash that set a job up.
+
+    Args:
+        cluster: the section.
+        arguments: of each rank.
+    """
+    failed = [shlex.quote(f"cluster.setup: {line}: failed") for line in cluster.setup]
+    variables = {name: str(value) for name, value in cluster.environment.items()}
+    if cluster.scratch is not None:
+        place = local_path(cluster.scratch)
+        variables |= {"TMPDIR": str(place), "XDG_CACHE_HOME": str(place / "cache")}
+    made = shlex.quote(variables["TMPDIR"]) if cluster.scratch is not None else ""
+    return [
+        *(f"{line} || fail {what}" for line, what in zip(cluster.setup, failed, strict=True)),
+        *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+        f"scratch={made}",
+        f"launcher={cluster.launcher}",
+        f"inside={shlex.quote(shlex.join(cluster.container))}",
+        f"arguments=({shlex.join(arguments)})",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

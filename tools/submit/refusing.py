@@ -1,0 +1,104 @@
+"""What is wrong with a submission, before anything is submitted."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from parallel.zero.config import IN_FP8
+from tools.plan.given import given_plan, memory_fault
+from tools.plan.machines import Machine, machine_for
+from tools.submit.calling import Job
+from tools.submit.flags import runs_of
+from tools.submit.standing import complete
+from train.cluster import ClusterConfig
+from train.config import RunConfig, batch_fault
+from train.run_directory import CHECKPOINTS_NAME
+from train.storage.lease import held_by
+from train.storage.place import Place
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def faults_of(config: RunConfig, cluster: ClusterConfig, *, queue: Sequence[Job]) -> list[str]:
+    """Why a run is not submitted, a sentence each.
+
+    Args:
+        config: the run.
+        cluster: where it is to go.
+        queue: jobs of this user that wait or run.
+    """
+    run = config.directory.path
+    found = [
+        layout_fault(config, cluster),
+        queue_fault(run, queue) or lease_fault(config, queue),
+    ]
+    if (why := complete(run, steps=config.steps)) is not None:
+        found.append(f"run_directory: {why}: raise steps, or name another")
+    return [each for each in found if each is not None]
+
+
+def layout_fault(config: RunConfig, cluster: ClusterConfig) -> str | None:
+    """That the layout does not go with the ranks, or does not fit them; None if it does."""
+    if (fault := batch_fault(config, ranks=cluster.ranks)) is not None:
+        return fault
+    if unplanned(config, cluster) is not None:
+        return None
+    machine = machine_of(cluster)
+    plan = given_plan(config, machine, ranks=cluster.ranks)
+    if (fault := memory_fault(plan, machine)) is None:
+        return None
+    return f"layout: a rank of {cluster.ranks} x {machine.device} {fault}"
+
+
+def unplanned(config: RunConfig, cluster: ClusterConfig) -> str | None:
+    """Why the planner cannot say whether a run fits; None if it can."""
+    if cluster.gpu == "other":
+        return "cluster.gpu: other: the planner does not know it"
+    if config.precision in IN_FP8:
+        return "precision: there are no rates of fp8"
+    if config.zero.offload_directory is not None and cluster.gpu is not None:
+        return "zero.offload_directory: only training on CPUs is planned with it"
+    return None
+
+
+def machine_of(cluster: ClusterConfig) -> Machine:
+    """What the planner knows of a cluster's ranks."""
+    assert cluster.gpu != "other", "the planner is not asked"
+    machine, _ = machine_for(cluster.gpu or "cpu", None)
+    update: dict[str, object] = {"ranks_per_node": cluster.ranks_per_node}
+    if cluster.gpu is None and (memory := cluster.memory_per_node) is not None:
+        # Slurm counts in MiB where nothing stands behind the number.
+        size = int(memory.rstrip("KMGT")) * _UNITS.get(memory[-1], 2**20)
+        update["memory_bytes"] = size / cluster.ranks_per_node
+    return machine.model_copy(update=update)
+
+
+def queue_fault(run: Path, queue: Sequence[Job]) -> str | None:
+    """That a job for a run waits or runs already; None if none does."""
+    mine = os.path.realpath(run)
+    for job in queue:
+        if mine in runs_of(job.comment):
+            return (
+                f"run_directory: job {job.number} for {run} is {job.state.lower()} already: wait "
+                f"for it, end it with scancel {job.number}, or name another directory"
+            )
+    return None
+
+
+def lease_fault(config: RunConfig, queue: Sequence[Job]) -> str | None:
+    """That something writes the run right now, whatever started it; None if nothing does."""
+    place = Place.of(config.directory.path / CHECKPOINTS_NAME)
+    if config.checkpoint.directory is not None:
+        place = Place.parse(config.checkpoint.directory, config.storage)
+    try:
+        holder, lives = held_by(place)
+    except OSError:
+        return None  # a store that does not answer here: the ranks will see to it
+    if holder is None:
+        return None
+    is_in_queue = holder.job in {str(job.number) for job in queue}
+    if not lives and not is_in_queue:
+        return None
+    return (
+        f"run_directory: {config.run_directory} is being written: {holder}; wait for it, or end it"
+    )
