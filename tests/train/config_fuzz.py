@@ -31,8 +31,20 @@ from train.explain import _keys
 from train.plain_yaml import dump
 
 ROOT: Final = Path(__file__).parents[2]
-SHIPPED: Final = [*sorted(ROOT.glob("configs/experiment/*.yaml")), ROOT / "tests/tiny_run.yaml"]
-CLUSTERS: Final = [None, *sorted(ROOT.glob("configs/cluster/*.yaml"))]
+LIKE_OTHERS: Final = ("tiny.yaml", "lab.yaml")
+"""What has its like among the shipped ones: tests/tiny_run.yaml, and cpu.yaml."""
+SHIPPED: Final = [
+    *(
+        each
+        for each in sorted(ROOT.glob("configs/experiment/*.yaml"))
+        if each.name not in LIKE_OTHERS
+    ),
+    ROOT / "tests/tiny_run.yaml",
+]
+CLUSTERS: Final = [
+    None,
+    *(each for each in sorted(ROOT.glob("configs/cluster/*.yaml")) if each.name not in LIKE_OTHERS),
+]
 WANTED_STEPS: Final = 2
 MOST_RANKS: Final = 2
 RUN_SECONDS: Final = 100

@@ -26,9 +26,9 @@ STORED = Path("tests/fixtures/run_7cd86b9/pretrained")
 
 
 @pytest.fixture(autouse=True)
-def _no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A queue that nobody can ask: dry runs go on without."""
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none"))
+def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host without Slurm, where dry runs go on."""
+    monkeypatch.setenv("PATH", "/nowhere")
 
 
 def dry(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -70,7 +70,10 @@ def test_a_dry_run_shows_the_whole_command(
     script = out.partition("start:\n")[2] + 'printf "%s|" "$NCCL_DEBUG" "$TMPDIR" "$launcher" '
     script += '"$inside" "${arguments[@]}"'
     found = subprocess.run(
-        ["bash", "-c", f"module() {{ :; }}\n{script}"], capture_output=True, text=True, check=True
+        ["/bin/bash", "-c", f"module() {{ :; }}\n{script}"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     home = os.environ["HOME"]
     assert found.stdout.split("|")[:-1] == [
@@ -172,10 +175,7 @@ def test_a_run_that_is_written_is_refused(
     assert f"run is being written: pid {os.getpid()} of " in err
 
 
-def test_without_slurm_nothing_is_submitted(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+def test_without_slurm_nothing_is_submitted(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([TINY, LAB, "run_directory=runs/none"]) == ExitStatus.MISTAKE
     assert "squeue: is not found: submit on a host of the cluster" in capsys.readouterr().err
 
