@@ -5,6 +5,7 @@
 Reads the section `cluster:` alone, quickly; all else of the configuration is the ranks' to judge.
 """
 
+import argparse
 import os
 import shlex
 import sys
@@ -13,6 +14,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+from tools.arguments import Parser
 from tools.command import command_line
 from train.cluster import ClusterConfig
 from train.config_files import load
@@ -41,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ConfigError: a file is not there, or its section is wrong.
         UserError: there is no file, or no such task.
     """
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = Parser(prog="python -m tools.submit.job", description=__doc__)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FILE.yaml|key=value")
+    given = parser.parse_args(arguments).arguments
     own = arguments_of_task(given, os.environ.get("SLURM_ARRAY_TASK_ID"))
     said = [each for each in own if not each.startswith("-")]  # the others are options
     if not any(each.endswith((".yaml", ".yml")) or "=" not in each for each in said):
