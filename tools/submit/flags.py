@@ -40,6 +40,7 @@ def flags_of(
     return [
         f"--job-name={_NOT_IN_NAMES.sub('_', name)}",
         f"--comment={comment}",
+        "--export=ALL",  # whatever SBATCH_EXPORT says: the job finds the repository by a variable
         *(f"--{flag}={value}" for flag, value in wanted.items() if value is not None),
         *gpus,
         *array,

@@ -55,9 +55,9 @@ def test_a_dry_run_shows_the_whole_command(
     assert status == ExitStatus.COMPLETE
     repository = Path(__file__).parents[3]
     flags = (
-        f"sbatch --parsable --job-name=metalm_1p3b '--comment=run {run}' --partition=gpu "
-        "--account=me --nodes=2 --ntasks-per-node=8 --cpus-per-task=12 --mem=900G --time=2-00 "
-        "--signal=B:USR1@300 --gres=gpu:h100:8 --no-requeue --qos=long"
+        f"sbatch --parsable --job-name=metalm_1p3b '--comment=run {run}' --export=ALL "
+        "--partition=gpu --account=me --nodes=2 --ntasks-per-node=8 --cpus-per-task=12 "
+        "--mem=900G --time=2-00 --signal=B:USR1@300 --gres=gpu:h100:8 --no-requeue --qos=long"
     )
     job = f"{repository}/slurm/pretrain.sh {METALM} '{cluster}' 'run_directory={run}'"
     keep = "KEEP_OPTIONS='--warm --no-requeue'"
@@ -103,7 +103,7 @@ def test_an_array_has_a_task_for_each_run(capsys: pytest.CaptureFixture[str]) ->
         ([TINY, LAB, "cluster.gpu_flag=--gres=gpu"], "cluster.gpu_flag: must hold {count}"),
         ([TINY, LAB, "cluster.environment.A_TOKEN=x"], "A_TOKEN looks like a secret"),
         ([TINY, LAB, "cluster.environment.A=true"], "A must be text or a whole number"),
-        ([TINY, LAB, "cluster.nodes=3", "layout.pipeline=2"], "layout: tensor 2 x pipeline 2 needs"),
+        ([TINY, LAB, "cluster.nodes=3", "layout.pipeline=2"], "layout: tensor 2 x pipeline 2 n"),
         ([TINY, LAB, "batch.sequences=6"], "batch.sequences: 6 does not divide into 2 data rank"),
         (
             [METALM, LAB, "cluster.gpu=h100", "batch.micro_sequences=64", "batch.sequences=256"],
