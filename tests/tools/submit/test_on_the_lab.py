@@ -57,7 +57,7 @@ def test_an_array_submitted_from_elsewhere(
     (elsewhere / "train").mkdir(parents=True)
     (elsewhere / "train" / "__init__.py").write_text("raise SystemExit('of somebody else')")
     (elsewhere / "my run.yaml").write_text(
-        f"include: [{REPOSITORY}/{LINE[0]}]\nrun_directory: my runs/x\nlayout: {tensor: 1}\n"
+        f"include: [{REPOSITORY}/{LINE[0]}]\nrun_directory: my runs/x\nlayout: {{tensor: 1}}\n"
         "cluster: {environment: {SAID: it's, N: 3}, scratch: $SCRATCH/node, sbatch: [--hold]}\n"
     )
     for name, value in slurm_lab.environment.items():
