@@ -61,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stderr.write(f"job {link} of the chain does nothing: {why}\n")
             sys.stdout.write("exit 0\n")
             return
+    tasks = os.environ.get("SLURM_NTASKS", str(found.cluster.ranks))
+    if "cluster" in found.model_fields_set and tasks != str(found.cluster.ranks):
+        sys.stderr.write(
+            f"cluster: {found.cluster.nodes} node(s) of {found.cluster.ranks_per_node} rank(s), "
+            f"but sbatch was told {tasks} rank(s), and that counts; python -m tools.submit asks "
+            "for what the file says\n"
+        )
     sys.stdout.write("".join(f"{line}\n" for line in lines(found.cluster, own)))
 
 

@@ -226,3 +226,19 @@ def test_a_link_behind_a_complete_run_does_nothing(
     shown = capsys.readouterr()
     assert shown.out == "exit 0\n"
     assert f"job 2 of the chain does nothing: {run} is complete (6 of 6 steps)" in shown.err
+
+
+def test_a_job_of_another_size_than_the_file_says_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tasks, told in (
+        ("4", ""),
+        ("2", "cluster: 2 node(s) of 2 rank(s), but sbatch was told 2 "),
+    ):
+        monkeypatch.setenv("SLURM_NTASKS", tasks)
+        assert set_up([TINY, LAB]) == ExitStatus.COMPLETE
+        err = capsys.readouterr().err
+        assert err.startswith(told)
+        assert bool(err) == bool(told)
+    assert set_up([TINY]) == ExitStatus.COMPLETE
+    assert capsys.readouterr().err == ""
