@@ -7,15 +7,17 @@ wrote (2 F). Scores are never kept: the fused kernels keep one logarithm a row a
 on a CPU there is none for a bias that trains, and in bf16 none that is used: scores are in fp32.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from model.attention import SpanGrid
+from model.decoder import TIED_NAME
 from model.encoders.protocol import Stack
 from parallel.costs import Load
 from parallel.mesh import LayoutConfig
 from tools.plan.task import Candidate, Task
-from tools.plan.tuned import ALL, Keeps
+from tools.plan.tuned import ALL, Keeps, Reach
 from tools.plan.weights import Share
 
 FP32 = 4
@@ -33,12 +35,17 @@ class Kept:
         encoder: all encoders and connectors.
         block_transient: what the backward of one block needs besides.
         encoder_transient: the same for a block of an encoder.
+        forward_transient: what the forward of a block needs of which nothing is kept.
+        first_gradient: where a backward passes layers that are fixed before it comes to one that
+            trains: what it then needs, less what it has freed. None where it comes there at once.
     """
 
     pieces: tuple[float, ...]
     encoder: float
     block_transient: float
     encoder_transient: float
+    forward_transient: float = 0.0
+    first_gradient: float | None = None
 
 
 def kept(
@@ -59,26 +66,23 @@ def kept(
     stack = task.decoder_layer(candidate.micro_sequences)
     # Fused kernels keep one logarithm a row and head.
     logarithms = stack.rows * stack.heads * FP32 / layout.tensor
-    layer = _block(stack, layout, e, rows_split=rows_split, attention=logarithms)
     entry = load.slots * decoder.width * e / rows_split
-    pieces = [layers * layer.kept + entry for layers in share.piece_layers]
-    reach = task.reach
+    reach, dropout = task.reach, task.adapter_dropout
+    # DeepSpeed's own linear layer, which stage 3 puts in the place of torch's (not of Megatron's),
+    # keeps what it reads whether or not its weight trains.
+    whatever_trains = candidate.stage == 3 and layout.tensor == 1
+
+    def block_of(number: int) -> _Block:
+        keeps = ALL
+        if reach is not None:
+            name = f"decoder.blocks.{number}"
+            keeps = reach.keeps(name, dropout=dropout, whatever_trains=whatever_trains)
+        return _block(stack, layout, e, rows_split=rows_split, attention=logarithms, keeps=keeps)
+
+    layers = _Layers.all(share, entry=entry, block=block_of(0))
     if reach is not None:
-        first, dropout = reach.first_decoder_layer, task.adapter_dropout
-
-        def tuned(number: int) -> float:
-            if number < first:
-                return 0.0
-            keeps = reach.keeps(f"decoder.blocks.{number}", dropout=dropout)
-            block = _block(
-                stack, layout, e, rows_split=rows_split, attention=logarithms, keeps=keeps
-            )
-            return block.kept
-
-        pieces = [
-            sum(tuned(number) for number in range(*piece)) + entry * (piece[1] > first)
-            for piece in share.pieces
-        ]
+        layers = _Layers.reached(task, reach, share, entry=entry, block_of=block_of)
+    pieces = layers.pieces
     encoder = encoder_transient = 0.0
     encoders = task.model.encoders if share.is_first else {}
     for modality, part in encoders.items():
@@ -100,7 +104,8 @@ def kept(
                 ),
             )  # fmt: skip
             last = f"encoders.{modality}.blocks.{part.encoder.num_layers - 1}"
-            keeps = reach.keeps(last, dropout=task.adapter_dropout)
+            keeps = reach.keeps(last, dropout=dropout, whatever_trains=whatever_trains)
+            reads |= passes and whatever_trains
         for stack in stacks:
             if stack.trains:
                 stack = _padded(stack) if padded else stack
@@ -112,8 +117,10 @@ def kept(
     return Kept(
         pieces=tuple(pieces),
         encoder=encoder,
-        block_transient=layer.transient,
+        block_transient=layers.transient,
         encoder_transient=encoder_transient,
+        forward_transient=layers.forward,
+        first_gradient=layers.first_gradient,
     )
 
 
@@ -126,6 +133,67 @@ def _padded(stack: Stack) -> Stack:
 class _Block(NamedTuple):
     kept: float
     transient: float
+    attention_transient: float = 0.0
+    """What the backward of its attention needs, less what that of its feed-forward has freed."""
+    forward: float = 0.0
+    """What its forward needs where nothing of it is kept."""
+
+
+class _Layers(NamedTuple):
+    """Decoder layers of a rank; see `Kept`."""
+
+    pieces: list[float]
+    transient: float
+    forward: float = 0.0
+    first_gradient: float | None = None
+
+    @classmethod
+    def all(cls, share: Share, *, entry: float, block: _Block) -> "_Layers":
+        """Those of a model that trains as a whole."""
+        return cls([layers * block.kept + entry for layers in share.piece_layers], block.transient)
+
+    @classmethod
+    def reached(
+        cls,
+        task: Task,
+        reach: Reach,
+        share: Share,
+        *,
+        entry: float,
+        block_of: Callable[[int], _Block],
+    ) -> "_Layers":
+        """Those of a model of which a part trains.
+
+        Args:
+            task: the run.
+            reach: how far its gradients go.
+            share: what the rank holds.
+            entry: bytes of a piece's input, and of its output.
+            block_of: a decoder layer.
+        """
+        firsts = [reach.first_layer_of(piece) for piece in share.pieces]
+        # What the next stage is sent stays here until its gradient comes back.
+        pieces = [
+            sum(block_of(number).kept for number in range(first, end))
+            + entry * (first < end or not share.is_last)
+            for first, (_, end) in zip(firsts, share.pieces, strict=True)
+        ]
+        begin, end = share.pieces[-1]
+        top = block_of(end - 1)
+        transient = top.transient if firsts[-1] < end else 0.0
+        # The first block's input, before and after positions are added to it.
+        forward = top.forward + 2 * entry if firsts[0] > share.pieces[0][0] else 0.0
+        head = TIED_NAME if task.model.decoder.tied_head else HEAD_NAME
+        if share.is_last and (reach.trains(head) or reach.touches("decoder.final_norm.")):
+            return cls(pieces, transient, forward)
+        last = reach.last_decoder_layer((begin, end))
+        if last is None:
+            return cls(pieces, transient, forward, -pieces[-1])
+        freed = sum(block_of(number).kept for number in range(last + 1, end))
+        if not reach.touches(f"decoder.blocks.{last}.feed_forward"):
+            return cls(pieces, transient, forward, block_of(last).attention_transient - freed)
+        first_gradient = block_of(last).transient - freed if freed else None
+        return cls(pieces, transient, forward, first_gradient)
 
 
 def _block(
@@ -145,13 +213,22 @@ def _block(
     if stack.turned or stack.fused < 3 * stack.inner:
         split += 3 * stack.inner  # what attention reads is not what the projection wrote
     everything = stack.rows * (whole / rows_split + split * e / tensor + keeps.channels * e)
-    # Gradients of the hidden layer before and after GELU, and of the block's output.
-    transient = stack.rows * (2 * hidden / tensor + width) * e
+    # Gradients of the hidden layer before and after GELU, and of the block's output; of a gate, one
+    # more. GELU's output is gone by then: where it was kept, that is one layer less.
+    hidden_gradients = (2 + stack.gated - keeps.hidden) * hidden / tensor
+    transient = stack.rows * (hidden_gradients + width) * e
+    # Gradients of queries, keys and values, of what is mixed and of the residual. What the hidden
+    # layer and the norms kept is gone.
+    gone = (1 + 2 * stack.gated + keeps.hidden) * hidden / tensor + 2 * width / rows_split
+    mixing = stack.rows * (stack.fused / tensor + 2 * width - gone) * e
+    # Hidden layer before and after GELU; the block's input, a branch and its norm.
+    forward = stack.rows * ((2 + stack.gated) * hidden / tensor + 3 * width / rows_split) * e
     match layout.recompute:
         case "none" | "selective":
-            return _Block(everything + attention, transient)
+            return _Block(everything + attention, transient, mixing, forward)
         case "full":
-            return _Block(inputs, transient + everything + attention - inputs)
+            again = everything + attention - inputs
+            return _Block(inputs, transient + again, mixing + again, forward)
 
 
 def _encoder(

@@ -1,19 +1,22 @@
 """Memory of a rank at its fullest moment, by kind.
 
-The moments looked at are those that can be the fullest: the start, the end of the last forward, the
-backward of the head, the end of a backward, the reduction of gradients, the update. At the start a
-rank's part is whole, whatever ZeRO makes of it then. ZeRO's terms are those
-of DeepSpeed 0.19 as `parallel.zero` drives it, read off its allocations. With P trained elements on
-a rank, D data ranks and b elements in a bucket they are, in bytes:
+The moments looked at are those that can be the fullest: the start, a forward of which nothing is
+kept, the end of the last forward, the backward of the head, the first gradient of a weight, the end
+of a backward, the reduction of gradients, the update. At the start a rank's part is whole, whatever
+ZeRO makes of it then. ZeRO's terms are those of DeepSpeed 0.19 as `parallel.zero` drives it, read
+off its allocations. Its bucket has room for all parameters, trained or not, of a small model. With
+P trained elements on a rank, D data ranks and b elements in a bucket they are, in bytes:
 
 - 0: gradients 4 P, their sum over ranks once more.
 - 0 and 1 in bf16: gradient sums 4 P; one bf16 gradient at a time, or without
   `zero.immediate_gradients` all of them, 2 P, during a backward; of the optimiser's largest group
   this rank's part of the sum over ranks, and in bf16 what is sent and received.
-- 1: gradients 4 P, then a bucket or this rank's part; in the update a flat group of gradients.
+- 1: gradients 4 P, then a bucket, from a step's first gradient to its last, or this rank's part; in
+  the update a flat group of gradients.
 - 2: this rank's part 4 P / D and a few buckets, twice over from the second microbatch on.
-- 3: a part of everything, a bucket, and gathered parameters; these are nearly twice the live ones,
-  because the backward prefetches while those of the forward still stand.
+- 3: a part of everything, a bucket, copies of the gradients in it, and gathered parameters; these
+  are nearly twice the live ones, because the backward prefetches while those of the forward still
+  stand. A rank alone gathers nothing.
 """
 
 import operator
@@ -103,17 +106,24 @@ def rank_memory(
         )
         waiting = head.left if share.is_first and task.model.decoder.tied_head else 0.0
     tables = share.is_first * share.vocabulary_rows * row_bytes * task.trains(TIED_NAME)
-    # Of microbatches done, gradients stay; of the first, there are none before its backward.
-    several = candidate.num_microbatches > 1
+    # Of microbatches done, gradients stay; while none is done, there are none before a backward.
+    several = candidate.num_microbatches * len(fullest) > sum(fullest)
     summed, between = several * state.summed, several * state.between + state.gathered
+    begun = 0.0 if several and state.stays else state.begun
+    between += state.begun - begun
     transient = max(acts.block_transient, acts.encoder_transient)
-    head_backward = state.begun + max(head.backward, head.left + transient)
+    head_backward = max(head.backward, head.left + transient)
+    first_gradient = begun + head.left + (acts.first_gradient or 0.0)
+    if acts.first_gradient is None:
+        head_backward += begun
     last_backward = state.gathered + waiting + max(tables, acts.block_transient)
     nothing = (0,) * len(fullest)
     # Microbatches held, gradients, workspace.
     moments = [
+        (after, summed, between + acts.forward_transient),
         (fullest, summed, between + head.forward),
         (fullest, summed, between + head_backward),
+        (fullest, summed, between + first_gradient),
         (after, state.growing, state.backward + last_backward),
         (nothing, state.growing, state.reduction),
         (nothing, state.left, state.update),
@@ -141,7 +151,7 @@ def _start(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> M
     parameters = (FP32 if on_cpu else e) * share.elements
     if on_cpu and candidate.stage in (1, 2):
         parameters = max(parameters, e * (share.elements + share.trained))
-    return Memory(parameters=parameters + _tables(task, share), workspace=e * share.largest)
+    return Memory(parameters=parameters + _tables(task, share), workspace=e * share.largest_held)
 
 
 def _tables(task: Task, share: Share) -> int:
@@ -163,6 +173,7 @@ class _State:
         left: gradients during the update.
         between: workspace between the microbatches of a step.
         begun: workspace that the first gradient of a backward brings.
+        stays: whether it stays until the step's end.
         gathered: parameters that are gathered for use.
         backward: workspace at the end of a backward.
         reduction: workspace while gradients are reduced over ranks.
@@ -175,6 +186,7 @@ class _State:
     left: float = 0.0
     between: float = 0.0
     begun: float = 0.0
+    stays: bool = False
     gathered: float = 0.0
     backward: float = 0.0
     reduction: float
@@ -219,6 +231,7 @@ def _state(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> _
             growing=whole,
             left=part,
             begun=bucket,
+            stays=True,
             backward=bucket,
             reduction=max(bucket, part),
             update=max(group, norm),
@@ -251,8 +264,11 @@ def _state(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> _
             reduction=reduction,
             update=max(group if e == s else group / data, norm) + leftover,
         )
-    live = e * min(share.elements, task.zero.live_elements)
-    again = 0.5 if data == 1 else (2.0 if candidate.num_microbatches > 1 else 1.75)
+    # A rank alone has all parameters in its part.
+    live = e * min(share.elements, task.zero.live_elements) * (data > 1)
+    again = 2.0 if candidate.num_microbatches > 1 else 1.75
+    # Buckets are as long as all parameters; only gradients come into them, and are copied.
+    reduced = min(task.zero.bucket_elements, share.trained) * s
     at_once = min(task.zero.bucket_elements * s, part)
     small = sum(
         w.elements for w in share.weights if w.elements <= task.zero.persist_parameters_below
@@ -266,7 +282,7 @@ def _state(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> _
             workspace=bucket,
         ),
         gathered=again * live,
-        backward=bucket,
-        reduction=2 * bucket + 0.5 * live,
+        backward=reduced,
+        reduction=2 * reduced + 0.5 * live,
         update=0.5 * live + max(at_once, norm / data),
     )

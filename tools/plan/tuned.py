@@ -75,6 +75,24 @@ class Reach:
             return 0
         return self.first_block("decoder.blocks.", self.model.decoder.num_layers)
 
+    def first_layer_of(self, piece: tuple[int, int]) -> int:
+        """The same within a run of layers; what one stage sends to the next always has a gradient.
+
+        Args:
+            piece: its first layer, and one past its last.
+        """
+        start, end = piece
+        return min(max(start, self.first_decoder_layer), end) if start == 0 else start
+
+    def last_decoder_layer(self, piece: tuple[int, int]) -> int | None:
+        """In a run of layers the last one in which anything trains, where a backward comes first.
+
+        Args:
+            piece: its first layer, and one past its last.
+        """
+        layers = reversed(range(*piece))
+        return next((n for n in layers if self.touches(f"decoder.blocks.{n}.")), None)
+
     def first_encoder_block(self, modality: str, num_blocks: int) -> int | None:
         """From which on an encoder's activations have gradients; None for none of it."""
         prefix = f"encoders.{modality}."
@@ -109,16 +127,18 @@ class Reach:
                 found += [(written, width), (width, written)]
         return found
 
-    def keeps(self, block: str, *, dropout: bool = False) -> Keeps:
+    def keeps(self, block: str, *, dropout: bool = False, whatever_trains: bool = False) -> Keeps:
         """What a block keeps.
 
         Args:
             block: its name.
             dropout: whether adapters drop a part of what they read, which makes a copy.
+            whatever_trains: whether a layer keeps what it reads even if its weight is fixed.
         """
 
         def reads(layer: str) -> bool:
-            return layer in self._low_rank or f"{layer}.weight" in self._trained
+            trains = layer in self._low_rank or f"{layer}.weight" in self._trained
+            return trains or whatever_trains
 
         channels = 0.0
         for layer, (read, written) in self._names.linear.items():

@@ -111,6 +111,11 @@ class Share:
         return sum(self._groups.values())
 
     @cached_property
+    def largest_held(self) -> int:
+        """Elements of the largest parameter, whether it trains or not."""
+        return max(weight.elements for weight in self.weights)
+
+    @cached_property
     def largest(self) -> int:
         """Elements of the largest parameter that trains."""
         return max((w.elements for w in self.weights if w.group), default=0)

@@ -10,6 +10,7 @@ from model.adapters.tuning import Tuning
 from model.semicausal import ModelConfig
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision
+from tools.plan.activations import kept
 from tools.plan.check import MEMORY_TOLERANCE
 from tools.plan.machines import nominal
 from tools.plan.measure import measured_task, observe
@@ -17,7 +18,9 @@ from tools.plan.memory import rank_memory
 from tools.plan.step_time import step_seconds
 from tools.plan.task import Candidate, Task
 
-ATTENTION = ["qkv", "out"]
+WIDTH, SLOTS, MICRO_SEQUENCES = 256, 512, 4
+ROW_BYTES = MICRO_SEQUENCES * SLOTS * WIDTH * 4
+"""What all rows of a microbatch take in fp32."""
 TUNINGS = {
     "all": Tuning(lora=LoraConfig(rank=8)),
     "decoder": Tuning(lora=LoraConfig(rank=8, targets=["decoder", "!up", "!down"])),
@@ -34,14 +37,14 @@ def _shape(width: int, num_layers: int, heads: int) -> dict[str, Any]:
 def task(tuned: str, precision: Precision) -> Task:
     model = ModelConfig.model_validate(
         {
-            "decoder": _shape(256, 6, 4) | {"vocabulary": 2048, "max_tokens": 512},
+            "decoder": _shape(WIDTH, 6, 4) | {"vocabulary": 2048, "max_tokens": SLOTS},
             "encoders": {
                 "text": {"encoder": _shape(192, 4, 4) | {"max_tokens": 130, "dropout": 0.0}}
             },
         }
     )
     plain = measured_task(
-        model, precision=precision, sequences=8, sequence_tokens=512, span_share=0.25
+        model, precision=precision, sequences=8, sequence_tokens=SLOTS, span_share=0.25
     )
     return replace(plain, tuning=TUNINGS[tuned])
 
@@ -61,7 +64,7 @@ def test_memory_is_as_predicted(
         layout=LayoutConfig(tensor=tensor, pipeline=pipeline, split=split),
         data=1,
         stage=stage,
-        micro_sequences=4,
+        micro_sequences=MICRO_SEQUENCES,
         num_microbatches=2,
     )
     peaks = observe(job, spread, timed_steps=0).peak_bytes
@@ -71,12 +74,46 @@ def test_memory_is_as_predicted(
         assert predicted == pytest.approx(measured, rel=MEMORY_TOLERANCE), stage_rank
 
 
+def held(tuned: str, *, stage: int = 1, rank: int = 0, **layout: Any) -> float:
+    """Bytes of a microbatch's decoder layers in fp32, without those of spans."""
+    spread = Candidate(
+        layout=LayoutConfig.model_validate({"split": [6]} | layout),
+        data=1,
+        stage=stage,
+        micro_sequences=MICRO_SEQUENCES,
+        num_microbatches=2,
+    )
+    job = task(tuned, "fp32")
+    found = kept(job, spread, job.share(spread, rank), fused=False).pieces[0]
+    vectors = job.load(MICRO_SEQUENCES).spans["text"].vectors * (rank == 0)
+    return found - vectors * WIDTH * 4
+
+
+def test_at_stage_3_fixed_layers_keep_what_they_read() -> None:
+    """It is an autograd function of DeepSpeed's that multiplies there; Megatron's is another."""
+    # What the second norm has written and `up` reads, and what `down` reads.
+    spared = 6 * (1 + 4) * ROW_BYTES
+    assert held("decoder", stage=3) - held("decoder") == pytest.approx(spared)
+    assert held("all", stage=3) == held("all")
+    assert held("decoder", stage=3, tensor=2) == held("decoder", tensor=2)
+
+
+def test_a_stage_keeps_what_lies_behind_what_it_received() -> None:
+    """Even below the first layer that trains: what is received has a gradient, on every stage."""
+    two: dict[str, Any] = {"pipeline": 2, "split": [3, 3]}
+    # Of one layer more: queries, keys and values, what is mixed, what the norms and GELU read; and
+    # some numbers a row, of norms and of heads.
+    fixed = (3 + 1 + 2 + 4 + 8 / WIDTH) * ROW_BYTES
+    assert held("last blocks", rank=1, **two) - held("last blocks") == pytest.approx(fixed)
+    assert held("last blocks", **two) == ROW_BYTES  # what it has sent
+
+
 def seconds(tuning: Tuning, **layout: Any) -> float:
     spread = Candidate(
         layout=LayoutConfig(split=[6], **layout),
         data=1,
         stage=1,
-        micro_sequences=4,
+        micro_sequences=MICRO_SEQUENCES,
         num_microbatches=2,
     )
     job = replace(task("all", "bf16"), tuning=tuning)
