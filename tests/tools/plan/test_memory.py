@@ -146,7 +146,7 @@ def test_the_head_takes_what_is_predicted(precision: Precision, chunk_tokens: in
     job = task(precision)
     decoder = job.model.decoder.model_copy(update={"loss_chunk_tokens": chunk_tokens})
     job = replace(job, model=job.model.model_copy(update={"decoder": decoder}))
-    load = job.load(SEQUENCES)
+    load = job.load(16 * SEQUENCES)
     predicted = head_bytes(job, load=load, vocabulary_rows=rows, on_gpu=False)
     weight = nn.Parameter(torch.randn(rows, WIDTH, dtype=dtype) * 0.02)
     head = LinearCrossEntropy(weight, chunk_tokens=chunk_tokens)
