@@ -72,7 +72,7 @@ LACKING = {
     *("tools.bench", "tools.corpus instruct", "tools.lab slurm env", "tools.lab s3 env"),
     *("tools.tasks build", "tools.tasks verify", "tools.tasks corpus", "tools.tasks outcome"),
     *("tools.contamination", "tools.harness tasks", "tools.import", "tools.export", "tools.serve"),
-    *("tools.assemble", "tools.comparison", "tools.status", "tools.submit"),
+    *("tools.assemble", "tools.comparison", "tools.status", "tools.submit", "tools.trace"),
 }
 """Commands that need what is not there: a cluster, a peer, packages, a service that runs, tasks
 that are built, a folder of transformers, a checkpoint without adapters; or that serve until they
