@@ -20,7 +20,7 @@ from train.data.ledger import read_ledger
 from train.data.ledger_check import SHOWN, Findings, check
 from train.data.plan import StepPlan, identities
 from train.errors import DataError
-from train.prepare import checkpoints_of, stored_config
+from train.prepare import RunState, Saved, checkpoints_of, find_left_out, stored_config
 from train.run_directory import RunDirectory
 
 
@@ -60,12 +60,13 @@ def check_run(run: Path, *, corpus: str | None = None, progress: bool = False) -
     ledger = read_ledger(directory.ledger)
     config = stored_config(directory)
     plan = _plan(config, corpus)
-    saved = latest(checkpoints_of(config, directory))
-    saved_step = 0 if saved is None else read_state(saved).step
+    path = latest(checkpoints_of(config, directory))
+    saved = None if path is None else Saved(path=path, state=read_state(path, RunState))
     return check(
         ledger,
         plan,
-        saved_step=saved_step,
+        saved_step=0 if saved is None else saved.step,
+        left_out=find_left_out(config, saved),
         watch=(lambda steps: track(steps, "comparing")) if progress else iter,
     )
 
@@ -78,6 +79,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     rows = {
         "steps made before, with another run directory": f"{findings.begun:,}",
         "global batches read": f"{findings.steps:,}",
+        "steps left out": _listed(findings.left_out),
         "sequences": f"{findings.entries:,}",
         "data ranks, start by start": " → ".join(map(str, findings.starts)),
         "steps made again after a crash": f"{findings.steps_again:,}",
@@ -97,7 +99,8 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     if len(findings.faults) > SHOWN:
         console.print(f"… and {len(findings.faults) - SHOWN:,} more", style="red")
     if not findings.faults:
-        console.print("✓ every global batch was read once, in order", style="green")
+        but = ", but for those left out" if findings.left_out else ""
+        console.print(f"✓ every global batch was read once, in order{but}", style="green")
     return 1 if findings.faults else 0
 
 
@@ -116,7 +119,10 @@ def _show(options: argparse.Namespace, console: Console) -> int:
         console.print(f"made at starts {', '.join(map(str, found))}; the last one counts")
     names = [source.name for source in plan.sources.all]
     table = Table("entry", "source", "epoch", "number", "tokens", title=f"step {options.step}")
-    for record in found[max(found)]:
+    counted = found[max(found)]
+    if any(record.is_left_out for record in counted):
+        console.print(f"step {options.step} is left out: what was read of it counts for nothing")
+    for record in counted:
         parts = record.identities
         if parts is None:  # beyond the file's limit there is a digest only
             stop = record.first + record.entries
@@ -126,6 +132,12 @@ def _show(options: argparse.Namespace, console: Console) -> int:
             table.add_row(str(place), names[source], str(epoch), str(number), tokens)
     console.print(table)
     return 0
+
+
+def _listed(steps: Sequence[int]) -> str:
+    """How many steps, and the first of them."""
+    shown = ", ".join(map(str, steps[:SHOWN])) + (", …" if len(steps) > SHOWN else "")
+    return f"{len(steps):,} ({shown})" if steps else "0"
 
 
 def _plan(config: RunConfig, corpus: str | None) -> StepPlan:

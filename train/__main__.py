@@ -34,7 +34,7 @@ from train.config import RunConfig, batch_fault
 from train.config_files import dump, load
 from train.data.spans.at_random import RandomSpansConfig
 from train.dry_run import dry_run
-from train.errors import ConfigError, StorageError, UserError, explained, named, told
+from train.errors import ConfigError, HardwareError, StorageError, UserError, explained, named, told
 from train.exit_status import ExitStatus
 from train.imported import import_rest
 from train.loop import train
@@ -98,6 +98,9 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
         if isinstance(mendable, UserError):
             complain(mendable)
             code = abandon(ExitStatus.MISTAKE)
+        elif isinstance(mendable, HardwareError):
+            sys.stderr.write(f"{told(mendable)}\n")
+            code = abandon(ExitStatus.FAULT)
         else:
             traceback.print_exc()
             code = abandon(ExitStatus.FAULT)

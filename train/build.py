@@ -1,6 +1,7 @@
 """Builds the parts of a run from its configuration: model, sources, plan, feed."""
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ def open_sources(config: RunConfig) -> Sources:
         window=data.shuffle_window,
         seed=config.seed,
         vocabulary=config.model.decoder.vocabulary,
+        unscored_ids=frozenset(data.unscored_ids),
         **room,
     )
     opened: list[Source] = []
@@ -121,7 +123,14 @@ def build_mixture(config: RunConfig, sources: Sources) -> Mixture:
     return Mixture(table, sequences=sequences, seed=config.seed)
 
 
-def build_feed(config: RunConfig, plan: StepPlan, collate: Collator, mesh: Mesh) -> Feed:
+def build_feed(
+    config: RunConfig,
+    plan: StepPlan,
+    collate: Collator,
+    mesh: Mesh,
+    *,
+    left_out: Container[int] = (),
+) -> Feed:
     """This rank's feed of training microbatches, the same for all that hold one model copy."""
     return Feed(
         plan,
@@ -133,6 +142,7 @@ def build_feed(config: RunConfig, plan: StepPlan, collate: Collator, mesh: Mesh)
         # before the other ranks' patience does, so that they hear the reason.
         timeout_seconds=0.8 * config.collective_timeout_seconds,
         last_step=config.steps,
+        left_out=left_out,
     )
 
 

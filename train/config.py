@@ -31,6 +31,7 @@ from train.scores.config import EvaluationConfig
 from train.storage.config import MOST_SECONDS, StorageConfig
 from train.storage.path import local_path
 from train.watch.config import ProfileConfig, WatchConfig
+from train.wrong_numbers.config import NotFiniteConfig, SpikesConfig
 
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 Sequences = Annotated[int, Field(ge=1, le=2**20)]
@@ -84,6 +85,9 @@ class DataConfig(Config):
     unscored: Unscored = "stop"
     """What a step does whose batch has no scored token: `stop` ends the run and names the
     documents, `pass_over` goes on to the next step without an update."""
+    unscored_ids: list[str] = Field(default_factory=list)
+    """Ids of documents that break reading or the loss: padding is read in their place, and nothing
+    of them is scored."""
     pack: Pack = "fit"
     """`fit` lays documents into sequences, whole where they fit; `stream` cuts all documents, one
     after the other, every `sequence_tokens` tokens, as in the paper."""
@@ -181,6 +185,15 @@ class RunConfig(Config):
     watch: WatchConfig = Field(default_factory=WatchConfig)
     profile: ProfileConfig | None = None
     """Steps whose time is looked at closely."""
+    not_finite: NotFiniteConfig = Field(default_factory=NotFiniteConfig)
+    """What is done about steps whose loss or gradient is NaN or infinite."""
+    spikes: SpikesConfig | None = None
+    """What is done about spikes of loss or gradient norm. Default: nothing."""
+    left_out: list[Steps | Annotated[list[Steps], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=list
+    )
+    """Steps that read nothing and update nothing: numbers, or [first, last]. The run adds those
+    whose numbers it finds wrong."""
     init_from: PathText | None = None
     """Checkpoint that supplies all first weights, as for finetuning."""
     trainable: list[Pattern] | None = Field(default=None, min_length=1)
@@ -206,6 +219,17 @@ class RunConfig(Config):
         if faults := _faults(self):
             raise ValueError("\n".join(faults))
         return self
+
+    @property
+    def ranges_left_out(self) -> list[tuple[int, int]]:
+        """First and last of the steps that `left_out` names."""
+        pairs = ([each, each] if isinstance(each, int) else each for each in self.left_out)
+        return [(first, last) for first, last in pairs]
+
+    @property
+    def steps_left_out(self) -> set[int]:
+        """Those that `left_out` names."""
+        return {step for first, last in self.ranges_left_out for step in range(first, last + 1)}
 
     @property
     def directory(self) -> RunDirectory:
@@ -372,6 +396,21 @@ def _faults(config: RunConfig) -> list[str]:
             S > decoder.max_tokens,
             f"data.sequence_tokens: {S} slots but the decoder has positions for "
             f"{decoder.max_tokens}; raise model.decoder.max_tokens or shorten the sequence",
+        ),
+        (
+            config.spikes is not None
+            and config.checkpoint.every_steps * (config.checkpoint.keep - 1)
+            < config.spikes.patience_steps,
+            "spikes.patience_steps: no checkpoint before so many steps is kept: lower it, "
+            "or raise checkpoint.keep or checkpoint.every_steps",
+        ),
+        *(
+            (
+                not first <= last <= config.steps,
+                f"left_out: [{first}, {last}] are no steps of the run: name a first and a last, up "
+                f"to steps ({config.steps})",
+            )
+            for first, last in config.ranges_left_out
         ),
         *((True, fault) for fault in decoder.faults("model.decoder")),
         (

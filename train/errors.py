@@ -1,4 +1,4 @@
-"""The few errors that a user can cause. Each message says what to change."""
+"""The few errors that a user can cause, each of which says what to change, and that of hardware."""
 
 import errno
 import os
@@ -62,6 +62,14 @@ class InUseError(UserError):
 
 class DivergedError(UserError):
     """Loss or gradients are no longer finite; nothing was stepped."""
+
+
+class HardwareError(Exception):
+    """The same computation has given two results."""
+
+
+class SomeHardwareError(HardwareError):
+    """Likewise; this rank is one of those that may have erred."""
 
 
 class MemoryExceededError(UserError):

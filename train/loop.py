@@ -30,6 +30,7 @@ from train.prepare import (
     agreed,
     checkpoints_of,
     claim,
+    find_left_out,
     find_saved,
     leases_of,
     prepare,
@@ -38,11 +39,14 @@ from train.samples import write_samples
 from train.step import accumulate, reseed, update
 from train.storage.lease import take_those_there
 from train.watch.heartbeat import Heartbeat, Section
-from train.watch.metrics import BaselineRecord
+from train.watch.metrics import BaselineRecord, LeftOutRecord
 from train.watch.monitor import Monitor
 from train.watch.profiling import Profiler
 from train.watch.streams import Streams
 from train.wrap_up import finish_adapter, look_at_data, say_complete, wrap_up
+from train.wrong_numbers.going_back import GoingBack
+from train.wrong_numbers.not_finite import NotFinite
+from train.wrong_numbers.spikes import Spikes
 
 NAMED_DOCUMENTS = 5
 """Documents that are named of a step without a scored token."""
@@ -82,6 +86,10 @@ def train(
         if world.is_main:
             say_complete(config, saved.path)
         return ExitStatus.COMPLETE
+    left_out = on_first_rank(lambda: find_left_out(config, saved), UserError)
+    spikes = Spikes(config.spikes)
+    if saved is not None:
+        spikes.seen = saved.state.spikes
     run = prepare(config, world, saved=saved)
     config = run.config
     ask = asker(config, run)
@@ -96,7 +104,7 @@ def train(
     )
     validated = partial(validate, config, plan.sources, collate, engine)
     begins = None if saved is None else goes_on(config, saved)
-    ledger = open_ledger(config, plan, mesh, first_step=first_step)
+    ledger = open_ledger(config, plan, mesh, first_step)
     monitor = agreed(
         lambda: Monitor(
             config,
@@ -118,14 +126,19 @@ def train(
 
     def save(step: int, position: Position) -> None:
         state = state_of(config, plan, monitor.wandb_run_id, step, position)
+        state |= {"left_out": left_out.dumped(), "spikes": spikes.seen.model_dump()}
         state |= {} if run.base_hash is None else {"base_hash": run.base_hash}
         lost = saver.save(engine, state, step=step)
         if lost is not None:
             monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
 
     profiler = Profiler(config, monitor, beat, mesh)
-    made = Made(config, save, saver, ledger, monitor, imported=imported)
-    with monitor, saver, build_feed(config, plan, collate, mesh) as feed, made:
+    feed = build_feed(config, plan, collate, mesh, left_out=left_out)
+    not_finite = NotFinite(config, engine, feed, left_out, beat)
+    opened = partial(open_ledger, config, plan, mesh)
+    made = Made(config, save, saver, ledger, monitor, not_finite, spikes, imported=imported)
+    back = GoingBack(config, engine, left_out, spikes, saver, monitor, opened, beat)
+    with monitor, saver, feed, made:
         entropy = on_first_rank(lambda: look_at_data(config, plan, collate), UserError)
         for note in filter(None, (warning, begins, run.note, *news(engine.module, step=0))):
             monitor.note(note)
@@ -135,29 +148,36 @@ def train(
             monitor.write(validated(step=first_step))
         if asks_at(config, first_step):
             ask(monitor, first_step)
-        for step in range(first_step + 1, config.steps + 1):
+        while step < config.steps:
+            step += 1
             started = time.perf_counter()
             profiler.begin(step)
             beat.enter(Section.READ, step=step)
             reseed(config.seed, step=step, mesh=mesh)
             lr = learning_rate(config.optim, step=step, total_steps=config.steps)
             engine.set_learning_rate(lr)
-            data = feed.try_step(step)
+            data = made.noted(step, feed.try_step(step))
             made.wait(feed.wait_seconds)
-            if ledger is not None and isinstance(data, StepData):
-                data = ledger.add(step, data) or data
             data = next(filter(None, [lease.fault for lease in leases]), data)
             batches = data if isinstance(data, Exception) else data.batches
             beat.enter(Section.STEP, step=step)
             asked = preemption.requested or beat.keeper_has_gone
             gradients = accumulate(engine, batches, stop=asked)
             # Of the step before: the device has this one's gradients to compute meanwhile.
-            made.settle()
+            if made.settle(under_way=gradients):
+                reseed(config.seed, step=step, mesh=mesh)
+                gradients = accumulate(engine, batches, stop=asked)
+            if made.spikes_found and (earlier := back.before(feed, made, under_way=gradients)):
+                profiler.end(step)
+                step = earlier
+                continue
             launched = update(engine, gradients)
             assert not isinstance(data, Exception)
-            if launched.is_passed_over:
+            if step in left_out:
+                monitor.write(LeftOutRecord(step=step, reason=left_out[step]))
+            elif launched.is_passed_over:
                 monitor.note(agreed(partial(pass_over, config, feed, data, step=step)))
-            made.add(step, launched, data.position, lr=lr, started=started)
+            made.add(step, launched, data, lr=lr, started=started)
             profiler.end(step)
             is_last = step == config.steps
             validates = is_last or (step % config.validation.every_steps == 0 and not launched.stop)
@@ -165,6 +185,9 @@ def train(
             saves = is_last or launched.stop or step % config.checkpoint.every_steps == 0
             if launched.is_done or validates or asks or saves or step == first_step + 1:
                 made.settle()
+            if made.spikes_found and (earlier := back.before(feed, made)):
+                step = earlier
+                continue
             for note in news(engine.module, step=step - first_step):
                 monitor.note(note)
             if validates:
@@ -232,7 +255,7 @@ def goes_on(config: RunConfig, saved: Saved) -> str:
 
 
 def open_ledger(
-    config: RunConfig, plan: StepPlan, mesh: Mesh, *, first_step: int
+    config: RunConfig, plan: StepPlan, mesh: Mesh, first_step: int
 ) -> LedgerWriter | None:
     """This rank's ledger of what it reads; None where another rank reads the same.
 

@@ -9,20 +9,23 @@ from typing import Self
 from parallel.launch import peak_memory_bytes
 from train.checkpoint.saver import Saver
 from train.config import RunConfig
+from train.data.feed import StepData
 from train.data.ledger import LedgerWriter
 from train.data.plan import Position
 from train.errors import CheckpointError, DivergedError, InUseError, UserError
 from train.prepare import agreed
-from train.step import PendingStep
-from train.watch.metrics import TrainRecord
+from train.step import Gradients, PendingStep
+from train.watch.metrics import LeftOutRecord, TrainRecord
 from train.watch.monitor import Monitor
+from train.wrong_numbers.not_finite import NotFinite
+from train.wrong_numbers.spikes import Spikes
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Launched:
     step: int
     pending: PendingStep
-    position: Position
+    data: StepData
     learning_rate: float
     started: float
 
@@ -39,6 +42,8 @@ class Made:
         saver: what saves.
         ledger: this rank's, brought to the disk before.
         monitor: told of what is made, and of what is saved in the end.
+        not_finite: decides about steps that are.
+        spikes: finds them.
         imported: `time.perf_counter()` when imports had ended.
     """
 
@@ -49,6 +54,8 @@ class Made:
         saver: Saver,
         ledger: LedgerWriter | None,
         monitor: Monitor,
+        not_finite: NotFinite,
+        spikes: Spikes,
         *,
         imported: float,
     ) -> None:
@@ -58,6 +65,10 @@ class Made:
         self._saver = saver
         self._ledger = ledger
         self._monitor = monitor
+        self._not_finite = not_finite
+        self._spikes = spikes
+        self.spikes_found: range | None = None
+        """Steps that `settle` has found to be spikes, which are to be left out."""
         self._imported = imported
         self._launched: _Launched | None = None
         self._settled = 0.0
@@ -73,9 +84,9 @@ class Made:
         if issubclass(kind, CheckpointError | DivergedError | InUseError):
             return  # nothing can be saved, or should
         try:
-            self.settle()
-        except DivergedError as diverged:
-            self._monitor.note(str(diverged))
+            self._settle()
+        except FloatingPointError as fault:
+            self._monitor.note(f"the last step counts for nothing: {fault}")
             return
         if self._unsaved is None:
             return
@@ -90,11 +101,26 @@ class Made:
             raise kind(f"{error}; nor could step {step} be saved: {second}") from second
         self._monitor.note(f"step {step} is saved, and the run ends")
 
+    def noted(self, step: int, data: StepData | Exception) -> StepData | Exception:
+        """What a step reads, once the ledger has it; or why it has nothing, or that cannot be."""
+        if self._ledger is None or isinstance(data, Exception):
+            return data
+        return self._ledger.add(step, data) or data
+
+    def begin_again(self, ledger: LedgerWriter | None) -> None:
+        """Forget what was made: the run has gone back.
+
+        Args:
+            ledger: this rank's from now on.
+        """
+        self._launched = self._unsaved = self.spikes_found = None
+        self._ledger = ledger
+
     def add(
         self,
         step: int,
         pending: PendingStep,
-        position: Position,
+        data: StepData,
         *,
         lr: float,
         started: float,
@@ -104,7 +130,7 @@ class Made:
         Args:
             step: its number.
             pending: what becomes of it.
-            position: in the data, after it.
+            data: what it has read.
             lr: its learning rate.
             started: `time.perf_counter()` when it began.
         """
@@ -112,7 +138,7 @@ class Made:
         self._launched = _Launched(
             step=step,
             pending=pending,
-            position=position,
+            data=data,
             learning_rate=lr,
             started=started,
         )
@@ -121,12 +147,47 @@ class Made:
         """Take note of seconds that data were waited for; before the last step is settled."""
         self._waited += seconds
 
-    def settle(self) -> None:
+    def settle(self, *, under_way: Gradients | None = None) -> bool:
         """Wait for what was launched last, and record it; every rank must call it.
 
+        What is not finite is computed once more, and left out if data or model are to blame.
+
+        Args:
+            under_way: what was accumulated since.
+
+        Returns:
+            Whether that is lost.
+
         Raises:
-            DivergedError: it was no step.
+            HardwareError: the step has come out in two ways.
+            UserError: it may not be left out as well, or that cannot be kept.
         """
+        launched = self._launched
+        try:
+            self._settle()
+        except FloatingPointError as fault:
+            assert launched is not None, "or nothing could be wrong"
+            step, data = launched.step, launched.data
+            note = self._not_finite.step_over(
+                step, data, launched.pending, fault, under_way=under_way
+            )
+            self._leave_out(step, data)
+            self._monitor.note(note)
+            return under_way is not None
+        return False
+
+    def _leave_out(self, step: int, data: StepData) -> None:
+        """Note everywhere that a step is, which has been read."""
+
+        def mark() -> None:
+            if self._ledger is not None and (error := self._ledger.add(step, data.without())):
+                raise error
+
+        self._unsaved = step, data.position
+        agreed(mark)
+        self._monitor.write(LeftOutRecord(step=step, reason="not finite"))
+
+    def _settle(self) -> None:
         launched, self._launched = self._launched, None
         if launched is None:
             return
@@ -136,10 +197,13 @@ class Made:
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = self._settled - self._imported
         waited, self._waited = self._waited, 0.0
-        self._unsaved = launched.step, launched.position
+        self._unsaved = launched.step, launched.data.position
         if launched.pending.is_passed_over:
             return
         config = self._config
+        self.spikes_found = self._spikes.see(
+            launched.step, loss=result.averages.loss, gradient_norm=result.gradient_norm
+        )
         self._monitor.write(
             TrainRecord(
                 step=launched.step,

@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pydantic import Field
+
 from parallel import compiled
 from parallel.agreement import on_all_ranks, on_first_rank
 from parallel.launch import World
@@ -47,6 +49,8 @@ from train.run_directory import RunDirectory
 from train.storage.lease import Lease
 from train.storage.path import local_path
 from train.storage.place import Place
+from train.wrong_numbers.left_out import LeftOut, LeftOutStep
+from train.wrong_numbers.spikes import Seen
 
 Result = TypeVar("Result")
 
@@ -60,6 +64,8 @@ class RunState(State):
         corpus_fingerprint: of its samples.
         data: how far they were read; None in checkpoints of earlier versions.
         base_hash: of the weights beside which adapters were trained; None where there are none.
+        left_out: steps that the run leaves out, as far as it knew of them.
+        spikes: what judging the next step needs.
     """
 
     wandb_run_id: str
@@ -67,6 +73,8 @@ class RunState(State):
     corpus_fingerprint: str
     data: Position | None = None
     base_hash: str | None = None
+    left_out: list[LeftOutStep] = Field(default=[])
+    spikes: Seen = Field(default=Seen())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +218,20 @@ def find_saved(config: RunConfig, checkpoints: Place) -> Saved | None:
     # A directory of checkpoints may be shared, a run's own may have been copied into.
     refuse_other_run(config, saved.config, path)
     return saved
+
+
+def find_left_out(config: RunConfig, saved: Saved | None) -> LeftOut:
+    """The steps that the run leaves out, as far as it knows of them.
+
+    Raises:
+        RunDirectoryError: one of them was made; or what was kept of them is damaged.
+    """
+    return LeftOut.of_run(
+        Place.of(config.directory.left_out),
+        named=config.steps_left_out,
+        saved=[] if saved is None else saved.state.left_out,
+        saved_step=0 if saved is None else saved.step,
+    )
 
 
 def stored_config(directory: RunDirectory) -> RunConfig:

@@ -27,6 +27,7 @@ class RunDirectory:
         metrics: every record of the run.
         samples: the model's own words, as text.
         ledger: what each rank has read, a file for each start and rank.
+        left_out: steps that the run leaves out since their numbers were wrong.
         tokenizer: a copy of the corpus's.
         report: for a browser.
         summary: the numbers of a complete run, for programs.
@@ -43,6 +44,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.txt"
         self.ledger = path / "ledger"
+        self.left_out = path / "left_out.json"
         self.tokenizer = path / TOKENIZER
         self.report = path / "report.html"
         self.summary = path / "summary.json"

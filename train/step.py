@@ -124,10 +124,12 @@ class PendingStep:
 
     Attributes:
         update: of the parameters; None where there was nothing to do.
+        gradients: by which; None likewise.
         stop: some rank was asked to stop after this step.
     """
 
     update: Update | None
+    gradients: Gradients | None = None
     stop: bool
 
     @property
@@ -144,16 +146,11 @@ class PendingStep:
         """What was done, the same on every rank; waits for the device where it must.
 
         Raises:
-            DivergedError: loss or gradient is not finite: parameters and moments are unchanged.
+            FloatingPointError: one of both is not finite: parameters and moments are unchanged.
         """
         if self.update is None:
             return StepResult(averages=averages_of([0.0] * 4), gradient_norm=0.0, stop=self.stop)
-        try:
-            norm, sums = self.update.read()
-        except FloatingPointError as error:
-            raise DivergedError(
-                f"{error}: nothing was stepped; lower optim.lr, or look at the data"
-            ) from None
+        norm, sums = self.update.read()
         return StepResult(averages=averages_of(sums), gradient_norm=norm, stop=self.stop)
 
 
@@ -207,7 +204,8 @@ def update(engine: ZeroEngine, gradients: Gradients) -> PendingStep:
     if gradients.sums is None:
         return PendingStep(update=None, stop=gradients.stop)
     with named(Part.UPDATE):
-        return PendingStep(update=engine.step(gradients.sums), stop=gradients.stop)
+        launched = engine.step(gradients.sums)
+    return PendingStep(update=launched, gradients=gradients, stop=gradients.stop)
 
 
 def train_step(
@@ -217,6 +215,11 @@ def train_step(
 
     Raises:
         UserError: as `accumulate` says.
-        DivergedError: as `PendingStep.result` says.
+        DivergedError: loss or gradient is not finite: parameters and moments are unchanged.
     """
-    return update(engine, accumulate(engine, batches, stop=stop)).result()
+    try:
+        return update(engine, accumulate(engine, batches, stop=stop)).result()
+    except FloatingPointError as error:
+        raise DivergedError(
+            f"{error}: nothing was stepped; lower optim.lr, or look at the data"
+        ) from None

@@ -1,16 +1,15 @@
 """On a GPU a run knows what came of a step one step later; nothing else may differ."""
 
 import json
-import math
 import signal
 from pathlib import Path
 
 import pytest
 
 from parallel.later import Later
-from parallel.zero.engine import Update
 from tests.corpora import write_corpus
 from tests.train.runs import run, start, train, wait_for_step
+from tests.train.wrong_numbers.injected import POISON, STRUCK, broken, sample_of, struck
 from tools.ledger import check_run
 from train.checkpoint.directory import resolve
 from train.exit_status import ExitStatus
@@ -26,18 +25,16 @@ def behind(arguments: list[str], output: Path, environment: dict[str, str]) -> N
     train(arguments, output, environment)
 
 
-def diverging(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
-    """Its seventh step is not finite."""
-    read, count = Update.read, [0]
+def behind_and_broken(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    """Likewise, of a model that some samples break."""
+    Later.is_here = property(lambda _: False)  # pyright: ignore[reportAttributeAccessIssue]
+    broken(arguments, output, environment)
 
-    def bad(self: Update) -> tuple[float, list[float]]:
-        count[0] += 1
-        if count[0] == 7:
-            self = Update(told=Later(self.told._values * math.nan))
-        return read(self)
 
-    Update.read = bad
-    behind(arguments, output, environment)
+def behind_and_struck(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    """Likewise, with hardware that errs once."""
+    Later.is_here = property(lambda _: False)  # pyright: ignore[reportAttributeAccessIssue]
+    struck(arguments, output, environment)
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +75,35 @@ def test_a_signal_saves_the_step_that_is_under_way(corpus: Path, tmp_path: Path)
     assert check_run(directory).faults == []
 
 
-def test_a_step_that_is_not_finite_ends_the_run_before_it_counts(
+@pytest.mark.parametrize("zero", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_what_data_break_is_found_one_step_later_and_left_out(
+    zero: int, corpus: Path, tmp_path: Path
+) -> None:
+    """The gradients of the next step, which are made by then, are made again."""
+    options = ("steps=9", "checkpoint.every_steps=3", "validation.every_steps=100")
+    options = (*options, f"zero.stage={zero}")
+    poison = {POISON: json.dumps([sample_of(corpus, step=step, entry=1) for step in (5, 7)])}
+    found = run(
+        corpus, tmp_path / "run", *options, ranks=2, main=behind_and_broken, environment=poison
+    )
+    told = run(corpus, tmp_path / "told", *options, "left_out=[5, 7]", ranks=2)
+    assert recorded(found) == recorded(told)
+    assert [each.step for each in found.left_out] == [5, 7]
+    assert check_run(tmp_path / "run").faults == []
+
+
+def test_what_hardware_breaks_is_found_one_step_later_and_ends_the_run(
     corpus: Path, tmp_path: Path
 ) -> None:
     directory = tmp_path / "run"
     options = ("steps=9", "checkpoint.every_steps=3", "validation.every_steps=100")
-    ended = start(corpus, directory, *options, ranks=2, main=diverging).wait()
-    assert ended.code == ExitStatus.MISTAKE, ended.output[-3000:]
-    assert "the loss is not finite: nothing was stepped" in ended.output
+    strike = {STRUCK: json.dumps([1, 7])}
+    ended = start(
+        corpus, directory, *options, ranks=2, main=behind_and_struck, environment=strike
+    ).wait()
+    assert ended.code == ExitStatus.FAULT, ended.output[-3000:]
+    assert "step 7: the loss is not finite, and it is when it is computed again" in ended.output
+    assert "the hardware of rank 1 on" in ended.output
     assert read_metrics(RunDirectory(directory).metrics).train[-1].step == 6
     assert resolve(directory).name == "step_00000006"
 

@@ -23,6 +23,7 @@ Kind = Literal[
     "out of memory",
     "fault",
     "not finite",
+    "hardware",
     "stopped",
     "stuck in reading",
     "stuck in saving",

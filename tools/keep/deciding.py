@@ -57,6 +57,12 @@ def decide(attempts: Sequence[Attempt], *, can_requeue: bool) -> Decision:
             return Decision(
                 action="end", status=ExitStatus.INTERRUPTED, reason="a person has ended it"
             )
+        case "not finite":
+            return Decision(
+                action="end",
+                status=ExitStatus.MISTAKE,
+                reason="it has computed that twice itself, with the same result",
+            )
         case "user error" if _TRIED_AGAIN not in verdict.classes or last.first_step is None:
             return Decision(
                 action="end",

@@ -129,6 +129,10 @@ def _of_the_dead(gone: Sequence[Found], *, was_asked: bool, memory_kills: int) -
             kind = "not finite"
         elif "UserError" in first.error:
             kind = "user error"
+        elif "HardwareError" in first.error:
+            # What it says of others is worth more than that it ended first.
+            is_it = first.error[0] == "HardwareError"
+            return _verdict("hardware", first, first.message, is_sure=is_it, blames=is_it)
         return _verdict(kind, first, f"raised {first.error[0]}: {first.message}")
     status = first.ended
     if first.is_status_shared and first.node is not None:

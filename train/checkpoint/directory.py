@@ -154,11 +154,16 @@ def commit(staged: Place, *, retention: Retention) -> None:
         retention: which others stay.
     """
     directory = staged.parent
-    (directory / LATEST_NAME).write(f"{staged.name}\n".encode())
+    point_to(staged)
     try:
         retire(directory, retention.retired(complete(directory), newest=staged.name))
     except OSError as error:  # what was to be saved is saved
         warnings.warn(f"older checkpoints in {directory} cannot be removed: {error}", stacklevel=2)
+
+
+def point_to(checkpoint: Place) -> None:
+    """Makes a complete checkpoint the latest, whatever comes after it."""
+    (checkpoint.parent / LATEST_NAME).write(f"{checkpoint.name}\n".encode())
 
 
 def retire(directory: Place | Path, names: Sequence[str]) -> None:

@@ -20,7 +20,15 @@ from parallel.agreement import gathered, on_all_ranks, on_first_rank
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import StateSlice, local_slices, optimizer_steps
 from train.checkpoint.chunks import cut, write_chunks
-from train.checkpoint.directory import Retention, clean, commit, pointed_to, stage
+from train.checkpoint.directory import (
+    Retention,
+    clean,
+    commit,
+    complete,
+    point_to,
+    pointed_to,
+    stage,
+)
 from train.checkpoint.format import Index, json_bytes, seal
 from train.errors import CheckpointError, InUseError
 from train.storage.place import Place
@@ -158,6 +166,34 @@ class Saver:
         self._wait()
         assert self._path is not None, "nothing was saved"
         return self._path
+
+    def go_back(self, is_meant: Callable[[Place], bool]) -> Place | None:
+        """Makes an earlier checkpoint the latest, after the last write; every rank must call it.
+
+        Args:
+            is_meant: whether it is this one; asked on the first rank, the newest first.
+
+        Returns:
+            The checkpoint; None if none is meant.
+
+        Raises:
+            CheckpointError: the last one could not be written; or the directory was taken over, or
+                cannot be read or written.
+        """
+        self._wait()
+
+        def choose() -> Place | None:
+            self._require_ours()
+            found = (self._directory / name for name in reversed(complete(self._directory)))
+            chosen = next(filter(is_meant, found), None)
+            if chosen is not None:
+                point_to(chosen)
+                self._ours = {chosen.name}
+            return chosen
+
+        chosen = self._agreed(on_first_rank, self._directory, choose)
+        self._path = chosen or self._path
+        return chosen
 
     def _wait(self) -> None:
         if self._thread is not None:

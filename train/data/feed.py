@@ -2,10 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from queue import SimpleQueue
@@ -35,7 +35,7 @@ class StepData:
     """One rank's part of a step.
 
     Attributes:
-        batches: its microbatches.
+        batches: its microbatches; none of a step that is left out.
         identities: [p, 6] what they were made of, see `plan.identities`.
         first: number of its first entry in the global batch.
         entries: how many it has.
@@ -47,6 +47,10 @@ class StepData:
     first: int
     entries: int
     position: Position
+
+    def without(self) -> "StepData":
+        """The same of a step that is left out."""
+        return replace(self, batches=[], identities=self.identities[:0], entries=0)
 
 
 class Feed(AbstractContextManager["Feed"]):
@@ -67,6 +71,7 @@ class Feed(AbstractContextManager["Feed"]):
         ranks: int,
         timeout_seconds: float,
         last_step: int,
+        left_out: Container[int] = (),
     ):
         assert plan.entries % (ranks * micro_sequences) == 0, "checked with the configuration"
         self.plan = plan
@@ -76,6 +81,8 @@ class Feed(AbstractContextManager["Feed"]):
         self.first = rank * self.share
         self.timeout_seconds = timeout_seconds
         self.last_step = last_step
+        self.left_out = left_out
+        """Steps of which nothing is read."""
         self.wait_seconds = 0.0
         """How long the last call of `step` had to wait."""
         self._reader = _Reader()
@@ -116,6 +123,25 @@ class Feed(AbstractContextManager["Feed"]):
         self.wait_seconds = time.perf_counter() - started
         return data
 
+    def go_back(self, step: int, position: Position | None) -> None:
+        """Have the step behind an earlier one come next.
+
+        Args:
+            step: the earlier one.
+            position: after it, if that is known.
+        """
+        for future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
+        self._next = None
+
+        def forget() -> None:
+            self._planned.clear()
+            if position is not None:
+                self.plan.start_at(position, step=step)
+
+        self._reader.submit(forget).result(self.timeout_seconds)
+
     def try_step(self, step: int) -> StepData | Exception:
         """This rank's part of one step, or why it has none: for the ranks to agree on first."""
         try:
@@ -130,15 +156,42 @@ class Feed(AbstractContextManager["Feed"]):
         def read() -> list[str]:
             names: dict[str, None] = {}
             for _, of_source, _, number, *_ in data.identities.tolist():
-                source = self.plan.sources.all[of_source]
-                stored = source.corpus.train.columns(number)
-                names[f"document {number} of {source.name} ({stored['id']})"] = None
+                names[_named(self.plan.sources.all[of_source], number)] = None
                 if len(names) == most:
                     break
             return list(names)
 
         # The reader's: no other thread may read.
         return self._reader.submit(read).result(self.timeout_seconds)
+
+    def alone(self, step: int) -> list[Batch]:
+        """This rank's part of one step once more, each sequence a microbatch of its own."""
+
+        def read() -> list[Batch]:
+            return [
+                self.collate(
+                    [(entry.sequence.epoch, entry.source.read(entry.sequence))],
+                    choices=[entry.choice],
+                )
+                for entry in self._entries(step)
+            ]
+
+        return self._reader.submit(read).result(self.timeout_seconds)
+
+    def name_document(self, step: int, *, place: int, slot: int) -> str:
+        """The document that a slot of a sequence of this rank's part of a step reads, in words."""
+
+        def read() -> str:
+            source, sequence = self._entries(step)[place][1:3]
+            ranges = source.read(sequence).documents
+            # Slot 0 of a sequence is nobody's where documents lie behind one `<s>`.
+            first = 0 if ranges is None else int((ranges[:, 1] > slot).argmax())
+            return _named(source, int(sequence.parts[first, 0]))
+
+        return self._reader.submit(read).result(self.timeout_seconds)
+
+    def _entries(self, step: int) -> list[Entry]:
+        return self.plan.step(step, first=self.first, stop=self.first + self.share)
 
     def _read_ahead(self, last: int) -> None:
         assert self._next is not None, "known from the first step on"
@@ -147,7 +200,7 @@ class Feed(AbstractContextManager["Feed"]):
             self._next += 1
 
     def _read(self, step: int) -> StepData:
-        entries = self._plan_ahead(step)
+        entries = [] if step in self.left_out else self._plan_ahead(step)
         samples = [(entry.sequence.epoch, entry.source.read(entry.sequence)) for entry in entries]
         choices = [entry.choice for entry in entries]
         M = self.micro_sequences
@@ -161,15 +214,15 @@ class Feed(AbstractContextManager["Feed"]):
             batches=batches,
             identities=identities(entries),
             first=self.first,
-            entries=self.share,
+            entries=len(entries),
             position=self.plan.position(step),
         )
 
     def _plan_ahead(self, step: int) -> list[Entry]:
         """The entries of a step; the shards of coming steps are fetched meanwhile."""
         for coming in range(step, min(step + PLANNED_STEPS, self.last_step + 1)):
-            if coming not in self._planned:
-                entries = self.plan.step(coming, first=self.first, stop=self.first + self.share)
+            if coming not in self._planned and coming not in self.left_out:
+                entries = self._entries(coming)
                 self._planned[coming] = entries, _shards(entries)
         for source in self.plan.sources.all:
             wanted = (shards.get(source.number, {}) for _, shards in self._planned.values())
@@ -206,6 +259,12 @@ class _Reader:
                 future.set_result(work())
             except BaseException as error:
                 future.set_exception(error)
+
+
+def _named(source: Source, number: int) -> str:
+    """A document in words."""
+    stored = source.corpus.train.columns(number)
+    return f"document {number} of {source.name} ({stored['id']})"
 
 
 def _shards(entries: list[Entry]) -> dict[int, dict[int, None]]:

@@ -3,8 +3,8 @@
 One file for each rank and start, `ledger/START-RANK.bin`: a line of JSON about the start, then a
 record a step, written before the step is made. A record says which entries of the global batch the
 rank read, with a digest of the documents and token ranges in them, and the list itself as long as
-the file is below its limit. Records are checked one by one; a process that is killed leaves at most
-its last one unfinished.
+the file is below its limit; one without entries says that the step is left out. Records are checked
+one by one; a process that is killed leaves at most its last one unfinished.
 """
 
 import json
@@ -66,7 +66,7 @@ class Record:
     Attributes:
         step: steps done, this one included.
         first: its first entry in the global batch.
-        entries: how many.
+        entries: how many; none of a step that is left out.
         digest: of `identities`, see `digest_of`.
         listed: `identities`, compressed; empty beyond the file's limit.
     """
@@ -76,6 +76,11 @@ class Record:
     entries: int
     digest: bytes
     listed: bytes
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether it says that the step counts for nothing; it may have been read before."""
+        return self.entries == 0
 
     @property
     def identities(self) -> Ints | None:

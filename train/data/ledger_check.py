@@ -1,6 +1,7 @@
 """Holds a run's ledger against its plan: every global batch once, in order, as mixed as asked."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +35,7 @@ class Findings:
     Attributes:
         steps: global batches of the history that counts.
         entries: in them.
+        left_out: steps that were left out, as the run says.
         begun: steps made before the first start, by a run whose ledger lies in another directory.
         starts: data ranks at each start.
         steps_again: steps that were made, rolled back with a crash, and made again.
@@ -45,6 +47,7 @@ class Findings:
 
     steps: int = 0
     entries: int = 0
+    left_out: list[int] = field(default_factory=list)
     begun: int = 0
     starts: list[int] = field(default_factory=list)
     steps_again: int = 0
@@ -62,6 +65,7 @@ def check(
     plan: StepPlan,
     *,
     saved_step: int,
+    left_out: Collection[int] = (),
     watch: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Findings:
     """Compare all that counts with the plan.
@@ -70,6 +74,7 @@ def check(
         ledger: as `read_ledger` gives it.
         plan: of the run.
         saved_step: step of the newest checkpoint, up to which the history must be whole.
+        left_out: steps that the run says it leaves out.
         watch: passes steps on, and may show how far they are.
     """
     findings = Findings()
@@ -86,6 +91,17 @@ def check(
             findings.faults.append(f"step {step} was left out")
             findings.entries_lost += plan.entries
             continue
+        read = [record for record in records if not record.is_left_out]
+        if len(read) < len(records):
+            findings.left_out.append(step)
+            if step not in left_out and step <= saved_step:
+                findings.faults.append(f"step {step} was left out, and the run does not say why")
+                findings.entries_lost += plan.entries
+            if read:
+                _compare(step, read, plan, findings)
+            continue
+        if step in left_out and step <= saved_step:
+            findings.faults.append(f"step {step} was made, and the run says that it is left out")
         findings.steps += 1
         findings.entries += sum(record.entries for record in records)
         _compare(step, records, plan, findings)
@@ -137,7 +153,11 @@ def history(
                     continue
                 by_step.setdefault(record.step, []).append(record)
         # A step that not all ranks finished was not made; it can only be the last one.
-        made = {step for step, records in by_step.items() if len(records) >= size}
+        made = {
+            step
+            for step, records in by_step.items()
+            if max(Counter(record.is_left_out for record in records).values()) >= size
+        }
         reached = max(counted, default=findings.begun)
         if first > reached:
             findings.faults.append(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from train.data.collate import Attend
 from train.data.corpus import Corpus
-from train.data.document import MEDIA, Document, plain_tokens
+from train.data.document import MEDIA, Document, Kind, plain_tokens
 from train.data.order import GlobalOrder
 from train.data.pack import Pack, SequenceShape
 from train.data.sample import Sample
@@ -40,6 +40,7 @@ class Laying:
         window: samples that are shuffled together, and documents that are packed together.
         seed: of the run.
         vocabulary: ids that the model knows; None asks no one.
+        unscored_ids: documents of training in whose place padding is read, and nothing is scored.
     """
 
     sequence_tokens: int
@@ -50,6 +51,7 @@ class Laying:
     window: int = 65_536
     seed: int = 0
     vocabulary: int | None = None
+    unscored_ids: frozenset[str] = frozenset()
 
     @property
     def shape(self) -> SequenceShape:
@@ -129,6 +131,8 @@ class Source:
         at = int(not within)
         for (number, begin, end), recorded in zip(parts, sequence.lengths.tolist(), strict=True):
             columns = store.columns(number)
+            if split is None and columns.get("id") in self.laying.unscored_ids:
+                columns = self._padding(columns, num_tokens=recorded)
             plain = plain_tokens(columns)
             document = _document(store, number, columns) if plain is None else None
             stored = plain if document is None else document.tokens
@@ -167,6 +171,12 @@ class Source:
             documents=np.array(documents, dtype=np.int64),
             source=self.number,
         )
+
+    def _padding(self, columns: dict[str, Any], *, num_tokens: int) -> dict[str, Any]:
+        """A document of the same length that says nothing."""
+        tokens = np.full(num_tokens, self.corpus.special.padding, dtype=np.int64)
+        segments = np.array([[int(Kind.TEXT), num_tokens, 0]], dtype=np.int64)
+        return {"id": columns["id"], "tokens": tokens, "segments": segments}
 
     def shards_of(self, sequences: Sequence[PlannedSequence]) -> Ints:
         """Shards that reading some sequences opens, in order, the same one perhaps many times."""

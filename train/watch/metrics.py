@@ -169,6 +169,17 @@ class ScoreRecord(_Record):
     seconds: Finite
 
 
+class LeftOutRecord(_Record):
+    """A step that counts for nothing, whatever was recorded of it before.
+
+    Attributes:
+        reason: as in `train.wrong_numbers.left_out`.
+    """
+
+    kind: Literal["left_out"] = "left_out"
+    reason: str
+
+
 class NoteRecord(_Record):
     """Something a reader of the run should know."""
 
@@ -184,6 +195,7 @@ Record = (
     | BaselineRecord
     | SampleRecord
     | ScoreRecord
+    | LeftOutRecord
     | NoteRecord
 )
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
@@ -202,6 +214,7 @@ class Metrics:
         whole_validation: the last pass over all of them, if there was one.
         samples: generated texts, several at a step.
         scores: of tasks, several at a step.
+        left_out: steps that count for nothing; `train` has none of them.
         notes: notes, several at a step.
         baseline: the unigram baseline, if it was recorded.
     """
@@ -212,6 +225,7 @@ class Metrics:
     whole_validation: WholeValidationRecord | None = None
     samples: list[SampleRecord] = field(default_factory=list)
     scores: list[ScoreRecord] = field(default_factory=list)
+    left_out: list[LeftOutRecord] = field(default_factory=list)
     notes: list[NoteRecord] = field(default_factory=list)
     baseline: BaselineRecord | None = None
 
@@ -298,6 +312,8 @@ def read_metrics(path: Path) -> Metrics:
             (getattr(record, n) for n in ("prompt", "text", "task") if hasattr(record, n)), None
         )
         latest[record.kind, record.step, text] = record
+        if isinstance(record, LeftOutRecord):
+            latest.pop(("train", record.step, None), None)
     records = sorted(latest.values(), key=lambda record: record.step)
 
     def of(kind: type[R]) -> list[R]:
@@ -310,6 +326,7 @@ def read_metrics(path: Path) -> Metrics:
         whole_validation=next(iter(of(WholeValidationRecord)[-1:]), None),
         samples=of(SampleRecord),
         scores=of(ScoreRecord),
+        left_out=of(LeftOutRecord),
         notes=of(NoteRecord),
         baseline=next(iter(of(BaselineRecord)[-1:]), None),
     )

@@ -20,6 +20,7 @@ from train.watch.config import WatchConfig
 from train.watch.metrics import (
     GIB_BYTES,
     BaselineRecord,
+    LeftOutRecord,
     NoteRecord,
     Record,
     RunRecord,
@@ -270,6 +271,8 @@ def _values(record: Record) -> dict[str, float]:
             values["validation/loss_whole_split"] = record.loss
         case ScoreRecord():
             values[f"score/{record.task}"] = record.score
+        case LeftOutRecord():
+            values["train/left_out"] = 1.0
         case BaselineRecord():
             values["validation/unigram_entropy"] = record.unigram_entropy
         case _:

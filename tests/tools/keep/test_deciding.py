@@ -93,6 +93,19 @@ def test_what_a_user_must_change_is_not_tried_again() -> None:
     assert decide([wrong], can_requeue=True).status == ExitStatus.MISTAKE
 
 
+def test_what_was_computed_twice_is_not_computed_a_third_time() -> None:
+    classes = ("DivergedError", "UserError")
+    decision = decide([attempt("not finite", last=7, step=7, classes=classes)], can_requeue=True)
+    assert (decision.action, decision.status) == ("end", ExitStatus.MISTAKE)
+
+
+def test_hardware_that_errs_is_tried_again_until_it_does_so_twice() -> None:
+    once = attempt("hardware", last=7, step=7, error="HardwareError: step 7", first=4)
+    assert decide([once], can_requeue=True).action == "again"
+    again = decide([once, once], can_requeue=True)
+    assert (again.action, again.status) == ("end", ExitStatus.GIVEN_UP)
+
+
 def test_a_store_that_was_away_is_tried_again_once_the_run_had_begun() -> None:
     classes = ("StorageError", "UserError", "OSError")
     away = attempt("user error", first=3, last=9, error="StorageError: s3", classes=classes, step=9)

@@ -157,3 +157,17 @@ def test_all_in_one_collective_blames_nobody() -> None:
 def test_one_that_was_asked_and_left_while_another_hangs() -> None:
     verdict = judge([gone(0, order=1, ended=ExitStatus.SAVED), waiting(1)], was_asked=True)
     assert verdict.kind == "stopped by a signal"
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("HardwareError", 1), ("SomeHardwareError", None)])
+def test_hardware_that_computes_otherwise(kind: str, rank: int | None) -> None:
+    """Those that only heard of it end first."""
+    heard = gone(
+        0, order=1, ended=1, error=("HardwareError", "Exception"),
+        message="another rank failed: step 9: odd",
+    )  # fmt: skip
+    classes = ("HardwareError", "Exception")
+    classes = classes if rank is not None else ("SomeHardwareError", *classes)
+    culprit = gone(1, order=2, ended=1, error=classes, message="step 9: odd")
+    verdict = judge([heard, culprit], was_asked=False)
+    assert (verdict.kind, verdict.rank, verdict.is_sure) == ("hardware", rank, rank is not None)

@@ -155,6 +155,32 @@ def test_a_last_step_that_only_some_ranks_finished_does_not_count(plan: StepPlan
     assert "ledger ends at step 4" in check(ledger, plan, saved_step=5).faults[0]
 
 
+def without(record: Record) -> Record:
+    """That the step of a record is left out."""
+    nothing = np.zeros((0, 6), dtype=np.int64)
+    return replace(record, entries=0, digest=digest_of(nothing), listed=listed(nothing))
+
+
+@pytest.mark.parametrize("was_read", [False, True])
+def test_steps_that_are_left_out(was_read: bool, plan: StepPlan) -> None:
+    """They are told, and only those that the run says it leaves out may be."""
+    ledger = history(plan, [(2, 0, 3), (2, 3, 7)])
+    for number, step in ((1, 3), (2, 5), (2, 7)):
+        for _, records in ledger[number].values():
+            at = next(n for n, record in enumerate(records) if record.step == step)
+            mark = without(records[at])
+            records[at : at + 1] = [records[at], mark] if was_read else [mark]
+    findings = check(ledger, plan, saved_step=7, left_out={3, 5, 7})
+    assert (findings.faults, findings.left_out, findings.steps) == ([], [3, 5, 7], 4)
+    assert findings.entries == 4 * ENTRIES
+    for told, fault in (
+        ({3, 7}, "step 5 was left out, and the run does not say why"),
+        ({3, 4, 5, 7}, "step 4 was made, and the run says that it is left out"),
+    ):
+        findings = check(ledger, plan, saved_step=7, left_out=told)
+        assert findings.faults == [fault]
+
+
 NOWHERE = Position(rows_given=[], anchors=[])
 
 

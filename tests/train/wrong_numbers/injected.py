@@ -1,0 +1,110 @@
+"""Runs whose numbers go wrong: from a document, whenever it is read, or from one rank, once.
+
+Functions here are `main` of a run's processes (`tests.train.runs`); the environment says where.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from model.decoder import Decoder
+from model.semicausal import SemiCausal
+from tests.train.runs import TINY_RUN, train
+from train import loop
+from train.build import build_plan
+from train.config import RunConfig
+from train.config_files import load
+from train.data.plan import Entry
+
+POISON: Final = "POISON"
+"""Sequences of tokens whose embeddings are spoiled, as JSON."""
+STRUCK: Final = "STRUCK"
+"""Rank and step of which the activations are not finite, once; as JSON."""
+
+
+def sample_of(corpus: Path, *, step: int, entry: int) -> list[int]:
+    """Tokens of one entry of a step of the tiny run."""
+    found = _entry(corpus, step, entry)
+    return found.source.read(found.sequence).tokens.tolist()
+
+
+def documents_of(corpus: Path, *, step: int, entry: int) -> list[int]:
+    """Numbers of the documents in it."""
+    return _entry(corpus, step, entry).sequence.parts[:, 0].tolist()
+
+
+def _entry(corpus: Path, step: int, entry: int) -> Entry:
+    places = (f"data.corpus={corpus}", "run_directory=unused", f"steps={step}")
+    return build_plan(load(RunConfig, [str(TINY_RUN), *places])).step(step)[entry]
+
+
+def broken(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    """A rank of a model that some samples break, as often as they are read."""
+    samples = [torch.tensor(tokens[:-1]) for tokens in json.loads(environment[POISON])]
+    embed = Decoder.embed
+
+    def spoiled(self: Decoder, tokens: Tensor) -> Tensor:
+        vectors, flat = embed(self, tokens), tokens.reshape(-1)
+        factors = torch.ones(flat.shape)
+        for sample in samples:
+            for (at,) in _places(sample, flat):
+                factors[at : at + len(sample)] = math.nan
+        return vectors * factors.view(*tokens.shape, 1)
+
+    Decoder.embed = spoiled
+    train(arguments, output, environment)
+
+
+def spiking(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    """A rank of a model that is too sure of what some samples say."""
+    samples = [torch.tensor(tokens[:-1]) for tokens in json.loads(environment[POISON])]
+    forward, leave, is_due = SemiCausal.forward, Decoder.leave, [False]
+
+    def watched(self: SemiCausal, batch: Any, *given: Any, **options: Any) -> Any:
+        is_due[0] = any(_places(sample, batch.tokens.reshape(-1)) for sample in samples)
+        return forward(self, batch, *given, **options)
+
+    def spoiled(self: Decoder, rows: Tensor) -> Tensor:
+        return leave(self, rows) * (50.0 if is_due[0] else 1.0)
+
+    SemiCausal.forward, Decoder.leave = watched, spoiled
+    train(arguments, output, environment)
+
+
+def _places(sample: Tensor, tokens: Tensor) -> list[list[int]]:
+    """Where a sample begins among tokens."""
+    if len(sample) > len(tokens):
+        return []
+    return (tokens.unfold(0, len(sample), 1) == sample).all(dim=1).nonzero().tolist()
+
+
+def struck(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    """A rank that may compute what is not finite, once."""
+    rank, step = json.loads(environment[STRUCK])
+    run, accumulate, due = Decoder.run, loop.accumulate, [False]
+    reseed, now = loop.reseed, [0]
+
+    def watched(seed: int, *, step: int, mesh: Any) -> None:
+        now[0] = step
+        reseed(seed, step=step, mesh=mesh)
+
+    def accumulated(*given: Any, **options: Any) -> Any:
+        due[0] = now[0] == step and environment["RANK"] == str(rank)
+        now[0] = 0
+        return accumulate(*given, **options)
+
+    def spoiled(self: Decoder, *given: Any, **options: Any) -> Tensor:
+        rows = run(self, *given, **options)
+        if due[0]:
+            due[0] = False
+            return rows * math.nan
+        return rows
+
+    Decoder.run, loop.accumulate, loop.reseed = spoiled, accumulated, watched
+    os.environ.pop(STRUCK, None)
+    train(arguments, output, environment)

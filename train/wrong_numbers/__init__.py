@@ -1,0 +1,1 @@
+"""What a run does where numbers go wrong: steps are computed again, or left out for good."""
