@@ -146,7 +146,7 @@ def test_too_many_end_the_run(corpus: Path, tmp_path: Path) -> None:
         corpus, tmp_path / "window", *STEPS, limits, main=broken, environment=poison
     ).wait()
     assert ended.code == ExitStatus.MISTAKE
-    assert "step 7: " in ended.output
+    assert "step 6: " in ended.output
     assert "2 of the last 4 steps were left out for that already" in ended.output
 
 
