@@ -155,7 +155,12 @@ def test_too_many_end_the_run(corpus: Path, tmp_path: Path) -> None:
     [
         ((), 1, r"the hardware of rank 1 on \S+ errs"),
         (STAGES, 0, r"the hardware of rank 0 on \S+ or rank 1 on \S+ errs"),
-        (TENSOR, 1, r"the hardware of rank 0 on \S+ or rank 1 on \S+ errs"),
+        pytest.param(
+            TENSOR,
+            1,
+            r"the hardware of rank 0 on \S+ or rank 1 on \S+ errs",
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["data", "stages", "tensor"],
 )
