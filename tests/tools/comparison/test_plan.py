@@ -29,9 +29,9 @@ def jobs(directory: Path, *overrides: str, hours: float = 1.5) -> Jobs:
 
 
 def test_steps_follow_from_the_hours_alone() -> None:
-    given = plan("fixed_hours=0.5", "cores=2", "pretraining={share: 0.5, step_seconds: 2.0}")
+    given = plan("fixed_hours=0.5", "cores=2", "pretraining={share: 0.35, step_seconds: 1.4}")
     # An hour of two cores, half of it, over nine runs of two seconds a step.
-    assert given.steps(1.5)["pretraining"] == round(3600 * 2 * 0.5 / (9 * 2.0)) == 200
+    assert given.steps(1.5)["pretraining"] == round(3600 * 2 * 0.35 / (9 * 1.4)) == 200
     assert given.steps(2.5)["pretraining"] == 400
     assert given.steps(0.5001)["pretraining"] == 4
 
@@ -64,8 +64,8 @@ def test_each_command_has_what_it_needs_before_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--hours", "0.4"], "--hours: 0.4 leave nothing for training, as 0.5 are for corpora"),
-        (["pretraining.share=0.9"], "pretraining.share and those of tuning: are 1.4"),
+        (["--hours", "0.2"], "--hours: 0.2 leave nothing for training, as 0.3 are for corpora"),
+        (["pretraining.share=0.9"], "pretraining.share and those of tuning: are 1.51"),
         (["seeds=[1, 1]"], "seeds: one is named twice"),
         (["tunning=1"], "tunning: "),
         (["encoder=nowhere"], "encoder: nowhere is not there: make .venv/minilm/installed"),
