@@ -30,7 +30,7 @@ def jobs(directory: Path, *overrides: str, hours: float = 1.5) -> Jobs:
 
 def test_steps_follow_from_the_hours_alone() -> None:
     given = plan("fixed_hours=0.5", "cores=2", "pretraining={share: 0.35, step_seconds: 1.4}")
-    # An hour of two cores, half of it, over nine runs of two seconds a step.
+    # An hour of two cores, 0.35 of it, over nine runs of 1.4 seconds a step.
     assert given.steps(1.5)["pretraining"] == round(3600 * 2 * 0.35 / (9 * 1.4)) == 200
     assert given.steps(2.5)["pretraining"] == 400
     assert given.steps(0.5001)["pretraining"] == 4
