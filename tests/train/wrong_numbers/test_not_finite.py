@@ -52,7 +52,12 @@ def recorded(metrics: Metrics) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize(
-    "layout", [(), pytest.param(STAGES, id="stages"), pytest.param(TENSOR, id="tensor")]
+    "layout",
+    [
+        (),
+        pytest.param(STAGES, id="stages"),
+        pytest.param(TENSOR, id="tensor", marks=pytest.mark.long),
+    ],
 )
 def test_data_are_left_out_for_good(
     layout: tuple[str, ...], corpus: Path, poison: dict[str, str], tmp_path: Path
