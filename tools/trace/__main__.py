@@ -144,6 +144,7 @@ def _page(run: Path, rank: Profiled, measured: Sequence[Work], laid: Sequence[Wo
             for title, work in (("As it was", measured), ("By the schedule alone", laid))
         ],
         milliseconds=f"{1e3 * seconds:,.1f}",
+        shades=_SHADES,
     )
 
 

@@ -73,7 +73,7 @@ def _work(event: dict[str, Any], begins: float, *, stage: int, stages: int) -> W
     start = begins + event["ts"] / 1e6
     return Work(
         stage=stage,
-        direction=Part.FORWARD if direction == Part.FORWARD else Part.BACKWARD,
+        direction=Part(direction),
         microbatch=microbatch,
         piece=piece * stages + stage,
         start=start,

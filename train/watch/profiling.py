@@ -70,8 +70,8 @@ class Profiler:
     """
 
     def __init__(self, config: RunConfig, monitor: Monitor, beat: Heartbeat, mesh: Mesh) -> None:
-        is_here = config.profile is not None and mesh.data_rank == 0
-        self._steps = frozenset(config.profile.steps if is_here and config.profile else ())
+        wanted = config.profile if mesh.data_rank == 0 else None
+        self._steps = frozenset(wanted.steps if wanted is not None else ())
         self._config = config
         self._monitor = monitor
         self._beat = beat
