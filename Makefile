@@ -32,7 +32,7 @@ pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (min
 tasks: .venv/runtime runs/first_light/summary.json  ## that model tuned on real tasks, and what it has brought, as a table and out/tasks.json (half an hour; ROWS=300 asks fewer)
 	$(BIN)/python -m tools.tasks build
 	$(BIN)/python -m tools.tasks corpus data/tasks_multitask --corpus data/first_light \
-	    --records $(TASK_RECORDS) --evenly --validation-records 50 --leave-out-long
+	    --experiment configs/experiment/tasks.yaml --records $(TASK_RECORDS) --evenly --validation-records 50 --leave-out-long
 	$(TOGETHER) -m train configs/experiment/tasks.yaml
 	$(TOGETHER) -m tools.evaluate runs/first_light $(ASKED)
 	$(TOGETHER) -m tools.evaluate runs/tasks $(ASKED)

@@ -6,7 +6,6 @@ would start processes or join ranks is tried up to there.
 
 import argparse
 import contextlib
-import importlib
 import io
 import itertools
 import multiprocessing.process
@@ -30,6 +29,7 @@ import pytest
 
 from tests import warm
 from tests.lab_fixtures import S3Lab
+from tests.tools.parsers import Command, commands
 from tests.train.runs import TINY_RUN
 from tools.arguments import output_file, real, whole
 from tools.corpus.__main__ import main as corpus_main
@@ -40,9 +40,6 @@ SEED = 20_261
 DEADLINE_SECONDS = 8.0
 LONGEST_LINE = 1000
 DAILY = 160
-
-WITHIN = {"tools.harness": [("tasks",)], "tools.plan": [(), ("calibrate",), ("check",)]}
-"""First arguments by which a command chooses among parsers of its own."""
 
 SOUND = {
     "arguments": ["tiny_run.yaml", "data.corpus=corpus", "run_directory=new_run"],
@@ -101,76 +98,6 @@ class Harmed(BaseException):
 
 class Hangs(BaseException):
     """It took too long."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """One parser of a command.
-
-    Attributes:
-        module: of the command.
-        before: what chooses the parser.
-        actions: its arguments.
-    """
-
-    module: str
-    before: tuple[str, ...]
-    actions: tuple[argparse.Action, ...]
-
-    @property
-    def main(self) -> Callable[[Sequence[str]], int]:
-        return importlib.import_module(self.module).main
-
-    def __str__(self) -> str:
-        return " ".join([self.module.removesuffix(".__main__"), *self.before])
-
-
-def modules() -> list[str]:
-    """All that are run with `python -m`."""
-    found: list[str] = []
-    for folder in ("tools", "train", "tests/distributed", "tests/train"):
-        for path in sorted((warm.REPOSITORY / folder).rglob("*.py")):
-            if re.search(r"^    sys\.exit\(main\(\)\)$", path.read_text(), re.M):
-                found.append(".".join(path.relative_to(warm.REPOSITORY).with_suffix("").parts))
-    return found
-
-
-def parser_of(module: str, before: Sequence[str]) -> argparse.ArgumentParser:
-    """What a command would parse its arguments with."""
-
-    class Caught(BaseException):
-        pass
-
-    def catch(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        raise Caught(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("parse_known_args", "parse_known_intermixed_args"):
-            patch.setattr(argparse.ArgumentParser, name, catch)
-        try:
-            importlib.import_module(module).main([*before])
-        except Caught as caught:
-            return caught.args[0]
-    raise AssertionError(f"{module} parses no arguments")
-
-
-def commands() -> Iterator[Command]:
-    for module in modules():
-        name = module.removesuffix(".__main__")
-        for before in WITHIN.get(name, [()]):
-            parsers = [(before, parser_of(module, before))]
-            while parsers:
-                words, parser = parsers.pop(0)
-                inner = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-                actions = [
-                    action
-                    for action in parser._actions
-                    if action not in inner and not isinstance(action, argparse._HelpAction)
-                ]
-                for choice in inner:
-                    parsers += [((*words, word), under) for word, under in choice.choices.items()]
-                if not inner:
-                    yield Command(module, words, tuple(actions))
 
 
 def sound(action: argparse.Action) -> list[str]:

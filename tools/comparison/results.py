@@ -1,8 +1,7 @@
 """Scores of each arm, seed and protocol, and by how much arms differ."""
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -12,11 +11,13 @@ import numpy as np
 
 from tools.comparison.jobs import Asked, Jobs
 from tools.comparison.plan import IN_CONTEXT
+from tools.tasks.majority import Majority
 from train.errors import DataError
 from train.scores.evaluation import Answered
 from train.scores.interval import Estimate, difference, estimate
 from train.scores.metric import Floats, metric
 from train.scores.page import read_predictions
+from train.tasks.reader import TaskReader
 from train.tasks.task import Task, load_tasks
 
 ALL: Final = "all"
@@ -35,12 +36,14 @@ class Protocol:
         demonstrations: before each row.
         tasks: that were asked.
         answers: by arm and seed, of each task, its rows; the same ones of all.
+        majority: of a task, as a template asks it.
     """
 
     name: str
     demonstrations: int
     tasks: list[Task]
     answers: Mapping[tuple[str, int], Mapping[str, Mapping[Key, Answered]]]
+    majority: Callable[[Task, int], Majority]
 
     @cached_property
     def clusters(self) -> dict[str, list[Task]]:
@@ -81,16 +84,15 @@ class Protocol:
         """Mean over tasks."""
         return fmean(self.score(arm, seed, task).value for task in tasks)
 
-    def constant(self, tasks: Sequence[Task]) -> float:
-        """What the best single answer to all rows scores; who reads nothing reaches no more."""
+    def unread(self, tasks: Sequence[Task]) -> float:
+        """What the commonest answers of training score; who reads nothing reaches little more."""
         scores: list[float] = []
         for task in tasks:
-            rows = next(iter(self.answers.values()))[task.name]
-            right = [rows[key].right for key in self.keys(task)]
-            counted = metric(task.metrics[0])
-            [(said, _)] = Counter(answers[0] for answers in right).most_common(1)
-            counts = np.array([counted.count(said, answers) for answers in right])
-            scores.append(estimate(counted, counts).value)
+            rows, name = next(iter(self.answers.values()))[task.name], task.metrics[0]
+            counts = np.array(
+                [self.majority(task, key[0]).counts(rows[key], name) for key in self.keys(task)]
+            )
+            scores.append(estimate(metric(name), counts).value)
         return fmean(scores)
 
     def compare(
@@ -136,6 +138,13 @@ def protocols(jobs: Jobs) -> list[Protocol]:
     Raises:
         UserError: predictions are missing, damaged, or of other rows.
     """
+    known: dict[tuple[str, int], Majority] = {}
+
+    def majority(task: Task, template: int) -> Majority:
+        if (task.name, template) not in known:
+            known[task.name, template] = Majority.of(TaskReader(task), template=template)
+        return known[task.name, template]
+
     plan, found = jobs.plan, list[Protocol]()
     settings = {name: tuning.asked for name, tuning in plan.tuning.items()}
     settings[IN_CONTEXT] = plan.in_context.asked
@@ -148,7 +157,15 @@ def protocols(jobs: Jobs) -> list[Protocol]:
                 for arm in plan.arms
                 for seed in plan.seeds
             }
-            found.append(Protocol(name=name, demonstrations=count, tasks=tasks, answers=answers))
+            found.append(
+                Protocol(
+                    name=name,
+                    demonstrations=count,
+                    tasks=tasks,
+                    answers=answers,
+                    majority=majority,
+                )
+            )
     return found
 
 
@@ -209,7 +226,7 @@ def differences(found: Sequence[Protocol], arms: Sequence[str], seeds: Sequence[
                             "arm": arm,
                             "against": other,
                             "rows": seen.rows,
-                            "constant": protocol.constant(tasks),
+                            "majority": protocol.unread(tasks),
                             **ranged(seen),
                             "by_seed": [
                                 protocol.score_of(arm, seed, tasks)

@@ -20,7 +20,7 @@ def _scores(document: Mapping[str, Any]) -> str:
     """Means over seeds, and differences from the first arm."""
     arms: list[str] = document["arms"]
     first, *others = arms
-    titles = ["protocol", "cluster", "one answer to all", *arms]
+    titles = ["protocol", "cluster", "majority", *arms]
     titles += [f"{arm} − {first} [95 %], could be seen" for arm in others]
     lines: list[list[str]] = []
     found = {
@@ -34,7 +34,7 @@ def _scores(document: Mapping[str, Any]) -> str:
             for arm in arms
         ]
         seen = [found[protocol, shown, cluster, arm, first] for arm in others]
-        lines.append([name, cluster, f"{100 * seen[0]['constant']:.1f}"])
+        lines.append([name, cluster, f"{100 * seen[0]['majority']:.1f}"])
         lines[-1] += [f"{100 * score:.1f}" for score in scores]
         lines[-1] += [_difference(row, scale=100, digits=1) for row in seen]
     return _table(titles, lines)

@@ -26,7 +26,7 @@ from tools.command import command_line, write_json
 from tools.corpus.documentation import VALIDATION_SHARE
 from tools.corpus.finished import Corpus
 from tools.corpus.request import Request
-from tools.corpus.tokenizer import TOKENIZER_NAME
+from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer
 from tools.corpus.told import built
 from tools.packages.kept import package_cache
 from tools.tasks.build import SPLITS, build
@@ -35,7 +35,10 @@ from tools.tasks.outcome import OTHERS, outcome
 from tools.tasks.packages import Packages
 from tools.tasks.recipes import RECIPES
 from tools.tasks.verify import faults
+from train.asked import text_encoder
 from train.checkpoint.directory import resolve
+from train.config import RunConfig
+from train.config_files import load
 from train.errors import DataError
 from train.run_directory import RunDirectory
 from train.scores.going import Setting
@@ -47,6 +50,8 @@ from train.tasks.task import load_tasks
 
 DEFAULT_OUT: Final = "data/tasks"
 _SHOWN_FAULTS: Final = 10
+_SPAN_TOKENS: Final = 128
+_SEQUENCE_TOKENS: Final = 256
 
 
 @command_line
@@ -111,11 +116,7 @@ def _corpus(options: argparse.Namespace) -> None:
     documents = TaskDocuments(
         readers=protocol.trained(readers),
         protocol=protocol,
-        fitting=Fitting(
-            tokenizer=tokenizer.tokenizer,
-            span_tokens=options.span_tokens,
-            sequence_tokens=options.sequence_tokens,
-        ),
+        fitting=_fitting(options, tokenizer),
         tokenizer_sha256=tokenizer.sha256,
         validation_records=options.validation_records,
         leaves_out_long=options.leave_out_long,
@@ -128,6 +129,21 @@ def _corpus(options: argparse.Namespace) -> None:
         workers=options.workers,
     )
     built(options.out, request, Console(stderr=True))
+
+
+def _fitting(options: argparse.Namespace, tokenizer: CorpusTokenizer) -> Fitting:
+    """What the model has room for: as told, else as the experiment has it, else the defaults."""
+    span_tokens, sequence_tokens = _SPAN_TOKENS, _SEQUENCE_TOKENS
+    if options.experiment:
+        config = load(RunConfig, options.experiment)
+        encoder = text_encoder(config.model)
+        span_tokens = None if encoder is None else encoder[1].longest_span
+        sequence_tokens = config.data.sequence_tokens
+    return Fitting(
+        tokenizer=tokenizer.tokenizer,
+        span_tokens=options.span_tokens or span_tokens,
+        sequence_tokens=options.sequence_tokens or sequence_tokens,
+    )
 
 
 def _caps(told: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
@@ -212,6 +228,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--hold-out", nargs="+", default=[], metavar="CLUSTER", help="train on none of its tasks"
     )
+    command.add_argument(
+        "--experiment",
+        nargs="+",
+        default=[],
+        metavar="FILE|key=value",
+        help="that will read them: spans and sequences are as long as it has them",
+    )
     command.add_argument("--leave-out-long", action="store_true", help="what has no room")
     command.add_argument(
         "--records",
@@ -226,8 +249,11 @@ def _parser() -> argparse.ArgumentParser:
     for flag, least, default, about in (
         ("--validation-records", 1, 100, "of a task at most (default 100)"),
         ("--demonstrations", 0, None, "before each record (default: as the protocol has it)"),
-        ("--sequence-tokens", 8, 256, "that hold input and answer (default 256)"),
-        ("--span-tokens", 1, 128, "longest span; longer ones become several (default 128)"),
+        ("--sequence-tokens", 8, None, f"that hold input and answer (default {_SEQUENCE_TOKENS})"),
+        (
+            *("--span-tokens", 1, None),
+            f"longest span; longer ones become several (default {_SPAN_TOKENS})",
+        ),
         ("--seed", 0, 0, "of what is drawn (default 0)"),
         ("--workers", 1, len(os.sched_getaffinity(0)), "processes (default: one for each core)"),
     ):

@@ -1,12 +1,12 @@
 """What tuning has brought, task by task, beside what needs no tuning."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from tools.tasks.majority import Majority
 from train.errors import DataError
 from train.scores.evaluation import Answered
 from train.scores.interval import difference, estimate
@@ -57,9 +57,9 @@ def outcome(
             f"{task.name}: the evaluations have no record in common: repeat them with equal --rows"
         )
     groups = [row.group for row in tuned]
-    answers = Counter(example.answers[0] for example in reader.examples("train"))
+    guessed = Majority.of(reader)
     counts = {
-        MAJORITY: np.array([_guessed(row, answers, name) for row in tuned]),
+        MAJORITY: np.array([guessed.counts(row, name) for row in tuned]),
         **{other: _counts([rows[row.id] for row in tuned], name) for other, rows in given.items()},
     }
     here = _counts(tuned, name)
@@ -81,12 +81,6 @@ def outcome(
         "records": found.rows,
         "groups": found.groups,
     }
-
-
-def _guessed(row: Answered, answers: Counter[str], name: MetricName) -> list[float]:
-    """What the commonest answer of training counts, of those that the row has to choose from."""
-    guess = max(row.choices or answers, key=lambda answer: (answers[answer.strip()], answer))
-    return metric(name).count(guess, row.right)
 
 
 def _counts(rows: Sequence[Answered], name: MetricName) -> Floats:

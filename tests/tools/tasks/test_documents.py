@@ -41,8 +41,20 @@ def run(directory: Path, corpus: Path, *more: str, changes: tuple[str, str] = ("
     return main(["corpus", str(directory / "out"), *arguments, *more])
 
 
-def test_documents_are_contexts_unscored_and_answers_scored(tmp_path: Path, corpus: Path) -> None:
-    assert run(tmp_path, corpus, "--span-tokens", "32", "--sequence-tokens", "128") == 0
+@pytest.mark.parametrize(
+    "room",
+    [
+        ["--span-tokens", "32", "--sequence-tokens", "128"],
+        [
+            *("--experiment", "configs/experiment/tasks.yaml", "data.sequence_tokens=128"),
+            "model.encoders.text.encoder.max_tokens=34",
+        ],
+    ],
+)
+def test_documents_are_contexts_unscored_and_answers_scored(
+    room: list[str], tmp_path: Path, corpus: Path
+) -> None:
+    assert run(tmp_path, corpus, *room) == 0
     tokenizer = CorpusTokenizer.from_file(corpus / "tokenizer.json")
     store = ShardStore(str(tmp_path / "out/train"))
     assert len(store) == 40

@@ -1,0 +1,35 @@
+"""What could be answered without reading anything."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Self
+
+from train.scores.evaluation import Answered
+from train.scores.metric import MetricName, metric
+from train.tasks.reader import TaskReader
+
+
+class Majority:
+    """Gives each row the commonest answer of training, of those that the row has to choose from.
+
+    Args:
+        answers: of the training records.
+    """
+
+    def __init__(self, answers: Iterable[str]):
+        self._times = Counter(answer.strip() for answer in answers)
+
+    @classmethod
+    def of(cls, reader: TaskReader, *, template: int = 0) -> Self:
+        """Of a task's training records as a template asks them.
+
+        Raises:
+            DataError: records do not fit the task.
+        """
+        return cls(example.answers[0] for example in reader.examples("train", template=template))
+
+    def counts(self, row: Answered, name: MetricName) -> list[float]:
+        """What counts of a row that is answered so."""
+        offered = row.choices or self._times
+        guess = max(offered, key=lambda answer: (self._times[answer.strip()], answer))
+        return metric(name).count(guess, row.right)
