@@ -412,6 +412,11 @@ def _faults(config: RunConfig) -> list[str]:
             )
             for first, last in config.ranges_left_out
         ),
+        *(
+            (True, f"profile.steps: {step} is no step of the run, or left out: name others")
+            for step in (() if config.profile is None else config.profile.steps)
+            if step > config.steps or step in config.steps_left_out
+        ),
         *((True, fault) for fault in decoder.faults("model.decoder")),
         (
             config.optim.warmup_steps > config.schedule_steps,

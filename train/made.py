@@ -40,7 +40,7 @@ class Made:
         config: of the run.
         save: begins to save a step, with its position in the data.
         saver: what saves.
-        ledger: this rank's, brought to the disk before.
+        ledger: this rank's, brought to the disk before; another one once the run has gone back.
         monitor: told of what is made, and of what is saved in the end.
         not_finite: decides about steps that are.
         spikes: finds them.
@@ -63,7 +63,7 @@ class Made:
         self._config = config
         self._save = save
         self._saver = saver
-        self._ledger = ledger
+        self.ledger = ledger
         self._monitor = monitor
         self._not_finite = not_finite
         self._spikes = spikes
@@ -91,6 +91,9 @@ class Made:
         if self._unsaved is None:
             return
         step = self._unsaved[0]
+        if self.spikes_found:
+            self._monitor.note(f"step {step} is a spike, and not saved")
+            return  # the checkpoint before finds it again, and goes back
         # Where the ledger cannot be brought to the disk, its gap is a smaller loss than the steps.
         with contextlib.suppress(UserError):
             self._settle_ledger()
@@ -103,18 +106,13 @@ class Made:
 
     def noted(self, step: int, data: StepData | Exception) -> StepData | Exception:
         """What a step reads, once the ledger has it; or why it has nothing, or that cannot be."""
-        if self._ledger is None or isinstance(data, Exception):
+        if self.ledger is None or isinstance(data, Exception):
             return data
-        return self._ledger.add(step, data) or data
+        return self.ledger.add(step, data) or data
 
-    def begin_again(self, ledger: LedgerWriter | None) -> None:
-        """Forget what was made: the run has gone back.
-
-        Args:
-            ledger: this rank's from now on.
-        """
+    def forget(self) -> None:
+        """Forget what was made: the run goes back."""
         self._launched = self._unsaved = self.spikes_found = None
-        self._ledger = ledger
 
     def add(
         self,
@@ -180,7 +178,7 @@ class Made:
         """Note everywhere that a step is, which has been read."""
 
         def mark() -> None:
-            if self._ledger is not None and (error := self._ledger.add(step, data.without())):
+            if self.ledger is not None and (error := self.ledger.add(step, data.without())):
                 raise error
 
         self._unsaved = step, data.position
@@ -231,4 +229,4 @@ class Made:
         self._unsaved = None
 
     def _settle_ledger(self) -> None:
-        agreed(lambda: self._ledger.settle() if self._ledger is not None else None)
+        agreed(lambda: self.ledger.settle() if self.ledger is not None else None)

@@ -129,4 +129,6 @@ def require_arguments(module: str, words: list[str], *, is_whole: bool) -> None:
 
 def require_keys(words: list[str]) -> None:
     """Overrides name keys that there are, whatever file of the reader's they change."""
-    load(RunConfig, [TINY, *(word for word in words if "=" in word)])
+    keys = [word for word in words if "=" in word]
+    based = ["init_from=base"] if any(key.startswith("lora=") for key in keys) else []
+    load(RunConfig, [TINY, *based, *keys])

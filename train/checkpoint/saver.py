@@ -167,20 +167,27 @@ class Saver:
         assert self._path is not None, "nothing was saved"
         return self._path
 
-    def go_back(self, is_meant: Callable[[Place], bool]) -> Place | None:
+    def go_back(
+        self, is_meant: Callable[[Place], bool], *, tell: Callable[[str], object]
+    ) -> Place | None:
         """Makes an earlier checkpoint the latest, after the last write; every rank must call it.
 
         Args:
             is_meant: whether it is this one; asked on the first rank, the newest first.
+            tell: told of a last one that could not be written.
 
         Returns:
             The checkpoint; None if none is meant.
 
         Raises:
-            CheckpointError: the last one could not be written; or the directory was taken over, or
-                cannot be read or written.
+            CheckpointError: the directory was taken over, or cannot be read or written.
         """
-        self._wait()
+        try:
+            self._wait()
+        except _TakenOverError:
+            raise
+        except CheckpointError as error:  # those before it are whole
+            tell(str(error))
 
         def choose() -> Place | None:
             self._require_ours()

@@ -37,7 +37,8 @@ class Asking:
     def request(self, example: Example, task: Task) -> tuple[Asked, int]:
         """What the model is asked, and how many tokens of the row's spans had no room in it.
 
-        Spans are cut as they are for training, see `train.tasks.fitting`.
+        What the model has room for decides where spans are cut (`train.tasks.fitting`), as
+        `tools.tasks corpus --experiment` has it for training; a sequence may be longer here.
 
         Raises:
             DataError: it has no room for the rest, or a text makes no tokens.

@@ -1,8 +1,8 @@
 """Makes documents fit a model: spans that its encoder can read, in a sequence of its decoder."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Final
 
 from tokenizers import Tokenizer
@@ -71,35 +71,64 @@ class Fitting:
             kept[longest] -= 1
             room += 1
         found: list[TextSegment] = []
+        dropped = 0
         for at, segment in enumerate(context):
-            found += self._cut(segment, kept[at] - 1) if at in kept else [segment]
-        return tuple(found), sum(sizes[at] - kept[at] for at in spans)
+            if at not in kept:
+                found.append(segment)
+                continue
+            pieces, num_used, num_left = self._cut(segment, kept[at] - 1 + room)
+            if not pieces:
+                raise DataError(
+                    f"{name}: a character has more tokens than the encoder reads at a time "
+                    f"({self.span_tokens}): leave such records out"
+                )
+            found += pieces
+            dropped += num_left
+            room -= max(0, num_used - (kept[at] - 1))
+        return tuple(found), dropped
 
     def _size(self, segment: TextSegment) -> int:
         """Tokens of a segment, at most: paragraphs end with one each."""
         ends = 1 if segment.is_span else 1 + segment.text.count("\n\n")
-        return len(self.tokenizer.encode(segment.text, add_special_tokens=False)) + ends
+        return len(self._offsets(segment.text)) + ends
 
-    def _cut(self, span: TextSegment, most: int) -> list[TextSegment]:
-        """The first tokens of a span, as spans that the encoder can read."""
-        offsets = self.tokenizer.encode(span.text, add_special_tokens=False).offsets
+    def _cut(self, span: TextSegment, most: int) -> tuple[list[TextSegment], int, int]:
+        """The first tokens of a span, as spans that the encoder can read.
+
+        A piece is encoded alone, and may have more tokens then than its text has in the span.
+
+        Returns:
+            The pieces, their tokens, and how many of the span are in none.
+        """
+        offsets = self._offsets(span.text)
         longest = self.span_tokens or most
         if len(offsets) <= min(most, longest):
-            return [span]
+            return [span], len(offsets), 0
         # Several tokens may spell one character, which stays whole.
         ends = [
             end
-            for end in range(1, min(most, len(offsets)) + 1)
+            for end in range(1, len(offsets) + 1)
             if end == len(offsets) or offsets[end][0] >= offsets[end - 1][1]
         ]
-        bounds = [0]
-        for end, following in pairwise([*ends, most + longest + 1]):
-            if following - bounds[-1] > longest:
-                bounds.append(end)
-        # Where offsets leave out the space that a word's token begins with, it is between them.
-        places = [0, *(offsets[end - 1][1] for end in bounds[1:])]
-        parts = [
-            replace(span, text=span.text[begin:end], ends_paragraph=False)
-            for begin, end in pairwise(places)
-        ]
-        return [*parts[:-1], replace(parts[-1], ends_paragraph=span.ends_paragraph)]
+        pieces: list[TextSegment] = []
+        begin = place = num_used = 0
+        while begin < len(offsets):
+            room = min(longest, most - num_used)
+            at = bisect_right(ends, begin + room) - 1
+            text, size = "", room + 1
+            while at >= 0 and ends[at] > begin:
+                # Where offsets leave out the space that a word's token begins with, it is between.
+                text = span.text[place : offsets[ends[at] - 1][1]]
+                if (size := len(self._offsets(text))) <= room:
+                    break
+                at -= 1
+            if size > room:
+                break
+            pieces.append(replace(span, text=text, ends_paragraph=False))
+            begin, place, num_used = ends[at], place + len(text), num_used + size
+        if pieces:
+            pieces[-1] = replace(pieces[-1], ends_paragraph=span.ends_paragraph)
+        return pieces, num_used, len(offsets) - begin
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        return self.tokenizer.encode(text, add_special_tokens=False).offsets

@@ -4,9 +4,11 @@ import gzip
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from parallel.mesh import Mesh
@@ -82,6 +84,9 @@ class Profiler:
         """Before a step."""
         if step not in self._steps:
             return
+        if self._mesh.world.is_main:
+            # Of ranks in another layout, when the step was made before.
+            shutil.rmtree(self._place(step), ignore_errors=True)
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
@@ -105,8 +110,11 @@ class Profiler:
                 f"step {step} is profiled in {run}/{where}: python -m tools.trace {run}"
             )
 
+    def _place(self, step: int) -> Path:
+        return self._config.directory.profile / f"step_{step:08d}"
+
     def _write(self, step: int, seen: Any) -> None:
-        mesh, place = self._mesh, self._config.directory.profile / f"step_{step:08d}"
+        mesh, place = self._mesh, self._place(step)
         place.mkdir(parents=True, exist_ok=True)
         name = f"rank_{mesh.world.rank:05d}"
         trace, draft = place / f"{name}{TRACE_SUFFIX}", place / f".{name}.json"
@@ -141,6 +149,8 @@ def seconds_by_part(events: Iterable[Any], *, on_device: bool) -> dict[str, dict
     for event in events:
         if event.name.startswith(PREFIX):
             continue  # what is not an operation is the host's own
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel, whose time its operation has already
         taken = event.self_device_time_total if on_device else event.self_cpu_time_total
         if taken > 0:
             seconds[_part_of(event)][_kind_of(event.name)] += taken / 1e6

@@ -90,10 +90,12 @@ class GoingBack:
             made_wrong = any(step <= state.step and step not in known for step in left_out)
             return state.step < found[0] and not made_wrong
 
-        path = self._saver.go_back(is_meant)
+        path = self._saver.go_back(is_meant, tell=self._monitor.note)
         if path is None:
             self._monitor.note(f"{told}, but there is no checkpoint before them: the run goes on")
             return None
+        # Whatever fails from here on, what was made with the spikes is not to be saved.
+        made.forget()
         left_out.add(found, "spike")
         file = Place.of(config.directory.left_out)
         on_all_ranks(lambda: left_out.write(file) if is_main else None, UserError)
@@ -102,7 +104,7 @@ class GoingBack:
         state = on_first_rank(lambda: read_state(path, RunState), UserError)
         self._spikes.seen = state.spikes
         feed.go_back(state.step, state.data)
-        made.begin_again(self._open_ledger(state.step))
+        made.ledger = self._open_ledger(state.step)
         for step in found:
             self._monitor.write(LeftOutRecord(step=step, reason="spike"))
         self._monitor.note(f"{told}: back to step {state.step}, and they are left out")

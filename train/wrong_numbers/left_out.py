@@ -58,7 +58,13 @@ class LeftOut(Mapping[int, Reason]):
         """
         before = cls(saved)
         found = cls([LeftOutStep(step=step, reason="named") for step in named])
-        found._reasons |= cls(read_left_out(file))._reasons | before._reasons
+        earlier = cls(read_left_out(file))._reasons | before._reasons
+        # What a user had named and names no more is made, unless it has been left out already.
+        found._reasons |= {
+            step: reason
+            for step, reason in earlier.items()
+            if reason != "named" or step <= saved_step
+        }
         made = sorted(step for step in found if step <= saved_step and step not in before)
         if made:
             raise RunDirectoryError(

@@ -19,10 +19,14 @@ from train import loop
 from train.build import build_plan
 from train.config import RunConfig
 from train.config_files import load
+from train.data.feed import Feed
 from train.data.plan import Entry
+from train.errors import DataError, RunDirectoryError
 
 POISON: Final = "POISON"
 """Sequences of tokens whose embeddings are spoiled, as JSON."""
+BEHIND: Final = "BEHIND"
+"""The step that cannot be read."""
 STRUCK: Final = "STRUCK"
 """Rank and step of which the activations are not finite, once; as JSON."""
 
@@ -74,6 +78,31 @@ def spiking(arguments: list[str], output: Path, environment: dict[str, str]) -> 
 
     SemiCausal.forward, Decoder.leave = watched, spoiled
     train(arguments, output, environment)
+
+
+def spiking_and_full(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    """The same, of a run whose directory is full once it goes back."""
+    open_ledger, opened = loop.open_ledger, list[int]()
+
+    def failing(*given: Any) -> Any:
+        opened.append(given[-1])
+        if len(opened) > 1:
+            raise RunDirectoryError("the ledger cannot be written")
+        return open_ledger(*given)
+
+    loop.open_ledger = failing
+    spiking(arguments, output, environment)
+
+
+def spiking_and_unread(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    """The same, of a run that cannot read what follows the spikes."""
+    try_step, behind = Feed.try_step, int(environment[BEHIND])
+
+    def failing(self: Feed, step: int) -> Any:
+        return DataError("a shard is damaged") if step == behind else try_step(self, step)
+
+    Feed.try_step = failing
+    spiking(arguments, output, environment)
 
 
 def _places(sample: Tensor, tokens: Tensor) -> list[list[int]]:

@@ -3,14 +3,23 @@
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.corpora import write_corpus
 from tests.train.runs import kill_at, run, start
-from tests.train.wrong_numbers.injected import POISON, sample_of, spiking
+from tests.train.wrong_numbers.injected import (
+    BEHIND,
+    POISON,
+    sample_of,
+    spiking,
+    spiking_and_full,
+    spiking_and_unread,
+)
 from tools.ledger import check_run
+from train.checkpoint.directory import resolve
 from train.config import RunConfig
 from train.config_files import load
 from train.exit_status import ExitStatus
@@ -98,6 +107,28 @@ def test_a_run_goes_back_and_leaves_them_out(
     ]
     findings = check_run(directory.path)
     assert (findings.faults, findings.left_out, findings.steps) == ([], list(SPIKES), 18)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("main", "told"),
+    [(spiking_and_full, "the ledger cannot"), (spiking_and_unread, "a shard is damaged")],
+)
+def test_what_was_made_with_them_is_never_saved(
+    main: Any, told: str, corpus: Path, poison: dict[str, str], tmp_path: Path
+) -> None:
+    """Whatever ends the run while it is about to go back: started again, it goes back."""
+    environment = poison | {BEHIND: f"{SPIKES[-1] + 1}"}
+    options = (*STEPS, WATCHED)
+    place = tmp_path / "run"
+    ended = start(corpus, place, *options, ranks=2, main=main, environment=environment).wait()
+    assert ended.code == ExitStatus.MISTAKE
+    assert told in ended.output
+    assert resolve(place).name == "step_00000012"
+    found = run(corpus, place, *options, ranks=2, main=spiking, environment=poison)
+    beforehand = run(corpus, tmp_path / "told", *STEPS, "left_out=[[14, 15]]", ranks=2)
+    assert recorded(found) == recorded(beforehand)
+    assert check_run(place).faults == []
 
 
 def test_too_many_end_the_run(corpus: Path, poison: dict[str, str], tmp_path: Path) -> None:
