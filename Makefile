@@ -24,7 +24,7 @@ TASK_RECORDS := 8000 emoji_name=4000 package_field=4000 \
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES)
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: pretrain tasks test test-all check-newest parity export-check scores lm-eval comparison faults-data check gpu-check test-cuda bench golden clean
+.PHONY: pretrain tasks test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-cluster check gpu-check test-cuda bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -68,6 +68,9 @@ comparison: .venv/runtime .venv/minilm/installed  ## GPT, semi-causal, semi-caus
 
 faults-data: .venv/dev  ## what training does when its data fail, as a table and out/faults-data.json (minutes)
 	$(BIN)/python -m tests.train.faults $(ARGS)
+
+faults-cluster: .venv/dev  ## what becomes of jobs on a Slurm cluster to which something happens, as a table and out/faults-cluster.json (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.cluster.faults $(ARGS)
 
 check: .venv/dev  ## style, types, import directions
 	$(BIN)/ruff check .
