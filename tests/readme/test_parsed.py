@@ -9,12 +9,15 @@ import pytest
 from tests import warm
 from tests.readme.shown import Command, commands, configurations
 from tests.tools.parsers import WITHIN, parser_of
+from tools.plan.__main__ import COMMANDS
 from train.config import RunConfig
 from train.config_files import load
 from train.tasks.task import Task
 
 PAGES = ["README.md", "docs/comparison.md", "docs/exit-status.md", "docs/promises.md"]
 TINY = "configs/experiment/tiny.yaml"
+LARGE = "configs/experiment/metalm_1p3b.yaml"
+BEGIN = WITHIN | {"tools.plan": [(), *((name,) for name in COMMANDS)]}
 HOSTS = {".", "sudo", "curl", ".venv/bin/pip"}
 """Whose arguments are not ours."""
 
@@ -63,11 +66,11 @@ def test_configurations_load(page: str, tmp_path: Path) -> None:
         elif "run_directory:" in text:
             load(RunConfig, [str(file)])
         else:
-            load(RunConfig, [TINY, "data.corpus=null", str(file)])
+            load(RunConfig, [LARGE, "data.corpus=null", str(file)])
 
 
 def test_no_page_is_read_in_vain() -> None:
-    assert len(commands(Path("README.md"))) > 80
+    assert len(commands(Path("README.md"))) > 70
     assert len(configurations(Path("README.md"))) == 3
 
 
@@ -77,7 +80,7 @@ def test_no_page_is_read_in_vain() -> None:
         ("make bnech", "bnech"),
         ("make test ARG=1", "ARG"),
         ("python -m tools.evaluat runs/a", "tools.evaluat"),
-        ("python -m tools.evaluate runs/a --task all", "--task"),
+        ("python -m tools.evaluate runs/a --tsks all", "--tsks"),
         ("python -m tools.plan cost configs/experiment/metal.yaml", r"metal\.yaml"),
         ("python -m train A.yaml optim.rate=1", r"optim\.rate"),
         ("sbatch slurm/train.sh A.yaml", r"slurm/train\.sh"),
@@ -111,7 +114,7 @@ def require_arguments(module: str, words: list[str], *, is_whole: bool) -> None:
     path = Path(module.replace(".", "/"))
     name = f"{module}.__main__" if path.is_dir() else module
     before = max(
-        (begin for begin in WITHIN.get(module, [()]) if tuple(words[: len(begin)]) == begin),
+        (begin for begin in BEGIN.get(module, [()]) if tuple(words[: len(begin)]) == begin),
         key=len,
         default=(),
     )
@@ -121,8 +124,11 @@ def require_arguments(module: str, words: list[str], *, is_whole: bool) -> None:
         known = parser._option_string_actions
         assert all(word.partition("=")[0] in known for word in words if word.startswith("--"))
         return
-    has_parsers = any(isinstance(a, argparse._SubParsersAction) for a in parser._actions)
-    read = parser.parse_args if has_parsers else parser.parse_intermixed_args
+    is_plain = any(
+        isinstance(each, argparse._SubParsersAction) or each.nargs == argparse.REMAINDER
+        for each in parser._actions
+    )
+    read = parser.parse_args if is_plain else parser.parse_intermixed_args
     options = vars(read(words))
     require_keys(options.get("arguments") or options.get("overrides") or [])
 
