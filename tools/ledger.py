@@ -20,7 +20,7 @@ from train.data.ledger import read_ledger
 from train.data.ledger_check import SHOWN, Findings, check
 from train.data.plan import StepPlan, identities
 from train.errors import DataError
-from train.prepare import RunState, Saved, checkpoints_of, find_left_out, stored_config
+from train.prepare import RunState, Saved, find_left_out, stored_config
 from train.run_directory import RunDirectory
 
 
@@ -60,7 +60,7 @@ def check_run(run: Path, *, corpus: str | None = None, progress: bool = False) -
     ledger = read_ledger(directory.ledger)
     config = stored_config(directory)
     plan = _plan(config, corpus)
-    path = latest(checkpoints_of(config, directory))
+    path = latest(config.checkpoints_of(directory))
     saved = None if path is None else Saved(path=path, state=read_state(path, RunState))
     return check(
         ledger,

@@ -20,7 +20,7 @@ from rich.table import Table
 from tools.arguments import Parser, local_path
 from tools.command import command_line
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
-from train.checkpoint.directory import CHECKPOINTS_NAME, LATEST_NAME
+from train.checkpoint.directory import LATEST_NAME
 from train.config import RunConfig
 from train.config_files import load
 from train.errors import UserError
@@ -109,7 +109,7 @@ def status_of(run: Path, *, now: float) -> Status:
         raise UserError(f"{run} has begun no run yet: wait for its first step")
     last = metrics.runs[-1]
     attempts = read_attempts(run / ATTEMPTS_NAME)
-    checkpoints = checkpoints_of(directory)
+    checkpoints = load(RunConfig, [str(directory.config)]).checkpoints_of(directory)
     steps = metrics.train[-_LAST_STEPS:]
     step = metrics.train[-1].step if metrics.train else last.step
     seconds = sorted(record.step_seconds for record in steps)
@@ -134,14 +134,6 @@ def status_of(run: Path, *, now: float) -> Status:
         effective_training_time=effective(metrics, attempts, now=now, lives=lives),
         last_verdict=verdict.sentence if is_told and verdict is not None else None,
     )
-
-
-def checkpoints_of(directory: RunDirectory) -> Place:
-    """Where a run's checkpoints lie."""
-    config = load(RunConfig, [str(directory.config)])
-    if config.checkpoint.directory is None:
-        return Place.of(directory.path / CHECKPOINTS_NAME)
-    return Place.parse(config.checkpoint.directory, config.storage)
 
 
 def newest(checkpoints: Place) -> str | None:

@@ -135,8 +135,8 @@ class ClusterConfig(Config):
     """Directory of each node, `$VARIABLE` in it as the job knows it: for temporary files, fetched
     shards and compiled kernels. Default: the system's own."""
     store: Store | None = None
-    """Where checkpoints go unless `checkpoint.directory` says so: to a directory in there of the
-    name of the run's own. Such as `s3://bucket/runs`."""
+    """Holds the runs' mirrors, each of the name of its directory, unless `run_mirror` or
+    `checkpoint.directory` says where. Such as `s3://bucket/runs`."""
 
     @property
     def ranks(self) -> int:
@@ -145,14 +145,14 @@ class ClusterConfig(Config):
 
 
 def in_the_store(tree: Any) -> Any:
-    """A configuration that nothing has checked yet, with its checkpoints in the cluster's store."""
+    """A configuration that nothing has checked yet, with its mirror in the cluster's store."""
     if not isinstance(tree, dict):
         return tree
     cluster, checkpoint, run = (tree.get(k) for k in ("cluster", "checkpoint", "run_directory"))
     store = cluster.get("store") if isinstance(cluster, dict) else None
     checkpoint = {} if checkpoint is None else checkpoint
     is_open = isinstance(checkpoint, dict) and checkpoint.get("directory") is None
+    is_open = is_open and tree.get("run_mirror") is None
     if not (isinstance(store, str) and isinstance(run, str) and is_open):
         return tree
-    name = PurePath(run).name
-    return {**tree, "checkpoint": {**checkpoint, "directory": f"{store.rstrip('/')}/{name}"}}
+    return {**tree, "run_mirror": f"{store.rstrip('/')}/{PurePath(run).name}"}

@@ -16,8 +16,8 @@ from parallel.costs import usual_load
 from parallel.mesh import LayoutConfig, layout_faults, rank_fault
 from parallel.pipeline import microbatch_fault
 from parallel.zero.config import IN_FP8, ZeroConfig
-from train.checkpoint.directory import Retention
-from train.cluster import ClusterConfig, in_the_store
+from train.checkpoint.directory import CHECKPOINTS_NAME, Retention
+from train.cluster import ClusterConfig, Store, in_the_store
 from train.data.collate import Attend
 from train.data.mixture import SourceConfig
 from train.data.pack import Pack
@@ -30,6 +30,7 @@ from train.run_directory import RunDirectory
 from train.scores.config import EvaluationConfig
 from train.storage.config import MOST_SECONDS, StorageConfig
 from train.storage.path import local_path
+from train.storage.place import Place
 from train.watch.config import ProfileConfig, WatchConfig
 from train.wrong_numbers.config import NotFiniteConfig, SpikesConfig
 
@@ -160,6 +161,9 @@ class RunConfig(Config):
     name: Name
     run_directory: PathText
     """Holds metrics, checkpoints and the report; running again continues there."""
+    run_mirror: Store | None = None
+    """`s3://bucket/path` that holds all of it besides, and the checkpoints alone: where the same
+    run is started on another cluster, which shares nothing but the store, it goes on from there."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     steps: Steps
     """Optimiser steps."""
@@ -235,6 +239,26 @@ class RunConfig(Config):
     def directory(self) -> RunDirectory:
         """What the run leaves, by name."""
         return RunDirectory(local_path(self.run_directory))
+
+    @property
+    def mirror(self) -> Place | None:
+        """Where `run_mirror` is, if there is to be one.
+
+        Raises:
+            StorageError: it is no place of a store.
+        """
+        return None if self.run_mirror is None else Place.parse(self.run_mirror, self.storage)
+
+    def checkpoints_of(self, directory: RunDirectory) -> Place:
+        """Where the checkpoints of the run in a directory lie.
+
+        Raises:
+            StorageError: they cannot lie where the configuration says.
+        """
+        if self.checkpoint.directory is not None:
+            return Place.parse(self.checkpoint.directory, self.storage)
+        mirror = self.mirror
+        return Place.of(directory.checkpoints) if mirror is None else mirror / CHECKPOINTS_NAME
 
     @property
     def tuning(self) -> Tuning:
@@ -386,6 +410,10 @@ def _faults(config: RunConfig) -> list[str]:
             "storage.timeout_seconds), longer than the others wait for it "
             f"(collective_timeout_seconds {config.collective_timeout_seconds:g}): lower one, or "
             "raise the other",
+        ),
+        (
+            config.run_mirror is not None and config.checkpoint.directory is not None,
+            "checkpoint.directory: run_mirror holds the checkpoints: leave one of the two out",
         ),
         (
             config.batch.sequences % data.span_choices,

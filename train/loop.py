@@ -28,11 +28,11 @@ from train.prepare import (
     Run,
     Saved,
     agreed,
-    checkpoints_of,
     claim,
     find_left_out,
     find_saved,
     leases_of,
+    mirror_of,
     prepare,
 )
 from train.samples import write_samples
@@ -75,7 +75,7 @@ def train(
         `COMPLETE`, or `SAVED` when it stopped early.
     """
     preemption = Preemption(answers=world.is_main)
-    checkpoints = agreed(lambda: checkpoints_of(config, config.directory))
+    checkpoints = agreed(lambda: config.checkpoints_of(config.directory))
     leases = leases_of(config, checkpoints) if world.is_main else []
     for lease in leases:
         held.enter_context(lease)
@@ -95,7 +95,10 @@ def train(
     ask = asker(config, run)
     plan, collate, engine, mesh = run.plan, run.collate, run.engine, run.engine.mesh
     # Only now is the directory this run's: what failed so far can be mended and tried again.
-    agreed(lambda: claim(config, leases, checkpoints, saved) if world.is_main else None)
+    mirror = mirror_of(config) if world.is_main else None
+    brought = agreed(
+        lambda: claim(config, leases, checkpoints, saved, mirror) if world.is_main else None
+    )
     step = first_step = 0 if saved is None else saved.step
     beat.begin(
         run_directory=config.run_directory,
@@ -121,6 +124,7 @@ def train(
         continues=None if saved is None else saved.path,
         asynchronous=config.checkpoint.asynchronous,
         guard=lambda: [lease.check() for lease in leases],
+        before_commit=lambda: mirror.push() if mirror is not None else None,
     )
     warning = next(filter(None, gathered(straddling_warning(mesh))), None)
 
@@ -140,7 +144,8 @@ def train(
     back = GoingBack(config, engine, left_out, spikes, saver, monitor, opened, beat)
     with monitor, saver, feed, made:
         entropy = on_first_rank(lambda: look_at_data(config, plan, collate), UserError)
-        for note in filter(None, (warning, begins, run.note, *news(engine.module, step=0))):
+        first_notes = (warning, brought, begins, run.note, *news(engine.module, step=0))
+        for note in filter(None, first_notes):
             monitor.note(note)
         monitor.write(BaselineRecord(step=first_step, unigram_entropy=entropy))
         if first_step % config.validation.every_steps == 0:
@@ -215,11 +220,11 @@ def train(
     if step == config.steps:
         finish_adapter(config, latest, engine, is_main=world.is_main)
     engine.close()
-    if step < config.steps:
-        return ExitStatus.SAVED
-    if world.is_main:
+    if world.is_main and step == config.steps:
         wrap_up(config, latest, seconds_to_first_step=made.seconds_to_first_step)
-    return ExitStatus.COMPLETE
+    if mirror is not None:
+        mirror.finish()
+    return ExitStatus.COMPLETE if step == config.steps else ExitStatus.SAVED
 
 
 def asker(config: RunConfig, run: Run) -> Callable[[Monitor, int], None]:

@@ -44,7 +44,10 @@ from train.errors import (
     named,
 )
 from train.microbatch import tried
+from train.mirror import Mirror
 from train.optim import learning_rate
+from train.plain_yaml import MOST_BYTES, YamlError
+from train.plain_yaml import parse as parse_yaml
 from train.run_directory import RunDirectory
 from train.storage.lease import Lease
 from train.storage.path import local_path
@@ -198,13 +201,6 @@ def agreed(work: Callable[[], Result]) -> Result:
     return on_all_ranks(told, UserError)
 
 
-def checkpoints_of(config: RunConfig, directory: RunDirectory) -> Place:
-    """Where a run's checkpoints are."""
-    if config.checkpoint.directory is not None:
-        return Place.parse(config.checkpoint.directory, config.storage)
-    return Place.of(directory.checkpoints)
-
-
 def find_saved(config: RunConfig, checkpoints: Place) -> Saved | None:
     """The checkpoint that the run goes on from, None for a new run.
 
@@ -213,11 +209,32 @@ def find_saved(config: RunConfig, checkpoints: Place) -> Saved | None:
     """
     path = latest(checkpoints)
     if path is None:
+        _refuse_to_begin_anew(config, checkpoints)
         return None
     saved = Saved(path=path, state=read_state(path, RunState))
     # A directory of checkpoints may be shared, a run's own may have been copied into.
     refuse_other_run(config, saved.config, path)
     return saved
+
+
+def _refuse_to_begin_anew(config: RunConfig, checkpoints: Place) -> None:
+    """Refuses to begin a run in its own directory whose checkpoints have lain elsewhere.
+
+    Raises:
+        RunDirectoryError: there are some.
+    """
+    directory = config.directory
+    if not directory.config.exists():
+        return
+    owner = stored_config(directory)
+    before = owner.checkpoints_of(directory)
+    if str(before) != str(checkpoints) and latest(before) is not None:
+        key = "run_mirror" if owner.run_mirror is not None else "checkpoint.directory"
+        named = owner.run_mirror or owner.checkpoint.directory or "null"
+        raise RunDirectoryError(
+            f"{directory} holds a run whose checkpoints lie in {before}, and {checkpoints} has "
+            f"none: set {key}={named} to go on, or choose another run_directory"
+        )
 
 
 def find_left_out(config: RunConfig, saved: Saved | None) -> LeftOut:
@@ -286,16 +303,26 @@ def leases_of(config: RunConfig, checkpoints: Place) -> list[Lease]:
         Lease(place, instead=f"choose another {key}")
         for key, place in (
             ("run_directory", Place.of(config.directory.path)),
-            ("checkpoint.directory", checkpoints),
+            ("checkpoint.directory" if config.mirror is None else "run_mirror", checkpoints),
         )
     ]
     # One directory may serve for both.
     return leases[: len({lease.real_name for lease in leases})]
 
 
+def mirror_of(config: RunConfig) -> Mirror | None:
+    """The mirror of the run's directory, if it is to have one."""
+    place = config.mirror
+    return None if place is None else Mirror(place, config.directory)
+
+
 def claim(
-    config: RunConfig, leases: Sequence[Lease], checkpoints: Place, saved: Saved | None
-) -> None:
+    config: RunConfig,
+    leases: Sequence[Lease],
+    checkpoints: Place,
+    saved: Saved | None,
+    mirror: Mirror | None = None,
+) -> str | None:
     """Makes the directory this run's; one rank calls it, after all are prepared.
 
     Args:
@@ -303,9 +330,14 @@ def claim(
         leases: from `leases_of`.
         checkpoints: where they lie.
         saved: what was found there, and is gone on from.
+        mirror: of the directory.
+
+    Returns:
+        What is to be said of the mirror, if anything.
 
     Raises:
-        RunDirectoryError: as `check`; or a directory cannot be written.
+        RunDirectoryError: as `check`; a directory cannot be written; or the mirror is another
+            run's.
         InUseError: another process writes there, or has done so since.
         StorageError: a store refuses, or does not answer.
     """
@@ -320,9 +352,31 @@ def claim(
             f"another run has saved to {checkpoints} while this one prepared: start again to go on "
             "from there"
         )
+    brought = None if mirror is None else _taken_over(config, mirror)
     with _writing(leases[0]):
         config.directory.summary.unlink(missing_ok=True)  # of a run that is extended
         Place.of(config.directory.config).write(dump(config).encode())
+    return brought
+
+
+def _taken_over(config: RunConfig, mirror: Mirror) -> str | None:
+    try:
+        if mirror.config.exists():
+            stored = parse_yaml(mirror.config.read(limit_bytes=MOST_BYTES))
+            owner = from_stored(RunConfig, stored, place=str(mirror.config))
+            refuse_other_run(config, owner, mirror.place)
+        return mirror.bring()
+    except YamlError as error:
+        raise RunDirectoryError(
+            f"{mirror.config} is no configuration: {error}; choose another run_mirror"
+        ) from None
+    except StorageError:
+        raise
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{config.run_directory} cannot take over {mirror.place} ({error.strerror}): choose "
+            "another run_directory, or make room there"
+        ) from None
 
 
 @contextlib.contextmanager

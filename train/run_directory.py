@@ -14,6 +14,7 @@ from train.storage.place import Place
 from train.storage.record import content_of
 
 TOKENIZER = "tokenizer.json"
+ATTEMPTS_NAME = "attempts.jsonl"
 
 
 class RunDirectory:
@@ -34,6 +35,7 @@ class RunDirectory:
         scores: answers, predictions and pages of tasks, see `train.scores`.
         profile: what a profiler has seen of chosen steps, a directory for each.
         adapter: a LoRA run's adapters in peft's file format.
+        attempts: how each start ended, see `tools.keep`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,9 +53,18 @@ class RunDirectory:
         self.scores = path / "scores"
         self.profile = path / "profile"
         self.adapter = path / "adapter"
+        self.attempts = path / ATTEMPTS_NAME
 
     def __str__(self) -> str:
         return str(self.path)
+
+    @property
+    def mirrored(self) -> list[Path]:
+        """What of it another cluster has to have; checkpoints lie in the mirror alone."""
+        return [
+            *(self.config, self.choice, self.metrics, self.samples, self.ledger, self.left_out),
+            *(self.tokenizer, self.report, self.summary, self.scores, self.adapter, self.attempts),
+        ]
 
     @property
     def holds_other_files(self) -> bool:

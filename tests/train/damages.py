@@ -24,7 +24,7 @@ from tools.corpus.__main__ import main as corpus
 from train.build import build_collator, build_plan
 from train.config import RunConfig
 from train.config_files import load
-from train.prepare import check, checkpoints_of, find_saved, refuse_other_corpus
+from train.prepare import check, find_saved, refuse_other_corpus
 from train.wrap_up import look_at_data
 
 DEADLINE_SECONDS: Final = 20
@@ -42,7 +42,7 @@ def train(directory: list[str]) -> None:
     paths = f"data.corpus={root}/corpus", f"run_directory={root}/run"
     config = load(RunConfig, [str(TINY_RUN), *paths, "data.pack=fit"])
     check(config)
-    saved = find_saved(config, checkpoints_of(config, config.directory))
+    saved = find_saved(config, config.checkpoints_of(config.directory))
     assert saved is not None
     plan = build_plan(config)
     refuse_other_corpus(plan.sources, saved.state, saved.path)

@@ -23,7 +23,7 @@ from train.data.sample import Sample
 from train.errors import CheckpointError, ConfigError, DataError, InUseError, UserError
 from train.exit_status import ExitStatus
 from train.explain import RENAMED
-from train.prepare import agreed, checkpoints_of, claim, leases_of
+from train.prepare import agreed, claim, leases_of
 from train.storage.lease import Lease, take_those_there
 
 
@@ -342,12 +342,12 @@ def test_another_run_while_one_prepares(corpus: Path, tmp_path: Path) -> None:
 
 
 def claim_new(config: RunConfig, leases: list[Lease]) -> None:
-    claim(config, leases, checkpoints_of(config, config.directory), None)
+    claim(config, leases, config.checkpoints_of(config.directory), None)
 
 
 def leases(corpus: Path, directory: Path, *overrides: str) -> list[Lease]:
     changed = config(corpus, directory, *overrides)
-    return leases_of(changed, checkpoints_of(changed, changed.directory))
+    return leases_of(changed, changed.checkpoints_of(changed.directory))
 
 
 def test_sources_or_a_corpus(tmp_path: Path, corpus: Path) -> None:

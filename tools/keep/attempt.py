@@ -8,10 +8,10 @@ from typing import Final, Literal
 from pydantic import Field, TypeAdapter
 
 from train.errors import DataError
+from train.run_directory import ATTEMPTS_NAME
 from train.storage.appended import AppendedFile
 from train.storage.record import Count, Record, content_of, parse
 
-ATTEMPTS_NAME: Final = "attempts.jsonl"
 _BYTES_AT_MOST: Final = 1 << 28
 
 Kind = Literal[

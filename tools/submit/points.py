@@ -36,8 +36,11 @@ class Point:
         if not self.name:
             return []
         moved = {"run_directory": beside(common.run_directory, self.name)}
-        if common.checkpoint.directory is not None:
-            moved["checkpoint.directory"] = beside(common.checkpoint.directory, self.name)
+        elsewhere = {
+            "checkpoint.directory": common.checkpoint.directory,
+            "run_mirror": common.run_mirror,
+        }
+        moved |= {key: beside(place, self.name) for key, place in elsewhere.items() if place}
         moved["name"] = f"{common.name}-{self.name}"
         return [*self.overrides, *(f"{key}={quoted(value)}" for key, value in moved.items())]
 
@@ -77,7 +80,7 @@ def points(*, seeds: Sequence[int], sweeps: Sequence[str]) -> list[Point]:
             raise UserError(f"--sweep {sweep}: write KEY=VALUE,VALUE, such as optim.lr=1e-3,2e-3")
         if key in axes:
             raise UserError(f"--sweep {key}: is given twice: name all its values in one")
-        if key in ("run_directory", "checkpoint.directory", "name"):
+        if key in ("run_directory", "run_mirror", "checkpoint.directory", "name"):
             raise UserError(f"--sweep {key}: each run gets one of its own anyway: leave it out")
         axes[key] = values
     for key, values in axes.items():

@@ -12,9 +12,7 @@ from tools.submit.flags import runs_of
 from tools.submit.standing import complete
 from train.cluster import ClusterConfig
 from train.config import RunConfig, batch_fault
-from train.run_directory import CHECKPOINTS_NAME
 from train.storage.lease import held_by
-from train.storage.place import Place
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -87,11 +85,8 @@ def queue_fault(run: Path, queue: Sequence[Job]) -> str | None:
 
 def lease_fault(config: RunConfig, queue: Sequence[Job]) -> str | None:
     """That something writes the run right now, whatever started it; None if nothing does."""
-    place = Place.of(config.directory.path / CHECKPOINTS_NAME)
-    if config.checkpoint.directory is not None:
-        place = Place.parse(config.checkpoint.directory, config.storage)
     try:
-        holder, lives = held_by(place)
+        holder, lives = held_by(config.checkpoints_of(config.directory))
     except OSError:
         return None  # a store that does not answer here: the ranks will see to it
     if holder is None:

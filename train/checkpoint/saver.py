@@ -64,6 +64,7 @@ class Saver:
         continues: Place | None = None,
         asynchronous: bool = True,
         guard: Callable[[], object] = lambda: None,
+        before_commit: Callable[[], object] = lambda: None,
     ) -> None:
         """Prepares for saving; every rank must call it.
 
@@ -76,11 +77,14 @@ class Saver:
                 memory; else write before `save` returns, without the copy.
             guard: called on the first rank before anything is removed or committed; raises
                 InUseError where the directory is no longer this run's.
+            before_commit: called on the first rank once a checkpoint is whole and before it counts;
+                one that raises OSError keeps it from counting.
         """
         self._directory = Place.of(directory)
         self._retention = retention
         self._asynchronous = asynchronous
         self._guard = guard
+        self._before_commit = before_commit
         self._ours = set() if continues is None else {continues.name}
         # A rank may write longer than the others by as much as its store is slower.
         self._group: Any = dist.new_group(backend="gloo", timeout=SLOWEST_WRITE)
@@ -267,6 +271,7 @@ class Saver:
     def _commit(self, staged: Place, parts: list[Index], document: bytes) -> None:
         self._require_ours()
         seal(staged, parts, document)
+        self._before_commit()
         self._ours.add(staged.name)  # even if it looks as if this failed
         commit(staged, retention=self._retention)
         self._ours = {staged.name}
