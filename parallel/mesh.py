@@ -1,8 +1,6 @@
 """Process groups from (tensor, pipeline, data); the only module that touches megatron's state."""
 
 import math
-import os
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from model.semicausal import ModelConfig
 from parallel import cuda_free
 from parallel.launch import World
 from parallel.megatron import core
+from parallel.nodes import node_name
 
 Degree = Annotated[int, Field(ge=1, le=2**17)]
 
@@ -242,8 +241,7 @@ def straddling_warning(mesh: Mesh) -> str | None:
     if mesh.tensor_group is None:
         return None
     nodes = [""] * mesh.tensor_size
-    node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    dist.all_gather_object(nodes, node, group=mesh.tensor_group)
+    dist.all_gather_object(nodes, node_name(), group=mesh.tensor_group)
     if len(set(nodes)) == 1:
         return None
     return (

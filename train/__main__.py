@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,8 @@ from train.tasks.task import load_tasks
 from train.watch.streams import PATIENCE_SECONDS, Streams, lasting_streams
 
 IMPORTED = time.perf_counter()
+
+LOCAL = "checkpoint.local.directory"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -192,12 +195,25 @@ def _local_faults(config: RunConfig) -> Iterator[str]:
         "zero.offload_directory": config.zero.offload_directory,
         "storage.cache": config.storage.cache,
         "compile_cache": config.compile_cache,
+        LOCAL: None if config.checkpoint.local is None else config.checkpoint.local.directory,
     }
+    found: dict[str, Path] = {}
     for key, text in named.items():
         try:
-            _ = text is not None and local_path(text)
+            if text is not None:
+                found[key] = Path(os.path.realpath(local_path(text)))
         except StorageError as error:
             yield f"{key}: {error}"
+    with contextlib.suppress(StorageError):  # it is in a store
+        stored = local_path(config.checkpoint.directory or "")
+        found["checkpoint.directory"] = Path(os.path.realpath(stored))
+    for key in ("run_directory", "checkpoint.directory"):
+        if LOCAL in found and key in found and found[LOCAL].is_relative_to(found[key]):
+            yield (
+                f"{LOCAL}: {named[LOCAL]} lies in {key}, which all nodes share: name a directory "
+                "on a disk that each node has to itself"
+            )
+            return
 
 
 def _task_faults(config: RunConfig) -> list[str]:

@@ -17,6 +17,7 @@ from parallel.mesh import LayoutConfig, layout_faults, rank_fault
 from parallel.pipeline import microbatch_fault
 from parallel.zero.config import IN_FP8, ZeroConfig
 from train.checkpoint.directory import CHECKPOINTS_NAME, Retention
+from train.checkpoint.local.config import LocalConfig
 from train.cluster import ClusterConfig, Store, in_the_store
 from train.data.collate import Attend
 from train.data.mixture import SourceConfig
@@ -129,11 +130,19 @@ class CheckpointConfig(Config):
     training waits for the write and no copy is made."""
     directory: PathText | None = None
     """Directory or `s3://bucket/path`; default checkpoints/ in the run directory."""
+    local: LocalConfig | None = None
+    """Checkpoints on the nodes' own disks besides, from which a run goes on sooner. Default: none.
+    With them, a store or disk that fails is an alarm and no end of the run, as long as the last
+    step is saved in the other place."""
 
     @property
     def retention(self) -> Retention:
         """Which checkpoints stay."""
         return Retention(keep=self.keep, keep_every_steps=self.keep_every_steps)
+
+    def is_local(self, step: int) -> bool:
+        """Whether a step is saved on the nodes' own disks."""
+        return self.local is not None and step % self.local.every_steps == 0
 
 
 class ValidationConfig(Config):

@@ -15,6 +15,7 @@ from train.build import build_feed
 from train.config import RunConfig
 from train.loop import asker, pass_over
 from train.prepare import agreed, prepare
+from train.saves import disks_of
 from train.step import reseed, train_step
 from train.watch.metrics import GIB_BYTES
 
@@ -22,6 +23,7 @@ from train.watch.metrics import GIB_BYTES
 def dry_run(config: RunConfig, world: World) -> int:
     """Run one step without touching the run directory; every rank must call it."""
     started = time.perf_counter()
+    disks_of(config)  # what is wrong with them is told here, too
     run = prepare(config, world)
     config = run.config
     asker(config, run)

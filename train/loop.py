@@ -12,7 +12,6 @@ from parallel.compiled import news
 from parallel.launch import World
 from parallel.mesh import Mesh, straddling_warning
 from train.build import build_feed
-from train.checkpoint.saver import Saver
 from train.config import RunConfig
 from train.config_files import differences
 from train.data.feed import Feed, StepData
@@ -36,6 +35,7 @@ from train.prepare import (
     prepare,
 )
 from train.samples import write_samples
+from train.saves import Saves, disks_of, newest
 from train.step import accumulate, reseed, update
 from train.storage.lease import take_those_there
 from train.watch.heartbeat import Heartbeat, Section
@@ -81,11 +81,13 @@ def train(
         held.enter_context(lease)
     # Before anything in them is looked at; what is not there yet is made once all is prepared.
     agreed(lambda: take_those_there(leases))
-    saved = on_first_rank(lambda: find_saved(config, checkpoints), UserError)
-    if saved is not None and saved.step >= config.steps:
+    stored = on_first_rank(lambda: find_saved(config, checkpoints), UserError)
+    if stored is not None and stored.step >= config.steps:
         if world.is_main:
-            say_complete(config, saved.path)
+            say_complete(config, stored.path)
         return ExitStatus.COMPLETE
+    disks = disks_of(config)
+    saved = newest(config, checkpoints, stored, disks)
     left_out = on_first_rank(lambda: find_left_out(config, saved), UserError)
     spikes = Spikes(config.spikes)
     if saved is not None:
@@ -97,7 +99,7 @@ def train(
     # Only now is the directory this run's: what failed so far can be mended and tried again.
     mirror = mirror_of(config) if world.is_main else None
     brought = agreed(
-        lambda: claim(config, leases, checkpoints, saved, mirror) if world.is_main else None
+        lambda: claim(config, leases, checkpoints, stored, mirror) if world.is_main else None
     )
     step = first_step = 0 if saved is None else saved.step
     beat.begin(
@@ -118,31 +120,31 @@ def train(
             streams=streams,
         )
     )
-    saver = Saver(
-        checkpoints,
-        retention=config.checkpoint.retention,
-        continues=None if saved is None else saved.path,
-        asynchronous=config.checkpoint.asynchronous,
+    warning = next(filter(None, gathered(straddling_warning(mesh))), None)
+
+    def state(step: int, position: Position) -> dict[str, Any]:
+        kept = state_of(config, plan, monitor.wandb_run_id, step, position)
+        kept |= {"left_out": left_out.dumped(), "spikes": spikes.seen.model_dump()}
+        return kept | ({} if run.base_hash is None else {"base_hash": run.base_hash})
+
+    saves = Saves(
+        config,
+        engine,
+        checkpoints=checkpoints,
+        stored=stored,
+        disks=disks,
+        state=state,
+        monitor=monitor,
         guard=lambda: [lease.check() for lease in leases],
         before_commit=lambda: mirror.push() if mirror is not None else None,
     )
-    warning = next(filter(None, gathered(straddling_warning(mesh))), None)
-
-    def save(step: int, position: Position) -> None:
-        state = state_of(config, plan, monitor.wandb_run_id, step, position)
-        state |= {"left_out": left_out.dumped(), "spikes": spikes.seen.model_dump()}
-        state |= {} if run.base_hash is None else {"base_hash": run.base_hash}
-        lost = saver.save(engine, state, step=step)
-        if lost is not None:
-            monitor.note(f"{lost}; the checkpoint of step {step} is tried instead")
-
     profiler = Profiler(config, monitor, beat, mesh)
     feed = build_feed(config, plan, collate, mesh, left_out=left_out)
     not_finite = NotFinite(config, engine, feed, left_out, beat)
     opened = partial(open_ledger, config, plan, mesh)
-    made = Made(config, save, saver, ledger, monitor, not_finite, spikes, imported=imported)
-    back = GoingBack(config, engine, left_out, spikes, saver, monitor, opened, beat)
-    with monitor, saver, feed, made:
+    made = Made(config, saves, ledger, monitor, not_finite, spikes, imported=imported)
+    back = GoingBack(config, engine, left_out, spikes, saves, monitor, opened, beat)
+    with monitor, saves, feed, made:
         entropy = on_first_rank(lambda: look_at_data(config, plan, collate), UserError)
         first_notes = (warning, brought, begins, run.note, *news(engine.module, step=0))
         for note in filter(None, first_notes):
@@ -187,8 +189,11 @@ def train(
             is_last = step == config.steps
             validates = is_last or (step % config.validation.every_steps == 0 and not launched.stop)
             asks = asks_at(config, step) and (is_last or not launched.stop)
-            saves = is_last or launched.stop or step % config.checkpoint.every_steps == 0
-            if launched.is_done or validates or asks or saves or step == first_step + 1:
+            must_save = is_last or launched.stop
+            is_due = must_save or step % config.checkpoint.every_steps == 0
+            is_due_locally = not is_last and (launched.stop or config.checkpoint.is_local(step))
+            is_watched = validates or asks or is_due or is_due_locally
+            if launched.is_done or is_watched or step == first_step + 1:
                 made.settle()
             if made.spikes_found and (earlier := back.before(feed, made)):
                 step = earlier
@@ -204,27 +209,32 @@ def train(
             if asks:
                 beat.enter(Section.EVALUATE, step=step)
                 ask(monitor, step)
-            if saves:
+            if is_due_locally:
                 beat.enter(Section.SAVE, step=step)
-                made.save()
+                made.save_locally(waits=must_save)
+            if is_due:
+                beat.enter(Section.SAVE, step=step)
+                made.save(waits=must_save)
                 if config.samples.prompts and not launched.stop:
                     write_samples(config, engine, monitor, step=step)
             if launched.stop and not is_last:
                 beat.enter(Section.END, step=step)
-                saver.finish()
+                saves.finish()
                 monitor.note(f"stopped after step {step} on a signal; run again to continue")
                 break
     beat.enter(Section.END, step=step)
-    latest = saver.finish()
+    is_complete = step == config.steps
+    latest = saves.finish() if is_complete else None
     preemption.ignore()
-    if step == config.steps:
+    if latest is not None:
         finish_adapter(config, latest, engine, is_main=world.is_main)
+        saves.clear()
     engine.close()
-    if world.is_main and step == config.steps:
+    if world.is_main and latest is not None:
         wrap_up(config, latest, seconds_to_first_step=made.seconds_to_first_step)
     if mirror is not None:
         mirror.finish()
-    return ExitStatus.COMPLETE if step == config.steps else ExitStatus.SAVED
+    return ExitStatus.COMPLETE if is_complete else ExitStatus.SAVED
 
 
 def asker(config: RunConfig, run: Run) -> Callable[[Monitor, int], None]:
@@ -251,6 +261,8 @@ def asks_at(config: RunConfig, step: int) -> bool:
 def goes_on(config: RunConfig, saved: Saved) -> str:
     """What is said of the checkpoint that a run goes on from."""
     told = f"continuing from {saved.path}"
+    if saved.local is not None:
+        told += " of the nodes' own disks"
     if changed := differences(saved.config.identity(), config.identity()):
         told += f"; changed from step {saved.step + 1} on: {'; '.join(changed)}"
     before = saved.state.config["run_directory"]

@@ -2,18 +2,17 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Self
 
 from parallel.launch import peak_memory_bytes
-from train.checkpoint.saver import Saver
 from train.config import RunConfig
 from train.data.feed import StepData
 from train.data.ledger import LedgerWriter
 from train.data.plan import Position
 from train.errors import CheckpointError, DivergedError, InUseError, UserError
 from train.prepare import agreed
+from train.saves import Saves
 from train.step import Gradients, PendingStep
 from train.watch.metrics import LeftOutRecord, TrainRecord
 from train.watch.monitor import Monitor
@@ -38,8 +37,7 @@ class Made:
 
     Args:
         config: of the run.
-        save: begins to save a step, with its position in the data.
-        saver: what saves.
+        saves: where it is saved.
         ledger: this rank's, brought to the disk before; another one once the run has gone back.
         monitor: told of what is made, and of what is saved in the end.
         not_finite: decides about steps that are.
@@ -50,8 +48,7 @@ class Made:
     def __init__(
         self,
         config: RunConfig,
-        save: Callable[[int, Position], None],
-        saver: Saver,
+        saves: Saves,
         ledger: LedgerWriter | None,
         monitor: Monitor,
         not_finite: NotFinite,
@@ -61,8 +58,7 @@ class Made:
     ) -> None:
         self.seconds_to_first_step: float | None = None
         self._config = config
-        self._save = save
-        self._saver = saver
+        self._saves = saves
         self.ledger = ledger
         self._monitor = monitor
         self._not_finite = not_finite
@@ -98,8 +94,8 @@ class Made:
         with contextlib.suppress(UserError):
             self._settle_ledger()
         try:
-            self._save(*self._unsaved)
-            self._saver.finish()
+            self._saves.save(*self._unsaved)
+            self._saves.finish()
         except CheckpointError as second:
             raise kind(f"{error}; nor could step {step} be saved: {second}") from second
         self._monitor.note(f"step {step} is saved, and the run ends")
@@ -216,8 +212,11 @@ class Made:
             )
         )
 
-    def save(self) -> None:
+    def save(self, *, waits: bool) -> None:
         """Save the last step; every rank must call it.
+
+        Args:
+            waits: for the write before, see `Saves.save`.
 
         Raises:
             RunDirectoryError: some rank's ledger lacks steps.
@@ -225,8 +224,21 @@ class Made:
         """
         assert self._unsaved is not None, "only once"
         self._settle_ledger()
-        self._save(*self._unsaved)
+        self._saves.save(*self._unsaved, waits=waits)
         self._unsaved = None
+
+    def save_locally(self, *, waits: bool) -> None:
+        """Save the last step on the nodes' disks alone; every rank must call it.
+
+        Args:
+            waits: for the write before, see `Saves.save_locally`.
+
+        Raises:
+            RunDirectoryError: some rank's ledger lacks steps.
+        """
+        assert self._unsaved is not None, "before it is saved for good"
+        self._settle_ledger()
+        self._saves.save_locally(*self._unsaved, waits=waits)
 
     def _settle_ledger(self) -> None:
         agreed(lambda: self.ledger.settle() if self.ledger is not None else None)

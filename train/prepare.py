@@ -28,6 +28,7 @@ from train.build import (
 )
 from train.checkpoint.directory import latest, resolve
 from train.checkpoint.format import State
+from train.checkpoint.local.finding import WholeStep
 from train.checkpoint.restore import load_masters, read_state, restore
 from train.config import RunConfig
 from train.config_files import differences, dump, from_stored, read_file
@@ -52,6 +53,7 @@ from train.run_directory import RunDirectory
 from train.storage.lease import Lease
 from train.storage.path import local_path
 from train.storage.place import Place
+from train.storage.record import Count
 from train.wrong_numbers.left_out import LeftOut, LeftOutStep
 from train.wrong_numbers.spikes import Seen
 
@@ -69,6 +71,7 @@ class RunState(State):
         base_hash: of the weights beside which adapters were trained; None where there are none.
         left_out: steps that the run leaves out, as far as it knew of them.
         spikes: what judging the next step needs.
+        stored_step: of one on the nodes' disks, the newest checkpoint that the run had then.
     """
 
     wandb_run_id: str
@@ -78,6 +81,7 @@ class RunState(State):
     base_hash: str | None = None
     left_out: list[LeftOutStep] = Field(default=[])
     spikes: Seen = Field(default=Seen())
+    stored_step: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +91,12 @@ class Saved:
     Attributes:
         path: where it lies.
         state: what it keeps beside the tensors.
+        local: where its pieces are, if that is on the nodes' own disks.
     """
 
     path: Place
     state: RunState
+    local: WholeStep | None = None
 
     @property
     def step(self) -> int:
@@ -159,7 +165,7 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
     if given:
         start_from(given, engine)
     if saved is not None:
-        restore(saved.path, engine)
+        restore(saved.path, engine, bring=None if saved.local is None else saved.local.bring)
         if saved.state.data is not None:
             plan.start_at(saved.state.data, step=saved.step)
     collate = build_collator(config, plan.sources.special)

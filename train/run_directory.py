@@ -29,6 +29,7 @@ class RunDirectory:
         samples: the model's own words, as text.
         ledger: what each rank has read, a file for each start and rank.
         left_out: steps that the run leaves out since their numbers were wrong.
+        local: under which name its checkpoints are on its nodes' own disks.
         tokenizer: a copy of the corpus's.
         report: for a browser.
         summary: the numbers of a complete run, for programs.
@@ -47,6 +48,7 @@ class RunDirectory:
         self.samples = path / "samples.txt"
         self.ledger = path / "ledger"
         self.left_out = path / "left_out.json"
+        self.local = path / "local.json"
         self.tokenizer = path / TOKENIZER
         self.report = path / "report.html"
         self.summary = path / "summary.json"

@@ -203,6 +203,7 @@ KINDS = {
     "lora": ["init_from=x", "lora={}"],
     "evaluation": ["evaluation={tasks: [part_of_speech]}"],
     "rope_scaling": ["model.decoder.rope_scaling={kind: llama3, factor: 8, original_tokens: 64}"],
+    "checkpoint.local": ["checkpoint.local={directory: x, every_steps: 1}"],
     "connector": ["model.encoders.text.connector={kind: mlp}"],
 }
 

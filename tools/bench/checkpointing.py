@@ -10,6 +10,7 @@ each removes its files before the next begins:
   read once and dropped from the page cache before
 """
 
+import contextlib
 import itertools
 import os
 import statistics
@@ -66,16 +67,16 @@ def against_others(plan: Plan) -> Findings:
     place = Path(str(gathered(made)[0]))
     seconds: dict[str, list[float]] = {}
     try:
-        engine = _engine(plan.state_bytes)
+        engine = engine_of_bytes(plan.state_bytes)
         for turn in turns(_turns(engine, place), rounds + 1):
             dist.barrier()
             for name, taken in turn().items():
                 seconds.setdefault(name, []).append(taken)
         engine.close()
     finally:
-        _remove(place)
+        remove(place)
     # The first save has to find its memory, and the disk its blocks.
-    slowest = {name: _slowest(taken[1:]) for name, taken in seconds.items()}
+    slowest = {name: slowest_of(taken[1:]) for name, taken in seconds.items()}
     ranks = dist.get_world_size()
     prefix = "" if ranks == 1 else TWO_RANKS
     return Findings(
@@ -93,7 +94,8 @@ def against_others(plan: Plan) -> Findings:
     )
 
 
-def _engine(state_bytes: int) -> ZeroEngine:
+def engine_of_bytes(state_bytes: int) -> ZeroEngine:
+    """An engine under ZeRO-1 with so much training state over all ranks."""
     # Of each weight a master and two moments, in four bytes each.
     num_layers = max(1, round(state_bytes / (3 * 4 * WIDTH * WIDTH)))
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(num_layers)))
@@ -127,11 +129,11 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
     num_bytes = dist.get_world_size() * sum(tensor.nbytes for tensor in state.values())
 
     def copy() -> dict[str, float]:
-        return {"copy": _timed(lambda: _copy(state, to=room))}
+        return {"copy": timed(lambda: _copy(state, to=room))}
 
     def ours() -> dict[str, float]:
-        blocked = _timed(lambda: saver.save(engine, {}, step=next(steps)))
-        written = _timed(saver.finish)
+        blocked = timed(lambda: saver.save(engine, {}, step=next(steps)))
+        written = timed(saver.finish)
         one = saver.finish()
         # dd reads a twin: what it writes itself may be stored as holes, and what lies behind this
         # machine's disk may keep what was read once.
@@ -148,17 +150,17 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
         taken = {"blocked": blocked, "write": written}
         _settle(place / "ours")
         for name in sorted(readers, reverse=swapped % 2 == 0):
-            taken[name] = _timed(readers[name])
+            taken[name] = timed(readers[name])
             dist.barrier()
-        _remove(place / "ours")
+        remove(place / "ours")
         return taken
 
     def dd() -> dict[str, float]:
         file = place / "dd"
         count = [f"count={num_bytes}", "iflag=count_bytes", f"bs={BLOCK_BYTES}", "conv=fsync"]
         # One process writes what all ranks share.
-        write = _timed(lambda: rank or _run("dd", "if=/dev/zero", f"of={file}", *count))
-        _remove(file)
+        write = timed(lambda: rank or _run("dd", "if=/dev/zero", f"of={file}", *count))
+        remove(file)
         return {"dd_write": write}
 
     def torchs() -> dict[str, float]:
@@ -170,23 +172,23 @@ def _turns(engine: ZeroEngine, place: Path) -> list[Turn]:
                 opened.flush()
                 os.fsync(opened.fileno())
 
-        write = _timed(save)
+        write = timed(save)
         _settle(file)
-        read = _timed(lambda: _copy(torch.load(file, weights_only=True), to=state))
+        read = timed(lambda: _copy(torch.load(file, weights_only=True), to=state))
         file.unlink()
         return {"torch_save": write, "torch_load": read}
 
     def dcps() -> dict[str, float]:
         path = place / "dcp"
-        write = _timed(lambda: state_dict_saver.save(state, checkpoint_id=path))
+        write = timed(lambda: state_dict_saver.save(state, checkpoint_id=path))
         _settle(path)
-        read = _timed(lambda: state_dict_loader.load(state, checkpoint_id=path))
-        _remove(path)
+        read = timed(lambda: state_dict_loader.load(state, checkpoint_id=path))
+        remove(path)
         started = time.perf_counter()
         future: Any = state_dict_saver.async_save(state, checkpoint_id=path)
         blocked = time.perf_counter() - started
         future.result()
-        _remove(path)
+        remove(path)
         return {"dcp_save": write, "dcp_load": read, "dcp_blocked": blocked}
 
     return [copy, ours, dd, torchs, dcps]
@@ -197,22 +199,23 @@ def _copy(tensors: Mapping[str, Tensor], *, to: Mapping[str, Tensor]) -> None:
         to[name].copy_(tensor)
 
 
-def _timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that something takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def _remove(path: Path) -> None:
-    """Removes what all ranks have done with."""
+def remove(path: Path) -> None:
+    """Removes what all ranks have done with; every rank must call it."""
     dist.barrier()
     if dist.get_rank() == 0:
         _run("rm", "-rf", str(path))
     dist.barrier()
 
 
-def _slowest(seconds: list[float]) -> list[float]:
-    """Of each round, what the slowest rank took."""
+def slowest_of(seconds: list[float]) -> list[float]:
+    """Of each round, what the slowest rank took; every rank must call it."""
     taken = torch.tensor(seconds, dtype=torch.float64)
     dist.all_reduce(taken, dist.ReduceOp.MAX)
     return taken.tolist()
@@ -220,17 +223,18 @@ def _slowest(seconds: list[float]) -> list[float]:
 
 def _settle(path: Path) -> None:
     """Reads everything once and drops it: who reads first after so much writing, waits for it."""
-    _drop_cache(path)
+    drop_cache(path)
     if dist.get_rank() == 0:
         _read_with_dd(path)
-    _drop_cache(path)
+    drop_cache(path)
 
 
-def _drop_cache(path: Path) -> None:
+def drop_cache(path: Path) -> None:
     """Makes the next reader go to the disk; what was written must have reached it."""
     dist.barrier()
     for file in _files(path):
-        with file.open("rb") as opened:
+        # A server may have removed one meanwhile.
+        with contextlib.suppress(FileNotFoundError), file.open("rb") as opened:
             os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     dist.barrier()

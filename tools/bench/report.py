@@ -43,6 +43,9 @@ BARS = {
     "checkpoint_write_vs_dd": ("≥", 0.7),
     "checkpoint_read_vs_dd": ("≥", 0.7),
     "checkpoint_blocked_vs_copy": ("≤", 1.1),
+    # Seconds over those of the store; and of a step.
+    "restore_local_vs_s3": ("≤", 0.5),
+    "local_save_vs_step": ("≤", 0.01),
     # Step time over plain DDP's, and over what two stages with their bubble could reach.
     "zero3_vs_ddp": ("≤", 1.15),
     "two_stages_vs_ideal": ("≤", 1.15),
@@ -87,6 +90,10 @@ MEANINGS = {
     "checkpoint_read_vs_dd": "bandwidth, restore / dd, nothing cached",
     "checkpoint_read_vs_torch": "bandwidth, restore / torch.load, nothing cached",
     "checkpoint_read_vs_dcp": "bandwidth, restore / dcp.load, nothing cached",
+    "restore_local_vs_s3": "time to restore, nodes' own disks / S3 on this machine, nothing cached",
+    "restore_copies_vs_s3": "the same where one of two nodes is new and gets all from the other",
+    "local_save_vs_step": "time that a save on the own disks holds training up / a step",
+    "local_save_every_step": "step time, such a save at every step, its writing included / none",
     "generate_batch1_vs_transformers": "tokens/s, ours / transformers' on our export, one prompt",
     "generate_batch8_vs_transformers": "the same, eight prompts at once",
     "choices_vs_lm_eval": "choices/s, four behind each context, ours / lm-eval's hf on our export",

@@ -33,8 +33,9 @@ from tools.bench.training import (
     under_zero,
 )
 from tools.random_batches import SEED, random_batches
+from train.checkpoint.background import owned_slices
 from train.checkpoint.directory import Retention
-from train.checkpoint.saver import Saver, owned_slices
+from train.checkpoint.saver import Saver
 from train.data.collate import Attend
 
 TRUE_MODEL = Path("configs/model/metalm_1p3b.yaml")

@@ -12,7 +12,7 @@ The same holds in object storage, where a name appears with its whole content.
 import contextlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +129,16 @@ def complete(directory: Place | Path) -> list[str]:
     names = [name for name in directory.names() if STEP_NAME.match(name)]
     found = [name for name in names if (directory / name / INDEX_NAME).find() is not None]
     return sorted(found, key=_order)
+
+
+def step_of(checkpoint: Place) -> int:
+    """The step of a checkpoint, by its name."""
+    return _order(checkpoint.name)[0]
+
+
+def newest_of(names: Iterable[str]) -> str:
+    """Of some names of checkpoints the one of the last step, or of the last time it was written."""
+    return max(names, key=_order)
 
 
 def stage(directory: Place | Path, step: int) -> Place:

@@ -74,7 +74,7 @@ class ChunkReader:
         Raises:
             CheckpointError: names the file, what is wrong with it, and the parameter.
         """
-        for chunk in self._needed(wanted):
+        for chunk in needed(self._index, wanted):
             self._opened(wanted.name, chunk)
 
     def fill(self, wanted: StateSlice) -> None:
@@ -86,7 +86,7 @@ class ChunkReader:
         """
         num_filled = 0
         record = self._index.parameters[wanted.name]
-        for chunk in self._needed(wanted):
+        for chunk in needed(self._index, wanted):
             opened = self._opened(wanted.name, chunk)
             dtype = record.torch_dtype
             whole = _whole_part(wanted, chunk, dtype)
@@ -100,9 +100,15 @@ class ChunkReader:
         # The index tiles every tensor exactly once, so the count proves every element.
         assert num_filled == wanted.tensor.numel() == wanted.region.num_elements, wanted
 
-    def faults(self) -> Iterator[str]:
-        """Everything wrong with the chunks of the checkpoint; reads all of it."""
+    def faults(self, *, only: str | None = None) -> Iterator[str]:
+        """Everything wrong with the chunks of the checkpoint; reads all of it.
+
+        Args:
+            only: look at this file alone.
+        """
         for file, chunks in sorted(self._index.chunks_by_file().items()):
+            if only not in (None, file):
+                continue
             for name, chunk in chunks:
                 try:
                     opened = self._opened(name, chunk)
@@ -116,11 +122,6 @@ class ChunkReader:
                 unknown = self._files[file].header.keys() - {chunk.key for _, chunk in chunks}
                 for key in sorted(unknown):
                     yield str(damaged(self._path / INDEX_NAME, f"it lacks {key} of {file}"))
-
-    def _needed(self, wanted: StateSlice) -> Iterator[Chunk]:
-        record = self._index.parameters[wanted.name]
-        chunks = record.tensors[wanted.kind]
-        return (chunk for chunk in chunks if overlap(wanted.region, chunk.region(record)))
 
     def _opened(self, name: str, chunk: Chunk) -> _File:
         file = self._path / chunk.file
@@ -161,6 +162,13 @@ class ChunkReader:
         if self._room.numel() < num_bytes:
             self._room = torch.empty(num_bytes, dtype=torch.uint8)
         return self._room[:num_bytes].view(dtype)
+
+
+def needed(index: Index, wanted: StateSlice) -> Iterator[Chunk]:
+    """The chunks that hold some of a slice."""
+    record = index.parameters[wanted.name]
+    chunks = record.tensors[wanted.kind]
+    return (chunk for chunk in chunks if overlap(wanted.region, chunk.region(record)))
 
 
 def _whole_part(wanted: StateSlice, chunk: Chunk, dtype: torch.dtype) -> Tensor | None:

@@ -4,7 +4,7 @@
 one. Paths of this host are welcome wherever a place is asked for.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from parallel.zero.pages import release_files
 from parallel.zero.state import StateSlice, local_slices, publish, set_optimizer_steps
 from train.checkpoint.directory import resolve
 from train.checkpoint.format import STATE_NAME, Index, State, Stated, stored_state
-from train.checkpoint.reader import ChunkReader
+from train.checkpoint.reader import ChunkReader, needed
 from train.errors import CheckpointError
 from train.storage.place import Place
 from train.storage.record import Count
@@ -38,7 +38,12 @@ class TrainingState(State):
     fp8_amaxes: list[tuple[Amax, Amax]] | None = None
 
 
-def restore(path: Place | Path, engine: ZeroEngine) -> TrainingState:
+def restore(
+    path: Place | Path,
+    engine: ZeroEngine,
+    *,
+    bring: Callable[[Collection[str]], Place] | None = None,
+) -> TrainingState:
     """Brings weights, moments and AdamW's step count back; every rank must call it.
 
     Each rank reads the chunks that it needs, once, and hashes them on the way.
@@ -46,6 +51,8 @@ def restore(path: Place | Path, engine: ZeroEngine) -> TrainingState:
     Args:
         path: a checkpoint, or anything that `resolve` understands.
         engine: what to restore, at whatever layout.
+        bring: gives the place where this rank finds the files that it names; None if all ranks find
+            all files at `path`.
 
     Returns:
         The state that was saved, with `step`.
@@ -61,6 +68,8 @@ def restore(path: Place | Path, engine: ZeroEngine) -> TrainingState:
     slices = local_slices(engine)
     here = {name for names in gathered({part.name for part in slices}) for name in names}
     on_all_ranks(lambda: _check_same_parameters(path, index, slices, here), CheckpointError)
+    if bring is not None:
+        path = bring({chunk.file for part in slices for chunk in needed(index, part)})
     with ChunkReader(path, index) as reader:
 
         def check() -> None:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from parallel.agreement import on_all_ranks, on_first_rank
 from parallel.zero.engine import ZeroEngine
 from train.checkpoint.restore import read_state, restore
-from train.checkpoint.saver import Saver
 from train.config import RunConfig
 from train.data.feed import Feed
 from train.data.ledger import LedgerWriter
 from train.errors import DivergedError, UserError
 from train.made import Made
 from train.prepare import RunState
+from train.saves import Saves
 from train.step import Gradients
 from train.storage.place import Place
 from train.watch.heartbeat import Heartbeat, Section
@@ -30,7 +30,7 @@ class GoingBack:
         engine: the model under ZeRO.
         left_out: steps of the run; spikes are added.
         spikes: finds them.
-        saver: has the checkpoints.
+        saves: has the checkpoints.
         monitor: told of it.
         open_ledger: begins another part of the ledger, behind a step.
         beat: told that a step takes longer than usual.
@@ -42,7 +42,7 @@ class GoingBack:
         engine: ZeroEngine,
         left_out: LeftOut,
         spikes: Spikes,
-        saver: Saver,
+        saves: Saves,
         monitor: Monitor,
         open_ledger: Callable[[int], LedgerWriter | None],
         beat: Heartbeat,
@@ -51,7 +51,7 @@ class GoingBack:
         self._engine = engine
         self._left_out = left_out
         self._spikes = spikes
-        self._saver = saver
+        self._saves = saves
         self._monitor = monitor
         self._open_ledger = open_ledger
         self._beat = beat
@@ -90,7 +90,7 @@ class GoingBack:
             made_wrong = any(step <= state.step and step not in known for step in left_out)
             return state.step < found[0] and not made_wrong
 
-        path = self._saver.go_back(is_meant, tell=self._monitor.note)
+        path = self._saves.go_back(is_meant)
         if path is None:
             self._monitor.note(f"{told}, but there is no checkpoint before them: the run goes on")
             return None

@@ -20,7 +20,7 @@ from tests.distributed.checkpoint.runs import save_steps, saver_of, state_of, te
 from tests.distributed.toy import Toy, engine_of, train_step
 from tests.train.runs import Rank
 from tools.ranks import RankPool, run_module
-from train.checkpoint import saver as checkpoint_saver
+from train.checkpoint import background
 from train.checkpoint.directory import latest
 from train.checkpoint.restore import read_state
 from train.errors import CheckpointError
@@ -35,13 +35,13 @@ def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int
     release = threading.Event()
     if not asynchronous:
         release.set()
-    write = checkpoint_saver.write_chunks
+    write = background.write_chunks
 
     def slow_write(*arguments: Any) -> Any:
         assert release.wait(30)
         return write(*arguments)
 
-    checkpoint_saver.write_chunks = slow_write
+    background.write_chunks = slow_write
     try:
         with saver_of(directory, asynchronous=asynchronous) as saver:
             expected = {
@@ -62,7 +62,7 @@ def _save_while_training(directory: Path, asynchronous: bool) -> tuple[bool, int
             assert path == again == Place.of(directory / "step_00000001")
             room = saver._room
     finally:
-        checkpoint_saver.write_chunks = write
+        background.write_chunks = write
     saved = tensors_of(directory)
     same = all(
         torch.equal(saved[name][part.region.start : part.region.stop], expected[name])
@@ -187,13 +187,13 @@ def _fail_while_saving(rank: int, directory: Path, which: str) -> None:
         timeout=timedelta(seconds=20),
     )
     engine = engine_of(Toy(), stage=1)
-    write = checkpoint_saver.write_chunks
+    write = background.write_chunks
 
     def slow(*arguments: Any) -> Any:
         time.sleep(1)
         return write(*arguments)
 
-    checkpoint_saver.write_chunks = slow
+    background.write_chunks = slow
     with saver_of(directory / "checkpoints") as saver:
         saver.save(engine, state_of(1), step=1)
         if rank == 0 or which == "all":

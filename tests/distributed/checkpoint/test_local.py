@@ -1,0 +1,453 @@
+"""Checkpoints on the nodes' own disks: whole while the nodes have every piece between them."""
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from parallel.agreement import gathered
+from parallel.zero.state import local_slices
+from tests.distributed.checkpoint.runs import state_of, tensors_of
+from tests.distributed.toy import Toy, engine_of, evaluate, train_step
+from tools.ranks import RankPool
+from train.checkpoint.directory import Retention, latest
+from train.checkpoint.format import Index
+from train.checkpoint.local import exchange
+from train.checkpoint.local.config import LocalConfig
+from train.checkpoint.local.disks import Disks
+from train.checkpoint.local.exchange import Transfer, deliver
+from train.checkpoint.local.finding import whole_steps
+from train.checkpoint.local.saver import LocalSaver
+from train.checkpoint.restore import restore
+from train.checkpoint.saver import Saver
+from train.errors import CheckpointError, ConfigError, RunDirectoryError
+from train.storage.place import Place
+
+Found = tuple[int | None, float, list[str]]
+"""Step that was restored, loss of a fixed batch after it, what was remarked."""
+
+
+@contextlib.contextmanager
+def _nodes(names: list[str]) -> Iterator[str]:
+    """Each rank is on the node of its number; the name of its own."""
+    name = names[dist.get_rank()]
+    os.environ["SLURMD_NODENAME"] = name
+    try:
+        yield name
+    finally:
+        del os.environ["SLURMD_NODENAME"]
+
+
+def _disks(place: Path, names: list[str], copies: int, *, shared: bool = False) -> Disks:
+    directory = place / ("shared" if shared else names[dist.get_rank()])
+    config = LocalConfig(directory=str(directory), every_steps=1, copies=copies)
+    id_file = Place.of(place / "local.json")
+    return Disks(config, Place.of(directory), label="toy run", id_file=id_file)
+
+
+def _save(place: Path, names: list[str], copies: int, stage: int, steps: int) -> list[float]:
+    """Trains a toy and saves each step; its losses after each."""
+    losses: list[float] = []
+    with _nodes(names):
+        engine = engine_of(Toy(frozen=True), stage=stage)
+        with LocalSaver(_disks(place, names, copies)) as saver:
+            for step in range(1, steps + 1):
+                train_step(engine, step)
+                # Some of it only the first rank knows.
+                state = {**state_of(step), "run_id": f"of rank {dist.get_rank()}"}
+                assert saver.save(engine, state, step=step, waits=True) is None
+                losses.append(evaluate(engine))
+            assert saver.settle() is not None
+    engine.close()
+    return losses
+
+
+def _find(place: Path, names: list[str], copies: int, stage: int, at_least: int = 0) -> Found:
+    """Restores the newest whole step into another toy."""
+    with _nodes(names):
+        disks = _disks(place, names, copies)
+        assert disks.home is not None
+        remarks: list[str] = disks.remarks
+        engine = engine_of(Toy(frozen=True), stage=stage)
+        for part in local_slices(engine):
+            part.tensor.fill_(torch.nan)
+        steps = whole_steps(disks.home, disks.nodes, at_least=at_least, remarks=remarks)
+        step, loss = None, 0.0
+        if (found := next(steps, None)) is not None:
+            step = restore(found.path, engine, bring=found.bring).step
+            loss = evaluate(engine)
+        engine.close()
+        return step, loss, gathered(remarks)[0]
+
+
+def _home(place: Path, node: str) -> Path:
+    (home,) = (place / node).glob("toy_run-*")
+    return home
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+TWO = ["a", "b"]
+CHUNKS = "chunks-00000.safetensors"
+
+
+def _nothing(_: Path) -> None:
+    pass
+
+
+def _wipe_first(place: Path) -> None:
+    shutil.rmtree(place / "a")
+
+
+def _wipe_last(place: Path) -> None:
+    shutil.rmtree(place / "b")
+
+
+def _flip_own(place: Path) -> None:
+    _flip(_home(place, "a") / "step_00000002" / CHUNKS)
+
+
+def _cut_state(place: Path) -> None:
+    os.truncate(_home(place, "a") / "step_00000002" / "state.json", 7)
+
+
+def _cut_index(place: Path) -> None:
+    os.truncate(_home(place, "a") / "step_00000002" / "index.json", 700)
+
+
+def _uncommit_last(place: Path) -> None:
+    (_home(place, "b") / "step_00000002" / "index.json").unlink()
+
+
+@pytest.fixture(scope="module")
+def saved(
+    rank_pools: dict[int, RankPool], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[float]]:
+    """Two steps of two nodes, each with a copy of the other's share."""
+    place = tmp_path_factory.mktemp("local")
+    return place, rank_pools[2].run(_save, place, TWO, 1, 1, 2)[0]
+
+
+@pytest.mark.parametrize(
+    ("harm", "remark"),
+    [
+        (_nothing, ""),
+        (_wipe_first, ""),
+        (_wipe_last, ""),
+        (_flip_own, f"{CHUNKS} is damaged: the checksum of its slice"),
+        (_cut_state, ""),
+        (_cut_index, ""),
+        (_uncommit_last, ""),
+    ],
+)
+def test_one_node_may_be_lost(
+    rank_pools: dict[int, RankPool],
+    saved: tuple[Path, list[float]],
+    tmp_path: Path,
+    harm: Callable[[Path], None],
+    remark: str,
+) -> None:
+    place, losses = tmp_path / "place", saved[1]
+    shutil.copytree(saved[0], place)
+    harm(place)
+    for step, loss, remarks in rank_pools[2].run(_find, place, TWO, 1, 1):
+        assert (step, loss) == (2, losses[1])
+        assert [remark in text for text in remarks] == [True] * bool(remark), remarks
+    # What was fetched from the other node is there for the next start.
+    left = _home(place, "a") / "step_00000002"
+    assert {CHUNKS, "index.json", "state.json"} <= {path.name for path in left.iterdir()}
+
+
+def test_each_node_has_what_it_should(saved: tuple[Path, list[float]]) -> None:
+    """Its own and the other's, alike; of one step, and nothing that marks nodes."""
+    place, _ = saved
+    for node in TWO:
+        assert [path.name for path in (place / node).iterdir()] == [_home(place, node).name]
+        (step,) = _home(place, node).iterdir()
+        assert sorted(path.name for path in step.iterdir()) == [
+            *(CHUNKS, "chunks-00001.safetensors", "index.json", "state.json")
+        ]
+    contents = [
+        {path.name: path.read_bytes() for path in _home(place, node).rglob("*.*")} for node in TWO
+    ]
+    assert contents[0] == contents[1]
+    assert b'"of rank 0"' in contents[1]["state.json"]
+
+
+def test_both_copies_damaged_are_no_step(
+    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(saved[0], place)
+    for node in TWO:
+        _flip(_home(place, node) / "step_00000002" / CHUNKS)
+    for step, _, remarks in rank_pools[2].run(_find, place, TWO, 1, 1):
+        assert step is None
+        assert ["(on a)" in remarks[0], "(on b)" in remarks[1], len(remarks)] == [True, True, 3]
+        assert remarks[-1] == f"no node has step 2 whole: {CHUNKS} of it cannot be read"
+    assert rank_pools[2].run(_find, saved[0], TWO, 1, 1, 3)[0][0] is None, "too early a step"
+
+
+def test_a_step_that_some_nodes_have_is_none_and_the_one_before_counts(
+    rank_pools: dict[int, RankPool], tmp_path: Path
+) -> None:
+    """Without copies; a kill between two nodes' commits leaves this."""
+    losses = rank_pools[2].run(_save, tmp_path, TWO, 0, 3, 1)[0]
+    before = {node: tmp_path / f"before-{node}" for node in TWO}
+    for node in TWO:
+        shutil.copytree(_home(tmp_path, node) / "step_00000001", before[node])
+    rank_pools[2].run(_save, tmp_path, TWO, 0, 3, 2)
+    for node in TWO:
+        shutil.copytree(before[node], _home(tmp_path, node) / "step_00000001")
+    whole = rank_pools[2].run(_find, tmp_path, TWO, 0, 3)
+    assert [step for step, _, _ in whole] == [2, 2]
+    _uncommit_last(tmp_path)
+    for step, loss, _ in rank_pools[2].run(_find, tmp_path, TWO, 0, 3):
+        assert (step, loss) == (1, losses[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "stage"),
+    [
+        (["a"], 3),  # fewer nodes, another layout
+        pytest.param(["b", "c"], 0, marks=pytest.mark.long),  # a spare in place of the first
+        (["c", "b", "b"], 3),
+    ],
+)
+def test_other_nodes_and_layouts_go_on(
+    rank_pools: dict[int, RankPool],
+    saved: tuple[Path, list[float]],
+    tmp_path: Path,
+    names: list[str],
+    stage: int,
+) -> None:
+    place, losses = tmp_path / "place", saved[1]
+    shutil.copytree(saved[0], place)
+    for step, loss, remarks in rank_pools[len(names)].run(_find, place, names, 1, stage):
+        assert (step, loss) == (2, losses[1])
+        assert remarks == (
+            ["checkpoint.local.copies: 1 of each node's share, but there is 1 node: only 0 can be "
+             "kept"] if len(names) == 1 else []
+        )  # fmt: skip
+
+
+def _deliver(place: Path) -> list[dict[str, bytes]]:
+    """Files of all sizes in rings and stars; what lies in each rank's directory then."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    own = {f"{rank}-{length}": os.urandom(length) for length in (1, 63, 64, 65, 1000)}
+    mine = Place.of(place / str(rank))
+    for name, content in own.items():
+        (mine / name).write(content)
+    everything = {name: content for each in gathered(own) for name, content in each.items()}
+    transfers = [
+        Transfer(name=name, num_bytes=len(content), source=source, target=target)
+        for name, content in everything.items()
+        for source in [int(name[0])]
+        for target in range(size)
+        if target != source and (len(content) > 64 or target == (source + 1) % size)
+    ]
+    usual, exchange.BLOCK_BYTES = exchange.BLOCK_BYTES, 64
+    try:
+        assert deliver(transfers, mine, group=None) is None
+    finally:
+        exchange.BLOCK_BYTES = usual
+    expected = own | {t.name: everything[t.name] for t in transfers if t.target == rank}
+    found = {name: (mine / name).read() for name in mine.names()}
+    return [found, expected]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_files_arrive(rank_pools: dict[int, RankPool], tmp_path: Path, size: int) -> None:
+    for found, expected in rank_pools[size].run(_deliver, tmp_path):
+        assert found == expected
+
+
+def _save_with_little_room(place: Path, asynchronous: bool) -> str:
+    """The disk of the second node is full for a while."""
+    with _nodes(TWO):
+        engine = engine_of(Toy(), stage=1)
+        saver = LocalSaver(_disks(place, TWO, 1), asynchronous=asynchronous)
+
+        def save(step: int) -> CheckpointError | None:
+            lost = saver.save(engine, state_of(step), step=step, waits=True)
+            if asynchronous:
+                saver.settle()
+                lost = saver._lost
+            return lost
+
+        assert save(1) is None
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if dist.get_rank() == 1:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+        lost = [save(step) for step in (2, 3, 4)]
+        assert all(error is not None for error in lost)
+        assert not saver.is_well
+        dist.barrier()
+        home = _home(place, TWO[dist.get_rank()])
+        assert [path.name for path in home.iterdir()] == ["step_00000001"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        dist.barrier()
+        assert save(5) is None
+        assert saver.is_well
+        assert [path.name for path in home.iterdir()] == ["step_00000005"]
+        engine.close()
+        return str(lost[0])
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_full_disk_ends_nothing_and_loses_nothing(
+    rank_pools: dict[int, RankPool], tmp_path: Path, asynchronous: bool
+) -> None:
+    for message in rank_pools[2].run(_save_with_little_room, tmp_path, asynchronous):
+        assert "cannot be written (File too large); the checkpoints before it are whole" in message
+        assert "rank 1 of 2" in message
+
+
+def _save_to_a_store_that_is_gone(place: Path) -> tuple[str, str]:
+    """As long as the disks have each step, and no longer."""
+    stored, is_well = place / "stored", [True]
+    engine = engine_of(Toy(), stage=1)
+    with Saver(stored, retention=Retention(keep=1), elsewhere=lambda: is_well[0]) as saver:
+        saver.save(engine, state_of(1), step=1)
+        saver.finish()
+        if dist.get_rank() == 0:
+            stored.rename(place / "away")
+            stored.touch()
+        dist.barrier()
+        lost = [saver.save(engine, state_of(step), step=step) for step in range(2, 7)]
+        assert [error is None for error in lost] == [True, False, False, False, False]
+        is_well[0] = False
+        with pytest.raises(CheckpointError) as ended:
+            saver.save(engine, state_of(7), step=7)
+        dist.barrier()
+        if dist.get_rank() == 0:
+            stored.unlink()
+            (place / "away").rename(stored)
+        dist.barrier()
+        saver.save(engine, state_of(8), step=8)
+        assert saver.finish().name == "step_00000008"
+    engine.close()
+    return str(lost[1]), str(ended.value)
+
+
+def test_a_store_that_is_gone_ends_nothing_while_the_disks_have_it(
+    rank_pools: dict[int, RankPool], tmp_path: Path
+) -> None:
+    for told in rank_pools[2].run(_save_to_a_store_that_is_gone, tmp_path):
+        for text in told:
+            assert "cannot be written" in text
+    found = latest(tmp_path / "stored")
+    assert found is not None
+    assert tensors_of(found).keys() == {
+        f"{name}/{kind}"
+        for name, record in Index.read(found).parameters.items()
+        for kind in record.tensors
+    }
+
+
+def _refused(place: Path, names: list[str], copies: int, shared: bool) -> str:
+    with _nodes(names), pytest.raises(ConfigError) as caught:
+        _disks(place, names, copies, shared=shared)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "copies", "shared", "told"),
+    [
+        (
+            TWO,
+            1,
+            True,
+            "checkpoint.local.directory: {place}/shared is one and the same on a and b: name a "
+            "disk that each node has to itself, or put $SLURMD_NODENAME into it (rank 0 of 2)",
+        ),
+        (
+            TWO,
+            2,
+            False,
+            "checkpoint.local.copies: 2 of each node's share, but there are 2 nodes: set it to 1, "
+            "or take more nodes",
+        ),
+        (
+            ["a", "a"],
+            1,
+            False,
+            "checkpoint.local.copies: 1 of each node's share, but there is 1 node: set it to 0, "
+            "or take more nodes",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    rank_pools: dict[int, RankPool],
+    tmp_path: Path,
+    names: list[str],
+    copies: int,
+    shared: bool,
+    told: str,
+) -> None:
+    for message in rank_pools[2].run(_refused, tmp_path, names, copies, shared):
+        assert message == told.format(place=tmp_path)
+    assert not list(tmp_path.glob("*/.node-*")), "the marks are gone"
+
+
+def test_a_directory_that_cannot_be_made(rank_pools: dict[int, RankPool], tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("a file")
+    for message in rank_pools[2].run(_refused, tmp_path, TWO, 1, False):
+        assert message.startswith(
+            f"checkpoint.local.directory: {tmp_path}/b cannot be written on b ("
+        )
+        assert "name another, or change its permissions (rank 1 of 2)" in message
+
+
+def _refused_id(place: Path) -> str:
+    with _nodes(TWO), pytest.raises(RunDirectoryError) as caught:
+        _disks(place, TWO, 1)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"id": "../../../../etc"}', b'{"id": 7}'])
+def test_a_damaged_id_is_one_sentence(
+    rank_pools: dict[int, RankPool], tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "local.json").write_bytes(content)
+    for message in rank_pools[2].run(_refused_id, tmp_path):
+        assert message.startswith(f"{tmp_path}/local.json is damaged: ")
+        assert "; remove it, and the run goes on from its other checkpoints" in message
+
+
+def _begin_anew(place: Path) -> tuple[str, str]:
+    with _nodes(TWO):
+        disks = _disks(place, TWO, 1)
+        before = disks.home
+        assert before is not None
+        disks.begin()
+        assert disks.home == before
+        disks.begin(anew=True)
+        assert disks.home is not None
+        return before.name, disks.home.name
+
+
+def test_what_was_undone_is_forgotten_by_nodes_that_were_away(
+    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(saved[0], place)
+    (place / "a").rename(place / "away")
+    names = rank_pools[2].run(_begin_anew, place)
+    assert names[0] == names[1]
+    assert names[0][0] != names[0][1]
+    shutil.rmtree(place / "a")
+    (place / "away").rename(place / "a")
+    assert rank_pools[2].run(_find, place, TWO, 1, 1)[0][0] is None
