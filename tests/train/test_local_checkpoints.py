@@ -107,7 +107,7 @@ def test_a_rank_dies_then_a_node(corpus: Path, undisturbed: Metrics, tmp_path: P
     kill(again, disks, step=expected + 6)
     begun, told = last_start(directory)
     assert begun == expected >= 6
-    assert "/disks/node0/run-" in told
+    assert "/disks/$SLURMD_NODENAME/run-" in told
     assert told.endswith(f"/step_{begun:08d} of the nodes' own disks")
     assert stored(directory) == 0
     shutil.rmtree(disks / "node0")
