@@ -68,9 +68,8 @@ def restore(
     slices = local_slices(engine)
     here = {name for names in gathered({part.name for part in slices}) for name in names}
     on_all_ranks(lambda: _check_same_parameters(path, index, slices, here), CheckpointError)
-    if bring is not None:
-        path = bring({chunk.file for part in slices for chunk in needed(index, part)})
-    with ChunkReader(path, index) as reader:
+    files = {chunk.file for part in slices for chunk in needed(index, part)}
+    with ChunkReader(path if bring is None else bring(files), index) as reader:
 
         def check() -> None:
             for part in slices:

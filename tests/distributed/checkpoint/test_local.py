@@ -5,7 +5,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ Found = tuple[int | None, float, list[str]]
 
 
 @contextlib.contextmanager
-def _nodes(names: list[str]) -> Iterator[str]:
+def _nodes(names: list[str]) -> Generator[str]:
     """Each rank is on the node of its number; the name of its own."""
     name = names[dist.get_rank()]
     os.environ["SLURMD_NODENAME"] = name
