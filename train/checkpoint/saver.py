@@ -60,8 +60,8 @@ class Saver(BackgroundSaver):
                 memory; else write before `save` returns, without the copy.
             guard: called on the first rank before anything is removed or committed; raises
                 InUseError where the directory is no longer this run's.
-            before_commit: called on the first rank once a checkpoint is whole and before it counts;
-                one that raises OSError keeps it from counting.
+            before_commit: called on the first rank once all ranks have written their shares and
+                before the checkpoint is whole; one that raises OSError keeps it from that.
             elsewhere: whether training is saved elsewhere as well, so that it may go on however
                 often it cannot be saved here; the same on all ranks.
         """
@@ -197,8 +197,8 @@ class Saver(BackgroundSaver):
 
     def _commit(self, staged: Place, parts: list[Index], document: bytes) -> None:
         self._require_ours()
-        seal(staged, parts, document)
         self._before_commit()
+        seal(staged, parts, document)  # it is whole from here on, for whoever looks
         self._ours.add(staged.name)  # even if it looks as if this failed
         commit(staged, retention=self._retention)
         self._ours = {staged.name}

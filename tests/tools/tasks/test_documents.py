@@ -47,7 +47,7 @@ def run(directory: Path, corpus: Path, *more: str, changes: tuple[str, str] = ("
         ["--span-tokens", "32", "--sequence-tokens", "128"],
         [
             *("--experiment", "configs/experiment/tasks.yaml", "data.sequence_tokens=128"),
-            "model.encoders.text.encoder.max_tokens=34",
+            "model.encoders.text.encoder.max_tokens=33",
         ],
     ],
 )

@@ -22,6 +22,7 @@ from train.config_files import load
 from train.data.feed import Feed
 from train.data.plan import Entry
 from train.errors import DataError, RunDirectoryError
+from train.step import PendingStep
 
 POISON: Final = "POISON"
 """Sequences of tokens whose embeddings are spoiled, as JSON."""
@@ -95,7 +96,11 @@ def spiking_and_full(arguments: list[str], output: Path, environment: dict[str, 
 
 
 def spiking_and_unread(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
-    """The same, of a run that cannot read what follows the spikes."""
+    """The same, of a run that cannot read what follows the spikes, and hears of these later.
+
+    As on a GPU, of which a step is known to be made when the next one has been launched.
+    """
+    PendingStep.is_done = property(lambda _: False)
     try_step, behind = Feed.try_step, int(environment[BEHIND])
 
     def failing(self: Feed, step: int) -> Any:
