@@ -124,7 +124,9 @@ def recorded(metrics: Metrics) -> list[tuple[object, ...]]:
     return [*train, *((r.step, r.loss) for r in metrics.validation)]
 
 
-def test_another_cluster_goes_on(s3_lab: S3Lab, tmp_path: Path) -> None:
+def test_another_cluster_goes_on(
+    s3_lab: S3Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed in one directory, finished in another: one curve, one ledger, one id."""
     corpus, url = write_corpus(tmp_path / "corpus"), f"s3://{s3_lab.bucket}/{tmp_path.name}/run"
     whole = run(corpus, tmp_path / "whole", *STEPS)
@@ -142,6 +144,8 @@ def test_another_cluster_goes_on(s3_lab: S3Lab, tmp_path: Path) -> None:
     assert found.runs[-1].step in (3, 6)
     assert recorded(found) == recorded(whole), [note.text for note in found.notes]
     assert any(f"brought from {url}" in note.text for note in found.notes)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     findings = check_run(tmp_path / "b/run")
     assert (findings.faults, findings.steps) == ([], 12)
     again = start(corpus, tmp_path / "a/run", *mirrored, environment=environment).wait()
