@@ -21,7 +21,7 @@ def test_all_combinations_each_with_a_place_of_its_own() -> None:
         (1, 1e-3), (1, 2e-3), (2, 1e-3), (2, 2e-3)
     ]  # fmt: skip
     assert configs[1].run_directory == "runs/it's-seed_1-optim.lr_2e-3"
-    assert configs[1].checkpoint.directory == "s3://b/p/it's-seed_1-optim.lr_2e-3"
+    assert configs[1].run_mirror == "s3://b/p/it's-seed_1-optim.lr_2e-3"
     assert configs[1].name == "tiny-seed_1-optim.lr_2e-3"
     for key in ("run_directory", "name"):
         assert len({getattr(each, key) for each in configs}) == 4
