@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert cluster is not None, "refused"
     if (why := unplanned(common, cluster)) is not None:
         say(f"{why}: whether the layout fits is not known")
-    own = [point.placed(common) for point in found]
+    # A run that is named is a task of an array, and be it the only one.
+    tasks = [point.placed(common) for point in found if point.name]
     comment = comment_of(
         Path(os.path.realpath(common.directory.path)), [each.name for each in found if each.name]
     )
@@ -67,16 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cluster,
         name=common.name,
         comment=comment,
-        tasks=len(found),
+        tasks=len(tasks),
         is_chained=options.chain > 1,
     )
     command = ["sbatch", "--parsable", *flags]
-    asked = [str(repository / SCRIPT), *job_arguments(options.arguments, own)]
+    asked = [str(repository / SCRIPT), *job_arguments(options.arguments, tasks)]
     links = [environment_of(repository, link=n, of=options.chain) for n in range(options.chain)]
     if options.dry_run:
         sys.stdout.write(described(command, asked, links))
         sys.stdout.write("\n# what is set up in the job, before its ranks start:\n")
-        for line in lines(cluster, [*options.arguments, *own[0]]):
+        for line in lines(cluster, [*options.arguments, *(tasks[0] if tasks else ())]):
             sys.stdout.write(f"{line}\n")
         return
     numbers = submitted(command, asked, links, runs=[run.directory.path for run in runs])

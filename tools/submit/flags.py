@@ -14,7 +14,7 @@ _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def flags_of(
-    cluster: ClusterConfig, *, name: str, comment: str, tasks: int = 1, is_chained: bool = False
+    cluster: ClusterConfig, *, name: str, comment: str, tasks: int = 0, is_chained: bool = False
 ) -> list[str]:
     """Flags of a job, dependencies aside.
 
@@ -22,7 +22,7 @@ def flags_of(
         cluster: the section.
         name: of the run.
         comment: by which jobs of a run are known again.
-        tasks: of the array; 1 for none.
+        tasks: of the array, which may be one; 0 for a job that is none.
         is_chained: whether another job goes on where this one is stopped.
     """
     wanted = {
@@ -36,7 +36,7 @@ def flags_of(
         "signal": f"B:USR1@{cluster.warn_seconds}",
     }
     gpus = [] if cluster.gpu is None else [cluster.gpu_flag.format(count=cluster.ranks_per_node)]
-    array = [] if tasks == 1 else [f"--array=0-{tasks - 1}", "--output=slurm-%x-%A_%a.out"]
+    array = [f"--array=0-{tasks - 1}", "--output=slurm-%x-%A_%a.out"] if tasks else []
     return [
         f"--job-name={_NOT_IN_NAMES.sub('_', name)}",
         f"--comment={comment}",
@@ -70,4 +70,4 @@ def runs_of(comment: str) -> list[str]:
 
 def job_arguments(common: Sequence[str], tasks: Sequence[Sequence[str]]) -> list[str]:
     """Arguments of the script: what all tasks have in common, and what is each one's own."""
-    return [*common, *(word for own in tasks if own for word in (BETWEEN_TASKS, *own))]
+    return [*common, *(word for own in tasks for word in (BETWEEN_TASKS, *own))]

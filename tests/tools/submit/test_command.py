@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.tools.keep.test_deciding import attempt
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt
 from tools.submit.__main__ import main
 from tools.submit.flags import comment_of, runs_of
-from tools.submit.job import LINK
+from tools.submit.job import LINK, arguments_of_task
 from tools.submit.job import main as set_up
 from train.exit_status import ExitStatus
 from train.storage.lease import Lease
@@ -80,6 +81,18 @@ def test_a_dry_run_shows_the_whole_command(
         *("it's", f"{home}/scratch", "torchrun", "apptainer exec 'my image.sif'"),
         *(METALM, str(cluster), f"run_directory={run}"),
     ]
+
+
+@pytest.mark.parametrize("asked", [["--seeds", "3"], ["--sweep", "seed=3"]])
+def test_one_named_run_is_an_array_too(
+    capsys: pytest.CaptureFixture[str], asked: list[str]
+) -> None:
+    status, out, _ = dry(capsys, TINY, LAB, "run_directory=runs/no", *asked)
+    assert status == ExitStatus.COMPLETE
+    assert "--array=0-0 --output=slurm-%x-%A_%a.out" in out
+    assert " -- seed=3 run_directory=runs/no-seed_3 name=tiny-seed_3\n" in out
+    task = shlex.split(out.partition("\n\n")[0].partition("slurm/pretrain.sh")[2])
+    assert arguments_of_task(task, "0")[-3] == "seed=3"
 
 
 def test_an_array_has_a_task_for_each_run(capsys: pytest.CaptureFixture[str]) -> None:
