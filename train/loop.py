@@ -103,7 +103,7 @@ def train(
     )
     step = first_step = 0 if saved is None else saved.step
     beat.begin(
-        run_directory=config.run_directory,
+        run_directory=str(config.directory.path),
         step=first_step,
         patience_seconds=config.storage.retry_budget_seconds,
     )

@@ -190,11 +190,17 @@ def test_what_a_user_must_change(
 
 
 def test_asked_to_stop_it_saves_and_goes_on_another_time(
-    corpus: Path, undisturbed: Path, processes: list[Process], tmp_path: Path
+    corpus: Path,
+    undisturbed: Path,
+    processes: list[Process],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     directory = tmp_path / "run"
     Signalled(directory, 8, signal.SIGTERM).start()
-    assert keep(corpus, directory) == ExitStatus.SAVED
+    # Attempts lie in the run's directory by whatever name a user calls it.
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    assert keep(corpus, Path("$RUNS/run")) == ExitStatus.SAVED
     assert keep(corpus, directory) == ExitStatus.COMPLETE
     first, second = attempts_of(directory)
     assert (first.verdict.kind, second.verdict.kind) == ("stopped by a signal", "complete")
