@@ -34,7 +34,10 @@ fi
 launcher=srun inside="" scratch="" arguments=("$@")
 if [[ $module == train ]]; then
     settings=$("$python" -m tools.submit.job "$@") || exit
-    eval "$settings"
+    set -- # a file that a line of cluster.setup sources would take them for its own
+    eval "$settings" || fail "bash cannot read what the section cluster: gives"
+    set +efu +o pipefail # what such a line may have set for itself
+    cd "$SLURM_SUBMIT_DIR" || fail "cluster.setup: the directory $SLURM_SUBMIT_DIR is gone"
 fi
 [[ -z $scratch ]] || srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" mkdir -p "$scratch" ||
     fail "cluster.scratch: $scratch cannot be made on every node"

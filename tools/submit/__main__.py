@@ -24,7 +24,7 @@ from tools.command import command_line
 from tools.submit import calling
 from tools.submit.calling import Job
 from tools.submit.flags import SCRIPT, comment_of, flags_of, job_arguments
-from tools.submit.job import LINK, lines
+from tools.submit.job import FIRST_JOB, LINK, lines
 from tools.submit.points import Point, points
 from tools.submit.refusing import faults_of, queue_fault, unplanned
 from train.config import RunConfig
@@ -169,15 +169,21 @@ def described(
     """Commands as a shell would be given them."""
     text = ""
     for number, link in enumerate(links):
-        words = " ".join(f"{name}={shlex.quote(value)}" for name, value in link.items())
-        flags = after(number and f"JOB_{number}")
+        flags, variables = after([f"JOB_{before + 1}" for before in range(number)])
+        words = " ".join(f"{k}={shlex.quote(value)}" for k, value in {**link, **variables}.items())
         text += f"{words} \\\n    {shlex.join([*command, *flags, *asked])}\n"
     return text
 
 
-def after(job: object) -> list[str]:
-    """Flags of a job that begins once another has ended, however; none without one."""
-    return [f"--dependency=afterany:{job}"] if job else []
+def after(jobs: Sequence[object]) -> tuple[list[str], dict[str, str]]:
+    """Flags and variables of a job that begins once others have ended, however.
+
+    Args:
+        jobs: the earlier links of its chain; none for the first.
+    """
+    if not jobs:
+        return [], {}
+    return [f"--dependency=afterany:{jobs[-1]}"], {FIRST_JOB: str(jobs[0])}
 
 
 def submitted(
@@ -195,8 +201,8 @@ def submitted(
     numbers: list[int] = []
     try:
         for link in links:
-            flags = after(numbers[-1] if numbers else None)
-            numbers.append(calling.submit([*command, *flags, *asked], link))
+            flags, variables = after(numbers)
+            numbers.append(calling.submit([*command, *flags, *asked], {**link, **variables}))
         # Whoever has looked at the queue at the same time has seen no job either.
         first = [job for job in calling.jobs() if job.array < numbers[0]]
         for run in runs:

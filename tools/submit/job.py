@@ -6,8 +6,12 @@ Reads the section `cluster:` alone, quickly; all else of the configuration is th
 """
 
 import argparse
+import contextlib
 import os
+import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -18,11 +22,13 @@ from tools.arguments import Parser
 from tools.command import command_line
 from train.cluster import ClusterConfig
 from train.config_files import load
-from train.errors import UserError
+from train.errors import ConfigError, UserError
 from train.storage.path import local_path
 
 LINK: Final = "SEMICAUSAL_CHAIN"
 """Variable with the number of a job in its chain, from 1; not set without one."""
+FIRST_JOB: Final = "SEMICAUSAL_CHAIN_SINCE"
+"""Variable with the number of the first job of the chain; the first job itself has none."""
 BETWEEN_TASKS: Final = "--"
 
 
@@ -53,11 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "no configuration given: name a .yaml file, such as configs/experiment/first_light.yaml"
         )
     found = load(_Section, said)
-    link = os.environ.get(LINK, "1")
+    if faults := setup_faults(found.cluster):
+        raise ConfigError("\n".join(faults))
+    link, first = os.environ.get(LINK, "1"), os.environ.get(FIRST_JOB, "")
     if link != "1":
         from tools.submit.standing import over  # heavy, and seldom wanted
 
-        if why := over(local_path(found.run_directory), steps=found.steps):
+        first_job = int(first) if first.isdecimal() else 0
+        if why := over(local_path(found.run_directory), steps=found.steps, first_job=first_job):
             sys.stderr.write(f"job {link} of the chain does nothing: {why}\n")
             sys.stdout.write("exit 0\n")
             return
@@ -98,6 +107,28 @@ def arguments_of_task(arguments: Sequence[str], task: str | None) -> list[str]:
     return [*common, *own[int(task)]]
 
 
+def setup_faults(cluster: ClusterConfig) -> list[str]:
+    """What bash cannot read of the section, a sentence each; none where there is no bash."""
+    found: list[str] = []
+    for number, line in enumerate(cluster.setup):
+        with contextlib.suppress(FileNotFoundError):
+            read = subprocess.run(
+                [shutil.which("bash") or "/bin/bash", "-O", "extglob", "-n", "-c", line],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+            )
+            if read.returncode != 0:
+                told = read.stderr.strip().splitlines() or ["bash does not read it"]
+                reason = re.sub(r"^.*?: line [0-9]+: ", "", told[0])
+                found.append(
+                    f"cluster.setup.{number}: {reason}: each line stands alone: write all of it in "
+                    "one, or in a file that it sources"
+                )
+    return found
+
+
 def lines(cluster: ClusterConfig, arguments: Sequence[str]) -> list[str]:
     """Lines of bash that set a job up.
 
@@ -112,7 +143,11 @@ def lines(cluster: ClusterConfig, arguments: Sequence[str]) -> list[str]:
         variables |= {"TMPDIR": str(place), "XDG_CACHE_HOME": str(place / "cache")}
     made = shlex.quote(variables["TMPDIR"]) if cluster.scratch is not None else ""
     return [
-        *(f"{line} || fail {what}" for line, what in zip(cluster.setup, failed, strict=True)),
+        # As a text of its own, so that no line reaches beyond its end, by a comment or a backslash.
+        *(
+            f"eval {shlex.quote(line)} || fail {what}"
+            for line, what in zip(cluster.setup, failed, strict=True)
+        ),
         *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
         f"scratch={made}",
         f"launcher={cluster.launcher}",

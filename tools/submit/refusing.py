@@ -9,6 +9,7 @@ from tools.plan.given import given_plan, memory_fault
 from tools.plan.machines import Machine, machine_for
 from tools.submit.calling import Job
 from tools.submit.flags import runs_of
+from tools.submit.job import setup_faults
 from tools.submit.standing import complete
 from train.cluster import ClusterConfig
 from train.config import RunConfig, batch_fault
@@ -29,6 +30,7 @@ def faults_of(config: RunConfig, cluster: ClusterConfig, *, queue: Sequence[Job]
     found = [
         layout_fault(config, cluster),
         queue_fault(run, queue) or lease_fault(config, queue),
+        *setup_faults(cluster),
     ]
     if (why := complete(run, steps=config.steps)) is not None:
         found.append(f"run_directory: {why}: raise steps, or name another")

@@ -14,7 +14,7 @@ from tests.tools.keep.test_deciding import attempt
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt
 from tools.submit.__main__ import main
 from tools.submit.flags import comment_of, runs_of
-from tools.submit.job import LINK, arguments_of_task
+from tools.submit.job import FIRST_JOB, LINK, arguments_of_task
 from tools.submit.job import main as set_up
 from train.exit_status import ExitStatus
 from train.storage.lease import Lease
@@ -64,7 +64,8 @@ def test_a_dry_run_shows_the_whole_command(
     keep = "KEEP_OPTIONS='--warm --no-requeue'"
     assert out.split("\n\n")[0] == (
         f"SEMICAUSAL_REPOSITORY={repository} SEMICAUSAL_CHAIN=1 {keep} \\\n    {flags} {job}\n"
-        f"SEMICAUSAL_REPOSITORY={repository} SEMICAUSAL_CHAIN=2 {keep} \\\n    {flags} "
+        f"SEMICAUSAL_REPOSITORY={repository} SEMICAUSAL_CHAIN=2 {keep} "
+        f"SEMICAUSAL_CHAIN_SINCE=JOB_1 \\\n    {flags} "
         f"--dependency=afterany:JOB_1 {job}"
     )
     assert "hunter2" not in out
@@ -123,6 +124,7 @@ def test_an_array_has_a_task_for_each_run(capsys: pytest.CaptureFixture[str]) ->
             r"layout: a rank of 4 x H100 SXM 80 GB needs",
         ),
         ([TINY, LAB, "cluster.memory_per_node=1M"], "(0.0 of them usable): more ZeRO"),
+        ([TINY, LAB, "cluster.setup=[if true; then]"], "cluster.setup.0: syntax error: unexpected"),
         ([TINY, "/dev/fd/9"], "/dev/fd/9: jobs cannot read what a shell makes here"),
         ([TINY, LAB, "--sweep", "optim.lrr=1,2"], "optim.lrr: no such key; did you mean optim.lr?"),
     ],
@@ -218,16 +220,30 @@ def test_a_later_link_of_a_chain_looks_first(
     attempts: list[Attempt],
     why: str | None,
 ) -> None:
-    text = "".join(f"{each.model_dump_json()}\n" for each in attempts)
+    made = [each.model_copy(update={"job": "512"}) for each in attempts]
+    text = "".join(f"{each.model_dump_json()}\n" for each in made)
     (tmp_path / ATTEMPTS_NAME).write_text(text)
     arguments = [TINY, LAB, f"run_directory={tmp_path}"]
     assert set_up(arguments) == ExitStatus.COMPLETE
     assert "exit" not in capsys.readouterr().out, "the first link begins anew"
     monkeypatch.setenv(LINK, "2")
-    assert set_up(arguments) == ExitStatus.COMPLETE
-    shown = capsys.readouterr()
-    assert (shown.out == "exit 0\n") == (why is not None)
-    assert (why or "") in shown.err
+    for first, is_of_chain in (("513", False), ("512", True), ("500", True)):
+        monkeypatch.setenv(FIRST_JOB, first)
+        assert set_up(arguments) == ExitStatus.COMPLETE
+        shown = capsys.readouterr()
+        assert (shown.out == "exit 0\n") == (why is not None and is_of_chain)
+        assert (why or "") in shown.err or not is_of_chain
+
+
+def test_what_ran_without_a_job_says_nothing_of_a_chain(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    by_hand = attempt("user error").model_dump_json()
+    (tmp_path / ATTEMPTS_NAME).write_text(f"{by_hand}\n")
+    monkeypatch.setenv(LINK, "2")
+    monkeypatch.setenv(FIRST_JOB, "7")
+    assert set_up([TINY, LAB, f"run_directory={tmp_path}"]) == ExitStatus.COMPLETE
+    assert "exit" not in capsys.readouterr().out
 
 
 def test_a_link_behind_a_complete_run_does_nothing(
