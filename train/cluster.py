@@ -5,9 +5,9 @@ Stored with no run: what one cluster is like says nothing of a run that goes on 
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from model.config import Config, PathText
 
@@ -16,18 +16,64 @@ Launcher = Literal["srun", "torchrun", "deepspeed"]
 Count = Annotated[int, Field(ge=1, le=2**17)]
 
 _IS_SECRET: Final = re.compile(
-    r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE
+    # As words, for they are parts of others: MONKEY, NCCL_IB_PKEY, AUTHOR, PATH, COMPASS.
+    r"(^|_)(KEY|TOKEN|PASS|AUTH|PAT|CREDS?)(_|[0-9]*$)"
+    r"|(?<!ASK)(?<!BY)(?<!COM)PASS$"
+    # Anywhere, but TOKENIZERS_PARALLELISM, MAX_TOKENS and the shell's own PWD and OLDPWD.
+    r"|(API|ACCESS|PRIVATE|SSH)_?KEY|TOKEN(?!S|I[SZ])|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL"
+    r"|(?<!^)(?<!^OLD)PWD",
+    re.IGNORECASE,
+)
+_GIVEN: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)=(?=\S)(?![\"']?[$`])")
+"""A name and its value, unless that is a variable's or what a command says."""
+_IN_ADDRESS: Final = re.compile(r"://[^\s/@:]*:(?!\$)[^\s/@]+@(?!sha256:)")
+_NO_PLACE: Final = (
+    "looks like a secret, which a file is no place for: export it where you submit, for jobs get "
+    "the environment of whoever submits them"
 )
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
-_OURS: Final = (
-    *("array", "chdir", "comment", "dependency", "export", "job-name", "parsable"),
-    *("signal", "test-only", "wait", "wrap"),
+_SET_ANYWAY: Final = re.compile(
+    r"(LOCAL_)?(RANK|WORLD_SIZE)|PYTHONUNBUFFERED|KEEP_OPTIONS|SEMICAUSAL_.*"
 )
 
 
 def looks_secret(name: str) -> bool:
     """Whether a variable of this name may hold what nobody else may read."""
-    return _IS_SECRET.search(name) is not None
+    return _IS_SECRET.search(name.replace("-", "_")) is not None
+
+
+def _secret_in(text: str) -> str | None:
+    """What of a text looks like a secret, by its name; None if nothing does."""
+    told = next(filter(looks_secret, _GIVEN.findall(text)), None)
+    return told or ("the password in an address" if _IN_ADDRESS.search(text) else None)
+
+
+def _without_secrets(lines: list[str]) -> list[str]:
+    # Of the list, not of its lines: what is said of a fault in a line shows the line.
+    for number, line in enumerate(lines):
+        if (found := _secret_in(line)) is not None:
+            raise ValueError(f"{number}: {found} {_NO_PLACE}")
+    return lines
+
+
+_FLAG: Final = re.compile(r"--([^\s=-][^\s=]*)(=|$)")
+_SET_BY_KEY: Final = {
+    **{name: name for name in ("partition", "account", "nodes")},
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "tasks-per-node"), "ranks_per_node"),
+    "cpus-per-task": "cpus_per_rank",
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "memory_per_node"),
+    "time": "time_limit",
+    "signal": "warn_seconds",
+}
+_SET_BY_SUBMITTING: Final = (
+    *("array", "chdir", "comment", "dependency", "export", "export-file", "job-name", "no-requeue"),
+    *("parsable", "requeue", "test-only", "wait", "wrap"),
+)
+_SAID_ELSEWHERE: Final = {
+    **{name: f"is what cluster.{key} says: set that" for name, key in _SET_BY_KEY.items()},
+    **dict.fromkeys(_SET_BY_SUBMITTING, "is set by whoever submits: leave it out"),
+}
+"""Flags that are not among the further ones, each with the rest of the sentence that says so."""
 
 
 def _environment(given: Any) -> Any:
@@ -35,11 +81,12 @@ def _environment(given: Any) -> Any:
     for name, value in given.items() if isinstance(given, dict) else ():
         if not isinstance(name, str) or _VARIABLE.fullmatch(name) is None:
             raise ValueError(f"{name!r} is no name of a variable: use letters, digits and _")
+        if _SET_ANYWAY.fullmatch(name) is not None:
+            raise ValueError(f"{name} is set in each job anyway: leave it out")
         if looks_secret(name):
-            raise ValueError(
-                f"{name} looks like a secret, which a file is no place for: export it where you "
-                "submit, for jobs get the environment of whoever submits them"
-            )
+            raise ValueError(f"{name} {_NO_PLACE}")
+        if (found := _secret_in(str(value))) is not None:
+            raise ValueError(f"{name}: {found} {_NO_PLACE}")
         if not isinstance(value, str | int) or isinstance(value, bool) or "\0" in str(value):
             raise ValueError(f"{name} must be text or a whole number: write it in quotes")
     return given
@@ -52,12 +99,21 @@ def _one_line(text: str) -> str:
 
 
 def _flag(text: str) -> str:
-    name = text.removeprefix("--").partition("=")[0]
-    if not text.startswith("--") or not name:
+    found = _FLAG.match(_one_line(text))
+    if found is None:
         raise ValueError("must be a flag of sbatch such as --qos=long: write it with both dashes")
-    if name in _OURS:
-        raise ValueError(f"--{name} is set by whoever submits: leave it out")
-    return _one_line(text)
+    # Slurm takes the beginning of a flag's name for the flag.
+    for name, remedy in _SAID_ELSEWHERE.items():
+        if name.startswith(found[1]):
+            what = "" if name == found[1] else f"is short for --{name}, which "
+            raise ValueError(f"--{found[1]} {what}{remedy}")
+    return text
+
+
+def _not_for_gpus(text: str) -> str:
+    if text.startswith("--gpus"):
+        raise ValueError("--gpus is what cluster.gpu and cluster.gpu_flag say: set these")
+    return text
 
 
 def _spelled(pattern: str, remedy: str) -> AfterValidator:
@@ -71,10 +127,17 @@ def _spelled(pattern: str, remedy: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Line = Annotated[str, AfterValidator(_one_line)]
+Lines = Annotated[list[Annotated[str, AfterValidator(_one_line)]], AfterValidator(_without_secrets)]
 Flag = Annotated[str, AfterValidator(_flag)]
+Flags = Annotated[
+    list[Annotated[Flag, AfterValidator(_not_for_gpus)]], AfterValidator(_without_secrets)
+]
 GpuFlag = Annotated[
-    Flag, _spelled(r".*\{count\}.*", "must hold {count}, such as --gres=gpu:{count}")
+    Flag,
+    _spelled(
+        r"[^{}]*\{count\}[^{}]*",
+        "must hold {count} once and no other braces, such as --gres=gpu:{count}",
+    ),
 ]
 TimeLimit = Annotated[
     str,
@@ -89,10 +152,11 @@ Store = Annotated[str, _spelled(r"s3://[^\s/]+\S*", "must be such as s3://bucket
 
 
 class ClusterConfig(Config):
-    """What a job asks of Slurm (`python -m tools.submit`), and what is set up in it (`slurm/*.sh`).
+    """What a job asks of Slurm (`python -m tools.submit`), and what is set up in it.
 
-    A job that was submitted by hand has what `sbatch` was told; launcher, environment, setup and
-    container are read in the job in any case.
+    A job of training that was submitted by hand (`slurm/pretrain.sh`, `slurm/finetune.sh`) has what
+    `sbatch` was told; launcher, environment, setup, container and scratch are read in the job in
+    any case. `slurm/evaluate.sh` and `slurm/build.sh` read none of it.
     """
 
     partition: Word | None = None
@@ -116,7 +180,7 @@ class ClusterConfig(Config):
     the cluster's own."""
     warn_seconds: Annotated[int, Field(ge=10, le=65_535)] = 120
     """How long before that limit the ranks are told to save and stop."""
-    sbatch: list[Flag] = Field(default_factory=list)
+    sbatch: Flags = Field(default_factory=list)
     """Further flags, such as `--qos=long` or `--constraint=ib`."""
     launcher: Launcher = "srun"
     """What starts the ranks: a task each, or an agent on each node. In every case
@@ -124,11 +188,12 @@ class ClusterConfig(Config):
     environment: Annotated[dict[str, str | int], BeforeValidator(_environment)] = Field(
         default_factory=dict
     )
-    """Variables of all ranks, such as `NCCL_SOCKET_IFNAME`. What Slurm's job has already, these
-    replace."""
-    setup: list[Line] = Field(default_factory=list)
-    """Lines of bash before all else in the job, such as `module load cuda/12.8`."""
-    container: list[Line] = Field(default_factory=list)
+    """Variables of all ranks, such as `NCCL_SOCKET_IFNAME` or `OMP_NUM_THREADS`. What Slurm's job
+    has already, these replace."""
+    setup: Lines = Field(default_factory=list)
+    """Lines of bash before all else in the job, such as `module load cuda/12.8`. Each stands alone,
+    and ends the job if it fails."""
+    container: Lines = Field(default_factory=list)
     """Words before the command of each rank, such as `[apptainer, exec, --nv, image.sif]`. The
     repository, its `.venv` and the run's directories lie at the same paths inside."""
     scratch: PathText | None = None
@@ -137,6 +202,16 @@ class ClusterConfig(Config):
     store: Store | None = None
     """Holds the runs' mirrors, each of the name of its directory, unless `run_mirror` or
     `checkpoint.directory` says where. Such as `s3://bucket/runs`."""
+
+    @model_validator(mode="after")
+    def _one_flag_for_gpus(self) -> Self:
+        name = self.gpu_flag.partition("=")[0]
+        if self.gpu is not None and any(each.partition("=")[0] == name for each in self.sbatch):
+            raise ValueError(
+                f"sbatch: {name} a second time would replace gpu_flag: write all of it in that, "
+                "such as --gres=gpu:{count},nvme:1"
+            )
+        return self
 
     @property
     def ranks(self) -> int:
