@@ -30,18 +30,6 @@ if [[ ! $repository -ef . ]]; then
     export PYTHONSAFEPATH=1 PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
 fi
 
-# What the section `cluster:` says of what the job finds here; mistakes in it are told once.
-launcher=srun inside="" scratch="" arguments=("$@")
-if [[ $module == train ]]; then
-    settings=$("$python" -m tools.submit.job "$@") || exit
-    set -- # a file that a line of cluster.setup sources would take them for its own
-    eval "$settings" || fail "bash cannot read what the section cluster: gives"
-    set +efu +o pipefail # what such a line may have set for itself
-    cd "$SLURM_SUBMIT_DIR" || fail "cluster.setup: the directory $SLURM_SUBMIT_DIR is gone"
-fi
-[[ -z $scratch ]] || srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" mkdir -p "$scratch" ||
-    fail "cluster.scratch: $scratch cannot be made on every node"
-
 # ---------------------------------------------------------------- where the ranks meet
 read -r first_node < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 # A node's address, not its name: Slurm's names need not be known to the system's resolver.
@@ -55,15 +43,30 @@ export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS PYTHONUNBUFFERED
 # sbatch hands on the submitter's environment; with these in it every rank would take itself for one.
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
 
-echo "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS ranks on" \
-    "$SLURM_JOB_NODELIST, $OMP_NUM_THREADS threads each, meeting at $MASTER_ADDR:$MASTER_PORT"
+# ---------------------------------------------------------------- what `cluster:` says of the job
+# Behind the above, which it may replace; mistakes in it are told once.
+launcher=srun inside="" scratch="" environment=() arguments=("$@")
+if [[ $module == train ]]; then
+    settings=$("$python" -m tools.submit.job "$@") || exit
+    set -- # a file that a line of cluster.setup sources would take them for its own
+    eval "$settings" || fail "bash cannot read what the section cluster: gives"
+    set +efu +o pipefail # what such a line may have set for itself
+    cd "$SLURM_SUBMIT_DIR" || fail "cluster.setup: the directory $SLURM_SUBMIT_DIR is gone"
+fi
+[[ -z $scratch ]] || srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" mkdir -p "$scratch" ||
+    fail "cluster.scratch: $scratch cannot be made on every node"
+
+# shellcheck disable=SC2016 # as the ranks have these variables
+env "${environment[@]}" bash -c 'echo "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}: \
+$SLURM_NTASKS ranks on $SLURM_JOB_NODELIST, $OMP_NUM_THREADS threads each, meeting at \
+$MASTER_ADDR:$MASTER_PORT"'
 
 # ---------------------------------------------------------------- run
 # The keeper starts the ranks, starts them again where that helps, and requeues the job once they
 # have saved. Signals are ignored until it listens, else one that arrives earlier ends it.
 # KEEP_OPTIONS, such as --warm or --limit-seconds=3600, come from whoever submits.
 # shellcheck disable=SC2086 # several words
-(trap '' USR1 TERM && exec "$python" -m tools.keep --launcher "$launcher" --inside="$inside" ${KEEP_OPTIONS:-} "$module" "${arguments[@]}") &
+(trap '' USR1 TERM && exec env "${environment[@]}" "$python" -m tools.keep --launcher "$launcher" --inside="$inside" ${KEEP_OPTIONS:-} "$module" "${arguments[@]}") &
 keeper=$!
 
 # Again and again until it leaves, because a warning that came during its imports was ignored.

@@ -14,22 +14,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from tools.arguments import Parser
 from tools.command import command_line
 from train.cluster import ClusterConfig
 from train.config_files import load
-from train.errors import ConfigError, UserError
-from train.storage.path import local_path
+from train.errors import ConfigError, StorageError, UserError
+from train.storage.path import SCHEME, local_path
 
 LINK: Final = "SEMICAUSAL_CHAIN"
 """Variable with the number of a job in its chain, from 1; not set without one."""
 FIRST_JOB: Final = "SEMICAUSAL_CHAIN_SINCE"
 """Variable with the number of the first job of the chain; the first job itself has none."""
 BETWEEN_TASKS: Final = "--"
+_VARIABLE: Final = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
 
 
 class _Section(BaseModel):
@@ -39,6 +40,11 @@ class _Section(BaseModel):
     cluster: ClusterConfig = ClusterConfig()
     run_directory: str = ""
     steps: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in tree.items() if value is not None}
 
 
 @command_line
@@ -108,8 +114,12 @@ def arguments_of_task(arguments: Sequence[str], task: str | None) -> list[str]:
 
 
 def setup_faults(cluster: ClusterConfig) -> list[str]:
-    """What bash cannot read of the section, a sentence each; none where there is no bash."""
+    """What bash cannot read of the section, a sentence each; of setup none where it is not here."""
     found: list[str] = []
+    try:
+        scratch_lines(cluster.scratch)
+    except StorageError as error:
+        found.append(f"cluster.scratch: {error}")
     for number, line in enumerate(cluster.setup):
         with contextlib.suppress(FileNotFoundError):
             read = subprocess.run(
@@ -129,6 +139,32 @@ def setup_faults(cluster: ClusterConfig) -> list[str]:
     return found
 
 
+def scratch_lines(text: str | None) -> list[str]:
+    """Lines of bash that say where `cluster.scratch` lies: variables are those of the job.
+
+    Raises:
+        StorageError: it is no directory, wherever it is looked at.
+    """
+    if text is None:
+        return ["scratch="]
+    path = os.path.expanduser(text)
+    if SCHEME.match(path) is not None or path.startswith("~"):
+        raise StorageError(f"{text} is no directory of a node: name one as a path")
+    found: list[str] = []
+    word = ""
+    for number, part in enumerate(_VARIABLE.split(path)):
+        if number % 2 == 0:
+            word += shlex.quote(part) if part else ""
+            continue
+        name = part.strip("{}")
+        if not name.isidentifier():
+            raise StorageError(f"{text}: {name!r} is no name of a variable: write the path out")
+        told = f"cluster.scratch: {text}: the job has no variable {name}: write the path out"
+        found.append(f'[[ -n "${{{name}:-}}" ]] || fail {shlex.quote(told)}')
+        word += f'"${{{name}}}"'
+    return [*found, f"scratch={word}"]
+
+
 def lines(cluster: ClusterConfig, arguments: Sequence[str]) -> list[str]:
     """Lines of bash that set a job up.
 
@@ -137,22 +173,22 @@ def lines(cluster: ClusterConfig, arguments: Sequence[str]) -> list[str]:
         arguments: of each rank.
     """
     failed = [shlex.quote(f"cluster.setup: {line}: failed") for line in cluster.setup]
-    variables = {name: str(value) for name, value in cluster.environment.items()}
-    if cluster.scratch is not None:
-        place = local_path(cluster.scratch)
-        variables |= {"TMPDIR": str(place), "XDG_CACHE_HOME": str(place / "cache")}
-    made = shlex.quote(variables["TMPDIR"]) if cluster.scratch is not None else ""
+    there = ['"TMPDIR=$scratch"', '"XDG_CACHE_HOME=$scratch/cache"']
+    variables = [shlex.quote(f"{name}={value}") for name, value in cluster.environment.items()]
     return [
         # As a text of its own, so that no line reaches beyond its end, by a comment or a backslash.
         *(
             f"eval {shlex.quote(line)} || fail {what}"
             for line, what in zip(cluster.setup, failed, strict=True)
         ),
-        *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
-        f"scratch={made}",
+        *scratch_lines(cluster.scratch),
+        # For `env`: the ranks have them whatever the script that starts them uses the names for.
+        f"environment=({' '.join([*(there if cluster.scratch else []), *variables])})",
         f"launcher={cluster.launcher}",
         f"inside={shlex.quote(shlex.join(cluster.container))}",
         f"arguments=({shlex.join(arguments)})",
+        # Once more, since setup may have used these names.
+        f"module=train python={shlex.quote(sys.executable)}",
     ]
 
 

@@ -69,8 +69,8 @@ def test_a_dry_run_shows_the_whole_command(
         f"--dependency=afterany:JOB_1 {job}"
     )
     assert "hunter2" not in out
-    script = out.partition("start:\n")[2] + 'printf "%s|" "$NCCL_DEBUG" "$TMPDIR" "$launcher" '
-    script += '"$inside" "${arguments[@]}"'
+    script = out.partition("start:\n")[2] + 'printf "%s|" "$scratch" "$launcher" "$inside" '
+    script += '"${environment[@]}" "${arguments[@]}"'
     found = subprocess.run(
         ["/bin/bash", "-c", f"module() {{ :; }}\n{script}"],
         capture_output=True,
@@ -79,7 +79,9 @@ def test_a_dry_run_shows_the_whole_command(
     )
     home = os.environ["HOME"]
     assert found.stdout.split("|")[:-1] == [
-        *("it's", f"{home}/scratch", "torchrun", "apptainer exec 'my image.sif'"),
+        *(f"{home}/scratch", "torchrun", "apptainer exec 'my image.sif'"),
+        *(f"TMPDIR={home}/scratch", f"XDG_CACHE_HOME={home}/scratch/cache"),
+        *("NCCL_IB_PKEY=3", "NCCL_DEBUG=it's"),
         *(METALM, str(cluster), f"run_directory={run}"),
     ]
 
