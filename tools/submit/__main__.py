@@ -61,13 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(f"{why}: whether the layout fits is not known")
     # A run that is named is a task of an array, and be it the only one.
     tasks = [point.placed(common) for point in found if point.name]
-    comment = comment_of(
-        Path(os.path.realpath(common.directory.path)), [each.name for each in found if each.name]
-    )
     flags = flags_of(
         cluster,
         name=common.name,
-        comment=comment,
+        comment=comment_of([run.directory.path for run in runs]),
         tasks=len(tasks),
         is_chained=options.chain > 1,
     )

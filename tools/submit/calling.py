@@ -10,6 +10,7 @@ from typing import Final
 from train.errors import UserError
 
 _SECONDS: Final = 60.0
+_JOB: Final = re.compile(r"\s*([0-9]+) ([0-9]+) ([A-Z_]+)(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,13 @@ def jobs() -> list[Job]:
     """
     text = _called(["squeue", "--me", "--noheader", "--format=%A %F %T %k"], environment={})
     found: list[Job] = []
-    for line in text.splitlines():
-        number, array, state, *comment = line.strip().split(" ", 3)
-        job = Job(number=int(number), array=int(array), state=state, comment="".join(comment))
-        found.append(job)
+    for line in text.split("\n"):
+        # Jobs of others' making may have any comment, one of several lines, too.
+        if (parts := _JOB.fullmatch(line)) is not None:
+            number, array, state, comment = parts.groups()
+            found.append(
+                Job(number=int(number), array=int(array), state=state, comment=comment.strip())
+            )
     return found
 
 

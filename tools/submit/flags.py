@@ -1,15 +1,19 @@
 """What `sbatch` is told of a job."""
 
+import base64
+import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from tools.submit.job import BETWEEN_TASKS
-from tools.submit.points import beside
 from train.cluster import ClusterConfig
 
 SCRIPT: Final = Path("slurm", "pretrain.sh")
+_OURS: Final = "semicausal"
+_DIGEST_LETTERS: Final = 6
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -49,23 +53,24 @@ def flags_of(
     ]
 
 
-def comment_of(run: Path, names: Sequence[str] = ()) -> str:
-    """What a job says of itself, by which it is known to be of a run.
+def comment_of(runs: Sequence[Path]) -> str:
+    """What a job says of itself, by which it is known to be for these runs.
 
     Args:
-        run: directory, as an absolute path.
-        names: of an array's runs, whose directories lie beside it.
+        runs: their directories.
     """
-    return f"runs {','.join(names)} {run}" if names else f"run {run}"
+    return " ".join([_OURS, *map(digest_of, runs)])
 
 
-def runs_of(comment: str) -> list[str]:
-    """Directories of the runs that a job is for; none of a job that says nothing of any."""
-    kind, _, rest = comment.partition(" ")
-    if kind == "run":
-        return [rest]
-    names, _, run = rest.partition(" ")
-    return [beside(run, name) for name in names.split(",")] if kind == "runs" and run else []
+def is_for(comment: str, digest: str) -> bool:
+    """Whether a job's comment says that it is for a run, by what `digest_of` makes of that."""
+    return comment.startswith(_OURS) and f" {digest} " in f"{comment} "
+
+
+def digest_of(run: Path) -> str:
+    """Of a directory, whatever links lead to it: Slurm takes comments of 1,024 bytes at most."""
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(run))).digest()
+    return base64.urlsafe_b64encode(digest)[:_DIGEST_LETTERS].decode()
 
 
 def job_arguments(common: Sequence[str], tasks: Sequence[Sequence[str]]) -> list[str]:

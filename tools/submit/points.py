@@ -10,8 +10,8 @@ from train.config import RunConfig
 from train.errors import UserError
 from train.plain_yaml import YamlError, parse
 
-_MOST_POINTS: Final = 1000
-"""As many tasks as Slurm lets an array have by default."""
+_MOST_POINTS: Final = 140
+"""As many as the comment of their job has room for, by which they are known (`flags.py`)."""
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9.+-]+")
 
 
@@ -82,6 +82,8 @@ def points(*, seeds: Sequence[int], sweeps: Sequence[str]) -> list[Point]:
             raise UserError(f"--sweep {key}: is given twice: name all its values in one")
         if key in ("run_directory", "run_mirror", "checkpoint.directory", "name"):
             raise UserError(f"--sweep {key}: each run gets one of its own anyway: leave it out")
+        if key.partition(".")[0] == "cluster":
+            raise UserError(f"--sweep {key}: all runs of an array ask for the same: submit each")
         axes[key] = values
     for key, values in axes.items():
         if len(set(values)) < len(values):
@@ -90,7 +92,10 @@ def points(*, seeds: Sequence[int], sweeps: Sequence[str]) -> list[Point]:
         return [Point(name="", overrides=())]
     found = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     if len(found) > _MOST_POINTS:
-        raise UserError(f"{len(found):,} runs are more than an array may have ({_MOST_POINTS:,})")
+        raise UserError(
+            f"{len(found):,} runs are more than one job may be for ({_MOST_POINTS}): submit them "
+            "in parts"
+        )
     named = [Point(name=_name(each), overrides=_overrides(each)) for each in found]
     if len({each.name for each in named}) < len(named):
         raise UserError("--sweep: values that differ in signs alone would share a directory")

@@ -1,6 +1,5 @@
 """What is wrong with a submission, before anything is submitted."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from parallel.zero.config import IN_FP8
 from tools.plan.given import given_plan, memory_fault
 from tools.plan.machines import Machine, machine_for
 from tools.submit.calling import Job
-from tools.submit.flags import runs_of
+from tools.submit.flags import digest_of, is_for
 from tools.submit.job import setup_faults
 from tools.submit.standing import complete
 from train.cluster import ClusterConfig
@@ -67,17 +66,17 @@ def machine_of(cluster: ClusterConfig) -> Machine:
     machine, _ = machine_for(cluster.gpu or "cpu", None)
     update: dict[str, object] = {"ranks_per_node": cluster.ranks_per_node}
     if cluster.gpu is None and (memory := cluster.memory_per_node) is not None:
-        # Slurm counts in MiB where nothing stands behind the number.
+        # Slurm counts in MiB where nothing stands behind the number; 0 is all that a node has.
         size = int(memory.rstrip("KMGT")) * _UNITS.get(memory[-1], 2**20)
-        update["memory_bytes"] = size / cluster.ranks_per_node
+        update |= {"memory_bytes": size / cluster.ranks_per_node} if size else {}
     return machine.model_copy(update=update)
 
 
 def queue_fault(run: Path, queue: Sequence[Job]) -> str | None:
     """That a job for a run waits or runs already; None if none does."""
-    mine = os.path.realpath(run)
+    mine = digest_of(run)
     for job in queue:
-        if mine in runs_of(job.comment):
+        if is_for(job.comment, mine):
             return (
                 f"run_directory: job {job.number} for {run} is {job.state.lower()} already: wait "
                 f"for it, end it with scancel {job.number}, or name another directory"

@@ -5,11 +5,19 @@ from typing import Final
 
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
 from tools.keep.deciding import decide
+from train.errors import DataError, UserError
 from train.exit_status import ExitStatus
 from train.run_directory import RunDirectory
-from train.watch.metrics import read_metrics
+from train.storage.record import Count, Record, content_of, parse
 
+_BYTES_AT_MOST: Final = 1 << 20
 _FOR_A_PERSON: Final = (ExitStatus.GIVEN_UP, ExitStatus.MISTAKE, ExitStatus.INTERRUPTED)
+
+
+class _Summary(Record):
+    """What of a complete run's summary is looked at here."""
+
+    steps: Count
 
 
 def complete(run: Path, *, steps: int) -> str | None:
@@ -18,17 +26,18 @@ def complete(run: Path, *, steps: int) -> str | None:
     Args:
         run: its directory.
         steps: that it is to make.
-
-    Raises:
-        DataError: its records are damaged.
     """
-    directory = RunDirectory(run)
-    if not directory.summary.exists() or not directory.metrics.exists():
+    try:
+        # The last thing that a run writes, and the first that it removes when it goes on. Its last
+        # step may have left no other record: it was left out, or had nothing to score.
+        path = RunDirectory(run).summary
+        text = content_of(path, limit_bytes=_BYTES_AT_MOST)
+        made = parse(_Summary, text, name=str(path), error=DataError, remedy="remove it").steps
+    except (OSError, UserError):
+        return None  # the run itself will judge
+    if made < steps:
         return None
-    train = read_metrics(directory.metrics).train
-    if not train or train[-1].step < steps:
-        return None
-    return f"{run} is complete ({train[-1].step:,} of {steps:,} steps)"
+    return f"{run} is complete ({made:,} of {steps:,} steps)"
 
 
 def over(run: Path, *, steps: int, first_job: int) -> str | None:

@@ -1,9 +1,7 @@
 """What is shown and refused before anything is submitted, and what a job sets up; no Slurm."""
 
-import json
 import os
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,9 +11,12 @@ from tests.lab_fixtures import S3Lab
 from tests.tools.keep.test_deciding import attempt
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt
 from tools.submit.__main__ import main
-from tools.submit.flags import comment_of, runs_of
+from tools.submit.flags import comment_of, digest_of, is_for
 from tools.submit.job import FIRST_JOB, LINK, arguments_of_task
 from tools.submit.job import main as set_up
+from tools.submit.refusing import machine_of
+from tools.submit.standing import complete
+from train.cluster import ClusterConfig
 from train.exit_status import ExitStatus
 from train.storage.lease import Lease
 from train.storage.place import Place
@@ -23,7 +24,6 @@ from train.storage.place import Place
 TINY = "configs/experiment/tiny.yaml"
 LAB = "configs/cluster/lab.yaml"
 METALM = "configs/experiment/metalm_1p3b.yaml"
-STORED = Path("tests/fixtures/run_7cd86b9/pretrained")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_a_dry_run_shows_the_whole_command(
     assert status == ExitStatus.COMPLETE
     repository = Path(__file__).parents[3]
     flags = (
-        f"sbatch --parsable --job-name=metalm_1p3b '--comment=run {run}' --export=ALL "
+        f"sbatch --parsable --job-name=metalm_1p3b '--comment={comment_of([run])}' --export=ALL "
         "--partition=gpu --account=me --nodes=2 --ntasks-per-node=8 --cpus-per-task=12 "
         "--mem=900G --time=2-00 --signal=B:USR1@300 --gres=gpu:h100:8 --no-requeue --qos=long"
     )
@@ -150,14 +150,18 @@ def test_all_faults_are_told_at_once(capsys: pytest.CaptureFixture[str], tmp_pat
 
 
 def complete_run(directory: Path) -> Path:
+    """As it is after six steps, the last of which was left out."""
     run = directory / "run"
     run.mkdir()
-    lines = (STORED / "metrics.jsonl").read_text().splitlines()
-    last = max(json.loads(line)["step"] for line in lines if '"train"' in line)
-    assert last == 6
-    shutil.copyfile(STORED / "metrics.jsonl", run / "metrics.jsonl")
-    (run / "summary.json").write_text("{}")
+    (run / "summary.json").write_text('{"steps": 6, "validation_loss_last": 3.5}')
     return run
+
+
+@pytest.mark.parametrize("summary", ["", "{}", "[]", '{"steps": "6"}', '{"steps": 6', "[" * 9999])
+def test_a_summary_that_says_nothing_is_no_complete_run(tmp_path: Path, summary: str) -> None:
+    assert complete(tmp_path, steps=6) is None
+    (tmp_path / "summary.json").write_text(summary)
+    assert complete(tmp_path, steps=6) is None
 
 
 def test_a_finished_run_goes_on_with_more_steps(
@@ -197,11 +201,27 @@ def test_without_slurm_nothing_is_submitted(capsys: pytest.CaptureFixture[str]) 
     assert "squeue: is not found: submit on a host of the cluster" in capsys.readouterr().err
 
 
-def test_jobs_are_known_by_their_comment() -> None:
-    run = Path("/a b/runs/x")
-    assert runs_of(comment_of(run)) == ["/a b/runs/x"]
-    assert runs_of(comment_of(run, ["seed_1", "seed_2"])) == [f"{run}-seed_1", f"{run}-seed_2"]
-    assert runs_of("(null)") == runs_of("") == runs_of("nightly build") == []
+def test_jobs_are_known_by_their_comment(tmp_path: Path) -> None:
+    runs = [tmp_path / f"a, b-{seed}" for seed in range(140)]
+    comment = comment_of(runs)
+    assert len(comment.encode()) <= 1024, "as many bytes as Slurm takes"
+    (tmp_path / "link").symlink_to(tmp_path / "a, b-7")
+    for run in (*runs, tmp_path / "link"):
+        assert is_for(comment, digest_of(run))
+    for other in (tmp_path / "a, b", tmp_path / "a, b-140"):
+        assert not is_for(comment, digest_of(other))
+    alone = comment_of([runs[0]])
+    assert [is_for(alone, digest_of(run)) for run in runs[:2]] == [True, False]
+    for others in ("(null)", "", f"nightly {digest_of(runs[0])} ", f"semicausal x{alone[11:]}"):
+        assert not is_for(others, digest_of(runs[0]))
+
+
+def test_all_of_a_node_s_memory_is_what_the_planner_knows_without() -> None:
+    unknown = machine_of(ClusterConfig(ranks_per_node=2))
+    for memory in ("0", "0G"):
+        assert machine_of(ClusterConfig(ranks_per_node=2, memory_per_node=memory)) == unknown
+    given = machine_of(ClusterConfig(ranks_per_node=2, memory_per_node="2G"))
+    assert given.memory_bytes == 2**30
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from tests.corpora import write_corpus
 from tests.lab_fixtures import SlurmLab
 from tools.keep.attempt import ATTEMPTS_NAME, read_attempts
+from tools.submit import calling
 from tools.submit.__main__ import main, submitted
 from train.errors import UserError
 from train.exit_status import ExitStatus
@@ -58,22 +59,35 @@ def test_an_array_submitted_from_elsewhere(
     (elsewhere / "train" / "__init__.py").write_text("raise SystemExit('of somebody else')")
     (elsewhere / "my run.yaml").write_text(
         f"include: [{REPOSITORY}/{LINE[0]}]\nrun_directory: my runs/x\nlayout: {{tensor: 1}}\n"
-        "cluster: {environment: {SAID: it's, N: 3}, scratch: $SCRATCH/node, sbatch: [--hold]}\n"
+        "cluster:\n"
+        "  environment: {SAID: it's, N: 3, OMP_NUM_THREADS: 5, module: m, python: p}\n"
+        "  setup: [export OF_SETUP=node;, 'module=x python=y # ours', cd /, set -eu]\n"
+        "  scratch: $SCRATCH/$OF_SETUP-$SLURM_JOB_NUM_NODES\n"
+        "  sbatch: [--hold]\n"
     )
     for name, value in slurm_lab.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     monkeypatch.setenv("SECRET_KEY", "handed on, and never shown")
     monkeypatch.chdir(elsewhere)
-    done = subprocess.run(
-        [project / ".venv/bin/python", "-m", "tools.submit", "my run.yaml", "--seeds", "1", "2"],
-        env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(project)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n") == ["my runs/x-seed_1", "my runs/x-seed_2", ""]
-    job = int(done.stderr.removeprefix("job ").partition(":")[0])
+    odd = "--comment=of somebody\n else \x0b\u2028"
+    other = slurm_lab.submit("--hold", odd, "--wrap=true", directory=elsewhere)
+    assert [each.number for each in calling.jobs()] == [other]
+    slurm_lab.call("scancel", str(other))
+    told: list[str] = []
+    submitted_jobs: list[int] = []
+    for seeds in (["1", "2"], ["3"]):
+        done = subprocess.run(
+            [project / ".venv/bin/python", "-m", "tools.submit", "my run.yaml", "--seeds", *seeds],
+            env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(project)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "".join(f"my runs/x-seed_{seed}\n" for seed in seeds)
+        submitted_jobs.append(int(done.stderr.removeprefix("job ").partition(":")[0]))
+        told += [done.stdout, done.stderr]
+    job, alone = submitted_jobs
 
     again = [f"{REPOSITORY}/{each}" for each in LINE]
     assert main([*again, "run_directory=my runs/x-seed_2"]) == ExitStatus.MISTAKE
@@ -85,27 +99,26 @@ def test_an_array_submitted_from_elsewhere(
     command, asked = ["sbatch", "--parsable", "--hold"], [f"{REPOSITORY}/slurm/pretrain.sh"]
     with pytest.raises(UserError, match=rf"job {job} for .* is pending already"):
         submitted(command, asked, [{}, {}], runs=[Path("my runs/x-seed_1").absolute()])
-    slurm_lab.call("scontrol", "release", str(job))
+    slurm_lab.call("scontrol", "release", str(job), str(alone))
     deadline = time.monotonic() + 60
-    while "RUNNING" in (told := slurm_lab.call("squeue", "--me", "--format=%F %T")) or (
-        f"{job} " in told
-    ):
-        assert time.monotonic() < deadline, told
+    while queue := calling.jobs():
+        assert time.monotonic() < deadline, queue
         time.sleep(0.2)
-    for task, seed in enumerate("12"):
+    for array, task, seed in ((job, 0, 1), (job, 1, 2), (alone, 0, 3)):
         ran = elsewhere / "my runs" / f"x-seed_{seed}" / "ran.json"
-        assert ran.exists(), (elsewhere / f"slurm-tiny-{job}_{task}.out").read_text()
+        output = (elsewhere / f"slurm-tiny-{array}_{task}.out").read_text()
+        assert ran.exists(), output
+        assert ", 5 threads each" in output
         arguments, environment, directory = json.loads(ran.read_text())
         assert arguments[:2] == ["my run.yaml", f"seed={seed}"]
         assert directory == str(elsewhere)
         for name, value in (
-            ("SAID", "it's"), ("N", "3"), ("TMPDIR", f"{tmp_path}/node"),
-            ("SECRET_KEY", "handed on, and never shown"),
+            ("SAID", "it's"), ("N", "3"), ("TMPDIR", f"{tmp_path}/node-1"), ("module", "m"),
+            ("python", "p"), ("OMP_NUM_THREADS", "5"), ("SECRET_KEY", "handed on, and never shown"),
         ):  # fmt: skip
             assert environment[name] == value
-        output = (elsewhere / f"slurm-tiny-{job}_{task}.out").read_text()
-        assert "never shown" not in output + done.stdout + done.stderr
-    assert (tmp_path / "node").is_dir()
+        assert "never shown" not in "".join([output, *told])
+    assert (tmp_path / "node-1").is_dir()
 
 
 @pytest.fixture

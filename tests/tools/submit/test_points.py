@@ -54,7 +54,9 @@ def test_values_are_parted_at_commas(text: str, values: list[str]) -> None:
         ([1], ["seed=2"], "seed: is given twice"),
         ([1, 1], [], "seed: a value is named twice among 1, 1"),
         ([], ["run_directory=a,b"], "run_directory: each run gets one of its own"),
-        (list(range(1001)), [], "1,001 runs are more than an array may have"),
+        (list(range(141)), [], r"141 runs are more than one job may be for \(140\): submit them"),
+        ([], ["cluster.nodes=1,2"], "cluster.nodes: all runs of an array ask for the same"),
+        ([], ["cluster=null,{}"], "--sweep cluster: all runs of an array ask for the same"),
         ([], ["data.corpus=a/b,a b"], "would share a directory"),
     ],
 )
