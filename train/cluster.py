@@ -24,8 +24,8 @@ _IS_SECRET: Final = re.compile(
     r"|(?<!^)(?<!^OLD)PWD",
     re.IGNORECASE,
 )
-_GIVEN: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)=(?=\S)(?![\"']?[$`])")
-"""A name and its value, unless that is a variable's or what a command says."""
+_GIVEN: Final = re.compile(r"""([A-Za-z_][A-Za-z0-9_-]*)=(?=\S)(?!"?(\$(?!['"])|`))""")
+"""A name that is given a value, unless that is a variable's or what a command says."""
 _IN_ADDRESS: Final = re.compile(r"://[^\s/@:]*:(?!\$)[^\s/@]+@(?!sha256:)")
 _NO_PLACE: Final = (
     "looks like a secret, which a file is no place for: export it where you submit, for jobs get "
@@ -35,27 +35,6 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _SET_ANYWAY: Final = re.compile(
     r"(LOCAL_)?(RANK|WORLD_SIZE)|PYTHONUNBUFFERED|KEEP_OPTIONS|SEMICAUSAL_.*"
 )
-
-
-def looks_secret(name: str) -> bool:
-    """Whether a variable of this name may hold what nobody else may read."""
-    return _IS_SECRET.search(name.replace("-", "_")) is not None
-
-
-def _secret_in(text: str) -> str | None:
-    """What of a text looks like a secret, by its name; None if nothing does."""
-    told = next(filter(looks_secret, _GIVEN.findall(text)), None)
-    return told or ("the password in an address" if _IN_ADDRESS.search(text) else None)
-
-
-def _without_secrets(lines: list[str]) -> list[str]:
-    # Of the list, not of its lines: what is said of a fault in a line shows the line.
-    for number, line in enumerate(lines):
-        if (found := _secret_in(line)) is not None:
-            raise ValueError(f"{number}: {found} {_NO_PLACE}")
-    return lines
-
-
 _FLAG: Final = re.compile(r"--([^\s=-][^\s=]*)(=|$)")
 _SET_BY_KEY: Final = {
     **{name: name for name in ("partition", "account", "nodes")},
@@ -74,6 +53,25 @@ _SAID_ELSEWHERE: Final = {
     **dict.fromkeys(_SET_BY_SUBMITTING, "is set by whoever submits: leave it out"),
 }
 """Flags that are not among the further ones, each with the rest of the sentence that says so."""
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a variable of this name may hold what nobody else may read."""
+    return _IS_SECRET.search(name.replace("-", "_")) is not None
+
+
+def _secret_in(text: str) -> str | None:
+    """What of a text looks like a secret, by its name; None if nothing does."""
+    told = next((each[1] for each in _GIVEN.finditer(text) if looks_secret(each[1])), None)
+    return told or ("the password in an address" if _IN_ADDRESS.search(text) else None)
+
+
+def _without_secrets(lines: list[str]) -> list[str]:
+    # Of the list, not of its lines: what is said of a fault in a line shows the line.
+    for number, line in enumerate(lines):
+        if (found := _secret_in(line)) is not None:
+            raise ValueError(f"{number}: {found} {_NO_PLACE}")
+    return lines
 
 
 def _environment(given: Any) -> Any:
@@ -206,7 +204,9 @@ class ClusterConfig(Config):
     @model_validator(mode="after")
     def _one_flag_for_gpus(self) -> Self:
         name = self.gpu_flag.partition("=")[0]
-        if self.gpu is not None and any(each.partition("=")[0] == name for each in self.sbatch):
+        if self.gpu is not None and any(
+            name.startswith(each.partition("=")[0]) for each in self.sbatch
+        ):
             raise ValueError(
                 f"sbatch: {name} a second time would replace gpu_flag: write all of it in that, "
                 "such as --gres=gpu:{count},nvme:1"

@@ -53,6 +53,8 @@ def test_names_of_other_things(name: str) -> None:
         ),
         ("setup=[export WANDB_API_KEY=hunter2]", "setup.0: WANDB_API_KEY"),
         ("setup=[pwd, 'A=1 HF_TOKEN=\"hunter2\" wandb login']", "setup.1: HF_TOKEN"),
+        ("setup=['export HF_TOKEN=$''hunter2''']", "setup.0: HF_TOKEN"),
+        ("setup=['export HF_TOKEN=''$hunter2''']", "setup.0: HF_TOKEN"),
         ("setup=['curl https://me:hunter2@host/x | bash']", "setup.0: the password in an address"),
         ("container=[apptainer, --env, HF_TOKEN=hunter2]", "container.2: HF_TOKEN"),
         ("container=[podman, --env=HF_TOKEN=hunter2]", "container.1: HF_TOKEN"),
