@@ -1,5 +1,6 @@
 """What is wrong with a submission, before anything is submitted."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tools.submit.standing import complete
 from train.cluster import ClusterConfig
 from train.config import RunConfig, batch_fault
 from train.storage.lease import held_by
+from train.storage.place import Place
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -86,15 +88,17 @@ def queue_fault(run: Path, queue: Sequence[Job]) -> str | None:
 
 def lease_fault(config: RunConfig, queue: Sequence[Job]) -> str | None:
     """That something writes the run right now, whatever started it; None if nothing does."""
-    try:
-        holder, lives = held_by(config.checkpoints_of(config.directory))
-    except OSError:
-        return None  # a store that does not answer here: the ranks will see to it
-    if holder is None:
-        return None
-    is_in_queue = holder.job in {str(job.number) for job in queue}
-    if not lives and not is_in_queue:
-        return None
-    return (
-        f"run_directory: {config.run_directory} is being written: {holder}; wait for it, or end it"
-    )
+    queued = {str(job.number) for job in queue}
+    places = [Place.of(config.directory.path)]
+    with contextlib.suppress(OSError):  # no such place here: the ranks will see to it
+        places.append(config.checkpoints_of(config.directory))
+    for place in places:
+        holder, lives = None, None
+        with contextlib.suppress(OSError):  # a store that does not answer: likewise
+            holder, lives = held_by(place)
+        if holder is not None and (lives or holder.job in queued):
+            return (
+                f"run_directory: {config.run_directory} is being written: {holder}; wait for it, "
+                "or end it"
+            )
+    return None

@@ -171,7 +171,7 @@ def test_a_finished_run_goes_on_with_more_steps(
     assert dry(capsys, TINY, LAB, f"run_directory={run}", "steps=7")[0] == ExitStatus.COMPLETE
 
 
-@pytest.mark.parametrize("where", ["here", "in a store"])
+@pytest.mark.parametrize("where", ["here", "beside its checkpoints", "in a store"])
 def test_a_run_that_is_written_is_refused(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -181,7 +181,10 @@ def test_a_run_that_is_written_is_refused(
 ) -> None:
     arguments = [TINY, LAB, f"run_directory={tmp_path / 'run'}"]
     place = Place.of(tmp_path / "run" / "checkpoints")
-    if where != "here":
+    if where == "beside its checkpoints":
+        arguments.append(f"checkpoint.directory={tmp_path / 'elsewhere'}")
+        place = Place.of(tmp_path / "run")
+    if where == "in a store":
         lab: S3Lab = request.getfixturevalue("s3_lab")
         for name, value in lab.environment.items():
             monkeypatch.setenv(name, value)
