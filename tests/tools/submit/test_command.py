@@ -190,7 +190,7 @@ def test_a_run_that_is_written_is_refused(
             monkeypatch.setenv(name, value)
         store = f"s3://{lab.bucket}/{tmp_path.name}"
         arguments.append(f"cluster.store={store}")
-        place = Place.parse(f"{store}/run")
+        place = Place.parse(f"{store}/run/checkpoints")
     assert dry(capsys, *arguments)[0] == ExitStatus.COMPLETE
     with Lease(place, instead="") as lease:
         lease.take()
