@@ -7,6 +7,10 @@
 #
 #   sbatch --cpus-per-task=64 --mem=200G --time=12:00:00 slurm/build.sh my/texts s3://bucket/corpus
 #
+# Many: the job waits while an array does the work, each task of it with this job's number of CPUs:
+#
+#   sbatch slurm/build.sh my/texts s3://bucket/corpus --tasks 64 --sbatch="--mem=8G"
+#
 #SBATCH --job-name=build
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

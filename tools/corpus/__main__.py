@@ -11,8 +11,10 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, get_args
 
 from rich.console import Console
@@ -20,6 +22,7 @@ from rich.console import Console
 from tools.arguments import Parser, local_path, output_file, real, utf8, whole
 from tools.command import command_line
 from tools.corpus import cost, left_out, show, stats, verify
+from tools.corpus.build import build_share
 from tools.corpus.documentation import (
     PACKAGES,
     VALIDATION_SHARE,
@@ -30,6 +33,7 @@ from tools.corpus.entries import Fields
 from tools.corpus.finished import Corpus
 from tools.corpus.instruct import Task
 from tools.corpus.request import DEFAULT_VALIDATION, Dedup, Method, Request
+from tools.corpus.slurm import SlurmArray
 from tools.corpus.tokenizer import DEFAULT_VOCABULARY, TOKENIZER_NAME
 from tools.corpus.told import built, left_out_of
 from tools.corpus.words import counted
@@ -60,11 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         Exit status: 0; 1 where a corpus is faulty; 2 where the user has something to mend;
         130 where the user interrupted it, and what is finished of a build stays.
     """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(arguments)
+    options.called = tuple(arguments[1:])
     return options.action(options, Console(stderr=True))
 
 
 def _build(options: argparse.Namespace, console: Console) -> None:
+    array, workers = _array(options, console), options.workers
+    if workers is None:
+        workers = 1 if options.tasks else len(os.sched_getaffinity(0))
+    if array is not None and options.task is None:
+        array.require(workers)
     prose = tuple(filter(is_documentation, options.sources))
     sources = tuple(source for source in options.sources if not is_documentation(source))
     for source in prose:
@@ -93,14 +104,38 @@ def _build(options: argparse.Namespace, console: Console) -> None:
         part_bytes=options.part_mebibytes,
         has_media=options.media,
         skip_bad=options.skip_bad,
-        workers=options.workers,
+        workers=workers,
+        array=array,
         dedup=Dedup(
             method=options.dedup,
             threshold=options.dedup_threshold,
             permutations=options.dedup_permutations,
         ),
     )
-    built(options.out, request, console)
+    if options.task is None:
+        built(options.out, request, console)
+    else:
+        build_share(options.out, request, task=options.task, console=console)
+
+
+def _array(options: argparse.Namespace, console: Console) -> SlurmArray | None:
+    """The array that the parts are shared by; None if none is asked for."""
+    if options.tasks is None:
+        if options.sbatch or options.task is not None:
+            raise DataError(
+                "--sbatch says how jobs are submitted: give --tasks N too, or leave it out"
+            )
+        return None
+    try:
+        flags = [word for text in options.sbatch for word in shlex.split(text)]
+    except ValueError as error:
+        raise DataError(f"--sbatch: {error}") from error
+    return SlurmArray(
+        tasks=options.tasks,
+        arguments=options.called,
+        flags=tuple(flags),
+        report=partial(console.print, markup=False, highlight=False, soft_wrap=True),
+    )
 
 
 def _instruct(options: argparse.Namespace, console: Console) -> None:
@@ -116,7 +151,7 @@ def _instruct(options: argparse.Namespace, console: Console) -> None:
         made=task,
         tokenizer=corpus.place / TOKENIZER_NAME,
         validation=VALIDATION_SHARE,
-        workers=options.workers,
+        workers=options.workers or len(os.sched_getaffinity(0)),
     )
     built(options.out, request, console)
 
@@ -219,6 +254,19 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     },
     "--tokens": {"type": real(least=0), "metavar": "N", "help": "budget, such as 30e9"},
     "--tokens-per-second": {"type": real(least=0), "metavar": "N", "help": "of all GPUs"},
+    "--sbatch": {
+        "action": "append",
+        "default": [],
+        "metavar": "FLAGS",
+        "help": 'of the jobs of --tasks, such as --sbatch="--partition=cpu --mem=8G"',
+    },
+    "--task": {"type": whole(), "help": argparse.SUPPRESS},
+    "--tasks": {
+        "type": whole(least=1),
+        "metavar": "N",
+        "help": "build by a Slurm array of N jobs, each with --workers processes (default 1); "
+        "called again, it goes on",
+    },
     "--validation": {
         "type": real(),
         "metavar": "SHARE",
@@ -233,7 +281,6 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     },
     "--workers": {
         "type": whole(least=1),
-        "default": len(os.sched_getaffinity(0)),
         "metavar": "N",
         "help": "processes (default: one for each core)",
     },
@@ -243,7 +290,7 @@ _COMMANDS: Final = {
     "build": (_build, "a corpus from files", (
         "sources out --tokenizer|--tokenizer-of --vocabulary --licence --text-field --id-field "
         "--validation --limit-megabytes --dedup --dedup-threshold --dedup-permutations --skip-bad "
-        "--media --shard-mebibytes --part-mebibytes --cache --workers"
+        "--media --shard-mebibytes --part-mebibytes --cache --workers --tasks --sbatch --task"
     )),
     "verify": (_verify, "check every byte of a corpus", "corpus --workers"),
     "inspect": (_inspect, "print documents as people read them", (

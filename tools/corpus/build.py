@@ -2,36 +2,52 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
 
-from tools.corpus import duplicates, inputs, reading
+from tools.corpus import duplicates, inputs, reading, slurm
 from tools.corpus.digests import digest, gathered, located, repeats
 from tools.corpus.left_out import LeftOut
 from tools.corpus.made import Maker
 from tools.corpus.manifest import finish
 from tools.corpus.part import BadList, Job, PartBuilder, PartRecord, split_of
 from tools.corpus.plan import BuildPlan, Slice, Source, cut, part_size, survey
-from tools.corpus.pool import Report, spread
+from tools.corpus.pool import spread
 from tools.corpus.progress import bar, busy
 from tools.corpus.request import Request
 from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer
 from tools.corpus.words import counted
-from tools.corpus.workshop import FINGERPRINTS, IDS, LICENCES, RECORD, Workshop
+from tools.corpus.workshop import FINGERPRINTS, IDS, LICENCES, PAIRS, RECORD, Workshop, differences
 from train.data.segments import TextSegment, paragraphs
-from train.errors import DataError
+from train.errors import DataError, UserError
 
 TOKENIZER_TEXT_BYTES: Final = 64 << 20
 """Text that a tokenizer is trained on, at most."""
 _PLAN: Final = "plan.json"
 _MADE: Final = "made.jsonl"
 
-Result = TypeVar("Result")
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is asked for, before anything is done.
+
+    Attributes:
+        workshop: where the corpus is to come to be.
+        surveyed: sources, and their files.
+        given: the tokenizer, unless it is trained.
+        recipe: all that the result depends on.
+    """
+
+    workshop: Workshop
+    surveyed: list[tuple[Source, list[Slice]]]
+    given: CorpusTokenizer | None
+    recipe: dict[str, Any]
 
 
 def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
@@ -55,24 +71,13 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
     def report(told: str) -> None:
         console.print(told, markup=False, highlight=False, soft_wrap=True)
 
-    workshop = Workshop(out)
-    with busy(console, "looking at the sources"):
-        surveyed = survey(request.sources, request.licences)
-        if request.made is not None:
-            for name in sorted({*request.made.names} & {source.name for source, _ in surveyed}):
-                raise DataError(
-                    f"Two sources are called {name}; give one another name, as in `other={name}`."
-                )
-            made = Source(name=request.made.name, kind="made", identity=request.made.identity)
-            surveyed.insert(0, (made, []))
+    asked = _asked(out, request, console)
+    workshop, given, recipe = asked.workshop, asked.given, asked.recipe
+    surveyed = asked.surveyed
     sources = [source for source, _ in surveyed]
-    given = request.given_tokenizer()
-    part_bytes = request.part_bytes or part_size(sources)
-    described = [
-        source.model_dump(exclude={"left_out", "made_of", "payloads"}) for source in sources
-    ]
-    recipe = request.recipe(described, given, part_bytes)
     with inputs.named(out), workshop.lock() as lease:
+        if request.array is not None:
+            request.array.clear(workshop)
         manifest = workshop.begin(recipe, report=report)
         if manifest is not None:
             report(f"{out} is already built")
@@ -95,7 +100,7 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
                 with busy(console, "making documents"):
                     surveyed[0] = _made(workshop, sources[0], request.made, report)
             with busy(console, "cutting the sources into parts"):
-                plan = _new_plan(workshop, surveyed, request, part_bytes)
+                plan = _new_plan(workshop, surveyed, request, recipe["part_bytes"])
         # Whoever works beside needs no maker, which may hold what does not travel.
         job = Job(workshop=workshop, plan=plan, request=replace(request, made=None))
         tokenizer = given or _trained(job, console)
@@ -104,8 +109,76 @@ def build(out: str, request: Request, *, console: Console) -> dict[str, Any]:
         records = _records(job, tokenizer, console)
         if request.fields.id is not None:
             _require_unique(job, request.fields.id)
+        if request.array is not None:
+            _require_unchanged(out, request, recipe)
         lease.check()
         return finish(job, records=records, tokenizer=tokenizer, recipe=recipe)
+
+
+def build_share(out: str, request: Request, *, task: int, console: Console) -> None:
+    """Do what falls to a task of the array of a build, which `request` is that of.
+
+    Raises:
+        DataError: the build is of other arguments or inputs by now, or a part cannot be built.
+        StorageError: a store refuses, or does not answer.
+    """
+    try:
+        asked = _asked(out, request, console)
+        workshop = asked.workshop
+        workshop.join(asked.recipe)
+        plan = _stored_plan(workshop)
+        assert plan is not None, "it is written before an array is submitted"
+        job = Job(workshop=workshop, plan=plan, request=replace(request, made=None, array=None))
+        kind, numbers = slurm.share(workshop, task)
+        tokenizer = asked.given or _trained(job, console)
+        for _ in _each(job, kind, tokenizer, console, numbers):
+            pass
+        shutil.rmtree(workshop.scratch, ignore_errors=True)
+    except UserError as error:
+        slurm.tell_fault(Workshop(out), error)
+        raise
+
+
+def _asked(out: str, request: Request, console: Console) -> _Asked:
+    """Look at what is asked for.
+
+    Raises:
+        DataError: a source or the tokenizer cannot be read, or two sources have one name.
+    """
+    with busy(console, "looking at the sources"):
+        surveyed = survey(request.sources, request.licences)
+        if request.made is not None:
+            for name in sorted({*request.made.names} & {source.name for source, _ in surveyed}):
+                raise DataError(
+                    f"Two sources are called {name}; give one another name, as in `other={name}`."
+                )
+            made = Source(name=request.made.name, kind="made", identity=request.made.identity)
+            surveyed.insert(0, (made, []))
+    sources = [source for source, _ in surveyed]
+    given = request.given_tokenizer()
+    described = [
+        source.model_dump(exclude={"left_out", "made_of", "payloads"}) for source in sources
+    ]
+    return _Asked(
+        workshop=Workshop(out),
+        surveyed=surveyed,
+        given=given,
+        recipe=request.recipe(described, given, request.part_bytes or part_size(sources)),
+    )
+
+
+def _require_unchanged(out: str, request: Request, recipe: Mapping[str, Any]) -> None:
+    """Check that no source has changed while tasks read it, hours perhaps after each other.
+
+    Raises:
+        DataError: one has.
+    """
+    now = _asked(out, request, Console(quiet=True)).recipe
+    if found := differences(recipe, now):
+        raise DataError(
+            f"while {out} was built, {'; '.join(found)}: its parts do not belong together. Delete "
+            "it, and build again."
+        )
 
 
 def _made(
@@ -191,45 +264,78 @@ def _sample(job: Job) -> Iterator[str]:
                 break
 
 
-def _each_part(
+def _each(
     job: Job,
-    done: Iterable[int],
-    make_worker: Callable[[], Callable[[int, Report], Result]],
-    description: str,
+    kind: str,
+    tokenizer: CorpusTokenizer | None,
     console: Console,
-) -> Iterator[tuple[int, Result]]:
-    """Do with the other parts what was done with some."""
-    sizes = {number: part.num_bytes for number, part in enumerate(job.plan.parts)}
-    for number in done:
-        del sizes[number]
+    numbers: Iterable[int] | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """Do with parts, or buckets, what leaves a note of some kind, unless it is noted.
+
+    Args:
+        job: of which they are.
+        kind: of the notes.
+        tokenizer: to encode with, where that is what is done.
+        console: where progress is shown.
+        numbers: of parts or buckets; None for all.
+
+    Yields:
+        Each number and what came of it; None where a task of an array did it.
+    """
+    description, worker = _worker(job, kind, tokenizer)
+    done = job.workshop.noted(kind)
+    weights = dict(enumerate(part.num_bytes for part in job.plan.parts))
+    if kind == PAIRS:
+        weights = dict.fromkeys(range(duplicates.buckets(job)), duplicates.size_of_bucket(job))
+    sizes = {n: weights[n] for n in (weights if numbers is None else numbers) if n not in done}
+    # The largest first, so that none of them keeps one process busy when all others are done.
+    missing = sorted(sizes, key=lambda number: -sizes[number])
+    workers, array = job.request.workers, job.request.array
     with bar(console, description, total_bytes=sum(sizes.values())) as report:
-        # The largest first, so that none of them keeps one process busy when all others are done.
-        missing = sorted(sizes, key=lambda number: -sizes[number])
-        yield from spread(missing, make_worker, workers=job.request.workers, report=report)
+        if array is None:
+            yield from spread(missing, worker, workers=workers, report=report)
+            return
+        for number in array.spread(job.workshop, kind, missing, workers=workers):
+            report(sizes[number], 0, 0)
+            yield number, None
+
+
+def _worker(job: Job, kind: str, tokenizer: CorpusTokenizer | None) -> tuple[str, Any]:
+    """What leaves notes of a kind: how it is called, and what makes it in each process."""
+    if kind == FINGERPRINTS:
+        return "seeking duplicates", partial(duplicates.Fingerprinter, job)
+    if kind == PAIRS:
+        return "pairing documents", partial(duplicates.Pairing, job)
+    assert kind == RECORD, kind
+    assert tokenizer is not None, "what is written is encoded"
+    return "writing", partial(PartBuilder, job, tokenizer.content)
 
 
 def _seek_duplicates(job: Job, console: Console) -> None:
     """Note which documents stay; parts that an earlier run looked at are not read again."""
     bad = BadList(job.request.skip_bad)
-    done, worker = job.workshop.noted(FINGERPRINTS), partial(duplicates.Fingerprinter, job)
-    for _, found in _each_part(job, done, worker, "seeking duplicates", console):
-        bad.add(*found)
+    for _, found in _each(job, FINGERPRINTS, None, console):
+        bad.add(*(found or ()))
+    if job.request.dedup.method == "minhash":
+        for _ in _each(job, PAIRS, None, console):
+            pass
     with busy(console, "comparing documents"):
         duplicates.decide(job)
 
 
 def _records(job: Job, tokenizer: CorpusTokenizer, console: Console) -> list[PartRecord]:
     """Build the parts that are not built yet."""
-    records = {
-        number: PartRecord.model_validate_json(job.workshop.read_note(RECORD, number))
-        for number in sorted(job.workshop.noted(RECORD))
-    }
+
+    def noted(number: int) -> PartRecord:
+        return PartRecord.model_validate_json(job.workshop.read_note(RECORD, number))
+
+    records = {number: noted(number) for number in sorted(job.workshop.noted(RECORD))}
     bad = BadList(job.request.skip_bad)
     bad.add(*(text for record in records.values() for text in record.bad))
-    worker = partial(PartBuilder, job, tokenizer.content)
-    for number, record in _each_part(job, records, worker, "writing", console):
-        records[number] = record
-        bad.add(*record.bad)
+    for number, record in _each(job, RECORD, tokenizer, console):
+        records[number] = record or noted(number)
+        bad.add(*records[number].bad)
     for text in bad.found:
         console.print(f"skipped {text}", style="yellow", markup=False, soft_wrap=True)
     return [records[number] for number in sorted(records)]

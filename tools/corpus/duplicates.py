@@ -1,49 +1,35 @@
 """Finds documents that are like an earlier one: equal but for case and space, or nearly equal.
 
-First every part's documents are reduced to fingerprints, in parallel; then one process goes through
-these in the global order and says which documents stay. The split comes after it, so that no
-document of validation has its like in training.
+First every part's documents are reduced to fingerprints, in parallel; where nearly equal ones count
+too, those that agree in some of their hashes are then paired, in parallel as well (`near`). Last
+one process goes through these in the global order and says which documents stay. The split comes
+after it, so that no document of validation has its like in training.
 """
 
 import hashlib
 import io
-import re
+import shutil
 import unicodedata
-from collections.abc import Iterator
-from itertools import islice
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
-from datasketch import MinHash, MinHashLSH
 
 from tools.corpus.digests import digest, gathered, repeats
 from tools.corpus.entries import Entry, MediaPiece
 from tools.corpus.part import BadList, Job
 from tools.corpus.pool import Report
-from tools.corpus.request import SHINGLE_WORDS, Dedup
-from tools.corpus.workshop import FINGERPRINTS, KEEP
+from tools.corpus.reading import PartReader
+from tools.corpus.request import Dedup
+from tools.corpus.workshop import FINGERPRINTS, KEEP, PAIRS, SIGNATURES, Workshop
 from train.data.segments import TextSegment
-
-_SHINGLES_AT_ONCE: Final = 1 << 14
-_SCHEME: Final = "affine32"
-# Candidates are compared once more, so missing one is worse than looking at one too many.
-_WEIGHTS: Final = (0.1, 0.9)
-# Scripts without spaces have a word in each character.
-_WORDS: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]|\w+")
 
 
 class Fingerprinter:
     """Reduces the documents of parts to fingerprints."""
 
     def __init__(self, job: Job) -> None:
-        """Draw the permutations, the same in every process."""
+        """Nothing is read yet."""
         self._job = job
-        self._dedup = job.request.dedup
-        self._empty = MinHash(
-            self._dedup.permutations, hashfunc=xxhash.xxh32_intdigest, scheme=_SCHEME
-        )
 
     def __call__(self, number: int, report: Report) -> list[str]:
         """Note the fingerprints of a part.
@@ -55,30 +41,63 @@ class Fingerprinter:
             DataError: more is bad than may be.
         """
         bad = BadList(self._job.request.skip_bad)
-        digests: list[bytes] = []
-        signatures: list[npt.NDArray[np.uint32]] = []
-        for entry in self._job.read(number, bad.add, report):
-            digests.append(digest_of(entry))
-            if self._dedup.method == "minhash":
-                signatures.append(self._signature(entry))
+        entries = self._job.read(number, bad.add, report)
         content = io.BytesIO()
-        np.savez(
-            content,
-            digests=gathered(digests),
-            signatures=np.array(signatures, np.uint32).reshape(-1, self._dedup.permutations),
-        )
+        if self._job.request.dedup.method == "minhash":
+            np.savez(content, signatures=self._signed(number, entries))
+        else:
+            np.savez(content, digests=gathered(digest_of(entry) for entry in entries))
         self._job.workshop.note(FINGERPRINTS, number, content.getvalue())
         return bad.found
 
-    def _signature(self, entry: Entry) -> npt.NDArray[np.uint32]:
-        """MinHash of the text; zeros, which no MinHash is, where near is not near enough."""
-        minhash = self._empty.copy()
-        if entry.has_media:  # "a photo of a dog" is written under many photos
-            return np.zeros(len(minhash), np.uint32)
-        shingles = _shingles(normalised(entry))
-        while some := list(islice(shingles, _SHINGLES_AT_ONCE)):
-            minhash.update_batch(some)
-        return minhash.hashvalues
+    def _signed(self, number: int, entries: PartReader) -> npt.NDArray[np.uint32]:
+        """Signatures of a part; what else is written of them is whole once they are noted."""
+        from tools.corpus import near  # here, because few seek what is nearly equal
+
+        workshop = self._job.workshop
+        scratch = workshop.scratch / f"{number:05}.signatures"
+        shutil.rmtree(scratch, ignore_errors=True)
+        signing = near.Signing(scratch, self._job.request.dedup)
+        signing.sign(map(_compared, entries), part=number)
+        for bucket in sorted(scratch.iterdir()):
+            for file in bucket.iterdir():
+                directory = workshop.working / SIGNATURES / bucket.name
+                workshop.deliver(directory, file.name, file)
+        shutil.rmtree(scratch)
+        return signing.signatures
+
+
+class Pairing:
+    """Pairs the documents of all parts that agree in a bucket of their hashes."""
+
+    def __init__(self, job: Job) -> None:
+        """Nothing is read yet."""
+        self._job = job
+
+    def __call__(self, bucket: int, report: Report) -> None:
+        """Note the pairs of a bucket."""
+        from tools.corpus import near
+
+        workshop, dedup = self._job.workshop, self._job.request.dedup
+        scratch = workshop.scratch / f"{bucket:05}.pairs"
+        signatures = workshop.fetched(SIGNATURES, near.directory_of(bucket))
+        pairs = near.write_pairs(signatures.parent, scratch, dedup, bucket=bucket)
+        workshop.note(PAIRS, bucket, pairs)
+        if workshop.root.is_remote:
+            shutil.rmtree(signatures)
+        report(size_of_bucket(self._job), 0, 0)
+
+
+def buckets(job: Job) -> int:
+    """How many buckets the hashes of a document are in."""
+    from tools.corpus import near
+
+    return near.config_of(job.request.dedup).num_buckets
+
+
+def size_of_bucket(job: Job) -> int:
+    """What a bucket weighs in input, for progress."""
+    return sum(part.num_bytes for part in job.plan.parts) // buckets(job)
 
 
 def normalised(entry: Entry) -> str:
@@ -94,41 +113,42 @@ def digest_of(entry: Entry) -> bytes:
     return digest(b"".join((normalised(entry).encode(), *whole)))
 
 
+def _compared(entry: Entry) -> str | bytes:
+    """What documents are near by; of those with payloads only equal ones are."""
+    # "A photo of a dog" is written under many photos.
+    return digest_of(entry) if entry.has_media else normalised(entry)
+
+
 def decide(job: Job) -> None:
     """Note which documents of each part stay, unless an earlier run did."""
     workshop, dedup, parts = job.workshop, job.request.dedup, range(len(job.plan.parts))
     if workshop.noted(KEEP) == set(parts):
         return
-    loaded = [workshop.read_note(FINGERPRINTS, number) for number in parts]
-    digests = [arrays["digests"] for arrays in loaded]
-    keep = np.ones(sum(map(len, digests)), dtype=bool)
-    keep[repeats(np.concatenate(digests))[0]] = False
     if dedup.method == "minhash":
-        _drop_near(np.concatenate([arrays["signatures"] for arrays in loaded]), keep, dedup)
-    ends = np.cumsum([len(of_part) for of_part in digests])
-    for number, of_part in enumerate(np.split(keep, ends[:-1])):
-        workshop.note(KEEP, number, of_part)
+        kept = _without_near(workshop, dedup, num_parts=len(parts))
+    else:
+        digests = [workshop.read_note(FINGERPRINTS, part)["digests"] for part in parts]
+        keep = np.ones(sum(map(len, digests)), dtype=bool)
+        keep[repeats(np.concatenate(digests))[0]] = False
+        kept = np.split(keep, np.cumsum([len(of_part) for of_part in digests])[:-1])
+    for part, of_part in enumerate(kept):
+        workshop.note(KEEP, part, of_part)
 
 
-def _drop_near(
-    signatures: npt.NDArray[np.uint32], keep: npt.NDArray[np.bool_], dedup: Dedup
-) -> None:
-    """Clear `keep` where a document is near to one before it that stays."""
-    index = MinHashLSH(threshold=dedup.threshold, num_perm=dedup.permutations, weights=_WEIGHTS)
-    permutations = MinHash(dedup.permutations, scheme=_SCHEME).permutations
-    for number in np.flatnonzero(keep & signatures.any(axis=1)).tolist():
-        own = MinHash(hashvalues=signatures[number], permutations=permutations, scheme=_SCHEME)
-        near = np.array(index.query(own), dtype=np.int64)
-        similarity = (signatures[near] == signatures[number]).mean(axis=1)
-        if (similarity >= dedup.threshold).any():
-            keep[number] = False
-        else:
-            index.insert(number, own, check_duplication=False)
+def _without_near(
+    workshop: Workshop, dedup: Dedup, *, num_parts: int
+) -> list[npt.NDArray[np.bool_]]:
+    """Which documents stay, by parts."""
+    from tools.corpus import near
 
-
-def _shingles(text: str) -> Iterator[bytes]:
-    words = _WORDS.findall(text)
-    if len(words) < SHINGLE_WORDS:
-        yield text.encode()
-    for begin in range(len(words) - SHINGLE_WORDS + 1):
-        yield " ".join(words[begin : begin + SHINGLE_WORDS]).encode()
+    pairs = (workshop.read(workshop.working / PAIRS.format(n)) for n in workshop.noted(PAIRS))
+    clusters = near.Clusters(content or b"" for content in pairs)
+    candidates: list[npt.NDArray[np.uint32]] = []
+    kept: list[npt.NDArray[np.bool_]] = []
+    for part in range(num_parts):
+        signatures = workshop.read_note(FINGERPRINTS, part)["signatures"]
+        candidates.append(signatures[clusters.documents(part)])
+        kept.append(np.ones(len(signatures), dtype=bool))
+    for part, document in clusters.dropped(np.concatenate(candidates), dedup.threshold):
+        kept[part][document] = False
+    return kept

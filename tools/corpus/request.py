@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from tools.corpus.entries import Fields
 from tools.corpus.made import Maker
+from tools.corpus.slurm import SlurmArray
 from tools.corpus.tokenizer import DEFAULT_VOCABULARY, SMALLEST_VOCABULARY, CorpusTokenizer
 from tools.corpus.writing import MOST_SHARD_BYTES
 from train.errors import DataError
@@ -16,6 +17,8 @@ FORMAT_VERSION: Final = 1
 DEFAULT_VALIDATION: Final = 0.005
 DEFAULT_SHARD_BYTES: Final = 1 << 26
 SHINGLE_WORDS: Final = 5
+_HASHES: Final = "datatrove"
+"""Whose hashes nearly equal documents are told by; another name if others would be found."""
 
 Method = Literal["exact", "minhash"]
 
@@ -37,7 +40,7 @@ class Dedup:
     def to_recipe(self) -> dict[str, Any]:
         """What the result depends on."""
         if self.method == "minhash":
-            return {**asdict(self), "shingle_words": SHINGLE_WORDS}
+            return {**asdict(self), "shingle_words": SHINGLE_WORDS, "hashes": _HASHES}
         return {"method": self.method}
 
 
@@ -57,7 +60,8 @@ class Request:
         part_bytes: input handled at once; None to choose by the size of the sources.
         has_media: store payloads whatever the first rows show.
         skip_bad: how many documents may be bad.
-        workers: processes.
+        workers: processes; of each task where there is an array.
+        array: whose tasks build the parts; None to build them here.
         dedup: which documents are left out because an earlier one is like them.
 
     Raises:
@@ -76,6 +80,7 @@ class Request:
     has_media: bool = False
     skip_bad: int = 0
     workers: int = 1
+    array: SlurmArray | None = None
     dedup: Dedup = field(default_factory=Dedup)
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +40,10 @@ IDS: Final = "ids/{:05}.json"
 """Of its documents, where a column gives them."""
 FINGERPRINTS: Final = "digests/{:05}.npz"
 """Of its documents, where duplicates are sought."""
+SIGNATURES: Final = "signatures"
+"""Directory of these documents' hashes, a directory for each bucket."""
+PAIRS: Final = "pairs/{:05}.dups"
+"""Of a bucket: documents whose hashes in it are equal."""
 KEEP: Final = "duplicates/{:05}.keep.npy"
 """[n] which of its documents stay."""
 
@@ -70,6 +74,12 @@ class Workshop:
             self.scratch = default_cache(f"building {self.root}")
         else:
             self.scratch = Path(self.working / "scratch")
+        self._joined: bytes | None = None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether something is being built here, or was and is not done."""
+        return (self.working / _RECIPE).exists()
 
     @contextlib.contextmanager
     def lock(self) -> Generator[Lease]:
@@ -118,10 +128,8 @@ class Workshop:
                 "it was finished"
             )
         elif differing:
-            state = "an unfinished corpus" if manifest is None else "a corpus"
-            raise DataError(
-                f"{self.out} holds {state} of other arguments or inputs ({'; '.join(differing)}). "
-                "Choose another place, go back to the same arguments and inputs, or delete it."
+            raise self._another(
+                "an unfinished corpus" if manifest is None else "a corpus", differing
             )
         if manifest is not None:
             self.clear()
@@ -132,6 +140,24 @@ class Workshop:
                 path.unlink()
         self.write(self.working / _RECIPE, as_json(recipe))
         return None
+
+    def join(self, recipe: Mapping[str, Any]) -> None:
+        """Work on what another process has begun, for as long as that is what is being built.
+
+        Args:
+            recipe: of what this process was asked to work on.
+
+        Raises:
+            DataError: nothing, or something else, is being built.
+        """
+        content = self.read(self.working / _RECIPE)
+        begun = self._read_json(self.working / _RECIPE)
+        if begun is None:
+            raise DataError(f"nothing is being built in {self.out}: build with --tasks")
+        if differing := differences(begun, recipe):
+            raise self._another("an unfinished corpus", differing)
+        self._joined = content
+        self.scratch = self.scratch / f"job-{os.environ.get('SLURM_JOB_ID', os.getpid())}"
 
     def discard(self) -> None:
         """Remove all that was built and not committed; there was nothing when it began."""
@@ -149,7 +175,13 @@ class Workshop:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def deliver(self, directory: Place, name: str, content: Path | bytes) -> None:
-        """Put a file into a directory of the corpus, whole or not at all."""
+        """Put a file into a directory of the corpus, whole or not at all.
+
+        Raises:
+            DataError: what this process has joined is not being built any more.
+        """
+        if self._joined is not None and self.read(self.working / _RECIPE) != self._joined:
+            raise DataError(f"another build has begun in {self.out}, or this one is done")
         target = directory / name
         if isinstance(content, bytes):
             target.write(content)
@@ -175,12 +207,13 @@ class Workshop:
             return None
 
     def note(self, kind: str, part: int, content: Any) -> None:
-        """Note something about a part: bytes, an array or, in JSON, something else."""
+        """Note something about a part: bytes, a file, an array or, in JSON, something else."""
         if isinstance(content, np.ndarray):
             content = npy(content)
-        elif not isinstance(content, bytes):
+        elif not isinstance(content, bytes | Path):
             content = json.dumps(content).encode()
-        self.write(self.working / kind.format(part), content)
+        path = self.working / kind.format(part)
+        self.deliver(path.parent, path.name, content)
 
     def noted(self, kind: str) -> set[int]:
         """The parts of which something was noted."""
@@ -194,6 +227,24 @@ class Workshop:
         if data is None or kind.endswith(".json"):
             return data
         return np.load(io.BytesIO(data), allow_pickle=False)
+
+    def fetched(self, *names: str) -> Path:
+        """A directory of the working records as a local one, copied where it is in a store."""
+        place, local = self.working, self.scratch
+        for name in names:
+            place, local = place / name, local / name
+        if not place.is_remote:
+            return Path(place)
+        local.mkdir(parents=True, exist_ok=True)
+        for name in place.names():
+            (local / name).write_bytes((place / name).read())
+        return local
+
+    def _another(self, state: str, differing: Sequence[str]) -> DataError:
+        return DataError(
+            f"{self.out} holds {state} of other arguments or inputs ({'; '.join(differing)}). "
+            "Choose another place, go back to the same arguments and inputs, or delete it."
+        )
 
     def _read_json(self, path: Place) -> dict[str, Any] | None:
         """An object in a JSON file; None if there is none."""

@@ -31,7 +31,7 @@ PLATFORMS: Final = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manyl
 
 NEEDED: Final = (
     *("annotated-types", "backports.zstd", "boto3", "botocore", "brotli", "catalogue", "cramjam"),
-    *("datasketch", "einops", "hjson", "jaxtyping", "jmespath", "Jinja2", "markdown-it-py"),
+    *("einops", "hjson", "jaxtyping", "jmespath", "Jinja2", "markdown-it-py"),
     *("MarkupSafe", "mdurl", "megatron-core", "mosaicml-streaming", "msgpack", "peft"),
     *("platformdirs", "psutil", "py-cpuinfo", "pydantic", "pydantic_core", "Pygments"),
     *("python-dateutil", "python-snappy", "rich", "s3transfer", "six", "typing-inspection"),

@@ -68,6 +68,18 @@ def submit(command: Sequence[str], environment: Mapping[str, str]) -> int:
     return int(number)
 
 
+def tried(command: Sequence[str]) -> None:
+    """Ask whether Slurm would take a job, without submitting it.
+
+    Args:
+        command: sbatch and its arguments.
+
+    Raises:
+        UserError: it would not.
+    """
+    _called([command[0], "--test-only", *command[1:]], environment={})
+
+
 def cancel(numbers: Sequence[int]) -> None:
     """Take jobs back.
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from tests.tools.corpus.making import build, documents, passages, picture, write_lines
-from tools.corpus import digests, duplicates
+from tools.corpus import digests, duplicates, near
 from tools.corpus.entries import Entry, MediaPiece
-from tools.corpus.part import Job
-from tools.corpus.request import SHINGLE_WORDS, Dedup, Request
+from tools.corpus.request import SHINGLE_WORDS, Dedup
 from train.data.document import Kind
 from train.data.segments import TextSegment
 
@@ -70,27 +69,91 @@ def test_near_texts_stay_once_and_pictures_are_told_apart(tmp_path: Path, tokeni
 
 def test_scripts_without_spaces_have_words_too() -> None:
     text = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"
-    assert len(list(duplicates._shingles(text))) > 20
-    assert list(duplicates._shingles("a b")) == [b"a b"]
+    assert len(list(near._shingles(text))) > 20
+    assert list(near._shingles("a b")) == [b"a b"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
-def test_signatures_estimate_the_share_in_common(share: float) -> None:
+def test_signatures_estimate_the_share_in_common(share: float, tmp_path: Path) -> None:
     words = [f"w{number}" for number in range(4000)]
     cut = round(2000 * share)
     one, two = words[:2000], [*words[:cut], *words[2000 : 4000 - cut]]
     common = max(0, cut - SHINGLE_WORDS + 1)
     real = common / (2 * (2000 - SHINGLE_WORDS + 1) - common)
-    job = Job(
-        workshop=None,  # pyright: ignore[reportArgumentType]  # signatures need none
-        plan=None,  # pyright: ignore[reportArgumentType]  # likewise
-        request=Request(dedup=Dedup(method="minhash", permutations=512)),
-    )
-    worker = duplicates.Fingerprinter(job)
-    signatures = [worker._signature(entry(" ".join(each))) for each in (one, two)]
+    signing = near.Signing(tmp_path, Dedup(method="minhash", permutations=512))
+    signing.sign([" ".join(one), " ".join(two)], part=0)
+    signatures = signing.signatures
 
     assert (signatures[0] == signatures[1]).mean() == pytest.approx(real, abs=0.08)
-    assert not worker._signature(entry("a", picture())).any()
+
+
+def test_a_long_text_is_signed_in_pieces_as_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = " ".join(f"w{number}" for number in range(999))
+    dedup = Dedup(method="minhash")
+
+    def signed(name: str) -> list[bytes]:
+        signing = near.Signing(tmp_path / name, dedup)
+        signing.sign([text, "of few words"], part=3)
+        files = sorted((tmp_path / name).rglob("*.sig"))
+        assert len(files) == near.config_of(dedup).num_buckets
+        return [signing.signatures.tobytes(), *(file.read_bytes() for file in files)]
+
+    whole = signed("whole")
+    monkeypatch.setattr(near, "_SHINGLES_AT_ONCE", 7)
+    assert signed("pieces") == whole
+
+
+def test_hits_and_misses_against_every_pair(tmp_path: Path, tokenizer: Path) -> None:
+    """Shares in common from none to all, over several parts; and what a brute force would drop."""
+    chance = random.Random(3)
+    texts: list[str] = []
+    for family in range(60):
+        words = [f"{family}w{number}" for number in range(120)]
+        for _ in range(4):
+            texts.append(" ".join(words))
+            for _ in range(chance.randint(0, 4)):  # each changes five shingles of 116
+                words[chance.randrange(len(words))] = f"x{chance.random()}"
+    chance.shuffle(texts)
+    source = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+
+    out = build(
+        source, "--dedup=minhash", "--part-mebibytes=0.02", out=tmp_path / "out",
+        tokenizer=tokenizer,
+    )  # fmt: skip
+
+    dropped = {int(name.rpartition(":")[2]) - 1 for name in documents(out)}
+    dropped = {*range(len(texts))} - dropped
+    sets = [{*zip(*(text.split()[at:] for at in range(5)), strict=False)} for text in texts]
+    threshold, margin, wrong, stay = 0.8, 0.1, 0, []
+    for number, own in enumerate(sets):
+        shares = [len(own & sets[k]) / len(own | sets[k]) for k in range(number)]
+        nearest = max((shares[k] for k in range(number) if k not in dropped), default=0.0)
+        # An estimate of 126 hashes errs by 0.035 there: none errs by three times as much.
+        assert not (number in dropped and nearest < threshold - margin), (number, nearest)
+        assert not (number not in dropped and nearest > threshold + margin), (number, nearest)
+        if max((shares[k] for k in stay), default=0.0) < threshold:
+            stay.append(number)
+        wrong += (number in stay) == (number in dropped)
+    assert len(texts) - len(stay) > 60
+    assert wrong < len(texts) // 10
+
+
+def test_the_end_of_a_chain_stays() -> None:
+    """As clusters alone would have it, the first of a cluster stays, and nothing else."""
+    ends = np.array([[0, 1, 0, 2], [0, 2, 1, 0], [1, 5, 1, 6]], "<u4")
+    clusters = near.Clusters([ends[:2].tobytes(), b"", ends[2:].tobytes(), ends[:1].tobytes()])
+    assert clusters.documents(0).tolist() == [1, 2]
+    assert clusters.documents(1).tolist() == [0, 5, 6]
+    signatures = np.zeros((5, 100), np.uint32)
+    signatures[1, :15] = 1  # near to the first, of which the third is not
+    signatures[2, :30] = 1
+    signatures[4, :15] = 1
+
+    assert clusters.dropped(signatures, 0.8).tolist() == [[0, 2], [1, 6]]
+    assert clusters.dropped(signatures, 0.9).tolist() == []
+    assert near.Clusters([b""]).dropped(np.zeros((0, 9), np.uint32), 0.8).tolist() == []
 
 
 def test_what_makes_no_difference_makes_none() -> None:

@@ -76,7 +76,7 @@ def test_killed_again_and_again(tmp_path: Path, tokenizer: Path, source: Path) -
     # More than a part takes, and a number that hits other files each time.
     while status == -signal.SIGKILL:
         process = FORK.Process(
-            target=build_until_killed, args=(source, out, tokenizer, 14 + num_killed % 3)
+            target=build_until_killed, args=(source, out, tokenizer, 30 + num_killed % 3)
         )
         process.start()
         process.join(60)

@@ -1,0 +1,220 @@
+"""A build whose parts are shared by the tasks of a Slurm array.
+
+    whoever builds ── who does which parts ──▶ task 0, task 1, …
+          ▲                                        │
+          └──────── a note of each part ◀──────────┘
+
+Whoever builds has the lease. It submits an array for each round of work, waits until all parts are
+noted, and gives out again what a task that was killed left undone: that has no note, however much
+of it was written. A task is the build's own command with `--task K`, on any node that sees the same
+files. It looks at the sources as the build did, and does nothing where they are others by now.
+Tasks read JSON, a tokenizer and arrays; nothing is pickled.
+"""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from tools.corpus.words import counted
+from tools.corpus.workshop import Workshop
+from tools.submit import calling
+from train.cluster import Flag
+from train.errors import DataError, UserError
+
+POLL_SECONDS: Final = 1.0
+_SHARES: Final = "shares.json"
+_FAULT: Final = "faults/{}.txt"
+"""Of an array, by its number: what a user has to mend."""
+_FLAGS: Final = TypeAdapter(list[Flag])
+
+
+class Shares(BaseModel):
+    """Who does what.
+
+    Attributes:
+        kind: of the notes that are to be there afterwards.
+        numbers: that each task is to see to, in order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    kind: str
+    numbers: list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmArray:
+    """The array that does the work of a build.
+
+    Attributes:
+        tasks: of it, at most.
+        arguments: of `python -m tools.corpus build`, as the build was called.
+        flags: of sbatch, besides those that are set here.
+        report: told what happens.
+    """
+
+    tasks: int
+    arguments: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    report: Callable[[str], None] = print
+
+    def __post_init__(self) -> None:
+        """Refuse flags that are none, or that are set here."""
+        try:
+            _FLAGS.validate_python(list(self.flags))
+        except ValidationError as error:
+            told = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
+            raise DataError(f"--sbatch: {told}") from error
+
+    def require(self, workers: int) -> None:
+        """Ask Slurm whether it would take such an array.
+
+        Args:
+            workers: processes of each task.
+
+        Raises:
+            UserError: there is no Slurm, or it would not.
+        """
+        calling.tried([*self._command(self.tasks, workers, comment="try")])
+
+    def clear(self, workshop: Workshop) -> None:
+        """End tasks that are left of a build here that was killed.
+
+        Raises:
+            UserError: Slurm does not answer.
+        """
+        comment = _comment(workshop)
+        told = False
+        while left := {job.array for job in calling.jobs() if job.comment == comment}:
+            if not told:
+                self.report(f"{workshop.out}: ending jobs that are left of a build here")
+                calling.cancel(sorted(left))
+                told = True
+            time.sleep(POLL_SECONDS)
+
+    def spread(
+        self, workshop: Workshop, kind: str, numbers: Sequence[int], *, workers: int
+    ) -> Iterator[int]:
+        """Have tasks do what is not noted yet.
+
+        Args:
+            workshop: where the notes are.
+            kind: of the notes.
+            numbers: that are wanted, in the order in which to begin them.
+            workers: processes of each task.
+
+        Yields:
+            Each number, once it is noted.
+
+        Raises:
+            DataError: a task met what a user must mend, or an array brought nothing forth.
+            UserError: Slurm does not take an array.
+        """
+        missing = list(numbers)
+        while missing:
+            shares = [missing[k :: self.tasks] for k in range(min(self.tasks, len(missing)))]
+            content = Shares(kind=kind, numbers=shares).model_dump_json().encode()
+            workshop.write(workshop.working / _SHARES, content)
+            command = self._command(len(shares), workers, comment=_comment(workshop))
+            job = calling.submit(command, {})
+            before = len(missing)
+            try:
+                for done in _noted(workshop, kind, missing, job):
+                    missing.remove(done)
+                    yield done
+            finally:
+                with suppress(UserError):  # what is still there has nothing to do any more
+                    calling.cancel([job])
+            if len(missing) == before:
+                raise DataError(
+                    f"no task of job {job} has finished a part: look into slurm-build-{job}_*.out; "
+                    "perhaps they need more memory or time (--sbatch)"
+                )
+            if missing:
+                undone = sum(bool({*share} & {*missing}) for share in shares)
+                self.report(
+                    f"{counted(undone, 'task')} of job {job} ended early; their "
+                    f"{counted(len(missing), 'part')} are given out again"
+                )
+
+    def _command(self, tasks: int, workers: int, *, comment: str) -> list[str]:
+        called = shlex.join([sys.executable, "-m", "tools.corpus", "build"])
+        return [
+            "sbatch",
+            "--parsable",
+            "--job-name=build",
+            f"--comment={comment}",
+            f"--array=0-{tasks - 1}",
+            "--ntasks=1",
+            f"--cpus-per-task={workers}",
+            "--requeue",
+            "--open-mode=append",
+            "--output=slurm-%x-%A_%a.out",
+            "--export=ALL",
+            *self.flags,
+            f'--wrap=exec {called} --task="$SLURM_ARRAY_TASK_ID" {shlex.join(self.arguments)}',
+        ]
+
+
+def share(workshop: Workshop, task: int) -> tuple[str, list[int]]:
+    """What a task has to do: the kind of notes, and the numbers of which it is to leave one.
+
+    Raises:
+        DataError: it has nothing to do.
+    """
+    content = workshop.read(workshop.working / _SHARES)
+    try:
+        shares = Shares.model_validate_json(content or b"")
+        return shares.kind, shares.numbers[task]
+    except (ValidationError, IndexError) as error:
+        raise DataError(
+            f"{workshop.out} has no work for a task {task}: build with --tasks, which submits them"
+        ) from error
+
+
+def tell_fault(workshop: Workshop, error: UserError) -> None:
+    """Let whoever builds know what a user has to mend, where this is a task of an array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is not None and workshop.is_begun:
+        workshop.write(workshop.working / _FAULT.format(array), str(error).encode())
+
+
+def _noted(workshop: Workshop, kind: str, missing: Sequence[int], job: int) -> Iterator[int]:
+    """Numbers as they are noted, until all are or the array has ended.
+
+    Raises:
+        DataError: a task met what a user must mend.
+    """
+    waiting = set(missing)
+    while waiting:
+        is_there = _is_there(job)  # asked first: what is noted until then counts
+        done = waiting & workshop.noted(kind)
+        yield from sorted(done)
+        waiting -= done
+        fault = workshop.read(workshop.working / _FAULT.format(job))
+        if fault is not None:
+            raise DataError(fault.decode())
+        if not is_there:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _is_there(job: int) -> bool:
+    """Whether any task of an array waits or runs, as far as Slurm can tell."""
+    try:
+        return any(each.array == job for each in calling.jobs())
+    except UserError:
+        return True  # it is asked again
+
+
+def _comment(workshop: Workshop) -> str:
+    root = workshop.root
+    return f"corpus {root if root.is_remote else os.path.realpath(Path(root))}"
