@@ -29,7 +29,8 @@ from tools.submit import calling
 from train.cluster import Flag
 from train.errors import DataError, UserError
 
-POLL_SECONDS: Final = 1.0
+_POLL_SECONDS, _POLL_SECONDS_AT_MOST, _POLLS_OF_AGE = 1.0, 30.0, 20.0
+"""Slurm is asked the less often, the longer an array has been there: every twentieth of its age."""
 _SHARES: Final = "shares.json"
 _FAULT: Final = "faults/{}.txt"
 """Of an array, by its number: what a user has to mend."""
@@ -98,7 +99,7 @@ class SlurmArray:
                 self.report(f"{workshop.out}: ending jobs that are left of a build here")
                 calling.cancel(sorted(left))
                 told = True
-            time.sleep(POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     def spread(
         self, workshop: Workshop, kind: str, numbers: Sequence[int], *, workers: int
@@ -141,8 +142,8 @@ class SlurmArray:
             if missing:
                 undone = sum(bool({*share} & {*missing}) for share in shares)
                 self.report(
-                    f"{counted(undone, 'task')} of job {job} ended early; their "
-                    f"{counted(len(missing), 'part')} are given out again"
+                    f"{counted(undone, 'task')} of job {job} ended early; what they left undone is "
+                    "given out again"
                 )
 
     def _command(self, tasks: int, workers: int, *, comment: str) -> list[str]:
@@ -193,7 +194,7 @@ def _noted(workshop: Workshop, kind: str, missing: Sequence[int], job: int) -> I
     Raises:
         DataError: a task met what a user must mend.
     """
-    waiting = set(missing)
+    waiting, begun = set(missing), time.monotonic()
     while waiting:
         is_there = _is_there(job)  # asked first: what is noted until then counts
         done = waiting & workshop.noted(kind)
@@ -204,7 +205,8 @@ def _noted(workshop: Workshop, kind: str, missing: Sequence[int], job: int) -> I
             raise DataError(fault.decode())
         if not is_there:
             return
-        time.sleep(POLL_SECONDS)
+        age = time.monotonic() - begun
+        time.sleep(min(max(_POLL_SECONDS, age / _POLLS_OF_AGE), _POLL_SECONDS_AT_MOST))
 
 
 def _is_there(job: int) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -207,8 +208,24 @@ def test_jobs_that_are_left_of_a_build_are_ended(lab: SlurmLab, tmp_path: Path) 
     lab.call("scancel", str(jobs[1]))
 
 
-def test_an_array_that_brings_nothing_forth_is_given_up(lab: SlurmLab, tmp_path: Path) -> None:
+def test_an_array_that_brings_nothing_forth_is_given_up(
+    lab: SlurmLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workshop = Workshop(str(tmp_path / "out"))
-    array = slurm.SlurmArray(tasks=2, arguments=("--nonsense",))
-    with pytest.raises(DataError, match=r"no task of job \d+ has finished a part"):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    array = slurm.SlurmArray(tasks=2, arguments=())
+    with pytest.raises(DataError, match=r"no task of job \d+ has finished a part: look into"):
         list(array.spread(workshop, RECORD, [0, 1, 2], workers=1))
+
+
+@pytest.mark.long
+def test_what_a_task_meets_is_told_as_if_it_were_here(
+    lab: SlurmLab, tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in passages(60))
+    source = tmp_path / "a.jsonl"
+    source.write_text(f"{lines}{{\n")
+    flags = ("--part-mebibytes=0.0015", "--dedup=minhash")
+    here = refusal(capsys, source, *flags, out=tmp_path / "here", tokenizer=tokenizer)
+    there = refusal(capsys, source, *flags, "--tasks=1", out=tmp_path / "out", tokenizer=tokenizer)
+    assert there == here
