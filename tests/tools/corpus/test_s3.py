@@ -65,7 +65,7 @@ def test_from_a_bucket_into_a_bucket(
     upload(client, s3_lab.bucket, "raw", local)
     root = f"s3://{s3_lab.bucket}/raw"
     target = f"s3://{s3_lab.bucket}/corpora/one"
-    flags = ("--part-mebibytes=0.002",)
+    flags = ("--part-mebibytes=0.002", "--dedup=minhash")
 
     sources = (f"{root}/text/*.jsonl", f"{root}/table")
     build(*sources, *flags, "--workers=2", out=target, tokenizer=tokenizer)
