@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -81,8 +81,9 @@ class Signing(MinhashDedupSignature):
             folder: is to hold a file for each bucket.
             dedup: what is near.
         """
-        # The tokenizer is never asked: the shingles are ours. The default would want spaCy.
-        super().__init__(str(folder), config_of(dedup), language=WhitespaceTokenizer())
+        # It is never asked: the shingles are ours. The default would want spaCy.
+        words: Any = WhitespaceTokenizer()
+        super().__init__(str(folder), config_of(dedup), language=words)
         self._signatures: list[Signatures] = []
 
     @property
@@ -97,8 +98,8 @@ class Signing(MinhashDedupSignature):
             texts: normalised; bytes where nothing but the same bytes is near enough.
             part: its number.
         """
-        documents = (Document(text=text, id="") for text in texts)  # pyright: ignore[reportArgumentType]  # `get_shingles` takes it
-        self.run(documents, rank=part)  # pyright: ignore[reportArgumentType]  # a generator is one
+        documents: Any = (Document(text=cast(str, text), id="") for text in texts)
+        self.run(documents, rank=part)
 
     def get_shingles(self, text: str | bytes) -> npt.NDArray[np.uint64]:
         """Hashes of five words each, [n, 1]."""
@@ -147,7 +148,7 @@ class Clusters:
         Args:
             pairs: what was written about each bucket.
         """
-        table = np.frombuffer(b"".join(pairs), "<u4").astype(np.uint64).reshape(-1, 2, 2)
+        table = np.frombuffer(b"".join(pairs), "<u4").astype(np.int64).reshape(-1, 2, 2)
         numbers, places = np.unique(table[..., 0] << 32 | table[..., 1], return_inverse=True)
         ends = places.reshape(-1, 2)
         size = len(numbers)
@@ -155,13 +156,13 @@ class Clusters:
         _, labels = connected_components(graph, directed=False)
         order = np.argsort(labels, kind="stable")  # so that members stay in order
         cuts = np.flatnonzero(np.diff(labels[order])) + 1
-        self.members = np.split(numbers[order], cuts) if size else []
+        self.members: list[npt.NDArray[np.int64]] = np.split(numbers[order], cuts) if size else []
         self._numbers = numbers
 
     def documents(self, part: int) -> npt.NDArray[np.int64]:
         """[n] those of a part that are in any cluster."""
         begin, end = np.searchsorted(self._numbers, [part << 32, (part + 1) << 32])
-        return (self._numbers[begin:end] & 0xFFFFFFFF).astype(np.int64)
+        return self._numbers[begin:end] & 0xFFFFFFFF
 
     def dropped(self, signatures: Signatures, threshold: float) -> npt.NDArray[np.int64]:
         """Documents that are near to one before them that stays.
@@ -181,12 +182,12 @@ class Clusters:
         numbers = np.array(found, np.int64)
         return np.stack([numbers >> 32, numbers & 0xFFFFFFFF], axis=1)
 
-    def _places(self, members: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    def _places(self, members: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.searchsorted(self._numbers, members)
 
 
 def _dropped(
-    members: npt.NDArray[np.uint64], signatures: Signatures, threshold: float
+    members: npt.NDArray[np.int64], signatures: Signatures, threshold: float
 ) -> Iterator[int]:
     """Those of a cluster's members, in order, that are near to an earlier one that stays."""
     staying = np.empty_like(signatures)

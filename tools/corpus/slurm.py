@@ -84,7 +84,11 @@ class SlurmArray:
         Raises:
             UserError: there is no Slurm, or it would not.
         """
-        calling.tried([*self._command(self.tasks, workers, comment="try")])
+        try:
+            calling.tried(self._command(self.tasks, workers, comment="try"))
+        except UserError as error:
+            given = f" (--sbatch {shlex.join(self.flags)})" if self.flags else ""
+            raise UserError(f"{error}{given}") from error
 
     def clear(self, workshop: Workshop) -> None:
         """End tasks that are left of a build here that was killed.
