@@ -22,6 +22,7 @@ QUICK := $(addprefix tests/,golden model parallel distributed/test_tensor.py dis
 TASK_RECORDS := 8000 emoji_name=4000 package_field=4000 \
 	$(addsuffix =2000,number_words package_dependency package_synopsis)
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES)
+BY_ARRAY := --limit-megabytes=12 --vocabulary=8000 --dedup=minhash --part-mebibytes=1
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
 .PHONY: pretrain tasks test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-cluster check gpu-check test-cuda bench golden clean
@@ -71,6 +72,9 @@ faults-data: .venv/dev  ## what training does when its data fail, as a table and
 
 faults-cluster: .venv/dev  ## what becomes of jobs on a Slurm cluster to which something happens, as a table and out/faults-cluster.json (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.cluster.faults $(ARGS)
+
+build-slurm: .venv/dev  ## a corpus by a Slurm array of which a task is killed, beside the one built here, as out/build-slurm.json (minutes)
+	$(BIN)/python -m tests.tools.corpus.slurm_check $(or $(ARGS),$(BY_ARRAY))
 
 check: .venv/dev  ## style, types, import directions
 	$(BIN)/ruff check .

@@ -19,10 +19,14 @@ from typing import Final
 
 import psutil
 
-from tests.tools.corpus.making import files_of
-from tools.command import write_json
-from tools.corpus.workshop import RECORD
-from tools.lab import slurm
+from model import torchvision_free
+
+torchvision_free.install()
+
+from tests.tools.corpus.making import files_of  # noqa: E402  # after install()
+from tools.command import write_json  # noqa: E402  # likewise
+from tools.corpus.workshop import RECORD  # noqa: E402  # likewise
+from tools.lab import slurm  # noqa: E402  # likewise
 
 REPORT: Final = Path("out", "build-slurm.json")
 _SECONDS: Final = 3600.0
