@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 DATA ?=
+RUNS ?= $(patsubst %/config.yaml,%,$(wildcard runs/*/config.yaml))
 STEPS ?=
 PROCESSES ?= 2
 STARTED := $(shell date +%s)
@@ -25,7 +26,7 @@ TOGETHER := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PR
 BY_ARRAY := --limit-megabytes=12 --vocabulary=8000 --dedup=minhash --part-mebibytes=1
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: pretrain tasks test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-cluster build-slurm check gpu-check test-cuda bench golden clean
+.PHONY: pretrain tasks test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-cluster build-slurm dashboard check gpu-check test-cuda bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -43,10 +44,10 @@ tasks: .venv/runtime runs/first_light/summary.json  ## that model tuned on real 
 runs/first_light/summary.json:
 	$(MAKE) pretrain
 
-test: .venv/dev  ## all that matters, a quarter of an hour to twenty minutes on two cores
+test: .venv/dev .venv/dashboard/installed .venv/openwandb/installed  ## all that matters, a quarter of an hour to twenty minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long" $(SHARED) $(ARGS)
 
-test-all: .venv/dev  ## the long tables besides; the fuzz of configurations alone takes a quarter of an hour
+test-all: .venv/dev .venv/dashboard/installed .venv/openwandb/installed  ## the long tables besides; the fuzz of configurations alone takes a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) $(ARGS)
 
 check-newest: .venv/newest/installed  ## the quick tests beside the newest torch and transformers (7 GB, minutes)
@@ -75,6 +76,9 @@ faults-cluster: .venv/dev  ## what becomes of jobs on a Slurm cluster to which s
 
 build-slurm: .venv/dev  ## a corpus by a Slurm array of which a task is killed, beside the one built here, as out/build-slurm.json (minutes)
 	$(BIN)/python -m tests.tools.corpus.slurm_check $(or $(ARGS),$(BY_ARRAY))
+
+dashboard: .venv/runtime .venv/dashboard/installed  ## runs in a browser as they go on; RUNS="runs/a runs/b", ARGS="--port 7861"
+	$(BIN)/python -m tools.dashboard $(RUNS) $(ARGS)
 
 check: .venv/dev  ## style, types, import directions
 	$(BIN)/ruff check .
@@ -142,6 +146,18 @@ clean:  ## remove what was built, not what was trained
 	grep -v '^fsspec==' constraints.txt > .venv/harness/pins.txt
 	.venv/harness/bin/python -m pip install --quiet --constraint .venv/harness/pins.txt \
 	    setuptools lm-eval==0.4.13 tenacity==9.2.1
+	touch $@
+
+# It wants newer and older versions than we do: huggingface-hub from 1.10 on, pillow below 13.
+.venv/dashboard/installed: .venv/python tools/dashboard/constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --constraint tools/dashboard/constraints.txt trackio
+	touch $@
+
+# A server of W&B's protocol for tests; its licence, CC-BY-NC, keeps it out of our environment.
+.venv/openwandb/installed: .venv/python tests/train/watch/wandb_run/constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --constraint tests/train/watch/wandb_run/constraints.txt openwandb
 	touch $@
 
 .venv/bench: .venv/runtime

@@ -27,6 +27,7 @@ class RunDirectory:
         checkpoints: where the configuration names no other place.
         metrics: every record of the run.
         samples: the model's own words, as text.
+        hardware: what each node's did, a file for each.
         ledger: what each rank has read, a file for each start and rank.
         left_out: steps that the run leaves out since their numbers were wrong.
         local: under which name its checkpoints are on its nodes' own disks.
@@ -46,6 +47,7 @@ class RunDirectory:
         self.checkpoints = path / CHECKPOINTS_NAME
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.txt"
+        self.hardware = path / "hardware"
         self.ledger = path / "ledger"
         self.left_out = path / "left_out.json"
         self.local = path / "local.json"

@@ -57,6 +57,7 @@ class Chart:
         x_ticks: from the left.
         y_ticks: from the bottom.
         marks: vertical marks, in percent from the left.
+        bad: likewise, of steps that went wrong.
         rule: horizontal reference, if any.
         last_step: right end of the x axis.
     """
@@ -67,6 +68,7 @@ class Chart:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     marks: list[float]
+    bad: list[float]
     rule: Tick | None
     last_step: int
 
@@ -77,6 +79,7 @@ def draw_chart(
     *,
     last_step: int,
     mark_steps: Sequence[int] = (),
+    bad_steps: Sequence[int] = (),
     rule: tuple[float, str] | None = None,
     from_zero: bool = False,
 ) -> Chart | None:
@@ -87,6 +90,7 @@ def draw_chart(
         lines: what to draw, in order.
         last_step: right end of the x axis.
         mark_steps: steps to mark, such as resumes.
+        bad_steps: steps to mark as such.
         rule: a horizontal reference: value and name.
         from_zero: whether the y axis starts at zero.
     """
@@ -132,6 +136,7 @@ def draw_chart(
         x_ticks=[Tick(100 * across(step), f"{step:,.0f}") for step in steps],
         y_ticks=[Tick(100 * up(value), f"{value:,.5g}") for value in values],
         marks=[100 * across(step) for step in mark_steps],
+        bad=[100 * across(step) for step in bad_steps],
         rule=Tick(100 * up(rule[0]), rule[1]) if rule else None,
         last_step=right,
     )

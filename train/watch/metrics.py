@@ -43,6 +43,8 @@ class RunRecord(_Record):
         num_parameters: parameters of the model, trained or not.
         machine: processor or accelerator, and its software, in words.
         started: wall-clock time in Unix seconds.
+        wandb_run_id: under which it is at W&B; None in records of earlier versions, as the next.
+        identity: a hash of what decides the run's numbers.
     """
 
     kind: Literal["run"] = "run"
@@ -54,6 +56,8 @@ class RunRecord(_Record):
     num_parameters: Count
     machine: str
     started: Moment
+    wandb_run_id: str | None = None
+    identity: str | None = None
 
 
 class TrainRecord(_Record):
@@ -276,6 +280,20 @@ class MetricsFile:
         self._file.close()
 
 
+def parse_record(line: bytes) -> Record | None:
+    """What a line of `metrics.jsonl` says; None if it is of a kind that a later version has.
+
+    Raises:
+        ValidationError: it is damaged.
+    """
+    try:
+        return _RECORD.validate_json(line, strict=True)
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "union_tag_invalid":
+            return None
+        raise
+
+
 def read_metrics(path: Path) -> Metrics:
     """Reads `metrics.jsonl`, keeping the last record of each step of each kind.
 
@@ -297,16 +315,16 @@ def read_metrics(path: Path) -> Metrics:
         if not line:
             continue
         try:
-            record = _RECORD.validate_json(line, strict=True)
+            record = parse_record(line)
         except ValidationError as error:
-            if error.errors()[0]["type"] == "union_tag_invalid":
-                continue  # a kind of a later version
             if number == len(lines):
                 break
             reason = fault_of(error)
             raise DataError(
                 f"{path}:{number} is damaged: {reason}; delete this line to go on"
             ) from None
+        if record is None:
+            continue
         # A step has one record of a kind, but any number of texts, and of tasks.
         text = next(
             (getattr(record, n) for n in ("prompt", "text", "task") if hasattr(record, n)), None

@@ -4,11 +4,13 @@ Nothing that only watches a run may end it. Whatever goes wrong in here is said 
 still can be, and the run goes on.
 """
 
+import json
 import os
 import platform
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any, Self
 
 import torch
@@ -16,26 +18,37 @@ import torch
 from parallel.launch import World, processor_name
 from train.config import RunConfig
 from train.config_files import dump
-from train.errors import RunDirectoryError
+from train.errors import RunDirectoryError, UserError
 from train.storage.place import Place
-from train.watch.metrics import MetricsFile, NoteRecord, Record, RunRecord, SampleRecord
+from train.watch.hardware import Hardware
+from train.watch.metrics import (
+    MetricsFile,
+    NoteRecord,
+    Record,
+    RunRecord,
+    SampleRecord,
+    read_metrics,
+)
 from train.watch.progress import Display
 from train.watch.streams import Streams
-from train.watch.wandb_writer import WandbWriter, mode_of, run_id_of
+from train.watch.wandb_run.switches import mode_of, run_id_of
+from train.watch.wandb_run.writer import WandbWriter
 
 
 class Monitor:
     """Takes what happens in a run and writes it wherever it is watched.
 
     Opened as a context manager. Rank 0 writes; on every other rank each method does nothing, so
-    that the loop calls it everywhere. Nothing here waits for other ranks.
+    that the loop calls it everywhere. Nothing here waits for other ranks. The first rank of each
+    node looks at its hardware.
 
     Args:
         config: of the run, whose directory exists.
         world: this process among all.
         first_step: steps done before; not 0 for a resumed run.
         num_parameters: of the model, trained or not.
-        wandb_run_id: the id stored in the checkpoint that the run resumes from; None makes one.
+        wandb_run_id: the id stored in the checkpoint that the run resumes from; None takes that of
+            an earlier start of this very run, or makes one.
         streams: what the display writes to, and what may be said of it.
 
     Raises:
@@ -57,8 +70,13 @@ class Monitor:
     ) -> None:
         self._config = config
         self._is_writer = world.is_main
+        if wandb_run_id is None and self._is_writer:
+            wandb_run_id = _wandb_run_id_before(config)
+        self.wandb_run_id = run_id_of(wandb_run_id)
         self._run = RunRecord(
             step=first_step,
+            wandb_run_id=self.wandb_run_id,
+            identity=_identity_of(config),
             total_steps=config.steps,
             name=config.name,
             num_ranks=world.size,
@@ -69,12 +87,12 @@ class Monitor:
             started=time.time(),
         )
         self._step = first_step
-        self.wandb_run_id = run_id_of(wandb_run_id)
         self._streams = streams
         self._failed: set[str] = set()
         self._metrics: MetricsFile | None = None
         self._display: Display | None = None
         self._wandb: WandbWriter | None = None
+        self._hardware: Hardware | None = None
         if self._is_writer:
             path = config.directory.metrics
             try:
@@ -86,6 +104,9 @@ class Monitor:
                 ) from None
 
     def __enter__(self) -> Self:
+        if int(os.environ.get("LOCAL_RANK", "0" if self._is_writer else "1")) == 0:
+            with self.guard("the hardware"):
+                self._hardware = Hardware(self._config.directory.hardware)
         if self._is_writer:
             watch = self._config.watch
             with self.guard("the display"):
@@ -93,13 +114,20 @@ class Monitor:
             mode, said = mode_of(watch)
             if mode != "disabled":
                 with self.guard("W&B"):
-                    self._wandb = WandbWriter(self._config, run_id=self.wandb_run_id, mode=mode)
+                    self._wandb = WandbWriter(
+                        self._config,
+                        run_id=self.wandb_run_id,
+                        mode=mode,
+                        first_step=self._run.step,
+                    )
             self.write(self._run)
             if said is not None:
                 self.note(said)
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: Any) -> None:
+        if self._hardware is not None:
+            self._hardware.stop()
         if self._wandb is not None:
             with self.guard("W&B"):
                 self._wandb.finish(exit_code=0 if error_type is None else 1)
@@ -158,6 +186,21 @@ class Monitor:
         if not directory.config.exists():
             Place.of(directory.config).write(dump(self._config).encode())
         self.note(f"{directory.metrics} was removed: it is written again, and the run goes on")
+
+
+def _identity_of(config: RunConfig) -> str:
+    """A hash of what decides a run's numbers."""
+    return sha256(json.dumps(config.identity(), sort_keys=True).encode()).hexdigest()
+
+
+def _wandb_run_id_before(config: RunConfig) -> str | None:
+    """The W&B id of this very run's last start, which has saved no checkpoint to keep it."""
+    path = config.directory.metrics
+    try:
+        last = read_metrics(path).runs[-1] if path.exists() else None
+    except (UserError, IndexError):
+        return None
+    return last.wandb_run_id if last and last.identity == _identity_of(config) else None
 
 
 def describe_machine() -> str:

@@ -16,6 +16,7 @@ from train.storage.record import content_of
 from train.watch.charts import Chart, Line, draw_chart, smoothed
 from train.watch.metrics import (
     GIB_BYTES,
+    LeftOutRecord,
     Metrics,
     TrainRecord,
     ValidationRecord,
@@ -42,7 +43,23 @@ class Number(NamedTuple):
     remark: str = ""
 
 
-def write_report(directory: RunDirectory, *, out: Path | None = None) -> Path:
+class Trouble(NamedTuple):
+    """Something that went wrong.
+
+    Attributes:
+        step: at which; None where that is not known.
+        what: in few words, with rank and node where one is to blame.
+        text: all of it.
+    """
+
+    step: int | None
+    what: str
+    text: str
+
+
+def write_report(
+    directory: RunDirectory, *, out: Path | None = None, troubles: Sequence[Trouble] = ()
+) -> Path:
     """Writes the report of a run from what it has recorded so far; returns the file.
 
     Call it on one rank. The run need not be over.
@@ -50,6 +67,7 @@ def write_report(directory: RunDirectory, *, out: Path | None = None) -> Path:
     Args:
         directory: of the run, with its metrics and perhaps its configuration.
         out: file to write; None for `report.html` in the run directory.
+        troubles: that the run has not recorded itself, for it did not live to.
 
     Raises:
         DataError: there is no `metrics.jsonl`, or it is damaged.
@@ -62,30 +80,51 @@ def write_report(directory: RunDirectory, *, out: Path | None = None) -> Path:
         config = content.decode(errors="replace")
     out = out or directory.report
     # Whole at once: a browser that reloads never sees half a page.
-    Place.of(out).write(render_report(metrics, config=config).encode())
+    Place.of(out).write(render_report(metrics, config=config, troubles=troubles).encode())
     return out
 
 
-def render_report(metrics: Metrics, *, config: str = "") -> str:
+def render_report(metrics: Metrics, *, config: str = "", troubles: Sequence[Trouble] = ()) -> str:
     """The report as HTML.
 
     Args:
         metrics: what the run recorded.
         config: resolved configuration as YAML; empty to leave it out.
+        troubles: as for `write_report`.
     """
+    found = sorted([*_left_out(metrics), *troubles], key=lambda each: each.step or 0)
+    bad_steps = {record.step for record in metrics.left_out} | {each.step for each in troubles}
     stride = math.ceil(len(metrics.validation) / TABLE_ROWS) or 1
     return render_page(
         Path(__file__).with_name("report.html.jinja"),
         title=metrics.runs[-1].name if metrics.runs else "Run",
         facts=_facts(metrics),
         numbers=_key_numbers(metrics),
-        charts=_charts(metrics),
+        charts=_charts(metrics, bad_steps=sorted(filter(None, bad_steps))),
+        troubles=found,
         # The last row is always among them.
         validation=[_table_row(record) for record in metrics.validation[::-1][::stride][::-1]],
         samples=metrics.samples[::-1],
         notes=metrics.notes,
         config=config,
     )
+
+
+def _left_out(metrics: Metrics) -> list[Trouble]:
+    """Steps that count for nothing, those in a row and of one reason together."""
+    found: list[Trouble] = []
+    steps: list[LeftOutRecord] = []
+    for record in [*metrics.left_out, None]:
+        if steps and (
+            record is None or (record.step - 1, record.reason) != (steps[-1].step, steps[-1].reason)
+        ):
+            first, last, reason = steps[0].step, steps[-1].step, steps[0].reason
+            many = f"steps {first:,} to {last:,} count" if steps[1:] else f"step {first:,} counts"
+            found.append(Trouble(first, f"left out: {reason}", f"{many} for nothing"))
+            steps = []
+        if record is not None:
+            steps.append(record)
+    return found
 
 
 def render_page(template: Path, **values: object) -> str:
@@ -164,7 +203,7 @@ def _of_sequences(record: ValidationRecord) -> str:
     return "" if record.sequences is None else f", of {record.sequences:,} sequences"
 
 
-def _charts(metrics: Metrics) -> list[Chart]:
+def _charts(metrics: Metrics, *, bad_steps: Sequence[int] = ()) -> list[Chart]:
     train, validation, baseline = metrics.train, metrics.validation, metrics.baseline
     last_step = max((record.step for record in [*train, *validation]), default=0)
     resumes = [record.step for record in metrics.runs if record.step > 0]
@@ -178,6 +217,7 @@ def _charts(metrics: Metrics) -> list[Chart]:
                 lines,
                 last_step=last_step,
                 mark_steps=resumes,
+                bad_steps=bad_steps,
                 rule=entropy if rule else None,
                 from_zero=from_zero,
             )

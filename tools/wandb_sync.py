@@ -1,0 +1,114 @@
+"""Brings W&B up to date with runs: `python -m tools.wandb_sync RUN...`, as often as one likes.
+
+What a run has recorded becomes one W&B run, each step once, however often it was started and
+whether it was offline, without a server or cut short. Steps that the server has are not sent again.
+The run need not be over. W&B's own variables say where to and as whom (WANDB_BASE_URL,
+WANDB_API_KEY, ...); `wandb sync` on the files under RUN/wandb would make a run of each start.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tools.arguments import Parser, local_path
+from tools.command import command_line
+from train.config import RunConfig
+from train.config_files import from_stored, read_file
+from train.errors import UserError
+from train.run_directory import RunDirectory
+from train.storage.lease import held_by
+from train.storage.place import Place
+from train.watch.config import WatchConfig
+from train.watch.metrics import Metrics, read_metrics
+from train.watch.wandb_run.rows import Row, Rows, recorded
+from train.watch.wandb_run.session import Session, describe, end_services
+from train.watch.wandb_run.switches import mode_of
+
+INIT_SECONDS: Final = 60.0
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Uploads run after run, and prints where each is."""
+    parser = Parser(prog="python -m tools.wandb_sync", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=local_path, metavar="RUN", help="its directory")
+    options = parser.parse_args(arguments)
+    mode, _ = mode_of(WatchConfig(wandb="online"))
+    if mode != "online":
+        raise UserError(
+            f"W&B is {mode} here, says a variable of yours: unset WANDB_MODE and WANDB_DISABLED to "
+            "upload"
+        )
+    for run in options.runs:
+        sys.stdout.write(f"{uploaded(RunDirectory(run))}\n")
+
+
+def uploaded(directory: RunDirectory) -> str:
+    """Sends the server what it lacks of a run; says what that was.
+
+    Raises:
+        UserError: there is no such run, or W&B does not take it.
+    """
+    metrics = read_metrics(directory.metrics)
+    config = from_stored(
+        RunConfig, read_file(directory.config, is_stored=True), place=str(directory)
+    ).model_copy(update={"run_directory": str(directory.path)})
+    run_id = run_id_in(directory.path, metrics)
+    try:
+        session = Session(config, run_id=run_id, mode="online", init_seconds=INIT_SECONDS)
+        known, sent = session.known_step, 0
+        rows = Rows(after=known)
+        for record in recorded(metrics):
+            sent += logged(session, rows.add(record))
+        # Of the last step of a run that lives more may come.
+        if not lives(directory):
+            sent += logged(session, rows.rest())
+        session.keep(path for path in (directory.config, directory.report) if path.exists())
+        session.finish(exit_code=0)
+    except Exception as error:
+        raise UserError(
+            f"{directory} is not uploaded, or not all of it ({describe(error)}): see that "
+            "WANDB_BASE_URL and WANDB_API_KEY are right, then give the same command"
+        ) from None
+    finally:
+        end_services()
+    after = f" after step {known:,}" if known >= 0 else ""
+    return f"{directory}: {sent:,} steps sent{after}: {session.url}"
+
+
+def logged(session: Session, rows: Sequence[Row]) -> int:
+    """Hands rows over; how many they are."""
+    for row in rows:
+        session.log(row)
+    return len(rows)
+
+
+def run_id_in(run: Path, metrics: Metrics) -> str:
+    """Under which id a run is at W&B: that of its last start.
+
+    Raises:
+        UserError: it was never recorded.
+    """
+    ids = [record.wandb_run_id for record in metrics.runs if record.wandb_run_id is not None]
+    # Records of earlier versions do not have it, but the names of W&B's directories.
+    ids = ids or [path.name.rsplit("-", 1)[-1] for path in sorted(run.glob("wandb/*run-*-*"))]
+    if named := os.environ.get("WANDB_RUN_ID"):
+        return named
+    if not ids:
+        raise UserError(f"{run} says nowhere under which id it is at W&B: set WANDB_RUN_ID")
+    return ids[-1]
+
+
+def lives(directory: RunDirectory) -> bool:
+    """Whether the run may write more."""
+    try:
+        holder, alive = held_by(Place.of(directory.path))
+    except OSError:
+        return True
+    return holder is not None and alive is not False
+
+
+if __name__ == "__main__":
+    sys.exit(main())
