@@ -3,7 +3,8 @@
 What a run has recorded becomes one W&B run, each step once, however often it was started and
 whether it was offline, without a server or cut short. Steps that the server has are not sent again.
 The run need not be over. W&B's own variables say where to and as whom (WANDB_BASE_URL,
-WANDB_API_KEY, ...); `wandb sync` on the files under RUN/wandb would make a run of each start.
+WANDB_API_KEY, ...). `wandb sync` would send each file under RUN/wandb as it is, with the steps that
+two starts have made.
 """
 
 import os

@@ -14,7 +14,7 @@ from train.errors import CheckpointError, DivergedError, InUseError, UserError
 from train.prepare import agreed
 from train.saves import Saves
 from train.step import Gradients, PendingStep
-from train.watch.metrics import LeftOutRecord, TrainRecord
+from train.watch.metrics import LeftOutRecord, SavedRecord, TrainRecord
 from train.watch.monitor import Monitor
 from train.wrong_numbers.not_finite import NotFinite
 from train.wrong_numbers.spikes import Spikes
@@ -223,8 +223,11 @@ class Made:
             CheckpointError: as `Saver.save` says.
         """
         assert self._unsaved is not None, "only once"
+        begun = time.perf_counter()
         self._settle_ledger()
         self._saves.save(*self._unsaved, waits=waits)
+        seconds = time.perf_counter() - begun
+        self._monitor.write(SavedRecord(step=self._unsaved[0], seconds=seconds))
         self._unsaved = None
 
     def save_locally(self, *, waits: bool) -> None:

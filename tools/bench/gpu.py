@@ -27,6 +27,7 @@ from train.build import build_collator, build_engine
 from train.config import RunConfig
 from train.config_files import load
 from train.data.tokens import SpecialTokens
+from train.watch.utilisation import FORMULA, flops_per_token, peak_flops
 
 METALM = ("configs/experiment/metalm_1p3b.yaml", "configs/cluster/h100x8.yaml")
 
@@ -48,25 +49,7 @@ DOCUMENTS = 4
 """In a sequence, where they are apart: of some 500 tokens each, as web pages have."""
 INIT_STD = 0.02
 
-FORMULA = (
-    "MFU = tokens/s x (6 N + 12 L d T) / peak; N decoder parameters, L layers, d width, T slots"
-)
 COUNTED = "counted = matrix products of decoder, scored head, encoder and connector, x 3 / s / peak"
-
-PEAK_FLOPS = (
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("H200", 989e12),
-    ("A100", 312e12),
-    ("B200", 2250e12),
-)
-"""Dense bf16 peak by a part of the device's name, as its maker gives it; the first match holds."""
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 operations a second that the maker gives, None if the device is not known."""
-    return next((peak for part, peak in PEAK_FLOPS if part in device_name), None)
 
 
 def metalm_1p3b(_: Plan) -> Findings:
@@ -182,8 +165,13 @@ class Subject(contextlib.AbstractContextManager["Subject"]):
     @property
     def flops_per_token(self) -> int:
         """Operations that `FORMULA` counts."""
-        decoder, S = self._config.model.decoder, self._config.data.sequence_tokens
-        return 6 * self._decoder_parameters + 12 * decoder.num_layers * decoder.width * S
+        decoder = self._config.model.decoder
+        return flops_per_token(
+            parameters=self._decoder_parameters,
+            num_layers=decoder.num_layers,
+            width=decoder.width,
+            slots=self._config.data.sequence_tokens,
+        )
 
     def batches(self, *, sequences: int, count: int) -> list[Batch]:
         """Fixed batches on the device, with spans as the run chooses them."""

@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 
 from parallel.launch import World, join, processor_name
-from tools.bench.gpu import METALM, REPEATABLE, Subject, copy_bytes, matmul_flops, peak_flops
+from tools.bench.gpu import METALM, REPEATABLE, Subject, copy_bytes, matmul_flops
 from tools.gpu_check import levers
 from tools.gpu_check.parity import TINY
 from tools.gpu_check.targets import CAUSAL
 from train.config import RunConfig
 from train.config_files import load
 from train.watch.metrics import GIB_BYTES
+from train.watch.utilisation import peak_flops
 
 MODES: Final[dict[str, tuple[str, ...]]] = {
     "semi-causal": (),
@@ -55,7 +56,7 @@ class Row:
         microbatches: of a step.
         ms: milliseconds of a step, or of a part of it.
         tokens_per_second: decoder slots.
-        mfu: as `tools.bench.gpu.FORMULA` counts.
+        mfu: as `train.watch.utilisation.FORMULA` counts.
         gib: most memory.
         host_ms: milliseconds of a step in which the host does not wait.
         syncs: calls of a step by which the host waits for the device.

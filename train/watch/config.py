@@ -14,9 +14,10 @@ class WatchConfig(Config):
     """How a run is watched. `metrics.jsonl` and the report are always written."""
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
-    """Weights & Biases: files under RUN/wandb (`wandb sync` uploads them), live upload (falls back
-    to files when the server is unreachable), or nothing. `WANDB_MODE` and `WANDB_DISABLED` hold
-    where this is not set; where it is, the one that sends less."""
+    """Weights & Biases: files under RUN/wandb, live upload (falls back to files when the server is
+    unreachable), or nothing. `python -m tools.wandb_sync RUN` uploads what is not there yet, as
+    one run however often it was started. `WANDB_MODE` and `WANDB_DISABLED` hold where this is not
+    set; where it is, the one that sends less."""
     wandb_project: str = Field(default="semicausal", min_length=1)
     """W&B project."""
     wandb_entity: str | None = None

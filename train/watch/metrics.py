@@ -21,6 +21,8 @@ Real = Annotated[float, BeforeValidator(lambda value: math.nan if value is None 
 """JSON has no NaN and no infinity: they become null, and null reads as NaN."""
 Finite = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 """What is measured, and never anything else; some thousand years, in seconds."""
+Operations = Annotated[float, Field(ge=0, le=1e24, allow_inf_nan=False)]
+"""Of floating-point arithmetic."""
 Moment = Annotated[float, Field(ge=0, lt=_YEAR_9999_SECONDS, allow_inf_nan=False)]
 
 
@@ -45,6 +47,10 @@ class RunRecord(_Record):
         started: wall-clock time in Unix seconds.
         wandb_run_id: under which it is at W&B; None in records of earlier versions, as the next.
         identity: a hash of what decides the run's numbers.
+        flops_per_token: as `train.watch.utilisation` counts; None where the peak is.
+        peak_flops: operations a second of one rank's device, as its maker gives them; None where
+            they are not known.
+        bubble_fraction: of a step that the pipeline's schedule leaves idle, at equal stages.
     """
 
     kind: Literal["run"] = "run"
@@ -58,6 +64,15 @@ class RunRecord(_Record):
     started: Moment
     wandb_run_id: str | None = None
     identity: str | None = None
+    flops_per_token: Operations | None = None
+    peak_flops: Operations | None = None
+    bubble_fraction: Finite | None = None
+
+    def mfu(self, tokens_per_second: float) -> float | None:
+        """Share of the peak at a speed of all ranks; None where the peak is not known."""
+        if self.flops_per_token is None or not self.peak_flops:
+            return None
+        return tokens_per_second * self.flops_per_token / (self.peak_flops * self.num_ranks)
 
 
 class TrainRecord(_Record):
@@ -184,6 +199,17 @@ class LeftOutRecord(_Record):
     reason: str
 
 
+class SavedRecord(_Record):
+    """A checkpoint that training has handed over.
+
+    Attributes:
+        seconds: that it waited for that; what is written in the background does not count.
+    """
+
+    kind: Literal["saved"] = "saved"
+    seconds: Finite
+
+
 class NoteRecord(_Record):
     """Something a reader of the run should know."""
 
@@ -200,6 +226,7 @@ Record = (
     | SampleRecord
     | ScoreRecord
     | LeftOutRecord
+    | SavedRecord
     | NoteRecord
 )
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
@@ -219,6 +246,7 @@ class Metrics:
         samples: generated texts, several at a step.
         scores: of tasks, several at a step.
         left_out: steps that count for nothing; `train` has none of them.
+        saved: checkpoints.
         notes: notes, several at a step.
         baseline: the unigram baseline, if it was recorded.
     """
@@ -230,6 +258,7 @@ class Metrics:
     samples: list[SampleRecord] = field(default_factory=list)
     scores: list[ScoreRecord] = field(default_factory=list)
     left_out: list[LeftOutRecord] = field(default_factory=list)
+    saved: list[SavedRecord] = field(default_factory=list)
     notes: list[NoteRecord] = field(default_factory=list)
     baseline: BaselineRecord | None = None
 
@@ -345,6 +374,7 @@ def read_metrics(path: Path) -> Metrics:
         samples=of(SampleRecord),
         scores=of(ScoreRecord),
         left_out=of(LeftOutRecord),
+        saved=of(SavedRecord),
         notes=of(NoteRecord),
         baseline=next(iter(of(BaselineRecord)[-1:]), None),
     )

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 
+from model.semicausal import parameter_counts
 from parallel.launch import World, processor_name
 from train.config import RunConfig
 from train.config_files import dump
@@ -31,6 +32,7 @@ from train.watch.metrics import (
 )
 from train.watch.progress import Display
 from train.watch.streams import Streams
+from train.watch.utilisation import flops_per_token, peak_flops
 from train.watch.wandb_run.switches import mode_of, run_id_of
 from train.watch.wandb_run.writer import WandbWriter
 
@@ -76,7 +78,7 @@ class Monitor:
         self._run = RunRecord(
             step=first_step,
             wandb_run_id=self.wandb_run_id,
-            identity=_identity_of(config),
+            **(_facts(config, num_ranks=world.size) if self._is_writer else {}),
             total_steps=config.steps,
             name=config.name,
             num_ranks=world.size,
@@ -191,6 +193,27 @@ class Monitor:
 def _identity_of(config: RunConfig) -> str:
     """A hash of what decides a run's numbers."""
     return sha256(json.dumps(config.identity(), sort_keys=True).encode()).hexdigest()
+
+
+def _facts(config: RunConfig, *, num_ranks: int) -> dict[str, Any]:
+    """What tells runs apart, what the schedule leaves idle, and what MFU is counted by."""
+    stages, chunks = config.layout.pipeline, config.layout.chunks
+    micro, copies = config.batch.micro_sequences, num_ranks // config.layout.model_ranks
+    facts: dict[str, Any] = {"identity": _identity_of(config)}
+    if stages > 1 and micro != "auto":
+        microbatches = config.batch.sequences // (copies * micro)
+        facts["bubble_fraction"] = (stages - 1) / (microbatches * chunks + stages - 1)
+    peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    if peak is not None:
+        decoder = config.model.decoder
+        facts["peak_flops"] = peak
+        facts["flops_per_token"] = flops_per_token(
+            parameters=parameter_counts(config.built_model)["decoder"],
+            num_layers=decoder.num_layers,
+            width=decoder.width,
+            slots=config.data.sequence_tokens,
+        )
+    return facts
 
 
 def _wandb_run_id_before(config: RunConfig) -> str | None:

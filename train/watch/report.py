@@ -192,11 +192,21 @@ def _key_numbers(metrics: Metrics) -> list[Number]:
         numbers += [
             Number("Tokens seen", seen, f"{scored} of them scored"),
             Number("Tokens a second", rate, "median, all ranks together"),
+            *_utilisation(metrics),
             Number("Training time", format_seconds(metrics.training_seconds)),
             Number("Waiting for data", f"{metrics.data_wait_fraction:.2%}", "of the time in steps"),
             Number("Peak memory", f"{memory:.2f} GiB", "of rank 0"),
         ]
+    if metrics.saved:
+        seconds = sum(record.seconds for record in metrics.saved)
+        remark = f"{len(metrics.saved):,} times, what is written meanwhile not counted"
+        numbers.append(Number("Waiting to save", format_seconds(seconds), remark))
     return numbers
+
+
+def _utilisation(metrics: Metrics) -> list[Number]:
+    mfu = metrics.runs[-1].mfu(metrics.tokens_per_second) if metrics.runs else None
+    return [] if mfu is None else [Number("MFU", f"{mfu:.1%}", "of the maker's dense bf16 peak")]
 
 
 def _of_sequences(record: ValidationRecord) -> str:

@@ -134,6 +134,14 @@ def test_the_run_id_travels(tmp_path: Path) -> None:
     assert open_monitor(tmp_path, wandb_run_id=made).wandb_run_id == made
 
 
+def test_a_run_that_has_saved_nothing_keeps_its_id(tmp_path: Path) -> None:
+    with open_monitor(tmp_path) as first:
+        first.write(train_record(1))
+    assert open_monitor(tmp_path).wandb_run_id == first.wandb_run_id
+    # With other numbers it is another run.
+    assert open_monitor(tmp_path, "seed=2").wandb_run_id != first.wandb_run_id
+
+
 def test_wandb_is_offline_unless_asked(tmp_path: Path) -> None:
     with open_monitor(tmp_path, "watch.wandb=offline") as monitor:
         monitor.write(train_record(1))

@@ -12,13 +12,14 @@ from train.errors import DataError
 from train.run_directory import RunDirectory
 from train.watch.metrics import (
     BaselineRecord,
+    LeftOutRecord,
     Metrics,
     MetricsFile,
     NoteRecord,
     SampleRecord,
     TrainRecord,
 )
-from train.watch.report import format_count, render_report, write_report
+from train.watch.report import Trouble, format_count, render_report, write_report
 
 HOSTILE = "</script><script>alert('x')</script> & \"quotes\""
 
@@ -185,3 +186,23 @@ def test_sources_have_a_chart_of_their_own() -> None:
     assert "Validation loss by source, nats a token" in page.text
     assert "books" in page.text
     assert "<script>alert" not in render_report(metrics)
+
+
+def test_what_went_wrong_stands_first() -> None:
+    metrics = full_metrics()
+    left_out = [(5, "spike"), (6, "spike"), (9, "not finite")]
+    metrics.left_out.extend(LeftOutRecord(step=step, reason=why) for step, why in left_out)
+    trouble = Trouble(12, "dead: rank 3 on node2", "start 1: rank 3 on node2 was killed")
+    html = render_report(metrics, troubles=[trouble])
+    text = Page(html).text
+    for expected in (
+        "5 left out: spike steps 5 to 6 count for nothing",
+        "9 left out: not finite step 9 counts for nothing",
+        "12 dead: rank 3 on node2 start 1: rank 3 on node2 was killed",
+        "went wrong",
+    ):
+        assert expected in text
+    assert text.index("What went wrong") < text.index("Loss, nats a token")
+    # Four steps, in every chart.
+    assert html.count('class="mark bad"') == 4 * html.count("<figure")
+    assert "What went wrong" not in Page(render_report(full_metrics())).text

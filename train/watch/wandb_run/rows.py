@@ -12,6 +12,7 @@ from train.watch.metrics import (
     Record,
     RunRecord,
     SampleRecord,
+    SavedRecord,
     ScoreRecord,
     TrainRecord,
     ValidationRecord,
@@ -60,7 +61,7 @@ class Rows:
 
     def __init__(self, *, after: int = -1) -> None:
         self._after = after
-        self._ranks = 1
+        self._run: RunRecord | None = None
         self._row: Row | None = None
         self._late = Row(step=-1)
         self._left_out: set[int] = set()
@@ -73,7 +74,7 @@ class Rows:
     def add(self, record: Record) -> list[Row]:
         """Take note of a record; the row that is complete now, if one is."""
         if isinstance(record, RunRecord):
-            self._ranks = max(1, record.num_ranks)
+            self._run = record
         if isinstance(record, RunRecord | NoteRecord):
             return []
         reached = self.reached
@@ -124,7 +125,7 @@ class Rows:
                     "train/learning_rate": record.learning_rate,
                     "train/gradient_norm": record.gradient_norm,
                     "speed/tokens_per_second": record.tokens_per_second,
-                    "speed/tokens_per_second_of_rank": record.tokens_per_second / self._ranks,
+                    **self._speeds(record.tokens_per_second),
                     "speed/step_seconds": record.step_seconds,
                     "speed/data_wait_fraction": record.data_wait_fraction,
                     "speed/memory_gib": record.memory_bytes / GIB_BYTES,
@@ -141,6 +142,8 @@ class Rows:
                 }
             case ScoreRecord():
                 values |= {"score/step": record.step, f"score/{record.task}": record.score}
+            case SavedRecord():
+                values["speed/save_seconds"] = record.seconds
             case LeftOutRecord():
                 values["train/left_out"] = record.step
             case BaselineRecord():
@@ -151,6 +154,16 @@ class Rows:
             case _:
                 pass
         return {name: value for name, value in values.items() if value is not None}
+
+    def _speeds(self, tokens_per_second: float) -> dict[str, float | None]:
+        """What a speed means for each rank of the run."""
+        if self._run is None:
+            return {}
+        return {
+            "speed/tokens_per_second_of_rank": tokens_per_second / max(1, self._run.num_ranks),
+            "speed/mfu": self._run.mfu(tokens_per_second),
+            "speed/bubble_fraction": self._run.bubble_fraction,
+        }
 
 
 def recorded(metrics: Metrics) -> list[Record]:
@@ -164,5 +177,6 @@ def recorded(metrics: Metrics) -> list[Record]:
         *metrics.scores,
         *metrics.samples,
         *metrics.left_out,
+        *metrics.saved,
     ]
     return sorted(records, key=lambda record: record.step)

@@ -69,7 +69,7 @@ def wandb_server(directory: Path, *, port: int | None = None) -> Iterator[WandbS
             [PYTHON, script, directory, str(port)], stdout=log, stderr=log, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             with socket.socket() as tried:
                 if tried.connect_ex(("127.0.0.1", port)) == 0:
