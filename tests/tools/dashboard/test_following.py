@@ -84,21 +84,21 @@ def test_the_bad_step_and_the_bad_node_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_thinning_loses_no_extreme(seed: int) -> None:
     """Brute force over stretches of as many steps."""
-    chance, total = random.Random(seed), 20_000
+    chance, total = random.Random(seed), 5_000
     names = ("train/loss", "train/gradient_norm", "speed/step_seconds")
     rows = [
         Row(step=step, values={name: chance.random() for name in names})
         for step in range(1, total + 1)
     ]
     rows[777].values["train/loss"] = math.nan
-    rows[5000].values["train/left_out"] = 5001
+    rows[3000].values["train/left_out"] = 3001
     thinning = Thinning(total_steps=total)
     shown = [kept for row in rows for kept in thinning.add(row)] + thinning.rest()
     steps = [row.step for row in shown]
     assert steps == sorted(set(steps))
     assert len(shown) <= 4 * MOST_BUCKETS + 10
     assert steps[-1] == total
-    assert {778, 5001} <= set(steps)
+    assert {778, 3001} <= set(steps)
     size = math.ceil(total / MOST_BUCKETS)
     for start in range(0, total, size):
         bucket = [row for row in rows if start <= row.step < start + size]
@@ -130,7 +130,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / name / "config.yaml").touch()
     paths = [tmp_path / name for name in ("a/run", "b/run", "c", "c")]
     runs = dashboard.followed_runs(paths)
-    assert [run._name for run in runs] == [f"{tmp_path}/a/run", f"{tmp_path}/b/run", "c"]
+    assert [run._name for run in runs] == ["a/run", "b/run", "c"]
 
 
 def test_validation_stays(tmp_path: Path) -> None:

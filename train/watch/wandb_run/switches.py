@@ -50,6 +50,11 @@ def run_id_of(saved: str | None) -> str:
 
     `WANDB_RUN_ID` names a new run; with `WANDB_RESUME=never` each start of a run is a new one.
     """
-    if saved is not None and os.environ.get("WANDB_RESUME") != "never":
+    if saved is not None and not each_start_is_a_run():
         return saved
     return os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+
+
+def each_start_is_a_run() -> bool:
+    """Whether W&B is not to be told of what earlier starts did."""
+    return os.environ.get("WANDB_RESUME") == "never"

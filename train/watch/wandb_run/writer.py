@@ -25,6 +25,7 @@ from train.watch.wandb_run.session import (
     last_step_of,
     service_lives,
 )
+from train.watch.wandb_run.switches import each_start_is_a_run
 
 MAX_WAITING = 10_000
 """Records that may wait for W&B; beyond that they are dropped, so that memory stays bounded."""
@@ -184,7 +185,8 @@ class WandbWriter:
     def _write_rows(self, session: Session) -> None:
         if self._rows is None:
             rows = Rows(after=session.known_step)
-            if self._mode == "online" and self._first_step > max(0, session.known_step):
+            lacks = self._first_step > max(0, session.known_step)
+            if lacks and self._mode == "online" and not each_start_is_a_run():
                 for record in self._recorded():
                     self._log(session, rows.add(record))
             self._rows = rows
