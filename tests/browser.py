@@ -77,10 +77,9 @@ class Page:
 
                 begun = time.monotonic()
                 await call("Page.navigate", url=url)
-                while not await evaluate(ready):
-                    if time.monotonic() - begun > PATIENCE_SECONDS:
-                        text = await evaluate("document.body.innerText")
-                        raise AssertionError(f"{url} never was as it should be: {text}")
+                is_ready = False
+                while not is_ready and time.monotonic() - begun < PATIENCE_SECONDS:
+                    is_ready = await evaluate(ready)
                     await asyncio.sleep(0.02)
                 seconds = time.monotonic() - begun
                 text = await evaluate("document.body.innerText")
@@ -88,6 +87,7 @@ class Page:
                     await asyncio.sleep(1.0)  # what fades in
                     taken = await call("Page.captureScreenshot", format="png")
                     picture.write_bytes(base64.b64decode(taken["data"]))
+                assert is_ready, f"{url} never was as it should be: {text}"
         return seconds, text
 
 

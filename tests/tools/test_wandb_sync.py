@@ -1,5 +1,6 @@
 """Offline starts of a run become one W&B run, each step once, as often as one asks."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ RUN_ID = "5555aaaa"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WandbServer]:
     with wandb_server(tmp_path_factory.mktemp("server")) as running:
         yield running
 

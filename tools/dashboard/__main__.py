@@ -25,6 +25,8 @@ from train.run_directory import RunDirectory
 
 PYTHON: Final = Path(__file__).parents[2] / ".venv/dashboard/bin/python"
 PROJECT: Final = "runs"
+ORDER: Final = "train/loss,train/gradient_norm,train/*,validation/*,score/*,marks/*,speed/*"
+"""Of charts."""
 LOOK_SECONDS: Final = 2.0
 START_SECONDS: Final = 120.0
 
@@ -110,6 +112,7 @@ def shown(port: int) -> Iterator[subprocess.Popen[str]]:
             env={
                 **os.environ,
                 "TRACKIO_DIR": directory,
+                "TRACKIO_PLOT_ORDER": ORDER,
                 "HF_HUB_OFFLINE": "1",
                 "HF_HUB_DISABLE_TELEMETRY": "1",
                 "PYTHONUNBUFFERED": "1",

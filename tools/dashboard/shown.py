@@ -7,12 +7,14 @@ Ends when its standard input does. Knows nothing of ours: trackio wants other ve
 
 import json
 import sys
+from typing import Any
 
-import trackio
-from trackio.sqlite_storage import SQLiteStorage
+# Of an environment that type checks know nothing of.
+import trackio  # pyright: ignore[reportMissingImports]
+from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
 
 
-def take(project: str, told: dict) -> None:
+def take(project: str, told: dict[str, Any]) -> None:
     """Brings a run's news to where the browser's questions are answered from."""
     run = told["run"]
     if rows := told.get("rows"):
@@ -42,7 +44,7 @@ def take(project: str, told: dict) -> None:
         )
 
 
-def said(samples: str) -> dict:
+def said(samples: str) -> dict[str, Any]:
     """The model's own words, as a page of its own shows them."""
     return {"samples": trackio.Markdown(samples)._to_dict()} if samples else {}
 

@@ -104,7 +104,7 @@ def free_port() -> int:
 def kept(picture: Path, request: pytest.FixtureRequest) -> None:
     """A picture shows something; it becomes the one in `docs/` if that is asked for."""
     assert picture.stat().st_size > 20_000
-    if request.config.getoption("--update-golden"):
+    if request.config.getoption("--update-golden", default=False):
         copyfile(picture, DOCS / picture.name)
 
 
@@ -113,7 +113,7 @@ def test_the_report_shows_the_bad_step_and_the_bad_node(
 ) -> None:
     run = write_troubled_run(tmp_path / "run")
     report.main([str(run)])
-    with browser() as page:
+    with browser(height=1300) as page:
         seconds, text = page.shown(
             f"file://{run}/report.html",
             ready="document.querySelectorAll('.mark.bad').length > 1",
@@ -141,7 +141,7 @@ def test_the_dashboard_shows_the_bad_step_and_the_bad_node(
         _, text = page.shown(
             f"http://127.0.0.1:{port}/?project={dashboard.PROJECT}",
             ready="document.body.innerText.includes('Alerts') "
-            "&& document.querySelectorAll('canvas').length > 3",
+            "&& document.querySelectorAll('canvas').length > 1",
             picture=tmp_path / "dashboard.png",
         )
     assert f"step {BAD_STEP} is left out" in text
@@ -165,7 +165,7 @@ def test_fifty_long_runs_open_at_once(tmp_path: Path) -> None:
         opened = [
             page.shown(
                 f"http://127.0.0.1:{port}/?project={dashboard.PROJECT}",
-                ready="document.querySelectorAll('canvas').length > 3",
+                ready="document.querySelectorAll('canvas').length > 1",
             )[0]
             for _ in range(3)
         ]

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 DIRECTORY, PORT = Path(sys.argv[1]), int(sys.argv[2])
 os.environ |= {
@@ -19,13 +20,21 @@ os.environ |= {
     "OPENWANDB_BASE_URL": f"http://127.0.0.1:{PORT}",
 }
 
-import uvicorn  # noqa: E402  # of openwandb's environment, as the next
-from openwandb import graphql_schema, storage  # noqa: E402
+import uvicorn  # noqa: E402  # its settings come first
 
-run_to_type = graphql_schema._run_to_type
+# Of an environment that type checks know nothing of.
+from openwandb import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    graphql_schema,
+    server,
+    storage,
+)
+from starlette.requests import Request  # noqa: E402
+from starlette.responses import JSONResponse, Response  # noqa: E402
+
+run_to_type: Any = graphql_schema._run_to_type
 
 
-def with_its_history(run: dict) -> graphql_schema.RunType:
+def with_its_history(run: dict[str, Any]) -> Any:
     """What is told of a run, with the number of its rows and the last of them."""
     told = run_to_type(run)
     name = "wandb-history.jsonl"
@@ -41,5 +50,18 @@ def with_its_history(run: dict) -> graphql_schema.RunType:
 
 graphql_schema._run_to_type = with_its_history
 
+
+@server.app.middleware("http")
+async def with_alerts(request: Request, answer: Any) -> Response:
+    """Keep alerts; all else is openwandb's to answer."""
+    if request.url.path == "/graphql":
+        asked = await request.json()
+        if "notifyScriptableRunAlert" in asked["query"]:
+            with (DIRECTORY / "alerts.jsonl").open("a") as file:
+                file.write(json.dumps(asked["variables"]) + "\n")
+            return JSONResponse({"data": {"notifyScriptableRunAlert": {"success": True}}})
+    return await answer(request)
+
+
 if __name__ == "__main__":
-    uvicorn.run("openwandb.server:app", host="127.0.0.1", port=PORT, log_level="warning")
+    uvicorn.run(server.app, host="127.0.0.1", port=PORT, log_level="warning")

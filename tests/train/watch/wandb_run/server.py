@@ -36,12 +36,11 @@ class WandbServer:
         [file] = self.directory.glob(f"files/*/*/{run_id}/wandb-history.jsonl")
         return [json.loads(line) for line in file.read_text().splitlines() if line]
 
-    @property
-    def run_ids(self) -> list[str]:
-        """All runs with a history."""
-        return sorted(
-            path.parent.name for path in self.directory.glob("files/*/*/*/*history.jsonl")
-        )
+    def alerts(self, run_id: str) -> list[tuple[str, str]]:
+        """Titles and texts of a run's alerts."""
+        file = self.directory / "alerts.jsonl"
+        alerts = [json.loads(line) for line in file.read_text().splitlines()]
+        return [(each["title"], each["text"]) for each in alerts if each["runName"] == run_id]
 
 
 def require_openwandb() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -11,14 +12,14 @@ import pytest
 from tests.train.records import run_config, train_record
 from tests.train.watch.wandb_run.offline import history
 from tests.train.watch.wandb_run.server import WandbServer, wandb_server
-from train.watch.metrics import MetricsFile
+from train.watch.metrics import LeftOutRecord, MetricsFile
 from train.watch.wandb_run import writer as wandb_writer
 from train.watch.wandb_run.session import service_lives
 from train.watch.wandb_run.writer import WandbWriter
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WandbServer]:
     with wandb_server(tmp_path_factory.mktemp("server")) as running:
         yield running
 
@@ -121,6 +122,10 @@ def test_online_sigterm_loses_no_row(
     time.sleep(0.5)
     for step in range(31, 51):
         writer.write(train_record(step))
+    writer.write(LeftOutRecord(step=51, reason="spike"))
     writer.finish()
     assert [note.split(" (")[0] for note in writer.take_notes()] == ["W&B's service has died"]
-    assert losses(server.rows("11223344")) == expected(50)
+    rows = server.rows("11223344")
+    assert losses(rows) == expected(50)
+    assert (rows[-1]["_step"], rows[-1]["train/left_out"]) == (51, 51)
+    assert server.alerts("11223344") == [("step 51 is left out", "spike")]
