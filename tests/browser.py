@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class Page:
 
 
 @contextmanager
-def browser(*, width: int = 1280, height: int = 900) -> Iterator[Page]:
+def browser(*, width: int = 1280, height: int = 900) -> Generator[Page]:
     """A browser with one empty page, while the context lasts."""
     program = require_chromium()
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:

@@ -23,7 +23,7 @@ from model import torchvision_free  # noqa: E402  # after the hook
 # Before any test module imports streaming, peft or transformers.
 torchvision_free.install()
 
-pytest_plugins = ["tests.lab_fixtures"]
+pytest_plugins = ["tests.lab_fixtures", "tests.train.watch.wandb_run.server"]
 
 # A shell that starts the tests in the background has them, and all that they start, ignore the one,
 # nohup the other.

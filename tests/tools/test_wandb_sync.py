@@ -1,24 +1,17 @@
 """Offline starts of a run become one W&B run, each step once, as often as one asks."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.train.records import run_config, run_record, train_record, validation_record
-from tests.train.watch.wandb_run.server import KEY, WandbServer, wandb_server
+from tests.train.watch.wandb_run.server import KEY, WandbServer
 from tools import wandb_sync
 from train.config_files import dump
 from train.exit_status import ExitStatus
 from train.watch.metrics import MetricsFile, SampleRecord
 
 RUN_ID = "5555aaaa"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WandbServer]:
-    with wandb_server(tmp_path_factory.mktemp("server")) as running:
-        yield running
 
 
 def started(directory: Path, *, first: int, last: int) -> None:
@@ -36,12 +29,12 @@ def started(directory: Path, *, first: int, last: int) -> None:
 
 def test_starts_become_one_run_and_what_is_there_is_not_sent_again(
     tmp_path: Path,
-    server: WandbServer,
+    wandb_lab: WandbServer,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    for name, value in server.variables.items():
+    for name, value in wandb_lab.variables.items():
         monkeypatch.setenv(name, value)
     run = tmp_path / "run"
     started(run, first=0, last=12)
@@ -51,14 +44,14 @@ def test_starts_become_one_run_and_what_is_there_is_not_sent_again(
     started(run, first=30, last=33)
     assert wandb_sync.main([str(run)]) == ExitStatus.COMPLETE
     assert capsys.readouterr().out.startswith(f"{run}: 3 steps sent after step 30: http")
-    rows = server.rows(RUN_ID)
+    rows = wandb_lab.rows(RUN_ID)
     assert [row["_step"] for row in rows] == list(range(34))
     assert [(row["step"], row["train/loss"]) for row in rows[1:]] == [
         (step, train_record(step).loss) for step in range(1, 34)
     ]
     assert rows[31]["validation/step"] == 30
     # Nowhere is the key that let it write.
-    files = [path for path in [*tmp_path.rglob("*"), *server.directory.glob("files/**/*")]]
+    files = [path for path in [*tmp_path.rglob("*"), *wandb_lab.directory.glob("files/**/*")]]
     assert all(KEY.encode() not in path.read_bytes() for path in files if path.is_file())
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -90,7 +90,7 @@ def tell(process: subprocess.Popen[str], followed: Sequence[Followed]) -> bool:
 
 
 @contextlib.contextmanager
-def shown(port: int) -> Iterator[subprocess.Popen[str]]:
+def shown(port: int) -> Generator[subprocess.Popen[str]]:
     """The process that shows runs, ready, until the context ends.
 
     Raises:

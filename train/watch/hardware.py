@@ -162,6 +162,6 @@ def _counted() -> Mapping[str, float]:
         "seconds": time.monotonic(),
         "read": 0 if disks is None else disks.read_bytes,
         "written": 0 if disks is None else disks.write_bytes,
-        "sent": 0 if nets is None else nets.bytes_sent,
-        "received": 0 if nets is None else nets.bytes_recv,
+        "sent": nets.bytes_sent,
+        "received": nets.bytes_recv,
     }

@@ -51,7 +51,6 @@ def with_its_history(run: dict[str, Any]) -> Any:
 graphql_schema._run_to_type = with_its_history
 
 
-@server.app.middleware("http")
 async def with_alerts(request: Request, answer: Any) -> Response:
     """Keep alerts; all else is openwandb's to answer."""
     if request.url.path == "/graphql":
@@ -62,6 +61,8 @@ async def with_alerts(request: Request, answer: Any) -> Response:
             return JSONResponse({"data": {"notifyScriptableRunAlert": {"success": True}}})
     return await answer(request)
 
+
+server.app.middleware("http")(with_alerts)
 
 if __name__ == "__main__":
     uvicorn.run(server.app, host="127.0.0.1", port=PORT, log_level="warning")

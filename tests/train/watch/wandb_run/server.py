@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ def require_openwandb() -> None:
 
 
 @contextmanager
-def wandb_server(directory: Path, *, port: int | None = None) -> Iterator[WandbServer]:
+def wandb_server(directory: Path, *, port: int | None = None) -> Generator[WandbServer]:
     """A server while the context lasts."""
     require_openwandb()
     if port is None:
@@ -81,3 +81,10 @@ def wandb_server(directory: Path, *, port: int | None = None) -> Iterator[WandbS
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="session")
+def wandb_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WandbServer]:
+    """A server for all tests of a session; each has runs of its own."""
+    with wandb_server(tmp_path_factory.mktemp("wandb")) as running:
+        yield running

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,7 +13,7 @@ from tests.corpora import write_corpus
 from tests.lab_fixtures import SlurmLab
 from tests.tools.submit.test_on_the_lab import LINE, checkout, wait_for_steps
 from tests.train.runs import Run, start, wait_for_step
-from tests.train.watch.wandb_run.server import KEY, WandbServer, wandb_server
+from tests.train.watch.wandb_run.server import KEY, WandbServer
 from train.exit_status import ExitStatus
 from train.watch.metrics import read_metrics
 
@@ -24,24 +23,18 @@ STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WandbServer]:
-    with wandb_server(tmp_path_factory.mktemp("server")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def begin(corpus: Path, directory: Path, server: WandbServer) -> Run:
+def begin(corpus: Path, directory: Path, wandb_lab: WandbServer) -> Run:
     return start(
         corpus,
         directory,
         f"steps={STEPS}",
         "watch.wandb=online",
         "checkpoint.every_steps=4",
-        environment=server.variables,
+        environment=wandb_lab.variables,
     )
 
 
@@ -62,12 +55,12 @@ def wait_for_service(run: Run) -> None:
         time.sleep(0.02)
 
 
-def assert_is_one(directory: Path, server: WandbServer) -> None:
+def assert_is_one(directory: Path, wandb_lab: WandbServer) -> None:
     """The server has one run of it, with each step once, as it was recorded last."""
     metrics = read_metrics(directory / "metrics.jsonl")
     [run_id] = {record.wandb_run_id for record in metrics.runs}
     assert run_id is not None
-    rows = server.rows(run_id)
+    rows = wandb_lab.rows(run_id)
     losses = [(row["_step"], row["train/loss"]) for row in rows if "train/loss" in row]
     assert losses == [(record.step, record.loss) for record in metrics.train]
     assert len({row["_step"] for row in rows}) == len(rows)
@@ -76,10 +69,10 @@ def assert_is_one(directory: Path, server: WandbServer) -> None:
         assert not (path.is_file() and KEY.encode() in path.read_bytes()), path
 
 
-def test_a_killed_run_is_one(tmp_path: Path, corpus: Path, server: WandbServer) -> None:
+def test_a_killed_run_is_one(tmp_path: Path, corpus: Path, wandb_lab: WandbServer) -> None:
     """The first time before it has saved anything, the second time later."""
     for step in (2, 10):
-        run = begin(corpus, tmp_path, server)
+        run = begin(corpus, tmp_path, wandb_lab)
         wait_for_service(run)
         wait_for_step(run, tmp_path, step=step)
         processes = tree(run)
@@ -89,16 +82,16 @@ def test_a_killed_run_is_one(tmp_path: Path, corpus: Path, server: WandbServer) 
         psutil.wait_procs(processes, timeout=30)
         for rank in run.ranks:
             rank.wait()
-    ended = begin(corpus, tmp_path, server).wait()
+    ended = begin(corpus, tmp_path, wandb_lab).wait()
     assert ended.code == ExitStatus.COMPLETE, ended.output[-3000:]
     assert KEY not in ended.output
-    assert_is_one(tmp_path, server)
+    assert_is_one(tmp_path, wandb_lab)
 
 
 def test_sigterm_to_all_processes_loses_nothing(
-    tmp_path: Path, corpus: Path, server: WandbServer
+    tmp_path: Path, corpus: Path, wandb_lab: WandbServer
 ) -> None:
-    run = begin(corpus, tmp_path, server)
+    run = begin(corpus, tmp_path, wandb_lab)
     wait_for_service(run)
     wait_for_step(run, tmp_path, step=6)
     for process in tree(run):
@@ -106,19 +99,19 @@ def test_sigterm_to_all_processes_loses_nothing(
     ended = run.wait()
     assert ended.code == ExitStatus.SAVED, ended.output[-3000:]
     # Already now, before another start could fill up what was lost.
-    assert_is_one(tmp_path, server)
-    ended = begin(corpus, tmp_path, server).wait()
+    assert_is_one(tmp_path, wandb_lab)
+    ended = begin(corpus, tmp_path, wandb_lab).wait()
     assert ended.code == ExitStatus.COMPLETE, ended.output[-3000:]
-    assert_is_one(tmp_path, server)
+    assert_is_one(tmp_path, wandb_lab)
 
 
 @pytest.mark.long
 def test_a_requeued_job_is_one(
-    slurm_lab: SlurmLab, checkout: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    slurm_lab: SlurmLab, checkout: Path, wandb_lab: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slurm itself sends SIGTERM to all that descends from the job's steps."""
     monkeypatch.delenv("WANDB_MODE")
-    for name, value in server.variables.items():
+    for name, value in wandb_lab.variables.items():
         monkeypatch.setenv(name, value)
     run = checkout / "run"
     job = slurm_lab.submit(
@@ -132,4 +125,4 @@ def test_a_requeued_job_is_one(
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     notes = [note.text for note in read_metrics(run / "metrics.jsonl").notes]
     assert any("stopped after step" in note for note in notes), os.linesep.join(notes)
-    assert_is_one(run, server)
+    assert_is_one(run, wandb_lab)

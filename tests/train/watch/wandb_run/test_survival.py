@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -11,17 +10,11 @@ import pytest
 
 from tests.train.records import run_config, train_record
 from tests.train.watch.wandb_run.offline import history
-from tests.train.watch.wandb_run.server import WandbServer, wandb_server
+from tests.train.watch.wandb_run.server import WandbServer
 from train.watch.metrics import LeftOutRecord, MetricsFile
 from train.watch.wandb_run import writer as wandb_writer
 from train.watch.wandb_run.session import service_lives
 from train.watch.wandb_run.writer import WandbWriter
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WandbServer]:
-    with wandb_server(tmp_path_factory.mktemp("server")) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -84,10 +77,10 @@ def test_sigterm_loses_no_row(tmp_path: Path, of: str) -> None:
 
 
 def test_a_run_that_is_killed_goes_on_as_one(
-    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wandb_lab: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server has more than the checkpoint, or less: each step comes once."""
-    for name, value in server.variables.items():
+    for name, value in wandb_lab.variables.items():
         monkeypatch.setenv(name, value)
     config = run_config(tmp_path, "watch.wandb=online")
     file = MetricsFile(tmp_path / "metrics.jsonl")
@@ -101,15 +94,15 @@ def test_a_run_that_is_killed_goes_on_as_one(
         writer.finish()
         assert writer.take_notes() == []
     file.close()
-    rows = server.rows("87654321")
+    rows = wandb_lab.rows("87654321")
     assert losses(rows) == expected(40)
     assert [row["_step"] for row in rows] == list(range(1, 41))
 
 
 def test_online_sigterm_loses_no_row(
-    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wandb_lab: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in server.variables.items():
+    for name, value in wandb_lab.variables.items():
         monkeypatch.setenv(name, value)
     config = run_config(tmp_path, "watch.wandb=online")
     writer = WandbWriter(config, run_id="11223344", mode="online")
@@ -125,7 +118,7 @@ def test_online_sigterm_loses_no_row(
     writer.write(LeftOutRecord(step=51, reason="spike"))
     writer.finish()
     assert [note.split(" (")[0] for note in writer.take_notes()] == ["W&B's service has died"]
-    rows = server.rows("11223344")
+    rows = wandb_lab.rows("11223344")
     assert losses(rows) == expected(50)
     assert (rows[-1]["_step"], rows[-1]["train/left_out"]) == (51, 51)
-    assert server.alerts("11223344") == [("step 51 is left out", "spike")]
+    assert wandb_lab.alerts("11223344") == [("step 51 is left out", "spike")]
