@@ -69,6 +69,8 @@ def test_up_twice_is_one_cluster(slurm_lab: SlurmLab) -> None:
     with pytest.raises(LabError, match="another size already runs"):
         slurm.up(slurm_lab.directory, num_nodes=3)
     assert "node2 idle main* 2" in slurm.status(before)
+    with pytest.raises(LabError, match="node3: is no node of this lab: name one of node1, node2"):
+        slurm.kill_node(before, "node3")
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])

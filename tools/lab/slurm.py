@@ -6,12 +6,15 @@ written: the node names are known to Slurm alone and need no entry in `/etc/host
 node's `NodeAddr` is 127.0.0.1 (programs that need an address ask `scontrol show node`).
 """
 
+import contextlib
 import os
 import pwd
 import socket
 import subprocess
 import time
 from pathlib import Path
+
+import psutil
 
 from tools.lab.daemons import LabError, Record, find_program, free_ports, is_alive, kill
 
@@ -198,6 +201,33 @@ def down(directory: Path) -> None:
         if {"munged", "slurmctld"} <= alive:
             _end_jobs(record)
         kill(record.daemons)
+
+
+def kill_node(record: Record, name: str) -> None:
+    """Have a node die as in a power cut: its daemon and all that runs on it, by SIGKILL.
+
+    Slurm notices after `SlurmdTimeout` seconds (15). The lab goes on with the other nodes.
+
+    Args:
+        record: of a running cluster.
+        name: such as `node2`.
+
+    Raises:
+        LabError: there is no such node.
+    """
+    daemons = [daemon for daemon in record.daemons if daemon.name == "slurmd"]
+    names = [f"node{index}" for index in range(1, len(daemons) + 1)]
+    if name not in names:
+        raise LabError(f"{name}: is no node of this lab: name one of {', '.join(names)}")
+    kill([daemons[names.index(name)]])
+    wanted = {"SLURMD_NODENAME": name, "SLURM_CONF": record.environment["SLURM_CONF"]}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if wanted.items() <= process.environ().items():
+                above = process.parent()
+                if above is not None and above.name() == "slurmstepd":
+                    above.kill()
+                process.kill()
 
 
 def _end_jobs(record: Record) -> None:
