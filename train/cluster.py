@@ -163,6 +163,9 @@ class ClusterConfig(Config):
     """Which the hours are booked on."""
     nodes: Count = 1
     """Machines."""
+    spare_nodes: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Further ones that the job has, on which no ranks run until they take the place of a node
+    that is dead, or too slow (`keep`)."""
     ranks_per_node: Count = 1
     """Ranks on each: its GPUs, or cores of CPUs."""
     gpu: GPU | None = None
@@ -217,6 +220,11 @@ class ClusterConfig(Config):
     def ranks(self) -> int:
         """Of the job."""
         return self.nodes * self.ranks_per_node
+
+    @property
+    def slots(self) -> int:
+        """Ranks that the job has room for, on its spare nodes, too."""
+        return (self.nodes + self.spare_nodes) * self.ranks_per_node
 
 
 def in_the_store(tree: Any) -> Any:

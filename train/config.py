@@ -26,6 +26,7 @@ from train.data.spans.kinds import SpansConfig
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.scoring import Unscored
 from train.errors import ConfigError
+from train.keep import KeepConfig
 from train.optim import MOST_STEPS, OptimConfig
 from train.run_directory import RunDirectory
 from train.scores.config import EvaluationConfig
@@ -224,6 +225,8 @@ class RunConfig(Config):
     """How long a rank may wait for the slowest one."""
     cluster: ClusterConfig | None = Field(default=None, exclude=True)
     """What the run's job asks of Slurm; stored with no run."""
+    keep: KeepConfig = Field(default_factory=KeepConfig, exclude=True)
+    """What is done to keep the run going; stored with no run."""
 
     _in_the_store = model_validator(mode="before")(in_the_store)
 

@@ -41,6 +41,7 @@ from train.storage.lease import take_those_there
 from train.watch.heartbeat import Heartbeat, Section
 from train.watch.metrics import BaselineRecord, LeftOutRecord
 from train.watch.monitor import Monitor
+from train.watch.own_time import tell_own_time
 from train.watch.profiling import Profiler
 from train.watch.streams import Streams
 from train.wrap_up import finish_adapter, look_at_data, say_complete, wrap_up
@@ -107,6 +108,7 @@ def train(
         step=first_step,
         patience_seconds=config.storage.retry_budget_seconds,
     )
+    tell_own_time(beat, world.device, held, stage=mesh.pipeline_rank)
     validated = partial(validate, config, plan.sources, collate, engine)
     begins = None if saved is None else goes_on(config, saved)
     ledger = open_ledger(config, plan, mesh, first_step)

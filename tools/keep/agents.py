@@ -36,6 +36,7 @@ def step_of(
     *,
     inside: Sequence[str],
     environment: Mapping[str, str],
+    num_nodes: int,
     port: int,
 ) -> list[str]:
     """Arguments of srun: how many tasks there are, and what each runs.
@@ -45,6 +46,7 @@ def step_of(
         command: of a rank, its interpreter first.
         inside: words that enter a container.
         environment: of the job.
+        num_nodes: on which there are ranks.
         port: at which ranks meet.
 
     Raises:
@@ -55,7 +57,7 @@ def step_of(
     if launcher == "srun":
         deaf = () if _KILLED in command[:3] else DEAF_AT_FIRST
         return [f"--cpus-per-task={cpus}", *deaf, *inside, *command]
-    ranks, nodes = ranks_per_node(environment), environment.get("SLURM_JOB_NUM_NODES", "1")
+    ranks, nodes = ranks_per_node(environment), num_nodes
     tasks = (f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus * ranks}")
     host, python, ranked = environment["MASTER_ADDR"], command[0], [*_RANK, *command]
     if launcher == "torchrun":
@@ -67,7 +69,7 @@ def step_of(
         runner = [*inside, python, "-m", "deepspeed.launcher.runner", "--no_ssh", "-q"]
         rest = [f"--master_addr={host}", f"--master_port={port}", "--no_python", "--no_local_rank"]
         script = _DEEPSPEED.format(
-            hosts=" ".join(f"'node{node} slots={ranks}'" for node in range(int(nodes))),
+            hosts=" ".join(f"'node{node} slots={ranks}'" for node in range(nodes)),
             runner=shlex.join(runner),
             rest=shlex.join([*rest, *ranked]),
         )

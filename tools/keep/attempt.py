@@ -70,6 +70,10 @@ class Attempt(Record):
         keeper: that made it, by its host, process and time.
         job: of Slurm; None without.
         nodes: where the ranks were.
+        left_out: by name, why there were none on the job's other nodes.
+        gone: nodes that did not answer when it had ended.
+        overrides: of the configuration, for the layout that went with so many nodes.
+        slow_ranks: ranks that computed longer than the median, and how many times as long.
         num_ranks: processes.
         first_step: after which it went on; None where it never came so far.
         last_step: highest step that was begun; None likewise.
@@ -84,6 +88,10 @@ class Attempt(Record):
     keeper: str = ""
     job: str | None = None
     nodes: list[str] = Field(default_factory=list)
+    left_out: dict[str, str] = Field(default_factory=dict)
+    gone: list[str] = Field(default_factory=list)
+    overrides: list[str] = Field(default_factory=list)
+    slow_ranks: dict[int, float] = Field(default_factory=dict)
     num_ranks: Count
     first_step: Count | None = None
     last_step: Count | None = None

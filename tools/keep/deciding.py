@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tools.keep.attempt import Attempt
+from tools.keep.placing import Allocation, Placement, placed
 from train.exit_status import ExitStatus
 
 WITHOUT_PROGRESS: Final = 3
@@ -27,20 +28,25 @@ class Decision:
         status: to end with.
         reason: in words.
         pause_seconds: before the ranks are started again.
+        placement: where they are started again; None without a job's nodes to choose from.
     """
 
     action: Literal["again", "requeue", "end"]
     status: ExitStatus = ExitStatus.COMPLETE
     reason: str
     pause_seconds: float = 0.0
+    placement: Placement | None = None
 
 
-def decide(attempts: Sequence[Attempt], *, can_requeue: bool) -> Decision:
+def decide(
+    attempts: Sequence[Attempt], *, can_requeue: bool, allocation: Allocation | None = None
+) -> Decision:
     """What to do after the last of these attempts.
 
     Args:
         attempts: of the run, oldest first.
         can_requeue: whether there is a job that can be given back.
+        allocation: nodes to choose from; None without.
     """
     last = attempts[-1]
     verdict = last.verdict
@@ -83,9 +89,25 @@ def decide(attempts: Sequence[Attempt], *, can_requeue: bool) -> Decision:
         )
     # The first new start is immediate: most faults are gone with the process that had them.
     pause = 0.0 if vain == 0 else min(LONGEST_PAUSE_SECONDS, 2.0 ** (vain - 1))
+    placement = None if allocation is None else placed(attempts, allocation)
+    if allocation is not None and placement is None:
+        return Decision(
+            action="requeue" if can_requeue else "end",
+            status=ExitStatus.FAULT,
+            reason="too few of the job's nodes answer",
+        )
     return Decision(
-        action="again", reason="most such faults do not come twice", pause_seconds=pause
+        action="again", reason=_why_again(last, placement), pause_seconds=pause, placement=placement
     )
+
+
+def _why_again(last: Attempt, placement: Placement | None) -> str:
+    """Why it is worth it, and where."""
+    if placement is None or placement.nodes == tuple(last.nodes):
+        return "most such faults do not come twice"
+    on = f"on {', '.join(placement.nodes)}"
+    without = [f"{node} {why}" for node, why in placement.left_out.items() if node in last.nodes]
+    return f"{' and '.join(without)}: {on}" if without else on
 
 
 def _same_error(attempts: Sequence[Attempt]) -> str | None:

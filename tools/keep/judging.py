@@ -7,6 +7,7 @@ from typing import Final
 
 from tools.keep.attempt import Kind, Verdict
 from tools.keep.looking import UNSEEN, Frame, Look
+from tools.keep.straggling import WINDOW_STEPS, WINDOWS
 from train.exit_status import ExitStatus
 from train.watch.heartbeat import Section
 
@@ -22,6 +23,7 @@ _LOST_A_PEER: Final = (
 )
 """In the words of back ends: it is another rank that this one waited for."""
 
+_ABORTED: Final = (-signal.SIGABRT, 128 + signal.SIGABRT)
 _COLLECTIVE_FILES: Final = ("torch/distributed/", "deepspeed/comm/")
 _ORDER: Final = [each.value for each in Section]
 
@@ -89,6 +91,70 @@ class Found:
         return next(ours, None)
 
 
+def perhaps_gave_up(rank: Found) -> bool:
+    """Whether one that has gone may have waited too long for one that has not."""
+    if rank.error:
+        return rank.lost_a_peer
+    return rank.is_status_shared or rank.ended in _ABORTED
+
+
+def straggles(rank: int, node: str, ratio: float) -> str:
+    """That a rank is slow, in words."""
+    return (
+        f"slow: rank {rank} on {node} computes {ratio:.2f} times as long as the median of its "
+        f"stage, for {WINDOWS} windows of {WINDOW_STEPS} steps"
+    )
+
+
+def too_slow(rank: int, node: str, ratio: float, *, step: int | None) -> Verdict:
+    """That an attempt was ended for the sake of a quicker node."""
+    sentence = straggles(rank, node, ratio)
+    return Verdict(kind="slow", rank=rank, node=node, step=step, sentence=sentence)
+
+
+def suspects(ranks: Sequence[Found], nodes: Sequence[str]) -> list[str]:
+    """Nodes that may be dead: none of its ranks lives, or has said why it ended.
+
+    Args:
+        ranks: all of them.
+        nodes: where they are, as many on each.
+    """
+    each_has = len(ranks) // len(nodes)
+    speaks = {
+        each.node or nodes[each.rank // each_has]
+        for each in ranks
+        if each.error or not each.is_status_shared or (each.node is not None and not each.is_gone)
+    }
+    return [node for node in nodes if node not in speaks]
+
+
+def out_of_memory(verdict: Verdict, ranks: Sequence[Found]) -> Verdict:
+    """The same, once it is known that the kernel has killed for want of memory on its node.
+
+    Args:
+        verdict: that a rank has gone without a word.
+        ranks: all of them.
+    """
+    rank = next(each for each in ranks if each.rank == verdict.rank)
+    what = "has gone without a word, and the kernel has killed there for want of memory"
+    return _verdict("out of memory", rank, what, is_sure=verdict.is_sure)
+
+
+def with_dead_nodes(verdict: Verdict, ranks: Sequence[Found], gone: Sequence[str]) -> Verdict:
+    """The same, once it is known which nodes do not answer any more.
+
+    Args:
+        verdict: of what the ranks told.
+        ranks: all of them.
+        gone: nodes that do not answer.
+    """
+    theirs = [each for each in ranks if each.node in gone]
+    if not theirs:
+        return verdict
+    first = min(theirs, key=lambda each: (each.order or len(ranks) + 1, each.rank))
+    return _verdict("dead", first, "has gone with its node, which does not answer")
+
+
 def judge(
     ranks: Sequence[Found], *, was_asked: bool, memory_kills: int = 0, limit_seconds: float = 0.0
 ) -> Verdict:
@@ -110,6 +176,9 @@ def judge(
         if ExitStatus.INTERRUPTED in statuses and was_asked:
             return Verdict(kind="interrupted", sentence="ended at once by a second signal")
     if gone:
+        living = [each for each in ranks if not each.is_gone]
+        if all(map(perhaps_gave_up, gone)) and (held_up := _who_holds_up(living, gone)):
+            return held_up
         return _of_the_dead(gone, was_asked=was_asked, memory_kills=memory_kills)
     return _of_the_silent(ranks, limit_seconds=limit_seconds)
 
@@ -142,7 +211,7 @@ def _of_the_dead(gone: Sequence[Found], *, was_asked: bool, memory_kills: int) -
         return _verdict("dead", first, what, is_sure=False, blames=False)
     if status == ExitStatus.MISTAKE:
         return _verdict("user error", first, "refused to start, as it said itself")
-    if status == -signal.SIGABRT:
+    if status in _ABORTED:
         what = "aborted, perhaps because it has waited too long for another"
         return _verdict("dead", first, what, is_sure=False)
     if status is not None and status < 0:
@@ -162,10 +231,25 @@ def _is_dragged_along(rank: Found) -> bool:
     return rank.lost_a_peer or (not rank.error and rank.ended in in_order)
 
 
+def _who_holds_up(living: Sequence[Found], gone: Sequence[Found]) -> Verdict | None:
+    """One that lives, for which all that have gone may have waited too long; None if none is seen.
+
+    Of those that ended without a word one may be to blame itself: then only a rank that is stopped
+    is surely another fault, and the first.
+    """
+    if not any(each.look.state for each in living):
+        return None
+    verdict = _of_the_silent(living, limit_seconds=0.0)
+    is_clear = verdict.kind == "stopped" or all(each.lost_a_peer for each in gone)
+    return verdict if verdict.rank is not None and is_clear else None
+
+
 def _of_the_silent(ranks: Sequence[Found], *, limit_seconds: float) -> Verdict:
     """Who holds up the others, when all live and nothing moves."""
     stopped = [each for each in ranks if each.look.state == "stopped"]
     over = f"and more than {limit_seconds:.0f} s have passed"
+    if limit_seconds == 0:
+        over = "and others have given up waiting"
     if stopped:
         return _verdict("stopped", stopped[0], "is stopped (SIGSTOP, or a debugger)")
     ended = [each for each in ranks if each.look.state in ("zombie", "dead")]

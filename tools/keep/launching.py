@@ -6,11 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from subprocess import DEVNULL, Popen
 from typing import Final, Protocol
 
-from tools.keep.agents import DEAF_AT_FIRST, step_of
+from tools.keep import looking
+from tools.keep.agents import DEAF_AT_FIRST, ranks_per_node, step_of
+from tools.keep.looking import Look, look
+from tools.keep.nodes import PORTS_APART, address_of, asked, called
 from tools.lab.daemons import free_ports
 from train.errors import UserError
 from train.exit_status import ExitStatus
@@ -22,10 +27,11 @@ SPEAKS: Final = "train"
 _CALL_SECONDS: Final = 60.0
 _KILL_SECONDS: Final = 30.0
 """A process that waits for a disk that is away cannot be killed: it is left behind."""
+_LOOK_SECONDS: Final = 40.0
+"""For all ranks of a node: srun, the imports, and a look that may itself take 20 s."""
+_AT_A_TIME: Final = 32
 _PORTS: Final = 3
 """Of a job, so that a new start does not wait for the port of the last."""
-_PORTS_APART: Final = 7000
-"""Jobs have ports below this from 10,000 on: those of other jobs are kept out of."""
 
 
 class Ranks(Protocol):
@@ -39,8 +45,12 @@ class Ranks(Protocol):
         """Exit status of each rank that is known to have ended, negative for a signal."""
         ...
 
-    def pid_here(self, rank: int, pid: int) -> int | None:
-        """A rank's process, if it is one of this host; None if it is not."""
+    def looks(self, processes: Mapping[int, tuple[str, int]]) -> dict[int, Look]:
+        """What ranks are found at.
+
+        Args:
+            processes: by rank, its node and its process there, as it has said itself.
+        """
         ...
 
     @property
@@ -52,8 +62,12 @@ class Ranks(Protocol):
         """Ask all to save and stop; again and again, for one that imports has not heard."""
         ...
 
-    def kill(self) -> None:
-        """End all at once; returns when they have gone."""
+    def kill(self, are_gone: Callable[[], bool] = lambda: False) -> None:
+        """End all at once; returns when they have gone.
+
+        Args:
+            are_gone: whether all are known to have gone, whatever their launcher says.
+        """
         ...
 
 
@@ -100,10 +114,10 @@ class LocalRanks:
         found = ((rank, process.poll()) for rank, process in enumerate(self._processes))
         return {rank: status for rank, status in found if status is not None}
 
-    def pid_here(self, rank: int, pid: int) -> int | None:
-        """The process of a rank."""
-        del pid
-        return self._processes[rank].pid
+    def looks(self, processes: Mapping[int, tuple[str, int]]) -> dict[int, Look]:
+        """What ranks are found at, those that never spoke, too."""
+        del processes
+        return {rank: look(process.pid) for rank, process in enumerate(self._processes)}
 
     @property
     def all_ended(self) -> bool:
@@ -115,8 +129,9 @@ class LocalRanks:
         for process in self._processes:
             process.send_signal(signal.SIGUSR1)
 
-    def kill(self) -> None:
+    def kill(self, are_gone: Callable[[], bool] = lambda: False) -> None:
         """Kill each with whatever it has started."""
+        del are_gone
         for process in self._processes:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -135,6 +150,7 @@ class SlurmRanks:
         launcher: what starts them, see `tools.keep.agents`.
         inside: words that enter a container.
         environment: of all.
+        nodes: on which they run; None where Slurm says it.
         number: of the attempt, from 0.
         wait_seconds: after which srun ends the others, once one has ended; 0 for never.
     """
@@ -148,18 +164,35 @@ class SlurmRanks:
         launcher: str,
         inside: Sequence[str],
         environment: Mapping[str, str],
+        nodes: Sequence[str] | None,
         number: int,
         wait_seconds: int,
     ) -> None:
         self.num_ranks = int(environment["SLURM_NTASKS"])
-        port = int(environment["MASTER_PORT"]) + _PORTS_APART * (number % _PORTS)
+        num_nodes, there = int(environment.get("SLURM_JOB_NUM_NODES", "1")), list[str]()
+        if nodes is not None:
+            num_nodes = len(nodes)
+            self.num_ranks = num_nodes * ranks_per_node(environment)
+            there = [f"--nodes={num_nodes}", f"--nodelist={','.join(nodes)}"]
+            there += [f"--ntasks={self.num_ranks}"]
+            environment = {**environment, "MASTER_ADDR": address_of(nodes[0])}
+        self._inside = inside
+        port = int(environment["MASTER_PORT"]) + PORTS_APART * (number % _PORTS)
         self._name = f"ranks-{number}"
         # A rank that saved and left is no reason to kill: the keeper ends the others itself.
         self._step = Popen(
             [
-                *("srun", "--label", "--kill-on-bad-exit=0", "--export=ALL"),
-                *(f"--wait={wait_seconds}", f"--job-name={self._name}"),
-                *step_of(launcher, command, inside=inside, environment=environment, port=port),
+                # Ranks that stand by share what those that run have.
+                *("srun", "--label", "--kill-on-bad-exit=0", "--export=ALL", "--overlap"),
+                *(f"--wait={wait_seconds}", f"--job-name={self._name}", *there),
+                *step_of(
+                    launcher,
+                    command,
+                    inside=inside,
+                    environment=environment,
+                    num_nodes=num_nodes,
+                    port=port,
+                ),
             ],
             env={**environment, "MASTER_PORT": str(port)},
             stdin=DEVNULL,
@@ -172,10 +205,24 @@ class SlurmRanks:
         status = self._step.poll()
         return {} if status is None else dict.fromkeys(range(self.num_ranks), status)
 
-    def pid_here(self, rank: int, pid: int) -> int | None:
-        """None: it may be another node's."""
-        del rank, pid
-        return None
+    def looks(self, processes: Mapping[int, tuple[str, int]]) -> dict[int, Look]:
+        """What ranks are found at, by a look on each node; without those that do not answer."""
+        ranks_on = defaultdict[str, list[int]](list)
+        for rank, (node, _) in processes.items():
+            ranks_on[node].append(rank)
+
+        def found_on(node: str) -> dict[int, Look]:
+            ranks = ranks_on[node]
+            pids = [str(processes[rank][1]) for rank in ranks]
+            command = [*self._inside, sys.executable, "-m", looking.__name__, *pids]
+            told = asked(node, *command, seconds=_LOOK_SECONDS)
+            return dict(zip(ranks, looking.looks_of(told or ""), strict=False))
+
+        found: dict[int, Look] = {}
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            for each in pool.map(found_on, ranks_on):
+                found |= each
+        return found
 
     @property
     def all_ended(self) -> bool:
@@ -186,17 +233,19 @@ class SlurmRanks:
         """Send SIGUSR1 to srun, which forwards it to the ranks; on TERM it would kill them."""
         self._step.send_signal(signal.SIGUSR1)
 
-    def kill(self) -> None:
+    def kill(self, are_gone: Callable[[], bool] = lambda: False) -> None:
         """Kill the step's processes, on whatever node."""
         until = time.monotonic() + _KILL_SECONDS
         while self._step.poll() is None and time.monotonic() < until:
-            steps = _called("squeue", "--steps", f"--jobs={self._job}", "--format=%i %j")
-            for line in steps.splitlines():
+            steps = called("squeue", "--steps", f"--jobs={self._job}", "--format=%i %j")
+            for line in (steps or "").splitlines():
                 step, _, name = line.strip().partition(" ")
                 if name == self._name:
-                    _called("scancel", "--signal=KILL", step)
+                    called("scancel", "--signal=KILL", step)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._step.wait(timeout=2.0)
+            if are_gone():  # of a dead node Slurm says so only after minutes
+                break
         if self._step.poll() is None:  # one that Slurm knows nothing of, or does not say
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._step.pid, signal.SIGKILL)
@@ -212,6 +261,7 @@ def start(
     num_ranks: int,
     threads: int | None,
     address: str,
+    nodes: Sequence[str] | None,
     number: int,
     stands_by: bool,
 ) -> Ranks:
@@ -225,6 +275,7 @@ def start(
         num_ranks: processes, of the plain launcher.
         threads: of each; None leaves it to the environment.
         address: of the keeper.
+        nodes: of a job, on which they run; None where Slurm says it.
         number: of the start, from 0.
         stands_by: whether the ranks do their imports and wait until they are needed.
     """
@@ -242,6 +293,7 @@ def start(
             launcher=launcher,
             inside=inside,
             environment=environment,
+            nodes=nodes,
             number=number,
             wait_seconds=wait_seconds,
         )
@@ -257,7 +309,7 @@ def requeue(job: str) -> ExitStatus:
     Returns:
         What the keeper is to end with.
     """
-    shown = _called("scontrol", "--oneliner", "show", "job", job)
+    shown = called("scontrol", "--oneliner", "show", "job", job)
     if shown and "JobState=RUNNING" not in shown.split():
         return ExitStatus.SAVED
     sys.stderr.write(f"job {job}: saved; requeued to continue\n")
@@ -285,11 +337,3 @@ def require_allocation(launcher: str) -> None:
             f"--launcher: {launcher} needs an allocation, and {missing[0]} is not set: submit "
             "slurm/pretrain.sh with sbatch, or use --launcher plain"
         )
-
-
-def _called(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_SECONDS)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout

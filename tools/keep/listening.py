@@ -12,12 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from tools.keep.straggling import Stragglers
 from train.errors import UserError
 from train.watch.heartbeat import NEEDED, Section
 
 _LINE_BYTES_AT_MOST: Final = 1 << 16
 _STRANGERS_BYTES: Final = 1024
 """That one may send who has not shown the secret."""
+_EVENTS_AT_MOST: Final = 1 << 14
+"""That are taken in one go."""
+_KEEP_ALIVE: Final = {
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 10,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): 5,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): 4,
+}
+"""A node without power closes no connection: after half a minute without an answer it has gone."""
 _INTRODUCTION_SECONDS: Final = 10.0
 """After which a connection that has not shown it is closed."""
 
@@ -30,6 +40,7 @@ class Told:
         rank: its number.
         host: where it runs.
         pid: of its process.
+        kills: for want of memory, that the kernel had made there in its job before it came.
         section: in which it is.
         step: likewise; None before the first.
         since: `time.monotonic()` when it entered the section.
@@ -43,6 +54,7 @@ class Told:
     rank: int
     host: str
     pid: int
+    kills: int = 0
     section: Section = Section.START
     step: int | None = None
     since: float
@@ -68,6 +80,7 @@ class Listener:
         seconds: of rank 0 in each section.
         longest_seconds: of any rank, in each section that ended.
         counts: how many of each section rank 0 has ended.
+        stragglers: ranks that compute longer than their like.
     """
 
     def __init__(self, host: str | None = None) -> None:
@@ -90,6 +103,7 @@ class Listener:
         self.seconds: dict[str, float] = defaultdict(float)
         self.longest_seconds: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
+        self.stragglers = Stragglers()
 
     def wake(self, slept_seconds: float) -> None:
         """Take note that this process was stopped for a time, perhaps with all others."""
@@ -124,6 +138,14 @@ class Listener:
                 assert isinstance(key.fileobj, socket.socket)
                 self._read(key.fileobj)
 
+    def have_all_gone(self) -> bool:
+        """Whether ranks have spoken, and none of these is there any more."""
+        for _ in range(_EVENTS_AT_MOST):
+            if not self._selector.select(0.0):
+                break
+            self.listen(0.0)
+        return bool(self.ranks) and all(told.ended is not None for told in self.ranks.values())
+
     def call(self) -> None:
         """Tell the ranks that stand by, and those that will, that they are needed."""
         self._are_needed = True
@@ -140,6 +162,8 @@ class Listener:
         except OSError:  # it has left already, or this process has no room for another
             return
         speaker.setblocking(False)
+        for option, value in _KEEP_ALIVE.items():
+            speaker.setsockopt(*option, value)
         self._partial[speaker] = bytearray()
         self._unknown[speaker] = time.monotonic()
         self._selector.register(speaker, selectors.EVENT_READ)
@@ -189,6 +213,7 @@ class Listener:
                     rank=int(facts["rank"]),
                     host=str(facts["host"]),
                     pid=int(facts["pid"]),
+                    kills=int(facts.get("kills", 0)),
                     since=time.monotonic(),
                 )
                 self._speakers[speaker] = self.ranks[told.rank] = told
@@ -196,7 +221,12 @@ class Listener:
                 if self._are_needed:
                     self._call(speaker)
             elif "section" in facts:
+                if "own" in facts:  # of the step before
+                    step, own = int(facts["step"]) - 1, float(facts["own"])
+                    self.stragglers.add(told.rank, step=step, seconds=own)
                 self._enter(told, Section(facts["section"]), int(facts["step"]))
+            elif "stage" in facts:
+                self.stragglers.meet(told.rank, stage=int(facts["stage"]))
             elif "begins" in facts:
                 self.run_directory = Path(facts["run_directory"])
                 self.first_step = int(facts["begins"])

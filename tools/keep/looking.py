@@ -1,18 +1,22 @@
-"""Where ranks of this host are when something is wrong: their processes' states and stacks."""
+"""Where ranks are when something is wrong: their processes' states and stacks.
 
-import contextlib
+python -m tools.keep.looking PID…      # on the node of the processes: what each is at, as JSON
+"""
+
 import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
+from train.watch.memory_kills import out_of_memory_kills
+
 _SECONDS: Final = 20.0
-_OUT_OF_MEMORY_EVENTS: Final = Path("/sys/fs/cgroup/memory.events")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,18 @@ def look(pid: int) -> Look:
     return Look(state=state, frames=_stack(pid))
 
 
+def looks_of(text: str) -> list[Look]:
+    """What `main` has printed; none where it is something else."""
+    try:
+        told: list[dict[str, Any]] = json.loads(text)
+        return [
+            Look(state=each["state"], frames=tuple(Frame(**frame) for frame in each["frames"]))
+            for each in told
+        ]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
 def _stack(pid: int) -> tuple[Frame, ...]:
     """Frames of the main thread, read without its help: it may be stopped, or hang in C."""
     reader = Path(sys.executable).parent / "py-spy"
@@ -77,11 +93,13 @@ def _stack(pid: int) -> tuple[Frame, ...]:
     )
 
 
-def out_of_memory_kills() -> int:
-    """How often the kernel has killed a process of this group for want of memory; 0 if unknown."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in _OUT_OF_MEMORY_EVENTS.read_text().splitlines():
-            name, _, count = line.partition(" ")
-            if name == "oom_kill":
-                return int(count)
-    return 0
+def main(arguments: Sequence[str]) -> None:
+    """Print what processes of this node are at."""
+    if not arguments:
+        sys.stdout.write(str(out_of_memory_kills()))
+        return
+    sys.stdout.write(json.dumps([asdict(look(int(pid))) for pid in arguments]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

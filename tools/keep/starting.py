@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from dataclasses import dataclass
 from typing import Final, Self
 
 from tools.keep.launching import Ranks, start
@@ -9,6 +10,19 @@ from tools.keep.listening import Listener
 
 _STEPS_BEFORE_STANDBYS: Final = 3
 """An attempt makes so many before the next ranks are started, which takes processor time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where ranks run, and how.
+
+    Attributes:
+        nodes: of a job; None where Slurm says it.
+        overrides: of their configuration, for the layout that goes with so many.
+    """
+
+    nodes: tuple[str, ...] | None = None
+    overrides: tuple[str, ...] = ()
 
 
 class Started:
@@ -19,20 +33,29 @@ class Started:
         number: of this start, from 0.
         stands_by: whether the ranks do their imports and wait.
         host: on which ranks of other nodes reach this one; None for loopback.
+        place: where they run, and in which layout.
     """
 
     def __init__(
-        self, options: argparse.Namespace, *, number: int, stands_by: bool, host: str | None
+        self,
+        options: argparse.Namespace,
+        *,
+        number: int,
+        stands_by: bool,
+        host: str | None,
+        place: Place,
     ) -> None:
         self.listener = Listener(host)
+        self.place = place
         self.ranks: Ranks = start(
             options.module,
-            options.arguments,
+            [*options.arguments, *place.overrides],
             launcher=options.launcher,
             inside=shlex.split(options.inside),
             num_ranks=options.ranks,
             threads=options.threads,
             address=self.listener.address,
+            nodes=place.nodes,
             number=number,
             stands_by=stands_by,
         )
@@ -41,9 +64,16 @@ class Started:
         """Runs already."""
         return self
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether no rank is known to have ended."""
+        self.listener.listen(0.0)
+        have_ended = (told.ended is not None for told in self.listener.ranks.values())
+        return not self.ranks.statuses() and not any(have_ended)
+
     def __exit__(self, *_: object) -> None:
         """Ends the ranks."""
-        self.ranks.kill()
+        self.ranks.kill(self.listener.have_all_gone)
         self.listener.__exit__()
 
 
@@ -59,6 +89,7 @@ class Starter:
         self._options = options
         self._host = host
         self._number = 0
+        self._place = Place()
         self._next: Started | None = None
 
     def __enter__(self) -> Self:
@@ -70,10 +101,10 @@ class Starter:
         if self._next is not None:
             self._next.__exit__()
 
-    def start(self) -> Started:
-        """The ranks of an attempt: those that stand by, if all of them live."""
-        waiting, self._next = self._next, None
-        if waiting is not None and not waiting.ranks.statuses():
+    def start(self, place: Place) -> Started:
+        """The ranks of an attempt: those that stand by, if all of them live, and in that place."""
+        waiting, self._next, self._place = self._next, None, place
+        if waiting is not None and waiting.place == place and waiting.is_alive:
             # Also where they still import: they are ahead of any that are started now.
             waiting.listener.call()
             return waiting
@@ -94,4 +125,10 @@ class Starter:
 
     def _started(self, *, stands_by: bool) -> Started:
         self._number += 1
-        return Started(self._options, number=self._number - 1, stands_by=stands_by, host=self._host)
+        return Started(
+            self._options,
+            number=self._number - 1,
+            stands_by=stands_by,
+            host=self._host,
+            place=self._place,
+        )

@@ -1,14 +1,15 @@
 """Watching one attempt until it has ended, or something is wrong."""
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from tools.keep.asked import Asked
 from tools.keep.deadline import Deadlines
-from tools.keep.judging import Found
+from tools.keep.judging import Found, perhaps_gave_up, straggles
 from tools.keep.launching import Ranks
 from tools.keep.listening import Listener
-from tools.keep.looking import UNSEEN, Look, look
+from tools.keep.looking import UNSEEN, Look
 from train.exit_status import ExitStatus
 from train.watch.heartbeat import Section
 
@@ -34,6 +35,13 @@ class Watch:
         deadlines: how long each section may take.
         asked: what the keeper itself is told.
         speaks: whether the ranks tell where they are.
+        can_replace: whether another node can take the place of one, by its name.
+        say: tells whoever watches.
+
+    Attributes:
+        limit_seconds: which a section has passed; 0 if none has.
+        slow_ranks: ranks that have computed longer than the median, and how many times as long.
+        replaced: the one of them for which the ranks were asked to save and stop; None without.
     """
 
     def __init__(
@@ -44,20 +52,26 @@ class Watch:
         asked: Asked,
         *,
         speaks: bool,
+        can_replace: Callable[[str], bool] = lambda node: False,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._ranks = ranks
         self._listener = listener
         self._deadlines = deadlines
         self._asked = asked
         self._speaks = speaks
+        self._can_replace = can_replace
+        self._say = say
         self._began = self._turned = time.monotonic()
         self._looks: dict[int, Look] = {}
         self._first_gone: float | None = None
         self._asked_ranks = -_ASK_AGAIN_SECONDS
         self._looked = -_LOOK_AGAIN_SECONDS
         self._orders: dict[int, int] = {}
+        self._named = set[int]()
         self.limit_seconds = 0.0
-        """Which a section has passed; 0 if none has."""
+        self.slow_ranks: dict[int, float] = {}
+        self.replaced: int | None = None
 
     def is_over(self) -> bool:
         """Takes what comes; whether all have ended, one has died, or one does not go on."""
@@ -70,7 +84,8 @@ class Watch:
         if self._ranks.all_ended or self._asked.at_once:
             return True
         now = time.monotonic()
-        if self._asked.to_stop and now - self._asked_ranks > _ASK_AGAIN_SECONDS:
+        self._look_for_stragglers()
+        if self.is_asked and now - self._asked_ranks > _ASK_AGAIN_SECONDS:
             self._ranks.ask()
             self._asked_ranks = now
         found = self.found()
@@ -79,7 +94,27 @@ class Watch:
             return self._is_overdue(found)
         self._first_gone = self._first_gone or now
         in_order = all(each.ended in (0, ExitStatus.SAVED) for each in gone)
-        return now - self._first_gone > (_LEAVING_SECONDS if in_order else _GRACE_SECONDS)
+        if now - self._first_gone <= (_LEAVING_SECONDS if in_order else _GRACE_SECONDS):
+            return False
+        if self._speaks and not in_order and any(map(perhaps_gave_up, gone)):
+            # One that has waited too long for another ends before that one does.
+            self._look(found)
+        return True
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the ranks are to save and stop."""
+        return self._asked.to_stop or self.replaced is not None
+
+    def _look_for_stragglers(self) -> None:
+        for rank, ratio in self._listener.stragglers.slow.items():
+            self.slow_ranks[rank] = max(ratio, self.slow_ranks.get(rank, 0.0))
+            told = self._listener.ranks[rank]
+            if rank not in self._named:
+                self._named.add(rank)
+                self._say(straggles(rank, told.host, ratio))
+            if self.replaced is None and self._can_replace(told.host):
+                self.replaced = rank
 
     def found(self) -> list[Found]:
         """All that is known of all ranks."""
@@ -136,16 +171,21 @@ class Watch:
         if not self._speaks or not late or now - self._looked < _LOOK_AGAIN_SECONDS:
             return False
         self._looked = now
-        for each in found:
-            self._turned = time.monotonic()  # a look takes seconds
-            told = self._listener.ranks.get(each.rank)
-            pid = self._ranks.pid_here(each.rank, told.pid if told else 0)
-            if pid is not None:
-                self._looks[each.rank] = look(pid)
-        self._turned = time.monotonic()
+        self._look(found)
         self.limit_seconds = min(map(self._limit, late))
         if any(each.state == "stopped" for each in self._looks.values()):
             return True
         # The others wait for the one that is behind, and that one may wait for a store.
         behind = min(found, key=lambda each: each.place)
         return behind.seconds > self._limit(behind) + self._listener.patience_seconds
+
+    def _look(self, found: list[Found]) -> None:
+        """See what the ranks are at that have not ended."""
+        told = self._listener.ranks
+        processes = {
+            each.rank: (told[each.rank].host, told[each.rank].pid)
+            for each in found
+            if each.rank in told and not each.is_gone
+        }
+        self._looks |= self._ranks.looks(processes)
+        self._turned = time.monotonic()  # a look takes seconds

@@ -32,7 +32,7 @@ def flags_of(
     wanted = {
         "partition": cluster.partition,
         "account": cluster.account,
-        "nodes": cluster.nodes,
+        "nodes": cluster.nodes + cluster.spare_nodes,
         "ntasks-per-node": cluster.ranks_per_node,
         "cpus-per-task": cluster.cpus_per_rank,
         "mem": cluster.memory_per_node,

@@ -76,10 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stderr.write(f"job {link} of the chain does nothing: {why}\n")
             sys.stdout.write("exit 0\n")
             return
-    tasks = os.environ.get("SLURM_NTASKS", str(found.cluster.ranks))
-    if "cluster" in found.model_fields_set and tasks != str(found.cluster.ranks):
+    tasks = os.environ.get("SLURM_NTASKS", str(found.cluster.slots))
+    if "cluster" in found.model_fields_set and tasks != str(found.cluster.slots):
+        spare = f" and {found.cluster.spare_nodes} spare" if found.cluster.spare_nodes else ""
         sys.stderr.write(
-            f"cluster: {found.cluster.nodes} node(s) of {found.cluster.ranks_per_node} rank(s), "
+            f"cluster: {found.cluster.nodes}{spare} node(s) of {found.cluster.ranks_per_node} "
+            "rank(s), "
             f"but sbatch was told {tasks} rank(s), and that counts; python -m tools.submit asks "
             "for what the file says\n"
         )

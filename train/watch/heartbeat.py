@@ -10,9 +10,12 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Final
+
+from train.watch.memory_kills import out_of_memory_kills
 
 ADDRESS: Final = "SEMICAUSAL_KEEPER"
 """Variable with `host:port:secret` of the keeper; the secret keeps others' processes out."""
@@ -55,6 +58,9 @@ class Heartbeat:
     def __init__(self, address: str | None, *, rank: int) -> None:
         self._socket: socket.socket | None = None
         self._unsent = bytearray()
+        self._waited: Callable[[], float] | None = None
+        self._section, self._since, self._waited_before = Section.START, 0.0, 0.0
+        self._own_seconds = 0.0
         self.keeper_has_gone = False
         """Whether the keeper that started this rank is no more."""
         if not address:
@@ -70,7 +76,10 @@ class Heartbeat:
             )
             sys.stderr.write(f"rank ({error}): let all nodes reach each other's ports\n")
             self._socket = None
-        self._send(secret=secret, rank=rank, host=socket.gethostname(), pid=os.getpid())
+        # Slurm's name of a node is the one by which srun is told of it.
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        kills = out_of_memory_kills()
+        self._send(secret=secret, rank=rank, host=host, pid=os.getpid(), kills=kills)
 
     @classmethod
     def of_environment(cls) -> "Heartbeat":
@@ -108,13 +117,42 @@ class Heartbeat:
         path = os.path.abspath(run_directory)
         self._send(run_directory=path, begins=step, patience=patience_seconds)
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is a keeper that listens."""
+        return self._socket is not None
+
+    def count_own_time(self, waited: Callable[[], float], *, stage: int) -> None:
+        """Tell from now on what this rank computes itself of each step.
+
+        Args:
+            waited: seconds that it has waited for other ranks so far.
+            stage: of the pipeline, for other stages have other work.
+        """
+        self._waited = waited
+        self._send(stage=stage)
+
     def enter(self, section: Section, *, step: int) -> None:
         """Tell what is done now, for which step."""
+        own = self._own(section)
         if len(self._unsent) < _UNSENT_BYTES:
-            self._send(section=section, step=step)
+            self._send(section=section, step=step, **own)
         else:
             self._send_rest()
         self._listen()
+
+    def _own(self, section: Section) -> dict[str, float]:
+        """Seconds of the step before that were this rank's own; nothing where they do not count."""
+        if self._waited is None:
+            return {}
+        now, waited = time.perf_counter(), self._waited()
+        if self._section is Section.STEP:
+            self._own_seconds += now - self._since - (waited - self._waited_before)
+        self._section, self._since, self._waited_before = section, now, waited
+        if section is not Section.READ:
+            return {}
+        own, self._own_seconds = self._own_seconds, 0.0
+        return {"own": round(own, 6)}
 
     def tell(self, error: BaseException) -> None:
         """Tell why this rank ends, before it does."""

@@ -1,10 +1,11 @@
 """Whom the rules blame, for what, and whether they are sure: over ranks made up."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from tools.keep.judging import Found, judge
+from tools.keep.judging import Found, judge, out_of_memory, suspects, with_dead_nodes
 from tools.keep.looking import Frame, Look
 from train.exit_status import ExitStatus
 
@@ -171,3 +172,109 @@ def test_hardware_that_computes_otherwise(kind: str, rank: int | None) -> None:
     culprit = gone(1, order=2, ended=1, error=classes, message="step 9: odd")
     verdict = judge([heard, culprit], was_asked=False)
     assert (verdict.kind, verdict.rank, verdict.is_sure) == ("hardware", rank, rank is not None)
+
+
+STOPPED = Look(state="stopped")
+HUNG = Look(state="disk-sleep", frames=(OURS,))
+GAVE_UP = {"error": ("RuntimeError", "Exception"), "message": "Timed out waiting 600000ms"}
+
+
+@pytest.mark.parametrize(
+    ("gave_up", "culprit", "kind", "is_sure"),
+    [
+        ({"ended": 1, **GAVE_UP}, STOPPED, "stopped", True),
+        ({"ended": 1, **GAVE_UP}, HUNG, "stuck", True),
+        # NCCL's watchdog aborts without a word; so does a rank whose own code is wrong.
+        ({"ended": -6}, STOPPED, "stopped", True),
+        ({"ended": 134}, STOPPED, "stopped", True),
+        # Of another node nobody knows how it ended.
+        ({"ended": None, "is_status_shared": True}, STOPPED, "stopped", True),
+    ],
+)
+def test_one_that_gave_up_waiting_does_not_hide_for_whom(
+    gave_up: dict[str, Any], culprit: Look, kind: str, is_sure: bool
+) -> None:
+    ranks = [gone(0, order=1, **gave_up), waiting(1), replace(waiting(2), look=culprit)]
+    verdict = judge(ranks, was_asked=False)
+    assert (verdict.kind, verdict.rank, verdict.is_sure) == (kind, 2, is_sure)
+    assert "600 s" not in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    "killed",
+    [
+        {"ended": -9},
+        {"ended": None, "is_status_shared": True},
+        {"ended": 1, "error": ("ValueError", "Exception"), "message": "odd"},
+    ],
+)
+def test_who_computes_while_another_dies_is_not_to_blame(killed: dict[str, Any]) -> None:
+    """It has only not noticed yet."""
+    computing = Look(state="running", frames=(OURS,))
+    ranks = [gone(0, order=1, **killed), waiting(1), replace(waiting(2), look=computing)]
+    verdict = judge(ranks, was_asked=False)
+    assert verdict.rank == 0
+    assert verdict.kind in ("dead", "fault")
+
+
+def test_living_ranks_that_were_not_seen_blame_nobody() -> None:
+    unseen = [replace(waiting(rank), look=Look(state=None)) for rank in (1, 2)]
+    verdict = judge([gone(0, order=1, ended=1, **GAVE_UP), *unseen], was_asked=False)
+    assert (verdict.kind, verdict.is_sure) == ("lost a peer", False)
+
+
+def on_nodes(*facts: dict[str, object]) -> list[Found]:
+    """Ranks of another place, two on each node, of which Slurm tells no status."""
+    return [
+        replace(
+            waiting(rank),
+            **{"node": f"node{1 + rank // 2}", "is_status_shared": True, "order": rank, **each},
+        )
+        for rank, each in enumerate(facts)
+    ]
+
+
+NODES = ("node1", "node2")
+SILENT: dict[str, object] = {"is_gone": True}
+NEVER: dict[str, object] = {"node": None, "step": None}
+SPOKE: dict[str, object] = {"is_gone": True, "error": ("RuntimeError",), "message": LOST}
+
+
+@pytest.mark.parametrize(
+    ("facts", "found"),
+    [
+        ((SPOKE, SPOKE, SILENT, SILENT), ["node2"]),
+        ((SPOKE, SPOKE, SILENT, SPOKE), []),  # a rank alone was killed
+        ((SILENT, {}, SILENT, NEVER), ["node2"]),
+        ((NEVER, NEVER, NEVER, NEVER), ["node1", "node2"]),
+        (({}, {}, {}, {}), []),
+        ((SPOKE, SPOKE, SILENT, {"is_gone": True, "is_status_shared": False}), []),
+    ],
+)
+def test_nodes_of_which_no_rank_speaks_are_suspects(
+    facts: tuple[dict[str, object], ...], found: list[str]
+) -> None:
+    assert suspects(on_nodes(*facts), NODES) == found
+
+
+def test_a_dead_node_is_the_reason_of_all_else() -> None:
+    ranks = on_nodes(SPOKE, SPOKE, SILENT, SILENT)
+    lost = judge(ranks[:2], was_asked=False)
+    assert (lost.kind, lost.is_sure) == ("lost a peer", False)
+    verdict = with_dead_nodes(lost, ranks, ["node2"])
+    assert (verdict.kind, verdict.rank, verdict.node, verdict.is_sure) == ("dead", 2, "node2", True)
+    assert verdict.sentence == (
+        "dead: rank 2 on node2, in step of step 9, has gone with its node, which does not answer"
+    )
+    assert with_dead_nodes(lost, ranks, []) == lost
+
+
+def test_killed_on_another_node_for_want_of_memory() -> None:
+    """Slurm tells no status; the node says afterwards what its kernel has done."""
+    ranks = on_nodes(SPOKE, SPOKE, SILENT, SPOKE)
+    dead = judge(ranks, was_asked=False)
+    assert (dead.kind, dead.rank) == ("dead", 2)
+    verdict = out_of_memory(dead, ranks)
+    assert (verdict.kind, verdict.rank, verdict.node, verdict.is_sure) == (
+        "out of memory", 2, "node2", True,
+    )  # fmt: skip

@@ -47,6 +47,32 @@ def test_what_a_rank_tells() -> None:
         assert not beat.keeper_has_gone
 
 
+def test_a_rank_s_own_time_is_that_of_its_steps_without_its_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, waited = [100.0], [7.0]
+    monkeypatch.setattr("train.watch.heartbeat.time.perf_counter", lambda: now[0])
+    found: list[tuple[int, int, float]] = []
+    with Listener() as listener:
+
+        def add(rank: int, *, step: int, seconds: float) -> None:
+            found.append((rank, step, seconds))
+
+        monkeypatch.setattr(listener.stragglers, "add", add)
+        beat = Heartbeat(listener.address, rank=3)
+        beat.count_own_time(lambda: waited[0], stage=0)
+        for step in (1, 2, 3):
+            for section, seconds, waits in (
+                (Section.READ, 0.5, 0.0), (Section.STEP, 2.0, 0.75), (Section.SAVE, 9.0, 3.0),
+            ):  # fmt: skip
+                beat.enter(section, step=step)
+                now[0] += seconds * step
+                waited[0] += waits * step
+        heard(listener)
+    # Of the step before the first there is nothing, and the last one has not ended.
+    assert found == [(3, 0, 0.0), (3, 1, 1.25), (3, 2, 2.5)]
+
+
 def test_the_order_of_ends() -> None:
     with Listener() as listener:
         first, second = (Heartbeat(listener.address, rank=rank) for rank in (1, 0))

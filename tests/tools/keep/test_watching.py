@@ -3,14 +3,16 @@
 import contextlib
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
 
 from tools.keep.asked import Asked
 from tools.keep.deadline import ONCE_FACTOR, Deadlines
+from tools.keep.judging import judge
 from tools.keep.listening import Listener, Told
+from tools.keep.looking import UNSEEN, Look
 from tools.keep.watching import Watch
 from train.watch.heartbeat import Section
 
@@ -23,12 +25,15 @@ class Idle:
     knows_each: bool = False
     ended: dict[int, int] = field(default_factory=dict)
     times_asked: int = 0
+    looked_at: list[dict[int, tuple[str, int]]] = field(default_factory=list)
+    look: Look = UNSEEN
 
     def statuses(self) -> dict[int, int]:
         return self.ended
 
-    def pid_here(self, rank: int, pid: int) -> None:
-        del rank, pid
+    def looks(self, processes: Mapping[int, tuple[str, int]]) -> dict[int, Look]:
+        self.looked_at.append(dict(processes))
+        return {rank: self.look for rank in processes}
 
     @property
     def all_ended(self) -> bool:
@@ -37,7 +42,7 @@ class Idle:
     def ask(self) -> None:
         self.times_asked += 1
 
-    def kill(self) -> None:
+    def kill(self, are_gone: Callable[[], bool] = lambda: False) -> None:
         raise AssertionError
 
 
@@ -139,3 +144,64 @@ def test_a_keeper_that_was_stopped_with_its_ranks_blames_nobody(
         if seen.is_over():
             return
     raise AssertionError("its limit counts again")
+
+
+def test_who_holds_up_those_that_gave_up_is_looked_at(listener: Listener, now: list[float]) -> None:
+    """On whatever nodes: Slurm tells no status, and a rank that aborts says nothing."""
+    ranks = Idle(look=Look(state="stopped"))
+    seen = watch(listener, ranks)
+    for rank in range(2):
+        listener.ranks[rank] = told(rank, section=Section.STEP, step=7, since=now[0])
+    assert not seen.is_over()
+    listener.ranks[0].ended = now[0]
+    listener.ranks[0].error = ["RuntimeError", "Exception"]
+    listener.ranks[0].message = "Timed out waiting 600000ms for recv operation to complete"
+    assert not seen.is_over()
+    now[0] += 3
+    assert seen.is_over()
+    assert ranks.looked_at == [{1: ("here", 1)}], "the dead are not looked at"
+    verdict = judge(seen.found(), was_asked=False)
+    assert (verdict.kind, verdict.rank, verdict.is_sure) == ("stopped", 1, True)
+
+
+def test_who_has_said_what_is_wrong_is_believed_at_once(
+    listener: Listener, now: list[float]
+) -> None:
+    ranks = Idle()
+    seen = watch(listener, ranks)
+    for rank in range(2):
+        listener.ranks[rank] = told(rank, section=Section.STEP, step=7, since=now[0])
+    listener.ranks[0].ended, listener.ranks[0].error = now[0], ["ValueError", "Exception"]
+    assert not seen.is_over()
+    now[0] += 3
+    assert seen.is_over()
+    assert ranks.looked_at == []
+
+
+@pytest.mark.parametrize("can_replace", [True, False])
+def test_a_straggler_is_named_once_and_makes_room_where_another_can_take_its_place(
+    listener: Listener, now: list[float], can_replace: bool
+) -> None:
+    ranks, sentences, asked_of = Idle(), list[str](), list[str]()
+
+    def can(node: str) -> bool:
+        asked_of.append(node)
+        return can_replace
+
+    limits = Deadlines(unknown_seconds=600, least_seconds=30)
+    seen = Watch(
+        ranks, listener, limits, Asked(), speaks=True, can_replace=can, say=sentences.append
+    )
+    for rank in range(2):
+        listener.ranks[rank] = told(rank, section=Section.STEP, step=7, since=now[0])
+    assert not seen.is_over()
+    listener.stragglers.slow[1] = 1.37
+    assert not seen.is_over()
+    assert not seen.is_over()
+    assert sentences == [
+        "slow: rank 1 on here computes 1.37 times as long as the median of its stage, for 10 "
+        "windows of 10 steps"
+    ]
+    assert asked_of[0] == "here"
+    assert seen.slow_ranks == {1: 1.37}
+    assert (seen.replaced, ranks.times_asked) == ((1, 1) if can_replace else (None, 0))

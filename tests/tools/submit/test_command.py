@@ -115,6 +115,8 @@ def test_an_array_has_a_task_for_each_run(capsys: pytest.CaptureFixture[str]) ->
         ([TINY, "configs/cluster/lba.yaml"], "no such file; did you mean configs/cluster/lab.yaml"),
         ([TINY, LAB, "cluster.partitoin=x"], "cluster.partitoin: no such key; did you mean clus"),
         ([TINY, LAB, "cluster.time_limit=soon"], "cluster.time_limit: must be a time as Slurm"),
+        ([TINY, LAB, "cluster.spare_nodes=-1"], "cluster.spare_nodes: input should be greater"),
+        ([TINY, LAB, "keep.warmm=true"], "keep.warmm: no such key; did you mean keep.warm?"),
         ([TINY, LAB, "cluster.sbatch=[--array=3]"], "cluster.sbatch.0: --array is set by whoever"),
         ([TINY, LAB, "cluster.gpu_flag=--gres=gpu"], "cluster.gpu_flag: must hold {count}"),
         ([TINY, LAB, "cluster.environment.A_TOKEN=x"], "A_TOKEN looks like a secret"),
@@ -139,6 +141,12 @@ def test_what_is_refused(
     assert message in err
     told = [line for line in err.splitlines() if "squeue" not in line]
     assert len(told) == 1, told
+
+
+def test_a_job_has_its_spare_nodes_besides(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = dry(capsys, TINY, LAB, "cluster.spare_nodes=1", "run_directory=runs/none")
+    assert status == ExitStatus.COMPLETE
+    assert "--nodes=3 --ntasks-per-node=2" in out
 
 
 def test_all_faults_are_told_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -285,12 +293,14 @@ def test_a_link_behind_a_complete_run_does_nothing(
 def test_a_job_of_another_size_than_the_file_says_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for tasks, told in (
-        ("4", ""),
-        ("2", "cluster: 2 node(s) of 2 rank(s), but sbatch was told 2 "),
+    for tasks, spare, told in (
+        ("4", 0, ""),
+        ("2", 0, "cluster: 2 node(s) of 2 rank(s), but sbatch was told 2 "),
+        ("6", 1, ""),
+        ("4", 1, "cluster: 2 and 1 spare node(s) of 2 rank(s), but sbatch was told 4 "),
     ):
         monkeypatch.setenv("SLURM_NTASKS", tasks)
-        assert set_up([TINY, LAB]) == ExitStatus.COMPLETE
+        assert set_up([TINY, LAB, f"cluster.spare_nodes={spare}"]) == ExitStatus.COMPLETE
         err = capsys.readouterr().err
         assert err.startswith(told)
         assert bool(err) == bool(told)
