@@ -38,6 +38,7 @@ def lab(slurm_lab: SlurmLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return slurm_lab
 
 
+@pytest.mark.long
 def test_an_array_with_a_task_killed(
     lab: SlurmLab, tmp_path: Path, source: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
