@@ -153,7 +153,10 @@ class Workshop:
         content = self.read(self.working / _RECIPE)
         begun = self._read_json(self.working / _RECIPE)
         if begun is None:
-            raise DataError(f"nothing is being built in {self.out}: build with --tasks")
+            raise DataError(
+                f"nothing is being built in {self.out}, as far as this host sees: build with "
+                "--tasks, into a place that all nodes share"
+            )
         if differing := differences(begun, recipe):
             raise self._another("an unfinished corpus", differing)
         self._joined = content
