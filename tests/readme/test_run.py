@@ -42,6 +42,8 @@ ELSEWHERE = {
     "sbatch slurm/pretrain.sh": "tests/distributed/test_slurm_run.py",
     "sbatch slurm/evaluate.sh": "tests/distributed/test_slurm_run.py",
     "eval": "the fixture's store",
+    "make dashboard": "serves until it is ended; tests/tools/dashboard",
+    "python -m tools.wandb_sync": "wants a server; tests/tools/test_wandb_sync.py",
     "python -m tools.plan check": "20 minutes; tests/tools/plan",
     "make parity": "half an hour; tests/distributed/parity",
     "OMP_NUM_THREADS=1 python -m train": "13.7 GiB, and minutes for a step",
