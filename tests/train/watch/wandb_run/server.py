@@ -65,7 +65,11 @@ def wandb_server(directory: Path, *, port: int | None = None) -> Generator[Wandb
     # Not ours to trace: what it prints goes to a file.
     with (directory / "server.log").open("ab") as log:
         process = subprocess.Popen(
-            [PYTHON, script, directory, str(port)], stdout=log, stderr=log, start_new_session=True
+            [PYTHON, script, directory, str(port)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + 240
