@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tools.corpus.words import counted
 from tools.corpus.workshop import Workshop
 from tools.submit import calling
-from train.cluster import Flag
 from train.errors import DataError, UserError
 
 _POLL_SECONDS, _POLL_SECONDS_AT_MOST, _POLLS_OF_AGE = 1.0, 30.0, 20.0
@@ -34,7 +33,11 @@ _POLL_SECONDS, _POLL_SECONDS_AT_MOST, _POLLS_OF_AGE = 1.0, 30.0, 20.0
 _SHARES: Final = "shares.json"
 _FAULT: Final = "faults/{}.txt"
 """Of an array, by its number: what a user has to mend."""
-_FLAGS: Final = TypeAdapter(list[Flag])
+_OURS: Final = (
+    *("array", "comment", "cpus-per-task", "export", "job-name", "ntasks", "parsable"),
+    *("test-only", "wait", "wrap"),
+)
+"""Flags of sbatch that a build needs as they are."""
 
 
 class Shares(BaseModel):
@@ -69,11 +72,15 @@ class SlurmArray:
 
     def __post_init__(self) -> None:
         """Refuse flags that are none, or that are set here."""
-        try:
-            _FLAGS.validate_python(list(self.flags))
-        except ValidationError as error:
-            told = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
-            raise DataError(f"--sbatch: {told}") from error
+        for flag in self.flags:
+            name = flag.removeprefix("--").partition("=")[0]
+            if not flag.startswith("--") or not name:
+                raise DataError(
+                    f"--sbatch: {flag} is no flag such as --mem=8G: write it with both dashes"
+                )
+            # Slurm takes the beginning of a flag's name for the flag.
+            if any(each.startswith(name) for each in _OURS):
+                raise DataError(f"--sbatch: --{name} is set by the build: leave it out")
 
     def require(self, workers: int) -> None:
         """Ask Slurm whether it would take such an array.

@@ -73,11 +73,15 @@ def test_what_makes_no_array(
         return refusal(capsys, source, *flags, out=out, tokenizer=tokenizer)
 
     assert "--sbatch says how jobs are submitted: give --tasks N too" in told("--sbatch=--mem=1G")
-    assert "--array is set by whoever submits" in told("--tasks=2", "--sbatch=--array=0-7")
+    assert "--array is set by the build: leave it out" in told("--tasks=2", "--sbatch=--array=0-7")
     assert "--sbatch: No closing quotation" in told("--tasks=2", "--sbatch='--mem=1G")
-    assert "must be a flag of sbatch" in told("--tasks=2", "--sbatch=mem=1G")
+    assert "--arr is set by the build" in told("--tasks=2", "--sbatch=--arr=0-7")
+    assert "mem=1G is no flag such as --mem=8G" in told("--tasks=2", "--sbatch=mem=1G")
+    # Taken, as far as it goes without Slurm.
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "sbatch: is not found: submit on a host of the cluster" in told("--tasks=2")
+    assert "sbatch: is not found: submit on a host of the cluster" in told(
+        "--tasks=2", "--sbatch=--partition=x --mem=1G"
+    )
     assert not out.exists()
 
 
@@ -230,4 +234,4 @@ def test_what_a_task_meets_is_told_as_if_it_were_here(
     flags = ("--part-mebibytes=0.0015", "--dedup=minhash")
     here = refusal(capsys, source, *flags, out=tmp_path / "here", tokenizer=tokenizer)
     there = refusal(capsys, source, *flags, "--tasks=1", out=tmp_path / "out", tokenizer=tokenizer)
-    assert there == here
+    assert there.splitlines()[-1] == here.splitlines()[-1]
