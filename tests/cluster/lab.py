@@ -67,6 +67,12 @@ class Job:
         return [json.loads(line)["step"] for line in lines if b'"kind":"train"' in line]
 
     @property
+    def starts(self) -> int:
+        """How often the run has been started."""
+        metrics = RunDirectory(self.directory).metrics
+        return metrics.read_bytes().count(b'"kind":"run"') if metrics.exists() else 0
+
+    @property
     def state(self) -> str:
         """As Slurm has it."""
         return self._lab.slurm.job(self.number)["JobState"]

@@ -47,29 +47,30 @@ def disturbed(
     """A job to which something is done at a step, and which is waited for."""
     job = lab.submit(name, *overrides, flags=flags, environment=environment or {})
     job.wait_for_step(at_step)
+    starts = job.starts
     disturb(job)
-    since, before = time.monotonic(), len(job.steps)
-    return finished(job, since=since, before=before)
+    return finished(job, since=time.monotonic(), before=len(job.steps), starts=starts)
 
 
-def finished(job: Job, *, since: float, before: int) -> Played:
+def finished(job: Job, *, since: float, before: int, starts: int) -> Played:
     """Wait for the end of a job, and on the way for its next new step.
 
     Args:
         job: that was disturbed.
         since: when.
         before: records of steps there were.
+        starts: of the run there were.
     """
     made = max(job.steps[:before])
-    repeated = lambda: [step for step in job.steps[before:] if step <= made]  # noqa: E731
-    job.wait(lambda: repeated() or job.state not in ("RUNNING", "PENDING", "COMPLETING"), "a start")
-    job.wait(
-        lambda: max(job.steps) > made + 2 or job.state not in ("RUNNING", "PENDING", "COMPLETING"),
-        "a new step",
-    )
+    ended = "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"
+    job.wait(lambda: job.starts > starts or job.state in ended, "a start")
+    made = max(made, *(job.steps[before:] or [0]))
+    job.wait(lambda: max(job.steps) > made or job.state in ended, "a new step")
     seconds = time.monotonic() - since
     state = job.end()
-    return Played(state=state, job=job, seconds=seconds, steps_lost=len(repeated()))
+    return Played(
+        state=state, job=job, seconds=seconds, steps_lost=len(job.steps) - len(set(job.steps))
+    )
 
 
 def rank_killed(lab: Lab, name: str) -> Played:
@@ -109,9 +110,8 @@ def preempted(lab: Lab, name: str) -> Played:
 
 def submitted_again(lab: Lab, name: str, played: Played) -> Played:
     """The same line once more, after a job that is over."""
-    since, before = time.monotonic(), len(played.job.steps)
-    again = lab.submit(name)
-    return finished(again, since=since, before=before)
+    since, steps, starts = time.monotonic(), len(played.job.steps), played.job.starts
+    return finished(lab.submit(name), since=since, before=steps, starts=starts)
 
 
 def cancelled(lab: Lab, name: str) -> Played:
