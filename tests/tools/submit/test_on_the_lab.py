@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.corpora import write_corpus
+from tests.corpora import VOCABULARY, write_corpus
 from tests.lab_fixtures import SlurmLab
 from tools.keep.attempt import ATTEMPTS_NAME, read_attempts
 from tools.submit import calling
@@ -23,6 +23,7 @@ from train.watch.metrics import read_metrics
 
 REPOSITORY = Path(__file__).parents[3]
 LINE = ("configs/experiment/tiny.yaml", "configs/cluster/lab.yaml")
+RUN = (*LINE, f"model.decoder.vocabulary={VOCABULARY}")
 SAYS_WHAT_IT_IS = """\
 import json, os, pathlib, sys
 given = dict(each.split("=", 1) for each in sys.argv[1:] if "=" in each)
@@ -155,7 +156,7 @@ def test_each_launcher_ends_completed_with_the_same_losses(
         run = checkout / launcher
         own = () if launcher == "srun" else (f"cluster.launcher={launcher}",)
         job = slurm_lab.submit(
-            "slurm/pretrain.sh", *LINE, *own, f"run_directory={run}", directory=checkout
+            "slurm/pretrain.sh", *RUN, *own, f"run_directory={run}", directory=checkout
         )
         ended = slurm_lab.wait(job, timeout_seconds=300)
         assert (ended["JobState"], ended["NumNodes"]) == ("COMPLETED", "2")
@@ -173,7 +174,7 @@ def test_an_agent_s_dead_rank_is_started_again_and_a_warning_saves(
 ) -> None:
     run = checkout / "run"
     job = slurm_lab.submit(
-        *("slurm/pretrain.sh", *LINE, f"cluster.launcher={launcher}", f"run_directory={run}"),
+        *("slurm/pretrain.sh", *RUN, f"cluster.launcher={launcher}", f"run_directory={run}"),
         *("steps=400", "checkpoint.every_steps=2", "validation.every_steps=400"),
         directory=checkout,
     )
@@ -205,7 +206,7 @@ def test_an_agent_s_dead_rank_is_started_again_and_a_warning_saves(
 def test_a_chain_goes_on_until_the_run_is_complete(
     slurm_lab: SlurmLab, checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [*LINE, "run_directory=run", "steps=60", "cluster.nodes=1"]
+    arguments = [*RUN, "run_directory=run", "steps=60", "cluster.nodes=1"]
     assert main([*arguments, "--chain", "3"]) == ExitStatus.COMPLETE
     jobs = [int(line.split()[1].rstrip(":")) for line in capsys.readouterr().err.splitlines()]
     wait_for_steps(checkout / "run", 2)
