@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.corpora import write_corpus
+from tests.corpora import VOCABULARY, write_corpus
 from tests.lab_fixtures import SlurmLab
 from tests.tools.submit.test_on_the_lab import LINE, checkout, wait_for_steps
 from tests.train.runs import Run, start, wait_for_step
@@ -116,6 +116,7 @@ def test_a_requeued_job_is_one(
     run = checkout / "run"
     job = slurm_lab.submit(
         *("slurm/pretrain.sh", *LINE, f"run_directory={run}", "watch.wandb=online"),
+        f"model.decoder.vocabulary={VOCABULARY}",
         *("steps=120", "checkpoint.every_steps=10", "validation.every_steps=400"),
         directory=checkout,
     )
