@@ -1,12 +1,14 @@
 """Checkpoints on the nodes' own disks: whole while the nodes have every piece between them."""
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
 import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ from train.checkpoint.local.saver import LocalSaver
 from train.checkpoint.restore import restore
 from train.checkpoint.saver import Saver
 from train.errors import CheckpointError, ConfigError, RunDirectoryError
+from train.storage.local import LocalPlace
 from train.storage.place import Place
 
 Found = tuple[int | None, float, list[str]]
@@ -222,7 +225,7 @@ def test_a_step_that_some_nodes_have_is_none_and_the_one_before_counts(
     [
         (["a"], 3),  # fewer nodes, another layout
         pytest.param(["b", "c"], 0, marks=pytest.mark.long),  # a spare in place of the first
-        (["c", "b", "b"], 3),
+        (["c", "c", "b", "b"], 3),
     ],
 )
 def test_other_nodes_and_layouts_go_on(
@@ -267,7 +270,7 @@ def _deliver(place: Path) -> list[dict[str, bytes]]:
     return [found, expected]
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, 4])
 def test_files_arrive(rank_pools: dict[int, RankPool], tmp_path: Path, size: int) -> None:
     for found, expected in rank_pools[size].run(_deliver, tmp_path):
         assert found == expected
@@ -313,6 +316,46 @@ def test_a_full_disk_ends_nothing_and_loses_nothing(
     for message in rank_pools[2].run(_save_with_little_room, tmp_path, asynchronous):
         assert "cannot be written (File too large); the checkpoints before it are whole" in message
         assert "rank 1 of 2" in message
+
+
+def _save_with_copies_that_fail(place: Path) -> tuple[bool, str]:
+    """The second node can write what it owns, and nothing else."""
+    with _nodes(TWO):
+        engine = engine_of(Toy(), stage=1)
+        saver = LocalSaver(_disks(place, TWO, 1))
+        saver.save(engine, state_of(1), step=1, waits=True)
+        assert saver.settle() is not None
+        home = _home(place, TWO[dist.get_rank()])
+        create = LocalPlace.create
+
+        def refusing(file: LocalPlace) -> Any:
+            if file.name == CHUNKS and dist.get_rank() == 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return create(file)
+
+        LocalPlace.create = refusing
+        try:
+            saver.save(engine, state_of(2), step=2, waits=True)
+            assert saver.settle() is None
+        finally:
+            LocalPlace.create = create
+        dist.barrier()
+        assert [path.name for path in home.iterdir()] == ["step_00000001"]
+        told = str(saver._lost)
+        dist.barrier()
+        saver.save(engine, state_of(3), step=3, waits=True)
+        is_well = saver.settle() is not None
+        engine.close()
+        return is_well, told
+
+
+def test_a_copy_that_cannot_be_written_makes_it_no_step(
+    rank_pools: dict[int, RankPool], tmp_path: Path
+) -> None:
+    for is_well, told in rank_pools[2].run(_save_with_copies_that_fail, tmp_path):
+        assert "step_00000002 cannot be written (No space left on device)" in told
+        assert "(rank 1 of 2)" in told
+        assert is_well
 
 
 def _save_to_a_store_that_is_gone(place: Path) -> tuple[str, str]:

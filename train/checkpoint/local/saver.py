@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -121,13 +122,14 @@ class LocalSaver(BackgroundSaver):
             document = gathered(document if is_first else b"", group=self._group)[0]
             fault = deliver(self._copies(parts), staged, group=self._group)
 
-            def commit() -> None:
+            def check() -> None:
                 if fault is not None:
                     raise fault
-                if is_lead:
-                    seal(staged, parts, document)
 
-            self._agreed(on_all_ranks, staged, commit)
+            self._agreed(on_all_ranks, staged, check)
+            # Only now: an index says that all is there.
+            sealing = partial(seal, staged, parts, document) if is_lead else lambda: None
+            self._agreed(on_all_ranks, staged, sealing)
         except CheckpointError:
             if is_lead:
                 with contextlib.suppress(OSError):  # a full disk should not stay full
