@@ -328,10 +328,10 @@ def _save_with_copies_that_fail(place: Path) -> tuple[bool, str]:
         home = _home(place, TWO[dist.get_rank()])
         create = LocalPlace.create
 
-        def refusing(file: LocalPlace) -> Any:
-            if file.name == CHUNKS and dist.get_rank() == 1:
+        def refusing(self: LocalPlace) -> Any:
+            if self.name == CHUNKS and dist.get_rank() == 1:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return create(file)
+            return create(self)
 
         LocalPlace.create = refusing
         try:
