@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import zstandard
+from backports import zstd
 
 from tests import warm
 from tests.corpora import write_tokenizer
@@ -50,7 +50,7 @@ ELSEWHERE = {
 }
 """What is not run here, by how it begins, and why, or where else."""
 
-INSTEAD = {
+INSTEAD: dict[tuple[str, ...], str] = {
     ("make", "pretrain"): "make pretrain STEPS=20",
     ("python", "-m", "tools.keep", "--ranks"): (
         "python -m tools.keep --ranks 2 --warm train A.yaml steps=10"
@@ -98,7 +98,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_text(here / "my/texts")
     write_text(here / "pairs")
     lines = [json.dumps({"text": f"A page about {n} wikis, and no more."}) for n in range(3000)]
-    packed = zstandard.compress("\n".join(lines).encode())
+    packed = zstd.compress("\n".join(lines).encode())
     write_tokenizer(here / "tokenizer.json")
     (here / "dump.jsonl.zst").write_bytes(packed)
     return here

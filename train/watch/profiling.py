@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from parallel.mesh import Mesh
@@ -149,7 +148,7 @@ def seconds_by_part(events: Iterable[Any], *, on_device: bool) -> dict[str, dict
     for event in events:
         if event.name.startswith(PREFIX):
             continue  # what is not an operation is the host's own
-        if event.device_type != DeviceType.CPU:
+        if event.device_type.name != "CPU":
             continue  # a kernel, whose time its operation has already
         taken = event.self_device_time_total if on_device else event.self_cpu_time_total
         if taken > 0:

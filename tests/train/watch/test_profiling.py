@@ -3,17 +3,15 @@
 from types import SimpleNamespace
 from typing import Any
 
-from torch.autograd import DeviceType
-
 from parallel.named import PREFIX
 from train.watch.profiling import OTHER, seconds_by_part
 
 
-def event(name: str, *, parent: Any = None, device: DeviceType = DeviceType.CPU, us: int) -> Any:
+def event(name: str, *, parent: Any = None, device: str = "CPU", us: int) -> Any:
     return SimpleNamespace(
         name=name,
         cpu_parent=parent,
-        device_type=device,
+        device_type=SimpleNamespace(name=device),
         self_device_time_total=us,
         self_cpu_time_total=1,
     )
@@ -25,7 +23,7 @@ def test_a_kernel_counts_once_with_the_operation_that_has_launched_it() -> None:
     events = [
         part,
         event("aten::mm", parent=part, us=2_000_000),
-        event("sm90_gemm", device=DeviceType.CUDA, us=2_000_000),
+        event("sm90_gemm", device="CUDA", us=2_000_000),
         event("aten::add", us=500_000),
     ]
     [decoder] = [part for part in seconds_by_part(events, on_device=True) if part != OTHER]
