@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 def _build(options: argparse.Namespace, console: Console) -> None:
     array, workers = _array(options, console), options.workers
     if workers is None:
-        workers = 1 if options.tasks else len(os.sched_getaffinity(0))
+        workers = 1 if options.tasks else _workers(options)
     if array is not None and options.task is None:
         array.require(workers)
     prose = tuple(filter(is_documentation, options.sources))
@@ -138,6 +138,11 @@ def _array(options: argparse.Namespace, console: Console) -> SlurmArray | None:
     )
 
 
+def _workers(options: argparse.Namespace) -> int:
+    """As many as were asked for; default: one for each core."""
+    return options.workers or len(os.sched_getaffinity(0))
+
+
 def _instruct(options: argparse.Namespace, console: Console) -> None:
     corpus = Corpus.at(options.corpus)
     task = Task(
@@ -151,13 +156,13 @@ def _instruct(options: argparse.Namespace, console: Console) -> None:
         made=task,
         tokenizer=corpus.place / TOKENIZER_NAME,
         validation=VALIDATION_SHARE,
-        workers=options.workers or len(os.sched_getaffinity(0)),
+        workers=_workers(options),
     )
     built(options.out, request, console)
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
-    faults = verify.verify(options.corpus, workers=options.workers, console=console)
+    faults = verify.verify(options.corpus, workers=_workers(options), console=console)
     for fault in faults:
         console.print(fault, style="red", markup=False, highlight=False, soft_wrap=True)
     told = counted(len(faults), "fault") if faults else "sound"
