@@ -5,6 +5,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.lab_fixtures import S3Lab
 from tools.corpus.__main__ import main as shards
 from tools.ledger import check_run
@@ -12,6 +14,7 @@ from tools.ledger import check_run
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.long
 def test_make_pretrain_reads_a_bucket(s3_lab: S3Lab, tmp_path: Path, monkeypatch) -> None:
     for name, value in s3_lab.environment.items():
         monkeypatch.setenv(name, value)

@@ -104,6 +104,7 @@ def test_preempted_run_requeues_and_continues(
     assert RunDirectory(submitted_from / "run").summary.exists()
 
 
+@pytest.mark.long
 def test_an_evaluation_that_is_warned_asks_what_is_left(
     slurm_lab: SlurmLab, submitted_from: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_an_evaluation_that_is_warned_asks_what_is_left(
     assert len(kept) == len(set(kept)) == 2 * len(rows), "an answer was computed twice"
 
 
+@pytest.mark.long
 def test_finetuning_that_is_warned_goes_on_in_another_layout(
     slurm_lab: SlurmLab, submitted_from: Path, corpus: Path, plain: Path, tmp_path: Path
 ) -> None:

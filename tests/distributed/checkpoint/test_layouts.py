@@ -50,6 +50,7 @@ def _continue(cell: Cell, directories: list[Path]) -> list[History]:
     return histories
 
 
+@pytest.mark.long
 def test_every_layout_continues_every_other(
     rank_pools: dict[int, RankPool], tmp_path: Path
 ) -> None:

@@ -64,7 +64,7 @@ def test_each_command_has_what_it_needs_before_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--hours", "0.2"], "--hours: 0.2 leave nothing for training, as 0.3 are for corpora"),
+        (["--hours", "0.2"], "--hours: 0.2 leave nothing for training, as 0.42 are for corpora"),
         (["pretraining.share=0.9"], "pretraining.share and those of tuning: are 1.51"),
         (["seeds=[1, 1]"], "seeds: one is named twice"),
         (["tunning=1"], "tunning: "),

@@ -239,7 +239,10 @@ def test_a_name_that_is_not_utf_8(
 
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
     Path(odd).mkdir()
-    for arguments in ((odd, tmp_path / "out"), (tmp_path / "a.jsonl", odd)):
+    fine = tmp_path / "fine"
+    fine.mkdir()
+    (fine / "a.txt").write_text("a page of memory")
+    for arguments in ((odd, tmp_path / "out"), (fine, odd)):
         told = refusal(capsys, f"{kind}{arguments[0]}", out=arguments[1], tokenizer=tokenizer)
         assert "\\xff is not UTF-8; rename it" in told
 

@@ -151,7 +151,10 @@ class Signalled(Disturbed):
     ("number", "kind", "options"),
     [
         (signal.SIGKILL, "dead", ()),
-        (signal.SIGSTOP, "stopped", ("--warm", "--least-seconds", "2")),
+        pytest.param(
+            *(signal.SIGSTOP, "stopped", ("--warm", "--least-seconds", "2")),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_rank_that_is_lost(

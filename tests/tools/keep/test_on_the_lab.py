@@ -68,14 +68,16 @@ class Lab:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def lab(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Lab]:
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     for name in ("model", "parallel", "train", "tools", "slurm", "configs"):
         (checkout / name).symlink_to(REPOSITORY / name)
     (checkout / ".venv").symlink_to(Path(sys.prefix))
     write_corpus(checkout / "data" / "tiny", sequence_tokens=128)
-    directory = tmp_path / "slurm"
+    directory = tmp_path_factory.mktemp("lab")  # a test's own is too long for a socket
     record = slurm.up(directory, num_nodes=3, num_cpus=2)
     for name, value in {**record.environment, "WANDB_MODE": "disabled"}.items():
         monkeypatch.setenv(name, value)

@@ -100,7 +100,7 @@ def test_profiled_steps_of_an_interleaved_pipeline(
     corpus, directory = write_corpus(tmp_path / "corpus"), tmp_path / "run"
     layout = ("layout={pipeline: 2, chunks: 2}", "batch.micro_sequences=2")
     layout += ("model.decoder.num_layers=4",)
-    run(corpus, directory, "steps=3", "profile={steps: [2, 7]}", *layout, *CALM, ranks=2)
+    run(corpus, directory, "steps=3", "profile={steps: [2]}", *layout, *CALM, ranks=2)
     here = RunDirectory(directory)
     notes = [note.text for note in read_metrics(here.metrics).notes]
     assert any(text.startswith("step 2 is profiled in") for text in notes)
