@@ -11,10 +11,10 @@ from rich.table import Table
 from tools.arguments import Parser, local_path, output_file
 from tools.command import command_line, write_json
 from train.build import build_plan
+from train.claim import stored_config
 from train.data.ledger import read_ledger
 from train.data.tokens import TOKENIZER_BYTES_AT_MOST, read_tokenizer
 from train.errors import DataError
-from train.prepare import stored_config
 from train.run_directory import RunDirectory
 from train.scores.contamination import FEWEST_WORDS, WORDS, Contamination, contamination
 from train.storage.record import content_of

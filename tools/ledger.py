@@ -15,12 +15,13 @@ from tools.command import command_line, write_json
 from train.build import build_plan
 from train.checkpoint.directory import latest
 from train.checkpoint.restore import read_state
+from train.claim import stored_config
 from train.config import RunConfig
 from train.data.ledger import read_ledger
 from train.data.ledger_check import SHOWN, Findings, check
 from train.data.plan import StepPlan, identities
 from train.errors import DataError
-from train.prepare import RunState, Saved, find_left_out, stored_config
+from train.prepare import RunState, Saved, find_left_out
 from train.run_directory import RunDirectory
 
 

@@ -37,12 +37,12 @@ from rich.table import Table
 from tools.arguments import Parser, output_file, real
 from tools.command import command_line, write_json
 from tools.lab.daemons import free_ports
+from train.claim import check
 from train.config import RunConfig
 from train.config_files import load
 from train.data.store.index import INDEX_NAME
 from train.errors import DataError, UserError
 from train.exit_status import ExitStatus
-from train.prepare import check
 from train.run_directory import RunDirectory
 from train.storage.place import Place
 from train.storage.record import Count, Record, content_of, parse

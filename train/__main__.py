@@ -31,6 +31,7 @@ from parallel.launcher import announced
 from parallel.mesh import forget_groups
 from parallel.zero.config import IN_FP8, why_unsupported
 from train.asked import prompt_fault
+from train.claim import check
 from train.config import RunConfig, batch_fault
 from train.config_files import dump, load
 from train.data.spans.at_random import RandomSpansConfig
@@ -39,7 +40,7 @@ from train.errors import ConfigError, HardwareError, StorageError, UserError, ex
 from train.exit_status import ExitStatus
 from train.imported import import_rest
 from train.loop import train
-from train.prepare import check, use_compile_cache
+from train.prepare import use_compile_cache
 from train.storage.path import local_path
 from train.tasks.task import load_tasks
 from train.watch.streams import PATIENCE_SECONDS, Streams, lasting_streams

@@ -7,7 +7,7 @@ import re
 from pathlib import PurePath
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from model.config import Config, PathText
 
@@ -225,6 +225,19 @@ class ClusterConfig(Config):
     def slots(self) -> int:
         """Ranks that the job has room for, on its spare nodes, too."""
         return (self.nodes + self.spare_nodes) * self.ranks_per_node
+
+
+class JobSections(BaseModel):
+    """What its job and its keeper read of a run's configuration; the ranks judge all else."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    cluster: ClusterConfig = ClusterConfig()
+    run_directory: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in tree.items() if value is not None}
 
 
 def in_the_store(tree: Any) -> Any:

@@ -12,6 +12,7 @@ from parallel.compiled import news
 from parallel.launch import World
 from parallel.mesh import Mesh, straddling_warning
 from train.build import build_feed
+from train.claim import claim, leases_of, mirror_of
 from train.config import RunConfig
 from train.config_files import differences
 from train.data.feed import Feed, StepData
@@ -23,17 +24,7 @@ from train.exit_status import ExitStatus
 from train.made import Made
 from train.optim import learning_rate
 from train.preemption import Preemption
-from train.prepare import (
-    Run,
-    Saved,
-    agreed,
-    claim,
-    find_left_out,
-    find_saved,
-    leases_of,
-    mirror_of,
-    prepare,
-)
+from train.prepare import Run, Saved, agreed, find_left_out, find_saved, prepare
 from train.samples import write_samples
 from train.saves import Saves, disks_of, newest
 from train.step import accumulate, reseed, update
@@ -85,7 +76,7 @@ def train(
     stored = on_first_rank(lambda: find_saved(config, checkpoints), UserError)
     if stored is not None and stored.step >= config.steps:
         if world.is_main:
-            say_complete(config, stored.path)
+            say_complete(config, stored.path, mirror_of(config))
         return ExitStatus.COMPLETE
     disks = disks_of(config)
     saved = newest(config, checkpoints, stored, disks)
@@ -100,7 +91,11 @@ def train(
     # Only now is the directory this run's: what failed so far can be mended and tried again.
     mirror = mirror_of(config) if world.is_main else None
     brought = agreed(
-        lambda: claim(config, leases, checkpoints, stored, mirror) if world.is_main else None
+        lambda: (
+            claim(config, leases, checkpoints, None if stored is None else stored.path, mirror)
+            if world.is_main
+            else None
+        )
     )
     step = first_step = 0 if saved is None else saved.step
     beat.begin(
@@ -234,8 +229,8 @@ def train(
     engine.close()
     if world.is_main and latest is not None:
         wrap_up(config, latest, seconds_to_first_step=made.seconds_to_first_step)
-    if mirror is not None:
-        mirror.finish()
+        if mirror is not None:
+            mirror.finish()
     return ExitStatus.COMPLETE if is_complete else ExitStatus.SAVED
 
 

@@ -78,9 +78,20 @@ class Mirror:
             What is to be said of it, if anything.
 
         Raises:
-            RunDirectoryError: what is known of the mirror is damaged.
-            OSError: something cannot be read or written.
+            UserError: what is known of the mirror is damaged, or something cannot be read or
+                written.
         """
+        try:
+            return self._bring()
+        except UserError:
+            raise
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self._directory} cannot take over {self.place} ({error.strerror}): choose "
+                "another run_directory, or make room there"
+            ) from None
+
+    def _bring(self) -> str | None:
         there = self._written(self.place / MIRROR_NAME)
         known = self._known()
         told: str | None = None
@@ -143,8 +154,8 @@ class Mirror:
         return parse(_Written, content, name=str(place), error=RunDirectoryError, remedy=remedy)
 
     def _names(self) -> list[str]:
-        """Of all files in the mirror that a run's directory has."""
-        kept = {path.name for path in self._directory.mirrored}
+        """Of all files there that a directory takes over; its configuration is its own."""
+        kept = {path.name for path in self._directory.mirrored} - {self._directory.config.name}
         return [
             found.name
             for found in self.place.files()

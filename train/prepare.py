@@ -3,8 +3,7 @@
 What fails on one rank fails on all, with the reason of the first: none is left waiting for another.
 """
 
-import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,27 +29,20 @@ from train.checkpoint.directory import latest, resolve
 from train.checkpoint.format import State
 from train.checkpoint.local.finding import WholeStep
 from train.checkpoint.restore import load_masters, read_state, restore
+from train.claim import refuse_other_run, stored_config
 from train.config import RunConfig
-from train.config_files import differences, dump, from_stored, read_file
+from train.config_files import differences, from_stored
 from train.data.collate import Collator
 from train.data.plan import Position, StepPlan
 from train.data.sources import Sources
 from train.errors import (
     CheckpointError,
     ConfigError,
-    InUseError,
     RunDirectoryError,
-    StorageError,
     UserError,
     named,
 )
 from train.microbatch import tried
-from train.mirror import Mirror
-from train.optim import learning_rate
-from train.plain_yaml import MOST_BYTES, YamlError
-from train.plain_yaml import parse as parse_yaml
-from train.run_directory import RunDirectory
-from train.storage.lease import Lease
 from train.storage.path import local_path
 from train.storage.place import Place
 from train.storage.record import Count
@@ -257,35 +249,6 @@ def find_left_out(config: RunConfig, saved: Saved | None) -> LeftOut:
     )
 
 
-def stored_config(directory: RunDirectory) -> RunConfig:
-    """The configuration of the run in a directory.
-
-    Raises:
-        ConfigError: this version does not understand it, or it is missing.
-    """
-    return from_stored(RunConfig, read_file(directory.config, is_stored=True), place=str(directory))
-
-
-def check(config: RunConfig) -> None:
-    """Checks that the run directory is new or holds this very run; nothing is touched.
-
-    Args:
-        config: with its precision resolved.
-
-    Raises:
-        RunDirectoryError: another run or other files are there.
-    """
-    directory = config.directory
-    if directory.path.exists() and not directory.path.is_dir():
-        raise RunDirectoryError(f"{directory} is a file: choose another run_directory")
-    if directory.config.exists():
-        refuse_other_run(config, stored_config(directory), directory)
-    elif directory.holds_other_files:
-        raise RunDirectoryError(
-            f"{directory} holds files but no run: choose another run_directory, or empty it"
-        )
-
-
 def use_compile_cache(config: RunConfig) -> None:
     """Has what is compiled kept where the configuration says; called before anything is.
 
@@ -301,151 +264,6 @@ def use_compile_cache(config: RunConfig) -> None:
             f"compile_cache: {config.compile_cache} cannot be written "
             f"({error.strerror or error}): name another directory, or leave it out"
         ) from None
-
-
-def leases_of(config: RunConfig, checkpoints: Place) -> list[Lease]:
-    """What one process must have, none of which it has yet, to write what a run leaves."""
-    leases = [
-        Lease(place, instead=f"choose another {key}")
-        for key, place in (
-            ("run_directory", Place.of(config.directory.path)),
-            ("checkpoint.directory" if config.mirror is None else "run_mirror", checkpoints),
-        )
-    ]
-    # One directory may serve for both.
-    return leases[: len({lease.real_name for lease in leases})]
-
-
-def mirror_of(config: RunConfig) -> Mirror | None:
-    """The mirror of the run's directory, if it is to have one."""
-    place = config.mirror
-    return None if place is None else Mirror(place, config.directory)
-
-
-def claim(
-    config: RunConfig,
-    leases: Sequence[Lease],
-    checkpoints: Place,
-    saved: Saved | None,
-    mirror: Mirror | None = None,
-) -> str | None:
-    """Makes the directory this run's; one rank calls it, after all are prepared.
-
-    Args:
-        config: of the run.
-        leases: from `leases_of`.
-        checkpoints: where they lie.
-        saved: what was found there, and is gone on from.
-        mirror: of the directory.
-
-    Returns:
-        What is to be said of the mirror, if anything.
-
-    Raises:
-        RunDirectoryError: as `check`; a directory cannot be written; or the mirror is another
-            run's.
-        InUseError: another process writes there, or has done so since.
-        StorageError: a store refuses, or does not answer.
-    """
-    for lease in leases:
-        with _writing(lease):
-            lease.take()
-        if lease is leases[0]:
-            check(config)
-    # Until now nobody was kept out of what was not there when this run began to prepare.
-    if latest(checkpoints) != (None if saved is None else saved.path):
-        raise InUseError(
-            f"another run has saved to {checkpoints} while this one prepared: start again to go on "
-            "from there"
-        )
-    brought = None if mirror is None else _taken_over(config, mirror)
-    with _writing(leases[0]):
-        config.directory.summary.unlink(missing_ok=True)  # of a run that is extended
-        Place.of(config.directory.config).write(dump(config).encode())
-    return brought
-
-
-def _taken_over(config: RunConfig, mirror: Mirror) -> str | None:
-    try:
-        if mirror.config.exists():
-            stored = parse_yaml(mirror.config.read(limit_bytes=MOST_BYTES))
-            owner = from_stored(RunConfig, stored, place=str(mirror.config))
-            refuse_other_run(config, owner, mirror.place)
-        return mirror.bring()
-    except YamlError as error:
-        raise RunDirectoryError(
-            f"{mirror.config} is no configuration: {error}; choose another run_mirror"
-        ) from None
-    except StorageError:
-        raise
-    except OSError as error:
-        raise RunDirectoryError(
-            f"{config.run_directory} cannot take over {mirror.place} ({error.strerror}): choose "
-            "another run_directory, or make room there"
-        ) from None
-
-
-@contextlib.contextmanager
-def _writing(lease: Lease) -> Generator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise RunDirectoryError(
-            f"{lease.directory} cannot be written ({error.strerror}): {lease.instead}"
-        ) from None
-
-
-def refuse_other_run(config: RunConfig, owner: RunConfig, place: Place | RunDirectory) -> None:
-    """Refuses to go on where another run has been.
-
-    Args:
-        config: of this run.
-        owner: the configuration found there.
-        place: where it was found.
-
-    Raises:
-        RunDirectoryError: it is of another run.
-    """
-    if config.data.pack == "stream" and "pack" not in owner.data.model_fields_set:
-        raise RunDirectoryError(
-            f"{place} holds a run from before data.pack: if it read documents, go on with "
-            "data.pack=fit; one on sequences of one length goes on with the version that began it "
-            f"alone, and another run_directory begins with its weights (init_from={place})"
-        )
-    there, here = owner.identity(), config.identity()
-    names = list(owner.data.mixed)
-    if names == list(config.data.mixed)[: len(names)]:
-        # What they give to steps that were made is held against the checkpoint.
-        del there["data"]["sources"], here["data"]["sources"]
-    if config.steps > owner.steps:
-        _require_rate(config, owner, place)
-        for identity in (there, here):
-            del identity["steps"], identity["optim"]["schedule_steps"]
-    changed = differences(there, here)
-    if changed:
-        raise RunDirectoryError(
-            f"{place} holds a different run: delete it, name another one, or undo\n"
-            + "\n".join(f"  {change}" for change in changed)
-        )
-
-
-def _require_rate(config: RunConfig, owner: RunConfig, place: Place | RunDirectory) -> None:
-    """Refuses to extend a run by guessing what its learning rate is to do."""
-    if config.optim.schedule == "constant" or config.optim.schedule_steps is not None:
-        return
-    ends = owner.schedule_steps
-    last, anew = (
-        learning_rate(optim, step=owner.steps + 1, total_steps=config.steps)
-        for optim in (config.optim.model_copy(update={"schedule_steps": ends}), config.optim)
-    )
-    raise RunDirectoryError(
-        f"{place} holds a run of {owner.steps} steps, which steps={config.steps} extends: say what "
-        f"its learning rate does then; optim.schedule_steps={ends} goes on as planned, with the "
-        f"last rate after it ({last:.3g} at step {owner.steps + 1}), optim.schedule_steps="
-        f"{config.steps} plans it anew over all steps ({anew:.3g})"
-    )
 
 
 class FirstState(State):

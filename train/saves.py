@@ -14,10 +14,11 @@ from train.checkpoint.local.finding import whole_steps
 from train.checkpoint.local.saver import LocalSaver
 from train.checkpoint.restore import read_state
 from train.checkpoint.saver import Saver
+from train.claim import refuse_other_run
 from train.config import RunConfig
 from train.data.plan import Position
 from train.errors import CheckpointError, RunDirectoryError, UserError
-from train.prepare import RunState, Saved, agreed, find_left_out, refuse_other_run
+from train.prepare import RunState, Saved, agreed, find_left_out
 from train.storage.place import Place
 from train.watch.monitor import Monitor
 

@@ -17,6 +17,7 @@ from train.data.collate import Collator
 from train.data.plan import StepPlan
 from train.errors import DataError, RunDirectoryError, UserError
 from train.evaluate import validation_batches
+from train.mirror import Mirror
 from train.storage.place import Place
 from train.watch.metrics import read_metrics
 from train.watch.report import write_report
@@ -139,13 +140,22 @@ def summarise(
     }
 
 
-def say_complete(config: RunConfig, latest: Place) -> None:
+def say_complete(config: RunConfig, latest: Place, mirror: Mirror | None) -> None:
     """Say that nothing is left to do, and finish what a run that was killed on its last steps left.
 
     A run that is started with another run directory has its checkpoints, and nothing else of it.
+
+    Raises:
+        UserError: something cannot be written, or is of another run.
     """
     directory = config.directory
+    if not directory.config.exists():
+        mirror = None  # there is nobody who would write there
+    if mirror is not None:
+        mirror.bring()
     if directory.metrics.exists() and not directory.summary.exists():
         write_adapter(config, latest)
         wrap_up(config, latest, seconds_to_first_step=None)
+    if mirror is not None:
+        mirror.finish()
     sys.stdout.write(f"{directory} is complete: {latest} is its last checkpoint\n")

@@ -9,7 +9,6 @@ import pytest
 from tests import warm
 from tests.readme.shown import Command, commands, configurations
 from tests.tools.parsers import WITHIN, parser_of
-from tools.plan.__main__ import COMMANDS
 from train.config import RunConfig
 from train.config_files import load
 from train.tasks.task import Task
@@ -17,7 +16,6 @@ from train.tasks.task import Task
 PAGES = ["README.md", "docs/comparison.md", "docs/exit-status.md", "docs/promises.md"]
 TINY = "configs/experiment/tiny.yaml"
 LARGE = "configs/experiment/metalm_1p3b.yaml"
-BEGIN = WITHIN | {"tools.plan": [(), *((name,) for name in COMMANDS)]}
 HOSTS = {".", "sudo", "curl", ".venv/bin/pip"}
 """Whose arguments are not ours."""
 
@@ -114,7 +112,7 @@ def require_arguments(module: str, words: list[str], *, is_whole: bool) -> None:
     path = Path(module.replace(".", "/"))
     name = f"{module}.__main__" if path.is_dir() else module
     before = max(
-        (begin for begin in BEGIN.get(module, [()]) if tuple(words[: len(begin)]) == begin),
+        (begin for begin in WITHIN.get(module, [()]) if tuple(words[: len(begin)]) == begin),
         key=len,
         default=(),
     )

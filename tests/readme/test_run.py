@@ -72,7 +72,8 @@ run_directory: runs/NAME
 steps: 24
 data: {corpus: data/first_light, sequence_tokens: 256, pack: stream}
 batch: {sequences: 4, micro_sequences: 2}
-optim: {lr: 1.0e-3}
+optim: {lr: 1.0e-3, warmup_steps: 2}
+spans: {text: {kind: random, ratio: 0.25}}
 checkpoint: {every_steps: 5}
 validation: {every_steps: 100, sequences: 4}
 """

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests import warm
+from tools.plan.__main__ import COMMANDS
 
-WITHIN = {"tools.harness": [("tasks",)], "tools.plan": [(), ("calibrate",), ("check",)]}
+WITHIN = {"tools.harness": [("tasks",)], "tools.plan": [(), *((name,) for name in COMMANDS)]}
 """First arguments by which a command chooses among parsers of its own."""
 
 

@@ -60,6 +60,7 @@ SOUND = {
 """Arguments that work, by what they are called; of another option, one is made of its type."""
 
 BESIDES = {
+    "tools.plan cost": ["--gpus=2"],
     "tools.corpus build": ["--vocabulary=270", "--validation=0.2", "--workers=1"],
     "tools.generate": ["--prompt=the page"],
 }

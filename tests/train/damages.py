@@ -22,9 +22,10 @@ from tools import checkpoint, evaluate, generate, ledger, merge, report
 from tools.command import command_line
 from tools.corpus.__main__ import main as corpus
 from train.build import build_collator, build_plan
+from train.claim import check
 from train.config import RunConfig
 from train.config_files import load
-from train.prepare import check, find_saved, refuse_other_corpus
+from train.prepare import find_saved, refuse_other_corpus
 from train.wrap_up import look_at_data
 
 DEADLINE_SECONDS: Final = 20

@@ -11,11 +11,11 @@ from pydantic import BaseModel, TypeAdapter
 from model.config import Tokens
 from tests.soon import soon
 from tests.train.runs import TINY_RUN
+from train.claim import stored_config
 from train.config import RunConfig
 from train.config_files import Files, load
 from train.errors import ConfigError
 from train.explain import _members
-from train.prepare import stored_config
 from train.run_directory import RunDirectory
 
 

@@ -17,13 +17,14 @@ from tests.corpora import write_corpus
 from tests.train.runs import TINY_RUN, run, start
 from train import __main__ as command
 from train.build import build_collator, build_model, open_sources
+from train.claim import claim, leases_of
 from train.config import RunConfig
 from train.config_files import from_stored, load
 from train.data.sample import Sample
 from train.errors import CheckpointError, ConfigError, DataError, InUseError, UserError
 from train.exit_status import ExitStatus
 from train.explain import RENAMED
-from train.prepare import agreed, claim, leases_of
+from train.prepare import agreed
 from train.storage.lease import Lease, take_those_there
 
 

@@ -16,11 +16,11 @@ import yaml
 from tests.train.runs import run, start
 from tools import evaluate, generate, merge
 from tools.checkpoint import main as checkpoint
+from train.claim import refuse_other_run
 from train.config import RunConfig
 from train.config_files import from_stored
 from train.config_files import merge as merge_trees
 from train.errors import RunDirectoryError
-from train.prepare import refuse_other_run
 from train.storage.place import Place
 from train.watch.metrics import Metrics, read_metrics
 

@@ -5,13 +5,11 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
-
 from tools.keep.agents import ranks_per_node
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
 from tools.keep.nodes import names
 from tools.keep.placing import Allocation
-from train.cluster import ClusterConfig
+from train.cluster import JobSections
 from train.config_files import load
 from train.errors import ConfigError, UserError
 from train.keep import KeepConfig
@@ -21,13 +19,10 @@ PLAIN = "plain"
 """The launcher of ranks that are this host's."""
 
 
-class Settings(BaseModel):
+class Settings(JobSections):
     """Both sections, all else left to the ranks to read."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    cluster: ClusterConfig = ClusterConfig()
     keep: KeepConfig = KeepConfig()
-    run_directory: str = ""
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Self:

@@ -14,13 +14,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
-
-from pydantic import BaseModel, ConfigDict, model_validator
+from typing import Final
 
 from tools.arguments import Parser
 from tools.command import command_line
-from train.cluster import ClusterConfig
+from train.cluster import ClusterConfig, JobSections
 from train.config_files import load
 from train.errors import ConfigError, StorageError, UserError
 from train.storage.path import SCHEME, local_path
@@ -33,18 +31,10 @@ BETWEEN_TASKS: Final = "--"
 _VARIABLE: Final = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
 
 
-class _Section(BaseModel):
-    """What of a run's configuration is looked at here."""
+class _Sections(JobSections):
+    """What is looked at here."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    cluster: ClusterConfig = ClusterConfig()
-    run_directory: str = ""
     steps: int = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_not_given(cls, tree: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in tree.items() if value is not None}
 
 
 @command_line
@@ -64,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(
             "no configuration given: name a .yaml file, such as configs/experiment/first_light.yaml"
         )
-    found = load(_Section, said)
+    found = load(_Sections, said)
     if faults := setup_faults(found.cluster):
         raise ConfigError("\n".join(faults))
     link, first = os.environ.get(LINK, "1"), os.environ.get(FIRST_JOB, "")

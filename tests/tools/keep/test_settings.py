@@ -104,3 +104,8 @@ def test_nodes_are_tried_where_they_have_gpus_or_where_asked(
     overrides: tuple[str, ...], tries: bool
 ) -> None:
     assert settings(*overrides).tries_nodes is tries
+
+
+def test_a_section_that_is_null_leaves_the_other_as_it_is() -> None:
+    assert Settings.of(["cluster=null", "keep.warm=true"]).keep.warm
+    assert Settings.of(["keep=null", "cluster.spare_nodes=1"]).cluster.spare_nodes == 1

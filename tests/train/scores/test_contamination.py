@@ -14,8 +14,8 @@ from tests.corpora import VOCABULARY, write_splits, write_tokenizer
 from tests.train.runs import run
 from tools import contamination as tool
 from train.build import build_plan
+from train.claim import stored_config
 from train.data.ledger import read_ledger
-from train.prepare import stored_config
 from train.run_directory import RunDirectory
 from train.scores.contamination import contamination, runs_of, texts, words
 from train.tasks.reader import TaskReader
