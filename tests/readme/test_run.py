@@ -19,7 +19,7 @@ from backports import zstd
 from tests import warm
 from tests.corpora import write_tokenizer
 from tests.readme.shown import commands
-from tests.tools.corpus.text import write_text
+from train.exit_status import ExitStatus
 
 LAB = 'eval "$(python -m tools.lab s3 up --bucket lab)"'
 MINUTES = 8
@@ -44,6 +44,7 @@ ELSEWHERE = {
     "eval": "the fixture's store",
     "make dashboard": "serves until it is ended; tests/tools/dashboard",
     "python -m tools.wandb_sync": "wants a server; tests/tools/test_wandb_sync.py",
+    "python -m tools.corpus build dump.parquet": "tests/tools/corpus/test_slurm.py",
     "python -m tools.plan check": "20 minutes; tests/tools/plan",
     "make parity": "half an hour; tests/distributed/parity",
     "OMP_NUM_THREADS=1 python -m train": "13.7 GiB, and minutes for a step",
@@ -95,10 +96,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (here / ".venv").symlink_to(warm.REPOSITORY / ".venv")
     (here / "A.yaml").write_text(A.replace("NAME", "a"))
     (here / "B.yaml").write_text("name: mine\nrun_directory: runs/mine\n")
-    (here / "my").mkdir()
-    write_text(here / "my/texts")
-    write_text(here / "pairs")
+    (here / "my/texts").mkdir(parents=True)
+    (here / "pairs").mkdir()
     lines = [json.dumps({"text": f"A page about {n} wikis, and no more."}) for n in range(3000)]
+    for number, line in enumerate(lines[:200]):
+        (here / f"my/texts/{number}.txt").write_text(f"Page {number} of a book of mine.\n")
+        (here / f"pairs/{number}.jsonl").write_text(f"{line}\n")
     packed = zstd.compress("\n".join(lines).encode())
     write_tokenizer(here / "tokenizer.json")
     (here / "dump.jsonl.zst").write_bytes(packed)
@@ -159,7 +162,7 @@ def served(command: str) -> str:
         f"set -m; {command} --port {port} & server=$!; "
         f"until curl -sf http://127.0.0.1:{port}/v1/models; "
         "do kill -0 $server || exit 1; sleep 1; done; "
-        f"{ask} || exit 1; kill -INT $server; wait $server"
+        f"{ask} || exit 1; kill -INT $server; wait $server; [ $? = {ExitStatus.INTERRUPTED:d} ]"
     )
 
 
