@@ -73,6 +73,8 @@ MISTAKES = [
         "zero.offload_directory: ~nobody-here/a: there is no such home",
     ),
     (["checkpoint.directory=' '"], "checkpoint.directory: cannot be the name of a file"),
+    (["profile={steps: [2, 99]}"], "profile.steps: 99 is no step of the run, or left out"),
+    (["profile={steps: [2]}", "left_out=[2]"], "profile.steps: 2 is no step of the run, or left"),
     ([f"init_from={256 * 'a'}"], "init_from: cannot be the name of a file"),
     (['data.corpus="a\\0"'], "data.corpus: cannot be the name of a file"),
     (["data.cache_gib=1"], "data.cache_gib: is called storage.cache_gib now"),
