@@ -148,22 +148,20 @@ def killed_while_saving(lab: Lab, name: str) -> Played:
 
 def killed_while_restoring(lab: Lab, name: str) -> Played:
     def disturb(job: Job) -> None:
+        before, killed = len(job.attempts), time.time()
         for process in job.ranks().values():
             process.send_signal(signal.SIGKILL)
-        before = len(job.attempts)
         job.wait(lambda: len(job.attempts) > before, "the next attempt")
-        job.wait(lambda: _started(job), "ranks that start")
+        # The lease is taken anew once the ranks have met, and before anything is read.
+        job.wait(lambda: _locked_since(job, killed), "ranks that have met")
         job.ranks()[1].send_signal(signal.SIGKILL)
 
     return disturbed(lab, name, disturb)
 
 
-def _started(job: Job) -> bool:
-    """Whether ranks have taken the run's lease again, before their first step."""
-    try:
-        return len(job.ranks()) == 2 and any(job.directory.glob(".lock.*"))
-    except AssertionError:
-        return False
+def _locked_since(job: Job, moment: float) -> bool:
+    """Whether somebody has taken the run's lease since, or has renewed it."""
+    return any(path.stat().st_mtime > moment + 1 for path in job.directory.glob(".lock.*"))
 
 
 def struck(lab: Lab, name: str) -> Played:
