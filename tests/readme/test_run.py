@@ -72,8 +72,8 @@ name: NAME
 run_directory: runs/NAME
 steps: 24
 data: {corpus: data/first_light, sequence_tokens: 256, pack: stream}
-batch: {sequences: 4, micro_sequences: 2}
-optim: {lr: 1.0e-3, warmup_steps: 2}
+batch: {sequences: 8, micro_sequences: 2}
+optim: {lr: 1.0e-3, warmup_steps: 2, schedule: constant}
 spans: {text: {kind: random, ratio: 0.25}}
 checkpoint: {every_steps: 5}
 validation: {every_steps: 100, sequences: 4}
@@ -99,10 +99,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (here / "my/texts").mkdir(parents=True)
     (here / "pairs").mkdir()
     lines = [json.dumps({"text": f"A page about {n} wikis, and no more."}) for n in range(3000)]
-    for number, line in enumerate(lines[:200]):
+    for number in range(200):
         (here / f"my/texts/{number}.txt").write_text(f"Page {number} of a book of mine.\n")
-        (here / f"pairs/{number}.jsonl").write_text(f"{line}\n")
-    packed = zstd.compress("\n".join(lines).encode())
+    (here / "pairs/all.jsonl").write_text("\n".join(lines))
     write_tokenizer(here / "tokenizer.json")
     (here / "dump.jsonl.zst").write_bytes(packed)
     return here
