@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from backports import zstd
 
 from tests import warm
 from tests.corpora import write_tokenizer
