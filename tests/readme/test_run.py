@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from backports import zstd
 
 from tests import warm
 from tests.corpora import write_tokenizer
@@ -102,7 +103,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (here / f"my/texts/{number}.txt").write_text(f"Page {number} of a book of mine.\n")
     (here / "pairs/all.jsonl").write_text("\n".join(lines))
     write_tokenizer(here / "tokenizer.json")
-    (here / "dump.jsonl.zst").write_bytes(packed)
+    (here / "dump.jsonl.zst").write_bytes(zstd.compress("\n".join(lines).encode()))
     return here
 
 
