@@ -41,3 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite the golden files instead of comparing"
     )
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Of bytes how many: packed ones may hold the time, and all processes must agree on names."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
