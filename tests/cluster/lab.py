@@ -1,22 +1,17 @@
 """A Slurm cluster and jobs on it that can be disturbed, beside an undisturbed run without Slurm."""
 
-import json
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
-
-import psutil
+from typing import Self
 
 from tests.corpora import write_corpus
-from tests.lab_fixtures import ENDED, SlurmLab
 from tests.train.runs import TINY_RUN, run
-from tests.warm import REPOSITORY
-from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
+from tools.chaos.job import Job
+from tools.chaos.project import make_project
 from tools.lab import s3, slurm
 from tools.lab.daemons import Record
+from tools.lab.jobs import SlurmLab
 from train.run_directory import RunDirectory
 from train.watch.metrics import read_metrics
 
@@ -26,109 +21,6 @@ CALM = (
     *(f"steps={STEPS}", f"validation.every_steps={STEPS}", "zero.stage=1"),
     *("checkpoint.every_steps=10", "checkpoint.keep=12", "batch.micro_sequences=2"),
 )
-DEADLINE_SECONDS = 180.0
-MAIN = """\
-from train.preemption import quiet_until_asked
-
-if __name__ == "__main__":
-    quiet_until_asked()
-
-import os
-import sys
-
-from tests.cluster import injected
-from train.real_main import main
-
-if __name__ == "__main__":
-    injected.into(os.environ)
-    sys.exit(main())
-"""
-"""Of a trainer whose numbers can be made wrong, see `tests.cluster.injected`."""
-
-
-class Job:
-    """A job that trains.
-
-    Attributes:
-        number: of Slurm.
-        directory: of its run.
-    """
-
-    def __init__(self, lab: "Lab", number: int, directory: Path) -> None:
-        self._lab = lab
-        self.number = number
-        self.directory = directory
-
-    @property
-    def steps(self) -> list[int]:
-        """Steps that have been recorded, some more than once."""
-        metrics = RunDirectory(self.directory).metrics
-        lines = metrics.read_bytes().split(b"\n")[:-1] if metrics.exists() else []
-        return [json.loads(line)["step"] for line in lines if b'"kind":"train"' in line]
-
-    @property
-    def starts(self) -> int:
-        """How often the run has been started."""
-        metrics = RunDirectory(self.directory).metrics
-        return metrics.read_bytes().count(b'"kind":"run"') if metrics.exists() else 0
-
-    @property
-    def state(self) -> str:
-        """As Slurm has it."""
-        return self._lab.slurm.job(self.number)["JobState"]
-
-    @property
-    def attempts(self) -> list[Attempt]:
-        """What keepers have written of it."""
-        return read_attempts(self.directory / ATTEMPTS_NAME)
-
-    def ranks(self) -> dict[int, psutil.Process]:
-        """The processes that train, by rank."""
-        found = {
-            int(environment["SLURM_PROCID"]): process
-            for process, environment in self._processes("train")
-            if "SLURM_PROCID" in environment
-        }
-        assert found, "no rank runs"
-        return found
-
-    def keeper(self) -> psutil.Process:
-        """The process that watches them."""
-        [(process, _)] = self._processes("tools.keep")
-        return process
-
-    def _processes(self, module: str) -> list[tuple[psutil.Process, Mapping[str, str]]]:
-        found: list[tuple[psutil.Process, Mapping[str, str]]] = []
-        for process in psutil.process_iter():
-            try:
-                words = process.cmdline()
-                if words[1:3] == ["-m", module] and f"run_directory={self.directory}" in words:
-                    found.append((process, process.environ()))
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
-
-    def wait_for_step(self, step: int) -> None:
-        """Until it has been recorded."""
-        self.wait(lambda: step in self.steps, f"step {step}")
-
-    def wait(self, is_so: Callable[[], Any], what: str) -> None:
-        """Until something is so; the job's output where it never is."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not is_so():
-            assert time.monotonic() < deadline, f"waited for {what}:\n{self.output}"
-            time.sleep(0.05)
-
-    def end(self) -> str:
-        """Wait until it has; its state then."""
-        fields = self._lab.slurm.wait(self.number, timeout_seconds=DEADLINE_SECONDS, states=ENDED)
-        return fields["JobState"]
-
-    @property
-    def output(self) -> str:
-        """What it has printed."""
-        [path] = self._lab.project.glob(f"slurm-*-{self.number}.out")
-        return path.read_text()
 
 
 class Lab:
@@ -146,15 +38,7 @@ class Lab:
     def __enter__(self) -> Self:
         record = slurm.up(self.directory / "slurm", num_nodes=3, num_cpus=2)
         self.slurm = SlurmLab(self.directory / "slurm", record.environment)
-        (self.project / "train").mkdir(parents=True)
-        for name in ("model", "parallel", "tools", "slurm", "configs", "tests"):
-            (self.project / name).symlink_to(REPOSITORY / name)
-        for path in (REPOSITORY / "train").iterdir():
-            name = "real_main.py" if path.name == "__main__.py" else path.name
-            if name != "__pycache__":
-                (self.project / "train" / name).symlink_to(path)
-        (self.project / "train/__main__.py").write_text(MAIN)
-        (self.project / ".venv").symlink_to(Path(sys.prefix))
+        make_project(self.project)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -196,7 +80,7 @@ class Lab:
             *(f"run_directory={directory}", *CALM, *overrides),
             directory=self.project,
         )
-        return Job(self, number, directory)
+        return Job(self.slurm, number, project=self.project, directory=directory)
 
 
 def losses_of(directory: Path) -> list[tuple[int, float]]:

@@ -1,14 +1,15 @@
 """Faults, each done to a job on the cluster."""
 
-import os
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tests.cluster.injected import BROKEN, SLOW, SPIKING, STRUCK
-from tests.cluster.lab import Job, Lab
+from tests.cluster.lab import Lab
 from tests.train.fault_plays import small_disk
+from tools.chaos.injected import BROKEN, SLOW, SPIKING, STRUCK
+from tools.chaos.job import Job
+from tools.lab import daemons
 
 DISTURBED_AT = 25
 FREEZE_SECONDS = 60.0
@@ -193,12 +194,8 @@ def store_frozen(lab: Lab, name: str) -> Played:
         environment={**record.environment, SLOW: "0.2"},
     )
     job.wait_for_step(DISTURBED_AT)
-    pid = record.daemons[0].process_id
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with daemons.frozen(record):
         time.sleep(FREEZE_SECONDS)
-    finally:
-        os.kill(pid, signal.SIGCONT)
     return Played(state=job.end(), job=job, environment=record.environment)
 
 

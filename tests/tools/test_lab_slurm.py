@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab_fixtures import SlurmLab
 from tools.lab import daemons, slurm
 from tools.lab.daemons import LabError, Record, is_alive
+from tools.lab.jobs import SlurmLab
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -71,6 +71,21 @@ def test_up_twice_is_one_cluster(slurm_lab: SlurmLab) -> None:
     assert "node2 idle main* 2" in slurm.status(before)
     with pytest.raises(LabError, match="node3: is no node of this lab: name one of node1, node2"):
         slurm.kill_node(before, "node3")
+
+
+def test_a_node_that_was_killed_comes_back(slurm_lab: SlurmLab, tmp_path: Path) -> None:
+    record = Record.load(slurm_lab.directory)
+    assert record is not None
+    slurm.kill_node(record, "node2")
+    assert Record.running(slurm_lab.directory) is None
+    slurm.revive_node(record, "node2")
+    job_id = slurm_lab.submit(
+        "--nodelist=node2", "--output=out.txt", "--wrap=echo $SLURMD_NODENAME", directory=tmp_path
+    )
+    assert slurm_lab.wait(job_id, timeout_seconds=30)["JobState"] == "COMPLETED"
+    assert (tmp_path / "out.txt").read_text() == "node2\n"
+    # What is taken down later knows it.
+    assert Record.running(slurm_lab.directory) == record
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])

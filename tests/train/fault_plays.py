@@ -27,6 +27,7 @@ from tests.train.fault_lab import (
 from tests.train.proxy import slow_proxy
 from tests.train.storage.disks import small_disk
 from tests.train.storage.relay import SLOW_DOWN, Fault, relay
+from tools.lab import daemons
 from train.data.store.shards import ShardStore
 
 Play = Callable[[Lab, Path], Played]
@@ -108,17 +109,13 @@ def missing_bucket(lab: Lab, place: Path) -> Played:
 
 def frozen(lab: Lab, place: Path) -> Played:
     record = lab.server()
-    server = record.daemons[0].process_id
     run = lab.start(lab.upload(record, place.name), place, record=record)
     wait_for_step(run, place, 3)
     since = time.monotonic()
-    os.kill(server, signal.SIGSTOP)
-    try:
+    with daemons.frozen(record):
         time.sleep(FREEZE_SECONDS / 2)
         frozen_at = losses_of(place)[-1][0]
         time.sleep(FREEZE_SECONDS / 2)
-    finally:
-        os.kill(server, signal.SIGCONT)
     wrong: list[str] = []
     if not 3 <= frozen_at < STEPS:
         wrong.append(f"the run was at step {frozen_at} while the store was frozen")
@@ -169,12 +166,9 @@ def store_frozen_while_saving(lab: Lab, place: Path) -> Played:
     run = lab.start(lab.corpus, place, saved_to(place), record=record)
     wait_for_step(run, place, 5)
     since = time.monotonic()
-    os.kill(record.daemons[0].process_id, signal.SIGSTOP)
-    try:
+    with daemons.frozen(record):
         time.sleep(FREEZE_SECONDS)
         frozen_at = losses_of(place)[-1][0]
-    finally:
-        os.kill(record.daemons[0].process_id, signal.SIGCONT)
     played = finish(run, place, since=since)
     played.environment = record.environment
     if not 10 <= frozen_at < STEPS:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.corpora import write_corpus
-from tests.lab_fixtures import SlurmLab
 from tests.train.runs import TINY_RUN, run
+from tools.lab.jobs import SlurmLab
 from train.run_directory import RunDirectory
 from train.watch.metrics import read_metrics
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -102,9 +102,21 @@ class Record(BaseModel):
         Place.of(self.directory / RECORD_NAME).write(self.model_dump_json(indent=2).encode())
 
     def start(
-        self, command: Sequence[str], *, log: str, environment: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        log: str,
+        environment: Mapping[str, str] | None = None,
+        instead_of: Daemon | None = None,
     ) -> None:
-        """Start a program in its own session, its output appended to a log, and record it."""
+        """Start a program in its own session, its output appended to a log, and record it.
+
+        Args:
+            command: program and arguments.
+            log: name of the log.
+            environment: what is in it besides; by default what users of the lab need.
+            instead_of: one that has ended, whose place in the record it takes.
+        """
         # posix_spawn rather than Popen: nothing here waits for a daemon, it outlives this process.
         write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         process_id = os.posix_spawn(
@@ -120,7 +132,11 @@ class Record(BaseModel):
             setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
         )
         ended = Daemon(Path(command[0]).name, process_id, -1)
-        self.daemons.append(_process(process_id) or ended)
+        daemon = _process(process_id) or ended
+        if instead_of is None:
+            self.daemons.append(daemon)
+        else:
+            self.daemons[self.daemons.index(instead_of)] = daemon
         self._save()
 
     def wait(self, lacking: Callable[[], str | None]) -> None:
@@ -217,6 +233,19 @@ def kill(daemons: Sequence[Daemon]) -> None:
         if time.monotonic() > deadline:
             raise LabError(f"still running after SIGKILL: {', '.join(alive)}")
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def frozen(record: Record) -> Generator[None]:
+    """Meanwhile the daemons of a lab are stopped (SIGSTOP): whoever asks them gets no answer."""
+    daemons = [daemon for daemon in record.daemons if is_alive(daemon)]
+    for daemon in daemons:
+        os.kill(daemon.process_id, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for daemon in daemons:
+            os.kill(daemon.process_id, signal.SIGCONT)
 
 
 def _tail(log: Path) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from tools.lab.daemons import LabError, Record, find_program, free_ports, is_alive, kill
+from tools.lab.daemons import Daemon, LabError, Record, find_program, free_ports, is_alive, kill
 
 INSTALL_HINT = (
     "apt-get update && apt-get install -y --no-install-recommends "
@@ -215,11 +215,7 @@ def kill_node(record: Record, name: str) -> None:
     Raises:
         LabError: there is no such node.
     """
-    daemons = [daemon for daemon in record.daemons if daemon.name == "slurmd"]
-    names = [f"node{index}" for index in range(1, len(daemons) + 1)]
-    if name not in names:
-        raise LabError(f"{name}: is no node of this lab: name one of {', '.join(names)}")
-    kill([daemons[names.index(name)]])
+    kill([_daemon_of(record, name)])
     wanted = {"SLURMD_NODENAME": name, "SLURM_CONF": record.environment["SLURM_CONF"]}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -228,6 +224,28 @@ def kill_node(record: Record, name: str) -> None:
                 if above is not None and above.name() == "slurmstepd":
                     above.kill()
                 process.kill()
+
+
+def revive_node(record: Record, name: str) -> None:
+    """Start the daemon of a node that was killed, as when it has been mended.
+
+    Args:
+        record: of a running cluster.
+        name: such as `node2`.
+
+    Raises:
+        LabError: there is no such node.
+    """
+    command = [find_program("slurmd", install_hint=INSTALL_HINT), "-D", "-N", name]
+    record.start(command, log="slurmd.out", instead_of=_daemon_of(record, name))
+
+
+def _daemon_of(record: Record, node: str) -> Daemon:
+    daemons = [daemon for daemon in record.daemons if daemon.name == "slurmd"]
+    names = [f"node{index}" for index in range(1, len(daemons) + 1)]
+    if node not in names:
+        raise LabError(f"{node}: is no node of this lab: name one of {', '.join(names)}")
+    return daemons[names.index(node)]
 
 
 def _end_jobs(record: Record) -> None:

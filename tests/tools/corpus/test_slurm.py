@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.lab_fixtures import SlurmLab
 from tests.tools.corpus.making import (
     build,
     build_status,
@@ -20,6 +19,7 @@ from tests.tools.corpus.making import (
 from tests.tools.corpus.slurm_check import Killer, tasks_repeated
 from tools.corpus import slurm
 from tools.corpus.workshop import RECORD, Workshop
+from tools.lab.jobs import SlurmLab
 from train.errors import DataError
 
 CUT = "--part-mebibytes=0.02"

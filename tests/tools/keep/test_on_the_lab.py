@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from tests.corpora import VOCABULARY, write_corpus
-from tests.lab_fixtures import SlurmLab
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
 from tools.lab import slurm
 from tools.lab.daemons import Record
+from tools.lab.jobs import SlurmLab
 from train.run_directory import RunDirectory
 from train.watch.metrics import read_metrics
 

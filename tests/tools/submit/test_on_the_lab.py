@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from tests.corpora import VOCABULARY, write_corpus
-from tests.lab_fixtures import SlurmLab
 from tools.keep.attempt import ATTEMPTS_NAME, read_attempts
+from tools.lab.jobs import SlurmLab
 from tools.submit import calling
 from tools.submit.__main__ import main, submitted
 from train.errors import UserError

@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from tests.corpora import VOCABULARY, write_corpus
-from tests.lab_fixtures import SlurmLab
 from tests.tools.submit.test_on_the_lab import LINE, checkout, wait_for_steps
 from tests.train.runs import Run, start, wait_for_step
 from tests.train.watch.wandb_run.server import KEY, WandbServer
+from tools.lab.jobs import SlurmLab
 from train.exit_status import ExitStatus
 from train.watch.metrics import read_metrics
 

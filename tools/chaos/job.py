@@ -1,0 +1,115 @@
+"""A job that trains on the lab, and can be disturbed."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tools.keep.attempt import Attempt, read_attempts
+from tools.lab.daemons import LabError
+from tools.lab.jobs import SlurmLab
+from train.run_directory import RunDirectory
+
+DEADLINE_SECONDS = 180.0
+
+
+class Job:
+    """A job that trains.
+
+    Args:
+        slurm: the cluster that it runs on.
+        number: of Slurm.
+        project: from where it was submitted.
+        directory: of its run.
+
+    Attributes:
+        number: likewise.
+        directory: likewise.
+    """
+
+    def __init__(self, slurm: SlurmLab, number: int, *, project: Path, directory: Path) -> None:
+        self._slurm = slurm
+        self._project = project
+        self.number = number
+        self.directory = directory
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that have been recorded, some more than once."""
+        metrics = RunDirectory(self.directory).metrics
+        lines = metrics.read_bytes().split(b"\n")[:-1] if metrics.exists() else []
+        return [json.loads(line)["step"] for line in lines if b'"kind":"train"' in line]
+
+    @property
+    def starts(self) -> int:
+        """How often the run has been started."""
+        metrics = RunDirectory(self.directory).metrics
+        return metrics.read_bytes().count(b'"kind":"run"') if metrics.exists() else 0
+
+    @property
+    def state(self) -> str:
+        """As Slurm has it."""
+        return self._slurm.job(self.number)["JobState"]
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """What keepers have written of it."""
+        return read_attempts(RunDirectory(self.directory).attempts)
+
+    def ranks(self) -> dict[int, psutil.Process]:
+        """The processes that train, by rank; of several the oldest, for younger ones stand by."""
+        found: dict[int, psutil.Process] = {}
+        processes = sorted(self._processes("train"), key=lambda each: -each[0].create_time())
+        for process, environment in processes:
+            if "SLURM_PROCID" in environment:
+                found[int(environment["SLURM_PROCID"])] = process
+        if not found:
+            raise LabError(f"no rank of {self.directory} runs")
+        return found
+
+    def keeper(self) -> psutil.Process:
+        """The process that watches them."""
+        [(process, _)] = self._processes("tools.keep")
+        return process
+
+    def _processes(self, module: str) -> list[tuple[psutil.Process, Mapping[str, str]]]:
+        found: list[tuple[psutil.Process, Mapping[str, str]]] = []
+        for process in psutil.process_iter():
+            try:
+                words = process.cmdline()
+                if words[1:3] == ["-m", module] and f"run_directory={self.directory}" in words:
+                    found.append((process, process.environ()))
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def wait_for_step(self, step: int) -> None:
+        """Until it has been recorded."""
+        self.wait(lambda: step in self.steps, f"step {step}")
+
+    def wait(
+        self, is_so: Callable[[], Any], what: str, *, seconds: float = DEADLINE_SECONDS
+    ) -> None:
+        """Until something is so.
+
+        Raises:
+            LabError: it never is; with the job's output.
+        """
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            if time.monotonic() > deadline:
+                raise LabError(f"waited for {what}:\n{self.output}")
+            time.sleep(0.05)
+
+    def end(self) -> str:
+        """Wait until it has; its state then."""
+        return self._slurm.wait(self.number, timeout_seconds=DEADLINE_SECONDS)["JobState"]
+
+    @property
+    def output(self) -> str:
+        """What it has printed."""
+        [path] = self._project.glob(f"slurm-*-{self.number}.out")
+        return path.read_text()
