@@ -198,11 +198,13 @@ class Made:
         self.spikes_found = self._spikes.see(
             launched.step, loss=result.averages.loss, gradient_norm=result.gradient_norm
         )
+        tells_norms = launched.step % config.watch.norms_every_steps == 0
         self._monitor.write(
             TrainRecord(
                 step=launched.step,
                 learning_rate=launched.learning_rate,
                 gradient_norm=result.gradient_norm,
+                gradient_norms=result.gradient_norms if tells_norms else None,
                 tokens=config.batch.sequences * config.data.sequence_tokens,
                 step_seconds=self._settled - before,
                 # Where the host runs ahead, it waited in this step's time for the next one's data.

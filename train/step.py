@@ -85,11 +85,13 @@ class StepResult:
     Attributes:
         averages: losses over the global batch, before the update.
         gradient_norm: global norm before clipping.
+        gradient_norms: those of the parts of the model, by name.
         stop: some rank was asked to stop after this step.
     """
 
     averages: Averages
     gradient_norm: float
+    gradient_norms: dict[str, float]
     stop: bool
 
 
@@ -149,9 +151,17 @@ class PendingStep:
             FloatingPointError: one of both is not finite: parameters and moments are unchanged.
         """
         if self.update is None:
-            return StepResult(averages=averages_of([0.0] * 4), gradient_norm=0.0, stop=self.stop)
-        norm, sums = self.update.read()
-        return StepResult(averages=averages_of(sums), gradient_norm=norm, stop=self.stop)
+            averages = averages_of([0.0] * 4)
+            return StepResult(
+                averages=averages, gradient_norm=0.0, gradient_norms={}, stop=self.stop
+            )
+        told = self.update.read()
+        return StepResult(
+            averages=averages_of(told.sums),
+            gradient_norm=told.norm,
+            gradient_norms=told.norms,
+            stop=self.stop,
+        )
 
 
 def accumulate(

@@ -4,7 +4,7 @@ A training step reads::
 
     losses = pipeline.forward_backward(engine, microbatches, scale=...)
     update = engine.step(sums)             # changes nothing if gradient or sums are not finite
-    norm, sums = update.read()             # waits for the device; raises if nothing was changed
+    told = update.read()                   # waits for the device; raises if nothing was changed
 
 DeepSpeed's own pipeline engine refuses ZeRO-2 and ZeRO-3. They work under megatron-core's pipeline
 schedule if this module and its neighbours do four things:
@@ -23,9 +23,10 @@ stage 3, and at stage 2 with `zero.overlap`, in each backward.)
 
 import functools
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -33,11 +34,28 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.fp8 import Scales
+from model.layers import logical_name
+from parallel.agreement import gathered
 from parallel.later import Later
 from parallel.mesh import Mesh
 from parallel.zero import accumulation, gradients, pages
 from parallel.zero.config import Precision, Sharding
 from parallel.zero.persistent import Persistent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What came of an update.
+
+    Attributes:
+        norm: of the whole gradient before clipping.
+        norms: of its parts by their names, such as `decoder.blocks.3`, in the model's order.
+        sums: over all ranks of what was passed to `ZeroEngine.step`.
+    """
+
+    norm: float
+    norms: dict[str, float]
+    sums: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +65,24 @@ class Update:
     Attributes:
         told: what decided about it, once the device has computed it: the squared norm of the
             gradient as those have it who speak for its elements, the same as the mean over copies,
-            and the sums over all ranks of what was passed to `ZeroEngine.step`.
+            those of the parts of the model, and the sums over all ranks of what was passed to
+            `ZeroEngine.step`.
+        parts: names of the parts.
     """
 
     told: Later
+    parts: Sequence[str]
 
-    def read(self) -> tuple[float, list[float]]:
-        """Norm of the whole gradient before clipping, and the sums; the same on every rank.
+    def read(self) -> Told:
+        """What came of it, the same on every rank.
 
         Raises:
             FloatingPointError: the gradient is not finite, or the sums are not. The next step's
                 takes its place; no parameter and no moment has changed.
             RuntimeError: ranks that should have the same gradient do not; nothing has changed.
         """
-        spoken, mean, *sums = self.told.read()
+        spoken, mean, *rest = self.told.read()
+        of_parts, sums = rest[: len(self.parts)], rest[len(self.parts) :]
         for what, values in (("loss", sums), ("gradient", (spoken, mean))):
             # Of one copy of a gradient alone it may be, which another rank speaks for.
             if not all(map(math.isfinite, values)):
@@ -71,7 +93,8 @@ class Update:
                 f"{spoken:.9g} on those that speak for it and {mean:.9g} on the average; this is "
                 "a fault of the layout, nothing was stepped"
             )
-        return math.sqrt(spoken), sums
+        norms = dict(zip(self.parts, map(math.sqrt, of_parts), strict=True))
+        return Told(norm=math.sqrt(spoken), norms=norms, sums=sums)
 
 
 class ZeroEngine:
@@ -86,6 +109,7 @@ class ZeroEngine:
         zero_optimizer: DeepSpeed's own optimiser around it (torch's again if `REPLICATED`).
         scales: of the products in fp8, None if there are none.
         persistent: what stage 3 keeps whole, None at other stages.
+        part_of: names of the parts of the model that this rank's trained parameters belong to.
     """
 
     def __init__(
@@ -111,7 +135,14 @@ class ZeroEngine:
         self._clip_norm = clip_norm
         self._spares_memory = spares_memory
         self._backwards_left = 0
-        self._weights = gradients.Weights(mesh.world.device)
+        self.part_of = {
+            parameter: gradients.part_of(logical_name(name, parameter))
+            for name, parameter in self.parameters
+            if parameter.requires_grad
+        }
+        of_ranks = gathered(tuple(dict.fromkeys(self.part_of.values())))
+        self._parts = tuple(dict.fromkeys(chain.from_iterable(of_ranks)))
+        self._weights = gradients.Weights(self._parts, mesh.world.device)
         self.persistent: Persistent | None = None
         if sharding is not Sharding.REPLICATED:
             self._decide_instead(travels_in)
@@ -208,7 +239,7 @@ class ZeroEngine:
             seen = self.scales.gathered()
             dist.all_reduce(seen, op=dist.ReduceOp.MAX)
             self.scales.settle(seen, keep=is_bad)
-        return Update(told=Later(told))
+        return Update(told=Later(told), parts=self._parts)
 
     def _decide_instead(self, travels_in: Precision) -> None:
         """Leaves DeepSpeed nothing to decide: norms that it asks for are 1, and nothing is clipped.

@@ -4,7 +4,8 @@ Called between the last backward of a step and the optimiser, when each rank hol
 gradient of its share of its stage's parameters.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class Gradient:
     Attributes:
         parameter: whose gradient it is.
         value: all of it or a part; writing changes what the optimiser reads.
+        part: of the model that it belongs to, as `part_of` says.
         is_tied: the same weight is on the other end of the pipeline.
         is_copy: another rank holds the same elements and speaks for them.
         num_copies: ranks that hold the same elements.
@@ -43,9 +45,16 @@ class Gradient:
 
     parameter: nn.Parameter
     value: Tensor
+    part: str
     is_tied: bool
     is_copy: bool
     num_copies: int
+
+
+def part_of(name: str) -> str:
+    """The block that a parameter is in, or the layer where it is in none."""
+    in_block = re.match(r".*?\.\d+(?=\.)", name)
+    return in_block[0] if in_block else name.rpartition(".")[0] or name
 
 
 def tied_over_stages(module: nn.Module, mesh: Mesh) -> nn.Parameter | None:
@@ -77,6 +86,7 @@ def collect(engine: "ZeroEngine") -> list[Gradient]:
             Gradient(
                 parameter=parameter,
                 value=value,
+                part=engine.part_of[parameter],
                 is_tied=parameter is tied,
                 is_copy=is_copy,
                 num_copies=num_copies,
@@ -103,38 +113,51 @@ def sum_shared(gradients: list[Gradient], mesh: Mesh) -> None:
 
 
 class Weights:
-    """How much each gradient counts in the two sums of squares, kept on the device.
+    """How much each gradient counts in the sums of squares, kept on the device.
 
     It stays the same from step to step, and to bring it there anew would wait for the device.
+
+    Args:
+        parts: of the whole model, the same on every rank.
+        device: where they are kept.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, parts: Sequence[str], device: torch.device):
+        self._parts = parts
         self._device = device
-        self._shares: list[tuple[bool, int]] = []
-        self._weights = torch.zeros(2, 0, dtype=torch.float64, device=device)
+        self._shares: list[tuple[bool, int, str]] = []
+        self._weights = torch.zeros(2 + len(parts), 0, dtype=torch.float64, device=device)
 
     def of(self, gradients: list[Gradient]) -> Tensor:
-        """[2, n] of n gradients, fp64: if one copy speaks for all, and if all share."""
-        shares = [(gradient.is_copy, gradient.num_copies) for gradient in gradients]
+        """[2 + P, n] of n gradients and P parts of the model, fp64.
+
+        If one copy speaks for all, if all share, and of each part if one copy speaks for all.
+        """
+        shares = [(gradient.is_copy, gradient.num_copies, gradient.part) for gradient in gradients]
         if shares != self._shares:
             self._shares = shares
-            spoken, mean = [float(not copy) for copy, _ in shares], [1 / num for _, num in shares]
-            self._weights = torch.tensor([spoken, mean], dtype=torch.float64, device=self._device)
+            spoken = [float(not copy) for copy, _, _ in shares]
+            rows = [spoken, [1 / num for _, num, _ in shares]]
+            for part in self._parts:
+                of_it = [its_part == part for _, _, its_part in shares]
+                rows.append([own * inside for own, inside in zip(spoken, of_it, strict=True)])
+            self._weights = torch.tensor(rows, dtype=torch.float64, device=self._device)
         return self._weights
 
 
 def squares(gradients: list[Gradient], weights: Tensor) -> Tensor:
-    """[2] this rank's part of the squared norm of the whole gradient, fp64, on its device.
+    """[2 + P] this rank's share of the squared norm of the gradient, fp64, on its device.
 
-    Summed over ranks, either is the square with each element counted once: by those who speak for
-    it, or as the mean over its copies.
+    Summed over ranks, the first two are the square of the whole with each element counted once: by
+    those who speak for it, and as the mean over its copies. The others are those of the P parts of
+    the model, by those who speak for them.
 
     On a CPU norms are taken in fp64: torch's fp32 norm is off by 3e-5 there at two million
     elements. On a GPU, which adds up in a tree, fp32 is as good, and reads a quarter of the bytes.
 
     Args:
         gradients: from `collect`.
-        weights: [2, n] of them, from `Weights`.
+        weights: [2 + P, n] of them, from `Weights`.
     """
     values = [gradient.value for gradient in gradients]
     if not values:  # the share of this rank is padding alone

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -320,6 +321,9 @@ def run_steps(engine: ZeroEngine, cell: Cell, steps: Iterable[int]) -> History:
         batches = microbatches(cell, step, rank=engine.mesh.data_rank)
         result = train_step(engine, batches)
         history.append((result.averages.loss, result.gradient_norm))
+        # Parts are compared one by one in test_norms_by_part.py.
+        whole = math.hypot(*result.gradient_norms.values())
+        assert math.isclose(whole, result.gradient_norm, rel_tol=1e-12)
     compilation = compilation_of(engine.module)
     assert compilation is None or (compilation.num_graphs and compilation.failure is None)
     return history

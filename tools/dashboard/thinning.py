@@ -15,7 +15,7 @@ _RARE: Final = ("validation/loss", "validation/loss_whole_split", "train/left_ou
 
 
 class Thinning:
-    """Keeps of each stretch of steps its last row and its extremes.
+    """Keeps of each stretch of steps its last row, the last with norms by block, and its extremes.
 
     A value that is not finite is higher than any. Rows with what is rare stay.
 
@@ -50,9 +50,14 @@ def _kept(bucket: list[Row]) -> Iterable[Row]:
         values = [(_height(row.values[name]), row.step) for row in bucket if name in row.values]
         if values:
             kept.add(max(values)[1])
+    kept.update([row.step for row in bucket if _has_norms(row)][-1:])
     for row in bucket:
         if row.step in kept or any(name in row.values for name in _RARE) or row.samples:
             yield row
+
+
+def _has_norms(row: Row) -> bool:
+    return any(name.startswith("norm/") for name in row.values)
 
 
 def _height(value: Any) -> float:

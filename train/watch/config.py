@@ -24,6 +24,8 @@ class WatchConfig(Config):
     """W&B user or team; null for the account's default."""
     log_every_steps: int = Field(default=10, ge=1, le=10**9)
     """Steps between two plain progress lines; a line also comes every 10 seconds."""
+    norms_every_steps: int = Field(default=20, ge=1, le=10**9)
+    """Steps between two records of the gradient norm of each block."""
     progress: bool | None = None
     """A live progress bar (true), plain lines (false), or whichever suits the output (null)."""
 

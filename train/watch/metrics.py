@@ -85,6 +85,8 @@ class TrainRecord(_Record):
         other_loss: the same over the other tokens; None if there was no such token.
         learning_rate: of the step.
         gradient_norm: before clipping.
+        gradient_norms: those of the blocks, and of the layers outside of them, by name; None in
+            steps between those of `watch.norms_every_steps`.
         tokens: decoder slots.
         scored_tokens: slots that carry loss.
         step_seconds: duration of the step, waiting for data included.
@@ -98,6 +100,7 @@ class TrainRecord(_Record):
     other_loss: Real | None
     learning_rate: Real
     gradient_norm: Real
+    gradient_norms: dict[str, Real] | None = None
     tokens: Count
     scored_tokens: Count
     step_seconds: Finite

@@ -154,12 +154,13 @@ def test_adapters_whose_ranks_do_not_join_are_noticed(
 def _norms(cases: list[tuple[float, float]]) -> list[float | str]:
     """Norms of one replicated gradient, of which rank r holds `case[r]`."""
     rank = dist.get_rank()
-    weights = Weights(torch.device("cpu"))
+    weights = Weights([], torch.device("cpu"))
     answers: list[float | str] = []
     for case in cases:
         gradient = Gradient(
             parameter=nn.Parameter(torch.zeros(1)),
             value=torch.tensor([case[rank]]),
+            part="decoder.norm",
             is_tied=False,
             is_copy=rank > 0,
             num_copies=2,
@@ -167,7 +168,7 @@ def _norms(cases: list[tuple[float, float]]) -> list[float | str]:
         squares = gradients.squares([gradient], weights.of([gradient]))
         dist.all_reduce(squares)
         try:
-            answers.append(Update(told=Later(squares)).read()[0])
+            answers.append(Update(told=Later(squares), parts=()).read().norm)
         except (FloatingPointError, RuntimeError) as error:
             answers.append(str(error))
     return answers

@@ -17,11 +17,18 @@ from tests.distributed.semicausal_runs import Cell, model_config
 def _square(*values: torch.Tensor) -> torch.Tensor:
     held = [
         Gradient(
-            parameter=nn.Parameter(value), value=value, is_tied=False, is_copy=False, num_copies=1
+            parameter=nn.Parameter(value),
+            value=value,
+            part="decoder.norm",
+            is_tied=False,
+            is_copy=False,
+            num_copies=1,
         )
         for value in values
     ]
-    spoken, mean = gradients.squares(held, Weights(torch.device("cpu")).of(held))
+    weights = Weights(["decoder.norm"], torch.device("cpu"))
+    spoken, mean, of_part = gradients.squares(held, weights.of(held))
+    assert torch.equal(spoken, of_part) or not spoken.isfinite()
     assert torch.equal(spoken, mean) or not spoken.isfinite()
     return spoken
 
@@ -66,15 +73,34 @@ def test_copies_count_once_and_share() -> None:
     value = torch.tensor([3.0, 4.0])
     held = [
         Gradient(
-            parameter=nn.Parameter(value), value=value, is_tied=False, is_copy=copy, num_copies=num
+            parameter=nn.Parameter(value),
+            value=value,
+            part=part,
+            is_tied=False,
+            is_copy=copy,
+            num_copies=num,
         )
-        for copy, num in ((False, 1), (True, 2), (False, 5))
+        for part, copy, num in (("a", False, 1), ("a", True, 2), ("b", False, 5))
     ]
-    weights = Weights(torch.device("cpu"))
+    weights = Weights(["b", "elsewhere", "a"], torch.device("cpu"))
     kept = weights.of(held)
-    assert gradients.squares(held, kept).tolist() == pytest.approx([50, 25 * 1.7])
+    assert gradients.squares(held, kept).tolist() == pytest.approx([50, 25 * 1.7, 25, 0, 25])
     assert weights.of(held) is kept
-    assert gradients.squares(held[:1], weights.of(held[:1])).tolist() == [25, 25]
+    assert gradients.squares(held[:1], weights.of(held[:1])).tolist() == [25, 25, 0, 0, 25]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("decoder.blocks.11.attention.qkv.weight", "decoder.blocks.11"),
+        ("encoders.text.encoder.blocks.0.norm.bias", "encoders.text.encoder.blocks.0"),
+        ("decoder.embedding.weight", "decoder.embedding"),
+        ("connectors.text.0.weight", "connectors.text.0"),
+        ("scale", "scale"),
+    ],
+)
+def test_parts_are_blocks_and_layers_outside_of_them(name: str, part: str) -> None:
+    assert gradients.part_of(name) == part
 
 
 def test_bad_values_stay_bad() -> None:

@@ -20,7 +20,13 @@ from train.watch.metrics import (
     perplexity,
 )
 
-AXES = {"train": "step", "speed": "step", "validation": "validation/step", "score": "score/step"}
+AXES = {
+    "train": "step",
+    "norm": "step",
+    "speed": "step",
+    "validation": "validation/step",
+    "score": "score/step",
+}
 """What each group of charts is drawn over. Validation and scores bring their own step: what is
 made again after a start comes with a later step's row."""
 
@@ -130,6 +136,8 @@ class Rows:
                     "speed/data_wait_fraction": record.data_wait_fraction,
                     "speed/memory_gib": record.memory_bytes / GIB_BYTES,
                 }
+                for part, norm in (record.gradient_norms or {}).items():
+                    values[f"norm/{part}"] = norm
             case ValidationRecord():
                 values["validation/step"] = record.step
                 values["validation/perplexity"] = perplexity(record.loss)
