@@ -19,7 +19,12 @@ from train.storage.place import Place
 from train.watch.metrics import Metrics, read_metrics
 
 STEPS = "steps=40"
-LAYOUT = ("zero.stage=3", "checkpoint.every_steps=5", "validation.every_steps=10")
+LAYOUT = (
+    "zero.stage=3",
+    "checkpoint.every_steps=5",
+    "validation.every_steps=10",
+    "watch.norms_every_steps=3",
+)
 DROPOUT = ("model.decoder.dropout=0.1", "model.encoders.text.encoder.dropout=0.1")
 """So that a resumed run must draw what the uninterrupted one drew."""
 
@@ -29,7 +34,9 @@ def numbers(metrics: Metrics) -> list[tuple[object, ...]]:
         (r.step, r.loss, r.first_of_span_loss, r.learning_rate, r.gradient_norm, r.scored_tokens)
         for r in metrics.train
     ]
-    return [*train, *((r.step, r.loss, r.scored_tokens) for r in metrics.validation)]
+    norms = [(r.step, r.gradient_norms) for r in metrics.train if r.gradient_norms]
+    assert len(norms) == len(metrics.train) // 3
+    return [*train, *norms, *((r.step, r.loss, r.scored_tokens) for r in metrics.validation)]
 
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)

@@ -25,7 +25,7 @@ from train.run_directory import RunDirectory
 
 PYTHON: Final = Path(__file__).parents[2] / ".venv/dashboard/bin/python"
 PROJECT: Final = "runs"
-ORDER: Final = "train/loss,train/gradient_norm,train/*,validation/*,score/*,marks/*,speed/*"
+ORDER: Final = "train/loss,train/gradient_norm,train/*,validation/*,score/*,norm/*,marks/*,speed/*"
 """Of charts."""
 LOOK_SECONDS: Final = 2.0
 START_SECONDS: Final = 120.0

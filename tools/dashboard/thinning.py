@@ -24,8 +24,8 @@ class Thinning:
     """
 
     def __init__(self, *, total_steps: int) -> None:
-        # A bucket leaves up to four rows: with fewer steps nothing would be won.
-        is_short = total_steps <= 4 * MOST_BUCKETS
+        # A bucket leaves up to five rows: with fewer steps nothing would be won.
+        is_short = total_steps <= 5 * MOST_BUCKETS
         self._size = 1 if is_short else math.ceil(total_steps / MOST_BUCKETS)
         self._bucket: list[Row] = []
 

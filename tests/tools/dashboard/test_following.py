@@ -90,13 +90,16 @@ def test_thinning_loses_no_extreme(seed: int) -> None:
         Row(step=step, values={name: chance.random() for name in names})
         for step in range(1, total + 1)
     ]
+    for step in range(20, total, 20):
+        rows[step - 1].values["norm/decoder.blocks.0"] = chance.random()
     rows[777].values["train/loss"] = math.nan
     rows[3000].values["train/left_out"] = 3001
     thinning = Thinning(total_steps=total)
     shown = [kept for row in rows for kept in thinning.add(row)] + thinning.rest()
     steps = [row.step for row in shown]
     assert steps == sorted(set(steps))
-    assert len(shown) <= 4 * MOST_BUCKETS + 10
+    assert len(shown) <= 5 * MOST_BUCKETS + 10
+    assert sum("norm/decoder.blocks.0" in row.values for row in shown) >= 140
     assert steps[-1] == total
     assert {778, 3001} <= set(steps)
     size = math.ceil(total / MOST_BUCKETS)

@@ -24,7 +24,7 @@ def test_a_step_has_one_row_with_all_of_it() -> None:
         run_record(),
         validation_record(0),
         train_record(1),
-        train_record(2),
+        train_record(2, gradient_norms={"decoder.blocks.0": 0.5, "connectors.text": 2.0}),
         validation_record(2, by_source={"news": 4.0}),
         ScoreRecord(
             step=2, task="mood", metric="f1", score=0.5, standard_error=0.1, rows=9, seconds=1.0
@@ -39,6 +39,8 @@ def test_a_step_has_one_row_with_all_of_it() -> None:
     assert rows[2].values["train/loss"] == train_record(2).loss
     assert rows[2].values["validation/loss/news"] == 4.0
     assert rows[2].values["score/mood"] == 0.5
+    assert rows[2].values["norm/decoder.blocks.0"] == 0.5
+    assert not any(name.startswith("norm/") for row in (rows[1], rows[3]) for name in row.values)
     assert rows[2].samples == [(2, "a", "b"), (2, "c", "d")]
     # Two ranks.
     assert rows[1].values["speed/tokens_per_second"] == 5000.0
