@@ -30,6 +30,7 @@ def faults_of(config: RunConfig, cluster: ClusterConfig, *, queue: Sequence[Job]
     run = config.directory.path
     found = [
         layout_fault(config, cluster),
+        copies_fault(config, cluster),
         queue_fault(run, queue) or lease_fault(config, queue),
         *setup_faults(cluster),
     ]
@@ -49,6 +50,17 @@ def layout_fault(config: RunConfig, cluster: ClusterConfig) -> str | None:
     if (fault := memory_fault(plan, machine)) is None:
         return None
     return f"layout: a rank of {cluster.ranks} x {machine.device} {fault}"
+
+
+def copies_fault(config: RunConfig, cluster: ClusterConfig) -> str | None:
+    """That there are no nodes for the copies of local checkpoints; None if there are."""
+    local = config.checkpoint.local
+    if local is None or local.copies < cluster.nodes:
+        return None
+    return (
+        f"checkpoint.local.copies: {local.copies} of each node's share, but cluster.nodes is "
+        f"{cluster.nodes}: set it to {cluster.nodes - 1}, or take more nodes"
+    )
 
 
 def unplanned(config: RunConfig, cluster: ClusterConfig) -> str | None:
