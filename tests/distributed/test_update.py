@@ -177,7 +177,7 @@ def _adamw_by_hand(clip_norm: float | None) -> tuple[float, float]:
     plain((tokens, labels)).div(1000).backward()
     with engine.accumulating(1):
         engine((tokens, labels)).div(1000).backward()
-    norm, _ = engine.step().read()
+    norm = engine.step().read().norm
     scale = 1.0 if clip_norm is None else max(1.0, (norm + 1e-6) / clip_norm)
     furthest = 0.0
     for part in _values(engine):

@@ -114,7 +114,7 @@ def train_step(
             (loss * num_ranks).backward()
             total += loss.detach()
     dist.all_reduce(total)
-    return float(total), engine.step().read()[0]
+    return float(total), engine.step().read().norm
 
 
 def evaluate(engine: ZeroEngine) -> float:
