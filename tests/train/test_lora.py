@@ -39,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("base")
     corpus = write_corpus(directory / "corpus")
     # Long enough for the embedding to grow: adapters cannot, and it bounds their logits.
-    run(corpus, directory / "run", "steps=150", "zero.stage=1", *CALM)
+    run(corpus, directory / "run", "steps=150", "zero.stage=1", *CALM, "batch.micro_sequences=8")
     return directory / "run"
 
 
@@ -65,6 +65,7 @@ def finetuned(
         "zero.stage=3",
         "zero.persist_parameters_below=0",
         *CALM,
+        "batch.micro_sequences=4",
         ranks=2,
     )
     return directory, metrics
