@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ class Job:
     def state(self) -> str:
         """As Slurm has it."""
         return self._slurm.job(self.number)["JobState"]
+
+    @property
+    def first_node(self) -> str:
+        """On which its script and its keeper run."""
+        return self._slurm.job(self.number)["BatchHost"]
+
+    @property
+    def started(self) -> float:
+        """When Slurm has started it, the last time, in Unix seconds."""
+        return datetime.fromisoformat(self._slurm.job(self.number)["StartTime"]).timestamp()
 
     @property
     def attempts(self) -> list[Attempt]:

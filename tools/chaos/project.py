@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-_REPOSITORY: Final = Path(__file__).absolute().parents[2]
+REPOSITORY: Final = Path(__file__).absolute().parents[2]
 _MAIN: Final = """\
 from train.preemption import quiet_until_asked
 
@@ -33,8 +33,8 @@ def make_project(directory: Path) -> None:
     """
     (directory / "train").mkdir(parents=True)
     for name in ("model", "parallel", "tools", "slurm", "configs"):
-        (directory / name).symlink_to(_REPOSITORY / name)
-    for path in (_REPOSITORY / "train").iterdir():
+        (directory / name).symlink_to(REPOSITORY / name)
+    for path in (REPOSITORY / "train").iterdir():
         name = "real_main.py" if path.name == "__main__.py" else path.name
         if name != "__pycache__":
             (directory / "train" / name).symlink_to(path)
