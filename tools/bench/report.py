@@ -46,6 +46,10 @@ BARS = {
     # Seconds over those of the store; and of a step.
     "restore_local_vs_s3": ("≤", 0.5),
     "local_save_vs_step": ("≤", 0.01),
+    # Seconds from the kill of a rank to a new step, over torchrun's; share of a step.
+    "restart_vs_torchrun_warm": ("≤", 0.7),
+    "restart_vs_torchrun_cold": ("≤", 1.1),
+    "watching_overhead": ("≤", 0.01),
     # Step time over plain DDP's, and over what two stages with their bubble could reach.
     "zero3_vs_ddp": ("≤", 1.15),
     "two_stages_vs_ideal": ("≤", 1.15),
@@ -94,6 +98,9 @@ MEANINGS = {
     "restore_copies_vs_s3": "the same where one of two nodes is new and gets all from the other",
     "local_save_vs_step": "time that a save on the own disks holds training up / a step",
     "local_save_every_step": "step time, such a save at every step, its writing included / none",
+    "restart_vs_torchrun_warm": "seconds from a rank's kill to a new step, keeper, warm / torchrun",
+    "restart_vs_torchrun_cold": "the same where no ranks stand by",
+    "watching_overhead": "heartbeats and the keeper's processor time / a step of 60 k parameters",
     "generate_batch1_vs_transformers": "tokens/s, ours / transformers' on our export, one prompt",
     "generate_batch8_vs_transformers": "the same, eight prompts at once",
     "choices_vs_lm_eval": "choices/s, four behind each context, ours / lm-eval's hf on our export",

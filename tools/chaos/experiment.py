@@ -37,9 +37,33 @@ _STEPS: Final = 1_000_000
 _UNDISTURBED_SECONDS: Final = 1800.0
 
 
+def build_corpus(directory: Path) -> None:
+    """Make what it reads: this project's own text."""
+    request = Request(
+        sources=[str(REPOSITORY / "docs/decisions")], vocabulary=_VOCABULARY, validation=0.1
+    )
+    build(str(directory), request, console=Console(quiet=True))
+
+
+def words(corpus: Path, run: Path, *, steps: int) -> list[str]:
+    """What `python -m train` is given, two ranks that each have all of the model.
+
+    Args:
+        corpus: as `build_corpus` makes it.
+        run: directory of the run.
+        steps: at which it ends; how many they are changes none of their numbers.
+    """
+    return [
+        *(EXPERIMENT, CLUSTER, f"data.corpus={corpus}", f"run_directory={run}"),
+        *(f"model.decoder.vocabulary={_VOCABULARY}", "layout.tensor=1", "zero.stage=1"),
+        *(f"steps={steps}", "optim.schedule=constant", f"validation.every_steps={_STEPS}"),
+        "watch.wandb=disabled",
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A tiny model in fp32 on this project's own text.
+    """A tiny model in fp32, on the lab.
 
     Attributes:
         directory: of all of it.
@@ -71,17 +95,9 @@ class Experiment:
         make_project(self.directory / "project")
         self.striking.mkdir()
         request = Request(
-            sources=[str(REPOSITORY / "docs")], vocabulary=_VOCABULARY, validation=0.2
+            sources=[str(REPOSITORY / "docs/decisions")], vocabulary=_VOCABULARY, validation=0.2
         )
         build(str(self.corpus), request, console=Console(quiet=True))
-
-    def _words(self, run: Path, *, steps: int) -> list[str]:
-        return [
-            *(EXPERIMENT, CLUSTER, f"data.corpus={self.corpus}", f"run_directory={run}"),
-            *(f"model.decoder.vocabulary={_VOCABULARY}", "layout.tensor=1", "zero.stage=1"),
-            *(f"steps={steps}", "optim.schedule=constant", f"validation.every_steps={_STEPS}"),
-            "watch.wandb=disabled",
-        ]
 
     def submit(self, slurm: SlurmLab, store: Record, *, steps: int = _STEPS) -> Job:
         """Submit the run that is disturbed; once more where it has been submitted."""
@@ -96,7 +112,7 @@ class Experiment:
         project = self.directory / "project"
         number = slurm.submit(
             *(f"--nodes={NUM_NODES}", "--ntasks-per-node=1", f"--export={exported}"),
-            *("slurm/pretrain.sh", *self._words(self.run, steps=steps)),
+            *("slurm/pretrain.sh", *words(self.corpus, self.run, steps=steps)),
             *(f"run_mirror=s3://{BUCKET}/run", "checkpoint.every_steps=100"),
             f"checkpoint.local={{directory: {own}, every_steps: 20}}",
             *("cluster.ranks_per_node=1", f"cluster.spare_nodes={NUM_NODES - NUM_RANKS}"),
@@ -112,10 +128,10 @@ class Experiment:
             LabError: it fails.
         """
         run = self.directory / "undisturbed"
-        words = [*self._words(run, steps=steps), f"checkpoint.every_steps={_STEPS}"]
+        given = [*words(self.corpus, run, steps=steps), f"checkpoint.every_steps={_STEPS}"]
         command = [sys.executable, "-m", "tools.keep", "--ranks", str(NUM_RANKS), "--threads", "1"]
         done = subprocess.run(
-            [*command, "train", *words],
+            [*command, "train", *given],
             cwd=REPOSITORY,
             env={name: value for name, value in os.environ.items() if name != "SLURM_CONF"},
             capture_output=True,

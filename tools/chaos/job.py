@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tools.chaos.processes import processes_of, ranks_of
 from tools.keep.attempt import Attempt, read_attempts
 from tools.lab.daemons import LabError
 from tools.lab.jobs import SlurmLab
@@ -71,31 +72,17 @@ class Job:
         return read_attempts(RunDirectory(self.directory).attempts)
 
     def ranks(self) -> dict[int, psutil.Process]:
-        """The processes that train, by rank; of several the oldest, for younger ones stand by."""
-        found: dict[int, psutil.Process] = {}
-        processes = sorted(self._processes("train"), key=lambda each: -each[0].create_time())
-        for process, environment in processes:
-            if "SLURM_PROCID" in environment:
-                found[int(environment["SLURM_PROCID"])] = process
-        if not found:
-            raise LabError(f"no rank of {self.directory} runs")
-        return found
+        """The processes that train, by rank.
+
+        Raises:
+            LabError: there are none.
+        """
+        return ranks_of(self.directory)
 
     def keeper(self) -> psutil.Process:
         """The process that watches them."""
-        [(process, _)] = self._processes("tools.keep")
+        [(process, _)] = processes_of(self.directory, "tools.keep")
         return process
-
-    def _processes(self, module: str) -> list[tuple[psutil.Process, Mapping[str, str]]]:
-        found: list[tuple[psutil.Process, Mapping[str, str]]] = []
-        for process in psutil.process_iter():
-            try:
-                words = process.cmdline()
-                if words[1:3] == ["-m", module] and f"run_directory={self.directory}" in words:
-                    found.append((process, process.environ()))
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
 
     def wait_for_step(self, step: int) -> None:
         """Until it has been recorded."""
