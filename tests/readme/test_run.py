@@ -46,6 +46,7 @@ ELSEWHERE = {
     "python -m tools.wandb_sync": "wants a server; tests/tools/test_wandb_sync.py",
     "python -m tools.corpus build dump.parquet": "tests/tools/corpus/test_slurm.py",
     "python -m tools.plan check": "20 minutes; tests/tools/plan",
+    "python -m tools.chaos": "a quarter of an hour; tests/tools/chaos",
     "make parity": "half an hour; tests/distributed/parity",
     "OMP_NUM_THREADS=1 python -m train": "13.7 GiB, and minutes for a step",
 }

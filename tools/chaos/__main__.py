@@ -25,21 +25,19 @@ from tools.chaos.experiment import (
     NUM_NODES,
     Experiment,
     first_difference,
+    last_checkpoint,
     losses,
-    weights,
 )
 from tools.chaos.faults import Faults
+from tools.chaos.job import Job
 from tools.chaos.report import Equal, document, faults_of, show
 from tools.command import command_line, write_json
 from tools.lab import s3, slurm
-from tools.lab.daemons import LabError, Record
+from tools.lab.daemons import Record
 from tools.lab.jobs import SlurmLab
 from tools.ledger import check_run
 from tools.ranks import changed_environment
 from train.errors import UserError
-
-_STEPS_AFTER = 10
-"""That the run makes, undisturbed, once all is over: it has to end as any other."""
 
 
 @command_line
@@ -135,20 +133,16 @@ def _chaos(
             every_seconds=options.every,
             say=_say,
         )
-    lab.call("scancel", str(job.number))
-    job.end()
+    _stop(job, lab)
     attempts = job.attempts
-    steps = max(each.step for each in done.timeline.steps) + _STEPS_AFTER
-    last = experiment.submit(lab, store, steps=steps)
-    if (state := last.end()) != "COMPLETED":
-        raise LabError(f"the run ended {state} after all faults:\n{last.output[-4000:]}")
-    undisturbed = experiment.undisturbed(steps=steps)
     with changed_environment(store.environment):
+        steps, weights = last_checkpoint(experiment.run)
+        undisturbed = experiment.undisturbed(steps=steps)
         equal = Equal(
-            losses=first_difference(losses(experiment.run), losses(undisturbed)),
-            weights=first_difference(
-                sorted(weights(experiment.run).items()), sorted(weights(undisturbed).items())
+            losses=first_difference(
+                losses(experiment.run, steps=steps), losses(undisturbed, steps=steps)
             ),
+            weights=first_difference(weights, last_checkpoint(undisturbed)[1]),
             ledger=[*map(str, check_run(experiment.run).faults)],
         )
     return document(
@@ -163,6 +157,14 @@ def _chaos(
         hang_limit_seconds=LEAST_SECONDS,
         load_before=load,
     )
+
+
+def _stop(job: Job, lab: SlurmLab) -> None:
+    """Have the run save, and the job not be started again."""
+    lab.call("scancel", "--batch", "--signal=USR1", str(job.number))
+    job.wait(lambda: job.state != "RUNNING", "the run to save and stop")
+    lab.call("scancel", str(job.number))
+    job.end()
 
 
 def _say(text: str) -> None:

@@ -18,7 +18,8 @@ from tools.corpus.request import Request
 from tools.lab.daemons import LabError, Record
 from tools.lab.jobs import SlurmLab
 from train.checkpoint.directory import latest
-from train.checkpoint.format import Index
+from train.checkpoint.format import STATE_NAME, Index, State
+from train.checkpoint.restore import read_state
 from train.claim import stored_config
 from train.run_directory import RunDirectory
 from train.watch.metrics import read_metrics
@@ -56,8 +57,8 @@ def words(corpus: Path, run: Path, *, steps: int) -> list[str]:
     return [
         *(EXPERIMENT, CLUSTER, f"data.corpus={corpus}", f"run_directory={run}"),
         *(f"model.decoder.vocabulary={_VOCABULARY}", "layout.tensor=1", "zero.stage=1"),
-        *(f"steps={steps}", "optim.schedule=constant", f"validation.every_steps={_STEPS}"),
-        "watch.wandb=disabled",
+        *(f"steps={steps}", "optim.schedule=constant", f"optim.schedule_steps={_STEPS}"),
+        *(f"validation.every_steps={_STEPS}", "watch.wandb=disabled"),
     ]
 
 
@@ -99,8 +100,8 @@ class Experiment:
         )
         build(str(self.corpus), request, console=Console(quiet=True))
 
-    def submit(self, slurm: SlurmLab, store: Record, *, steps: int = _STEPS) -> Job:
-        """Submit the run that is disturbed; once more where it has been submitted."""
+    def submit(self, slurm: SlurmLab, store: Record) -> Job:
+        """Submit the run that is disturbed."""
         own = f"{self.directory}/disks/$SLURMD_NODENAME"
         environment = {
             **store.environment,
@@ -112,7 +113,7 @@ class Experiment:
         project = self.directory / "project"
         number = slurm.submit(
             *(f"--nodes={NUM_NODES}", "--ntasks-per-node=1", f"--export={exported}"),
-            *("slurm/pretrain.sh", *words(self.corpus, self.run, steps=steps)),
+            *("slurm/pretrain.sh", *words(self.corpus, self.run, steps=_STEPS)),
             *(f"run_mirror=s3://{BUCKET}/run", "checkpoint.every_steps=100"),
             f"checkpoint.local={{directory: {own}, every_steps: 20}}",
             *("cluster.ranks_per_node=1", f"cluster.spare_nodes={NUM_NODES - NUM_RANKS}"),
@@ -144,13 +145,14 @@ class Experiment:
         return run
 
 
-def losses(run: Path) -> list[tuple[int, float]]:
-    """Steps and losses, of each step the last."""
-    return [(each.step, each.loss) for each in read_metrics(RunDirectory(run).metrics).train]
+def losses(run: Path, *, steps: int) -> list[tuple[int, float]]:
+    """First steps and their losses, of each step the last."""
+    records = read_metrics(RunDirectory(run).metrics).train
+    return [(each.step, each.loss) for each in records if each.step <= steps]
 
 
-def weights(run: Path) -> dict[str, str | None]:
-    """Checksums of the files of a run's last checkpoint: weights and moments.
+def last_checkpoint(run: Path) -> tuple[int, list[tuple[str, str | None]]]:
+    """The step of a run's last checkpoint, and the checksums of its weights and moments.
 
     Raises:
         LabError: it has none.
@@ -159,7 +161,9 @@ def weights(run: Path) -> dict[str, str | None]:
     found = latest(stored_config(directory).checkpoints_of(directory))
     if found is None:
         raise LabError(f"{run} has no checkpoint")
-    return {name: file.xxh3_128 for name, file in Index.read(found).files.items()}
+    index = Index.read(found)
+    sums = sorted((name, file.xxh3_128) for name, file in index.files.items())
+    return read_state(found, State).step, [each for each in sums if each[0] != STATE_NAME]
 
 
 def first_difference(ours: Sequence[object], theirs: Sequence[object]) -> str | None:

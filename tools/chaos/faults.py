@@ -13,8 +13,8 @@ from tools.chaos.scoring import Fault
 from tools.lab import daemons, slurm
 from tools.lab.daemons import LabError, Record
 
-AWAY_SECONDS = 20.0
-"""A node that has died comes back after so long; Slurm has noticed by then."""
+AWAY_SECONDS = 40.0
+"""A node that has died comes back after so long: Slurm and the keeper have noticed by then."""
 FROZEN_SECONDS = 15.0
 
 
