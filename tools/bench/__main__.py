@@ -34,8 +34,6 @@ from tools.command import command_line
 from tools.ranks import RanksFailed, run_ranks
 from train.errors import UserError
 
-GPU_TIMEOUT_SECONDS = 1500.0
-
 BUSY_LOAD = 0.5
 """Mean load of the last minute above which timings are not to be trusted."""
 
@@ -46,6 +44,8 @@ class Case(NamedTuple):
     work: Callable[[Plan], Findings]
     about: str
     ranks: int = 1
+    timeout_seconds: float = 0.0
+    """At least, whatever the plan says."""
 
 
 CASES = {
@@ -66,11 +66,15 @@ CASES = {
     "checkpoint": Case(checkpointing.against_others, "saving and restoring, dd, torch"),
     "checkpoint_two_ranks": Case(checkpointing.against_others, "the same on two ranks", ranks=2),
     "local_disks": Case(local_disks.against_a_store, "own disks beside a store", ranks=2),
-    "restarting": Case(restarting.against_torchrun, "a rank is killed: our keeper, torchrun"),
+    "restarting": Case(
+        restarting.against_torchrun,
+        "a rank is killed: our keeper, torchrun",
+        timeout_seconds=1500.0,
+    ),
     "watching": Case(restarting.watching, "what it costs to be watched"),
     "building": Case(building.against_tokenizer, "from texts to shards, the tokenizer alone"),
     "loading": Case(from_shards, "from shards to batches, beside streaming"),
-    "metalm_1p3b": Case(gpu.metalm_1p3b, "the 1.3B on a GPU"),
+    "metalm_1p3b": Case(gpu.metalm_1p3b, "the 1.3B on a GPU", timeout_seconds=1500.0),
 }
 
 ON_GPU = "metalm_1p3b"
@@ -125,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 plan,
                 ranks=case.ranks,
                 threads=max(1, plan.threads // case.ranks),
-                timeout_seconds=GPU_TIMEOUT_SECONDS if name == ON_GPU else plan.timeout_seconds,
+                timeout_seconds=max(plan.timeout_seconds, case.timeout_seconds),
                 cuda=name == ON_GPU,
             )
         except RanksFailed as error:

@@ -7,6 +7,7 @@ what watching costs: what ranks tell their keeper, and what it does with that.
 import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from tools.chaos.experiment import NUM_RANKS, REPOSITORY, build_corpus, words
 from tools.chaos.processes import processes_of, ranks_of
 from tools.chaos.timeline import Timeline, next_new
 from tools.keep.listening import Listener
+from tools.parentage import end_with_parent
 from train.watch.heartbeat import Heartbeat, Section
 
 MOST_ROUNDS: Final = 5
@@ -143,6 +145,8 @@ def _started(launcher: str, corpus: Path, run: Path) -> Generator[Timeline]:
             env=dict(_own_environment()),
             stdout=file,
             stderr=subprocess.STDOUT,
+            # As it ends: a launcher that is killed leaves its ranks behind.
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
     try:
         yield Timeline(run=run)

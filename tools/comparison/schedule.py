@@ -1,12 +1,10 @@
 """Runs commands side by side, each behind those that it needs, and says how far it is."""
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from types import FrameType
 from typing import Final
 
 from tools.comparison.jobs import Job
+from tools.parentage import end_with_parent
 from train.errors import UserError
 from train.exit_status import ExitStatus
 from train.watch.progress import format_seconds
@@ -21,9 +20,6 @@ from train.watch.progress import format_seconds
 GO_ON: Final = "stopped; the same command goes on from here"
 _POLL_SECONDS: Final = 0.2
 _TOLD_LINES: Final = 15
-_DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG
-_LIBC: Final = ctypes.CDLL(None)
-"""Loaded here: between fork and exec nothing may be."""
 
 
 def run_all(
@@ -105,14 +101,8 @@ def _start(job: Job, logs: Path, environment: Mapping[str, str]) -> subprocess.P
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for us to pass on
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
-
-
-def _end_with_parent() -> None:
-    """A comparison that is killed leaves no run behind that the next one would meet."""
-    if sys.platform == "linux":
-        _LIBC.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def _require_done(job: Job, code: int, logs: Path) -> None:
