@@ -21,6 +21,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from parallel.errors import UserError
 
+RESTARTS: Final = "TORCHELASTIC_RESTART_COUNT"
+"""Variable in which torchrun says how often it has started the ranks again."""
+
 
 class LaunchError(UserError):
     """A process was started in a way that makes no sense; the message says what to change."""
@@ -133,6 +136,9 @@ def meet(launched: Launched, *, timeout_seconds: float) -> Store:
     missing: list[int] = []
     try:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+        if (count := os.environ.get(RESTARTS, "0")) != "0":
+            # torchrun's store outlives ranks that it starts again, with all that they left there.
+            store = PrefixStore(f"start {count}", store)
         roll = PrefixStore("roll call", store)
         if roll.add(str(rank), 1) > 1:
             raise LaunchError(

@@ -4,11 +4,14 @@ import re
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
-from parallel.launcher import LaunchError, read
+from parallel.launcher import Launched, LaunchError, meet, read
 
 ROOT = Path(__file__).parents[2]
 MET = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -157,3 +160,20 @@ def test_ranks_meet_or_say_who_is_missing(
     patterns = list(told)
     for pattern in patterns:
         assert any(re.search(pattern, text) for text in said), (pattern, said)
+
+
+def test_ranks_that_torchrun_starts_again_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its store is that of the ranks before, who have left in it that they were there."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    ranks = [Launched(rank=rank, size=2, local_rank=rank) for rank in range(2)]
+    for count in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        with ThreadPoolExecutor() as threads:
+            first, second = threads.map(partial(meet, timeout_seconds=20), ranks)
+        first.set("who", count)
+        assert second.get("who") == count.encode()
+    with pytest.raises(LaunchError, match="two processes at .* call themselves rank 1 of 2"):
+        meet(ranks[1], timeout_seconds=20)

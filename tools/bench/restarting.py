@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -44,6 +45,24 @@ _TORCHRUN: Final = (
 LAUNCHERS: Final = {"warm": (*_KEEP, "--warm"), "cold": _KEEP, "torchrun": _TORCHRUN}
 
 
+@dataclass(frozen=True)
+class Started:
+    """A run under its launcher.
+
+    Attributes:
+        launcher: the process that has started the ranks.
+        timeline: of what they record.
+    """
+
+    launcher: subprocess.Popen[bytes]
+    timeline: Timeline
+
+    @property
+    def step(self) -> int:
+        """Last that was recorded."""
+        return self.timeline.steps[-1].step if self.timeline.steps else 0
+
+
 def against_torchrun(plan: Plan) -> Findings:
     """Kill a rank under each launcher in turn."""
     found = Findings(settings={"ranks": NUM_RANKS, "killed_at": _KILLED_AT})
@@ -68,13 +87,13 @@ def watching(plan: Plan) -> Findings:
     with tempfile.TemporaryDirectory(prefix="watching-") as name:
         directory = Path(name)
         build_corpus(directory / "corpus")
-        with _started("cold", directory / "corpus", directory / "run") as timeline:
-            _wait(lambda: _made(timeline) >= _KILLED_AT, timeline)
+        with _started("cold", directory / "corpus", directory / "run") as run:
+            _wait(lambda: run.step >= _KILLED_AT, run)
             keeper, _ = next(processes_of(directory / "run", "tools.keep"))
-            before, times, began = _made(timeline), keeper.cpu_times(), time.perf_counter()
-            _wait(lambda: _made(timeline) >= before + _WATCHED_STEPS, timeline)
+            before, times, began = run.step, keeper.cpu_times(), time.perf_counter()
+            _wait(lambda: run.step >= before + _WATCHED_STEPS, run)
             after, wall = keeper.cpu_times(), time.perf_counter() - began
-            steps = _made(timeline) - before
+            steps = run.step - before
     kept = (after.user + after.system - times.user - times.system) / steps
     told = _seconds_of_telling()
     found = Findings(
@@ -103,22 +122,18 @@ def _seconds_of_telling() -> float:
     return spread(taken).median
 
 
-def _seconds_to_new_step(launcher: str, corpus: Path, run: Path) -> float:
-    with _started(launcher, corpus, run) as timeline:
-        _wait(lambda: _made(timeline) >= _KILLED_AT, timeline)
+def _seconds_to_new_step(launcher: str, corpus: Path, directory: Path) -> float:
+    with _started(launcher, corpus, directory) as run:
+        _wait(lambda: run.step >= _KILLED_AT, run)
         if launcher == "warm":
-            _wait(partial(_stand_by, run), timeline)
-        start, killed = timeline.starts, time.time()
-        ranks_of(run, variable="RANK")[1].kill()
+            _wait(partial(_stand_by, directory), run)
+        start, killed = run.timeline.starts, time.time()
+        ranks_of(directory, variable="RANK")[1].kill()
         find = partial(next_new, since=killed, start=start, ends_an_attempt=True)
-        _wait(lambda: find(timeline.steps) is not None, timeline)
-        step = find(timeline.steps)
+        _wait(lambda: find(run.timeline.steps) is not None, run)
+        step = find(run.timeline.steps)
         assert step is not None, "or it were still waited for"
         return step.arrived - killed
-
-
-def _made(timeline: Timeline) -> int:
-    return timeline.steps[-1].step if timeline.steps else 0
 
 
 def _stand_by(run: Path) -> bool:
@@ -133,7 +148,7 @@ def _stand_by(run: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _started(launcher: str, corpus: Path, run: Path) -> Generator[Timeline]:
+def _started(launcher: str, corpus: Path, run: Path) -> Generator[Started]:
     """A run under a launcher, ended in the end, with what it records."""
     command = [*LAUNCHERS[launcher], "train", *words(corpus, run, steps=_STEPS)]
     command += ["checkpoint.every_steps=20"]
@@ -149,7 +164,7 @@ def _started(launcher: str, corpus: Path, run: Path) -> Generator[Timeline]:
             preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
     try:
-        yield Timeline(run=run)
+        yield Started(process, Timeline(run=run))
     except TimeoutError as error:
         raise RuntimeError(f"{launcher}: {error}\n{output.read_text()[-4000:]}") from None
     finally:
@@ -171,17 +186,17 @@ def _own_environment() -> Iterator[tuple[str, str]]:
     yield "OMP_NUM_THREADS", "1"
 
 
-def _wait(is_so: Callable[[], bool], timeline: Timeline) -> None:
+def _wait(is_so: Callable[[], bool], run: Started) -> None:
     """Until something is so.
 
     Raises:
-        TimeoutError: it never is.
+        TimeoutError: it never is, or nobody starts the ranks again.
     """
     deadline = time.monotonic() + _DEADLINE_SECONDS
     while True:
-        timeline.look()
+        run.timeline.look()
         if is_so():
             return
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{len(timeline.steps)} steps in {timeline.starts} starts")
+        if run.launcher.poll() is not None or time.monotonic() > deadline:
+            raise TimeoutError(f"ended at step {run.step} in {run.timeline.starts} starts")
         time.sleep(_TURN_SECONDS)
