@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed.distributed_c10d import TCPStore
 
 from parallel.launcher import Launched, LaunchError, meet, read
 
@@ -175,5 +175,5 @@ def test_ranks_that_torchrun_starts_again_meet(monkeypatch: pytest.MonkeyPatch) 
             first, second = threads.map(partial(meet, timeout_seconds=20), ranks)
         first.set("who", count)
         assert second.get("who") == count.encode()
-    with pytest.raises(LaunchError, match="two processes at .* call themselves rank 1 of 2"):
+    with pytest.raises(LaunchError, match=r"two processes at .* call themselves rank 1 of 2"):
         meet(ranks[1], timeout_seconds=20)
