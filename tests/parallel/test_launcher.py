@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from torch.distributed.distributed_c10d import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from parallel.launcher import Launched, LaunchError, meet, read
 
