@@ -26,7 +26,7 @@ import torch.distributed as dist
 from model import backend
 from model.loss import why_no_triton
 from parallel.compiled import REMEDY, why_no_compiler
-from parallel.launch import join, leave, multiplies_bf16, own_device
+from parallel.launch import join, leave, own_device
 from parallel.launcher import announced
 from parallel.mesh import forget_groups
 from parallel.zero.config import IN_FP8, why_unsupported
@@ -40,7 +40,8 @@ from train.errors import ConfigError, HardwareError, StorageError, UserError, ex
 from train.exit_status import ExitStatus
 from train.imported import import_rest
 from train.loop import train
-from train.prepare import use_compile_cache
+from train.precision import decided, guessed
+from train.prepare import agreed, use_compile_cache
 from train.storage.path import local_path
 from train.tasks.task import load_tasks
 from train.watch.streams import PATIENCE_SECONDS, Streams, lasting_streams
@@ -70,6 +71,7 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
         ranks = launched.size
         if options.print and ranks == 1:  # to look at, a layout needs no launcher
             ranks = config.layout.model_ranks
+        is_auto = config.precision == "auto"
         config = resolve(config, ranks=ranks)
         say_what_spans_miss(config)
         if config.precision in IN_FP8 and not torch.cuda.is_available():
@@ -84,6 +86,8 @@ def run(options: argparse.Namespace, streams: Streams) -> int:
         if launched.remark is not None:
             sys.stderr.write(f"{launched.remark}\n")
         world = join(timeout_seconds=config.collective_timeout_seconds)
+        if is_auto:
+            config = with_decided_precision(config, ranks=ranks)
         if options.dry_run:
             code = dry_run(config, world)
         else:
@@ -137,7 +141,7 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
         ConfigError: the batch does not divide, or the machine cannot do what is asked.
     """
     if config.precision == "auto":
-        config = config.model_copy(update={"precision": "bf16" if multiplies_bf16() else "fp32"})
+        config = config.model_copy(update={"precision": guessed(config)})
     assert config.precision != "auto"
     unsupported = why_unsupported(config.zero.stage, config.precision)
     uneven = batch_fault(config, ranks=ranks)
@@ -187,6 +191,21 @@ def resolve(config: RunConfig, *, ranks: int) -> RunConfig:
     if faults:
         raise ConfigError("\n".join(faults))
     return config
+
+
+def with_decided_precision(config: RunConfig, *, ranks: int) -> RunConfig:
+    """The same in the precision of all ranks; every rank must call it.
+
+    Raises:
+        ConfigError: some machine cannot do it.
+    """
+    found = decided(config)
+    if found.remark is not None:
+        say(f"note: {found.remark}")
+    if found.is_as_guessed:
+        return config
+    settled = config.model_copy(update={"precision": found.precision})
+    return agreed(lambda: resolve(settled, ranks=ranks))
 
 
 def _local_faults(config: RunConfig) -> Iterator[str]:

@@ -59,7 +59,8 @@ class RunConfig(Config):
     """Optimiser steps."""
     precision: Literal["auto", "fp32", "bf16", "fp8", "fp8_with_head"] = "auto"
     """Of parameters and activations; of masters, moments and gradient sums, see `optim.precision`.
-    `auto` is bf16 where the hardware multiplies it, else fp32. `fp8` stores all as bf16 does, and
+    `auto` is bf16 where the hardware of all ranks multiplies it, else fp32, for as long as the run
+    goes on. `fp8` stores all as bf16 does, and
     multiplies qkv, up and down of the decoder's blocks but the first and the last in fp8;
     `fp8_with_head` the head, too."""
     model: ModelConfig

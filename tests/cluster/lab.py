@@ -1,13 +1,19 @@
 """A Slurm cluster and jobs on it that can be disturbed, beside an undisturbed run without Slurm."""
 
-from collections.abc import Mapping
+import os
+import re
+import subprocess
+import time
+import zlib
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 from tests.corpora import write_corpus
-from tests.train.runs import TINY_RUN, run
-from tools.chaos.job import Job
+from tests.terminal import Terminal
+from tests.train.runs import TINY_RUN, start
+from tools.chaos.job import DEADLINE_SECONDS, Job
 from tools.chaos.project import make_project
 from tools.lab import s3, slurm
 from tools.lab.daemons import Record
@@ -21,6 +27,56 @@ CALM = (
     *(f"steps={STEPS}", f"validation.every_steps={STEPS}", "zero.stage=1"),
     *("checkpoint.every_steps=10", "checkpoint.keep=12", "batch.micro_sequences=2"),
 )
+TOLD_SECONDS = 600.0
+CLEAR_SECONDS = 60.0
+_GRANTED = re.compile(r"Granted job allocation ([0-9]+)")
+
+
+class Allocated(Job):
+    """A run that a person has started in an allocation, at a terminal.
+
+    Attributes:
+        status: of its exit; None before.
+    """
+
+    def __init__(self, lab: "Lab", directory: Path, arguments: Sequence[str]) -> None:
+        self._terminal = Terminal()
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "10999"}
+        self._process = subprocess.Popen(
+            [
+                # What was started in the background ignores it, and hands that on.
+                *("env", "--default-signal=INT", "setsid", "--ctty", "--wait"),
+                *("salloc", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"),
+                *(".venv/bin/python", "-m", "tools.keep", "--launcher", "srun", "--no-requeue"),
+                *("train", *arguments),
+            ],
+            cwd=lab.project,
+            env={**os.environ, **lab.record.environment, **meet},
+            stdin=self._terminal.follower,
+            stdout=self._terminal.follower,
+            stderr=self._terminal.follower,
+        )
+        self.status: int | None = None
+        super().__init__(lab.slurm, 0, project=lab.project, directory=directory)
+        self.wait(lambda: _GRANTED.search(self.output), "an allocation")
+        found = _GRANTED.search(self.output)
+        assert found is not None
+        self.number = int(found[1])
+
+    @property
+    def output(self) -> str:
+        """What the terminal has shown."""
+        return self._terminal.screen
+
+    def type(self, text: str) -> None:
+        """Type at the terminal."""
+        os.write(self._terminal.leader, text.encode())
+
+    def end(self) -> str:
+        """Wait until it has; its state then."""
+        self.status = self._process.wait(DEADLINE_SECONDS)
+        self._terminal.close()
+        return super().end()
 
 
 class Lab:
@@ -37,6 +93,7 @@ class Lab:
 
     def __enter__(self) -> Self:
         record = slurm.up(self.directory / "slurm", num_nodes=3, num_cpus=2)
+        self.record = record
         self.slurm = SlurmLab(self.directory / "slurm", record.environment)
         make_project(self.project)
         return self
@@ -58,10 +115,10 @@ class Lab:
 
     def told(self, *overrides: str) -> list[tuple[int, float]]:
         """Losses of a run that nothing disturbs, told beforehand what to leave out."""
-        name = "told-" + "-".join(overrides).translate(str.maketrans("=[], ", "_____"))
-        directory = self.directory / name
+        directory = self.directory / f"told-{zlib.crc32(repr(overrides).encode()):x}"
         if not directory.exists():
-            run(self.corpus, directory, *CALM, *overrides, ranks=2)
+            ended = start(self.corpus, directory, *CALM, *overrides, ranks=2).wait(TOLD_SECONDS)
+            assert ended.code == 0, ended.output[-3000:]
         return losses_of(directory)
 
     def submit(
@@ -76,11 +133,32 @@ class Lab:
         exported = ",".join(["ALL", *(f"{key}={value}" for key, value in environment.items())])
         number = self.slurm.submit(
             *("--ntasks-per-node=1", "--nodes=2", f"--export={exported}", *flags),
-            *("slurm/pretrain.sh", str(TINY_RUN), f"data.corpus={self.corpus}"),
-            *(f"run_directory={directory}", *CALM, *overrides),
+            *("slurm/pretrain.sh", *self._arguments(directory, *overrides)),
             directory=self.project,
         )
         return Job(self.slurm, number, project=self.project, directory=directory)
+
+    def clear(self) -> None:
+        """End all jobs: the next case needs the nodes."""
+        for state in ("PENDING", "RUNNING"):
+            self.slurm.call("scancel", f"--state={state}")
+        deadline = time.monotonic() + CLEAR_SECONDS
+        while self.slurm.call("squeue", "--noheader") and time.monotonic() < deadline:
+            time.sleep(0.5)
+
+    def is_idle(self, node: str) -> bool:
+        """Whether a node waits for jobs."""
+        shown = self.slurm.call("sinfo", "--noheader", f"--nodes={node}", "--format=%t")
+        return shown.split()[:1] == ["idle"]
+
+    def allocated(self, name: str) -> Allocated:
+        """Start a run of that name in a terminal, as one does who has an allocation."""
+        directory = self.directory / "runs" / name
+        return Allocated(self, directory, self._arguments(directory))
+
+    def _arguments(self, directory: Path, *overrides: str) -> list[str]:
+        places = (f"data.corpus={self.corpus}", f"run_directory={directory}")
+        return [str(TINY_RUN), *places, *CALM, *overrides]
 
 
 def losses_of(directory: Path) -> list[tuple[int, float]]:

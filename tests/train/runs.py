@@ -105,8 +105,8 @@ class Run:
             for rank in range(ranks)
         ]
 
-    def wait(self) -> Finished:
-        deadline = time.monotonic() + DEADLINE_SECONDS
+    def wait(self, seconds: float = DEADLINE_SECONDS) -> Finished:
+        deadline = time.monotonic() + seconds
         codes: list[int] = []
         for rank in self.ranks:
             code = rank.wait(max(1, deadline - time.monotonic()))

@@ -12,10 +12,11 @@ import psutil
 from tools.chaos.processes import processes_of, ranks_of
 from tools.keep.attempt import Attempt, read_attempts
 from tools.lab.daemons import LabError
-from tools.lab.jobs import SlurmLab
+from tools.lab.jobs import ENDED, SlurmLab
 from train.run_directory import RunDirectory
 
-DEADLINE_SECONDS = 180.0
+DEADLINE_SECONDS = 600.0
+"""Without a sign of life: beside other work imports alone take minutes."""
 
 
 class Job:
@@ -94,17 +95,26 @@ class Job:
         """Until something is so.
 
         Raises:
-            LabError: it never is; with the job's output.
+            LabError: it is not, and the job has said nothing for so many seconds; with its output.
         """
-        deadline = time.monotonic() + seconds
+        seen, deadline = -1, 0.0
         while not is_so():
+            if (now := self._num_bytes()) != seen:
+                seen, deadline = now, time.monotonic() + seconds
             if time.monotonic() > deadline:
                 raise LabError(f"waited for {what}:\n{self.output}")
             time.sleep(0.05)
 
+    def _num_bytes(self) -> int:
+        """That it has written: signs of life."""
+        metrics = RunDirectory(self.directory).metrics
+        paths = [*self._project.glob(f"slurm-*-{self.number}.out"), metrics]
+        return sum(path.stat().st_size for path in paths if path.exists())
+
     def end(self) -> str:
         """Wait until it has; its state then."""
-        return self._slurm.wait(self.number, timeout_seconds=DEADLINE_SECONDS)["JobState"]
+        self.wait(lambda: self.state in ENDED, "its end")
+        return self.state
 
     @property
     def output(self) -> str:

@@ -10,17 +10,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from tools.keep.shell import DEAF, RANK, RANK_OF_AGENT
 from train.errors import UserError
 
 AGENTS: Final = ("torchrun", "deepspeed")
 
-# Neither TERM nor USR1 ends what stands between: Slurm signals all processes of a step, so that the
-# ranks hear by themselves. They are deaf, too, until Python installs its handlers: a signal that
-# arrives during the imports would kill a rank that has nothing to save.
-DEAF_AT_FIRST: Final = ("bash", "-c", 'trap "" USR1 TERM; exec "$@"', "rank")
 _KILLED: Final = "tools.corpus"
 """The module that saves all the time, and hears no signals: one ends it."""
-_RANK: Final = ("bash", "-c", '"$@"; status=$?; exit $((status == 75 ? 0 : status))', "rank")
 _DEEPSPEED: Final = """\
 hosts=$(mktemp) && printf '%s\\n' {hosts} >"$hosts" || exit 1
 {runner} --hostfile "$hosts" --node_rank "$SLURM_NODEID" {rest}
@@ -55,11 +51,11 @@ def step_of(
     cpus = int(environment.get("SLURM_CPUS_PER_TASK", "1"))
     # `--cpus-per-task` is named because srun no longer inherits it from sbatch.
     if launcher == "srun":
-        deaf = () if _KILLED in command[:3] else DEAF_AT_FIRST
-        return [f"--cpus-per-task={cpus}", *deaf, *inside, *command]
+        shell = () if _KILLED in command[:3] else RANK
+        return [f"--cpus-per-task={cpus}", *shell, *inside, *command]
     ranks, nodes = ranks_per_node(environment), num_nodes
     tasks = (f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus * ranks}")
-    host, python, ranked = environment["MASTER_ADDR"], command[0], [*_RANK, *command]
+    host, python, ranked = environment["MASTER_ADDR"], command[0], [*RANK_OF_AGENT, *command]
     if launcher == "torchrun":
         words = [*inside, python, "-m", "torch.distributed.run", f"--nnodes={nodes}"]
         words += [f"--nproc-per-node={ranks}", f"--master-addr={host}", f"--master-port={port}"]
@@ -73,7 +69,7 @@ def step_of(
             runner=shlex.join(runner),
             rest=shlex.join([*rest, *ranked]),
         )
-    return [*tasks, "bash", "-c", f'trap "" USR1 TERM\n{script}']
+    return [*tasks, "bash", "-c", DEAF + script]
 
 
 def ranks_per_node(environment: Mapping[str, str]) -> int:

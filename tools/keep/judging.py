@@ -34,7 +34,8 @@ class Found:
 
     Attributes:
         rank: its number.
-        node: where it runs; None if it never spoke.
+        node: where it runs; None if nobody has said it.
+        has_spoken: whether it has said anything itself, and not only the shell that it was first.
         section: in which it was.
         step: likewise; None before the first.
         seconds: that it has been in there.
@@ -59,6 +60,7 @@ class Found:
     message: str = ""
     order: int = 0
     look: Look = UNSEEN
+    has_spoken: bool = True
 
     @property
     def place(self) -> tuple[int, int]:
@@ -204,9 +206,9 @@ def _of_the_dead(gone: Sequence[Found], *, was_asked: bool, memory_kills: int) -
             return _verdict("hardware", first, first.message, is_sure=is_it, blames=is_it)
         return _verdict(kind, first, f"raised {first.error[0]}: {first.message}")
     status = first.ended
-    if first.is_status_shared and first.node is not None:
-        status = None  # it spoke before, and its connection has ended without a word
-    elif first.is_status_shared and status not in (ExitStatus.MISTAKE, ExitStatus.SAVED):
+    if first.is_status_shared and first.has_spoken:
+        status = None  # its connection has ended without a word
+    elif first.is_status_shared and status not in (None, ExitStatus.MISTAKE, ExitStatus.SAVED):
         what = f"or another, ended with status {status} without a word"
         return _verdict("dead", first, what, is_sure=False, blames=False)
     if status == ExitStatus.MISTAKE:

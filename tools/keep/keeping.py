@@ -214,7 +214,9 @@ class Keeping:
         """Whether the kernel has killed on a rank's node, for want of memory, since it began."""
         if verdict.node is None or verdict.rank is None:
             return False
-        before = max(listener.ranks[verdict.rank].kills, self._kills.get(verdict.node, 0))
+        if not (told := listener.ranks[verdict.rank]).has_spoken:
+            return False  # nobody knows how often it had before
+        before = max(told.kills, self._kills.get(verdict.node, 0))
         now = memory_kills(verdict.node, inside=shlex.split(self._options.inside))
         self._kills[verdict.node] = max(now, before)
         return now > before

@@ -13,9 +13,10 @@ from subprocess import DEVNULL, Popen
 from typing import Final, Protocol
 
 from tools.keep import looking
-from tools.keep.agents import DEAF_AT_FIRST, ranks_per_node, step_of
+from tools.keep.agents import ranks_per_node, step_of
 from tools.keep.looking import Look, look
 from tools.keep.nodes import PORTS_APART, address_of, asked, called
+from tools.keep.shell import RANK
 from tools.lab.daemons import free_ports
 from train.errors import UserError
 from train.exit_status import ExitStatus
@@ -99,7 +100,7 @@ class LocalRanks:
             }
             try:
                 process = Popen(
-                    [*DEAF_AT_FIRST, *command],
+                    [*RANK, *command],
                     env={**environment, **place},
                     stdin=DEVNULL,
                     start_new_session=True,
@@ -280,7 +281,9 @@ def start(
         stands_by: whether the ranks do their imports and wait until they are needed.
     """
     command = [sys.executable, "-m", module, *arguments]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", ADDRESS: address}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if module == SPEAKS:
+        environment[ADDRESS] = address
     if stands_by:
         environment[STANDBY] = "1"
     if threads is not None:

@@ -41,6 +41,7 @@ class Told:
         host: where it runs.
         pid: of its process.
         kills: for want of memory, that the kernel had made there in its job before it came.
+        has_spoken: whether it has said anything itself; before, its shell speaks for it.
         section: in which it is.
         step: likewise; None before the first.
         since: `time.monotonic()` when it entered the section.
@@ -55,6 +56,7 @@ class Told:
     host: str
     pid: int
     kills: int = 0
+    has_spoken: bool = True
     section: Section = Section.START
     step: int | None = None
     since: float
@@ -214,12 +216,16 @@ class Listener:
                     host=str(facts["host"]),
                     pid=int(facts["pid"]),
                     kills=int(facts.get("kills", 0)),
+                    has_spoken="shell" not in facts,
                     since=time.monotonic(),
                 )
                 self._speakers[speaker] = self.ranks[told.rank] = told
                 del self._unknown[speaker]
                 if self._are_needed:
                     self._call(speaker)
+            elif "pid" in facts:  # its shell has spoken first
+                told.pid, told.kills = int(facts["pid"]), int(facts["kills"])
+                told.has_spoken = True
             elif "section" in facts:
                 if "own" in facts:  # of the step before
                     step, own = int(facts["step"]) - 1, float(facts["own"])

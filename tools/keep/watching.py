@@ -139,6 +139,7 @@ class Watch:
                 is_gone=is_gone,
                 order=self._orders.get(rank, 0),
                 look=self._looks.get(rank, UNSEEN),
+                has_spoken=False,
             )
         return Found(
             rank=rank,
@@ -153,6 +154,7 @@ class Watch:
             message=told.message,
             order=told.order or self._orders.get(rank, 0),
             look=self._looks.get(rank, UNSEEN),
+            has_spoken=told.has_spoken,
         )
 
     def _limit(self, rank: Found) -> float:
@@ -165,7 +167,7 @@ class Watch:
         """Whether something is wrong with ranks that all live; they are looked at first."""
         if any(each.step is not None for each in found):
             # Others would not come to a step without them: they cannot reach the keeper.
-            found = [each for each in found if each.node is not None]
+            found = [each for each in found if each.has_spoken]
         late = [each for each in found if each.seconds > self._limit(each)]
         now = time.monotonic()
         if not self._speaks or not late or now - self._looked < _LOOK_AGAIN_SECONDS:

@@ -20,6 +20,10 @@ from train.watch.memory_kills import out_of_memory_kills
 ADDRESS: Final = "SEMICAUSAL_KEEPER"
 """Variable with `host:port:secret` of the keeper; the secret keeps others' processes out."""
 
+CONNECTION: Final = "SEMICAUSAL_KEEPER_CONNECTION"
+"""Variable with the file descriptor of a connection to it, opened by the shell that became this
+rank: who dies before Python can speak closes that."""
+
 STANDBY: Final = "SEMICAUSAL_STANDBY"
 """Variable that has a rank wait, its imports done, until the keeper needs it."""
 
@@ -53,9 +57,10 @@ class Heartbeat:
     Args:
         address: of the keeper, as in `ADDRESS`; None without one.
         rank: of this process.
+        connection: as in `CONNECTION`; None where no shell has opened one.
     """
 
-    def __init__(self, address: str | None, *, rank: int) -> None:
+    def __init__(self, address: str | None, *, rank: int, connection: str | None = None) -> None:
         self._socket: socket.socket | None = None
         self._unsent = bytearray()
         self._waited: Callable[[], float] | None = None
@@ -67,7 +72,9 @@ class Heartbeat:
             return
         host, port, secret = address.rsplit(":", 2)
         try:
-            self._socket = socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS)
+            self._socket = _handed_on(connection, int(port)) or socket.create_connection(
+                (host, int(port)), timeout=_CONNECT_SECONDS
+            )
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setblocking(False)
         except OSError as error:
@@ -86,7 +93,8 @@ class Heartbeat:
         """The one that the variables of this process name."""
         ranks = (os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID"))
         rank = next((int(text) for text in ranks if text.isdecimal()), 0)
-        return cls(os.environ.get(ADDRESS), rank=rank)
+        connection = os.environ.pop(CONNECTION, None)
+        return cls(os.environ.get(ADDRESS), rank=rank, connection=connection)
 
     def wait_until_needed(self, prepare: Callable[[], None]) -> None:
         """Prepare and wait for the keeper's word, if this rank stands by.
@@ -197,3 +205,17 @@ class Heartbeat:
             with contextlib.suppress(OSError):
                 self._socket.close()
         self._socket = None
+
+
+def _handed_on(connection: str | None, port: int) -> socket.socket | None:
+    """The connection that a shell has opened; None where there is none, or a container ends it."""
+    if connection is None:
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        found = socket.socket(fileno=int(connection))
+        with contextlib.suppress(OSError):
+            if found.getpeername()[1] == port:
+                found.set_inheritable(False)
+                return found
+        found.detach()  # somebody else's
+    return None

@@ -65,13 +65,25 @@ def test_a_rank_of_another_node_that_has_gone_without_a_word() -> None:
     assert (verdict.kind, verdict.rank, verdict.is_sure) == ("dead", 1, True)
 
 
-def test_no_rank_is_named_where_none_has_spoken() -> None:
+@pytest.mark.parametrize(
+    "silence", [{"node": None, "has_spoken": False}, {"node": "node1", "has_spoken": False}]
+)
+def test_no_rank_is_named_where_none_has_spoken(silence: dict[str, Any]) -> None:
+    """Whether or not their shells have said where they are: Slurm tells one status of all."""
     silent = [
-        replace(gone(rank, order=rank + 1, ended=1, is_status_shared=True), node=None, step=None)
+        replace(gone(rank, order=rank + 1, ended=1, is_status_shared=True), step=None, **silence)
         for rank in range(2)
     ]
     verdict = judge(silent, was_asked=False)
     assert (verdict.kind, verdict.rank, verdict.is_sure) == ("dead", None, False)
+
+
+def test_one_that_has_gone_before_it_could_speak() -> None:
+    """While the others live: its shell has spoken for it, and the connection is closed."""
+    silent = gone(1, order=1, is_status_shared=True, has_spoken=False, step=None, section="start")
+    verdict = judge([waiting(0), silent], was_asked=False)
+    assert (verdict.kind, verdict.rank, verdict.node, verdict.is_sure) == ("dead", 1, "node1", True)
+    assert verdict.sentence.endswith("before the first step, has gone without a word")
 
 
 def test_killed_for_want_of_memory() -> None:

@@ -3,16 +3,22 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.warm import REPOSITORY
 from tools.keep.deadline import ENOUGH, ONCE_FACTOR, SPARE_FACTOR, Deadlines
-from tools.keep.listening import Listener
-from train.watch.heartbeat import NEEDED, STANDBY, Heartbeat, Section
+from tools.keep.listening import Listener, Told
+from tools.keep.shell import RANK, RANK_OF_AGENT
+from train.watch.heartbeat import ADDRESS, NEEDED, STANDBY, Heartbeat, Section
 
 
 def heard(listener: Listener, seconds: float = 2.0) -> None:
@@ -71,6 +77,84 @@ def test_a_rank_s_own_time_is_that_of_its_steps_without_its_waits(
         heard(listener)
     # Of the step before the first there is nothing, and the last one has not ended.
     assert found == [(3, 0, 0.0), (3, 1, 1.25), (3, 2, 2.5)]
+
+
+SPEAKS_LATE = """\
+import os, sys
+sys.stdin.readline()
+from train.watch.heartbeat import CONNECTION, Heartbeat, Section
+beat = Heartbeat.of_environment()
+assert CONNECTION not in os.environ
+beat.enter(Section.READ, step=6)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def late(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[Listener, subprocess.Popen[bytes]]]:
+    """A rank that speaks once it is told to, and who listens to it."""
+    with Listener() as listener:
+        environment = {**os.environ, "RANK": "3", ADDRESS: listener.address}
+        rank = subprocess.Popen(
+            [*request.param, sys.executable, "-c", SPEAKS_LATE],
+            env=environment, cwd=REPOSITORY, stdin=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            yield listener, rank
+        finally:
+            rank.kill()
+            rank.wait()
+
+
+def until(condition: Callable[[], bool], listener: Listener) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        listener.listen(0.05)
+        assert time.monotonic() < deadline
+
+
+def told_of(listener: Listener) -> Told:
+    until(lambda: 3 in listener.ranks, listener)
+    return listener.ranks[3]
+
+
+@pytest.mark.parametrize("late", [RANK], indirect=True)
+def test_a_rank_that_dies_before_it_can_speak(
+    late: tuple[Listener, subprocess.Popen[bytes]],
+) -> None:
+    listener, rank = late
+    told = told_of(listener)
+    assert (told.pid, told.host, told.has_spoken) == (rank.pid, socket.gethostname(), False)
+    assert told.ended is None
+    rank.kill()
+    until(lambda: told.ended is not None, listener)
+
+
+# One whose container hands nothing on opens a connection of its own.
+CLOSED = ("bash", "-c", 'exec {SEMICAUSAL_KEEPER_CONNECTION}>&-; exec "$@"', "container")
+
+
+@pytest.mark.parametrize(
+    ("late", "are_one"),
+    [(RANK, True), (RANK_OF_AGENT, True), ((*RANK, *CLOSED), False)],
+    indirect=["late"],
+)
+def test_a_rank_goes_on_where_its_shell_has_begun(
+    late: tuple[Listener, subprocess.Popen[bytes]], are_one: bool
+) -> None:
+    listener, rank = late
+    first = told_of(listener)
+    assert rank.stdin is not None
+    rank.stdin.write(b"speak\n")
+    rank.stdin.flush()
+    until(lambda: listener.last_step == 6, listener)
+    told = listener.ranks[3]
+    assert (told.has_spoken, told.ended, told is first) == (True, None, are_one)
+    rank.stdin.write(b"leave\n")
+    rank.stdin.flush()
+    until(lambda: told.ended is not None, listener)
 
 
 def test_the_order_of_ends() -> None:

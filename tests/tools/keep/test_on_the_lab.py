@@ -1,7 +1,6 @@
 """Nodes that die, hang or are slow, on the lab's real Slurm, under the real trainer."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -111,15 +110,61 @@ def check_ledger(lab: Lab, run: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_spare_node_takes_a_dead_one_s_place(lab: Lab) -> None:
-    """Quickly, with ranks that tell all and compute nothing; others say what it does to losses."""
+def stand_in(lab: Lab, before: str = "") -> None:
+    """Ranks are quick: they tell all and compute nothing; others say what it does to losses.
+
+    Args:
+        lab: from whose checkout they start.
+        before: what they do before they can speak.
+    """
     (lab.checkout / "train").unlink()
     package = lab.checkout / "train"
     package.mkdir()
     for path in (REPOSITORY / "train").iterdir():
         if path.name not in ("__main__.py", "__pycache__"):
             (package / path.name).symlink_to(path)
-    shutil.copy(Path(__file__).parent / "stand_in.py", package / "__main__.py")
+    text = (Path(__file__).parent / "stand_in.py").read_text()
+    (package / "__main__.py").write_text(before + text)
+
+
+LATE = """\
+import os, time
+from pathlib import Path
+
+if os.environ["SLURM_PROCID"] == "1" and not Path("late").exists():
+    Path("writing").write_text(str(os.getpid()))
+    Path("writing").rename("late")
+    time.sleep(100)
+
+"""
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    ["srun", *(pytest.param(each, marks=pytest.mark.long) for each in ("torchrun", "deepspeed"))],
+)
+def test_a_rank_that_dies_before_it_can_speak(lab: Lab, launcher: str) -> None:
+    """Srun says nothing of it while the others live."""
+    stand_in(lab, before=LATE)
+    (lab.checkout / "config.yaml").write_text(f"cluster: {{launcher: {launcher}}}\n")
+    job = lab.submit(
+        *("--nodes=2", "--ntasks-per-node=1", "slurm/pretrain.sh", "config.yaml"),
+        *("run_directory=run", "stand_in.num_steps=5"),
+    )
+    late = lab.checkout / "late"
+    wait_for(late.exists)
+    os.kill(int(late.read_text()), signal.SIGKILL)
+    killed = time.time()
+    fields, (first, last) = lab.ended(job, "run")
+    verdict = first.verdict
+    assert (verdict.kind, verdict.rank, verdict.node) == ("dead", 1, "node2")
+    assert verdict.is_sure
+    assert first.ended - killed < 30
+    assert (fields["Restarts"], last.verdict.kind, last.last_step) == ("0", "complete", 5)
+
+
+def test_a_spare_node_takes_a_dead_one_s_place(lab: Lab) -> None:
+    stand_in(lab)
     (lab.checkout / "config.yaml").write_text("cluster: {nodes: 2, spare_nodes: 1}\n")
     job = lab.submit(
         *("--nodes=3", "--ntasks-per-node=1", "slurm/pretrain.sh", "config.yaml"),

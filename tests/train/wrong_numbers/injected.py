@@ -15,6 +15,7 @@ from torch import Tensor
 from model.decoder import Decoder
 from model.semicausal import SemiCausal
 from tests.train.runs import TINY_RUN, train
+from tools.chaos.injected import places_of, spoil
 from train import loop
 from train.build import build_plan
 from train.config import RunConfig
@@ -49,19 +50,8 @@ def _entry(corpus: Path, step: int, entry: int) -> Entry:
 
 
 def broken(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
-    """A rank of a model that some samples break, as often as they are read."""
-    samples = [torch.tensor(tokens[:-1]) for tokens in json.loads(environment[POISON])]
-    embed = Decoder.embed
-
-    def spoiled(self: Decoder, tokens: Tensor) -> Tensor:
-        vectors, flat = embed(self, tokens), tokens.reshape(-1)
-        factors = torch.ones(flat.shape)
-        for sample in samples:
-            for (at,) in _places(sample, flat):
-                factors[at : at + len(sample)] = math.nan
-        return vectors * factors.view(*tokens.shape, 1)
-
-    Decoder.embed = spoiled
+    """A rank of a model that some samples break."""
+    spoil(json.loads(environment[POISON]))
     train(arguments, output, environment)
 
 
@@ -71,7 +61,7 @@ def spiking(arguments: list[str], output: Path, environment: dict[str, str]) -> 
     forward, leave, is_due = SemiCausal.forward, Decoder.leave, [False]
 
     def watched(self: SemiCausal, batch: Any, *given: Any, **options: Any) -> Any:
-        is_due[0] = any(_places(sample, batch.tokens.reshape(-1)) for sample in samples)
+        is_due[0] = any(places_of(sample, batch.tokens.reshape(-1)) for sample in samples)
         return forward(self, batch, *given, **options)
 
     def spoiled(self: Decoder, rows: Tensor) -> Tensor:
@@ -108,13 +98,6 @@ def spiking_and_unread(arguments: list[str], output: Path, environment: dict[str
 
     Feed.try_step = failing
     spiking(arguments, output, environment)
-
-
-def _places(sample: Tensor, tokens: Tensor) -> list[list[int]]:
-    """Where a sample begins among tokens."""
-    if len(sample) > len(tokens):
-        return []
-    return (tokens.unfold(0, len(sample), 1) == sample).all(dim=1).nonzero().tolist()
 
 
 def struck(arguments: list[str], output: Path, environment: dict[str, str]) -> None:

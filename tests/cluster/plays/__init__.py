@@ -1,0 +1,1 @@
+"""Faults, each done to a job on the cluster."""
