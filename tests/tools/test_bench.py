@@ -18,6 +18,7 @@ from tools.bench.__main__ import main
 from tools.bench.exported import exported, peer_loss, span_numbers
 from tools.bench.loading.corpora import write_sequences
 from tools.bench.loading.readers import BATCH, SHARED_MEMORY, Reading, Streaming
+from tools.bench.report import BARS, MEANINGS
 from tools.bench.rounds import Contestant, Effort, alternate, ratio
 from tools.bench.shapes import FULL, TINY, Shape
 from tools.bench.training import build, num_parameters, our_loss
@@ -192,6 +193,17 @@ def test_tiny_choosing_writes_its_key(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     assert main(["--tiny", "--only", "choices", "--out", str(out)]) == 0
     assert set(json.loads(out.read_text())["ratios"]) == {"choices_vs_lm_eval"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_tiny_restarting_writes_every_key(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["--tiny", "--only", "restarting", "watching", "--out", str(out)]) == 0
+    ratios = json.loads(out.read_text())["ratios"]
+    keys = {"restart_vs_torchrun_warm", "restart_vs_torchrun_cold", "watching_overhead"}
+    assert set(ratios) == keys <= MEANINGS.keys() & BARS.keys()
+    assert all(value > 0 for value in ratios.values())
 
 
 def test_rows_of_tasks_are_the_same_packed_and_padded() -> None:

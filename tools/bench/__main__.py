@@ -71,7 +71,7 @@ CASES = {
         "a rank is killed: our keeper, torchrun",
         timeout_seconds=1500.0,
     ),
-    "watching": Case(restarting.watching, "what it costs to be watched"),
+    "watching": Case(restarting.watching, "what it costs to be watched", timeout_seconds=300.0),
     "building": Case(building.against_tokenizer, "from texts to shards, the tokenizer alone"),
     "loading": Case(from_shards, "from shards to batches, beside streaming"),
     "metalm_1p3b": Case(gpu.metalm_1p3b, "the 1.3B on a GPU", timeout_seconds=1500.0),
