@@ -140,6 +140,11 @@ class Listener:
                 assert isinstance(key.fileobj, socket.socket)
                 self._read(key.fileobj)
 
+    @property
+    def num_ends(self) -> int:
+        """How many connections were closed so far, and errors told."""
+        return self._events
+
     def have_all_gone(self) -> bool:
         """Whether ranks have spoken, and none of these is there any more."""
         for _ in range(_EVENTS_AT_MOST):

@@ -75,7 +75,7 @@ class Watch:
 
     def is_over(self) -> bool:
         """Takes what comes; whether all have ended, one has died, or one does not go on."""
-        self._listener.listen(_TURN_SECONDS)
+        self._listen()
         slept = time.monotonic() - self._turned
         self._turned = time.monotonic()
         if slept > _SLEPT_SECONDS:
@@ -100,6 +100,14 @@ class Watch:
             # One that has waited too long for another ends before that one does.
             self._look(found)
         return True
+
+    def _listen(self) -> None:
+        """For a turn, or until a rank ends: all else that ranks tell is worth no look at all."""
+        num_ends, until = self._listener.num_ends, time.monotonic() + _TURN_SECONDS
+        while True:
+            self._listener.listen(until - time.monotonic())
+            if self._listener.num_ends > num_ends or time.monotonic() >= until:
+                return
 
     @property
     def is_asked(self) -> bool:

@@ -3,8 +3,10 @@
 import contextlib
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from threading import Thread
 
 import pytest
 
@@ -14,7 +16,7 @@ from tools.keep.judging import judge
 from tools.keep.listening import Listener, Told
 from tools.keep.looking import UNSEEN, Look
 from tools.keep.watching import Watch
-from train.watch.heartbeat import Section
+from train.watch.heartbeat import Heartbeat, Section
 
 
 @dataclass
@@ -205,3 +207,32 @@ def test_a_straggler_is_named_once_and_makes_room_where_another_can_take_its_pla
     assert asked_of[0] == "here"
     assert seen.slow_ranks == {1: 1.37}
     assert (seen.replaced, ranks.times_asked) == ((1, 1) if can_replace else (None, 0))
+
+
+def test_many_that_tell_much_are_looked_at_as_often_as_few() -> None:
+    """Each look is at all ranks, so that a look for each word of each were a look squared."""
+    steps, ranks, looks = 400, Idle(num_ranks=1), 0
+    with Listener() as listener:
+        beat = Heartbeat(listener.address, rank=0)
+        seen = watch(listener, ranks)
+
+        def tell() -> None:
+            for step in range(1, steps + 1):
+                beat.enter(Section.READ, step=step)
+                time.sleep(0.001)
+
+        telling = Thread(target=tell)
+        telling.start()
+        began = time.monotonic()
+        while listener.last_step != steps:
+            assert not seen.is_over()
+            looks += 1
+        taken = time.monotonic() - began
+        telling.join()
+        assert looks <= taken / 0.1 + 2
+        # But an end is seen when it comes.
+        beat.tell(RuntimeError("it is over"))
+        began = time.monotonic()
+        seen.is_over()
+        assert time.monotonic() - began < 0.1
+        assert seen.found()[0].message == "it is over"
