@@ -5,8 +5,6 @@ the wall time went into steps that count.
 """
 
 import contextlib
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from rich.table import Table
 from tools.arguments import Parser, local_path
 from tools.command import command_line
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
+from tools.submit import calling
 from train.checkpoint.directory import LATEST_NAME
 from train.config import RunConfig
 from train.config_files import load
@@ -116,7 +115,7 @@ def status_of(run: Path, *, now: float) -> Status:
     is_complete = step >= last.total_steps and directory.summary.exists()
     state, lives = ("complete", False) if is_complete else state_of(checkpoints, attempts)
     job = next((each.job for each in reversed(attempts) if each.job), None)
-    if not is_complete and not lives and job is not None and (queued := queue_of(job)):
+    if not is_complete and not lives and job is not None and (queued := calling.state_of(job)):
         state = f"{queued.lower()} (Slurm job {job})"
     verdict = attempts[-1].verdict if attempts else None
     is_told = verdict is not None and verdict.kind not in ("complete", "stopped by a signal")
@@ -154,17 +153,6 @@ def state_of(checkpoints: Place, attempts: Sequence[Attempt]) -> tuple[str, bool
     if holder is not None:
         return "died", False
     return attempts[-1].verdict.kind if attempts else "stopped", False
-
-
-def queue_of(job: str) -> str | None:
-    """State of a job in Slurm's queue; None where it is not there, or no Slurm."""
-    if shutil.which("squeue") is None:
-        return None
-    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        return next(iter(done.stdout.split()), None)
-    return None
 
 
 def steps_speed(metrics: Metrics) -> float:

@@ -81,6 +81,10 @@ class Pairing:
         workshop, dedup = self._job.workshop, self._job.request.dedup
         scratch = workshop.scratch / f"{bucket:05}.pairs"
         signatures = workshop.fetched(SIGNATURES, near.directory_of(bucket))
+        # DataTrove pairs what is there.
+        wanted = {near.file_of(part) for part in range(len(self._job.plan.parts))}
+        if lacking := wanted - {file.name for file in signatures.iterdir()}:
+            raise workshop.lacking(f"{SIGNATURES}/{signatures.name}/{min(lacking)}")
         pairs = near.write_pairs(signatures.parent, scratch, dedup, bucket=bucket)
         workshop.note(PAIRS, bucket, pairs)
         if workshop.root.is_remote:
@@ -141,8 +145,8 @@ def _without_near(
     """Which documents stay, by parts."""
     from tools.corpus import near
 
-    pairs = (workshop.read(workshop.working / PAIRS.format(n)) for n in workshop.noted(PAIRS))
-    clusters = near.Clusters(content or b"" for content in pairs)
+    buckets = range(near.config_of(dedup).num_buckets)
+    clusters = near.Clusters(workshop.read_note(PAIRS, bucket) for bucket in buckets)
     candidates: list[npt.NDArray[np.uint32]] = []
     kept: list[npt.NDArray[np.bool_]] = []
     for part in range(num_parts):

@@ -67,6 +67,11 @@ def directory_of(bucket: int) -> str:
     return f"bucket_{bucket:03}"
 
 
+def file_of(part: int) -> str:
+    """What DataTrove calls the file of a part's signatures in each of these directories."""
+    return f"{part:05}.minhash.sig"
+
+
 class Signing(MinhashDedupSignature):
     """DataTrove's first stage over words as they are told apart here.
 

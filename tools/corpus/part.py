@@ -121,7 +121,7 @@ class PartBuilder:
         bad = BadList(request.skip_bad)
         ids: list[str] = []
         drawn: list[float] = []
-        keep = workshop.read_note(KEEP, number)
+        keep = workshop.read_note(KEEP, number) if request.dedup.method else None
         entries = self._job.read(number, bad.add, report)
         for batch in _batches(entries if keep is None else compress(entries, keep)):
             tokens = 0

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tools.corpus.words import counted
 from tools.corpus.workshop import Workshop
 from tools.submit import calling
+from tools.submit.flags import digest, digest_of
 from train.errors import DataError, UserError
 
 _POLL_SECONDS, _POLL_SECONDS_AT_MOST, _POLLS_OF_AGE = 1.0, 30.0, 20.0
@@ -98,19 +99,22 @@ class SlurmArray:
             raise UserError(f"{error}{given}") from error
 
     def clear(self, workshop: Workshop) -> None:
-        """End tasks that are left of a build here that was killed.
+        """End tasks that are left of a build here that was killed, and forget what they met.
 
         Raises:
             UserError: Slurm does not answer.
         """
         comment = _comment(workshop)
         told = False
-        while left := {job.array for job in calling.jobs() if job.comment == comment}:
+        while left := {job.array for job in _live() if job.comment == comment}:
             if not told:
                 self.report(f"{workshop.out}: ending jobs that are left of a build here")
                 calling.cancel(sorted(left))
                 told = True
             time.sleep(_POLL_SECONDS)
+        # Numbers of jobs come again, once a cluster is set up anew.
+        if (faults := (workshop.working / _FAULT).parent).exists():
+            faults.remove()
 
     def spread(
         self, workshop: Workshop, kind: str, numbers: Sequence[int], *, workers: int
@@ -208,7 +212,10 @@ def _noted(workshop: Workshop, kind: str, missing: Sequence[int], job: int) -> I
     waiting, begun = set(missing), time.monotonic()
     while waiting:
         is_there = _is_there(job)  # asked first: what is noted until then counts
-        done = waiting & workshop.noted(kind)
+        noted = workshop.noted(kind)
+        if not is_there:
+            noted |= workshop.noted_by_name(kind, waiting - noted)
+        done = waiting & noted
         yield from sorted(done)
         waiting -= done
         fault = workshop.read(workshop.working / _FAULT.format(job))
@@ -220,14 +227,25 @@ def _noted(workshop: Workshop, kind: str, missing: Sequence[int], job: int) -> I
         time.sleep(min(max(_POLL_SECONDS, age / _POLLS_OF_AGE), _POLL_SECONDS_AT_MOST))
 
 
+def _live() -> list[calling.Job]:
+    """Jobs that wait or run.
+
+    What only completes does nothing any more, and may do so for hours where its node is in trouble.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    return [job for job in calling.jobs() if job.state != "COMPLETING"]
+
+
 def _is_there(job: int) -> bool:
     """Whether any task of an array waits or runs, as far as Slurm can tell."""
     try:
-        return any(each.array == job for each in calling.jobs())
+        return any(each.array == job for each in _live())
     except UserError:
         return True  # it is asked again
 
 
 def _comment(workshop: Workshop) -> str:
     root = workshop.root
-    return f"corpus {root if root.is_remote else os.path.realpath(Path(root))}"
+    return f"corpus {digest(str(root)) if root.is_remote else digest_of(Path(root))}"

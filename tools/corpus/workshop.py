@@ -9,7 +9,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,7 +137,7 @@ class Workshop:
         shutil.rmtree(self.scratch, ignore_errors=True)
         if not self.root.is_remote:
             for path in Path(self.root).glob("**/.*.tmp-*"):
-                path.unlink()
+                path.unlink(missing_ok=True)
         self.write(self.working / _RECIPE, as_json(recipe))
         return None
 
@@ -224,12 +224,33 @@ class Workshop:
         names = (name.removesuffix(ending) for name in (self.working / directory).names())
         return {int(name) for name in names if name.isdecimal()}
 
+    def noted_by_name(self, kind: str, parts: Iterable[int]) -> set[int]:
+        """Those of some parts of which something was noted, each asked for.
+
+        A network's file system may show a directory as it was a minute ago, but finds in it what it
+        is first asked for.
+        """
+        return {part for part in parts if (self.working / kind.format(part)).exists()}
+
+    def lacking(self, name: str) -> DataError:
+        """An error that says that a working record, which was written, is not there."""
+        return DataError(
+            f"{self.working / name} is gone, or this host does not see it: run the same command "
+            "again; if that does not help, delete what was built"
+        )
+
     def read_note(self, kind: str, part: int) -> Any:
-        """What was noted about a part: arrays, or else bytes; None where nothing was."""
+        """What was noted about a part: arrays, or else bytes.
+
+        Raises:
+            DataError: it is not there.
+        """
         data = self.read(self.working / kind.format(part))
-        if data is None or kind.endswith(".json"):
-            return data
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        if data is None:
+            raise self.lacking(kind.format(part))
+        if kind.endswith((".npy", ".npz")):
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        return data
 
     def fetched(self, *names: str) -> Path:
         """A directory of the working records as a local one, copied where it is in a store."""

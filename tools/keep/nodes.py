@@ -1,11 +1,14 @@
 """The nodes of a job: their names and addresses, which of them answer, what is asked of them."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
+
+from tools.submit.calling import plainly
 
 PORTS_APART: Final = 7000
 """Jobs have ports below this from 10,000 on: those of other jobs are kept out of."""
@@ -24,6 +27,7 @@ def called(*command: str, seconds: float = _CALL_SECONDS) -> str | None:
     try:
         done = subprocess.run(
             command,
+            env=plainly(os.environ),
             capture_output=True,
             text=True,
             errors="replace",

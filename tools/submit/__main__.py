@@ -205,7 +205,7 @@ def submitted(
         for run in runs:
             if (fault := queue_fault(run, first)) is not None:
                 raise UserError(fault)
-    except UserError:
+    except BaseException:  # Ctrl-C between two of them, too
         if numbers:
             calling.cancel(numbers)
         raise

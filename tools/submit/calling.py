@@ -1,5 +1,6 @@
 """Slurm's own commands, as far as submitting needs them."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -10,6 +11,9 @@ from typing import Final
 from train.errors import UserError
 
 _SECONDS: Final = 60.0
+_ASK_SECONDS: Final = 10.0
+_DEFAULTS: Final = re.compile(r"(SQUEUE|SCANCEL)_.*|SBATCH_(WAIT|ARRAY_INX)")
+"""Variables by which a user has squeue leave out jobs, scancel ask back, and sbatch wait."""
 _JOB: Final = re.compile(r"\s*([0-9]+) ([0-9]+) ([A-Z_]+)(.*)", re.DOTALL)
 
 
@@ -30,6 +34,11 @@ class Job:
     comment: str
 
 
+def plainly(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which Slurm's commands do what they are told, and nothing besides."""
+    return {k: value for k, value in environment.items() if _DEFAULTS.fullmatch(k) is None}
+
+
 def jobs() -> list[Job]:
     """Jobs of this user that wait or run.
 
@@ -46,6 +55,14 @@ def jobs() -> list[Job]:
                 Job(number=int(number), array=int(array), state=state, comment=comment.strip())
             )
     return found
+
+
+def state_of(job: str) -> str | None:
+    """State of a job, anybody's; None where it is not in the queue, or there is no Slurm."""
+    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+    with contextlib.suppress(UserError):
+        return next(iter(_called(command, environment={}, seconds=_ASK_SECONDS).split()), None)
+    return None
 
 
 def submit(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -89,16 +106,19 @@ def cancel(numbers: Sequence[int]) -> None:
     _called(["scancel", *map(str, numbers)], environment={})
 
 
-def _called(command: Sequence[str], *, environment: Mapping[str, str]) -> str:
+def _called(
+    command: Sequence[str], *, environment: Mapping[str, str], seconds: float = _SECONDS
+) -> str:
     name = command[0]
     try:
         done = subprocess.run(
             command,
-            env={**os.environ, **environment},
+            env={**plainly(os.environ), **environment},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_SECONDS,
+            timeout=seconds,
         )
     except FileNotFoundError:
         raise UserError(
@@ -106,7 +126,7 @@ def _called(command: Sequence[str], *, environment: Mapping[str, str]) -> str:
             'eval "$(python -m tools.lab slurm up)"'
         ) from None
     except subprocess.TimeoutExpired:
-        raise UserError(f"{name}: Slurm does not answer for {_SECONDS:.0f} s: try again") from None
+        raise UserError(f"{name}: Slurm does not answer for {seconds:.0f} s: try again") from None
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"ends with {done.returncode}"]
         reason = lines[-1].removeprefix(f"{name}: ")

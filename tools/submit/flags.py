@@ -69,7 +69,12 @@ def is_for(comment: str, digest: str) -> bool:
 
 def digest_of(run: Path) -> str:
     """Of a directory, whatever links lead to it: Slurm takes comments of 1,024 bytes at most."""
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(run))).digest()
+    return digest(os.path.realpath(run))
+
+
+def digest(place: str) -> str:
+    """Of a place, here or in a store: a few letters."""
+    digest = hashlib.sha256(os.fsencode(place)).digest()
     return base64.urlsafe_b64encode(digest)[:_DIGEST_LETTERS].decode()
 
 

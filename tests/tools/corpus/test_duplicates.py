@@ -3,11 +3,13 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.tools.corpus.making import build, documents, passages, picture, write_lines
+from tests.tools.corpus.making import build, documents, passages, picture, refusal, write_lines
+from tools.corpus import build as building
 from tools.corpus import digests, duplicates, near
 from tools.corpus.entries import Entry, MediaPiece
 from tools.corpus.request import SHINGLE_WORDS, Dedup
@@ -180,3 +182,39 @@ def test_which_digests_repeat_and_where_they_stood_first() -> None:
 def entry(text: str, payload: bytes | None = None) -> Entry:
     pieces = () if payload is None else (MediaPiece(kind=Kind.IMAGE, data=payload),)
     return Entry(id="x", pieces=(*pieces, TextSegment(text=text)))
+
+
+@pytest.mark.parametrize(
+    ("method", "left", "lost"),
+    [
+        ("minhash", "signatures", "signatures/bucket_005/00001.minhash.sig"),
+        ("minhash", "pairs", "pairs/00005.dups"),
+        ("minhash", "digests", "digests/00001.npz"),
+        ("exact", "digests", "digests/00001.npz"),
+        ("exact", "duplicates", "duplicates/00001.keep.npy"),
+    ],
+)
+def test_no_duplicate_stays_because_a_record_is_lost(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], method: str, left: str, lost: str,
+) -> None:  # fmt: skip
+    """As on a network's file system, which shows a node less than another has written."""
+    texts = passages(30)
+    source = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in [*texts, *texts]])
+    flags = (f"--dedup={method}", "--part-mebibytes=0.002")
+    stages = {"signatures": "Pairing", "pairs": "decide", "digests": "decide"}
+    stage = stages.get(left)
+    real = getattr(duplicates, stage) if stage else building.PartBuilder
+
+    def after_a_loss(*arguments: Any) -> Any:
+        (tmp_path / "out/.building" / lost).unlink(missing_ok=True)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        if stage:
+            patch.setattr(duplicates, stage, after_a_loss)
+        else:
+            patch.setattr(building, "PartBuilder", after_a_loss)
+        said = refusal(capsys, source, *flags, out=tmp_path / "out", tokenizer=tokenizer)
+
+    assert f"/.building/{lost} is gone, or this host does not see it: run the same" in said

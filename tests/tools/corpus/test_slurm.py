@@ -20,6 +20,7 @@ from tests.tools.corpus.slurm_check import Killer, tasks_repeated
 from tools.corpus import slurm
 from tools.corpus.workshop import RECORD, Workshop
 from tools.lab.jobs import SlurmLab
+from tools.submit import calling
 from train.errors import DataError
 
 CUT = "--part-mebibytes=0.02"
@@ -199,9 +200,13 @@ def test_sources_that_change_between_tasks(
         building._require_unchanged("OUT", request, recipe)
 
 
-def test_jobs_that_are_left_of_a_build_are_ended(lab: SlurmLab, tmp_path: Path) -> None:
-    workshop = Workshop(str(tmp_path / "out"))
-    mine, other = f"corpus {tmp_path / 'out'}", f"corpus {tmp_path / 'other'}"
+@pytest.mark.parametrize("name", ["out", "a\nb 'c\" =é ", f"{'/'.join(['x' * 200] * 8)}"])
+def test_jobs_that_are_left_of_a_build_are_ended(lab: SlurmLab, tmp_path: Path, name: str) -> None:
+    """Of this place and no other, whatever it is called: Slurm takes a line of 1,024 bytes."""
+    workshop = Workshop(str(tmp_path / name))
+    mine, other = map(slurm._comment, (workshop, Workshop(str(tmp_path / "other"))))
+    # Jobs get their numbers anew where a cluster is set up again.
+    workshop.write(workshop.working / "faults/7.txt", b"of another job 7")
     jobs = [
         lab.submit(f"--comment={comment}", "--wrap=sleep 60", "--array=0-1", directory=tmp_path)
         for comment in (mine, other)
@@ -211,6 +216,7 @@ def test_jobs_that_are_left_of_a_build_are_ended(lab: SlurmLab, tmp_path: Path) 
     left = lab.call("squeue", "--me", "--noheader", "--format=%F").split()
     assert {*left} == {str(jobs[1])}
     assert len(said) == 1
+    assert not (workshop.working / "faults").exists()
     lab.call("scancel", str(jobs[1]))
 
 
@@ -222,6 +228,38 @@ def test_an_array_that_brings_nothing_forth_is_given_up(
     array = slurm.SlurmArray(tasks=2, arguments=())
     with pytest.raises(DataError, match=r"no task of job \d+ has finished a part: look into"):
         list(array.spread(workshop, RECORD, [0, 1, 2], workers=1))
+
+
+def test_what_only_completes_is_not_waited_for(lab: SlurmLab, tmp_path: Path) -> None:
+    """On a node in trouble that takes hours, and nothing is written any more."""
+    from tools.lab.daemons import Record, frozen
+
+    workshop = Workshop(str(tmp_path / "out"))
+    job = lab.submit(f"--comment={slurm._comment(workshop)}", "--wrap=sleep 60", directory=tmp_path)
+    lab.wait(job, timeout_seconds=60, states={"RUNNING"})
+    record = Record.load(lab.directory)
+    assert record is not None
+    nodes = [each for each in record.daemons if "slurmd" in each.name]
+    assert len(nodes) == 2
+    with frozen(record.model_copy(update={"daemons": nodes})):
+        lab.call("scancel", str(job))
+        assert [each.state for each in calling.jobs()] == ["COMPLETING"]
+        slurm.SlurmArray(tasks=2, arguments=(), report=pytest.fail).clear(workshop)
+        assert list(slurm._noted(workshop, RECORD, [0], job)) == []
+    lab.wait(job, timeout_seconds=60)
+
+
+def test_a_directory_that_is_shown_late(lab: SlurmLab, tmp_path: Path) -> None:
+    """A network's file system lists what it has seen a minute ago."""
+
+    class Late(Workshop):
+        def noted(self, kind: str) -> set[int]:
+            return set()
+
+    workshop = Late(str(tmp_path / "out"))
+    for part in (0, 2):
+        workshop.note(RECORD, part, b"{}")
+    assert list(slurm._noted(workshop, RECORD, [0, 1, 2], 2**30)) == [0, 2]
 
 
 @pytest.mark.long
