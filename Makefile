@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 DATA ?=
-RUNS ?= $(patsubst %/config.yaml,%,$(wildcard runs/*/config.yaml))
+RUNS ?=
 STEPS ?=
 PROCESSES ?= 2
 STARTED := $(shell date +%s)
@@ -77,7 +77,7 @@ faults-cluster: .venv/dev  ## what becomes of jobs on a Slurm cluster to which s
 build-slurm: .venv/dev  ## a corpus by a Slurm array of which a task is killed, beside the one built here, as out/build-slurm.json (minutes)
 	$(BIN)/python -m tests.tools.corpus.slurm_check $(or $(ARGS),$(BY_ARRAY))
 
-dashboard: .venv/runtime .venv/dashboard/installed  ## runs in a browser as they go on; RUNS="runs/a runs/b", ARGS="--port 7861"
+dashboard: .venv/runtime .venv/dashboard/installed  ## runs in a browser as they go on, all in runs/; RUNS="runs/a 'runs/b c'", ARGS="--port 7861"
 	$(BIN)/python -m tools.dashboard $(RUNS) $(ARGS)
 
 check: .venv/dev  ## style, types, import directions

@@ -20,8 +20,7 @@ from tools.command import command_line
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
 from tools.submit import calling
 from train.checkpoint.directory import LATEST_NAME
-from train.config import RunConfig
-from train.config_files import load
+from train.claim import stored_config
 from train.errors import UserError
 from train.run_directory import RunDirectory
 from train.storage.lease import held_by
@@ -71,7 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m tools.status", description=__doc__)
     parser.add_argument("runs", nargs="+", type=local_path, metavar="RUN", help="its directory")
     options = parser.parse_args(arguments)
-    found = [status_of(run, now=time.time()) for run in options.runs]
+    found: list[Status] = []
+    faults: list[str] = []
+    for run in options.runs:
+        try:
+            found.append(status_of(run, now=time.time()))
+        except UserError as error:
+            faults.append(str(error))
     names = ("run", "state", "step", "loss", "tokens/s", "left", "starts", "saved", "effective")
     table = Table(*names)
     for each in found:
@@ -86,10 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(highlight=False)
     # A pipe, or a narrow terminal, gets whole names.
     console.width = max(console.width, _LEAST_COLUMNS)
-    console.print(table)
+    if found:
+        console.print(table)
     for each in found:
         if each.last_verdict is not None:
             console.print(f"{each.run}: {each.last_verdict}", markup=False)
+    if faults:
+        raise UserError("\n".join(faults))
 
 
 def status_of(run: Path, *, now: float) -> Status:
@@ -108,7 +116,7 @@ def status_of(run: Path, *, now: float) -> Status:
         raise UserError(f"{run} has begun no run yet: wait for its first step")
     last = metrics.runs[-1]
     attempts = read_attempts(run / ATTEMPTS_NAME)
-    checkpoints = load(RunConfig, [str(directory.config)]).checkpoints_of(directory)
+    checkpoints = stored_config(directory).checkpoints_of(directory)
     steps = metrics.train[-_LAST_STEPS:]
     step = metrics.train[-1].step if metrics.train else last.step
     seconds = sorted(record.step_seconds for record in steps)
@@ -171,7 +179,9 @@ def effective(
     # Without a keeper the end of the last start is not known: its steps at least were made.
     made = sum(each.step_seconds for each in metrics.train if each.step > metrics.runs[-1].step)
     ended = now if lives else max([*ends, metrics.runs[-1].started + made])
-    return min(1.0, metrics.training_seconds / max(ended - metrics.runs[0].started, 1e-9))
+    # Of starts from one step the last one's record counts; a keeper has seen all of them.
+    started = min([metrics.runs[0].started, *(each.started for each in attempts)])
+    return min(1.0, metrics.training_seconds / max(ended - started, 1e-9))
 
 
 def span(seconds: float) -> str:

@@ -15,8 +15,7 @@ from typing import Final
 
 from tools.arguments import Parser, local_path
 from tools.command import command_line
-from train.config import RunConfig
-from train.config_files import from_stored, read_file
+from train.claim import stored_config
 from train.errors import UserError
 from train.run_directory import RunDirectory
 from train.storage.lease import held_by
@@ -42,8 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"W&B is {mode} here, says a variable of yours: unset WANDB_MODE and WANDB_DISABLED to "
             "upload"
         )
+    if len(options.runs) > 1 and os.environ.get("WANDB_RUN_ID"):
+        raise UserError("WANDB_RUN_ID: names one run for all of these: unset it, or give one RUN")
+    faults: list[str] = []
     for run in options.runs:
-        sys.stdout.write(f"{uploaded(RunDirectory(run))}\n")
+        try:
+            sys.stdout.write(f"{uploaded(RunDirectory(run))}\n")
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
 
 
 def uploaded(directory: RunDirectory) -> str:
@@ -53,14 +60,13 @@ def uploaded(directory: RunDirectory) -> str:
         UserError: there is no such run, or W&B does not take it.
     """
     metrics = read_metrics(directory.metrics)
-    config = from_stored(
-        RunConfig, read_file(directory.config, is_stored=True), place=str(directory)
-    ).model_copy(update={"run_directory": str(directory.path)})
+    update = {"run_directory": str(directory.path)}
+    config = stored_config(directory).model_copy(update=update)
     run_id = run_id_in(directory.path, metrics)
     try:
         session = Session(config, run_id=run_id, mode="online", init_seconds=INIT_SECONDS)
         known, sent = session.known_step, 0
-        rows = Rows(after=known)
+        rows = Rows(after=known, left_out=session.known_left_out)
         for record in recorded(metrics):
             sent += logged(session, rows.add(record))
         # Of the last step of a run that lives more may come.

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.corpora import write_corpus
+from tests.train.records import run_config, run_record, train_record
 from tests.train.runs import kill_at, start, wait_for_step
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, Verdict
 from tools.status import main, status_of
+from train.config_files import dump
 from train.exit_status import ExitStatus
 from train.run_directory import RunDirectory
-from train.watch.metrics import read_metrics
+from train.watch.metrics import MetricsFile, read_metrics
 
 LONG = ("steps=4000", "checkpoint.every_steps=5", "validation.every_steps=4000")
 
@@ -85,3 +87,33 @@ def test_what_is_no_run(
         (tmp_path / "metrics.jsonl").write_text(content)
     assert main([str(tmp_path)]) == ExitStatus.MISTAKE
     assert message in capsys.readouterr().err
+
+
+def test_one_bad_run_does_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [tmp_path / name for name in ("empty", "a run=1 'é'", "damaged")]
+    for run in runs:
+        run.mkdir()
+        (run / "config.yaml").write_text(dump(run_config(run)))
+    (runs[2] / "metrics.jsonl").write_text("{}\n\n")
+    verdict = Verdict(kind="dead", rank=0, sentence="dead")
+    attempts = [
+        Attempt(started=time, ended=time + 10, num_ranks=1, status=137, verdict=verdict)
+        for time in (1e9, 1e9 + 90)
+    ]
+    (runs[1] / ATTEMPTS_NAME).write_text("".join(f"{a.model_dump_json()}\n" for a in attempts))
+    file = MetricsFile(runs[1] / "metrics.jsonl")
+    for attempt in attempts:  # both from step 0
+        file.write(run_record().model_copy(update={"started": attempt.started}))
+    file.write(train_record(1).model_copy(update={"step_seconds": 5.0}))
+    file.close()
+
+    assert main(list(map(str, runs))) == ExitStatus.MISTAKE
+
+    shown = capsys.readouterr()
+    assert "│ 2 " in shown.out
+    assert "5.0%" in shown.out, "since the first start, not the last"
+    assert str(runs[1]) in shown.out
+    assert f"{runs[0]}/metrics.jsonl does not exist" in shown.err
+    assert f"{runs[2]}/metrics.jsonl:1 is damaged" in shown.err

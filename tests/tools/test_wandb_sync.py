@@ -9,7 +9,7 @@ from tests.train.watch.wandb_run.server import KEY, WandbServer
 from tools import wandb_sync
 from train.config_files import dump
 from train.exit_status import ExitStatus
-from train.watch.metrics import MetricsFile, SampleRecord
+from train.watch.metrics import LeftOutRecord, MetricsFile, SampleRecord
 
 RUN_ID = "5555aaaa"
 
@@ -24,6 +24,8 @@ def started(directory: Path, *, first: int, last: int) -> None:
     for step in range(first + 1, last + 1):
         file.write(train_record(step))
     file.write(SampleRecord(step=last, prompt="the", text=" kernel"))
+    if first == 10:
+        file.write(LeftOutRecord(step=11, reason="spike"))
     file.close()
 
 
@@ -46,9 +48,10 @@ def test_starts_become_one_run_and_what_is_there_is_not_sent_again(
     assert capsys.readouterr().out.startswith(f"{run}: 3 steps sent after step 30: http")
     rows = wandb_lab.rows(RUN_ID)
     assert [row["_step"] for row in rows] == list(range(34))
-    assert [(row["step"], row["train/loss"]) for row in rows[1:]] == [
-        (step, train_record(step).loss) for step in range(1, 34)
+    assert [(row["step"], row["train/loss"]) for row in rows[1:] if row["step"] != 11] == [
+        (step, train_record(step).loss) for step in range(1, 34) if step != 11
     ]
+    assert [row["step"] for row in rows if "train/left_out" in row] == [11]
     assert rows[31]["validation/step"] == 30
     # Nowhere is the key that let it write.
     files = [path for path in [*tmp_path.rglob("*"), *wandb_lab.directory.glob("files/**/*")]]
@@ -94,3 +97,23 @@ def test_a_run_without_an_id_is_told(
     (tmp_path / "wandb/offline-run-20261127_052400-abcd1234").mkdir(parents=True)
     metrics = wandb_sync.read_metrics(tmp_path / "metrics.jsonl")
     assert wandb_sync.run_id_in(tmp_path, metrics) == "abcd1234"
+
+
+def test_one_id_for_several_runs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_RUN_ID", RUN_ID)
+    assert wandb_sync.main([str(tmp_path / "a"), str(tmp_path / "b")]) == ExitStatus.MISTAKE
+    assert "WANDB_RUN_ID: names one run for all of these" in capsys.readouterr().err
+
+
+def test_each_run_that_is_not_uploaded_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    assert wandb_sync.main([str(tmp_path / "a"), str(tmp_path / "b")]) == ExitStatus.MISTAKE
+    said = capsys.readouterr().err
+    for run in "ab":
+        assert f"{tmp_path}/{run}/metrics.jsonl does not exist" in said

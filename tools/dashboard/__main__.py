@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,19 +28,22 @@ PROJECT: Final = "runs"
 ORDER: Final = "train/loss,train/gradient_norm,train/*,validation/*,score/*,norm/*,marks/*,speed/*"
 """Of charts."""
 LOOK_SECONDS: Final = 2.0
-START_SECONDS: Final = 120.0
+_ELSEWHERE: Final = ("TRACKIO_", "HF_TOKEN", "SPACE_")
+"""Beginnings of variables by which trackio would send runs away."""
 
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until Ctrl-C."""
     parser = Parser(prog="python -m tools.dashboard", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=local_path, metavar="RUN", help="its directory")
+    parser.add_argument(
+        "runs", nargs="*", type=local_path, metavar="RUN", help="its directory (all in runs/)"
+    )
     parser.add_argument(
         "--port", type=whole(least=1, most=65535), default=7860, help="of this host (%(default)s)"
     )
     options = parser.parse_args(arguments)
-    followed = followed_runs(options.runs)
+    followed = followed_runs(options.runs or runs_in(Path("runs")))
     with shown(options.port) as process:
         sys.stdout.write(
             f"{len(followed)} runs: http://127.0.0.1:{options.port}/?project={PROJECT}\n"
@@ -50,6 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not tell(process, followed):
                 time.sleep(LOOK_SECONDS)
     return ExitStatus.FAULT
+
+
+def runs_in(directory: Path) -> list[Path]:
+    """The runs whose directories lie in another.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [path.parent for path in directory.glob(f"*/{RunDirectory(directory).config.name}")]
+    if not found:
+        raise UserError(f"{directory}/ holds no run: name the directory of one")
+    return found
 
 
 def followed_runs(runs: Sequence[Path]) -> list[Followed]:
@@ -89,6 +104,18 @@ def tell(process: subprocess.Popen[str], followed: Sequence[Followed]) -> bool:
     return is_news
 
 
+def kept_here(environment: Mapping[str, str], *, directory: str) -> dict[str, str]:
+    """Variables of a trackio that keeps what it shows in a directory of this machine."""
+    ours = {name: v for name, v in environment.items() if not name.startswith(_ELSEWHERE)}
+    return {
+        **ours,
+        "TRACKIO_DIR": directory,
+        "TRACKIO_PLOT_ORDER": ORDER,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+
 @contextlib.contextmanager
 def shown(port: int) -> Generator[subprocess.Popen[str]]:
     """The process that shows runs, ready, until the context ends.
@@ -109,14 +136,7 @@ def shown(port: int) -> Generator[subprocess.Popen[str]]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={
-                **os.environ,
-                "TRACKIO_DIR": directory,
-                "TRACKIO_PLOT_ORDER": ORDER,
-                "HF_HUB_OFFLINE": "1",
-                "HF_HUB_DISABLE_TELEMETRY": "1",
-                "PYTHONUNBUFFERED": "1",
-            },
+            env=kept_here(os.environ, directory=directory),
         )
         try:
             assert process.stdout is not None

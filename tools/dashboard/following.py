@@ -12,8 +12,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from tools.dashboard.thinning import Thinning
-from tools.keep.attempt import ATTEMPTS_NAME, read_attempts
-from train.errors import DataError
+from tools.keep.attempt import ATTEMPTS_NAME, Attempt
 from train.run_directory import RunDirectory
 from train.watch.hardware import HardwareUse
 from train.watch.metrics import (
@@ -59,7 +58,6 @@ class Followed:
         self._rows = Rows()
         self._thinning = Thinning(total_steps=1)
         self._starts = 0
-        self._attempts = 0
         self._clock = 0.0
         """Wall-clock time of the step under way, as far as records tell."""
         self._idle_since: float | None = None
@@ -93,9 +91,11 @@ class Followed:
                 offset = min(self._offsets[path], file.seek(0, os.SEEK_END))
                 file.seek(offset)
                 piece = file.read(PIECE_BYTES)
-        except FileNotFoundError:
+        except OSError:  # a directory that has gone, or is not to be read: perhaps later
             return []
         whole = piece[: piece.rfind(b"\n") + 1]
+        if len(piece) == PIECE_BYTES and not whole:  # no line of ours is so long: it is damaged
+            whole = piece
         self._offsets[path] = offset + len(whole)
         return whole.splitlines()
 
@@ -159,11 +159,11 @@ class Followed:
 
     def _new_attempts(self) -> Iterator[dict[str, Any]]:
         """How attempts ended that a keeper saw: which rank on which node, and of what."""
-        try:
-            attempts = read_attempts(self._directory.path / ATTEMPTS_NAME)
-        except (DataError, OSError):
-            return
-        for attempt in attempts[self._attempts :]:
+        for line in self._new_lines(self._directory.path / ATTEMPTS_NAME):
+            try:
+                attempt = Attempt.model_validate_json(line, strict=True)
+            except ValidationError:
+                continue  # `tools.status` names it
             verdict = attempt.verdict
             is_well = verdict.kind in ("complete", "stopped by a signal")
             node = f" on {verdict.node}" if verdict.node is not None else ""
@@ -175,7 +175,6 @@ class Followed:
                 step=verdict.step if verdict.step is not None else attempt.last_step,
                 seconds=attempt.ended,
             )
-        self._attempts = len(attempts)
 
     def _shown(self, row: Row) -> dict[str, Any]:
         samples = "\n\n".join(f"**{prompt}**▸{text}" for _, prompt, text in row.samples)

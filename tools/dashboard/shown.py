@@ -6,6 +6,7 @@ Ends when its standard input does. Knows nothing of ours: trackio wants other ve
 """
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -52,10 +53,13 @@ def said(samples: str) -> dict[str, Any]:
 def main() -> None:
     """Serves until nobody tells any more."""
     project, port = sys.argv[1], int(sys.argv[2])
+    # Whoever started it reads the one line only; what else is printed would fill the pipe.
+    ready = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     SQLiteStorage.init_db(project)
     trackio.show(project, open_browser=False, block_thread=False, share=False, server_port=port)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    ready.write("ready\n")
+    ready.close()
     for line in sys.stdin:
         take(project, json.loads(line))
 

@@ -11,6 +11,7 @@ from train.errors import DataError
 from train.run_directory import ATTEMPTS_NAME
 from train.storage.appended import AppendedFile
 from train.storage.record import Count, Record, content_of, parse
+from train.watch.metrics import Moment
 
 _BYTES_AT_MOST: Final = 1 << 28
 
@@ -83,8 +84,8 @@ class Attempt(Record):
         longest_seconds: of any rank, by section, of what ended.
     """
 
-    started: float
-    ended: float
+    started: Moment
+    ended: Moment
     keeper: str = ""
     job: str | None = None
     nodes: list[str] = Field(default_factory=list)

@@ -11,8 +11,6 @@ from train.exit_status import ExitStatus
 WITHOUT_PROGRESS: Final = 3
 """Attempts that reach no new step, after which a run is given up."""
 
-LONGEST_PAUSE_SECONDS: Final = 60.0
-
 _TRIED_AGAIN: Final = "StorageError"
 """Of the errors that a user can mend, the one that often mends itself: a store that was away."""
 
@@ -87,8 +85,6 @@ def decide(
             status=ExitStatus.GIVEN_UP,
             reason=f"the last {vain} attempts {reached}",
         )
-    # The first new start is immediate: most faults are gone with the process that had them.
-    pause = 0.0 if vain == 0 else min(LONGEST_PAUSE_SECONDS, 2.0 ** (vain - 1))
     placement = None if allocation is None else placed(attempts, allocation)
     if allocation is not None and placement is None:
         return Decision(
@@ -97,7 +93,11 @@ def decide(
             reason="too few of the job's nodes answer",
         )
     return Decision(
-        action="again", reason=_why_again(last, placement), pause_seconds=pause, placement=placement
+        action="again",
+        reason=_why_again(last, placement),
+        # None at first: most faults are gone with the process that had them.
+        pause_seconds=float(vain),
+        placement=placement,
     )
 
 

@@ -155,3 +155,48 @@ def test_validation_stays(tmp_path: Path) -> None:
     rows = told(Followed(tmp_path, name="x"), "rows")
     assert [row["step"] for row in rows if "validation/loss" in row["values"]] == [100, 200, 300]
     assert len(rows) < 40
+
+
+def test_what_is_damaged_or_not_to_be_read_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PIECE_BYTES", 2_000)
+    path = tmp_path / "metrics.jsonl"
+    path.mkdir()  # as good as any error of the system
+    run = Followed(tmp_path, name="x")
+    assert list(run.news()) == []
+    path.rmdir()
+    recorded(tmp_path, [run_record(), train_record(1)])
+    with path.open("ab") as file:
+        file.write(bytes(10_000) + b"\n")  # a disk that was full, or lost power
+    recorded(tmp_path, [train_record(2), train_record(3)])
+    verdict = Verdict(kind="dead", sentence="dead")
+    attempt = Attempt(started=1.7e9, ended=1.7e9, num_ranks=1, status=1, verdict=verdict)
+    line = attempt.model_dump_json()
+    absurd = line.replace('"ended":1700000000.0', '"ended":1e18')
+    assert absurd != line
+    (tmp_path / ATTEMPTS_NAME).write_text(f"{absurd}\n{{}}\n{line}\n")
+    messages = [message for _ in range(9) for message in run.news()]
+    assert [row["step"] for each in messages for row in each.get("rows", [])] == [1, 2]
+    alerts = [alert["title"] for each in messages for alert in each.get("alerts", [])]
+    assert sorted(alerts) == ["dead", "start 1"]
+
+
+def test_all_runs_where_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dashboard.main([]) == ExitStatus.MISTAKE
+    assert "runs/ holds no run: name the directory of one" in capsys.readouterr().err
+    for name in ("a b", "c=d 'é'"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").touch()
+    found = dashboard.followed_runs(dashboard.runs_in(Path("runs")))
+    assert sorted(run._name for run in found) == ["a b", "c=d 'é'"]
+
+
+def test_nothing_is_sent_elsewhere() -> None:
+    variables = {"TRACKIO_DATASET_ID": "x", "TRACKIO_DIR": "y", "HF_TOKEN": "z", "PATH": "p"}
+    found = dashboard.kept_here(variables, directory="d")
+    assert (found["PATH"], found["TRACKIO_DIR"]) == ("p", "d")
+    assert not {"TRACKIO_DATASET_ID", "HF_TOKEN"} & {*found}

@@ -136,6 +136,8 @@ def test_the_dashboard_shows_the_bad_step_and_the_bad_node(
     runs = dashboard.followed_runs([write_troubled_run(tmp_path / "metalm")])
     port = free_port()
     with dashboard.shown(port) as process, browser() as page:
+        # Nobody reads what it prints once it is ready: a pipe would be full one day.
+        assert os.readlink(f"/proc/{process.pid}/fd/1") == os.devnull
         while dashboard.tell(process, runs):
             pass
         _, text = page.shown(

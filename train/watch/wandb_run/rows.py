@@ -63,10 +63,13 @@ class Rows:
 
     Args:
         after: the last step that has its row; -1 without any.
+        left_out: the last left-out step that was told of; -1 without any. Whoever begins anew reads
+            of all of them.
     """
 
-    def __init__(self, *, after: int = -1) -> None:
+    def __init__(self, *, after: int = -1, left_out: int = -1) -> None:
         self._after = after
+        self._left_out_before = left_out
         self._run: RunRecord | None = None
         self._row: Row | None = None
         self._late = Row(step=-1)
@@ -90,7 +93,7 @@ class Rows:
             self._row.take(self._row_of(record))
             return complete
         if isinstance(record, LeftOutRecord):
-            is_known = record.step in self._left_out
+            is_known = record.step in self._left_out or record.step <= self._left_out_before
         elif isinstance(record, TrainRecord | SampleRecord):
             is_known = record.step < reached or self._row is None
         else:

@@ -16,16 +16,15 @@ from typing import Any, Final, Literal
 import psutil
 
 from train.config import RunConfig
-from train.errors import DataError
-from train.storage.record import content_of
 from train.watch.wandb_run.rows import AXES, Row
 
 SERVICE: Final = "wandb-core"
-_FILE_BYTES_AT_MOST: Final = 1 << 34
+_TAIL_BYTES: Final = 1 << 26
+"""Read of a file's end: far more than the rows that are kept for another service."""
 _BLOCK_BYTES: Final = 32768
 _HEADER_BYTES: Final = 7
 """Of a file, of each block's records; both happen to be as long."""
-_WHOLE, _LAST = 1, 4
+_WHOLE, _FIRST, _LAST = 1, 2, 4
 
 
 class Session:
@@ -41,6 +40,7 @@ class Session:
     Attributes:
         known_step: last step that W&B has a row of; -1 without one. Offline it is that of this
             session's own file, so -1.
+        known_left_out: last left-out step that W&B was told of; -1 without one, or offline.
         file: what the service writes on this host.
         url: of the run; None offline.
     """
@@ -89,6 +89,8 @@ class Session:
         self.file = Path(self._run.settings.sync_file)
         self.url: str | None = self._run.url
         self.known_step = -1 if mode == "offline" else self._known_step()
+        is_known = mode == "online" and self._run.resumed
+        self.known_left_out = int(self._run.summary.get("train/left_out", -1)) if is_known else -1
         for axis in sorted(set(AXES.values())):
             self._run.define_metric(axis, hidden=True)
         for group, axis in AXES.items():
@@ -164,20 +166,25 @@ def wandb_directory(config: RunConfig) -> str:
 
 
 def last_step_of(file: Path) -> int:
-    """The last step of which a service has written a row to its file; -1 without one.
+    """The last step of which a service has written a row to its file; -1 if its end has none.
 
     The file is a LevelDB log of protobuf messages: records in fragments, none of which crosses the
     border of a block. What a service that died has left ends anywhere.
     """
+    from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
     # Looked up by name: the module picks its classes at run time, by the version of protobuf.
     record_class: Any = vars(wandb_internal_pb2)["Record"]
     try:
-        content = content_of(file, limit_bytes=_FILE_BYTES_AT_MOST)
-    except (OSError, DataError):
+        with file.open("rb") as source:
+            begin = max(0, source.seek(0, os.SEEK_END) - _TAIL_BYTES) // _BLOCK_BYTES * _BLOCK_BYTES
+            source.seek(begin)
+            content = source.read()
+    except OSError:
         return -1
-    last, offset, payload = -1, _HEADER_BYTES, b""
+    last, offset = -1, 0 if begin else _HEADER_BYTES
+    payload: bytes | None = None  # of a record whose beginning was seen
     while offset + _HEADER_BYTES <= len(content):
         left = _BLOCK_BYTES - offset % _BLOCK_BYTES
         if left < _HEADER_BYTES:
@@ -188,21 +195,27 @@ def last_step_of(file: Path) -> int:
         offset += _HEADER_BYTES + length
         if offset > len(content):
             break
-        payload += content[offset - length : offset]
-        if kind in (_WHOLE, _LAST):
-            record = record_class.FromString(payload)
-            payload = b""
-            if record.WhichOneof("record_type") == "history":
-                last = max(last, record.history.step.num)
+        piece = content[offset - length : offset]
+        if kind in (_WHOLE, _FIRST):
+            payload = piece
+        elif payload is not None:
+            payload += piece
+        if kind in (_WHOLE, _LAST) and payload is not None:
+            with contextlib.suppress(DecodeError):  # what a full disk has left
+                record = record_class.FromString(payload)
+                if record.WhichOneof("record_type") == "history":
+                    last = max(last, record.history.step.num)
+            payload = None
     return last
 
 
 def describe(error: BaseException) -> str:
     """One line about an error, without the API key."""
-    lines = str(error).strip().splitlines() or [""]
-    text = f"{type(error).__name__}: {lines[0][:200]}"
-    key = os.environ.get("WANDB_API_KEY")
-    return text.replace(key, "***") if key else text
+    text = str(error)
+    if key := os.environ.get("WANDB_API_KEY"):
+        text = text.replace(key, "***")  # before it is cut, which could leave half of it
+    lines = text.strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def _prepare_variables() -> None:

@@ -7,8 +7,10 @@ what does not end in time is cut off. Whatever W&B misses is still in `metrics.j
 `python -m tools.wandb_sync` uploads it.
 """
 
+import contextlib
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Final, Literal
@@ -88,8 +90,16 @@ class WandbWriter:
 
     def write(self, record: Record) -> None:
         """Queues a record, if it is of a kind that W&B shows."""
-        if not isinstance(record, NoteRecord):
-            self._put(record)
+        if isinstance(record, NoteRecord) or not self._thread.is_alive():
+            return
+        try:
+            self._queue.put_nowait(record)
+        except queue.Full:
+            if not self._dropped:
+                self._dropped = True
+                self._notes.put(
+                    "W&B does not keep up; it misses records that metrics.jsonl still has"
+                )
 
     def take_notes(self) -> list[str]:
         """What the thread has to say to the user since the last call."""
@@ -104,8 +114,12 @@ class WandbWriter:
         Args:
             exit_code: non-zero marks the run as failed.
         """
-        self._put(exit_code)
-        self._thread.join(FINISH_SECONDS)
+        until = time.monotonic() + FINISH_SECONDS
+        while self._thread.is_alive() and time.monotonic() < until:
+            with contextlib.suppress(queue.Full):  # then it waits for room
+                self._queue.put(exit_code, timeout=0.1)
+                break
+        self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             self._cut_off.set()
             kill_services()
@@ -114,18 +128,6 @@ class WandbWriter:
                 f"W&B did not finish within {FINISH_SECONDS:.0f} s and was cut off; "
                 "metrics.jsonl has every record"
             )
-
-    def _put(self, item: Record | int) -> None:
-        if not self._thread.is_alive():
-            return
-        try:
-            self._queue.put_nowait(item)
-        except queue.Full:
-            if not self._dropped:
-                self._dropped = True
-                self._notes.put(
-                    "W&B does not keep up; it misses records that metrics.jsonl still has"
-                )
 
     def _serve(self) -> None:
         try:
@@ -184,7 +186,7 @@ class WandbWriter:
 
     def _write_rows(self, session: Session) -> None:
         if self._rows is None:
-            rows = Rows(after=session.known_step)
+            rows = Rows(after=session.known_step, left_out=session.known_left_out)
             lacks = self._first_step > max(0, session.known_step)
             if lacks and self._mode == "online" and not each_start_is_a_run():
                 for record in self._recorded():

@@ -9,8 +9,8 @@ from train.watch.metrics import LeftOutRecord, Record, SampleRecord, ScoreRecord
 from train.watch.wandb_run.rows import Row, Rows
 
 
-def rows_of(records: list[Record], *, after: int = -1) -> list[Row]:
-    rows = Rows(after=after)
+def rows_of(records: list[Record], *, after: int = -1, left_out: int = -1) -> list[Row]:
+    rows = Rows(after=after, left_out=left_out)
     made = [row for record in records for row in rows.add(record)]
     return made + rows.rest()
 
@@ -96,3 +96,9 @@ def test_starts_that_end_anywhere_leave_each_step_once(seed: int) -> None:
         uploaded += kept + lost[: chance.randrange(len(lost) + 1)]
         first_step = saved
     assert [step for step in uploaded if step] == list(range(1, 61))
+
+
+def test_who_begins_anew_tells_no_left_out_step_again() -> None:
+    left_out = [LeftOutRecord(step=step, reason="spike") for step in (5, 6, 9)]
+    rows = rows_of([*left_out, train_record(11), train_record(12)], after=10, left_out=6)
+    assert [alert for row in rows for alert in row.alerts] == [("step 9 is left out", "spike")]

@@ -11,9 +11,10 @@ import pytest
 from tests.train.records import run_config, train_record
 from tests.train.watch.wandb_run.offline import history
 from tests.train.watch.wandb_run.server import WandbServer
-from train.watch.metrics import LeftOutRecord, MetricsFile
+from train.watch.metrics import LeftOutRecord, MetricsFile, SampleRecord
+from train.watch.wandb_run import session
 from train.watch.wandb_run import writer as wandb_writer
-from train.watch.wandb_run.session import service_lives
+from train.watch.wandb_run.session import describe, last_step_of, service_lives
 from train.watch.wandb_run.writer import WandbWriter
 
 
@@ -122,3 +123,57 @@ def test_online_sigterm_loses_no_row(
     assert losses(rows) == expected(50)
     assert (rows[-1]["_step"], rows[-1]["train/left_out"]) == (51, 51)
     assert wandb_lab.alerts("11223344") == [("step 51 is left out", "spike")]
+
+
+@pytest.mark.parametrize("size", [700, 90_000])
+def test_the_end_of_a_file_tells_its_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """However long it is, and wherever the end begins: in the middle of a record, too."""
+    steps = 40 if size == 700 else 8
+    writer = WandbWriter(
+        run_config(tmp_path, "watch.wandb=offline"), run_id="12345678", mode="offline"
+    )
+    for step in range(1, steps + 1):
+        writer.write(train_record(step))
+        writer.write(SampleRecord(step=step, prompt="x" * size, text="y"))
+        writer.write(LeftOutRecord(step=step, reason="z" * size))
+    writer.finish()
+    [file] = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    content = file.read_bytes()
+    cut = tmp_path / "cut.wandb"
+    for part in (1, 3, 7, 8):
+        cut.write_bytes(content[: len(content) * part // 8])
+        monkeypatch.setattr(session, "_TAIL_BYTES", 1 << 40)
+        last = last_step_of(cut)
+        found = set[int]()
+        for tail in range(0, len(content), 32_768):
+            monkeypatch.setattr(session, "_TAIL_BYTES", tail)
+            found.add(last_step_of(cut))
+        assert found <= {-1, last}
+        assert last in found
+    assert last == steps
+    cut.write_bytes(content[:40_000] + bytes(200) + b"\x01\x00\x00\x00\xff\x00\x01" * 50)
+    assert 0 < last_step_of(cut) <= steps
+
+
+@pytest.mark.parametrize("before", range(0, 220, 20))
+def test_no_part_of_the_key_is_told(monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 20 + "\n" + "k" * 20)
+    told = describe(ValueError("x" * before + "k" * 20 + "\n" + "k" * 20 + " is refused"))
+    assert "k" not in told.removesuffix(" is refused")
+
+
+def test_an_end_that_finds_no_room_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_writer, "MAX_WAITING", 5)
+    writer = WandbWriter(
+        run_config(tmp_path, "watch.wandb=offline"), run_id="12345678", mode="offline"
+    )
+    for step in range(1, 40):
+        writer.write(train_record(step))
+    writer.finish()
+    [note] = writer.take_notes()
+    assert note.startswith("W&B does not keep up")
+    assert losses(history(tmp_path))[:5] == expected(5)
