@@ -18,11 +18,16 @@ def warned(lab: Lab, name: str) -> Played:
 
 
 def time_limit(lab: Lab, name: str) -> Played:
-    """A minute, of which the warning leaves some; the steps alone take that long."""
-    job = lab.submit(name, flags=("--time=1", "--signal=B:USR1@20"), environment={SLOW: "0.4"})
-    job.wait_for_step(1)
-    job.wait(lambda: "USR1 received" in job.output or job.state in ENDED, "the warning")
-    return finished(job, since=time.monotonic(), before=len(job.steps), starts=job.starts)
+    """It is a minute or two away, and the warning comes with a hundred seconds left."""
+
+    def shorten(job: Job) -> None:
+        hours, minutes, _ = lab.slurm.job(job.number)["RunTime"].split(":")
+        limit = 60 * int(hours) + int(minutes) + 2
+        lab.slurm.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={limit}")
+        job.wait(lambda: "USR1 received" in job.output or job.state in ENDED, "the warning")
+
+    flags = ("--time=60", "--signal=B:USR1@100")
+    return disturbed(lab, name, shorten, flags=flags, environment={SLOW: "0.4"})
 
 
 def requeued(lab: Lab, name: str) -> Played:
