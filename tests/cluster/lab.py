@@ -1,19 +1,16 @@
 """A Slurm cluster and jobs on it that can be disturbed, beside an undisturbed run without Slurm."""
 
-import os
-import re
-import subprocess
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from tests.cluster.allocated import Allocated
 from tests.corpora import write_corpus
-from tests.terminal import Terminal
 from tests.train.runs import TINY_RUN, start
-from tools.chaos.job import DEADLINE_SECONDS, Job
+from tools.chaos.job import Job
 from tools.chaos.project import make_project
 from tools.lab import s3, slurm
 from tools.lab.daemons import Record
@@ -29,54 +26,6 @@ CALM = (
 )
 TOLD_SECONDS = 600.0
 CLEAR_SECONDS = 60.0
-_GRANTED = re.compile(r"Granted job allocation ([0-9]+)")
-
-
-class Allocated(Job):
-    """A run that a person has started in an allocation, at a terminal.
-
-    Attributes:
-        status: of its exit; None before.
-    """
-
-    def __init__(self, lab: "Lab", directory: Path, arguments: Sequence[str]) -> None:
-        self._terminal = Terminal()
-        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "10999"}
-        self._process = subprocess.Popen(
-            [
-                # What was started in the background ignores it, and hands that on.
-                *("env", "--default-signal=INT", "setsid", "--ctty", "--wait"),
-                *("salloc", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"),
-                *(".venv/bin/python", "-m", "tools.keep", "--launcher", "srun", "--no-requeue"),
-                *("train", *arguments),
-            ],
-            cwd=lab.project,
-            env={**os.environ, **lab.record.environment, **meet},
-            stdin=self._terminal.follower,
-            stdout=self._terminal.follower,
-            stderr=self._terminal.follower,
-        )
-        self.status: int | None = None
-        super().__init__(lab.slurm, 0, project=lab.project, directory=directory)
-        self.wait(lambda: _GRANTED.search(self.output), "an allocation")
-        found = _GRANTED.search(self.output)
-        assert found is not None
-        self.number = int(found[1])
-
-    @property
-    def output(self) -> str:
-        """What the terminal has shown."""
-        return self._terminal.screen
-
-    def type(self, text: str) -> None:
-        """Type at the terminal."""
-        os.write(self._terminal.leader, text.encode())
-
-    def end(self) -> str:
-        """Wait until it has; its state then."""
-        self.status = self._process.wait(DEADLINE_SECONDS)
-        self._terminal.close()
-        return super().end()
 
 
 class Lab:
@@ -154,7 +103,8 @@ class Lab:
     def allocated(self, name: str) -> Allocated:
         """Start a run of that name in a terminal, as one does who has an allocation."""
         directory = self.directory / "runs" / name
-        return Allocated(self, directory, self._arguments(directory))
+        arguments = self._arguments(directory)
+        return Allocated(self.slurm, arguments, project=self.project, directory=directory)
 
     def _arguments(self, directory: Path, *overrides: str) -> list[str]:
         places = (f"data.corpus={self.corpus}", f"run_directory={directory}")

@@ -14,11 +14,13 @@ import psutil
 import pytest
 import yaml
 
+from tests.cluster.allocated import Allocated
 from tests.corpora import VOCABULARY, write_corpus
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
 from tools.lab import slurm
 from tools.lab.daemons import Record
 from tools.lab.jobs import SlurmLab
+from train.exit_status import ExitStatus
 from train.run_directory import RunDirectory
 from train.watch.metrics import read_metrics
 
@@ -161,6 +163,22 @@ def test_a_rank_that_dies_before_it_can_speak(lab: Lab, launcher: str) -> None:
     assert verdict.is_sure
     assert first.ended - killed < 30
     assert (fields["Restarts"], last.verdict.kind, last.last_step) == ("0", "complete", 5)
+
+
+def test_ctrl_c_at_the_terminal_of_an_allocation(lab: Lab) -> None:
+    stand_in(lab)
+    (lab.checkout / "config.yaml").write_text("{}\n")
+    arguments = ["config.yaml", "run_directory=run", "stand_in.num_steps=100000"]
+    job = Allocated(lab.slurm, arguments, project=lab.checkout, directory=lab.run("run"))
+    steps = lab.run("run") / "steps.txt"
+    wait_for(lambda: steps.exists() and len(steps.read_text().splitlines()) >= 5)
+    job.type("\x03")
+    job.end()
+    assert job.status == ExitStatus.SAVED, job.output
+    assert "SIGINT received, asking the ranks to save and stop" in job.output
+    assert "Traceback" not in job.output
+    [attempt] = job.attempts
+    assert attempt.verdict.kind == "stopped by a signal"
 
 
 def test_a_spare_node_takes_a_dead_one_s_place(lab: Lab) -> None:
