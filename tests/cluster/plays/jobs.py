@@ -18,13 +18,16 @@ def warned(lab: Lab, name: str) -> Played:
 
 
 def time_limit(lab: Lab, name: str) -> Played:
-    """It is a minute or two away, and the warning comes with a hundred seconds left."""
+    """It is a minute or two away, and the warning comes with a hundred seconds left; the job that is
+    requeued has its hour again."""
 
     def shorten(job: Job) -> None:
         hours, minutes, _ = lab.slurm.job(job.number)["RunTime"].split(":")
         limit = 60 * int(hours) + int(minutes) + 2
-        lab.slurm.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={limit}")
+        update = ("scontrol", "update", f"JobId={job.number}")
+        lab.slurm.call(*update, f"TimeLimit={limit}")
         job.wait(lambda: "USR1 received" in job.output or job.state in ENDED, "the warning")
+        lab.slurm.call(*update, "TimeLimit=60")
 
     flags = ("--time=60", "--signal=B:USR1@100")
     return disturbed(lab, name, shorten, flags=flags, environment={SLOW: "0.4"})

@@ -7,10 +7,10 @@ from tools.lab import slurm
 
 SHARED_CORE = """\
 #!/bin/bash
-# In its try-out one node has a core to itself and six that compute; the others share another core.
+# In its try-out one node shares a core with four that compute; the others share another core.
 [[ " $* " == *" tools.keep.trying "* ]] || exec "$@"
 [[ $SLURMD_NODENAME == node2 ]] || exec taskset --cpu-list 1 "$@"
-for _ in 1 2 3 4 5 6; do
+for _ in 1 2 3 4; do
     taskset --cpu-list 0 timeout 60 bash -c 'while :; do :; done' &
 done
 taskset --cpu-list 0 "$@"
@@ -62,10 +62,11 @@ def killed_with_a_spare(lab: Lab, name: str) -> Played:
 
 def killed_without_a_spare(lab: Lab, name: str) -> Played:
     """The run goes on upon the node that is left, in another layout."""
-    played = _killed(lab, name, "node2", "keep.fewer_nodes=true")
+    calm = "optim.lr=1e-3"  # what rounding adds grows with each step
+    played = _killed(lab, name, "node2", "keep.fewer_nodes=true", calm)
     first, last = played.job.attempts
     assert (first.gone, last.nodes, last.num_ranks) == (["node2"], ["node1"], 1), played.job.output
-    played.relative = 1e-5
+    played.relative, played.told = 1e-5, [calm]
     return played
 
 
