@@ -18,8 +18,7 @@ def warned(lab: Lab, name: str) -> Played:
 
 
 def time_limit(lab: Lab, name: str) -> Played:
-    """It is a minute or two away, and the warning comes with a hundred seconds left; the job that is
-    requeued has its hour again."""
+    """It is near, and the warning comes; the job that is requeued has its hour again."""
 
     def shorten(job: Job) -> None:
         hours, minutes, _ = lab.slurm.job(job.number)["RunTime"].split(":")
