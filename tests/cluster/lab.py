@@ -33,15 +33,17 @@ class Lab:
 
     Args:
         directory: of all of it.
+        num_nodes: of the cluster.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, num_nodes: int = 3) -> None:
         self.directory = directory
+        self._num_nodes = num_nodes
         self.project = directory / "project"
         self._stores = 0
 
     def __enter__(self) -> Self:
-        record = slurm.up(self.directory / "slurm", num_nodes=3, num_cpus=2)
+        record = slurm.up(self.directory / "slurm", num_nodes=self._num_nodes, num_cpus=2)
         self.record = record
         self.slurm = SlurmLab(self.directory / "slurm", record.environment)
         make_project(self.project)

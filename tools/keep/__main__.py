@@ -2,6 +2,7 @@
 
     python -m tools.keep --ranks 2 train configs/experiment/first_light.yaml
     python -m tools.keep --launcher srun train CONFIG.yaml    # in a job: slurm/pretrain.sh does it
+    python -m tools.keep --launcher deepspeed --hostfile HOSTS train CONFIG.yaml    # by ssh
 
 Each start is an attempt; `attempts.jsonl` in the run's directory says how each ended and why. It
 ends with the exit status of the run, or with 70 where starting again would not help
@@ -20,9 +21,10 @@ from tools.command import command_line
 from tools.keep.agents import AGENTS
 from tools.keep.asked import Asked
 from tools.keep.attempt import Attempts
+from tools.keep.hosts import Hosts
 from tools.keep.keeping import KEEPER, Keeping, say, try_out
 from tools.keep.launching import SPEAKS, requeue, require_allocation
-from tools.keep.settings import PLAIN, Settings
+from tools.keep.settings import Settings
 from tools.keep.starting import Starter
 from train.exit_status import ExitStatus
 
@@ -31,14 +33,19 @@ from train.exit_status import ExitStatus
 def main(arguments: Sequence[str] | None = None) -> int:
     """Attempt after attempt, until all is done or there is no sense in another."""
     options = parsed(arguments)
-    speaks, in_job = options.module == SPEAKS, options.launcher != PLAIN
+    speaks, hosts = options.module == SPEAKS, options.hosts
+    in_job = options.launcher != "plain" and hosts is None
     settings = Settings.of(options.arguments) if speaks else Settings()
     options.warm = options.warm or settings.keep.warm
     if in_job:
         require_allocation(options.launcher)
-    allocation = settings.allocation(options, os.environ, keeper=KEEPER) if speaks else None
+    allocation = (
+        settings.allocation(in_job=in_job, environment=os.environ, keeper=KEEPER)
+        if speaks
+        else None
+    )
     job = os.environ["SLURM_JOB_ID"] if in_job else None
-    host = os.environ["MASTER_ADDR"] if in_job else None
+    host = os.environ["MASTER_ADDR"] if in_job else None if hosts is None else hosts.here
     requeued = None if options.no_requeue else job
     attempts, asked = Attempts(say), Asked()
     with asked.listening(), Starter(options, host=host) as starter:
@@ -79,7 +86,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--launcher", choices=["plain", "srun", *AGENTS], default="plain")
     parser.add_argument(
-        "--inside", default="", metavar="WORDS", help="that enter a container, in a job"
+        "--hostfile",
+        metavar="FILE",
+        help="hosts that ssh reaches, in lines such as `host1 slots=8`, for torchrun or deepspeed",
+    )
+    parser.add_argument(
+        "--ssh", default="ssh", metavar="WORDS", help='such as "ssh -p 2222" (%(default)s)'
+    )
+    parser.add_argument(
+        "--inside", default="", metavar="WORDS", help="that enter a container; not with plain"
     )
     parser.add_argument(
         "--no-requeue", action="store_true", help="end a job that has saved: another goes on"
@@ -105,7 +120,14 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("module", metavar="MODULE", help="such as train")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.hosts = None
+    if options.hostfile is not None:
+        if options.launcher not in AGENTS:
+            parser.error(f"--hostfile: {options.launcher} starts no ranks on other hosts: add "
+                         "--launcher deepspeed, or torchrun")  # fmt: skip
+        options.hosts = Hosts(options.hostfile, ssh=shlex.split(options.ssh))
+    return options
 
 
 def pause(seconds: float, asked: Asked) -> None:

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from subprocess import DEVNULL, Popen
 from typing import Final, Protocol
 
 from tools.keep import looking
+<<<<<<< HEAD
 from tools.keep.agents import ranks_per_node, step_of
+=======
+from tools.keep.agents import DEAF_AT_FIRST, ranks_per_node, step_of
+from tools.keep.hosts import HostRanks, Hosts
+>>>>>>> 606826a (A run over two clusters, and ranks on hosts without Slurm: first cut of both, with their checks)
 from tools.keep.looking import Look, look
 from tools.keep.nodes import PORTS_APART, address_of, asked, called
 from tools.keep.shell import RANK
@@ -28,9 +31,6 @@ SPEAKS: Final = "train"
 _CALL_SECONDS: Final = 60.0
 _KILL_SECONDS: Final = 30.0
 """A process that waits for a disk that is away cannot be killed: it is left behind."""
-_LOOK_SECONDS: Final = 40.0
-"""For all ranks of a node: srun, the imports, and a look that may itself take 20 s."""
-_AT_A_TIME: Final = 32
 _PORTS: Final = 3
 """Of a job, so that a new start does not wait for the port of the last."""
 
@@ -208,22 +208,12 @@ class SlurmRanks:
 
     def looks(self, processes: Mapping[int, tuple[str, int]]) -> dict[int, Look]:
         """What ranks are found at, by a look on each node; without those that do not answer."""
-        ranks_on = defaultdict[str, list[int]](list)
-        for rank, (node, _) in processes.items():
-            ranks_on[node].append(rank)
 
-        def found_on(node: str) -> dict[int, Look]:
-            ranks = ranks_on[node]
-            pids = [str(processes[rank][1]) for rank in ranks]
-            command = [*self._inside, sys.executable, "-m", looking.__name__, *pids]
-            told = asked(node, *command, seconds=_LOOK_SECONDS)
-            return dict(zip(ranks, looking.looks_of(told or ""), strict=False))
+        def asked_on(node: str, arguments: Sequence[str]) -> str | None:
+            command = [*self._inside, sys.executable, "-m", looking.__name__, *arguments]
+            return asked(node, *command, seconds=looking.LOOK_SECONDS)
 
-        found: dict[int, Look] = {}
-        with ThreadPoolExecutor(_AT_A_TIME) as pool:
-            for each in pool.map(found_on, ranks_on):
-                found |= each
-        return found
+        return looking.looks_on(processes, asked_on)
 
     @property
     def all_ended(self) -> bool:
@@ -258,6 +248,7 @@ def start(
     arguments: Sequence[str],
     *,
     launcher: str,
+    hosts: Hosts | None,
     inside: Sequence[str],
     num_ranks: int,
     threads: int | None,
@@ -271,8 +262,9 @@ def start(
     Args:
         module: that each runs.
         arguments: that it is given.
-        launcher: "plain", or in a job of Slurm what starts its ranks.
-        inside: words that enter a container, in a job.
+        launcher: "plain", or what starts the ranks of a job of Slurm, or of some hosts.
+        hosts: on which they run; None for this one, or the nodes of a job.
+        inside: words that enter a container, unless it is plain.
         num_ranks: processes, of the plain launcher.
         threads: of each; None leaves it to the environment.
         address: of the keeper.
@@ -288,6 +280,10 @@ def start(
         environment[STANDBY] = "1"
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
+    if hosts is not None:
+        return HostRanks(
+            command, launcher=launcher, hosts=hosts, inside=inside, environment=environment
+        )
     if launcher != "plain":
         # Ranks that speak are seen to end one by one, and ended by the keeper itself.
         wait_seconds = 0 if module == SPEAKS else 60

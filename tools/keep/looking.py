@@ -7,7 +7,9 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +18,11 @@ import psutil
 
 from train.watch.memory_kills import out_of_memory_kills
 
+LOOK_SECONDS: Final = 40.0
+"""For all ranks of a node: srun or ssh, the imports, and a look that may itself take 20 s."""
+
 _SECONDS: Final = 20.0
+_AT_A_TIME: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,31 @@ def looks_of(text: str) -> list[Look]:
         ]
     except (ValueError, KeyError, TypeError):
         return []
+
+
+def looks_on(
+    processes: Mapping[int, tuple[str, int]], asked: Callable[[str, Sequence[str]], str | None]
+) -> dict[int, Look]:
+    """What ranks are found at, by a look on each of their nodes; without those that say nothing.
+
+    Args:
+        processes: by rank, its node and its process there.
+        asked: what this module prints on a node, given arguments.
+    """
+    ranks_on = defaultdict[str, list[int]](list)
+    for rank, (node, _) in processes.items():
+        ranks_on[node].append(rank)
+
+    def found_on(node: str) -> dict[int, Look]:
+        ranks = ranks_on[node]
+        told = asked(node, [str(processes[rank][1]) for rank in ranks])
+        return dict(zip(ranks, looks_of(told or ""), strict=False))
+
+    found: dict[int, Look] = {}
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        for each in pool.map(found_on, ranks_on):
+            found |= each
+    return found
 
 
 def _stack(pid: int) -> tuple[Frame, ...]:

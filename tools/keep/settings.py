@@ -1,6 +1,5 @@
 """What of a run's configuration its keeper reads: the sections `cluster:` and `keep:`."""
 
-import argparse
 import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Self
@@ -14,9 +13,6 @@ from train.config_files import load
 from train.errors import ConfigError, UserError
 from train.keep import KeepConfig
 from train.storage.path import local_path
-
-PLAIN = "plain"
-"""The launcher of ranks that are this host's."""
 
 
 class Settings(JobSections):
@@ -46,12 +42,12 @@ class Settings(JobSections):
         return self.cluster.gpu is not None if asked is None else asked
 
     def allocation(
-        self, options: argparse.Namespace, environment: Mapping[str, str], *, keeper: str
+        self, *, in_job: bool, environment: Mapping[str, str], keeper: str
     ) -> Allocation | None:
         """The nodes to choose from; None where there is no choice: Slurm says where ranks run.
 
         Args:
-            options: of the command.
+            in_job: whether there is a job of Slurm.
             environment: of the job.
             keeper: by its name.
 
@@ -60,11 +56,11 @@ class Settings(JobSections):
         """
         spare = self.cluster.spare_nodes
         key = f"cluster.spare_nodes: {spare}"
-        if options.launcher == PLAIN:
+        if not in_job:
             if spare:
                 raise UserError(
-                    f"{key}: needs an allocation, and these ranks are this host's: submit the run "
-                    "with python -m tools.submit, or set cluster.spare_nodes=0"
+                    f"{key}: needs an allocation, and there is none: submit the run with python -m "
+                    "tools.submit, or set cluster.spare_nodes=0"
                 )
             return None
         try:

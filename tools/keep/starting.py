@@ -51,6 +51,7 @@ class Started:
             options.module,
             [*options.arguments, *place.overrides],
             launcher=options.launcher,
+            hosts=options.hosts,
             inside=shlex.split(options.inside),
             num_ranks=options.ranks,
             threads=options.threads,

@@ -27,7 +27,7 @@ END_TIMEOUT_SECONDS = 30.0
 MAX_SOCKET_PATH_BYTES = 107  # and a closing zero
 
 CONFIGURATION = """\
-ClusterName=lab
+ClusterName=lab{first_job_id}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmUser={user}
@@ -72,7 +72,8 @@ TCPTimeout=5
 BatchStartTimeout=20
 UnkillableStepTimeout=60
 InactiveLimit=0
-# Ids start at random, so that ports derived from them differ between labs on one machine.
+# Ids start at random, so that ports derived from them differ between labs on one machine, as do
+# the clusters' names.
 FirstJobId={first_job_id}
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10 GraceTime=30

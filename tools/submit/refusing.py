@@ -101,16 +101,16 @@ def queue_fault(run: Path, queue: Sequence[Job]) -> str | None:
 def lease_fault(config: RunConfig, queue: Sequence[Job]) -> str | None:
     """That something writes the run right now, whatever started it; None if nothing does."""
     queued = {str(job.number) for job in queue}
-    places = [Place.of(config.directory.path)]
+    name = f"run_directory: {config.run_directory}"
+    places = [(name, Place.of(config.directory.path))]
     with contextlib.suppress(OSError):  # no such place here: the ranks will see to it
-        places.append(config.checkpoints_of(config.directory))
-    for place in places:
+        if config.mirror is not None:
+            name = f"run_mirror: {config.run_mirror}"
+        places.append((name, config.checkpoints_of(config.directory)))
+    for name, place in places:
         holder, lives = None, None
         with contextlib.suppress(OSError):  # a store that does not answer: likewise
             holder, lives = held_by(place)
         if holder is not None and (lives or holder.job in queued):
-            return (
-                f"run_directory: {config.run_directory} is being written: {holder}; wait for it, "
-                "or end it"
-            )
+            return f"{name} is being written: {holder}; wait for it, or end it"
     return None

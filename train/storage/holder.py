@@ -29,6 +29,7 @@ class Holder(Record):
         kernel: boot and process namespace, in which a pid means one process; empty if not known.
         started: when the process began, as its kernel counts.
         job: of Slurm.
+        cluster: of the job; others count their jobs from the same numbers.
         restarts: how often Slurm has requeued the job.
         renewed_every_seconds: how often the file is written anew.
         renewals: how often that was.
@@ -43,6 +44,7 @@ class Holder(Record):
     kernel: str = ""
     started: str = ""
     job: str = ""
+    cluster: str = ""
     restarts: int = 0
     renewed_every_seconds: Annotated[float, Field(gt=0, le=60)]
     renewals: int = 0
@@ -61,12 +63,14 @@ class Holder(Record):
             kernel=_kernel(),
             started=_started(os.getpid()) or "",
             job=_sayable(os.environ.get("SLURM_JOB_ID", "")),
+            cluster=_sayable(os.environ.get("SLURM_CLUSTER_NAME", "")),
             restarts=int(restarts) if re.fullmatch("[0-9]{1,9}", restarts) else 0,
             renewed_every_seconds=renewed_every_seconds,
         )
 
     def __str__(self) -> str:
         job = f", Slurm job {self.job}" if self.job else ""
+        job += f" of cluster {self.cluster}" if self.job and self.cluster else ""
         return f"pid {self.pid} of {self.user} on {self.host} since {self.since}{job}"
 
     def lives(self, here: "Holder") -> bool | None:
@@ -79,7 +83,8 @@ class Holder(Record):
             lives = _lives(self.pid, self.started)
             # It may be a copy of what a living process writes to elsewhere.
             return None if lives and self.place not in ("", here.place) else lives
-        if here.job and self.job == here.job and self.restarts < here.restarts:
+        is_mine = here.job and (self.job, self.cluster) == (here.job, here.cluster)
+        if is_mine and self.restarts < here.restarts:
             return False  # Slurm requeues a job when it has ended
         return None
 

@@ -50,6 +50,11 @@ class _Found(NamedTuple):
         """How often it is written anew while its process lives."""
         return self.holder.renewed_every_seconds if self.holder else RENEWED_EVERY_SECONDS
 
+    @property
+    def patience_seconds(self) -> float:
+        """How long it counts after it was last written."""
+        return _MISSED_PERIODS * self.period_seconds
+
 
 class Lease(AbstractContextManager["Lease"]):
     """The right to write to a directory, which no other process has meanwhile.
@@ -152,7 +157,7 @@ class Lease(AbstractContextManager["Lease"]):
         """Whether the process that had it is done or dead, as far as that is known by now."""
         lives = None if found.holder is None else found.holder.lives(self._me)
         if lives is None and self._watched is None:
-            patience_seconds = _MISSED_PERIODS * found.period_seconds
+            patience_seconds = found.patience_seconds
             self._watched, self._watched_until = found, time.monotonic() + patience_seconds
             logger.warning(
                 "%s was held by %s; waiting %.0f s to see whether that lives",
@@ -163,8 +168,9 @@ class Lease(AbstractContextManager["Lease"]):
             lives = is_seen_to_live or (None if time.monotonic() < self._watched_until else False)
         if lives:
             raise InUseError(
-                f"{self.directory} is in use by another process, {self._told(found)}: wait until "
-                f"it ends, or {self.instead}"
+                f"{self.directory} is in use by another process, {self._told(found)}, until it "
+                f"ends or has not renewed that for {found.patience_seconds:.0f} s: wait until it "
+                f"ends, or {self.instead}"
             )
         return lives is False
 

@@ -1,6 +1,5 @@
 """What a keeper reads of a configuration, and which nodes it may choose from."""
 
-import argparse
 from pathlib import Path
 
 import pytest
@@ -24,42 +23,38 @@ def _three_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tools.keep.settings.names", lambda nodelist: nodes if nodelist else ())
 
 
-def options(launcher: str = "srun") -> argparse.Namespace:
-    return argparse.Namespace(launcher=launcher)
-
-
 def settings(*overrides: str) -> Settings:
     return Settings.of(["--dry-run", "name=x", *overrides])
 
 
 def test_a_job_s_nodes() -> None:
-    found = settings().allocation(options(), JOB, keeper="me")
+    found = settings().allocation(in_job=True, environment=JOB, keeper="me")
     assert found is not None
     assert (found.nodes, found.num_wanted, found.ranks_per_node, found.may_shrink) == (
         ("node1", "node2", "node3"), 3, 2, False,
     )  # fmt: skip
     asked = settings("cluster.spare_nodes=1", "keep.fewer_nodes=true", "keep.warm=true")
     assert asked.keep.warm
-    found = asked.allocation(options("torchrun"), JOB, keeper="me")
+    found = asked.allocation(in_job=True, environment=JOB, keeper="me")
     assert found is not None
     assert (found.num_wanted, found.may_shrink) == (2, True)
 
 
 def test_without_spare_nodes_slurm_may_say_where_ranks_are() -> None:
     uneven = {**JOB, "SLURM_TASKS_PER_NODE": "2,1", "SLURM_NTASKS": "3"}
-    assert settings().allocation(options(), uneven, keeper="me") is None
-    assert settings().allocation(options("plain"), {}, keeper="me") is None
+    assert settings().allocation(in_job=True, environment=uneven, keeper="me") is None
+    assert settings().allocation(in_job=False, environment={}, keeper="me") is None
     nobody_answers = {**JOB, "SLURM_JOB_NODELIST": ""}
-    assert settings().allocation(options(), nobody_answers, keeper="me") is None
+    assert settings().allocation(in_job=True, environment=nobody_answers, keeper="me") is None
 
 
 @pytest.mark.parametrize(
-    ("launcher", "environment", "spare", "message"),
+    ("in_job", "environment", "spare", "message"),
     [
-        ("plain", {}, 1, r"^cluster.spare_nodes: 1: needs an allocation, and these ranks are this"),
-        ("srun", JOB, 3, r"^cluster.spare_nodes: 3: the job has 3 node\(s\), and none would be"),
+        (False, {}, 1, r"^cluster.spare_nodes: 1: needs an allocation, and there is none"),
+        (True, JOB, 3, r"^cluster.spare_nodes: 3: the job has 3 node\(s\), and none would be"),
         (
-            "srun",
+            True,
             {**JOB, "SLURM_TASKS_PER_NODE": "2,1", "SLURM_NTASKS": "3"},
             1,
             r"^cluster.spare_nodes: 1: needs as many ranks on each node: give sbatch --nt",
@@ -67,11 +62,11 @@ def test_without_spare_nodes_slurm_may_say_where_ranks_are() -> None:
     ],
 )
 def test_spare_nodes_where_there_are_none(
-    launcher: str, environment: dict[str, str], spare: int, message: str
+    in_job: bool, environment: dict[str, str], spare: int, message: str
 ) -> None:
     asked = settings(f"cluster.spare_nodes={spare}")
     with pytest.raises(UserError, match=message):
-        asked.allocation(options(launcher), environment, keeper="me")
+        asked.allocation(in_job=in_job, environment=environment, keeper="me")
 
 
 def test_it_is_one_sentence_before_anything_starts(
@@ -81,7 +76,7 @@ def test_it_is_one_sentence_before_anything_starts(
     status = main(["train", "name=x", "cluster.spare_nodes=1"])
     assert status == ExitStatus.MISTAKE
     assert capsys.readouterr().err == (
-        "cluster.spare_nodes: 1: needs an allocation, and these ranks are this host's: submit the "
+        "cluster.spare_nodes: 1: needs an allocation, and there is none: submit the "
         "run with python -m tools.submit, or set cluster.spare_nodes=0\n"
     )
 

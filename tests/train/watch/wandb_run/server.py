@@ -31,6 +31,12 @@ class WandbServer:
     directory: Path
     variables: dict[str, str]
 
+    @property
+    def run_ids(self) -> list[str]:
+        """Of all runs that there are."""
+        files = self.directory.glob("files/*/*/*/wandb-history.jsonl")
+        return sorted(file.parent.name for file in files)
+
     def rows(self, run_id: str) -> list[dict[str, Any]]:
         """The history of a run, as it was sent."""
         [file] = self.directory.glob(f"files/*/*/{run_id}/wandb-history.jsonl")
