@@ -26,7 +26,7 @@ TOGETHER := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PR
 BY_ARRAY := --limit-megabytes=12 --vocabulary=8000 --dedup=minhash --part-mebibytes=1
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: pretrain tasks test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-cluster build-slurm dashboard check gpu-check test-cuda bench golden clean
+.PHONY: pretrain tasks test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-cluster two-clusters build-slurm dashboard check gpu-check test-cuda bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -73,6 +73,9 @@ faults-data: .venv/dev  ## what training does when its data fail, as a table and
 
 faults-cluster: .venv/dev  ## what becomes of jobs on a Slurm cluster to which something happens, as a table and out/faults-cluster.json (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.cluster.faults $(ARGS)
+
+two-clusters: .venv/dev .venv/openwandb/installed  ## one run over two Slurm clusters that share a store alone, as out/two-clusters.json (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.cluster.two_clusters $(ARGS)
 
 build-slurm: .venv/dev  ## a corpus by a Slurm array of which a task is killed, beside the one built here, as out/build-slurm.json (minutes)
 	$(BIN)/python -m tests.tools.corpus.slurm_check $(or $(ARGS),$(BY_ARRAY))

@@ -43,6 +43,7 @@ from train.loop import train
 from train.precision import decided, guessed
 from train.prepare import agreed, use_compile_cache
 from train.storage.path import local_path
+from train.storage.place import Place
 from train.tasks.task import load_tasks
 from train.watch.streams import PATIENCE_SECONDS, Streams, lasting_streams
 
@@ -224,9 +225,16 @@ def _local_faults(config: RunConfig) -> Iterator[str]:
                 found[key] = Path(os.path.realpath(local_path(text)))
         except StorageError as error:
             yield f"{key}: {error}"
-    with contextlib.suppress(StorageError):  # it is in a store
-        stored = local_path(config.checkpoint.directory or "")
-        found["checkpoint.directory"] = Path(os.path.realpath(stored))
+    with contextlib.suppress(StorageError):  # told where it is used
+        stored = Place.parse(config.checkpoint.directory or "", config.storage)
+        if stored.is_remote:
+            yield (
+                f"checkpoint.directory: {stored} is in a store: set run_mirror={stored} instead, "
+                "which holds the run's files, too; checkpoints that are there belong into "
+                f"{stored}/checkpoints"
+            )
+        else:
+            found["checkpoint.directory"] = Path(os.path.realpath(str(stored)))
     for key in ("run_directory", "checkpoint.directory"):
         if LOCAL in found and key in found and found[LOCAL].is_relative_to(found[key]):
             yield (

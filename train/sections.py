@@ -104,7 +104,7 @@ class CheckpointConfig(Config):
     """Write while training goes on, from a copy of each rank's share in host memory; without,
     training waits for the write and no copy is made."""
     directory: PathText | None = None
-    """Directory or `s3://bucket/path`; default checkpoints/ in the run directory."""
+    """Default: checkpoints/ in the run directory. In a store they are `run_mirror`'s."""
     local: LocalConfig | None = None
     """Checkpoints on the nodes' own disks besides, from which a run goes on sooner. Default: none.
     With them, a store or disk that fails is an alarm and no end of the run, as long as the last

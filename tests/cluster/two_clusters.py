@@ -24,6 +24,7 @@ from model import torchvision_free
 torchvision_free.install()
 
 import psutil  # noqa: E402  # after install()
+import pytest  # noqa: E402
 import yaml  # noqa: E402
 
 from tests.cluster.injected import SLOW  # noqa: E402
@@ -41,9 +42,9 @@ from train.run_directory import RunDirectory  # noqa: E402
 from train.storage.place import Place  # noqa: E402
 from train.watch.metrics import read_metrics  # noqa: E402
 
-STEPS: Final = 200
-STOPPED_AT: Final = 50
-SAVED_EVERY: Final = 20
+STEPS: Final = 100
+STOPPED_AT: Final = 35
+SAVED_EVERY: Final = 10
 LARGEST_DIFFERENCE: Final = 1e-5
 """Of a loss, relative, in another layout."""
 BUCKET: Final = "two"
@@ -54,8 +55,8 @@ LINE: Final = (
 )
 IN_A_CONTAINER: Final = "cluster.container=[unshare, --pid, --fork, --kill-child, --mount-proc]"
 """As on another host, a process sees nothing of the other cluster's."""
-SECONDS_A_STEP: Final = "0.25"
-"""Of a cluster that something is done to meanwhile."""
+SLOWLY: Final = {SLOW: "1.0"}
+"""A step of a cluster takes as many seconds longer while another one looks at it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +197,7 @@ def _run(cluster: Lab, name: str) -> Path:
 def moved(clusters: Clusters) -> Outcome:
     """B is refused while A trains, and goes on once A was cancelled and all it had is gone."""
     a, b = clusters.a, clusters.b
-    first = clusters.submit(a, "moved", environment={SLOW: SECONDS_A_STEP})
+    first = clusters.submit(a, "moved", environment=SLOWLY)
     first.wait_for_step(3)
     said: dict[str, str] = {}
     try:
@@ -220,14 +221,12 @@ def moved(clusters: Clusters) -> Outcome:
 
 def taken_over(clusters: Clusters) -> Outcome:
     """A is frozen, as if its network were cut, until B has gone on, and wakes up beside it."""
-    first = clusters.submit(clusters.a, "taken-over", environment={SLOW: SECONDS_A_STEP})
+    first = clusters.submit(clusters.a, "taken-over", environment=SLOWLY)
     first.wait_for_step(STOPPED_AT)
     frozen = _processes(first)
     for process in frozen:
         process.send_signal(signal.SIGSTOP)
-    second = clusters.submit_by_hand(
-        clusters.b, "taken-over", IN_A_CONTAINER, environment={SLOW: SECONDS_A_STEP}
-    )
+    second = clusters.submit_by_hand(clusters.b, "taken-over", IN_A_CONTAINER, environment=SLOWLY)
     second.wait_for_step(STOPPED_AT + SAVED_EVERY)
     for process in reversed(frozen):
         process.send_signal(signal.SIGCONT)
@@ -302,8 +301,9 @@ def _outcome(
 
 def played(directory: Path) -> dict[str, Outcome]:
     """Both runs, by name."""
-    with Clusters(directory) as clusters:
-        os.environ.update(clusters.environment)
+    with Clusters(directory) as clusters, pytest.MonkeyPatch.context() as patch:
+        for variable, value in clusters.environment.items():
+            patch.setenv(variable, value)
         calm = clusters.submit(clusters.a, "calm")
         assert calm.end() == "COMPLETED", calm.output
         calm.directory.rename(clusters.a.directory / "calm")

@@ -41,6 +41,7 @@ ELSEWHERE = {
     "deepspeed": "eight GPUs; tests/tools/submit/test_on_the_lab.py",
     "sbatch slurm/pretrain.sh": "tests/train/test_slurm_run.py",
     "sbatch slurm/evaluate.sh": "tests/train/test_slurm_run.py",
+    "python -m tools.keep --launcher deepspeed": "hosts; tests/tools/keep/test_hosts.py",
     "eval": "the fixture's store",
     "make dashboard": "serves until it is ended; tests/tools/dashboard",
     "python -m tools.wandb_sync": "wants a server; tests/tools/test_wandb_sync.py",

@@ -158,7 +158,7 @@ def throttled(lab: Lab, place: Path) -> Played:
 
 def saved_to(place: Path) -> str:
     """Where a run keeps its checkpoints: in the store, while it reads from the disk."""
-    return f"checkpoint.directory=s3://faults/{place.name}-saved"
+    return f"run_mirror=s3://faults/{place.name}-saved"
 
 
 def store_frozen_while_saving(lab: Lab, place: Path) -> Played:

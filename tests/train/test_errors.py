@@ -72,6 +72,10 @@ MISTAKES = [
         ["zero.stage=3", "checkpoint.asynchronous=false", "zero.offload_directory=~nobody-here/a"],
         "zero.offload_directory: ~nobody-here/a: there is no such home",
     ),
+    (
+        ["checkpoint.directory=s3://lab/saved"],
+        "checkpoint.directory: s3://lab/saved is in a store: set run_mirror=s3://lab/saved instead",
+    ),
     (["checkpoint.directory=' '"], "checkpoint.directory: cannot be the name of a file"),
     (["profile={steps: [2, 99]}"], "profile.steps: 99 is no step of the run, or left out"),
     (["profile={steps: [2]}", "left_out=[2]"], "profile.steps: 2 is no step of the run, or left"),

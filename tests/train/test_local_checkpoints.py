@@ -195,10 +195,9 @@ def test_a_store_that_is_gone_for_good_is_an_alarm(
 ) -> None:
     """Training goes on while the disks have its steps; what they hold completes it elsewhere."""
     directory, disks = tmp_path / "run", tmp_path / "disks"
-    place = Place.parse("s3://lab/run")
     patience = ("storage.timeout_seconds=1", "storage.retry_budget_seconds=1")
     options = (*STEPS, "checkpoint.every_steps=4", *LAYOUT, near(disks, every=2), *patience)
-    options += (f"checkpoint.directory={place}",)
+    options += ("run_mirror=s3://lab/run",)
     server = s3.up(tmp_path / "s3", bucket="lab")
     try:
         attempt = start(
@@ -208,11 +207,11 @@ def test_a_store_that_is_gone_for_good_is_an_alarm(
         s3.down(tmp_path / "s3")
         ended = attempt.wait()
         assert ended.code == ExitStatus.MISTAKE, ended.output[-3000:]
-        assert "s3://lab/run cannot be written" in ended.output
+        assert "s3://lab/run/checkpoints cannot be written" in ended.output
         recorded = read_metrics(RunDirectory(directory).metrics)
         assert recorded.train[-1].step == 30, "to the last step, which belongs into the store"
         alarms = [note.text for note in recorded.notes if note.text.startswith("alarm: ")]
-        assert any("s3://lab/run cannot be written" in text for text in alarms)
+        assert any("s3://lab/run/checkpoints cannot be written" in text for text in alarms)
         expected = near_by(disks)
         server = s3.up(tmp_path / "s3", bucket="lab")  # an empty one
         resumed = run(

@@ -25,7 +25,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[pytest.param("here", marks=pytest.mark.long), "in a store"])
 def saved(request: pytest.FixtureRequest) -> Place:
-    return place_at(request.param, "saved", request)
+    if request.param == "here":
+        return place_at("here", "saved", request)
+    return place_at("in a store", "mirror", request) / "checkpoints"
+
+
+def saves_to(saved: Place) -> str:
+    """The override by which a run's checkpoints lie there."""
+    key = "run_mirror" if saved.is_remote else "checkpoint.directory"
+    return f"{key}={str(saved).removesuffix('/checkpoints')}"
 
 
 def change_lease(directory: Place, number: int, **about: object) -> None:
@@ -37,7 +45,7 @@ def change_lease(directory: Place, number: int, **about: object) -> None:
 
 def test_two_runs_that_save_to_one_place(corpus: Path, saved: Place, tmp_path: Path) -> None:
     """The second is refused, and the first loses nothing; taken over, it stops."""
-    steps = (*ENDLESS, f"checkpoint.directory={saved}")
+    steps = (*ENDLESS, saves_to(saved))
     first = start(corpus, tmp_path / "first", *steps, "checkpoint.keep=100")
     wait_for_step(first, tmp_path / "first", step=7)
     for other in ("seed=2", "seed=1"):
@@ -62,7 +70,7 @@ def test_runs_of_hosts_that_died(corpus: Path, saved: Place, tmp_path: Path) -> 
 
     The first host was asleep: long after, it touches nothing.
     """
-    steps = (*ENDLESS, f"checkpoint.directory={saved}")
+    steps = (*ENDLESS, saves_to(saved))
     job = {"SLURM_JOB_ID": "77"}
     first = start(corpus, tmp_path / "a", *steps, environment=job)
     wait_for_step(first, tmp_path / "a", step=4)

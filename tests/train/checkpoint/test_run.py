@@ -16,17 +16,17 @@ def test_checkpoints_in_s3_continue_a_run(
     s3_lab: S3Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus, url = write_corpus(tmp_path / "corpus"), f"s3://{s3_lab.bucket}/a-run"
-    options = ("checkpoint.every_steps=2", f"checkpoint.directory={url}", "checkpoint.keep=9")
+    options = ("checkpoint.every_steps=2", f"run_mirror={url}", "checkpoint.keep=9")
     whole = run(corpus, tmp_path / "whole", "steps=5")
     environment = s3_lab.environment
     run(corpus, tmp_path / "run", "steps=5", *options, environment=environment)
     assert not (tmp_path / "run" / "checkpoints").exists()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    place = Place.parse(url)
+    place = Place.parse(url) / "checkpoints"
     assert checkpoint_directory.complete(place) == [f"step_{step:08d}" for step in (2, 4, 5)]
     again = start(corpus, tmp_path / "run", "steps=5", *options, environment=environment).wait()
-    assert f"is complete: {url}/step_00000005" in again.output
+    assert f"is complete: {place}/step_00000005" in again.output
     checkpoint_directory.retire(place, ["step_00000005"])
     (place / "latest").write(b"step_00000004\n")
     resumed = run(corpus, tmp_path / "run", "steps=5", *options, environment=environment)
