@@ -51,7 +51,7 @@ BUCKET: Final = "two"
 LINE: Final = (
     *("tests/tiny_run.yaml", "cluster.yaml", f"data.corpus=s3://{BUCKET}/corpus"),
     *(f"steps={STEPS}", f"validation.every_steps={STEPS}", f"checkpoint.every_steps={SAVED_EVERY}"),
-    *("checkpoint.keep=20", "watch.wandb=online"),
+    *("checkpoint.keep=20", "watch.wandb=online", "optim.lr=1e-3"),
 )
 IN_A_CONTAINER: Final = "cluster.container=[unshare, --pid, --fork, --kill-child, --mount-proc]"
 """As on another host, a process sees nothing of the other cluster's."""

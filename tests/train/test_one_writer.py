@@ -79,7 +79,7 @@ def test_runs_of_hosts_that_died(corpus: Path, saved: Place, tmp_path: Path) -> 
     first.signal(signal.SIGSTOP)
     change_lease(saved, 1)
     second = start(corpus, tmp_path / "b", *steps, environment=job)
-    wait_for_step(second, tmp_path / "b", step=2)
+    wait_for_step(second, tmp_path / "b", step=30)  # others come from the mirror
     told = second.ranks[0].output()
     assert f"{saved} was held by pid" in told
     assert "on node9 since" in told
@@ -91,7 +91,7 @@ def test_runs_of_hosts_that_died(corpus: Path, saved: Place, tmp_path: Path) -> 
     change_lease(saved, 2, renewed_every_seconds=60)
     change_lease(Place.of(tmp_path / "b"), 1, renewed_every_seconds=60)
     requeued = start(corpus, tmp_path / "b", *steps, environment=job | {"SLURM_RESTART_COUNT": "1"})
-    wait_for_step(requeued, tmp_path / "b", step=20)
+    wait_for_step(requeued, tmp_path / "b", step=90)
     assert "to see whether that lives" not in requeued.ranks[0].output()
     requeued.signal(signal.SIGUSR1)
     assert requeued.wait().code == ExitStatus.SAVED

@@ -11,15 +11,16 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
 
 from model.semicausal import parameter_counts
 from parallel.launch import World, processor_name
+from train.checkpoint.background import TakenOverError
 from train.config import RunConfig
 from train.config_files import dump
-from train.errors import RunDirectoryError, UserError
+from train.errors import InUseError, RunDirectoryError, UserError
 from train.storage.place import Place
 from train.watch.hardware import Hardware
 from train.watch.metrics import (
@@ -35,6 +36,8 @@ from train.watch.streams import Streams
 from train.watch.utilisation import flops_per_token, peak_flops
 from train.watch.wandb_run.switches import mode_of, run_id_of
 from train.watch.wandb_run.writer import WandbWriter
+
+_TAKEN_OVER: Final = (InUseError, TakenOverError)
 
 
 class Monitor:
@@ -132,7 +135,10 @@ class Monitor:
             self._hardware.stop()
         if self._wandb is not None:
             with self.guard("W&B"):
-                self._wandb.finish(exit_code=0 if error_type is None else 1)
+                if error_type is not None and issubclass(error_type, _TAKEN_OVER):
+                    self._wandb.leave()
+                else:
+                    self._wandb.finish(exit_code=0 if error_type is None else 1)
             self._tell_notes()
         if self._display is not None:
             with self.guard("the display"):

@@ -129,6 +129,14 @@ class WandbWriter:
                 "metrics.jsonl has every record"
             )
 
+    def leave(self) -> None:
+        """Ends this writer, and not the run, which another process records by now."""
+        self._cut_off.set()
+        kill_services()
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(1)
+        self._thread.join(CUT_OFF_SECONDS)
+
     def _serve(self) -> None:
         try:
             for services in range(1, MAX_SERVICES + 1):

@@ -3,7 +3,8 @@
     .venv/openwandb/bin/python openwandb_server.py DIRECTORY PORT
 
 openwandb keeps every row that it is sent, but does not say to a run that resumes how far it has
-come, nor take alerts. W&B does both, and so does it here.
+come, nor take alerts, nor puts rows that are sent again, at the same offset, in the place of those
+that it has. W&B does all of this, and so does it here.
 """
 
 import json
@@ -25,6 +26,7 @@ import uvicorn  # noqa: E402  # its settings come first
 
 # Of an environment that type checks know nothing of.
 from openwandb import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    file_stream,
     graphql_schema,
     server,
     storage,
@@ -50,6 +52,28 @@ def with_its_history(run: dict[str, Any]) -> Any:
 
 
 graphql_schema._run_to_type = with_its_history
+
+
+process_file_stream: Any = file_stream.process_file_stream
+writing = threading.Lock()
+
+
+def at_their_offset(entity: str, project: str, run_id: str, payload: Any, **options: Any) -> Any:
+    """Take what a service sends, each row of a history in its place."""
+    name = "wandb-history.jsonl"
+    sent = payload.get("files", {}).get(name)
+    with writing:
+        before = storage.read_file(entity, project, run_id, name) or b""
+        answer = process_file_stream(entity, project, run_id, payload, **options)
+        if sent is not None:
+            rows, first = before.decode().splitlines(), sent.get("offset", 0)
+            rows[first : first + len(sent["content"])] = sent["content"]
+            place = storage.get_run_files_dir(entity, project, run_id) / name
+            place.write_text("".join(f"{row}\n" for row in rows))
+    return answer
+
+
+file_stream.process_file_stream = at_their_offset
 
 
 async def with_alerts(request: Request, answer: Any) -> Response:
