@@ -91,7 +91,7 @@ def test_runs_of_hosts_that_died(corpus: Path, saved: Place, tmp_path: Path) -> 
     change_lease(saved, 2, renewed_every_seconds=60)
     change_lease(Place.of(tmp_path / "b"), 1, renewed_every_seconds=60)
     requeued = start(corpus, tmp_path / "b", *steps, environment=job | {"SLURM_RESTART_COUNT": "1"})
-    wait_for_step(requeued, tmp_path / "b", step=90)
+    wait_for_step(requeued, tmp_path / "b", step=50)
     assert "to see whether that lives" not in requeued.ranks[0].output()
     requeued.signal(signal.SIGUSR1)
     assert requeued.wait().code == ExitStatus.SAVED

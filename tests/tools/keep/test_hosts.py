@@ -158,7 +158,7 @@ def test_an_agent_passes_on_what_the_keeper_asks(
 STEPS = 40
 LINE = (
     *(f"steps={STEPS}", "checkpoint.every_steps=5", f"validation.every_steps={STEPS}"),
-    *("layout.tensor=2", "zero.stage=3", "precision=fp32"),
+    *("zero.stage=3", "precision=fp32"),
 )
 
 
@@ -200,14 +200,14 @@ def test_two_hosts_without_slurm_then_slurm(
 ) -> None:
     """A rank is killed there, then all are asked to stop, and a job goes on."""
     corpus = write_corpus(tmp_path / "corpus", train=320, validation=8)
-    run(corpus, tmp_path / "whole", *LINE, ranks=4)
+    run(corpus, tmp_path / "whole", *LINE, ranks=2)
     directory = tmp_path / "run"
     words = ["train", str(TINY_RUN), *LINE, f"data.corpus={corpus}", f"run_directory={directory}"]
-    with two_hosts(tmp_path / "ssh") as hosts:
+    with two_hosts(tmp_path / "ssh", slots=1) as hosts:
         options = ["--launcher", launcher, "--hostfile", str(hosts.hostfile), "--ssh", hosts.ssh]
         kept = Kept([*options, *words], tmp_path / "keeper.log")
         kept.wait_for_step(directory, 12)
-        [rank] = ranks(directory, "2")
+        [rank] = ranks(directory, "1")
         rank.kill()
         wait_for(lambda: len(read_attempts(directory / ATTEMPTS_NAME)) == 1, seconds=120)
         kept.wait_for_step(directory, 16)
@@ -215,13 +215,13 @@ def test_two_hosts_without_slurm_then_slurm(
         assert kept.process.wait(timeout=240) == ExitStatus.SAVED, kept.output
     first, second = read_attempts(directory / ATTEMPTS_NAME)
     verdict = first.verdict
-    assert (verdict.kind, verdict.rank, verdict.node) == ("dead", 2, "two"), kept.output
-    assert (first.nodes, first.num_ranks) == (["one", "two"], 4)
+    assert (verdict.kind, verdict.rank, verdict.node) == ("dead", 1, "two"), kept.output
+    assert (first.nodes, first.num_ranks) == (["one", "two"], 2)
     assert second.verdict.kind == "stopped by a signal"
     assert ".ssh" not in hosts.ssh
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     job = slurm_lab.submit(
-        *("--nodes=2", "--ntasks-per-node=2", f"--output={tmp_path / 'job.out'}"),
+        *("--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path / 'job.out'}"),
         *("slurm/pretrain.sh", *words[1:]),
         directory=REPOSITORY,
     )
