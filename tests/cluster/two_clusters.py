@@ -27,11 +27,13 @@ import psutil  # noqa: E402  # after install()
 import pytest  # noqa: E402
 import yaml  # noqa: E402
 
-from tests.cluster.injected import SLOW  # noqa: E402
-from tests.cluster.lab import Job, Lab, losses_of  # noqa: E402
+from tests.cluster.lab import Lab, losses_of  # noqa: E402
 from tests.corpora import write_corpus  # noqa: E402
+from tests.train.runs import TINY_RUN  # noqa: E402
 from tests.train.watch.wandb_run.server import wandb_server  # noqa: E402
 from tools.arguments import Parser, output_file  # noqa: E402
+from tools.chaos.injected import SLOW  # noqa: E402
+from tools.chaos.job import Job  # noqa: E402
 from tools.command import command_line, write_json  # noqa: E402
 from tools.lab import s3  # noqa: E402
 from tools.ledger import check_run  # noqa: E402
@@ -49,7 +51,7 @@ LARGEST_DIFFERENCE: Final = 1e-5
 """Of a loss, relative, in another layout."""
 BUCKET: Final = "two"
 LINE: Final = (
-    *("tests/tiny_run.yaml", "cluster.yaml", f"data.corpus=s3://{BUCKET}/corpus"),
+    *("tiny_run.yaml", "cluster.yaml", f"data.corpus=s3://{BUCKET}/corpus"),
     *(f"steps={STEPS}", f"validation.every_steps={STEPS}", f"checkpoint.every_steps={SAVED_EVERY}"),
     *("checkpoint.keep=20", "watch.wandb=online", "optim.lr=1e-3"),
 )
@@ -146,7 +148,7 @@ class Clusters:
         number = re.search(r"^job ([0-9]+): ", said, re.MULTILINE)
         if number is None:
             raise RefusedError(said)
-        return Job(cluster, int(number[1]), _run(cluster, name))
+        return _job(cluster, int(number[1]), name)
 
     def submit_by_hand(
         self, cluster: Lab, name: str, *overrides: str, environment: Mapping[str, str] = {}
@@ -154,7 +156,7 @@ class Clusters:
         """Submit a run of that name by `sbatch`, which looks at nothing before."""
         command = ["sbatch", "--nodes=1", "--ntasks-per-node=2", "slurm/pretrain.sh"]
         said = self._said(cluster, command, name, overrides, environment)
-        return Job(cluster, int(said.split()[-1]), _run(cluster, name))
+        return _job(cluster, int(said.split()[-1]), name)
 
     def _said(
         self,
@@ -188,6 +190,11 @@ def _describe(cluster: Lab, *, nodes: int, layout: Mapping[str, int]) -> None:
         "storage": {"cache": str(cluster.directory / "cache")},
     }
     (cluster.project / "cluster.yaml").write_text(yaml.safe_dump(about))
+    shutil.copy(TINY_RUN, cluster.project / "tiny_run.yaml")
+
+
+def _job(cluster: Lab, number: int, name: str) -> Job:
+    return Job(cluster.slurm, number, project=cluster.project, directory=_run(cluster, name))
 
 
 def _run(cluster: Lab, name: str) -> Path:

@@ -11,12 +11,8 @@ from subprocess import DEVNULL, Popen
 from typing import Final, Protocol
 
 from tools.keep import looking
-<<<<<<< HEAD
 from tools.keep.agents import ranks_per_node, step_of
-=======
-from tools.keep.agents import DEAF_AT_FIRST, ranks_per_node, step_of
 from tools.keep.hosts import HostRanks, Hosts
->>>>>>> 606826a (A run over two clusters, and ranks on hosts without Slurm: first cut of both, with their checks)
 from tools.keep.looking import Look, look
 from tools.keep.nodes import PORTS_APART, address_of, asked, called
 from tools.keep.shell import RANK

@@ -21,7 +21,7 @@ if [[ ${SEMICAUSAL_KEEPER:-} ]]; then
         trap "" PIPE
         printf '{"secret": "%s", "rank": %d, "host": "%s", "pid": %d, "shell": true}\\n' \
             "${SEMICAUSAL_KEEPER##*:}" "${RANK:-${SLURM_PROCID:-0}}" \
-            "${SLURMD_NODENAME:-$HOSTNAME}" $$ 2>/dev/null >&"$keeper"
+            "${SEMICAUSAL_NODE:-${SLURMD_NODENAME:-$HOSTNAME}}" $$ 2>/dev/null >&"$keeper"
         trap - PIPE
         export SEMICAUSAL_KEEPER_CONNECTION=$keeper
     fi

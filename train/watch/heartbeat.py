@@ -20,14 +20,12 @@ from train.watch.memory_kills import out_of_memory_kills
 ADDRESS: Final = "SEMICAUSAL_KEEPER"
 """Variable with `host:port:secret` of the keeper; the secret keeps others' processes out."""
 
-<<<<<<< HEAD
 CONNECTION: Final = "SEMICAUSAL_KEEPER_CONNECTION"
 """Variable with the file descriptor of a connection to it, opened by the shell that became this
 rank: who dies before Python can speak closes that."""
-=======
+
 NODE: Final = "SEMICAUSAL_NODE"
 """Variable with the name by which the keeper knows a rank's host; in a job Slurm says it."""
->>>>>>> 606826a (A run over two clusters, and ranks on hosts without Slurm: first cut of both, with their checks)
 
 STANDBY: Final = "SEMICAUSAL_STANDBY"
 """Variable that has a rank wait, its imports done, until the keeper needs it."""

@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from tests.corpora import write_corpus
-from tests.lab_fixtures import SlurmLab
 from tests.tools.keep.two_hosts import two_hosts
 from tests.train.fault_lab import losses_of
 from tests.train.runs import TINY_RUN, run
@@ -21,6 +20,7 @@ from tools.keep import on_host
 from tools.keep.__main__ import parsed
 from tools.keep.attempt import ATTEMPTS_NAME, read_attempts
 from tools.keep.hosts import Hosts
+from tools.lab.jobs import SlurmLab
 from tools.ledger import check_run
 from train.errors import UserError
 from train.exit_status import ExitStatus
