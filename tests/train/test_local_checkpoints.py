@@ -28,7 +28,10 @@ from train.watch.metrics import Metrics, read_metrics
 
 TINY = Path(__file__).parents[1] / "tiny_run.yaml"
 LAYOUT = ("zero.stage=1", "validation.every_steps=15", *DROPOUT)
-STEPS = ("steps=30",)
+STEPS = (
+    "watch.norms_every_steps=3",
+    "steps=30",
+)
 
 
 def on_nodes(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
