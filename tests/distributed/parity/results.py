@@ -180,7 +180,7 @@ def compared(
                     expected, _ = references[cell.alone()]
                 case "itself again":
                     expected = pool.run(on_ranks, cell)[0]
-    except RanksFailed as error:
+    except (RanksFailed, AssertionError) as error:
         return Result(cell=cell, status="failed", reason=str(error))
     if any(history != histories[0] for history in histories):
         return Result(cell=cell, status="failed", reason=f"ranks disagree: {histories}")
