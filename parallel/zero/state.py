@@ -3,6 +3,7 @@
 `local_slices` gives views: read them to save, copy into them to restore, then call `publish`.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,6 +50,15 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
     mesh = engine.mesh
     rank, num_ranks = mesh.data_rank, mesh.data_size
     masters = _master_tensors(engine)
+
+    @functools.cache  # adapters are hundreds of small parts of few masters
+    def flattened(master: Tensor, trains: bool) -> dict[TensorKind, Tensor]:
+        whole: dict[TensorKind, Tensor] = {"value": master}
+        if trains:
+            state = _optimizer_state(engine, master)
+            whole |= {kind: state[kind] for kind in MOMENTS}
+        return {kind: tensor.detach().view(-1) for kind, tensor in whole.items()}
+
     for index, (name, parameter) in enumerate(engine.parameters):
         if name == IDLE_NAME:
             continue
@@ -90,12 +100,8 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
         logical = logical_name(name, parameter)
         # The head's copy of the embedding is saved by the first stage.
         owned &= logical == name
-        whole: dict[TensorKind, Tensor] = {"value": master}
-        if parameter.requires_grad:
-            state = _optimizer_state(engine, master)
-            whole |= {kind: state[kind] for kind in MOMENTS}
-        for kind, tensor in whole.items():
-            view = tensor.detach().view(-1).narrow(0, offset, region.num_elements)
+        for kind, flat in flattened(master, parameter.requires_grad).items():
+            view = flat.narrow(0, offset, region.num_elements)
             slices.append(
                 StateSlice(name=logical, kind=kind, region=region, tensor=view, owned=owned)
             )

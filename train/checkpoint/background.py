@@ -7,7 +7,6 @@ writes it; the threads agree over a process group that nobody else uses.
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, Self, TypeVar
 
@@ -131,6 +130,8 @@ class BackgroundSaver(ABC):
             self._room = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
         assert self._room.numel() == num_bytes, "the share of a rank never changes"
         copies: list[StateSlice] = []
+        sources: list[torch.Tensor] = []
+        targets: list[torch.Tensor] = []
         # Wide types come first, so that each begins at a multiple of its width.
         rooms = iter(self._room.split([part.tensor.nbytes for part in moving]))
         for part in slices:
@@ -139,8 +140,14 @@ class BackgroundSaver(ABC):
                 continue
             copy = next(rooms).view(part.tensor.dtype)
             if is_first or part.name in trained:
-                copy.copy_(part.tensor, non_blocking=True)
-            copies.append(replace(part, tensor=copy))
+                sources.append(part.tensor)
+                targets.append(copy)
+            copies.append(
+                StateSlice(name=part.name, kind=part.kind, region=part.region, tensor=copy)
+            )
+        if targets:
+            # One call for all: adapters are hundreds of small tensors.
+            torch._foreach_copy_(targets, sources, non_blocking=True)  # pyright: ignore[reportPrivateImportUsage]
         if any(part.tensor.is_cuda for part in slices):
             torch.cuda.synchronize()
         return copies
