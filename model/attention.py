@@ -132,8 +132,10 @@ class CausalSelfAttention(SelfAttention):
             qkv_RA3D = parts.view(B * S, -1, 3, D)
             mixed = attend_within(qkv_RA3D, documents, most_rows=S, backend=self.backend)
             return mixed.view(B * S, -1)
-        parts = qkv.view(B, S, -1, 3, D).unbind(dim=3) if is_plain else self._parts(qkv, B, turns)
-        q_BASD, k_BASD, v_BASD = (part.transpose(1, 2) for part in parts)
+        if is_plain:
+            q_BASD, k_BASD, v_BASD = qkv.view(B, S, -1, 3, D).permute(3, 0, 2, 1, 4).unbind()
+        else:
+            q_BASD, k_BASD, v_BASD = (p.transpose(1, 2) for p in self._parts(qkv, B, turns))
         visible = None
         if reading is not None:
             k_BASD, v_BASD = reading.extend(layer, k_BASD, v_BASD)

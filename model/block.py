@@ -60,7 +60,7 @@ class FeedForward(nn.Module):
 
 def bias_left(layer: Any) -> Tensor | None:
     """The bias that a layer leaves to the step behind it, None if it has added its bias itself."""
-    return layer.bias if getattr(layer, "skip_bias_add", False) else None
+    return layer.bias if getattr(layer, "skip_bias_add", None) else None
 
 
 class Block(nn.Module):

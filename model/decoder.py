@@ -260,13 +260,14 @@ class Decoder(nn.Module):
         self,
         inputs: Float[Tensor, "B S H"],
         *,
-        positions: Int64[Tensor, "B S"] | None = None,
+        positions: Int64[Tensor, "P S"] | None = None,
     ) -> Float[Tensor, "R H"]:
         """Rows for the first block: inputs scaled, and told their positions.
 
         Args:
             inputs: token embeddings or connector outputs, one a slot.
-            positions: of each slot, where they do not run through.
+            positions: of each slot, where they do not run through; P is 1 where all sequences have
+                the same.
         """
         scale = self.config.embedding_scale
         if self.config.positions == "rope":
@@ -284,7 +285,7 @@ class Decoder(nn.Module):
         num_slots: int,
         device: torch.device,
         *,
-        positions: Int64[Tensor, "B S"] | None = None,
+        positions: Int64[Tensor, "P S"] | None = None,
     ) -> Float[Tensor, "2 P S 1 D"] | None:
         """By what the blocks turn queries and keys; None where positions turn none.
 

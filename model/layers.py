@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from model.region import Region
@@ -83,9 +84,12 @@ class Linear(nn.Linear):
 
     Attributes:
         product: what computes it from rows, weight and bias; None for torch's own product.
+        skip_bias_add: whether the step behind it adds the bias; None where that cannot be asked of
+            it, as of this one.
     """
 
     product: nn.Module | None
+    skip_bias_add: bool | None = None
 
     def __init__(
         self,
@@ -106,7 +110,7 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[.., in] -> [.., out]."""
         if self.product is None:
-            return super().forward(input)
+            return F.linear(input, self.weight, self.bias)
         return self.product(input, self.weight, self.bias)
 
 

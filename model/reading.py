@@ -112,7 +112,7 @@ class Reading:
         counts: slots of each row.
         cache: of what was read before; `done` adds these.
         spans: of these slots, packed for all of them.
-        wanted: [W] which of B*S slots the head is asked for.
+        wanted: which of B*S slots the head is asked for, W of them.
         starts: slots of each row that were read before.
         adapters: name of the adapter that each row is computed with, None for the base alone; empty
             where nobody asks for one.
@@ -122,7 +122,7 @@ class Reading:
     counts: tuple[int, ...]
     cache: Cache
     spans: Mapping[str, PackedSpans] | None = None
-    wanted: Int64[Tensor, "W"]
+    wanted: tuple[int, ...]
     starts: tuple[int, ...]
     adapters: tuple[str | None, ...] = ()
 
@@ -151,11 +151,11 @@ class Reading:
         counts = tuple(map(len, rows))
         S = max(counts)
         tokens = torch.tensor([[*row, *[0] * (S - len(row))] for row in rows], device=device)
-        wanted = [
+        wanted = (
             index * S + slot
             for index, count in enumerate(counts)
             for slot in range(0 if wants_all else count - 1, count)
-        ]
+        )
         starts = tuple(cache.lengths) or (0,) * len(rows)
         assert len(starts) == len(rows), "a reading is of all rows"
         return cls(
@@ -163,7 +163,7 @@ class Reading:
             counts=counts,
             cache=cache,
             spans=spans,
-            wanted=torch.tensor(wanted, device=device),
+            wanted=tuple(wanted),
             starts=starts,
             adapters=tuple(adapters) if any(adapters) else (),
         )
@@ -183,7 +183,7 @@ class Reading:
             self,
             tokens=torch.nn.functional.pad(self.tokens, (0, missing)),
             spans={kind: replace(part, slots=moved(part.slots)) for kind, part in spans.items()},
-            wanted=moved(self.wanted),
+            wanted=tuple(slot + slot // S * missing for slot in self.wanted),
         )
 
     def done(self) -> None:
@@ -193,19 +193,26 @@ class Reading:
         ]
 
     @cached_property
-    def positions(self) -> Int64[Tensor, "B S"]:
-        """Place of each slot in its row, real or not."""
+    def positions(self) -> Int64[Tensor, "P S"]:
+        """Place of each slot in its row, real or not; P is 1 where all rows begin at one slot."""
         S, device = self.tokens.shape[1], self.tokens.device
+        if self._are_even:
+            return torch.arange(self._start, self._start + S, device=device)[None]
         return torch.tensor(self.starts, device=device)[:, None] + torch.arange(S, device=device)
 
     @cached_property
-    def visible(self) -> Bool[Tensor, "B 1 S T"] | None:
+    def visible(self) -> Bool[Tensor, "P 1 S T"] | None:
         """Which slots of its row each new slot sees; None where it sees all that there are."""
         S = self.tokens.shape[1]
         if S == 1 and self._are_even:
             return None
-        places = torch.arange(max(self.starts) + S, device=self.tokens.device)
+        places = torch.arange(self._start + S, device=self.tokens.device)
         return (places <= self.positions[:, :, None])[:, None]
+
+    @cached_property
+    def _start(self) -> int:
+        """Where the row begins of which most was read."""
+        return max(self.starts)
 
     @cached_property
     def _are_even(self) -> bool:
@@ -222,7 +229,7 @@ class Reading:
     ) -> tuple[Float[Tensor, "B A T D"], Float[Tensor, "B A T D"]]:
         """Keep a layer's newest keys and values; all so far, those behind a row's end included."""
         # A few calls less for each layer are felt where one slot is read at a time.
-        start, S = max(self.starts), keys.shape[2]
+        start, S = self._start, keys.shape[2]
         kept_keys, kept_values = self.cache.layer(layer, keys, num_slots=start + S)
         if self._are_even:
             kept_keys.narrow(2, start, S).copy_(keys)
@@ -233,10 +240,10 @@ class Reading:
             kept_values[rows, :, slots] = values.transpose(1, 2)
         return kept_keys.narrow(2, 0, start + S), kept_values.narrow(2, 0, start + S)
 
-    @property
+    @cached_property
     def is_first(self) -> bool:
         """Whether nothing was read before."""
-        return not any(self.starts)
+        return not self._start
 
 
 Read = Callable[[Reading], Float[Tensor, "W V"]]

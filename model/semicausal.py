@@ -143,7 +143,8 @@ class SemiCausal(nn.Module):
                 return rows
             states = self.decoder.leave(rows)
             if len(batch.wanted) < len(states):
-                states = states.index_select(0, batch.wanted)
+                wanted = torch.tensor(batch.wanted, device=states.device)
+                states = states.index_select(0, wanted)
             return self.decoder.head(states)
         rows = self.decoder.run(rows, part, num_sequences=B, turns=turns, documents=batch.documents)
         if not part.is_last:

@@ -200,7 +200,7 @@ def compile_blocks(
         whole, between = steps[isinstance(block.attention, SpanSelfAttention)]
         up, down, out = block.feed_forward.up, block.feed_forward.down, block.attention.out
         inner = [layer for layer in (up, block.feed_forward.gate) if layer is not None]
-        if not hasattr(up, "skip_bias_add"):
+        if getattr(up, "skip_bias_add", None) is None:
             block.steps = whole
             continue
         block.steps = between

@@ -44,9 +44,9 @@ class Adapted(nn.Module):
         return self._join
 
     @property
-    def skip_bias_add(self) -> bool:
+    def skip_bias_add(self) -> bool | None:
         """Whether the step behind it adds the bias; only layers that are split know that."""
-        return self.base_layer.skip_bias_add  # pyright: ignore[reportReturnType]
+        return cast(Any, self.base_layer).skip_bias_add
 
     @property
     def bias(self) -> Any:
@@ -71,7 +71,7 @@ class Adapted(nn.Module):
         """Put a bottleneck behind the layer, whose values are left to whoever calls."""
         factors = Factors.of(self.base_layer)
         self.bottleneck[name] = Bottleneck(factors, config.width)
-        if hasattr(self.base_layer, "skip_bias_add"):
+        if self.skip_bias_add is not None:
             # It reads the layer's output, the bias included.
             vars(self.base_layer)["skip_bias_add"] = False
 

@@ -114,7 +114,7 @@ def test_goes_on_as_long_as_something_may_score_better(alpha: float) -> None:
     chances[likely] = torch.tensor([1.0, 1e-9, 1e-9])
 
     def read(reading: Reading) -> torch.Tensor:
-        return chances[reading.tokens.flatten()[reading.wanted]].log()
+        return chances[reading.tokens.flatten()[list(reading.wanted)]].log()
 
     how = BeamSearch(num_beams=2, length_penalty=alpha, max_new_tokens=8, stop_token=stop)
     [found] = beam_search(read, [[begin]], how, most_slots=20, device=torch.device("cpu"))
