@@ -23,8 +23,8 @@ from tools.bench.shapes import Plan
 from tools.chaos.experiment import NUM_RANKS, REPOSITORY, build_corpus, words
 from tools.chaos.processes import processes_of, ranks_of
 from tools.chaos.timeline import Timeline, next_new
+from tools.endings import end_with_parent
 from tools.keep.listening import Listener
-from tools.parentage import end_with_parent
 from train.watch.heartbeat import Heartbeat, Section
 
 MOST_ROUNDS: Final = 5

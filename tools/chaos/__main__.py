@@ -32,6 +32,7 @@ from tools.chaos.faults import Faults
 from tools.chaos.job import Job
 from tools.chaos.report import Equal, document, faults_of, show
 from tools.command import command_line, write_json
+from tools.endings import told_to_stop
 from tools.lab import s3, slurm
 from tools.lab.daemons import Record
 from tools.lab.jobs import SlurmLab
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "a machine of your own: run it outside a job"
         )
     with contextlib.ExitStack() as exits:
+        # A signal takes the lab down, too.
+        exits.enter_context(told_to_stop("stopped; the lab is taken down"))
         directory = options.directory
         if directory is None:
             directory = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))

@@ -1,18 +1,15 @@
 """Runs commands side by side, each behind those that it needs, and says how far it is."""
 
-import contextlib
 import os
 import resource
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from tools.comparison.jobs import Job
-from tools.parentage import end_with_parent
+from tools.endings import end_with_parent, told_to_stop
 from train.errors import UserError
 from train.exit_status import ExitStatus
 from train.watch.progress import format_seconds
@@ -54,7 +51,7 @@ def run_all(
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
     num_run, spent, started = 0, 0.0, time.monotonic()
-    with _told_to_stop():
+    with told_to_stop(GO_ON):
         try:
             while waiting or running:
                 for job in [job for job in waiting if done.issuperset(job.after)]:
@@ -127,21 +124,3 @@ def _stop(running: Mapping[subprocess.Popen[bytes], object]) -> None:
         process.terminate()
     for process in running:
         process.wait()
-
-
-@contextlib.contextmanager
-def _told_to_stop() -> Generator[None]:
-    """Signals stop what runs, as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise KeyboardInterrupt(GO_ON)
-
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
-    heard = [each for each in numbers if signal.getsignal(each) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
