@@ -100,14 +100,21 @@ def claim(
             f"another run has saved to {checkpoints} while this one prepared: start again to go on "
             "from there"
         )
-    brought = None if mirror is None else _taken_over(config, mirror)
+    if mirror is not None:
+        _refuse_other_mirror(config, mirror)
+    summary = config.directory.summary
     with _writing(leases[0]):
-        config.directory.summary.unlink(missing_ok=True)  # of a run that is extended
+        # First: with it whatever is brought is a run's, also if that is cut short.
         Place.of(config.directory.config).write(dump(config).encode())
+    brought = None if mirror is None else mirror.bring()
+    with _writing(leases[0]):
+        if mirror is not None and summary.exists():
+            mirror.forget(summary)
+        summary.unlink(missing_ok=True)  # of a run that is extended
     return brought
 
 
-def _taken_over(config: RunConfig, mirror: Mirror) -> str | None:
+def _refuse_other_mirror(config: RunConfig, mirror: Mirror) -> None:
     if mirror.config.exists():
         try:
             stored = parse_yaml(mirror.config.read(limit_bytes=MOST_BYTES))
@@ -117,7 +124,6 @@ def _taken_over(config: RunConfig, mirror: Mirror) -> str | None:
             ) from None
         owner = from_stored(RunConfig, stored, place=str(mirror.config))
         refuse_other_run(config, owner, mirror.place)
-    return mirror.bring()
 
 
 @contextlib.contextmanager

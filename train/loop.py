@@ -73,14 +73,15 @@ def train(
         held.enter_context(lease)
     # Before anything in them is looked at; what is not there yet is made once all is prepared.
     agreed(lambda: take_those_there(leases))
+    mirror = mirror_of(config) if world.is_main else None
     stored = on_first_rank(lambda: find_saved(config, checkpoints), UserError)
     if stored is not None and stored.step >= config.steps:
         if world.is_main:
-            say_complete(config, stored.path, mirror_of(config))
+            say_complete(config, stored.path, mirror)
         return ExitStatus.COMPLETE
     disks = disks_of(config)
-    saved = newest(config, checkpoints, stored, disks)
-    left_out = on_first_rank(lambda: find_left_out(config, saved), UserError)
+    saved = newest(config, checkpoints, stored, disks, mirror=mirror)
+    left_out = on_first_rank(lambda: find_left_out(config, saved, mirror=mirror), UserError)
     spikes = Spikes(config.spikes)
     if saved is not None:
         spikes.seen = saved.state.spikes
@@ -89,7 +90,6 @@ def train(
     ask = asker(config, run)
     plan, collate, engine, mesh = run.plan, run.collate, run.engine, run.engine.mesh
     # Only now is the directory this run's: what failed so far can be mended and tried again.
-    mirror = mirror_of(config) if world.is_main else None
     brought = agreed(
         lambda: (
             claim(config, leases, checkpoints, None if stored is None else stored.path, mirror)

@@ -43,6 +43,7 @@ from train.errors import (
     named,
 )
 from train.microbatch import tried
+from train.mirror import Mirror
 from train.storage.path import local_path
 from train.storage.place import Place
 from train.storage.record import Count
@@ -235,14 +236,21 @@ def _refuse_to_begin_anew(config: RunConfig, checkpoints: Place) -> None:
         )
 
 
-def find_left_out(config: RunConfig, saved: Saved | None) -> LeftOut:
+def find_left_out(
+    config: RunConfig, saved: Saved | None, *, mirror: Mirror | None = None
+) -> LeftOut:
     """The steps that the run leaves out, as far as it knows of them.
+
+    Args:
+        config: of the run.
+        saved: what it goes on from.
+        mirror: of its directory, if it has one.
 
     Raises:
         RunDirectoryError: one of them was made; or what was kept of them is damaged.
     """
     return LeftOut.of_run(
-        Place.of(config.directory.left_out),
+        Place.of(config.directory.left_out) if mirror is None else mirror.left_out,
         named=config.steps_left_out,
         saved=[] if saved is None else saved.state.left_out,
         saved_step=0 if saved is None else saved.step,

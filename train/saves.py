@@ -18,6 +18,7 @@ from train.claim import refuse_other_run
 from train.config import RunConfig
 from train.data.plan import Position
 from train.errors import CheckpointError, RunDirectoryError, UserError
+from train.mirror import Mirror
 from train.prepare import RunState, Saved, agreed, find_left_out
 from train.storage.place import Place
 from train.watch.monitor import Monitor
@@ -41,7 +42,12 @@ def disks_of(config: RunConfig) -> Disks | None:
 
 
 def newest(
-    config: RunConfig, checkpoints: Place, stored: Saved | None, disks: Disks | None
+    config: RunConfig,
+    checkpoints: Place,
+    stored: Saved | None,
+    disks: Disks | None,
+    *,
+    mirror: Mirror | None = None,
 ) -> Saved | None:
     """What the run goes on from: the newest step that is whole; every rank must call it.
 
@@ -50,6 +56,7 @@ def newest(
         checkpoints: where its checkpoints lie.
         stored: the newest of these.
         disks: of the nodes, if the run saves there.
+        mirror: of the run's directory; on the first rank, if it has one.
 
     Raises:
         UserError: what is on the disks is of another run.
@@ -60,7 +67,9 @@ def newest(
     stored_step = 0 if stored is None else stored.step
 
     def is_behind() -> bool:
-        """Whether the run, or its user, has gone back to an earlier checkpoint."""
+        """Whether the run has gone back to an earlier checkpoint, or on in another directory."""
+        if mirror is not None and mirror.is_ahead():
+            return True  # no file that counts says anything of the steps on the disks
         return stored is not None and complete(checkpoints)[-1:] != [stored.path.name]
 
     # What was saved on the disks before may be of steps that were undone.

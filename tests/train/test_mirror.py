@@ -1,5 +1,9 @@
 """A run's mirror: what another cluster, which shares nothing but the store, goes on from."""
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +13,10 @@ from tests.corpora import write_corpus
 from tests.lab_fixtures import S3Lab
 from tests.train.runs import TINY_RUN, kill_at, run, start
 from tools.ledger import check_run
+from train.claim import check, claim, leases_of
 from train.config import RunConfig
-from train.config_files import load
-from train.errors import ConfigError
+from train.config_files import dump, load
+from train.errors import ConfigError, RunDirectoryError
 from train.exit_status import ExitStatus
 from train.mirror import Mirror
 from train.run_directory import RunDirectory
@@ -60,9 +65,57 @@ def test_two_directories_take_turns(tmp_path: Path) -> None:
     other.push()
     # The first has gone on for a while, which nobody knew of when the second began.
     first.metrics.write_text("1\nlost\n")
-    assert Mirror(place, first).bring() == f"1 files of the run brought from {place}"
-    assert first.metrics.read_text() == "1\n2\n"
-    assert (first.path / "superseded/2/metrics.jsonl").read_text() == "1\nlost\n"
+    first.left_out.write_text("lost")
+    (first.ledger / "00002-00000.bin").write_text("lost")
+    first.attempts.write_text("its keeper's")
+    first.choice.write_text("its own")
+    aside = first.path / "superseded/1"
+    assert Mirror(place, first).bring() == (
+        f"1 files of the run brought from {place}; 3 that were here lie in {aside}"
+    )
+    assert told(first) == told(second) | {
+        "config.yaml": b"a",
+        "attempts.jsonl": b"its keeper's",
+        "pretrain.json": b"its own",
+    }
+    assert {path.relative_to(aside).as_posix() for path in aside.rglob("*.*")} == {
+        *("metrics.jsonl", "left_out.json", "ledger/00002-00000.bin"),
+    }
+    assert (aside / "metrics.jsonl").read_text() == "1\nlost\n"
+
+
+def test_nothing_that_was_put_aside_is_lost(tmp_path: Path) -> None:
+    """Not by another mirror at the same place, which counts from the beginning again."""
+    place, here = Place.of(tmp_path / "store"), directory(tmp_path / "run", metrics="mine\n")
+    for turn in ("first", "second"):
+        other = Mirror(place, directory(tmp_path / turn, config="a", metrics=f"{turn}\n"))
+        other.bring()
+        other.push()
+        Mirror(place, here).bring()
+        assert here.metrics.read_text() == f"{turn}\n"
+        place.remove()
+    aside = [path.read_text() for path in sorted((here.path / "superseded").rglob("*.jsonl"))]
+    assert aside == ["mine\n", "first\n"]
+
+
+def test_files_that_nobody_says_who_wrote_are_not_written_over(tmp_path: Path) -> None:
+    """Without `mirror.json` a new directory takes them over; one that has written goes on."""
+    place = Place.of(tmp_path / "store")
+    first = directory(tmp_path / "first", config="a", metrics="1\n")
+    mirror = Mirror(place, first)
+    mirror.bring()
+    mirror.push()
+    (place / "mirror.json").remove()
+    first.metrics.write_text("1\n2\n")
+    assert not mirror.is_ahead()
+    assert mirror.bring() is None
+    mirror.push()
+    (place / "mirror.json").remove()
+    second = directory(tmp_path / "second")
+    other = Mirror(place, second)
+    assert other.is_ahead()
+    assert other.bring() == f"1 files of the run brought from {place}"
+    assert second.metrics.read_text() == "1\n2\n"
 
 
 def test_who_wrote_last_keeps_what_came_since(tmp_path: Path) -> None:
@@ -122,6 +175,41 @@ def test_what_is_written_is_what_has_changed(tmp_path: Path, monkeypatch: Any) -
     assert (place / "metrics.jsonl").read() == b"1\n2\n"
 
 
+def test_what_is_half_written_or_goes_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation writes scores while the run is saved, which nothing of it may end."""
+    place = Place.of(tmp_path / "store")
+    here = directory(tmp_path / "run", metrics="1\n")
+    here.scores.mkdir()
+    (here.scores / ".page.html.tmp-0a").write_text("half of it")
+    going = here.scores / "going.json"
+    going.write_text("{}")
+    files = Mirror._files
+
+    def gone(self: Mirror) -> Iterator[Path]:
+        for path in files(self):
+            going.unlink(missing_ok=True)
+            yield path
+
+    monkeypatch.setattr(Mirror, "_files", gone)
+    mirror = Mirror(place, here)
+    mirror.bring()
+    mirror.push()
+    assert place.names() == ["metrics.jsonl", "mirror.json"]
+
+
+def test_what_is_no_more_goes_from_the_mirror(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "store")
+    here = directory(tmp_path / "run", metrics="1\n", summary="{}")
+    mirror = Mirror(place, here)
+    mirror.bring()
+    mirror.push()
+    for _ in range(2):
+        mirror.forget(here.summary)
+        assert place.names() == ["metrics.jsonl", "mirror.json"]
+
+
 def recorded(metrics: Metrics) -> list[tuple[object, ...]]:
     train = [(r.step, r.loss, r.gradient_norm) for r in metrics.train]
     return [*train, *((r.step, r.loss) for r in metrics.validation)]
@@ -130,28 +218,34 @@ def recorded(metrics: Metrics) -> list[tuple[object, ...]]:
 def test_another_cluster_goes_on(
     s3_lab: S3Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in one directory, finished in another: one curve, one ledger, one id."""
+    """Killed in one directory, in another, finished in the first: one curve, one ledger, one id."""
     corpus, url = write_corpus(tmp_path / "corpus"), f"s3://{s3_lab.bucket}/{tmp_path.name}/run"
     whole = run(corpus, tmp_path / "whole", *STEPS)
-    mirrored = (*STEPS, f"run_mirror={url}")
+    near = f"checkpoint.local={{directory: {tmp_path}/disk, every_steps: 1, copies: 0}}"
+    mirrored = (*STEPS, f"run_mirror={url}", near)
     environment = s3_lab.environment
     attempt = start(corpus, tmp_path / "a/run", *mirrored, environment=environment)
     kill_at(attempt, tmp_path / "a/run", step=8)
     assert not (tmp_path / "a/run/checkpoints").exists()
+    # What it has found since its last checkpoint, and its disk's steps, nobody has gone on from.
+    (tmp_path / "a/run/left_out.json").write_text('[{"step": 7, "reason": "not finite"}]')
     other = start(corpus, tmp_path / "b/run", *mirrored, "optim.lr=7e-4", environment=environment)
     refused = other.wait()
     assert refused.code == ExitStatus.MISTAKE
     assert "holds a different run" in refused.output
     assert not (tmp_path / "b").exists()
-    found = run(corpus, tmp_path / "b/run", *mirrored, environment=environment)
-    assert found.runs[-1].step in (3, 6)
+    attempt = start(corpus, tmp_path / "b/run", *mirrored, environment=environment)
+    kill_at(attempt, tmp_path / "b/run", step=7)
+    found = run(corpus, tmp_path / "a/run", *mirrored, environment=environment)
+    assert found.runs[-1].step in (3, 6, 9)
     assert recorded(found) == recorded(whole), [note.text for note in found.notes]
     assert any(f"brought from {url}" in note.text for note in found.notes)
+    assert (tmp_path / "a/run/superseded/1/left_out.json").exists()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    findings = check_run(tmp_path / "b/run")
+    findings = check_run(tmp_path / "a/run")
     assert (findings.faults, findings.steps) == ([], 12)
-    again = start(corpus, tmp_path / "a/run", *mirrored, environment=environment).wait()
+    again = start(corpus, tmp_path / "b/run", *mirrored, environment=environment).wait()
     assert f"is complete: {url}/checkpoints/step_00000012" in again.output
     here, there = (told(RunDirectory(tmp_path / name / "run")) for name in "ab")
     assert {**here, "config.yaml": b""} == {**there, "config.yaml": b""}, "what the other has made"
@@ -159,6 +253,41 @@ def test_another_cluster_goes_on(
     alone = start(corpus, tmp_path / "a/run", *STEPS, environment=environment).wait()
     assert alone.code == ExitStatus.MISTAKE
     assert f"set run_mirror={url} to go on" in alone.output
+
+
+def test_what_is_cut_short_as_it_is_brought_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new directory in which the disk is full: it is the run's, and brings the rest later."""
+    place = Place.of(tmp_path / "store")
+    files = {"config.yaml": "", "metrics.jsonl": "1\n", "samples.txt": "a", "summary.json": "{}"}
+    for name, text in files.items():
+        (place / name).write(text.encode())
+    places = ("data.corpus=c", f"run_directory={tmp_path}/run", "precision=fp32")
+    config = load(RunConfig, [str(TINY_RUN), *places])
+    (place / "config.yaml").write(dump(config).encode())
+    mirror, checkpoints = Mirror(place, config.directory), place / "checkpoints"
+    brought, fails = Mirror._brought, [True]
+
+    def full(self: Mirror, name: str, *given: Any) -> bool:
+        if name == "samples.txt" and fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return brought(self, name, *given)
+
+    monkeypatch.setattr(Mirror, "_brought", full)
+    with ExitStack() as held:
+        leases = [held.enter_context(each) for each in leases_of(config, checkpoints)]
+        with pytest.raises(RunDirectoryError, match=r"cannot take over .*No space left on device"):
+            claim(config, leases, checkpoints, None, mirror)
+        assert config.directory.metrics.exists()
+        fails.clear()
+        check(config)
+        told = claim(config, leases, checkpoints, None, mirror)
+    assert told is not None
+    assert "files of the run brought from" in told
+    assert config.directory.samples.read_text() == "a"
+    assert not config.directory.summary.exists(), "the run goes on"
+    assert not (place / "summary.json").exists()
 
 
 @pytest.mark.parametrize(
