@@ -3,6 +3,7 @@
 Stored with no run: what one cluster is like says nothing of a run that goes on upon another.
 """
 
+import os
 import re
 from pathlib import PurePath
 from typing import Annotated, Any, Final, Literal, Self
@@ -251,4 +252,7 @@ def in_the_store(tree: Any) -> Any:
     is_open = is_open and tree.get("run_mirror") is None
     if not (isinstance(store, str) and isinstance(run, str) and is_open):
         return tree
-    return {**tree, "run_mirror": f"{store.rstrip('/')}/{PurePath(run).name}"}
+    name = PurePath(run).name
+    # Others would share it, or there would be one for each place that it stands for.
+    is_no_name = name in ("", "..") or name.startswith("~") or "/" in os.path.expandvars(name)
+    return tree if is_no_name else {**tree, "run_mirror": f"{store.rstrip('/')}/{name}"}

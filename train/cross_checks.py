@@ -43,6 +43,14 @@ def faults_of(config: "RunConfig") -> list[str]:
             "checkpoint.directory: run_mirror holds the checkpoints: leave one of the two out",
         ),
         (
+            config.cluster is not None
+            and config.cluster.store is not None
+            and config.run_mirror is None
+            and config.checkpoint.directory is None,
+            f"cluster.store: run_directory={config.run_directory} ends in no name that the run's "
+            "mirror there could have: set run_mirror, or name the directory itself",
+        ),
+        (
             config.batch.sequences % data.span_choices,
             f"data.span_choices: {data.span_choices} of each sequence do not divide "
             f"batch.sequences ({config.batch.sequences})",

@@ -227,10 +227,10 @@ class Made:
         assert self._unsaved is not None, "only once"
         begun = time.perf_counter()
         self._settle_ledger()
-        self._saves.save(*self._unsaved, waits=waits)
-        seconds = time.perf_counter() - begun
-        self._monitor.write(SavedRecord(step=self._unsaved[0], seconds=seconds))
-        self._unsaved = None
+        if self._saves.save(*self._unsaved, waits=waits):
+            seconds = time.perf_counter() - begun
+            self._monitor.write(SavedRecord(step=self._unsaved[0], seconds=seconds))
+            self._unsaved = None
 
     def save_locally(self, *, waits: bool) -> None:
         """Save the last step on the nodes' disks alone; every rank must call it.

@@ -170,7 +170,7 @@ class Saves:
         """Whether the last step that was to be on the nodes' disks is there."""
         return self._local is not None and self._local.is_well
 
-    def save(self, step: int, position: Position, *, waits: bool = True) -> None:
+    def save(self, step: int, position: Position, *, waits: bool = True) -> bool:
         """Begin to write a step to the run's checkpoints; every rank must call it.
 
         Args:
@@ -179,19 +179,23 @@ class Saves:
             waits: for the one before; else, where that is still being written and the last step is
                 on the nodes' disks, this one is left out.
 
+        Returns:
+            Whether it is being written.
+
         Raises:
             CheckpointError: as `Saver.save`.
         """
         if self._is_near and not waits and self._saver.is_busy():
             self._monitor.note(
                 f"alarm: the checkpoint before is still being written, and step {step} is left out;"
-                " it is on the nodes' own disks"
+                " the nodes' own disks have the last step that was to be there"
             )
-            return
+            return False
         self._step = step
         lost = self._saver.save(self._engine, self._state(step, position), step=step)
         if lost is not None:
             self._monitor.note(f"alarm: {lost}; the checkpoint of step {step} is tried instead")
+        return True
 
     def save_locally(self, step: int, position: Position, *, waits: bool) -> None:
         """Begin to write a step to the nodes' disks, if that is asked for; never fails.
@@ -235,10 +239,9 @@ class Saves:
             self._disks.remove()
 
     def go_back(self, is_meant: Callable[[Place], bool]) -> Place | None:
-        """As `Saver.go_back`; what lies on the nodes' disks is forgotten."""
-        if self._local is not None:
-            self._local.begin_anew()
-        return self._saver.go_back(is_meant, tell=self._monitor.note)
+        """As `Saver.go_back`; what lies on the nodes' disks is forgotten, if there is one."""
+        forget = (lambda: None) if self._local is None else self._local.begin_anew
+        return self._saver.go_back(is_meant, tell=self._monitor.note, once_found=forget)
 
     def _tell(self, lost: CheckpointError | None) -> None:
         """Tell once that saving fails, and that it goes well again."""

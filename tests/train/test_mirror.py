@@ -290,6 +290,16 @@ def test_what_is_cut_short_as_it_is_brought_can_go_on(
     assert not (place / "summary.json").exists()
 
 
+@pytest.mark.parametrize("run_directory", [".", "runs/..", "'~'", "~/", "/", "$HOME", "x/$HOME"])
+def test_a_directory_without_a_name_has_no_mirror_of_its_own(run_directory: str) -> None:
+    """It would be the store's of all runs, or another one on each cluster."""
+    keys = ["data.corpus=c", f"run_directory={run_directory}", "cluster.store=s3://b/runs"]
+    with pytest.raises(ConfigError, match=r"cluster.store: .* ends in no name .*: set run_mirror"):
+        load(RunConfig, [str(TINY_RUN), *keys])
+    named = load(RunConfig, [str(TINY_RUN), *keys, "run_mirror=s3://b/mine"])
+    assert named.run_mirror == "s3://b/mine"
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

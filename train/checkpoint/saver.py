@@ -138,13 +138,18 @@ class Saver(BackgroundSaver):
         return self._path
 
     def go_back(
-        self, is_meant: Callable[[Place], bool], *, tell: Callable[[str], object]
+        self,
+        is_meant: Callable[[Place], bool],
+        *,
+        tell: Callable[[str], object],
+        once_found: Callable[[], object] = lambda: None,
     ) -> Place | None:
         """Makes an earlier checkpoint the latest, after the last write; every rank must call it.
 
         Args:
             is_meant: whether it is this one; asked on the first rank, the newest first.
             tell: told of a last one that could not be written.
+            once_found: called on every rank before it is made the latest, if there is one.
 
         Returns:
             The checkpoint; None if none is meant.
@@ -162,14 +167,20 @@ class Saver(BackgroundSaver):
         def choose() -> Place | None:
             self._require_ours()
             found = (self._directory / name for name in reversed(complete(self._directory)))
-            chosen = next(filter(is_meant, found), None)
-            if chosen is not None:
-                point_to(chosen)
-                self._ours = {chosen.name}
-            return chosen
+            return next(filter(is_meant, found), None)
 
         chosen = self._agreed(on_first_rank, self._directory, choose)
-        self._path = chosen or self._path
+        if chosen is None:
+            return None
+        once_found()
+
+        def point() -> None:
+            self._require_ours()
+            point_to(chosen)
+            self._ours = {chosen.name}
+
+        self._agreed(on_first_rank, self._directory, point)
+        self._path = chosen
         return chosen
 
     @override
@@ -198,6 +209,7 @@ class Saver(BackgroundSaver):
     def _commit(self, staged: Place, parts: list[Index], document: bytes) -> None:
         self._require_ours()
         self._before_commit()
+        self._require_ours()  # that may have taken long
         seal(staged, parts, document)  # it is whole from here on, for whoever looks
         self._ours.add(staged.name)  # even if it looks as if this failed
         commit(staged, retention=self._retention)

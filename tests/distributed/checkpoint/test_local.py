@@ -6,8 +6,10 @@ import os
 import resource
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +20,10 @@ from parallel.agreement import gathered
 from parallel.zero.state import local_slices
 from tests.distributed.checkpoint.runs import state_of, tensors_of
 from tests.distributed.toy import Toy, engine_of, evaluate, train_step
+from tests.train.runs import TINY_RUN
 from tools.ranks import RankPool
-from train.checkpoint.directory import Retention, latest
+from train.checkpoint import saver
+from train.checkpoint.directory import Retention, complete, latest
 from train.checkpoint.format import Index
 from train.checkpoint.local import exchange
 from train.checkpoint.local.config import LocalConfig
@@ -29,7 +33,10 @@ from train.checkpoint.local.finding import whole_steps
 from train.checkpoint.local.saver import LocalSaver
 from train.checkpoint.restore import restore
 from train.checkpoint.saver import Saver
+from train.config import RunConfig
+from train.config_files import load
 from train.errors import CheckpointError, ConfigError, RunDirectoryError
+from train.saves import Saves
 from train.storage.local import LocalPlace
 from train.storage.place import Place
 
@@ -398,6 +405,85 @@ def test_a_store_that_is_gone_ends_nothing_while_the_disks_have_it(
         for name, record in Index.read(found).parameters.items()
         for kind in record.tensors
     }
+
+
+def _saves(place: Path, engine: Any, notes: list[str]) -> Saves:
+    keys = ("data.corpus=c", f"run_directory={place}/run")
+    monitor: Any = SimpleNamespace(note=notes.append)
+    return Saves(
+        load(RunConfig, [str(TINY_RUN), *keys]),
+        engine,
+        checkpoints=Place.of(place / "stored"),
+        stored=None,
+        disks=_disks(place, TWO, 1),
+        state=lambda step, _: state_of(step),
+        monitor=monitor,
+        guard=lambda: None,
+        before_commit=lambda: None,
+    )
+
+
+def _go_back(place: Path) -> None:
+    """First where there is nothing to go back to: what the disks have is still the last step."""
+    at: Any = None
+    with _nodes(TWO) as node:
+        engine = engine_of(Toy(), stage=1)
+        with _saves(place, engine, []) as saves:
+            saves.save(1, at)
+            saves.save_locally(2, at, waits=True)
+            assert saves.go_back(lambda _: False) is None
+            home = _home(place, node)
+            assert [path.name for path in home.iterdir()] == ["step_00000002"]
+            found = saves.go_back(lambda _: True)
+            assert found is not None
+            assert found.name == "step_00000001"
+            dist.barrier()
+            assert not list((place / node).iterdir())
+            saves.save_locally(2, at, waits=True)
+            saves.finish()
+            assert _home(place, node) != home
+        engine.close()
+
+
+def test_what_the_disks_have_is_forgotten_once_there_is_a_step_to_go_back_to(
+    rank_pools: dict[int, RankPool], tmp_path: Path
+) -> None:
+    rank_pools[2].run(_go_back, tmp_path)
+
+
+def _save_to_a_store_that_hangs(place: Path) -> list[bool]:
+    at: Any = None
+    notes: list[str] = []
+    usual, goes_on = saver.write_share, threading.Event()
+
+    def hanging(*given: Any) -> Index:
+        assert goes_on.wait(60)
+        return usual(*given)
+
+    with _nodes(TWO):
+        engine = engine_of(Toy(), stage=1)
+        saver.write_share = hanging
+        try:
+            with _saves(place, engine, notes) as saves:
+                saves.save_locally(1, at, waits=True)
+                first = saves.save(1, at, waits=False)
+                saves.save_locally(2, at, waits=True)
+                second = saves.save(2, at, waits=False)
+                goes_on.set()
+                third = saves.save(3, at)
+        finally:
+            saver.write_share = usual
+        engine.close()
+    assert ["step 2 is left out" in note for note in notes] == [True]
+    return [first, second, third]
+
+
+def test_a_step_that_the_store_lacks_does_not_pass_for_saved(
+    rank_pools: dict[int, RankPool], tmp_path: Path
+) -> None:
+    for is_being_written in rank_pools[2].run(_save_to_a_store_that_hangs, tmp_path):
+        assert is_being_written == [True, False, True]
+    assert complete(tmp_path / "stored") == ["step_00000001", "step_00000003"]
 
 
 def _refused(place: Path, names: list[str], copies: int, shared: bool) -> str:

@@ -21,7 +21,7 @@ from tests.distributed.toy import Toy, engine_of, train_step
 from tests.train.runs import Rank
 from tools.ranks import RankPool, run_module
 from train.checkpoint import background
-from train.checkpoint.directory import latest
+from train.checkpoint.directory import complete, latest
 from train.checkpoint.restore import read_state
 from train.errors import CheckpointError
 from train.storage.local import LocalPlace
@@ -169,6 +169,31 @@ def test_what_another_has_saved_meanwhile_stays(
     told, (before, after) = rank_pools[1].run(_save_where_another_has, tmp_path)[0]
     assert re.search(r"is 'step_00000003', which this run has not written: .*start it again", told)
     assert before == after
+
+
+def _save_while_another_takes_over(directory: Path) -> tuple[str, list[str]]:
+    """What has to be done before a commit takes so long that another run saves meanwhile."""
+    engine = engine_of(Toy(), stage=0)
+    other = saver_of(directory, keep=1)
+
+    def take_long() -> None:
+        other.save(engine, state_of(1), step=1)
+        other.finish()
+
+    first = saver_of(directory, keep=1, before_commit=take_long)
+    first.save(engine, state_of(2), step=2)
+    with pytest.raises(CheckpointError) as refused:
+        first.finish()
+    engine.close()
+    return str(refused.value), complete(directory)
+
+
+def test_who_is_taken_over_before_a_commit_makes_none(
+    rank_pools: dict[int, RankPool], tmp_path: Path
+) -> None:
+    told, left = rank_pools[1].run(_save_while_another_takes_over, tmp_path)[0]
+    assert "is 'step_00000001', which this run has not written" in told
+    assert left == ["step_00000001"]
 
 
 def test_milestones_stay(rank_pools: dict[int, RankPool], tmp_path: Path) -> None:

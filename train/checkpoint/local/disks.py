@@ -87,16 +87,20 @@ class Disks:
             return given
 
         if anew or self.is_undone or self._id is None:
-            self.remove()
+            forgotten = self.home
             self._id = on_first_rank(keep, UserError)
+            self._remove(forgotten)
         assert self.home is not None
         return self.home
 
     def remove(self) -> None:
         """Remove what the run has on this node, as far as that can be: nobody needs it any more."""
-        if self.home is not None and self.nodes.is_lead:
+        self._remove(self.home)
+
+    def _remove(self, home: Place | None) -> None:
+        if home is not None and self.nodes.is_lead:
             with contextlib.suppress(OSError):
-                self.home.remove()
+                home.remove()
 
     def _read_id(self) -> str | None:
         try:
