@@ -2,6 +2,8 @@
 
 import errno
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from tests.corpora import write_corpus
 from tests.lab_fixtures import S3Lab
-from tests.train.runs import TINY_RUN, kill_at, run, start
+from tests.train.runs import DEADLINE_SECONDS, TINY_RUN, kill_at, run, start
 from tools.ledger import check_run
 from train.claim import check, claim, leases_of
 from train.config import RunConfig
@@ -235,7 +237,13 @@ def test_another_cluster_goes_on(
     assert "holds a different run" in refused.output
     assert not (tmp_path / "b").exists()
     attempt = start(corpus, tmp_path / "b/run", *mirrored, environment=environment)
-    kill_at(attempt, tmp_path / "b/run", step=7)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not (tmp_path / "b/run/local.json").exists():  # from then on the mirror is the other's
+        assert attempt.ranks[0].poll() is None, attempt.wait().output[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    attempt.signal(signal.SIGKILL)
+    attempt.wait()
     found = run(corpus, tmp_path / "a/run", *mirrored, environment=environment)
     assert found.runs[-1].step in (3, 6, 9)
     assert recorded(found) == recorded(whole), [note.text for note in found.notes]
