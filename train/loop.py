@@ -76,8 +76,8 @@ def train(
     mirror = mirror_of(config) if world.is_main else None
     stored = on_first_rank(lambda: find_saved(config, checkpoints), UserError)
     if stored is not None and stored.step >= config.steps:
-        if world.is_main:
-            say_complete(config, stored.path, mirror)
+        path = stored.path
+        agreed(lambda: say_complete(config, path, mirror) if world.is_main else None)
         return ExitStatus.COMPLETE
     disks = disks_of(config)
     saved = newest(config, checkpoints, stored, disks, mirror=mirror)
@@ -229,8 +229,8 @@ def train(
     engine.close()
     if world.is_main and latest is not None:
         wrap_up(config, latest, seconds_to_first_step=made.seconds_to_first_step)
-        if mirror is not None:
-            mirror.finish()
+    if is_complete:
+        agreed(lambda: None if mirror is None else mirror.finish())
     return ExitStatus.COMPLETE if is_complete else ExitStatus.SAVED
 
 

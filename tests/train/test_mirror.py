@@ -257,6 +257,11 @@ def test_another_cluster_goes_on(
     assert f"is complete: {url}/checkpoints/step_00000012" in again.output
     here, there = (told(RunDirectory(tmp_path / name / "run")) for name in "ab")
     assert {**here, "config.yaml": b""} == {**there, "config.yaml": b""}, "what the other has made"
+    (Place.parse(url) / "mirror.json").write(b"damaged")
+    again = start(corpus, tmp_path / "b/run", *mirrored, ranks=2, environment=environment).wait()
+    assert again.code == ExitStatus.MISTAKE, "of all ranks"
+    assert f"{url}/mirror.json is damaged" in again.output
+    assert "Traceback" not in again.output, "nobody waits for the first"
     # Without the mirror there would be no checkpoint, and the run would begin anew.
     alone = start(corpus, tmp_path / "a/run", *STEPS, environment=environment).wait()
     assert alone.code == ExitStatus.MISTAKE

@@ -55,11 +55,13 @@ def _nodes(names: list[str]) -> Generator[str]:
         del os.environ["SLURMD_NODENAME"]
 
 
-def _disks(place: Path, names: list[str], copies: int, *, shared: bool = False) -> Disks:
+def _disks(
+    place: Path, names: list[str], copies: int, *, shared: bool = False, label: str = "toy run"
+) -> Disks:
     directory = place / ("shared" if shared else names[dist.get_rank()])
     config = LocalConfig(directory=str(directory), every_steps=1, copies=copies)
     id_file = Place.of(place / "local.json")
-    return Disks(config, Place.of(directory), label="toy run", id_file=id_file)
+    return Disks(config, Place.of(directory), label=label, id_file=id_file)
 
 
 def _save(place: Path, names: list[str], copies: int, stage: int, steps: int) -> list[float]:
@@ -100,6 +102,14 @@ def _find(place: Path, names: list[str], copies: int, stage: int, at_least: int 
 def _home(place: Path, node: str) -> Path:
     (home,) = (place / node).glob("toy_run-*")
     return home
+
+
+def _moved(saved: Path, to: Path) -> Path:
+    """What was saved, as if its directory had been moved: nothing is there any more."""
+    place = Path(shutil.copytree(saved, to / "place"))
+    kept = place / "local.json"
+    kept.write_text(kept.read_text().replace(str(saved), str(to / "gone")))
+    return place
 
 
 def _flip(file: Path) -> None:
@@ -168,8 +178,7 @@ def test_one_node_may_be_lost(
     harm: Callable[[Path], None],
     remark: str,
 ) -> None:
-    place, losses = tmp_path / "place", saved[1]
-    shutil.copytree(saved[0], place)
+    place, losses = _moved(saved[0], tmp_path), saved[1]
     harm(place)
     for step, loss, remarks in rank_pools[2].run(_find, place, TWO, 1, 1):
         assert (step, loss) == (2, losses[1])
@@ -198,8 +207,7 @@ def test_each_node_has_what_it_should(saved: tuple[Path, list[float]]) -> None:
 def test_both_copies_damaged_are_no_step(
     rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
-    place = tmp_path / "place"
-    shutil.copytree(saved[0], place)
+    place = _moved(saved[0], tmp_path)
     for node in TWO:
         _flip(_home(place, node) / "step_00000002" / CHUNKS)
     for step, _, remarks in rank_pools[2].run(_find, place, TWO, 1, 1):
@@ -242,8 +250,7 @@ def test_other_nodes_and_layouts_go_on(
     names: list[str],
     stage: int,
 ) -> None:
-    place, losses = tmp_path / "place", saved[1]
-    shutil.copytree(saved[0], place)
+    place, losses = _moved(saved[0], tmp_path), saved[1]
     for step, loss, remarks in rank_pools[len(names)].run(_find, place, names, 1, stage):
         assert (step, loss) == (2, losses[1])
         assert remarks == (
@@ -571,8 +578,7 @@ def _begin_anew(place: Path) -> tuple[str, str]:
 def test_what_was_undone_is_forgotten_by_nodes_that_were_away(
     rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
-    place = tmp_path / "place"
-    shutil.copytree(saved[0], place)
+    place = _moved(saved[0], tmp_path)
     (place / "a").rename(place / "away")
     names = rank_pools[2].run(_begin_anew, place)
     assert names[0] == names[1]
@@ -580,3 +586,46 @@ def test_what_was_undone_is_forgotten_by_nodes_that_were_away(
     shutil.rmtree(place / "a")
     (place / "away").rename(place / "a")
     assert rank_pools[2].run(_find, place, TWO, 1, 1)[0][0] is None
+
+
+def _homes(place: Path, label: str) -> tuple[str | None, str, list[str]]:
+    """Before and after a run has begun there, and what was remarked."""
+    with _nodes(TWO):
+        disks = _disks(place, TWO, 1, label=label)
+        before = disks.home
+        return None if before is None else before.name, disks.begin().name, disks.remarks
+
+
+def test_a_run_that_is_renamed_keeps_its_name_on_the_disks(
+    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    place, name = _moved(saved[0], tmp_path), _home(saved[0], "a").name
+    for again in range(2):
+        assert rank_pools[2].run(_homes, place, f"another {again}") == 2 * [(name, name, [])]
+    link = tmp_path / "link"
+    link.symlink_to(place)
+    assert rank_pools[2].run(_homes, link, "a link") == 2 * [(name, name, [])]
+    assert _home(place, "a").exists()
+
+
+def test_a_copy_of_a_run_does_not_write_where_the_other_does(
+    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    """Both may run at once; what the disks hold stays with the first."""
+    place, copy = _moved(saved[0], tmp_path), tmp_path / "copy"
+    name = _home(place, "a").name
+    assert rank_pools[2].run(_homes, place, "toy run") == 2 * [(name, name, [])]
+    shutil.copytree(place, copy)
+    for before, after, remarks in rank_pools[2].run(_homes, copy, "toy run"):
+        assert before is None
+        assert after.startswith("toy_run-")
+        assert after != name
+        assert remarks == [
+            f"checkpoint.local: {copy} is a copy of {place}, to which what lies on the nodes' "
+            "disks belongs"
+        ]
+    assert (copy / "a" / name).exists(), "nothing is removed that is another's"
+    for before, after, remarks in rank_pools[2].run(_homes, copy, "toy run"):
+        assert before == after != name
+        assert not remarks
+    assert rank_pools[2].run(_homes, place, "toy run") == 2 * [(name, name, [])]

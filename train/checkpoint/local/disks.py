@@ -1,8 +1,10 @@
 """The nodes' own directories, and which part of them is a run's."""
 
 import contextlib
+import os
 import re
 import secrets
+from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import Field, TypeAdapter
@@ -17,14 +19,34 @@ from train.storage.record import Record, content_of, parse
 
 KEY: Final = "checkpoint.local"
 _LABEL_CHARACTERS: Final = 80
-_BYTES_AT_MOST: Final = 4096
+_BYTES_AT_MOST: Final = 1 << 16
 
 
 class _Id(Record):
+    """Under which name a run's checkpoints are on its nodes' disks.
+
+    Attributes:
+        id: ends the name.
+        label: begins it; None where an earlier version did not say.
+        directory: of the run when this was written, with all links followed; None likewise.
+    """
+
     id: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    label: Annotated[str, Field(pattern=r"^[\w.-]{0,80}$")] | None = None
+    directory: str | None = None
 
 
 _ID: Final = TypeAdapter(_Id)
+
+
+def _id_in(file: Place) -> _Id | None:
+    """What a file keeps; None if it is not there."""
+    try:
+        content = content_of(file, limit_bytes=_BYTES_AT_MOST)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    remedy = "remove it, and the run goes on from its other checkpoints"
+    return parse(_ID, content, name=str(file), error=RunDirectoryError, remedy=remedy)
 
 
 class Disks:
@@ -32,7 +54,8 @@ class Disks:
 
     In each node's directory the run has one of its own, whose name ends in an id that the run's
     directory keeps. So another run in a directory of the same name finds nothing; and another id
-    has all that was saved before forgotten at once, also by nodes that are away.
+    has all that was saved before forgotten at once, also by nodes that are away. A run directory
+    that is renamed keeps both; a copy of one gets an id of its own.
 
     Args:
         config: of the section.
@@ -50,8 +73,8 @@ class Disks:
         self._directory = directory
         self._label = re.sub(r"[^\w.-]", "_", label)[:_LABEL_CHARACTERS]
         self._id_file = id_file
-        self._id = on_first_rank(self._read_id, UserError)
-        self.remarks: list[str] = []
+        self._id, remarks = on_first_rank(self._read_id, UserError)
+        self.remarks: list[str] = remarks
         """What whoever watches the run should know; the same on all ranks."""
         self.is_undone = False
         """Whether what was saved before `begin` is of steps that were undone since."""
@@ -60,7 +83,10 @@ class Disks:
     @property
     def home(self) -> Place | None:
         """The run's directory on this node, which need not be there; None if it never had one."""
-        return None if self._id is None else self._directory / f"{self._label}-{self._id}"
+        if self._id is None:
+            return None
+        label = self._label if self._id.label is None else self._id.label
+        return self._directory / f"{label}-{self._id.id}"
 
     def begin(self, *, anew: bool = False) -> Place:
         """Have the id kept, before anything is saved; every rank must call it.
@@ -74,22 +100,10 @@ class Disks:
         Raises:
             RunDirectoryError: the id cannot be kept.
         """
-
-        def keep() -> str:
-            given = secrets.token_hex(8)
-            try:
-                self._id_file.write(_Id(id=given).model_dump_json().encode() + b"\n")
-            except OSError as error:
-                raise RunDirectoryError(
-                    f"{self._id_file} cannot be written ({error.strerror or error}): make room "
-                    "there, and run again to continue"
-                ) from error
-            return given
-
-        if anew or self.is_undone or self._id is None:
-            forgotten = self.home
-            self._id = on_first_rank(keep, UserError)
-            self._remove(forgotten)
+        is_new = anew or self.is_undone or self._id is None
+        forgotten = self.home if is_new else None
+        self._id = on_first_rank(lambda: self._keep_id(is_new=is_new), UserError)
+        self._remove(forgotten)
         assert self.home is not None
         return self.home
 
@@ -102,14 +116,41 @@ class Disks:
             with contextlib.suppress(OSError):
                 home.remove()
 
-    def _read_id(self) -> str | None:
+    @property
+    def _run_directory(self) -> str:
+        return os.path.realpath(self._id_file.parent)
+
+    def _keep_id(self, *, is_new: bool) -> _Id:
+        label, here = self._label, self._run_directory
+        if is_new or self._id is None:
+            kept = _Id(id=secrets.token_hex(8), label=label, directory=here)
+        elif self._id.directory == here:
+            return self._id
+        else:  # it has been renamed
+            kept = _Id(id=self._id.id, label=self._id.label or label, directory=here)
         try:
-            content = content_of(self._id_file, limit_bytes=_BYTES_AT_MOST)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        remedy = "remove it, and the run goes on from its other checkpoints"
-        name = str(self._id_file)
-        return parse(_ID, content, name=name, error=RunDirectoryError, remedy=remedy).id
+            self._id_file.write(kept.model_dump_json().encode() + b"\n")
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self._id_file} cannot be written ({error.strerror or error}): make room there, "
+                "and run again to continue"
+            ) from error
+        return kept
+
+    def _read_id(self) -> tuple[_Id | None, list[str]]:
+        """What is kept, and what is to be said of it."""
+        kept = _id_in(self._id_file)
+        if kept is None or kept.directory is None:
+            return kept, []
+        there = Place.of(Path(kept.directory)) / self._id_file.name
+        with contextlib.suppress(OSError, UserError):  # it is no more
+            other = _id_in(there)
+            if other is not None and other.id == kept.id:
+                if os.path.samefile(there, self._id_file):
+                    return kept, []
+                told = f"{self._run_directory} is a copy of {kept.directory}"
+                return None, [f"{KEY}: {told}, to which what lies on the nodes' disks belongs"]
+        return kept, []
 
     def _require_apart(self, config: LocalConfig) -> None:
         """See that each node has its directory to itself, and that there are nodes for copies.

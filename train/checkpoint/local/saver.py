@@ -14,7 +14,7 @@ from parallel.zero.state import StateSlice
 from train.checkpoint.background import BackgroundSaver, write_share
 from train.checkpoint.directory import Retention, clean, complete, newest_of, retire, stage
 from train.checkpoint.format import Index, seal
-from train.checkpoint.local.disks import Disks
+from train.checkpoint.local.disks import KEY, Disks
 from train.checkpoint.local.exchange import Transfer, deliver
 from train.errors import CheckpointError
 from train.storage.place import Place
@@ -74,7 +74,8 @@ class LocalSaver(BackgroundSaver):
             self._left_out += 1
             if self._left_out >= _MOST_LEFT_OUT:
                 self._lost = CheckpointError(
-                    f"{self._home} takes long to write: {self._left_out} steps were left out since"
+                    f"{self._home} takes long to write, and {self._left_out} steps were left out: "
+                    f"raise {KEY}.every_steps"
                 )
             return self._lost
         self._left_out = 0
