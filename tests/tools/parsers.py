@@ -1,8 +1,8 @@
 """The parsers of all commands, found in the commands themselves."""
 
 import argparse
+import ast
 import importlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +43,8 @@ def modules() -> list[str]:
     found: list[str] = []
     for folder in ("tools", "train", "tests/distributed", "tests/train"):
         for path in sorted((warm.REPOSITORY / folder).rglob("*.py")):
-            if re.search(r"^    sys\.exit\(main\(\)\)$", path.read_text(), re.M):
+            blocks = (each for each in ast.parse(path.read_text()).body if isinstance(each, ast.If))
+            if any("sys.exit(main())" in map(ast.unparse, block.body) for block in blocks):
                 found.append(".".join(path.relative_to(warm.REPOSITORY).with_suffix("").parts))
     return found
 

@@ -71,7 +71,7 @@ LACKING = {
     *("tools.tasks build", "tools.tasks verify", "tools.tasks corpus", "tools.tasks outcome"),
     *("tools.contamination", "tools.harness tasks", "tools.import", "tools.export", "tools.serve"),
     *("tools.assemble", "tools.comparison", "tools.status", "tools.submit", "tools.trace"),
-    *("tools.dashboard", "tools.wandb_sync"),
+    *("tools.dashboard", "tools.wandb_sync", "tools.chaos"),
 }
 """Commands that need what is not there: a cluster, a peer, packages, a service that runs, tasks
 that are built, a folder of transformers, a checkpoint without adapters; or that serve until they
@@ -160,8 +160,10 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         paths = [path] if is_written or (mode and set(mode) & set("wax+")) else []
     elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"):
         paths = [arguments[0]]
-    elif event in ("os.rename", "os.link", "os.symlink"):
+    elif event in ("os.rename", "os.link"):
         paths = list(arguments[:2])
+    elif event == "os.symlink":
+        paths = [arguments[1]]
     else:
         return
     for path in paths:

@@ -24,7 +24,7 @@ _ALONE_SECONDS: Final = 600.0
 """For a slow save."""
 
 
-def main() -> int:
+def run() -> int:
     """Until all that was started has ended; its exit status."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -61,4 +61,4 @@ def _signal(mark: bytes, number: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

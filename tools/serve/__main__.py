@@ -136,10 +136,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)  # nobody is let in before it can answer
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name with a part that is empty or too long
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{host}:{port} cannot be listened on ({error.strerror or error}): choose another with "
-            "--host or --port"
+            f"{host}:{port} cannot be listened on ({reason}): choose another with --host or --port"
         ) from None
     return listening
 

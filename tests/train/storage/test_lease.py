@@ -54,7 +54,9 @@ def test_one_has_it_and_gives_it_back(place: Place) -> None:
         first.take()
         first.take()
         assert place.names() == [".lock.1"]
-        held = rf"in use by another process, pid {os.getpid()} of .*/.lock.1\): wait .* another pl"
+        held = (
+            rf"in use by another process, pid {os.getpid()} of .*/.lock.1\), until .*: wait .* pl"
+        )
         with pytest.raises(InUseError, match=held):
             take_those_there([second])
         first.check()
