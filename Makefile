@@ -44,7 +44,7 @@ tasks: .venv/runtime runs/first_light/summary.json  ## that model tuned on real 
 runs/first_light/summary.json:
 	$(MAKE) pretrain
 
-test: .venv/dev .venv/dashboard/installed .venv/openwandb/installed  ## all that matters, half an hour at most on two cores
+test: .venv/dev .venv/dashboard/installed .venv/openwandb/installed  ## all that matters, some twenty minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long" $(SHARED) $(ARGS)
 
 test-all: .venv/dev .venv/dashboard/installed .venv/openwandb/installed  ## the long tables besides; the fuzz of configurations alone takes a quarter of an hour
