@@ -12,9 +12,14 @@ from model.semicausal import SemiCausal
 LAYERS = ["qkv", "out", "up", "down"]
 
 
-def _lora(*targets: str, trainable: list[str] | None = None, up_rate_ratio: float = 1.0) -> Tuning:
+def _lora(
+    *targets: str,
+    trainable: list[str] | None = None,
+    up_rate_ratio: float = 1.0,
+    alpha: float = 8.0,
+) -> Tuning:
     # Much weight beside the base, so that a wrong adapter shows.
-    config = LoraConfig(rank=4, alpha=8.0, targets=[*targets], up_rate_ratio=up_rate_ratio)
+    config = LoraConfig(rank=4, alpha=alpha, targets=[*targets], up_rate_ratio=up_rate_ratio)
     return Tuning(lora=config, trainable=trainable)
 
 
@@ -24,7 +29,7 @@ TUNINGS: dict[str, Tuning] = {
     "encoder": _lora("encoders"),
     "connector": _lora("connectors"),
     "all": _lora("decoder", "encoders", "connectors"),
-    "last block": _lora("decoder.blocks.{-1..-1}"),
+    "last block": _lora("decoder.blocks.{-1..-1}", alpha=16.0),  # one block is less seen
     "beside the connector": _lora(*LAYERS, trainable=["connectors"]),
     "LoRA+": _lora(*LAYERS, "!encoders", up_rate_ratio=4.0),
     "bottleneck": Tuning(bottleneck=BottleneckConfig(width=8)),

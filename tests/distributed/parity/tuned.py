@@ -36,8 +36,8 @@ from train.checkpoint.saver import Saver
 from train.checkpoint.weights import values_of
 from train.errors import UserError
 
-LEAST_EFFECT = 5e-4
-"""Of an adapter on logits: five times as much as they may differ by."""
+LEAST_EFFECT = 1e-3
+"""Of an adapter on logits: ten times as much as they may differ by."""
 
 
 def saved_on_ranks(cell: Cell, directory: str) -> History:
