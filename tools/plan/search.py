@@ -79,12 +79,12 @@ def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
     for skeleton in _skeletons(task.model, machine, ranks=ranks, refusals=refusals):
         for choices in _choices(task, machine, skeleton, ranks, refusals):
             for candidate in choices:
-                plan = one_plan(task, candidate, machine)
-                if plan.memory.total <= machine.usable_bytes:
+                memory = fullest_rank(task, candidate, machine)
+                if memory.total <= machine.usable_bytes:
                     # What computes more again is slower, and there is room.
-                    ranked.append(plan)
+                    ranked.append(_timed(task, candidate, machine, memory=memory))
                     break
-                too_large.append(plan.memory.total)
+                too_large.append(memory.total)
     ranked.sort(key=lambda plan: -plan.tokens_per_second)  # of equals, the plainer come first
     if too_large:
         reason = too_large_words(min(too_large), max(too_large), machine)
@@ -105,12 +105,16 @@ def too_large_words(least_bytes: float, most_bytes: float, machine: Machine) -> 
 
 def one_plan(task: Task, candidate: Candidate, machine: Machine) -> Plan:
     """What one given layout takes, whether it fits or not."""
+    return _timed(task, candidate, machine, memory=fullest_rank(task, candidate, machine))
+
+
+def _timed(task: Task, candidate: Candidate, machine: Machine, *, memory: Memory) -> Plan:
     seconds = step_seconds(task, candidate, machine)
     speed = task.sequences * task.sequence_tokens / seconds.total
     peak_flops = candidate.ranks * machine.peak_flops[task.precision]
     return Plan(
         candidate=candidate,
-        memory=fullest_rank(task, candidate, machine),
+        memory=memory,
         seconds=seconds,
         tokens_per_second=speed,
         mfu=speed * flops_per_token(task) / peak_flops,

@@ -116,11 +116,14 @@ def test_the_kept_calibration_is_used_and_named(
 
 
 def test_it_is_arithmetic_alone() -> None:
-    # No process group, nothing of DeepSpeed or megatron.
+    # No process group, nothing of DeepSpeed or megatron, and quick besides importing torch.
     script = f"""
-import sys
+import sys, time
 from tools.plan import __main__ as plan
+started = time.process_time()
 assert plan.main([{EXPERIMENT!r}, "--gpus", "64", "--gpu", "h100"]) == 0
+taken = time.process_time() - started
+assert taken < 2, taken
 import torch.distributed
 assert not torch.distributed.is_initialized()
 assert not [name for name in sys.modules if name.split(".")[0] in ("deepspeed", "megatron")]

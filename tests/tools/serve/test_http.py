@@ -260,6 +260,7 @@ def test_a_failure_is_told_and_the_next_request_is_answered(
     assert isinstance(read, Slowly)
     asked = {"model": "tiny", "prompt": "a private word"}
     with serving(speaker) as (client, worker):
+        before = complete(client, prompt="a", temperature=0)["choices"][0]["text"]
         try:
             read.fault = fault
             answer = client.post("/v1/completions", json=asked)
@@ -270,7 +271,9 @@ def test_a_failure_is_told_and_the_next_request_is_answered(
         assert told in answer.json()["error"]["message"]
         assert told in json.loads(events.removeprefix("data: "))["error"]["message"]
         assert worker.load == (0, 0)
-        assert complete(client, prompt="a")["choices"][0]["finish_reason"]
+        after = complete(client, prompt="a", temperature=0)["choices"][0]["text"]
+        assert after == before
+        assert after
     out, err = capfd.readouterr()
     assert "private" not in out + err + answer.text + events
 

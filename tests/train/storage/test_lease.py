@@ -55,7 +55,8 @@ def test_one_has_it_and_gives_it_back(place: Place) -> None:
         first.take()
         assert place.names() == [".lock.1"]
         held = (
-            rf"in use by another process, pid {os.getpid()} of .*/.lock.1\), until .*: wait .* pl"
+            rf"in use by another process, pid {os.getpid()} of .*/.lock.1\), until it ends or "
+            "has not renewed that for 60 s: wait until it ends, or choose another place$"
         )
         with pytest.raises(InUseError, match=held):
             take_those_there([second])
