@@ -14,9 +14,9 @@ from model.decoder import Piece
 from model.recompute import Recompute
 from model.semicausal import ModelConfig
 from parallel import cuda_free
+from parallel.host import node_name
 from parallel.launch import World
 from parallel.megatron import core
-from parallel.nodes import node_name
 
 Degree = Annotated[int, Field(ge=1, le=2**17)]
 

@@ -1,18 +1,12 @@
 """Which ranks share a node."""
 
-import os
-import socket
 from dataclasses import dataclass
 from typing import Self
 
 import torch.distributed as dist
 
 from parallel.agreement import gathered
-
-
-def node_name() -> str:
-    """This process's node, as Slurm calls it (a host may be several of them), or else its host."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+from parallel.host import node_name
 
 
 @dataclass(frozen=True, kw_only=True)

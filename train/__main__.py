@@ -31,7 +31,7 @@ from parallel.launcher import announced
 from parallel.mesh import forget_groups
 from parallel.zero.config import IN_FP8, why_unsupported
 from train.asked import prompt_fault
-from train.claim import check
+from train.claim import check, stored_elsewhere
 from train.config import RunConfig, batch_fault
 from train.config_files import dump, load
 from train.data.spans.at_random import RandomSpansConfig
@@ -43,7 +43,6 @@ from train.loop import train
 from train.precision import decided, guessed
 from train.prepare import agreed, use_compile_cache
 from train.storage.path import local_path
-from train.storage.place import Place
 from train.tasks.task import load_tasks
 from train.watch.streams import PATIENCE_SECONDS, Streams, lasting_streams
 
@@ -225,16 +224,12 @@ def _local_faults(config: RunConfig) -> Iterator[str]:
                 found[key] = Path(os.path.realpath(local_path(text)))
         except StorageError as error:
             yield f"{key}: {error}"
-    with contextlib.suppress(StorageError):  # told where it is used
-        stored = Place.parse(config.checkpoint.directory or "", config.storage)
-        if stored.is_remote:
-            yield (
-                f"checkpoint.directory: {stored} is in a store: set run_mirror={stored} instead, "
-                "which holds the run's files, too; checkpoints that are there belong into "
-                f"{stored}/checkpoints"
-            )
-        else:
-            found["checkpoint.directory"] = Path(os.path.realpath(str(stored)))
+    if (fault := stored_elsewhere(config)) is not None:
+        yield fault
+    elif config.checkpoint.directory is not None:
+        with contextlib.suppress(StorageError):  # told where it is used
+            place = local_path(config.checkpoint.directory)
+            found["checkpoint.directory"] = Path(os.path.realpath(place))
     for key in ("run_directory", "checkpoint.directory"):
         if LOCAL in found and key in found and found[LOCAL].is_relative_to(found[key]):
             yield (

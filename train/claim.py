@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Generator, Sequence
 
-from train.checkpoint.directory import latest
+from train.checkpoint.directory import CHECKPOINTS_NAME, latest
 from train.config import RunConfig
 from train.config_files import differences, dump, from_stored, read_file
 from train.errors import InUseError, RunDirectoryError, StorageError
@@ -23,6 +23,47 @@ def stored_config(directory: RunDirectory) -> RunConfig:
         ConfigError: this version does not understand it, or it is missing.
     """
     return from_stored(RunConfig, read_file(directory.config, is_stored=True), place=str(directory))
+
+
+def stored_elsewhere(config: RunConfig) -> str | None:
+    """That `checkpoint.directory` lies in a store, which a mirror is for; None if it does not."""
+    with contextlib.suppress(StorageError):  # told where it is used
+        place = Place.parse(config.checkpoint.directory or "", config.storage)
+        if place.is_remote:
+            return f"checkpoint.directory: {place} is in a store: {_mirrored(place)}"
+    return None
+
+
+def _mirrored(place: Place) -> str:
+    """How checkpoints in a store become those of a mirror."""
+    return (
+        f"set run_mirror={place} instead, which holds the run's files, too; checkpoints that are "
+        f"there belong into {place / CHECKPOINTS_NAME}"
+    )
+
+
+def refuse_to_begin_anew(config: RunConfig, checkpoints: Place) -> None:
+    """Refuses to begin a run in its own directory whose checkpoints have lain elsewhere.
+
+    Raises:
+        RunDirectoryError: there are some.
+    """
+    directory = config.directory
+    if not directory.config.exists():
+        return
+    owner = stored_config(directory)
+    before = owner.checkpoints_of(directory)
+    if str(before) == str(checkpoints) or latest(before) is None:
+        return
+    if owner.run_mirror is None and before.is_remote:
+        remedy = _mirrored(before)
+    else:
+        key = "run_mirror" if owner.run_mirror is not None else "checkpoint.directory"
+        remedy = f"set {key}={owner.run_mirror or owner.checkpoint.directory or 'null'} to go on"
+    raise RunDirectoryError(
+        f"{directory} holds a run whose checkpoints lie in {before}, and {checkpoints} has none: "
+        f"{remedy}, or choose another run_directory"
+    )
 
 
 def check(config: RunConfig) -> None:

@@ -13,7 +13,7 @@ from model.semicausal import ModelConfig
 from parallel.costs import usual_load
 from parallel.mesh import LayoutConfig, rank_fault
 from parallel.pipeline import microbatch_fault
-from parallel.zero.config import ZeroConfig
+from parallel.zero.config import RunPrecision, ZeroConfig
 from train.checkpoint.directory import CHECKPOINTS_NAME
 from train.cluster import ClusterConfig, Store, in_the_store
 from train.cross_checks import faults_of
@@ -45,6 +45,10 @@ USUAL_SPAN_SHARE = 0.25
 """The paper's ratio, where the samples decide."""
 
 
+Precision = Literal["auto", RunPrecision]
+"""As configured."""
+
+
 class RunConfig(Config):
     """Everything that defines a run."""
 
@@ -57,7 +61,7 @@ class RunConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     steps: Steps
     """Optimiser steps."""
-    precision: Literal["auto", "fp32", "bf16", "fp8", "fp8_with_head"] = "auto"
+    precision: Precision = "auto"
     """Of parameters and activations; of masters, moments and gradient sums, see `optim.precision`.
     `auto` is bf16 where the hardware of all ranks multiplies it, else fp32, for as long as the run
     goes on. `fp8` stores all as bf16 does, and

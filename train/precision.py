@@ -1,22 +1,17 @@
 """`precision: auto`, decided once: for all ranks, and for as long as a run goes on."""
 
 import contextlib
-import os
-import socket
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from parallel.agreement import gathered, on_first_rank
+from parallel.host import node_name
 from parallel.launch import multiplies_bf16, processor_name
 from train.checkpoint.directory import latest
-from train.checkpoint.restore import read_state
 from train.claim import stored_config
-from train.config import RunConfig
-from train.config_files import from_stored
+from train.config import Precision, RunConfig
 from train.errors import UserError
-from train.prepare import RunState
-
-Precision = Literal["auto", "fp32", "bf16", "fp8", "fp8_with_head"]
+from train.loading import load_config
 
 
 def guessed(config: RunConfig) -> Precision:
@@ -47,8 +42,7 @@ def decided(config: RunConfig) -> Decided:
         UserError: what the run has left cannot be read.
     """
     kept = on_first_rank(partial(_kept, config), UserError)
-    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    ranks = gathered((multiplies_bf16(), f"{node} ({processor_name()})", config.precision))
+    ranks = gathered((multiplies_bf16(), f"{node_name()} ({processor_name()})", config.precision))
     without = dict.fromkeys(name for multiplies, name, _ in ranks if not multiplies)
     suits_all: Precision = "fp32" if without else "bf16"
     found = kept or suits_all
@@ -69,4 +63,4 @@ def _kept(config: RunConfig) -> Precision | None:
     newest = latest(config.checkpoints_of(directory))
     if newest is None:
         return None
-    return from_stored(RunConfig, read_state(newest, RunState).config, place=str(newest)).precision
+    return load_config(newest).precision

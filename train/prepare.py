@@ -29,7 +29,7 @@ from train.checkpoint.directory import latest, resolve
 from train.checkpoint.format import State
 from train.checkpoint.local.finding import WholeStep
 from train.checkpoint.restore import load_masters, read_state, restore
-from train.claim import refuse_other_run, stored_config
+from train.claim import refuse_other_run, refuse_to_begin_anew
 from train.config import RunConfig
 from train.config_files import differences, from_stored
 from train.data.collate import Collator
@@ -208,32 +208,12 @@ def find_saved(config: RunConfig, checkpoints: Place) -> Saved | None:
     """
     path = latest(checkpoints)
     if path is None:
-        _refuse_to_begin_anew(config, checkpoints)
+        refuse_to_begin_anew(config, checkpoints)
         return None
     saved = Saved(path=path, state=read_state(path, RunState))
     # A directory of checkpoints may be shared, a run's own may have been copied into.
     refuse_other_run(config, saved.config, path)
     return saved
-
-
-def _refuse_to_begin_anew(config: RunConfig, checkpoints: Place) -> None:
-    """Refuses to begin a run in its own directory whose checkpoints have lain elsewhere.
-
-    Raises:
-        RunDirectoryError: there are some.
-    """
-    directory = config.directory
-    if not directory.config.exists():
-        return
-    owner = stored_config(directory)
-    before = owner.checkpoints_of(directory)
-    if str(before) != str(checkpoints) and latest(before) is not None:
-        key = "run_mirror" if owner.run_mirror is not None else "checkpoint.directory"
-        named = owner.run_mirror or owner.checkpoint.directory or "null"
-        raise RunDirectoryError(
-            f"{directory} holds a run whose checkpoints lie in {before}, and {checkpoints} has "
-            f"none: set {key}={named} to go on, or choose another run_directory"
-        )
 
 
 def find_left_out(

@@ -47,7 +47,7 @@ def newest(
     stored: Saved | None,
     disks: Disks | None,
     *,
-    mirror: Mirror | None = None,
+    mirror: Mirror | None,
 ) -> Saved | None:
     """What the run goes on from: the newest step that is whole; every rank must call it.
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Final
 
+from parallel.host import NODE
 from tools.keep import looking, on_host
 from tools.keep.agents import agent
 from tools.keep.looking import Look
 from tools.keep.nodes import called
 from tools.lab.daemons import free_ports
 from train.errors import UserError
-from train.watch.heartbeat import ADDRESS, NODE
 
 _LINE: Final = re.compile(r"(\S+)\s+slots=([1-9][0-9]{0,5})")
 _SSH: Final = (
@@ -158,7 +158,7 @@ class HostRanks:
                 start_new_session=True,
             )
             self._agents[host] = started
-            given = {"mark": ADDRESS, "script": script, "environment": {**environment, NODE: host}}
+            given = {"script": script, "environment": {**environment, NODE: host}}
             self._say(started, json.dumps(given).encode() + b"\n")
 
     def statuses(self) -> dict[int, int]:

@@ -8,6 +8,7 @@ cut: the ranks are asked to save and stop, and ended if they do not.
 import contextlib
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from typing import Any, Final
 ASK: Final = b"a"
 KILL: Final = b"k"
 
+_START: Final = "SEMICAUSAL_START"
+"""Variable by which all that was started here is found again."""
 _TURN_SECONDS: Final = 0.2
 _ALONE_SECONDS: Final = 600.0
 """For a slow save."""
@@ -30,10 +33,11 @@ def run() -> int:
         signal.signal(number, signal.SIG_IGN)
     with open(0, "rb", buffering=0, closefd=False) as words:  # takes no more than it needs
         given: dict[str, Any] = json.loads(words.readline())
-    mark = f"{given['mark']}={given['environment'][given['mark']]}".encode()
+    token = secrets.token_hex(8)
+    mark = f"{_START}={token}".encode()
     process = subprocess.Popen(
         ["bash", "-c", given["script"]],
-        env=given["environment"],
+        env={**given["environment"], _START: token},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )

@@ -74,8 +74,8 @@ def digest_of(run: Path) -> str:
 
 def digest(place: str) -> str:
     """Of a place, here or in a store: a few letters."""
-    digest = hashlib.sha256(os.fsencode(place)).digest()
-    return base64.urlsafe_b64encode(digest)[:_DIGEST_LETTERS].decode()
+    hashed = hashlib.sha256(os.fsencode(place)).digest()
+    return base64.urlsafe_b64encode(hashed)[:_DIGEST_LETTERS].decode()
 
 
 def job_arguments(common: Sequence[str], tasks: Sequence[Sequence[str]]) -> list[str]:

@@ -11,6 +11,7 @@ from tools.submit.calling import Job
 from tools.submit.flags import digest_of, is_for
 from tools.submit.job import setup_faults
 from tools.submit.standing import complete
+from train.claim import stored_elsewhere
 from train.cluster import ClusterConfig
 from train.config import RunConfig, batch_fault
 from train.storage.lease import held_by
@@ -31,6 +32,7 @@ def faults_of(config: RunConfig, cluster: ClusterConfig, *, queue: Sequence[Job]
     found = [
         layout_fault(config, cluster),
         copies_fault(config, cluster),
+        stored_elsewhere(config),
         queue_fault(run, queue) or lease_fault(config, queue),
         *setup_faults(cluster),
     ]

@@ -1,9 +1,7 @@
 """What the hardware of each node does while a run goes on: `RUN/hardware/NODE.jsonl`."""
 
 import contextlib
-import os
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -13,6 +11,7 @@ from typing import Final
 
 import psutil
 
+from parallel.host import node_name
 from train.storage.appended import AppendedFile
 from train.storage.record import Record
 from train.watch.metrics import Count, Finite, Moment
@@ -84,7 +83,7 @@ class Hardware:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        self._node = node_name()
         self._is_over = threading.Event()
         self._seen = _counted()
         psutil.cpu_percent()  # since when the next one counts

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Final
 
+from parallel.host import node_name
 from train.watch.memory_kills import out_of_memory_kills
 
 ADDRESS: Final = "SEMICAUSAL_KEEPER"
@@ -23,9 +24,6 @@ ADDRESS: Final = "SEMICAUSAL_KEEPER"
 CONNECTION: Final = "SEMICAUSAL_KEEPER_CONNECTION"
 """Variable with the file descriptor of a connection to it, opened by the shell that became this
 rank: who dies before Python can speak closes that."""
-
-NODE: Final = "SEMICAUSAL_NODE"
-"""Variable with the name by which the keeper knows a rank's host; in a job Slurm says it."""
 
 STANDBY: Final = "SEMICAUSAL_STANDBY"
 """Variable that has a rank wait, its imports done, until the keeper needs it."""
@@ -87,8 +85,7 @@ class Heartbeat:
             sys.stderr.write(f"rank ({error}): let all nodes reach each other's ports\n")
             self._socket = None
         # By its name of a node srun, or ssh, is told of it.
-        names = (os.environ.get(name) for name in (NODE, "SLURMD_NODENAME"))
-        host = next(filter(None, names), None) or socket.gethostname()
+        host = node_name()
         kills = out_of_memory_kills()
         self._send(secret=secret, rank=rank, host=host, pid=os.getpid(), kills=kills)
 

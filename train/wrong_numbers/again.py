@@ -1,7 +1,6 @@
 """A step that is not finite is computed once more: by another result the hardware errs."""
 
 import math
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from model.batch import Batch
 from parallel.agreement import gathered
+from parallel.host import node_name
 from parallel.zero.engine import ZeroEngine
 from train.step import Gradients, accumulate
 
@@ -98,7 +98,7 @@ def compute_again(
     mine = OneRank(
         rank=engine.mesh.world.rank,
         copy=engine.mesh.data_rank,
-        node=socket.gethostname(),
+        node=node_name(),
         first=first.sums.tolist(),
         second=second.sums.tolist(),
     )

@@ -96,7 +96,7 @@ class Agent:
             stdin=subprocess.PIPE,
         )
         environment = {**os.environ, ADDRESS: f"127.0.0.1:9:{directory.name}"}
-        given = {"mark": ADDRESS, "script": f"cd {directory}\n{script}", "environment": environment}
+        given = {"script": f"cd {directory}\n{script}", "environment": environment}
         self.say(json.dumps(given).encode() + b"\n")
 
     def say(self, words: bytes) -> None:

@@ -131,6 +131,10 @@ def test_an_array_has_a_task_for_each_run(capsys: pytest.CaptureFixture[str]) ->
             [TINY, LAB, "checkpoint.local={directory: /scratch, every_steps: 5, copies: 2}"],
             "copies: 2 of each node's share, but cluster.nodes is 2: set it to 1, or take",
         ),
+        (
+            [TINY, LAB, "checkpoint.directory=s3://lab/saved"],
+            "checkpoint.directory: s3://lab/saved is in a store: set run_mirror=s3://lab/saved",
+        ),
         ([TINY, LAB, "cluster.memory_per_node=1M"], "(0.0 of them usable): more ZeRO"),
         ([TINY, LAB, "cluster.setup=[if true; then]"], "cluster.setup.0: syntax error: unexpected"),
         ([TINY, "/dev/fd/9"], "/dev/fd/9: jobs cannot read what a shell makes here"),
