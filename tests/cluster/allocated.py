@@ -61,8 +61,8 @@ class Allocated(Job):
         """Type at the terminal."""
         os.write(self._terminal.leader, text.encode())
 
-    def end(self) -> str:
+    def end(self, *, seconds: float = DEADLINE_SECONDS) -> str:
         """Wait until it has; its state then."""
-        self.status = self._process.wait(DEADLINE_SECONDS)
+        self.status = self._process.wait(seconds)
         self._terminal.close()
-        return super().end()
+        return super().end(seconds=seconds)

@@ -4,27 +4,25 @@
 outcome, expected, verdict, expected_verdict, seconds_to_next_new_step, steps_lost, loss_equal.
 """
 
-import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 from model import torchvision_free
 
 torchvision_free.install()
 
-from tests.cluster.lab import Lab, losses_of  # noqa: E402  # after install()
+from tests.cluster.lab import Lab  # noqa: E402  # after install()
 from tests.cluster.plays import jobs, nodes, processes, stores, wrong_numbers  # noqa: E402
 from tests.cluster.plays.played import Played  # noqa: E402
+from tests.train.fault_lab import losses_of  # noqa: E402
 from tools.arguments import Parser, output_file  # noqa: E402
-from tools.command import command_line  # noqa: E402
-from tools.lab.daemons import LabError  # noqa: E402
+from tools.command import command_line, write_json  # noqa: E402
 from tools.ledger import check_run  # noqa: E402
+from tools.ranks import changed_environment  # noqa: E402
 from train.errors import UserError  # noqa: E402
 
 GOES_ON = "ends with the losses of an undisturbed run"
@@ -125,8 +123,7 @@ CASES: Sequence[Case] = (
 )
 
 
-def play(case: Case, lab: Lab) -> Result:
-    """Play a case to its end, and judge it."""
+def _play(case: Case, lab: Lab) -> Result:
     played = case.play(lab, case.name.replace(" ", "-"))
     attempts = played.job.attempts
     first = attempts[0].verdict if attempts else None
@@ -136,7 +133,7 @@ def play(case: Case, lab: Lab) -> Result:
     if played.state == "COMPLETED":
         found, told = losses_of(played.job.directory), lab.told(*played.told)
         equal = are_equal(found, told, relative=played.relative)
-        with patch.dict(os.environ, played.environment):
+        with changed_environment(played.environment):
             faults = check_run(played.job.directory, corpus=str(lab.corpus)).faults
         faults = [*map(str, faults), *([] if is_said else [f"nowhere says {case.says}"])]
         outcome = "; ".join([GOES_ON if equal else "ends with other losses", *faults])
@@ -154,11 +151,11 @@ def play(case: Case, lab: Lab) -> Result:
     )
 
 
-def played(case: Case, lab: Lab) -> Result:
-    """The same, also where something else goes wrong: other cases are played still."""
+def play(case: Case, lab: Lab) -> Result:
+    """Play a case to its end, and judge it; one that goes wrong leaves the lab to the next."""
     try:
-        return play(case, lab)
-    except (AssertionError, LabError, UserError) as error:
+        return _play(case, lab)
+    except (AssertionError, UserError) as error:
         lab.clear()
         return Result(
             case=case.name,
@@ -208,14 +205,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as directory, Lab(Path(directory)) as lab:
         for case in CASES:
             if case.name in options.only:
-                results.append(result := played(case, lab))
+                results.append(result := play(case, lab))
                 sys.stdout.write(
                     f"{result.case:24} {result.seconds_to_next_new_step or 0:6.1f} s  "
                     f"{result.verdict}: {result.outcome[:200]}\n"
                 )
                 sys.stdout.flush()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    write_json(options.out, [asdict(result) for result in results])
     faults = [fault for result in results if (fault := fault_of(result)) is not None]
     sys.stdout.write("\n".join(faults) + "\n" if faults else f"{len(results)} cases as expected\n")
     return int(bool(faults))

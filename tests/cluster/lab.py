@@ -1,6 +1,5 @@
 """A Slurm cluster and jobs on it that can be disturbed, beside an undisturbed run without Slurm."""
 
-import time
 import zlib
 from collections.abc import Mapping
 from functools import cached_property
@@ -9,14 +8,13 @@ from typing import Self
 
 from tests.cluster.allocated import Allocated
 from tests.corpora import write_corpus
-from tests.train.runs import TINY_RUN, start
+from tests.train.fault_lab import losses_of
+from tests.train.runs import TINY_RUN, run
 from tools.chaos.job import Job
 from tools.chaos.project import make_project
 from tools.lab import s3, slurm
 from tools.lab.daemons import Record
 from tools.lab.jobs import SlurmLab
-from train.run_directory import RunDirectory
-from train.watch.metrics import read_metrics
 
 STEPS = 120
 SAMPLES = 8 * STEPS
@@ -24,8 +22,6 @@ CALM = (
     *(f"steps={STEPS}", f"validation.every_steps={STEPS}", "zero.stage=1"),
     *("checkpoint.every_steps=10", "checkpoint.keep=12", "batch.micro_sequences=2"),
 )
-TOLD_SECONDS = 600.0
-CLEAR_SECONDS = 60.0
 
 
 class Lab:
@@ -68,8 +64,7 @@ class Lab:
         """Losses of a run that nothing disturbs, told beforehand what to leave out."""
         directory = self.directory / f"told-{zlib.crc32(repr(overrides).encode()):x}"
         if not directory.exists():
-            ended = start(self.corpus, directory, *CALM, *overrides, ranks=2).wait(TOLD_SECONDS)
-            assert ended.code == 0, ended.output[-3000:]
+            run(self.corpus, directory, *CALM, *overrides, ranks=2)
         return losses_of(directory)
 
     def submit(
@@ -81,21 +76,19 @@ class Lab:
     ) -> Job:
         """Submit a run of that name, as a user does; once more where it has been submitted."""
         directory = self.directory / "runs" / name
-        exported = ",".join(["ALL", *(f"{key}={value}" for key, value in environment.items())])
         number = self.slurm.submit(
-            *("--ntasks-per-node=1", "--nodes=2", f"--export={exported}", *flags),
+            *("--ntasks-per-node=1", "--nodes=2", *flags),
             *("slurm/pretrain.sh", *self._arguments(directory, *overrides)),
             directory=self.project,
+            environment=environment,
         )
         return Job(self.slurm, number, project=self.project, directory=directory)
 
     def clear(self) -> None:
-        """End all jobs: the next case needs the nodes."""
-        for state in ("PENDING", "RUNNING"):
-            self.slurm.call("scancel", f"--state={state}")
-        deadline = time.monotonic() + CLEAR_SECONDS
-        while self.slurm.call("squeue", "--noheader") and time.monotonic() < deadline:
-            time.sleep(0.5)
+        """Start dead nodes again and end all jobs: the next case needs the nodes."""
+        for node in slurm.dead_nodes(self.record):
+            slurm.revive_node(self.record, node)
+        slurm.end_jobs(self.record)
 
     def is_idle(self, node: str) -> bool:
         """Whether a node waits for jobs."""
@@ -111,8 +104,3 @@ class Lab:
     def _arguments(self, directory: Path, *overrides: str) -> list[str]:
         places = (f"data.corpus={self.corpus}", f"run_directory={directory}")
         return [str(TINY_RUN), *places, *CALM, *overrides]
-
-
-def losses_of(directory: Path) -> list[tuple[int, float]]:
-    """Steps and losses, of each step the last."""
-    return [(each.step, each.loss) for each in read_metrics(RunDirectory(directory).metrics).train]

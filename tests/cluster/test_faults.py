@@ -15,6 +15,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # a case waits for several things, one after another
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_a_fault(case: Case, lab: Lab) -> None:
     assert fault_of(result := play(case, lab)) is None, result

@@ -6,6 +6,7 @@ from tests.cluster.two_clusters import STOPPED_AT, played
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # it waits for several things, one after another
 def test_one_run_over_two_clusters(tmp_path_factory: pytest.TempPathFactory) -> None:
     outcomes = played(tmp_path_factory.mktemp("two"))  # a test's own is too long for a socket
     moved, taken_over = outcomes["moved"], outcomes["taken over"]

@@ -24,11 +24,11 @@ from model import torchvision_free
 torchvision_free.install()
 
 import psutil  # noqa: E402  # after install()
-import pytest  # noqa: E402
 import yaml  # noqa: E402
 
-from tests.cluster.lab import Lab, losses_of  # noqa: E402
+from tests.cluster.lab import Lab  # noqa: E402
 from tests.corpora import write_corpus  # noqa: E402
+from tests.train.fault_lab import losses_of  # noqa: E402
 from tests.train.runs import TINY_RUN  # noqa: E402
 from tests.train.watch.wandb_run.server import wandb_server  # noqa: E402
 from tools.arguments import Parser, output_file  # noqa: E402
@@ -37,6 +37,7 @@ from tools.chaos.job import Job  # noqa: E402
 from tools.command import command_line, write_json  # noqa: E402
 from tools.lab import s3  # noqa: E402
 from tools.ledger import check_run  # noqa: E402
+from tools.ranks import changed_environment  # noqa: E402
 from train.checkpoint.directory import complete, step_of  # noqa: E402
 from train.checkpoint.restore import read_state  # noqa: E402
 from train.prepare import RunState  # noqa: E402
@@ -308,9 +309,7 @@ def _outcome(
 
 def played(directory: Path) -> dict[str, Outcome]:
     """Both runs, by name."""
-    with Clusters(directory) as clusters, pytest.MonkeyPatch.context() as patch:
-        for variable, value in clusters.environment.items():
-            patch.setenv(variable, value)
+    with Clusters(directory) as clusters, changed_environment(clusters.environment):
         calm = clusters.submit(clusters.a, "calm")
         assert calm.end() == "COMPLETED", calm.output
         calm.directory.rename(clusters.a.directory / "calm")

@@ -1,14 +1,13 @@
 """The Slurm cluster of the lab, and slurm/*.sh on it with a stand-in for the trainer."""
 
-import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tools.lab import daemons, slurm
+from tools.chaos.project import make_project
+from tools.lab import daemons, jobs, slurm
 from tools.lab.daemons import LabError, Record, is_alive
 from tools.lab.jobs import SlurmLab
 
@@ -21,15 +20,7 @@ STEP_SOCKET = "/node1/node1_999999.4294967295"
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A directory to submit from, whose `train` is the stand-in."""
-    for name in ("slurm", "tools", "parallel", "model"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    (tmp_path / ".venv").symlink_to(Path(sys.prefix))
-    package = tmp_path / "train"
-    package.mkdir()
-    for path in (REPOSITORY / "train").iterdir():
-        if path.name not in ("__main__.py", "__pycache__"):
-            (package / path.name).symlink_to(path)
-    shutil.copy(Path(__file__).parent / "stand_in_trainer.py", package / "__main__.py")
+    make_project(tmp_path, main=(Path(__file__).parent / "stand_in_trainer.py").read_text())
     (tmp_path / "config.yaml").touch()
     return tmp_path
 
@@ -62,6 +53,27 @@ def test_one_task_on_each_of_two_nodes(slurm_lab: SlurmLab, tmp_path: Path) -> N
     assert lines == ["0: node1 0 of 2", "1: node2 1 of 2"]
 
 
+def test_a_job_has_what_it_is_given_and_not_what_is_there(
+    slurm_lab: SlurmLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEEP_OPTIONS", "--warm")
+    job_id = slurm_lab.submit(
+        *("--output=out.txt", "--wrap=echo $KEEP_OPTIONS"),
+        directory=tmp_path,
+        environment={"KEEP_OPTIONS": "--least-seconds=3,5"},
+    )
+    assert slurm_lab.wait(job_id, timeout_seconds=20)["JobState"] == "COMPLETED"
+    assert (tmp_path / "out.txt").read_text() == "--least-seconds=3,5\n"
+
+
+def test_a_command_without_an_answer_is_told(
+    slurm_lab: SlurmLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "CALL_TIMEOUT_SECONDS", 0.2)
+    with pytest.raises(LabError, match="no answer to sleep 30 in 0 s"):
+        slurm_lab.call("sleep", "30")
+
+
 def test_up_twice_is_one_cluster(slurm_lab: SlurmLab) -> None:
     before = Record.load(slurm_lab.directory)
     assert before is not None
@@ -78,7 +90,9 @@ def test_a_node_that_was_killed_comes_back(slurm_lab: SlurmLab, tmp_path: Path) 
     assert record is not None
     slurm.kill_node(record, "node2")
     assert Record.running(slurm_lab.directory) is None
+    assert slurm.dead_nodes(record) == ["node2"]
     slurm.revive_node(record, "node2")
+    assert slurm.dead_nodes(record) == []
     job_id = slurm_lab.submit(
         "--nodelist=node2", "--output=out.txt", "--wrap=echo $SLURMD_NODENAME", directory=tmp_path
     )

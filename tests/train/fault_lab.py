@@ -172,9 +172,7 @@ def finish(run: Run, directory: Path, *, since: float) -> Played:
 def losses_of(directory: Path) -> list[tuple[int, float]]:
     """Steps and losses that a run recorded, the last time it made each."""
     path = RunDirectory(directory).metrics
-    if not path.exists():
-        return []
-    return sorted({record.step: record.loss for record in read_metrics(path).train}.items())
+    return read_metrics(path).losses if path.exists() else []
 
 
 def wait_for_step(run: Run, directory: Path, step: int) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.corpora import write_corpus
 from tests.train.runs import TINY_RUN, run
+from tools.chaos.project import make_project
 from tools.lab.jobs import SlurmLab
 from train.run_directory import RunDirectory
 from train.watch.metrics import read_metrics
@@ -27,10 +27,7 @@ LAYOUT = ("zero.stage=3", "steps=10", "checkpoint.every_steps=5", "validation.ev
 def submitted_from(tmp_path: Path) -> Path:
     """A directory as a user would submit from: the repository's code, and no earlier output."""
     directory = tmp_path / "work"
-    directory.mkdir()
-    for name in ("model", "parallel", "train", "tools", "slurm", "configs"):
-        (directory / name).symlink_to(REPOSITORY / name)
-    (directory / ".venv").symlink_to(Path(sys.prefix))
+    make_project(directory, main=None)
     shutil.copyfile(TINY_RUN, directory / "tiny.yaml")
     return directory
 

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from tools.bench.rounds import Findings, ratio, spread, turns
 from tools.bench.shapes import Plan
 from tools.chaos.experiment import NUM_RANKS, REPOSITORY, build_corpus, words
@@ -89,7 +91,7 @@ def watching(plan: Plan) -> Findings:
         build_corpus(directory / "corpus")
         with _started("cold", directory / "corpus", directory / "run") as run:
             _wait(lambda: run.step >= _KILLED_AT, run)
-            keeper, _ = next(processes_of(directory / "run", "tools.keep"))
+            keeper = psutil.Process(run.launcher.pid)
             before, times, began = run.step, keeper.cpu_times(), time.perf_counter()
             _wait(lambda: run.step >= before + _WATCHED_STEPS, run)
             after, wall = keeper.cpu_times(), time.perf_counter() - began

@@ -26,7 +26,6 @@ from tools.chaos.experiment import (
     Experiment,
     first_difference,
     last_checkpoint,
-    losses,
 )
 from tools.chaos.faults import Faults
 from tools.chaos.job import Job
@@ -39,11 +38,13 @@ from tools.lab.jobs import SlurmLab
 from tools.ledger import check_run
 from tools.ranks import changed_environment
 from train.errors import UserError
+from train.run_directory import RunDirectory
+from train.watch.metrics import read_metrics
 
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Disturb, compare, tell; 1 if a verdict, a loss, a weight or the ledger is wrong."""
+    """Disturb, compare, tell; 1 where `faults_of` finds something wrong."""
     options = _parsed(arguments)
     if "SLURM_JOB_ID" in os.environ:
         raise UserError(
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cluster, store = exits.enter_context(_lab(directory))
         found = _chaos(experiment, cluster, store, options)
     write_json(options.out, found)
-    show(found, is_warm=options.is_warm, say=_say)
+    show(found, say=_say)
     faults = faults_of(found)
     for fault in faults:
         sys.stderr.write(f"✗ {fault}\n")
@@ -143,7 +144,8 @@ def _chaos(
         undisturbed = experiment.undisturbed(steps=steps)
         equal = Equal(
             losses=first_difference(
-                losses(experiment.run, steps=steps), losses(undisturbed, steps=steps)
+                read_metrics(RunDirectory(experiment.run).metrics).losses[:steps],
+                read_metrics(RunDirectory(undisturbed).metrics).losses,
             ),
             weights=first_difference(weights, last_checkpoint(undisturbed)[1]),
             ledger=[*map(str, check_run(experiment.run).faults)],

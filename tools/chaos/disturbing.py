@@ -71,14 +71,19 @@ def disturb(
         LabError: the job makes no step any more.
     """
     done = Disturbed(submitted=submitted, timeline=Timeline(run=job.directory))
-    job.wait(
-        lambda: _looked(done, job) and done.timeline.steps, "a step", seconds=_FIRST_STEP_SECONDS
-    )
+
+    def look() -> bool:
+        """Take what is new, and note when Slurm has started the job; whether there is a step."""
+        if done.timeline.look() and (started := job.started) not in done.job_starts:
+            done.job_starts.append(started)
+        return bool(done.timeline.steps)
+
+    job.wait(look, "a step", seconds=_FIRST_STEP_SECONDS)
     due, until = time.time() + every_seconds, submitted + 60 * minutes
     fault: Fault | None = None
     while True:
         time.sleep(_TURN_SECONDS)
-        _looked(done, job)
+        look()
         is_mended = faults.mend()
         now = time.time()
         if fault is not None:
@@ -100,10 +105,3 @@ def disturb(
             done.faults.append(fault)
     done.ended = time.time()
     return done
-
-
-def _looked(done: Disturbed, job: Job) -> bool:
-    """Take what is new, and note when Slurm has started the job."""
-    if done.timeline.look() and (started := job.started) not in done.job_starts:
-        done.job_starts.append(started)
-    return True

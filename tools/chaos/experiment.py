@@ -22,7 +22,6 @@ from train.checkpoint.format import STATE_NAME, Index, State
 from train.checkpoint.restore import read_state
 from train.claim import stored_config
 from train.run_directory import RunDirectory
-from train.watch.metrics import read_metrics
 
 BUCKET: Final = "chaos"
 EXPERIMENT: Final = "configs/experiment/tiny.yaml"
@@ -95,10 +94,7 @@ class Experiment:
         """Make the checkout and the corpus."""
         make_project(self.directory / "project")
         self.striking.mkdir()
-        request = Request(
-            sources=[str(REPOSITORY / "docs/decisions")], vocabulary=_VOCABULARY, validation=0.2
-        )
-        build(str(self.corpus), request, console=Console(quiet=True))
+        build_corpus(self.corpus)
 
     def submit(self, slurm: SlurmLab, store: Record) -> Job:
         """Submit the run that is disturbed."""
@@ -109,16 +105,16 @@ class Experiment:
             injected.STRIKING: str(self.striking),
             "KEEP_OPTIONS": f"--least-seconds={LEAST_SECONDS}",
         }
-        exported = ",".join(["ALL", *(f"{key}={value}" for key, value in environment.items())])
         project = self.directory / "project"
         number = slurm.submit(
-            *(f"--nodes={NUM_NODES}", "--ntasks-per-node=1", f"--export={exported}"),
+            *(f"--nodes={NUM_NODES}", "--ntasks-per-node=1"),
             *("slurm/pretrain.sh", *words(self.corpus, self.run, steps=_STEPS)),
             *(f"run_mirror=s3://{BUCKET}/run", "checkpoint.every_steps=100"),
             f"checkpoint.local={{directory: {own}, every_steps: 20}}",
             *("cluster.ranks_per_node=1", f"cluster.spare_nodes={NUM_NODES - NUM_RANKS}"),
             f"keep.warm={str(self.is_warm).lower()}",
             directory=project,
+            environment=environment,
         )
         return Job(slurm, number, project=project, directory=self.run)
 
@@ -143,12 +139,6 @@ class Experiment:
         if done.returncode != 0:
             raise LabError(f"the undisturbed run failed:\n{done.stderr[-4000:]}")
         return run
-
-
-def losses(run: Path, *, steps: int) -> list[tuple[int, float]]:
-    """First steps and their losses, of each step the last."""
-    records = read_metrics(RunDirectory(run).metrics).train
-    return [(each.step, each.loss) for each in records if each.step <= steps]
 
 
 def last_checkpoint(run: Path) -> tuple[int, list[tuple[str, str | None]]]:

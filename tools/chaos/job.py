@@ -15,8 +15,8 @@ from tools.lab.daemons import LabError
 from tools.lab.jobs import ENDED, SlurmLab
 from train.run_directory import RunDirectory
 
-DEADLINE_SECONDS = 600.0
-"""Without a sign of life: beside other work imports alone take minutes."""
+DEADLINE_SECONDS = 180.0
+"""Without a sign of life."""
 
 
 class Job:
@@ -111,9 +111,17 @@ class Job:
         paths = [*self._project.glob(f"slurm-*-{self.number}.out"), metrics]
         return sum(path.stat().st_size for path in paths if path.exists())
 
-    def end(self) -> str:
-        """Wait until it has; its state then."""
-        self.wait(lambda: self.state in ENDED, "its end")
+    def end(self, *, seconds: float = DEADLINE_SECONDS) -> str:
+        """Wait until it has; its state then.
+
+        Raises:
+            LabError: it does not, see `wait`; it is cancelled then.
+        """
+        try:
+            self.wait(lambda: self.state in ENDED, "its end", seconds=seconds)
+        except LabError:
+            self._slurm.call("scancel", str(self.number))
+            raise
         return self.state
 
     @property

@@ -1,4 +1,4 @@
-"""A checkout to submit from, whose trainer can be spoiled: see `tools.chaos.injected`."""
+"""A checkout to submit from, whose trainer is another, or can be spoiled."""
 
 import sys
 from pathlib import Path
@@ -22,21 +22,31 @@ if __name__ == "__main__":
     injected.into(os.environ)
     sys.exit(main())
 """
-"""Does what `train.__main__` does, and spoils between."""
+"""Does what `train.__main__` does, and spoils between: see `tools.chaos.injected`."""
 
 
-def make_project(directory: Path) -> None:
+def make_project(directory: Path, *, main: str | None = _MAIN) -> None:
     """Make it, of links to this checkout.
 
     Args:
-        directory: to be made.
+        directory: to be made; it may be there, without these names.
+        main: what `python -m train` runs there; None for what it runs here.
     """
-    (directory / "train").mkdir(parents=True)
-    for name in ("model", "parallel", "tools", "slurm", "configs"):
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("model", "parallel", "train", "tools", "slurm", "configs"):
         (directory / name).symlink_to(REPOSITORY / name)
+    (directory / ".venv").symlink_to(Path(sys.prefix))
+    if main is not None:
+        replace_main(directory, main)
+
+
+def replace_main(directory: Path, main: str) -> None:
+    """Have `python -m train` run something else in a checkout of links."""
+    package = directory / "train"
+    package.unlink()
+    package.mkdir()
     for path in (REPOSITORY / "train").iterdir():
         name = "real_main.py" if path.name == "__main__.py" else path.name
         if name != "__pycache__":
-            (directory / "train" / name).symlink_to(path)
-    (directory / "train/__main__.py").write_text(_MAIN)
-    (directory / ".venv").symlink_to(Path(sys.prefix))
+            (package / name).symlink_to(path)
+    (package / "__main__.py").write_text(main)

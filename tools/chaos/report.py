@@ -17,11 +17,12 @@ LLAMA_HOURS: Final = 3.0
 """Between two of the 419 unexpected interruptions that Llama 3 had in 54 days.
 Source: The Llama 3 Herd of Models §3.3.4."""
 ASKED: Final[Mapping[bool, Mapping[str, float]]] = {
-    True: {"rank dead": 20.0, "effective_training_time": 0.55},
-    False: {"rank dead": 30.0, "effective_training_time": 0.40},
+    True: {Kind.RANK_DEAD: 20.0, "effective_training_time": 0.55},
+    False: {Kind.RANK_DEAD: 30.0, "effective_training_time": 0.40},
 }
 """By whether ranks stand by: seconds at most to the next new step, and the least share."""
 LEAST_RIGHT: Final = 0.95
+"""Of the verdicts; of those that are wrong none may be sure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +130,9 @@ def faults_of(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def show(found: Mapping[str, Any], *, is_warm: bool, say: Callable[[str], None]) -> None:
+def show(found: Mapping[str, Any], *, say: Callable[[str], None]) -> None:
     """A few lines for people, with what is asked where it is."""
-    asked = ASKED[is_warm]
+    asked = ASKED[found["is_warm"]]
     faults: Mapping[str, int] = found["faults"]
     for kind, seconds in found["seconds_to_next_new_step"].items():
         bar = f" (asked: {asked[kind]:.0f} at most)" if kind in asked else ""

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,34 @@ ENDED: Final = frozenset(
 )
 """States that a job does not leave."""
 
-_CALL_SECONDS: Final = 60.0
+CALL_TIMEOUT_SECONDS: Final = 60.0
+
+
+def called(
+    *command: str, environment: Mapping[str, str], directory: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command, and return what became of it.
+
+    Args:
+        command: program and arguments.
+        environment: what is in it besides this process's.
+        directory: where it runs; by default where this process does.
+
+    Raises:
+        LabError: there is no answer in time.
+    """
+    try:
+        return subprocess.run(
+            command,
+            cwd=directory,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=CALL_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"no answer to {' '.join(command)} in {error.timeout:.0f} s") from error
 
 
 @dataclass(frozen=True)
@@ -30,28 +57,35 @@ class SlurmLab:
     directory: Path
     environment: dict[str, str]
 
-    def call(self, *command: str, directory: Path | None = None) -> str:
+    def call(
+        self,
+        *command: str,
+        directory: Path | None = None,
+        environment: Mapping[str, str] = {},
+    ) -> str:
         """Run a Slurm command and return its standard output.
 
+        Args:
+            command: see `called`.
+            directory: likewise.
+            environment: what is in it besides the cluster's.
+
         Raises:
-            LabError: it fails.
+            LabError: it fails, or there is no answer in time.
         """
-        answer = subprocess.run(
-            command,
-            cwd=directory,
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=_CALL_SECONDS,
-            check=False,
-        )
+        given = {**self.environment, **environment}
+        answer = called(*command, environment=given, directory=directory)
         if answer.returncode != 0:
             raise LabError(f"{' '.join(command)}: {answer.stderr.strip()}")
         return answer.stdout
 
-    def submit(self, *arguments: str, directory: Path) -> int:
-        """Submit a job from `directory` (`sbatch ARGUMENTS…`) and return its id."""
-        return int(self.call("sbatch", "--parsable", *arguments, directory=directory))
+    def submit(self, *arguments: str, directory: Path, environment: Mapping[str, str] = {}) -> int:
+        """Submit a job from `directory` (`sbatch ARGUMENTS…`) and return its id.
+
+        The job has what is in the environment, which no list of processes shows, unlike arguments.
+        """
+        command = ("sbatch", "--parsable", *arguments)
+        return int(self.call(*command, directory=directory, environment=environment))
 
     def job(self, job_id: int) -> dict[str, str]:
         """Return what `scontrol show job` says, such as `JobState`, `ExitCode`, `Restarts`."""

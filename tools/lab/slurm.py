@@ -10,19 +10,19 @@ import contextlib
 import os
 import pwd
 import socket
-import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from tools.lab.daemons import Daemon, LabError, Record, find_program, free_ports, is_alive, kill
+from tools.lab.jobs import called
 
 INSTALL_HINT = (
     "apt-get update && apt-get install -y --no-install-recommends "
     "slurmctld slurmd slurm-client munge"
 )
-CALL_TIMEOUT_SECONDS = 60.0
 END_TIMEOUT_SECONDS = 30.0
 MAX_SOCKET_PATH_BYTES = 107  # and a closing zero
 
@@ -133,7 +133,8 @@ def up(directory: Path, *, num_nodes: int = 2, num_cpus: int = 2) -> Record:
         record.start([programs[name], *arguments], log=f"{name}.out")
 
     def idle() -> str | None:
-        answer = _call(record, "sinfo", "--noheader", "--Node", "--partition=main", "--states=idle")
+        asked = ("sinfo", "--noheader", "--Node", "--partition=main", "--states=idle")
+        answer = called(*asked, environment=environment)
         num_idle = len(answer.stdout.splitlines()) if answer.returncode == 0 else 0
         return f"{num_idle} of {num_nodes} nodes came up" if num_idle < num_nodes else None
 
@@ -181,26 +182,12 @@ def _configure(directory: Path, *, user: str, num_nodes: int, num_cpus: int) -> 
     (directory / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
 
 
-def _call(record: Record, *command: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command,
-            env={**os.environ, **record.environment},
-            capture_output=True,
-            text=True,
-            timeout=CALL_TIMEOUT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LabError(f"no answer to {' '.join(command)} in {error.timeout:.0f} s") from error
-
-
 def down(directory: Path) -> None:
     """Kill the jobs of the cluster in `directory` and stop its daemons; the logs stay."""
     if record := Record.load(directory):
         alive = {daemon.name for daemon in record.daemons if is_alive(daemon)}
         if {"munged", "slurmctld"} <= alive:
-            _end_jobs(record)
+            end_jobs(record)
         kill(record.daemons)
 
 
@@ -241,35 +228,47 @@ def revive_node(record: Record, name: str) -> None:
     record.start(command, log="slurmd.out", instead_of=_daemon_of(record, name))
 
 
-def _daemon_of(record: Record, node: str) -> Daemon:
-    daemons = [daemon for daemon in record.daemons if daemon.name == "slurmd"]
-    names = [f"node{index}" for index in range(1, len(daemons) + 1)]
-    if node not in names:
-        raise LabError(f"{node}: is no node of this lab: name one of {', '.join(names)}")
-    return daemons[names.index(node)]
+def dead_nodes(record: Record) -> list[str]:
+    """The names of nodes that were killed and not revived."""
+    return [name for name, daemon in _nodes(record).items() if not is_alive(daemon)]
 
 
-def _end_jobs(record: Record) -> None:
+def _nodes(record: Record) -> dict[str, Daemon]:
+    """The daemon of each node, by its name."""
+    daemons = (daemon for daemon in record.daemons if daemon.name == "slurmd")
+    return {f"node{index}": daemon for index, daemon in enumerate(daemons, start=1)}
+
+
+def _daemon_of(record: Record, name: str) -> Daemon:
+    nodes = _nodes(record)
+    if name not in nodes:
+        raise LabError(f"{name}: is no node of this lab: name one of {', '.join(nodes)}")
+    return nodes[name]
+
+
+def end_jobs(record: Record) -> None:
     """Cancel every job and wait until its processes have gone, so that none outlives the daemons.
 
     A job that ignores SIGTERM takes `KillWait` seconds (10): Slurm kills nothing before that.
     """
     # Pending jobs first, or they would take the place of those that end.
-    _call(record, "scancel", "--state=PENDING")
-    _call(record, "scancel", "--state=RUNNING")
+    call = partial(called, environment=record.environment)
+    call("scancel", "--state=PENDING")
+    call("scancel", "--state=RUNNING")
     deadline = time.monotonic() + END_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
-        answer = _call(record, "squeue", "--noheader", "--format=%i")
+        answer = call("squeue", "--noheader", "--format=%i")
         jobs = answer.stdout.split()
         if answer.returncode != 0 or not jobs:
             return
         # Again, for jobs that were just then being requeued.
-        _call(record, "scancel", *jobs)
+        call("scancel", *jobs)
         time.sleep(0.1)
 
 
 def status(record: Record) -> str:
     """Return the nodes and jobs of a running cluster."""
-    nodes = _call(record, "sinfo", "--Node", "--format=%N %t %P %c").stdout.strip()
-    jobs = _call(record, "squeue", "--format=%i %j %P %T %N %r").stdout.strip()
+    call = partial(called, environment=record.environment)
+    nodes = call("sinfo", "--Node", "--format=%N %t %P %c").stdout.strip()
+    jobs = call("squeue", "--format=%i %j %P %T %N %r").stdout.strip()
     return f"{nodes}\n{jobs}"

@@ -266,6 +266,11 @@ class Metrics:
     baseline: BaselineRecord | None = None
 
     @property
+    def losses(self) -> list[tuple[int, float]]:
+        """Steps and their losses."""
+        return [(record.step, record.loss) for record in self.train]
+
+    @property
     def training_seconds(self) -> float:
         """Duration of all steps."""
         return sum(record.step_seconds for record in self.train)

@@ -41,12 +41,11 @@ def disturbed(
     disturb: Callable[[Job], object],
     *overrides: str,
     flags: tuple[str, ...] = (),
-    environment: Mapping[str, str] | None = None,
-    at_step: int = DISTURBED_AT,
+    environment: Mapping[str, str] = {},
 ) -> Played:
     """A job to which something is done at a step, and which is waited for."""
-    job = lab.submit(name, *overrides, flags=flags, environment=environment or {})
-    job.wait_for_step(at_step)
+    job = lab.submit(name, *overrides, flags=flags, environment=environment)
+    job.wait_for_step(DISTURBED_AT)
     starts = job.starts
     disturb(job)
     return finished(job, since=time.monotonic(), before=len(job.steps), starts=starts)
@@ -77,11 +76,11 @@ def submitted_again(
     name: str,
     played: Played,
     *overrides: str,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] = {},
 ) -> Played:
     """The same line once more, after a job that is over."""
     since, steps, starts = time.monotonic(), len(played.job.steps), played.job.starts
-    job = lab.submit(name, *overrides, environment=environment or {})
+    job = lab.submit(name, *overrides, environment=environment)
     return finished(job, since=since, before=steps, starts=starts)
 
 

@@ -48,7 +48,7 @@ def lease_lost(lab: Lab, name: str) -> Played:
     number = int(re.sub(r"\D", "", mine.name))
     other = Lease(Place.of(job.directory), instead="")
     other._claim(number + 1)  # pyright: ignore[reportPrivateUsage]
-    since, starts = time.monotonic(), job.starts
+    starts = job.starts
     try:
         state = job.end()
     finally:
@@ -59,6 +59,4 @@ def lease_lost(lab: Lab, name: str) -> Played:
     newest = max(path.name for path in (job.directory / "checkpoints").glob("step_*"))
     assert newest == "step_00000020", f"{newest} was saved after the lease was lost"
     assert job.starts == starts
-    again = submitted_again(lab, name, first)
-    again.seconds = time.monotonic() - since if again.seconds is None else again.seconds
-    return again
+    return submitted_again(lab, name, first)

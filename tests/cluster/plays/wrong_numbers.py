@@ -3,8 +3,9 @@
 import json
 import re
 
-from tests.cluster.lab import Lab, losses_of
+from tests.cluster.lab import Lab
 from tests.cluster.plays.played import Played, disturbed, submitted_again
+from tests.train.fault_lab import losses_of
 from tests.train.wrong_numbers.injected import documents_of, sample_of
 from tools.chaos.injected import BROKEN, OLD, POISON, SPIKING, STRUCK
 from tools.ledger import check_run

@@ -10,16 +10,15 @@ from tools.chaos.drawing import Kind
 from train.exit_status import ExitStatus
 
 
-@pytest.mark.long  # six minutes; where others work beside there are fewer faults, not more time
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_one_of_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "chaos.json"
-    status = main(["--minutes=4", "--every=10", "--seed=2", f"--out={out}"])
+    status = main(["--minutes=12", "--every=10", "--seed=2", f"--out={out}"])
     said = capsys.readouterr()
     assert status == ExitStatus.COMPLETE, said.out + said.err
     found = json.loads(out.read_text())
-    assert len(found["faults"]) == min(len(found["each"]), len(Kind))
-    assert found["faults"]
+    assert set(found["faults"]) == set(Kind)
     assert found["verdicts_right"] == len(found["each"])
     assert found["verdicts_wrong_but_sure"] == 0
     assert (found["losses_differ"], found["weights_differ"]) == (None, None)

@@ -16,6 +16,8 @@ import yaml
 
 from tests.cluster.allocated import Allocated
 from tests.corpora import VOCABULARY, write_corpus
+from tests.train.fault_lab import losses_of
+from tools.chaos.project import make_project, replace_main
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
 from tools.lab import slurm
 from tools.lab.daemons import Record
@@ -24,7 +26,6 @@ from train.exit_status import ExitStatus
 from train.run_directory import RunDirectory
 from train.watch.metrics import read_metrics
 
-REPOSITORY = Path(__file__).parents[3]
 LINE = (
     *("slurm/pretrain.sh", "configs/experiment/tiny.yaml", "configs/cluster/lab.yaml"),
     f"model.decoder.vocabulary={VOCABULARY}",
@@ -73,10 +74,7 @@ def lab(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Lab]:
     checkout = tmp_path / "checkout"
-    checkout.mkdir()
-    for name in ("model", "parallel", "train", "tools", "slurm", "configs"):
-        (checkout / name).symlink_to(REPOSITORY / name)
-    (checkout / ".venv").symlink_to(Path(sys.prefix))
+    make_project(checkout, main=None)
     write_corpus(checkout / "data" / "tiny", sequence_tokens=128)
     directory = tmp_path_factory.mktemp("lab")  # a test's own is too long for a socket
     record = slurm.up(directory, num_nodes=3, num_cpus=2)
@@ -86,10 +84,6 @@ def lab(
         yield Lab(record, SlurmLab(directory, record.environment), checkout)
     finally:
         slurm.down(directory)
-
-
-def losses(run: Path) -> list[tuple[int, float]]:
-    return [(each.step, each.loss) for each in read_metrics(RunDirectory(run).metrics).train]
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float = 240.0) -> None:
@@ -119,14 +113,7 @@ def stand_in(lab: Lab, before: str = "") -> None:
         lab: from whose checkout they start.
         before: what they do before they can speak.
     """
-    (lab.checkout / "train").unlink()
-    package = lab.checkout / "train"
-    package.mkdir()
-    for path in (REPOSITORY / "train").iterdir():
-        if path.name not in ("__main__.py", "__pycache__"):
-            (package / path.name).symlink_to(path)
-    text = (Path(__file__).parent / "stand_in.py").read_text()
-    (package / "__main__.py").write_text(before + text)
+    replace_main(lab.checkout, before + (Path(__file__).parent / "stand_in.py").read_text())
 
 
 LATE = """\
@@ -228,7 +215,7 @@ def test_a_dead_node_s_place_is_taken_by_a_spare_one_or_by_none(lab: Lab) -> Non
     assert (last.nodes, last.left_out) == (["node1", "node3"], {"node2": "does not answer"})
     assert last.first_step is not None
     assert last.first_step >= 5
-    assert losses(lab.run("spare")) == losses(lab.run("calm"))
+    assert losses_of(lab.run("spare")) == losses_of(lab.run("calm"))
     check_ledger(lab, lab.run("spare"))
 
     job = lab.submit("--nodes=2", *LINE, *CALM, "keep.fewer_nodes=true", "run_directory=fewer")
@@ -239,7 +226,7 @@ def test_a_dead_node_s_place_is_taken_by_a_spare_one_or_by_none(lab: Lab) -> Non
     assert (first.verdict.kind, first.verdict.node, first.gone) == ("dead", "node3", ["node3"])
     assert (first.num_ranks, last.num_ranks, last.nodes) == (4, 2, ["node1"])
     assert (first.overrides, last.overrides[0][:14]) == ([], "layout.tensor=")
-    np.testing.assert_allclose(losses(lab.run("fewer")), losses(lab.run("calm")), rtol=1e-5)
+    np.testing.assert_allclose(losses_of(lab.run("fewer")), losses_of(lab.run("calm")), rtol=1e-5)
     check_ledger(lab, lab.run("fewer"))
 
 
@@ -254,7 +241,7 @@ def test_agents_begin_on_a_spare_node_too(lab: Lab, launcher: str) -> None:
     assert fields["Restarts"] == "0"
     assert (first.verdict.kind, first.verdict.node, first.gone) == ("dead", "node2", ["node2"])
     assert (last.verdict.kind, last.nodes) == ("complete", ["node1", "node3"])
-    assert [step for step, _ in losses(lab.run("run"))] == list(range(1, STEPS + 1))
+    assert [step for step, _ in losses_of(lab.run("run"))] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.long
@@ -266,7 +253,7 @@ def test_without_either_the_job_goes_back_and_begins_on_other_nodes(lab: Lab) ->
     assert fields["Restarts"] == "1"
     assert (first.verdict.kind, first.gone) == ("dead", ["node2"])
     assert (last.verdict.kind, last.nodes) == ("complete", ["node1", "node3"])
-    assert [step for step, _ in losses(lab.run("run"))] == list(range(1, STEPS + 1))
+    assert [step for step, _ in losses_of(lab.run("run"))] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.long
@@ -347,4 +334,4 @@ def test_a_slow_rank_s_node_makes_room_for_a_spare_one(lab: Lab) -> None:
     # It had saved where it stopped.
     assert last.first_step == first.last_step
     assert (last.nodes, last.left_out) == (["node1", "node3"], {"node2": "was slow"})
-    assert [step for step, _ in losses(lab.run("run"))] == list(range(1, STEPS * 10 + 1))
+    assert [step for step, _ in losses_of(lab.run("run"))] == list(range(1, STEPS * 10 + 1))

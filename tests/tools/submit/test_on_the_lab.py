@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import psutil
 import pytest
 
 from tests.corpora import VOCABULARY, write_corpus
+from tests.train.fault_lab import losses_of
+from tools.chaos.project import make_project
 from tools.keep.attempt import ATTEMPTS_NAME, read_attempts
 from tools.lab.jobs import SlurmLab
 from tools.submit import calling
@@ -37,14 +38,7 @@ run.mkdir(parents=True)
 def project(tmp_path: Path) -> Path:
     """The repository, at a path with a space, with a trainer that says what it was given."""
     project = tmp_path / "the code"
-    (project / "train").mkdir(parents=True)
-    for name in ("slurm", "tools", "parallel", "model"):
-        (project / name).symlink_to(REPOSITORY / name)
-    (project / ".venv").symlink_to(Path(sys.prefix))
-    for path in (REPOSITORY / "train").iterdir():
-        if path.name not in ("__main__.py", "__pycache__"):
-            (project / "train" / path.name).symlink_to(path)
-    (project / "train" / "__main__.py").write_text(SAYS_WHAT_IT_IS)
+    make_project(project, main=SAYS_WHAT_IT_IS)
     return project
 
 
@@ -125,18 +119,12 @@ def test_an_array_submitted_from_elsewhere(
 @pytest.fixture
 def checkout(tmp_path: Path, slurm_lab: SlurmLab, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As a user's: the repository's code, a corpus for tiny.yaml, and no earlier output."""
-    for name in ("model", "parallel", "train", "tools", "slurm", "configs"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    (tmp_path / ".venv").symlink_to(Path(sys.prefix))
+    make_project(tmp_path, main=None)
     write_corpus(tmp_path / "data" / "tiny", sequence_tokens=128)
     for name, value in {**slurm_lab.environment, "WANDB_MODE": "disabled"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def losses(run: Path) -> list[tuple[int, float]]:
-    return [(each.step, each.loss) for each in read_metrics(RunDirectory(run).metrics).train]
 
 
 def wait_for_steps(run: Path, steps: int) -> None:
@@ -162,7 +150,7 @@ def test_each_launcher_ends_completed_with_the_same_losses(
         assert (ended["JobState"], ended["NumNodes"]) == ("COMPLETED", "2")
         [attempt] = read_attempts(run / ATTEMPTS_NAME)
         assert (attempt.num_ranks, attempt.verdict.kind) == (4, "complete")
-        found.append(losses(run))
+        found.append(losses_of(run))
     assert len(found[0]) == 20
     assert found[0] == found[1] == found[2]
 
@@ -216,7 +204,7 @@ def test_a_chain_goes_on_until_the_run_is_complete(
         ("FAILED", "75:0"), ("COMPLETED", "0:0"), ("COMPLETED", "0:0")
     ]  # fmt: skip
     assert [each["Restarts"] for each in ended] == ["0", "0", "0"]
-    assert [step for step, _ in losses(checkout / "run")] == list(range(1, 61))
+    assert [step for step, _ in losses_of(checkout / "run")] == list(range(1, 61))
     assert len(read_metrics(RunDirectory(checkout / "run").metrics).runs) == 2
     last = (checkout / f"slurm-tiny-{jobs[2]}.out").read_text()
     assert last == "job 3 of the chain does nothing: run is complete (60 of 60 steps)\n"
