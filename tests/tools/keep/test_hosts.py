@@ -16,6 +16,7 @@ from tests.corpora import write_corpus
 from tests.tools.keep.two_hosts import two_hosts
 from tests.train.fault_lab import losses_of
 from tests.train.runs import TINY_RUN, run
+from tools.chaos.processes import ranks_of
 from tools.keep import on_host
 from tools.keep.__main__ import parsed
 from tools.keep.attempt import ATTEMPTS_NAME, read_attempts
@@ -203,12 +204,11 @@ def test_two_hosts_without_slurm_then_slurm(
     run(corpus, tmp_path / "whole", *LINE, ranks=2)
     directory = tmp_path / "run"
     words = ["train", str(TINY_RUN), *LINE, f"data.corpus={corpus}", f"run_directory={directory}"]
-    with two_hosts(tmp_path / "ssh", slots=1) as hosts:
+    with two_hosts(tmp_path / "ssh") as hosts:
         options = ["--launcher", launcher, "--hostfile", str(hosts.hostfile), "--ssh", hosts.ssh]
         kept = Kept([*options, *words], tmp_path / "keeper.log")
         kept.wait_for_step(directory, 12)
-        [rank] = ranks(directory, "1")
-        rank.kill()
+        ranks_of(directory, variable="RANK")[1].kill()
         wait_for(lambda: len(read_attempts(directory / ATTEMPTS_NAME)) == 1, seconds=120)
         kept.wait_for_step(directory, 16)
         kept.process.send_signal(signal.SIGTERM)
@@ -218,7 +218,6 @@ def test_two_hosts_without_slurm_then_slurm(
     assert (verdict.kind, verdict.rank, verdict.node) == ("dead", 1, "two"), kept.output
     assert (first.nodes, first.num_ranks) == (["one", "two"], 2)
     assert second.verdict.kind == "stopped by a signal"
-    assert ".ssh" not in hosts.ssh
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     job = slurm_lab.submit(
         *("--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path / 'job.out'}"),
@@ -230,16 +229,3 @@ def test_two_hosts_without_slurm_then_slurm(
     assert losses_of(directory) == losses_of(tmp_path / "whole")
     findings = check_run(directory)
     assert (findings.faults, findings.steps) == ([], STEPS)
-
-
-def ranks(directory: Path, rank: str) -> list[psutil.Process]:
-    """The processes of a run's ranks of that number."""
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            is_rank = process.cmdline()[1:3] == ["-m", "train"]
-            if is_rank and f"run_directory={directory}" in process.cmdline():
-                found += [process] if process.environ().get("RANK") == rank else []
-        except psutil.Error:
-            continue
-    return found

@@ -11,12 +11,10 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from tools.lab.daemons import free_ports
+from tools.lab.daemons import find_program, free_ports
 
 NAMES = {"one": "127.0.0.2", "two": "127.0.0.3"}
-SSHD = "/usr/sbin/sshd"
+INSTALL_HINT = "apt-get update && apt-get install -y --no-install-recommends openssh-server"
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class TwoHosts:
     """Hosts by the names `one` and `two`.
 
     Attributes:
-        hostfile: names them, with two ranks each.
+        hostfile: names them, with a rank each.
         ssh: words that reach them.
     """
 
@@ -32,25 +30,17 @@ class TwoHosts:
     ssh: str
 
 
-def require_sshd() -> None:
-    """Skip a test where it is not installed; in CI it has to be."""
-    if Path(SSHD).exists() and shutil.which("ssh"):
-        return
-    reason = "needs sshd: apt-get install -y --no-install-recommends openssh-server"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @contextlib.contextmanager
-def two_hosts(directory: Path, *, slots: int = 2) -> Generator[TwoHosts]:
+def two_hosts(directory: Path) -> Generator[TwoHosts]:
     """Both hosts while the context lasts.
 
     Args:
         directory: of their keys, settings and logs.
-        slots: ranks on each.
+
+    Raises:
+        LabError: sshd is not installed.
     """
-    require_sshd()
+    sshd = find_program("sshd", install_hint=INSTALL_HINT)
     directory.mkdir()
     for name in ("host_key", "key"):
         subprocess.run(
@@ -61,7 +51,7 @@ def two_hosts(directory: Path, *, slots: int = 2) -> Generator[TwoHosts]:
     if os.getuid() == 0:  # where sshd puts those who have not shown a key; its service makes it
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     hosts = directory / "hosts"
-    hosts.write_text("".join(f"{name} slots={slots}\n" for name in NAMES))
+    hosts.write_text("".join(f"{name} slots=1\n" for name in NAMES))
     config = directory / "ssh_config"
     lines = [f"Port {port}", f"User {getpass.getuser()}", f"IdentityFile {directory / 'key'}"]
     lines += ["IdentitiesOnly yes", "StrictHostKeyChecking yes", "LogLevel ERROR"]
@@ -71,7 +61,7 @@ def two_hosts(directory: Path, *, slots: int = 2) -> Generator[TwoHosts]:
     key = (directory / "host_key.pub").read_text()
     known = (f"[{address}]:{port} {key}" for address in NAMES.values())
     (directory / "known").write_text("".join(known))
-    servers = [_sshd(directory, name, address, port) for name, address in NAMES.items()]
+    servers = [_started(sshd, directory, name, port) for name in NAMES]
     try:
         for server, address in zip(servers, NAMES.values(), strict=True):
             _wait_for(server, address, port, directory)
@@ -82,10 +72,10 @@ def two_hosts(directory: Path, *, slots: int = 2) -> Generator[TwoHosts]:
             server.wait()
 
 
-def _sshd(directory: Path, name: str, address: str, port: int) -> subprocess.Popen[bytes]:
+def _started(sshd: str, directory: Path, name: str, port: int) -> subprocess.Popen[bytes]:
     settings = directory / f"sshd_{name}"
     settings.write_text(
-        f"ListenAddress {address}\nPort {port}\nHostKey {directory / 'host_key'}\n"
+        f"ListenAddress {NAMES[name]}\nPort {port}\nHostKey {directory / 'host_key'}\n"
         f"AuthorizedKeysFile {directory / 'authorized'}\nPidFile none\nUsePAM no\n"
         # pytest's directories are below one that others can write to.
         "StrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
@@ -93,7 +83,7 @@ def _sshd(directory: Path, name: str, address: str, port: int) -> subprocess.Pop
     )
     with (directory / f"{name}.log").open("wb") as log:
         return subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", settings], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            [sshd, "-D", "-e", "-f", settings], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
 
 
