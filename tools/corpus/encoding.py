@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tools.corpus.entries import Entry, MediaPiece, Piece
 from tools.corpus.media import RowError
 from tools.corpus.tokenizer import CorpusTokenizer, ReadBack
-from train.data.document import Document, Kind
+from train.data.document import SIZE_NUMBERS, Document, Kind
 from train.data.segments import TextSegment, paragraphs
 
 _ALL_LOOKED_AT: Final = 128
@@ -26,11 +26,13 @@ class Encoded:
         columns: of the shard.
         lengths: what `LENGTH_COLUMNS` says of it.
         targets: tokens that may be predicted.
+        items: what `ITEM_COLUMNS` says of each item, but for the document.
     """
 
     columns: Mapping[str, Any]
     lengths: tuple[int, ...]
     targets: npt.NDArray[Any]
+    items: Sequence[tuple[int, ...]] = ()
 
 
 class Encoder:
@@ -61,7 +63,7 @@ class Encoder:
             "id": "str",
             "segments": "ndarray:int32",
             "tokens": f"ndarray:{np.dtype(self._dtype).name}",
-            **({"payload": "bytes"} if has_media else {}),
+            **({"payload": "bytes", "sizes": "bytes"} if has_media else {}),
         }
 
     def __call__(self, entries: Sequence[Entry]) -> list[Encoded | RowError]:
@@ -114,10 +116,12 @@ class Encoder:
         tokens: list[int] = []
         segments: list[tuple[int, int, int]] = []
         payload: list[bytes] = []
+        sizes: list[tuple[int, ...]] = []
         for piece, of_piece in zip(entry.pieces, ids, strict=True):
             if isinstance(piece, MediaPiece):
                 segments.append((piece.kind, len(piece.data), 0))
                 payload.append(piece.data)
+                sizes.append((*piece.size, *[0] * (SIZE_NUMBERS - len(piece.size))))
                 continue
             found: list[list[int]] = []
             for of_text in of_piece:
@@ -166,12 +170,18 @@ class Encoder:
         }
         if self._has_media:
             columns["payload"] = b"".join(payload)
+            columns["sizes"] = np.array(sizes, dtype="<u4").tobytes()
         if all(kind == Kind.TEXT and scored for kind, _, scored in segments):
             # Most documents are plain text, for which nothing has to be looked at again.
             lengths = (len(tokens), 0, 0, 0, 0, 0)
             return Encoded(columns=columns, lengths=lengths, targets=columns["tokens"])
         document = Document.from_columns(columns)
-        return Encoded(columns=columns, lengths=document.lengths(), targets=targets(document))
+        return Encoded(
+            columns=columns,
+            lengths=document.lengths(),
+            targets=targets(document),
+            items=document.item_rows(),
+        )
 
 
 def targets(document: Document) -> npt.NDArray[np.int64]:

@@ -16,10 +16,17 @@ _SEGMENT_KEYS: Final = {"text", "span", "scored", "ends_paragraph", *media.KINDS
 
 @dataclass(frozen=True, kw_only=True)
 class MediaPiece:
-    """A span of another modality."""
+    """A span of another modality.
+
+    Attributes:
+        kind: its modality.
+        data: the file.
+        size: what `SIZES` names of it.
+    """
 
     kind: Kind
     data: bytes
+    size: tuple[int, ...] = ()
 
 
 Piece = TextSegment | MediaPiece
@@ -123,8 +130,7 @@ def media_piece(kind: Kind, value: Any, *, fetch: Callable[[str], bytes]) -> Med
         value = fetch(value)
     if not isinstance(value, bytes):
         raise RowError(f"`{name}` is neither a path nor bytes")
-    media.check(kind, value)
-    return MediaPiece(kind=kind, data=value)
+    return MediaPiece(kind=kind, data=value, size=media.measured(kind, value))
 
 
 def require_text(value: Any, name: str) -> str:

@@ -22,6 +22,9 @@ SUFFIXES: Final[Mapping[str, Kind]] = {
 KINDS: Final[Mapping[str, Kind]] = {name: kind for kind, name in MEDIA.items()}
 """Kinds by the names that columns and segments have."""
 
+_ORIENTATION: Final = 0x0112
+_LYING: Final = range(5, 9)
+"""Orientations of EXIF in which the first row of a picture is one of its sides."""
 
 _SIGNS: Final[Mapping[Kind, Mapping[bytes, str]]] = {
     Kind.AUDIO: {
@@ -41,19 +44,20 @@ class RowError(ValueError):
     """A record or a file cannot be made a document; the message is the end of a sentence."""
 
 
-def check(kind: Kind, data: bytes) -> None:
-    """Refuse a payload that is not of its kind.
+def measured(kind: Kind, data: bytes) -> tuple[int, ...]:
+    """The size of a payload, as `SIZES` has it.
 
     Raises:
-        RowError: it is not.
+        RowError: it is not of its kind, or is damaged.
     """
     if not data:
         raise RowError(f"the {MEDIA[kind]} is empty")
     if kind == Kind.IMAGE:
-        _check_image(data)
-    elif _format(kind, data) is None:
+        return _measured_image(data)
+    if _format(kind, data) is None:
         known = {Kind.AUDIO: "wav, flac, mp3 or ogg", Kind.VIDEO: "mp4, webm or mkv"}[kind]
         raise RowError(f"the {MEDIA[kind]} is not {known}: it begins with {data[:8]!r}")
+    return ()
 
 
 def describe(kind: Kind, data: bytes) -> str:
@@ -74,13 +78,20 @@ def _format(kind: Kind, data: bytes) -> str | None:
     return next((name for sign, name in signs if re.match(sign, data, re.DOTALL)), None)
 
 
-def _check_image(data: bytes) -> None:
+def _measured_image(data: bytes) -> tuple[int, int]:
+    """Height and width in pixels, turned as its EXIF says."""
     try:
         with warnings.catch_warnings():
             # Pictures of more pixels than any encoder reads: an attack, or a mistake.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
-                image.verify()
+                image.verify()  # of some formats, such as PNG, the checksums
+            with Image.open(io.BytesIO(data)) as image:
+                height, width = image.height, image.width
+                is_lying = image.getexif().get(_ORIENTATION, 1) in _LYING
+                image.draft("L", (1, 1))  # JPEG: an eighth of each side tells as much
+                image.load()
+                return (width, height) if is_lying else (height, width)
     except Exception as error:  # as many kinds as there are formats
         reason = str(error).replace(repr(error), "") or type(error).__name__
         if "cannot identify image file" in reason:

@@ -133,7 +133,7 @@ class PartBuilder:
                 if entry.split is None:
                     drawn.append(_drawn(entry.id) / 2**64)
                 split = entry.split or split_of(entry.id, request.validation)
-                writers[split].add(encoded.columns, encoded.lengths)
+                writers[split].add(encoded.columns, encoded.lengths, encoded.items)
                 ids.append(entry.id)
                 tokens += encoded.lengths[0]
                 if split == "train":

@@ -16,11 +16,12 @@ from tools.corpus import inputs, left_out
 from tools.corpus.digests import Digests, digest, gathered, located, repeats
 from tools.corpus.encoding import targets
 from tools.corpus.finished import Corpus
+from tools.corpus.media import measured
 from tools.corpus.pool import Report, spread
 from tools.corpus.progress import bar
 from tools.corpus.tokenizer import TOKENIZER_NAME
 from train.data.corpus import TOKEN_COUNTS_NAME, parse_token_counts
-from train.data.document import LENGTH_COLUMNS, Document
+from train.data.document import LENGTH_COLUMNS, MEDIA, Document
 from train.data.store.manifest import MANIFEST_BYTES_AT_MOST, MANIFEST_NAME, SplitRecord
 from train.data.store.shards import ShardStore
 from train.errors import DataError
@@ -95,9 +96,10 @@ class ShardChecker:
         findings = Findings.none(self._corpus)
         try:
             noted = [tuple(row) for row in store.lengths(shard.number).tolist()]
+            items = store.items(shard.number)
         except DataError as error:
             findings.faults.append(str(error))
-            noted = [None] * shard.samples
+            noted, items = [None] * shard.samples, None
         ids: list[bytes] = []
         since = tokens = 0
         for place, lengths in enumerate(noted):
@@ -109,7 +111,8 @@ class ShardChecker:
                     break  # the shard as a whole is not what it should be
                 continue
             try:
-                tokens += self._check(columns, lengths, findings)
+                of_document = None if items is None else items[items[:, 0] == place, 1:]
+                tokens += self._check(columns, lengths, of_document, findings)
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 where = f"{self._corpus.splits[shard.split]}, shard {shard.number}"
                 findings.faults.append(f"{where}, sample {place}: {error}")
@@ -127,7 +130,11 @@ class ShardChecker:
         return findings
 
     def _check(
-        self, columns: Mapping[str, Any], noted: tuple[int, ...] | None, findings: Findings
+        self,
+        columns: Mapping[str, Any],
+        noted: tuple[int, ...] | None,
+        items: npt.NDArray[np.uint32] | None,
+        findings: Findings,
     ) -> int:
         tokens = np.asarray(columns["tokens"])
         if tokens.dtype.kind not in "ui" or tokens.ndim != 1:
@@ -141,8 +148,20 @@ class ShardChecker:
         findings.totals += lengths
         if noted not in (None, lengths):
             raise ValueError(f"its lengths are {lengths}, and {noted} is noted")
+        if "sizes" in columns:  # else it is of an earlier version
+            _check_items(document, items)
         np.add.at(findings.counts, targets(document), 1)
         return tokens.size
+
+
+def _check_items(document: Document, noted: npt.NDArray[np.uint32] | None) -> None:
+    rows = document.item_rows()
+    if noted is not None and [tuple(row) for row in noted.tolist()] != rows:
+        raise ValueError(f"its items are {rows}, and {noted.tolist()} are noted")
+    for number, item in enumerate(document.items()):
+        if (found := measured(item.kind, item.data)) != item.size:
+            name = MEDIA[item.kind]
+            raise ValueError(f"{name} {number} is of size {found}, and {item.size} is noted")
 
 
 def verify(path: str, *, workers: int, console: Console) -> list[str]:

@@ -1,7 +1,7 @@
 """Shards of one split of one part, each with its file of lengths."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from model import torchvision_free
-from train.data.document import LENGTH_COLUMNS
+from train.data.document import ITEM_COLUMNS, LENGTH_COLUMNS, MEDIA
 from train.errors import DataError
 
 torchvision_free.install()
@@ -68,8 +68,14 @@ class ShardWriter(MDSWriter):
         self._stem = stem
         self._deliver = deliver
         self._lengths: list[tuple[int, ...]] = []
+        self._items: list[Sequence[tuple[int, ...]]] = []
 
-    def add(self, columns: Mapping[str, Any], lengths: tuple[int, ...]) -> None:
+    def add(
+        self,
+        columns: Mapping[str, Any],
+        lengths: tuple[int, ...],
+        items: Sequence[tuple[int, ...]] = (),
+    ) -> None:
         """Write a document; perhaps a shard becomes full and is handed on.
 
         Raises:
@@ -82,6 +88,7 @@ class ShardWriter(MDSWriter):
                 "cut it."
             )
         self._lengths.append(lengths)
+        self._items.append(items)
         self.write(dict(columns))
 
     def flush_shard(self) -> None:
@@ -91,25 +98,35 @@ class ShardWriter(MDSWriter):
             return
         # The document that did not fit is known by its lengths already.
         lengths, self._lengths = self._lengths[:count], self._lengths[count:]
+        items, self._items = self._items[:count], self._items[count:]
         super().flush_shard()
         entry = self.shards[-1]
         written = self._scratch / entry["raw_data"]["basename"]
         name = f"{self._stem}.shard-{len(self.records):05}"
         entry["raw_data"]["basename"] = f"{name}.mds"
         rows = np.array(lengths, dtype=np.uint32)
-        data = npy(rows)
         self._deliver(f"{name}.mds", written)
-        self._deliver(f"{name}.lengths.npy", data)
         totals = [int(total) for total in rows.sum(axis=0, dtype=np.int64)]
         assert len(totals) == len(LENGTH_COLUMNS), "a number for each column"
-        described = {
-            "basename": f"{name}.lengths.npy",
-            "bytes": len(data),
-            "hashes": {LENGTHS_HASH: get_hash(LENGTHS_HASH, data)},
-            "documents": count,
-            "totals": totals,
-        }
+        described = self._table(f"{name}.lengths.npy", rows)
+        described |= {"documents": count, "totals": totals}
+        if any(items):
+            of_items = np.array(
+                [(place, *item) for place, each in enumerate(items) for item in each], np.uint32
+            )
+            is_sized = of_items[:, 2:].any(axis=1)
+            described["items"] = self._table(f"{name}.items.npy", of_items) | {
+                "sized": [int((is_sized & (of_items[:, 1] == kind)).sum()) for kind in MEDIA]
+            }
+            assert of_items.shape[1] == len(ITEM_COLUMNS), "a number for each column"
         self.records.append(ShardRecord(index=entry, lengths=described))
+
+    def _table(self, name: str, rows: npt.NDArray[np.uint32]) -> dict[str, Any]:
+        """Hand on a file of numbers, and describe it."""
+        data = npy(rows)
+        self._deliver(name, data)
+        hashes = {LENGTHS_HASH: get_hash(LENGTHS_HASH, data)}
+        return {"basename": name, "bytes": len(data), "hashes": hashes}
 
 
 def npy(array: npt.NDArray[Any]) -> bytes:

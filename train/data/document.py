@@ -2,12 +2,13 @@
 
 In a shard a document has the columns `id`, `tokens` (those of all its text segments, one after the
 other, without `<s>`; the last is usually `</d>`), `segments` ([k, 3]: kind, size, scored) and, in
-corpora with other modalities, `payload` (bytes of their spans, one after the other). Beside each
-shard lies what planning needs of its documents, see `LENGTH_COLUMNS`.
+corpora with other modalities, `payload` (bytes of their spans, one after the other) and `sizes`
+(of each such span four uint32, from which an encoder tells how many slots it takes). Beside each
+shard lies what planning needs of its documents, see `LENGTH_COLUMNS` and `ITEM_COLUMNS`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, Final
@@ -49,6 +50,16 @@ LENGTH_COLUMNS: Final = ("tokens", "spans", "span_tokens", "image", "audio", "vi
 """Columns of a shard's lengths, [n, 6] uint32 in .npy: all text tokens; text spans, and the tokens
 in them; spans of each other modality."""
 
+SIZES: Final[Mapping[Kind, tuple[str, ...]]] = {Kind.IMAGE: ("height", "width")}
+"""What is recorded of each item of a modality: of a picture its pixels, turned as its EXIF says."""
+
+SIZE_NUMBERS: Final = 4
+"""Numbers that there is room for in a size; those behind the ones of `SIZES` are 0."""
+
+ITEM_COLUMNS: Final = ("document", "kind", *(f"size_{n}" for n in range(SIZE_NUMBERS)))
+"""Columns of a shard's items, [m, 6] uint32 in .npy, in the order of the shard: place of the
+document in the shard, `Kind` and size of each item, which is a span of another modality."""
+
 
 def plain_tokens(columns: Mapping[str, Any]) -> npt.NDArray[Any] | None:
     """The tokens of a document that is one scored text, as most are; None of any other.
@@ -63,6 +74,23 @@ def plain_tokens(columns: Mapping[str, Any]) -> npt.NDArray[Any] | None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Item:
+    """A span of another modality, as it is stored.
+
+    Attributes:
+        kind: its modality.
+        size: what `SIZES` names of it; zeros where that was not recorded.
+        data: the file.
+        at: tokens of its document before it.
+    """
+
+    kind: Kind
+    size: tuple[int, ...]
+    data: bytes
+    at: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Document:
     """One document of a corpus.
 
@@ -72,25 +100,36 @@ class Document:
         segments: [k, 3] kind, size and whether its tokens are scored, in order; sizes are tokens
             for text and bytes for other modalities.
         payload: the files of spans of other modalities, one after the other.
+        sizes: [items, `SIZE_NUMBERS`] of each of them; 0 where none was recorded.
     """
 
     name: str
     tokens: npt.NDArray[np.int64]
     segments: npt.NDArray[np.int64]
     payload: bytes = b""
+    sizes: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros((0, SIZE_NUMBERS), np.int64)
+    )
 
     @classmethod
     def from_columns(cls, columns: dict[str, Any]) -> "Document":
         """A document as decoded from a shard.
 
         Raises:
-            ValueError: the segments do not add up to the tokens and the payload.
+            ValueError: the segments do not add up to the tokens, the payload and the sizes.
         """
+        segments = np.asarray(columns["segments"], dtype=np.int64)
+        if segments.ndim != 2 or segments.shape[1] != 3:
+            raise ValueError(f"segments have shape {segments.shape}, not [k, 3]")
+        num_items = np.count_nonzero(segments[:, 0] > _TEXT_SPAN)
+        # Corpora of earlier versions have none.
+        sizes = columns.get("sizes", bytes(4 * SIZE_NUMBERS * num_items))
         document = cls(
             name=str(columns["id"]),
             tokens=np.asarray(columns["tokens"], dtype=np.int64),
-            segments=np.asarray(columns["segments"], dtype=np.int64),
+            segments=segments,
             payload=bytes(columns.get("payload", b"")),
+            sizes=np.frombuffer(sizes, "<u4").astype(np.int64).reshape(-1, SIZE_NUMBERS),
         )
         document._require_whole()
         return document
@@ -111,6 +150,25 @@ class Document:
         _, sizes, scored = self._text
         return np.repeat(scored != 0, sizes)
 
+    def items(self) -> Iterator["Item"]:
+        """Its spans of other modalities, in order."""
+        sizes = iter(self.sizes.tolist())
+        at = byte = 0
+        for kind, size, _ in self.segments.tolist():
+            if kind <= _TEXT_SPAN:
+                at += size
+                continue
+            kind = Kind(kind)
+            numbers = tuple(next(sizes)[: len(SIZES.get(kind, ()))])
+            yield Item(kind=kind, size=numbers, data=self.payload[byte : byte + size], at=at)
+            byte += size
+
+    def item_rows(self) -> list[tuple[int, ...]]:
+        """What `ITEM_COLUMNS` says of its items, but for the document."""
+        kinds = self.segments[:, 0]
+        rows = zip(kinds[kinds > _TEXT_SPAN].tolist(), self.sizes.tolist(), strict=True)
+        return [(kind, *size) for kind, size in rows]
+
     def lengths(self) -> tuple[int, ...]:
         """What `LENGTH_COLUMNS` says of it."""
         spans = self.spans
@@ -125,11 +183,8 @@ class Document:
         return tuple(self.segments[kinds <= _TEXT_SPAN].T)
 
     def _require_whole(self) -> None:
-        segments = self.segments
-        if segments.ndim != 2 or segments.shape[1] != 3:
-            raise ValueError(f"segments have shape {segments.shape}, not [k, 3]")
-        kinds, sizes = segments[:, 0], segments[:, 1]
-        if len(segments) and (kinds.min() < 0 or kinds.max() > _LAST or sizes.min() < 1):
+        kinds, sizes = self.segments[:, 0], self.segments[:, 1]
+        if len(self.segments) and (kinds.min() < 0 or kinds.max() > _LAST or sizes.min() < 1):
             raise ValueError("a segment is of an unknown kind or empty")
         in_text = int(self._text[1].sum())
         if self.tokens.ndim != 1 or in_text != len(self.tokens):
@@ -137,3 +192,6 @@ class Document:
         in_files = int(sizes.sum()) - in_text
         if in_files != len(self.payload):
             raise ValueError(f"segments count {in_files} bytes of {len(self.payload)}")
+        num_items = np.count_nonzero(kinds > _TEXT_SPAN)
+        if self.sizes.shape != (num_items, SIZE_NUMBERS):
+            raise ValueError(f"sizes have shape {self.sizes.shape}, not that of {num_items} items")

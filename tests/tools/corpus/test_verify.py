@@ -107,7 +107,22 @@ def relist_lengths(corpus: Path, change: Callable[[Any], object]) -> None:
 
 
 def no_lengths(lengths: Any) -> None:
-    lengths[:] = 0
+    lengths[:, :3] = 0
+
+
+def other_sizes(corpus: Path) -> None:
+    """Pictures are noted to be higher by a pixel."""
+    [path] = (corpus / "train").glob("*.items.npy")
+    items = np.load(path)
+    items[:, 2] += 1
+    np.save(path, items)
+    hashes = {"xxh64": get_hash("xxh64", path.read_bytes())}
+
+    def relist(listing: dict[str, Any]) -> None:
+        [entry] = [shard["items"] for shard in listing["shards"] if "items" in shard]
+        entry.update(hashes=hashes)
+
+    edit_listing(corpus, "lengths.json", relist)
 
 
 def many_tokens(lengths: Any) -> None:
@@ -178,6 +193,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no lengths": (lambda c: (c / "train/lengths.json").unlink(), "has no lengths.json"),
     "other lengths": (change_lengths, "is noted"),
+    "other sizes": (other_sizes, "its items are [(2, 8, 8, 0, 0)], and [[2, 9, 8, 0, 0]] are"),
     "no such token": (change_tokens, "token 60000 is not below the vocabulary's 300"),
     "another tokenizer": (lambda c: flip(c / "tokenizer.json", 3), "is not the tokenizer of"),
     "no tokenizer": (lambda c: (c / "train/tokenizer.json").unlink(), "There is no file"),
@@ -285,6 +301,7 @@ def test_a_document_whose_segments_do_not_add_up(tmp_path: Path, corpus: Path) -
                     "tokens": np.array([5, 2], np.uint16),
                     "segments": np.array([[0, 3, 1]], np.int32),
                     "payload": bytes(1000),
+                    "sizes": b"",
                 }
             )
     shutil.copy(tmp_path / "w/shard.00000.mds", shard)

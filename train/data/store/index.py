@@ -4,14 +4,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, FailFast, Field, TypeAdapter
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
-from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
+from train.data.document import ITEM_COLUMNS, LENGTH_COLUMNS, LENGTHS_NAME, MEDIA
 from train.data.store.mds import Columns, columns_of
 from train.errors import DataError
 from train.storage.record import Count, Record, parse
@@ -51,12 +51,26 @@ class LengthsIndex:
     Attributes:
         files: a file of lengths for each shard.
         totals: [shards, 6] sums of `LENGTH_COLUMNS` over each shard.
+        items: the sizes of the items of each; None where there are none, or none was recorded.
         sha256: of the listing.
     """
 
     files: list[StoredFile]
     totals: npt.NDArray[np.int64]
+    items: "list[ShardItems | None]"
     sha256: str
+
+
+class ShardItems(NamedTuple):
+    """The sizes of a shard's items.
+
+    Attributes:
+        file: holds them, see `ITEM_COLUMNS`.
+        sized: [3] items of each of `MEDIA` whose size was recorded.
+    """
+
+    file: StoredFile
+    sized: list[int]
 
 
 class _ShardEntry(TypedDict):
@@ -95,16 +109,35 @@ class _Index(Record):
     shards: Annotated[list[Annotated[_ShardEntry, AfterValidator(_shard)]], FailFast()]
 
 
+class _ItemsEntry(FileEntry):
+    sized: Annotated[list[Count], Field(min_length=len(MEDIA), max_length=len(MEDIA))]
+
+
 class _LengthsEntry(FileEntry):
     documents: Count
     totals: Annotated[list[Count], Field(min_length=6, max_length=6)]
+    items: NotRequired[_ItemsEntry]
 
 
-def _lengths(entry: _LengthsEntry) -> tuple[StoredFile, int, list[int]]:
+def _items(entry: _LengthsEntry) -> ShardItems | None:
+    if "items" not in entry:
+        return None
+    items = ShardItems(stored_file(entry["items"]), entry["items"]["sized"])
+    counts = entry["totals"][-len(MEDIA) :]
+    if any(sized > count for sized, count in zip(items.sized, counts, strict=True)):
+        raise ValueError(f"{items.file.name} has sizes of more items than there are")
+    if items.file.num_bytes > 4 * len(ITEM_COLUMNS) * sum(counts) + _LENGTHS_OVERHEAD_BYTES:
+        raise ValueError(f"{items.file.name} is too large for {sum(counts):,} items")
+    return items
+
+
+def _lengths(
+    entry: _LengthsEntry,
+) -> tuple[StoredFile, int, tuple[list[int], ShardItems | None]]:
     file, documents = stored_file(entry), entry["documents"]
     if file.num_bytes > 4 * len(LENGTH_COLUMNS) * documents + _LENGTHS_OVERHEAD_BYTES:
         raise ValueError(f"{file.name} is too large for {documents:,} documents")
-    return file, documents, entry["totals"]
+    return file, documents, (entry["totals"], _items(entry))
 
 
 def _columns(columns: list[str]) -> list[str]:
@@ -160,7 +193,8 @@ def parse_lengths_index(data: bytes, *, place: str, index: ShardIndex) -> Length
     where = f"{place}/{LENGTHS_NAME}"
     remedy = "build the corpus again with `python -m tools.corpus`"
     lengths = parse(_LENGTHS, data, name=where, error=DataError, remedy=remedy)
-    files, documents, sums = _unzipped(lengths.shards, where)
+    files, documents, more = _unzipped(lengths.shards, where)
+    sums, items = ([each[k] for each in more] for k in range(2))
     if documents != index.samples.tolist():
         raise DataError(
             f"{where} does not belong to the {INDEX_NAME} beside it: it lists other numbers of "
@@ -172,7 +206,9 @@ def parse_lengths_index(data: bytes, *, place: str, index: ShardIndex) -> Length
     if impossible:
         name = index.files[impossible[0]].name
         raise DataError(f"{where} lists more in {name} than there is room for; {remedy}.")
-    return LengthsIndex(files=files, totals=totals, sha256=hashlib.sha256(data).hexdigest())
+    return LengthsIndex(
+        files=files, totals=totals, items=items, sha256=hashlib.sha256(data).hexdigest()
+    )
 
 
 def _unzipped(entries: Sequence[Any], where: str) -> tuple[list[StoredFile], list[int], list[Any]]:

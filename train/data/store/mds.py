@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-_DOCUMENT: Final = ("id", "tokens", "segments", "payload")
+_DOCUMENT: Final = ("id", "tokens", "segments", "payload", "sizes")
 """Columns of a document; others are passed over."""
 _WHOLE_NUMBERS: Final = ("tokens", "segments")
 _SHAPE_DTYPES: Final = tuple(np.dtype(name) for name in ("u1", "u2", "u4", "u8"))

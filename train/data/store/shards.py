@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from train.data.document import LENGTH_COLUMNS, LENGTHS_NAME
+from train.data.document import ITEM_COLUMNS, LENGTH_COLUMNS, LENGTHS_NAME, MEDIA
 from train.data.store.index import (
     INDEX_BYTES_AT_MOST,
     INDEX_NAME,
@@ -137,17 +137,8 @@ class ShardStore:
             DataError: the corpus has no lengths, or those of the shard are missing or damaged, or
                 could not be fetched in time.
         """
-        file = self.lengths_index.files[shard]
-        content = b""
-        while len(content) < file.num_bytes:  # it may be evicted just now
-            with _data_errors(), open(self._files.open(file), "rb") as opened:
-                opened.seek(0)  # it was written or checked through the same descriptor
-                content = opened.read()
-        name = f"{self.root}/{file.name}"
-        lengths = parse_array(content, name=name)
+        name, lengths = self._table(self.lengths_index.files[shard])
         shape = (int(self.index.samples[shard]), len(LENGTH_COLUMNS))
-        if lengths.dtype != np.uint32:
-            raise DataError(f"{name} holds no uint32 array; build the corpus again.")
         sums = self.lengths_index.totals[shard]
         if lengths.shape != shape or (lengths.sum(axis=0, dtype=np.int64) != sums).any():
             raise DataError(
@@ -155,6 +146,46 @@ class ShardStore:
                 "again."
             )
         return lengths
+
+    def items(self, shard: int) -> npt.NDArray[np.uint32]:
+        """[m, 6] `ITEM_COLUMNS` of each item in a shard, without reading the shard.
+
+        Raises:
+            DataError: as `lengths`.
+        """
+        listed = self.lengths_index.items[shard]
+        if listed is None:
+            return np.zeros((0, len(ITEM_COLUMNS)), np.uint32)
+        name, items = self._table(listed.file)
+        wanted = self.lengths_index.totals[shard, -len(MEDIA) :].tolist()
+        if items.ndim != 2 or items.shape[1] != len(ITEM_COLUMNS):
+            raise DataError(f"{name} holds no table of items; build the corpus again.")
+        documents, kinds = items[:, 0].astype(np.int64), items[:, 1]
+        is_sized = items[:, 2:].any(axis=1)
+        if (
+            [np.count_nonzero(kinds == kind) for kind in MEDIA] != wanted
+            or [np.count_nonzero(is_sized & (kinds == kind)) for kind in MEDIA] != listed.sized
+            or (np.diff(documents) < 0).any()
+            or documents.max(initial=0) >= self.index.samples[shard]
+        ):
+            raise DataError(
+                f"{name} does not hold the items that {LENGTHS_NAME} promises; build the corpus "
+                "again."
+            )
+        return items
+
+    def _table(self, file: StoredFile) -> tuple[str, npt.NDArray[np.uint32]]:
+        """The name of a file of numbers beside a shard, and what it holds."""
+        content = b""
+        while len(content) < file.num_bytes:  # it may be evicted just now
+            with _data_errors(), open(self._files.open(file), "rb") as opened:
+                opened.seek(0)  # it was written or checked through the same descriptor
+                content = opened.read()
+        name = f"{self.root}/{file.name}"
+        table = parse_array(content, name=name)
+        if table.dtype != np.uint32:
+            raise DataError(f"{name} holds no uint32 array; build the corpus again.")
+        return name, table
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Begin to bring shards, and their lengths, from object storage into the cache.
@@ -238,6 +269,8 @@ class ShardStore:
         for shard in shards:
             if "lengths_index" in self.__dict__:
                 yield self.lengths_index.files[shard]
+                if (items := self.lengths_index.items[shard]) is not None:
+                    yield items.file
             yield self.index.files[shard]
 
     @cached_property
