@@ -4,12 +4,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, NotRequired
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, FailFast, Field, TypeAdapter
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from train.data.document import ITEM_COLUMNS, LENGTH_COLUMNS, LENGTHS_NAME, MEDIA
 from train.data.store.mds import Columns, columns_of
