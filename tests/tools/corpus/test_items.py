@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,12 +31,12 @@ def drawn(height: int, width: int, kind: str = "PNG", *, orientation: int = 1) -
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
     directory = tmp_path_factory.mktemp("items")
-    rows: list[dict[str, object]] = [{"text": f"no picture in {number}"} for number in range(30)]
+    rows: list[dict[str, Any]] = [{"text": f"no picture in {number}"} for number in range(30)]
     for number in range(30):
         name = f"{number}.png"
         (directory / name).write_bytes(drawn(1 + number, 40 - number))
         (directory / f"{number}.wav").write_bytes(sound())
-        segments: list[dict[str, object]] = [{"text": "look at"}, {"image": name}, {"text": "it"}]
+        segments: list[dict[str, Any]] = [{"text": "look at"}, {"image": name}, {"text": "it"}]
         if number % 3 == 0:
             segments += [{"audio": f"{number}.wav"}, {"image": name}]
         rows.append({"segments": segments})
