@@ -222,6 +222,11 @@ class SpanGrid:
         """Take the real rows [R, ...] back out of [N, L, ...]."""
         return grid.reshape(-1, *grid.shape[2:]).index_select(0, self.cells)
 
+    def no_bias(self, *, like: Tensor) -> Float[Tensor, "N A L L"]:
+        """What is added to scores that have no bias: -inf on padding."""
+        L, zeros = self.longest_rows, like.new_zeros(1)
+        return zeros.masked_fill(self.padding(), float("-inf")).expand(-1, 1, L, L)
+
     def padding(self) -> Tensor:
         """[N, 1, 1, L] True where a key is padding; the first of a span never is.
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from model.encoders.image import ImageEncoderConfig
 from model.encoders.text import TextEncoderConfig
 
 
@@ -13,7 +14,7 @@ def _text_by_default(value: Any) -> Any:
 
 
 AnyEncoderConfig = Annotated[
-    TextEncoderConfig,
+    TextEncoderConfig | ImageEncoderConfig,
     Field(discriminator="kind"),
     BeforeValidator(_text_by_default),
 ]

@@ -1,7 +1,7 @@
 """What every encoder is: its configuration answers all that is asked before it is built."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,15 @@ class EncoderKind(Config):
     @abstractmethod
     def longest_span(self) -> int:
         """Vectors of the longest span that it can read."""
+
+    def item_vectors(self, size: Sequence[int]) -> int:
+        """Vectors of an item that documents carry whole, such as a picture: its decoder slots.
+
+        Args:
+            size: what was recorded of it when the corpus was built; of a picture, its height and
+                width in pixels.
+        """
+        raise NotImplementedError(f"an encoder of kind {self.kind} reads no items")
 
     @property
     @abstractmethod

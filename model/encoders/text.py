@@ -228,9 +228,7 @@ class TextEncoder(nn.Module):
 
     def _bias(self, grid: SpanGrid) -> Float[Tensor, "N A L L"]:
         if self.relative_bias is None:
-            L, padding = grid.longest_rows, grid.padding()
-            zeros = self.positions.weight.new_zeros(1)
-            return zeros.masked_fill(padding, float("-inf")).expand(-1, 1, L, L)
+            return grid.no_bias(like=self.positions.weight)
         buckets = relative_buckets(self.buckets, grid.longest_rows)
         bias_1ALL = self.share(self.relative_bias(buckets)).permute(2, 0, 1)[None]
         return bias_1ALL.masked_fill(grid.padding(), float("-inf"))

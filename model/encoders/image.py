@@ -1,0 +1,299 @@
+"""The image encoder: patches of each picture see each other, all pictures packed together."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from model.attention import SpanGrid
+from model.batch import PackedSpans
+from model.block import run_block
+from model.config import Dropout, PathText
+from model.encoders.grid import Grid, cubic_weights, native_grid
+from model.encoders.protocol import EncoderKind, SpanLoad, Stack
+from model.layers import NORM_EPSILON, Layers, normal
+from model.recompute import Recompute
+from model.steady import steady_rows
+from model.style import Style
+
+Side = Annotated[int, Field(ge=1, le=2**14)]
+MOST_PATCHES = 2**20
+_THREE = Field(min_length=3, max_length=3)
+
+
+class ImageEncoderConfig(EncoderKind):
+    """Shape of the image encoder, the pictures it reads, and what of it trains.
+
+    Either all pictures get one `size`, or each keeps its aspect in at most `max_patches`.
+    """
+
+    kind: Literal["image"]
+    patch_pixels: Annotated[int, Field(ge=1, le=2**8)] = 16
+    """Side of a patch."""
+    size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    """Height and width in pixels that every picture gets. Default: its own, rounded to patches."""
+    max_patches: Annotated[int, Field(ge=1, le=MOST_PATCHES)] | None = None
+    """Of one picture that keeps its aspect; larger ones are made as small as that."""
+    fit: Literal["stretch", "crop"] = "stretch"
+    """How a picture gets another aspect: by `stretch`, or by `crop` of what is beyond its middle
+    (CLIP)."""
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    """Between pixels; either looks at all pixels of a picture that is made smaller (antialias)."""
+    mean: Annotated[list[float], _THREE] = Field(default_factory=lambda: [0.5, 0.5, 0.5])
+    """Of red, green and blue between 0 and 1, which is taken away."""
+    std: Annotated[list[Annotated[float, Field(gt=0)]], _THREE] = Field(
+        default_factory=lambda: [0.5, 0.5, 0.5]
+    )
+    """Of the same, which is divided by."""
+    table: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    """Rows and columns of the learned positions, which other grids read between (bicubic).
+    Default: the grid of `size`, or the largest square of `max_patches`."""
+    class_token: Literal["none", "dropped", "kept"] = "none"
+    """Whether a learned row stands before the patches, and its vector is the first of a picture's
+    or `dropped`."""
+    dropout: Dropout = 0.0
+    """Share of the embedding and of each residual branch dropped in training."""
+    norm: Literal["pre", "post", "deepnorm"] = "pre"
+    """`pre` in ViT and its family; DeepNorm as in the text encoder."""
+    norm_epsilon: Annotated[float, Field(gt=0, le=1)] = NORM_EPSILON
+    """What is added to the variance that norms divide by."""
+    final_norm: bool = True
+    """Whether a norm stands behind the blocks."""
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    init_from: PathText | None = None
+    """Checkpoint whose image encoder supplies the first weights."""
+    trainable_layers: Annotated[int, Field(ge=0, le=2**12)] | None = None
+    """Train only the last this many layers, and the norm behind them; needs `init_from`. Default:
+    all, or 2 with `init_from`."""
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> "ImageEncoderConfig":
+        if (self.size is None) == (self.max_patches is None):
+            raise ValueError(
+                "size: set it to the height and width of all pictures, or max_patches for those "
+                "that keep their aspect; one of the two"
+            )
+        if self.size is not None and any(side % self.patch_pixels for side in self.size):
+            raise ValueError(
+                f"size: {self.size} is not in whole patches of {self.patch_pixels} pixels: choose "
+                "multiples of patch_pixels"
+            )
+        return self
+
+    @property
+    def fixed_grid(self) -> Grid | None:
+        """Rows and columns of patches of every picture, None where each has its own."""
+        if self.size is None:
+            return None
+        height, width = self.size
+        return height // self.patch_pixels, width // self.patch_pixels
+
+    @property
+    def table_grid(self) -> Grid:
+        """Rows and columns of the learned positions."""
+        if self.table is not None:
+            return self.table[0], self.table[1]
+        side = isqrt(self.max_patches or 1)
+        return self.fixed_grid or (side, side)
+
+    @property
+    def class_rows(self) -> int:
+        """Rows of a picture before its patches."""
+        return int(self.class_token != "none")
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows of a picture that give none of its vectors."""
+        return int(self.class_token == "dropped")
+
+    def grid(self, size: Sequence[int]) -> Grid:
+        """Rows and columns of patches of a picture of so many pixels, height and width."""
+        height, width = size
+        if self.max_patches is None:
+            assert self.fixed_grid is not None, "one of the two is set"
+            return self.fixed_grid
+        return native_grid(height, width, patch_pixels=self.patch_pixels, most=self.max_patches)
+
+    def item_vectors(self, size: Sequence[int]) -> int:
+        """Vectors of a picture; `size` is its height and width in pixels."""
+        rows, columns = self.grid(size)
+        return rows * columns + int(self.class_token == "kept")
+
+    @property
+    def layers_in_training(self) -> int:
+        """How many of the last layers train."""
+        if self.trainable_layers is not None:
+            return min(self.trainable_layers, self.num_layers)
+        return self.num_layers if self.init_from is None else min(2, self.num_layers)
+
+    @property
+    def longest_span(self) -> int:
+        """Vectors of the largest picture."""
+        rows, columns = self.fixed_grid or (self.max_patches or 1, 1)
+        return rows * columns + int(self.class_token == "kept")
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """All but what only training asks for, and which pictures are read."""
+        left_out = {"dropout", "init_from", "trainable_layers"}
+        pictures = {"size", "max_patches", "fit", "resample"}
+        return self.model_dump(exclude=left_out | pictures) | {"table": list(self.table_grid)}
+
+    def build(self, *, vocabulary: int, layers: Layers, recompute: Recompute) -> "ImageEncoder":
+        """The encoder; the vocabulary is nothing to it."""
+        return ImageEncoder(self, layers, recompute)
+
+    def stacks(self, load: SpanLoad) -> tuple[Stack, ...]:
+        """The blocks that are fixed, and those that train."""
+        longest_rows = load.longest + self.dropped_rows
+        num_frozen = self.num_layers - self.layers_in_training
+        return tuple(
+            Stack(
+                num_blocks=num_blocks,
+                width=self.width,
+                hidden=self.feed_forward,
+                heads=self.heads,
+                rows=load.vectors + load.spans * self.dropped_rows,
+                cells=load.spans * longest_rows,
+                pairs=load.spans * longest_rows**2,
+                dropout=self.dropout > 0,
+                trains=trains,
+                bias_trains=False,
+            )
+            for num_blocks, trains in ((num_frozen, False), (self.layers_in_training, True))
+        )
+
+    def faults(
+        self, path: str, *, vocabulary: int, longest: int, is_supplied: bool
+    ) -> Iterator[str]:
+        """Sizes that do not fit each other; layers left random."""
+        if self.width % self.heads:
+            yield f"{path}.heads: {self.heads} heads do not divide width {self.width}"
+        is_supplied |= self.init_from is not None
+        if self.layers_in_training < self.num_layers and not is_supplied:
+            yield (
+                f"{path}.trainable_layers: {self.layers_in_training} of {self.num_layers} layers "
+                f"would train and the rest stay random; name a checkpoint in {path}.init_from, or "
+                "leave the key out"
+            )
+        if self.fit == "crop" and self.size is None:
+            yield (
+                f"{path}.fit: crop is for pictures of one size, and {path}.max_patches keeps the "
+                f"aspect of each: leave it out, or set {path}.size"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSpans(PackedSpans):
+    """Pictures, packed row after row: the class row of each, if there is one, then its patches.
+
+    The first `num_rows` rows are real.
+
+    Attributes:
+        patches: [R, 3 P P] red, then green, then blue of each patch's pixels, row after row, from 0
+            to 255; zeros in class rows.
+        places: [R, 2] row and column of each patch in its picture's grid; -1 for class rows.
+        grids: [R, 2] rows and columns of that grid.
+        cells: [R] place of each row in the padded [N, L] grid that attention works on.
+        vectors: [M] rows that give a vector.
+        num_rows: real rows.
+        num_spans: N, pictures in the grid.
+        longest_rows: L, rows of the largest picture.
+    """
+
+    patches: Tensor
+    places: Int64[Tensor, "R 2"]
+    grids: Int64[Tensor, "R 2"]
+    cells: Int64[Tensor, "R"]
+    vectors: Int64[Tensor, "M"]
+    num_rows: int
+    num_spans: int
+    longest_rows: int
+
+
+class ImageEncoder(nn.Module):
+    """One linear layer over each patch, learned positions, blocks.
+
+    Source: ViT (2010.11929) §3.1.
+    """
+
+    def __init__(self, config: ImageEncoderConfig, layers: Layers, recompute: Recompute = "none"):
+        super().__init__()
+        self.config = config
+        width, channels = config.width, 3 * config.patch_pixels**2
+        rows, columns = config.table_grid
+        self.embedding: Any = layers.linear(channels, width, init=normal(0.02))
+        self.class_row: Any = None
+        if config.class_rows:
+            self.class_row = layers.table(1, width, init=normal(0.02))
+        self.positions: Any = layers.table(
+            config.class_rows + rows * columns, width, init=normal(0.02)
+        )
+        self.dropout = layers.dropout(config.dropout)
+        style = Style(
+            norm=config.norm, norm_epsilon=config.norm_epsilon, activation=config.activation
+        )
+        self.blocks = config.blocks(layers, recompute, dropout=config.dropout, style=style)
+        self.final_norm: Any = None
+        if config.final_norm:
+            self.final_norm = layers.norm(width, epsilon=config.norm_epsilon)
+        num_frozen = config.num_layers - config.layers_in_training
+        if num_frozen:
+            before = (self.embedding, self.class_row, self.positions)
+            for module in (*before, *list(self.blocks)[:num_frozen]):
+                if module is not None:
+                    module.requires_grad_(False)
+
+    def forward(self, spans: ImageSpans) -> Float[Tensor, "M E"]:
+        """Vectors of all pictures, each having seen itself alone; perhaps some more.
+
+        As in the text encoder, linear layers run over the real rows, and those that keep shapes
+        steady.
+        """
+        real = spans.num_rows
+        grid = SpanGrid.fitted(spans.cells[:real], spans.num_spans, spans.longest_rows)
+        weight = self.embedding.weight
+        R = steady_rows(real, like=weight, room=len(spans.patches))
+        x = self.embedding(self._normalized(spans.patches[:R]).to(weight.dtype))
+        places, grids = spans.places[:R], spans.grids[:R]
+        if self.class_row is not None:
+            is_class = (places[:, 0] < 0)[:, None]
+            x = torch.where(is_class, self.class_row(places.new_zeros(1)), x)
+        x = self.dropout(x + self._positions(places, grids).to(x.dtype))
+        bias = grid.no_bias(like=x)
+        for block in self.blocks:
+            x = run_block(block, x, grid, bias)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        return x.index_select(0, spans.vectors[: spans.steady_vectors(like=weight)])
+
+    def _normalized(self, patches: Tensor) -> Float[Tensor, "R P"]:
+        # By numbers of the host: buffers would be rounded in a model of 16 bits.
+        pixels = patches.float().view(len(patches), 3, -1)
+        for color, (mean, std) in enumerate(zip(self.config.mean, self.config.std, strict=True)):
+            pixels[:, color].sub_(255 * mean).div_(255 * std)
+        return pixels.view(len(patches), -1)
+
+    def _positions(self, places: Tensor, grids: Tensor) -> Float[Tensor, "R E"]:
+        """The learned positions of rows, between those of the table where grids differ from its."""
+        rows, columns = self.config.table_grid
+        class_rows = self.config.class_rows
+        is_class = places[:, 0] < 0
+        if self.config.fixed_grid == (rows, columns):
+            place = places[:, 0] * columns + places[:, 1] + class_rows
+            return self.positions(place.masked_fill(is_class, 0))
+        weights = [
+            cubic_weights(places[:, dim], grids[:, dim], table=size)
+            for dim, size in enumerate((rows, columns))
+        ]
+        weights = torch.einsum("ri,rj->rij", *weights).flatten(1)
+        if class_rows:
+            weights = weights.masked_fill(is_class[:, None], 0)
+            weights = torch.cat([is_class[:, None].to(weights.dtype), weights], dim=1)
+        table = self.positions(torch.arange(class_rows + rows * columns, device=places.device))
+        return weights.to(table.dtype) @ table

@@ -1,0 +1,229 @@
+"""Pictures: from the bytes of a file to the patches that the image encoder reads."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from model.encoders.grid import Grid
+from model.encoders.image import ImageEncoderConfig, ImageSpans
+from train.data.spans.places import FlatSpans, padded, runs
+from train.data.spans.protocol import SpanCapacity
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What Pillow may take bytes for; other formats start programs or are no pictures."""
+MOST_PIXELS: Final = 89_478_485
+"""Pillow's own bound: a quarter of a GiB of RGB. More is an attack, or a mistake."""
+_RESAMPLING: Final = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture as patches.
+
+    Attributes:
+        patches: [n, 3 P P] uint8, row after row of the grid.
+        grid: rows and columns of patches.
+    """
+
+    patches: npt.NDArray[np.uint8]
+    grid: Grid
+
+
+def read_size(data: bytes) -> tuple[int, int]:
+    """Height and width in pixels as a picture is seen, that is behind its EXIF orientation.
+
+    Raises:
+        ValueError: it cannot be read; the message is the end of a sentence.
+    """
+    with _opened(data) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _TURNED else (height, width)
+
+
+def read_picture(
+    data: bytes, encoder: ImageEncoderConfig, *, size: Sequence[int] | None = None
+) -> Picture:
+    """Patches of a picture, the same for the same bytes everywhere.
+
+    Of an animation the first frame is read. EXIF's orientation is obeyed, and taken for upright
+    where it cannot be read. What is transparent lies on white; 16 bits become 8 by their upper
+    half; CMYK and palettes become RGB; colour profiles are left aside.
+
+    Args:
+        data: a file.
+        encoder: what is to read it.
+        size: height and width that were recorded when the corpus was built, if it was.
+
+    Raises:
+        ValueError: it cannot be read, or is not of this size; the message is the end of a sentence.
+    """
+    with _opened(data) as image:
+        try:
+            upright = _upright(image)
+        except Exception as error:  # as many kinds as there are formats
+            raise ValueError(f"cannot be read ({_reason(error, data)})") from error
+    height, width = upright.height, upright.width
+    if size is not None and tuple(size) != (height, width):
+        raise ValueError(
+            f"has {height}x{width} pixels and had {'x'.join(map(str, size))} when the corpus was "
+            "built: build it again"
+        )
+    rows, columns = grid = encoder.grid((height, width))
+    P = encoder.patch_pixels
+    fitted = _resized(upright, (rows * P, columns * P), encoder)
+    pixels = np.asarray(fitted).reshape(rows, P, columns, P, 3)
+    patches = pixels.transpose(0, 2, 4, 1, 3).reshape(rows * columns, 3 * P * P)
+    return Picture(patches=patches, grid=grid)
+
+
+def pack_pictures(
+    pictures: Sequence[Picture],
+    spans: FlatSpans,
+    *,
+    encoder: ImageEncoderConfig,
+    capacity: SpanCapacity,
+    sequences: int,
+    sequence_tokens: int,
+) -> ImageSpans:
+    """Pack the pictures of B sequences row after row.
+
+    Args:
+        pictures: one for each span.
+        spans: where their vectors go, as many as each has.
+        encoder: what is to read them.
+        capacity: room in one sequence; arrays have B times as much.
+        sequences: B.
+        sequence_tokens: S.
+    """
+    B, S = sequences, sequence_tokens
+    lengths, slots = spans.lengths, runs(spans.first_slots(S), spans.lengths)
+    if not pictures:
+        # The padding span: one patch whose vector goes to the bin slot B * S.
+        black = np.zeros((1, 3 * encoder.patch_pixels**2), dtype=np.uint8)
+        pictures = [Picture(patches=black, grid=encoder.fixed_grid or (1, 1))]
+        kept = encoder.class_rows - encoder.dropped_rows
+        lengths = np.array([1 + kept])
+        slots = np.full(1 + kept, B * S)
+    first = encoder.class_rows
+    counts = np.array([first + len(picture.patches) for picture in pictures])
+    assert (counts - encoder.dropped_rows == lengths).all(), "spans are as long as their pictures"
+    longest, rows = int(counts.max()), int(counts.sum())
+    room_vectors = max(B * capacity.tokens, len(slots))
+    room_rows = max(B * (capacity.tokens + capacity.spans * encoder.dropped_rows), rows)
+    places = np.full((room_rows, 2), -1, dtype=np.int64)
+    grids = np.ones((room_rows, 2), dtype=np.int64)
+    patches = np.zeros((room_rows, pictures[0].patches.shape[1]), dtype=np.uint8)
+    inside = runs(np.zeros_like(counts), counts)
+    starts = counts.cumsum() - counts
+    for start, count, picture in zip(starts, counts, pictures, strict=True):
+        here = slice(start + first, start + count)
+        patches[here] = picture.patches
+        number = np.arange(len(picture.patches))
+        places[here] = np.stack(divmod(number, picture.grid[1]), axis=1)
+        grids[start : start + count] = picture.grid
+    cells = np.repeat(np.arange(len(counts)) * longest, counts) + inside
+    return ImageSpans(
+        patches=torch.from_numpy(patches),
+        places=torch.from_numpy(places),
+        grids=torch.from_numpy(grids),
+        cells=padded(cells, room_rows),
+        vectors=padded(np.flatnonzero(inside >= encoder.dropped_rows), room_vectors),
+        slots=padded(slots, room_vectors, B * S),
+        num_rows=rows,
+        num_vectors=len(slots),
+        num_spans=len(counts),
+        longest_rows=longest,
+    )
+
+
+_TURNED: Final = (5, 6, 7, 8)
+"""Orientations of EXIF that exchange height and width."""
+
+
+def _opened(data: bytes) -> Image.Image:
+    if not data:
+        raise ValueError("is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # as many kinds as there are formats
+        raise ValueError(f"cannot be read ({_reason(error, data)})") from error
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(
+            f"has {image.height}x{image.width} pixels, more than {MOST_PIXELS:,}: make it smaller, "
+            "or leave it out"
+        )
+    return image
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MOST_PIXELS:,} pixels: make it smaller, or leave it out"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"no format that is known begins with {data[:8]!r}"
+    return str(error).replace(repr(error), "") or type(error).__name__
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # a damaged block, of as many kinds as there are formats
+        return 1
+
+
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Whole, in RGB, as it is seen."""
+    turn = _TURNS.get(_orientation(image))
+    image.load()
+    if image.mode.startswith("I;16"):
+        upper = np.asarray(image).astype(np.uint16) >> 8
+        image = Image.fromarray(upper.astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, and which of them is white is not said")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], encoder: ImageEncoderConfig) -> Image.Image:
+    """The picture at a height and width."""
+    height, width = size
+    box = (0.0, 0.0, float(image.width), float(image.height))
+    if encoder.fit == "crop":
+        box = _middle(image, size)
+    return image.resize((width, height), _RESAMPLING[encoder.resample], box=box)
+
+
+def _middle(image: Image.Image, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """What is left of a picture that is cut behind its resizing, as CLIP's processor does it."""
+    (height, width), (whole_height, whole_width) = size, (image.height, image.width)
+    if height * whole_width >= width * whole_height:
+        between = height * whole_width // whole_height
+        left = (between - width) // 2
+        scale = whole_width / between
+        return left * scale, 0.0, (left + width) * scale, float(whole_height)
+    between = width * whole_height // whole_width
+    top = (between - height) // 2
+    scale = whole_height / between
+    return 0.0, top * scale, float(whole_width), (top + height) * scale
