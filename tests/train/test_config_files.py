@@ -196,7 +196,13 @@ def numbers(annotation: Any, above: str = "") -> Iterator[tuple[str, type[int] |
             yield above, member
 
 
+IMAGE = [
+    "model.encoders.text.encoder={kind: image, width: 32, num_layers: 1, heads: 4, "
+    "feed_forward: 32, max_patches: 4}"
+]
 KINDS = {
+    "encoder.max_patches": IMAGE,
+    "encoder.patch_pixels": IMAGE,
     "spans.text.which": ["spans.text={kind: rules, which: first}"],
     "data.sources": ["data.corpus=null", "data.sources={a: {corpus: x}}"],
     "data.span_capacity": ["data.span_capacity={text: {tokens: 4, spans: 1}}"],
