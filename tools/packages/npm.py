@@ -2,7 +2,8 @@
 
 import json
 import tarfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,30 @@ def content(package: Path, name: str) -> bytes:
             f"{package} has no sound {name} ({error}); delete it, and build again."
         ) from error
     raise DataError(f"{package} has no file {name}; delete it, and build again.")
+
+
+def files(package: Path, *, below: str) -> Generator[tuple[str, bytes]]:
+    """The regular files below a directory of a package, by their names there, with their contents.
+
+    Args:
+        package: file to read.
+        below: directory, such as `img/64`.
+
+    Raises:
+        DataError: the package is damaged; what comes before the damage has been given.
+    """
+    begin = f"package/{below}/"
+    try:
+        with tarfile.open(package, "r:gz") as archive:
+            for member in archive:
+                if member.isreg() and member.name.startswith(begin):
+                    content = archive.extractfile(member)
+                    assert content is not None, "a regular file has a content"
+                    yield member.name.removeprefix(begin), content.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{package} is no sound archive ({error}); delete it, and build again."
+        ) from error
 
 
 def _download(wanted: str, scratch: Path) -> Path:

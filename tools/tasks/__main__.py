@@ -29,10 +29,10 @@ from tools.corpus.request import Request
 from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer
 from tools.corpus.told import built
 from tools.packages.kept import package_cache
+from tools.packages.used import Packages
 from tools.tasks.build import SPLITS, build
 from tools.tasks.documents import TaskDocuments
 from tools.tasks.outcome import OTHERS, outcome
-from tools.tasks.packages import Packages
 from tools.tasks.recipes import RECIPES
 from tools.tasks.verify import faults
 from train.asked import text_encoder

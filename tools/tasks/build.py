@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tools.tasks.packages import Packages
+from tools.packages.used import Packages
 from train.errors import DataError
 from train.tasks.task import Split
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tools.packages.debian import INDEX
-from tools.tasks.packages import Packages
+from tools.packages.used import Packages
 
 INDEX_TEXT = """\
 Package: libcalc
@@ -61,15 +61,18 @@ def keep_index(cache: Path, text: str = INDEX_TEXT) -> None:
     keep(cache / INDEX / "index.gz", gzip.compress(text.encode()))
 
 
-def keep_npm(cache: Path, name: str, version: str, files: Mapping[str, str]) -> None:
-    """Keep a package of npm."""
+def keep_npm(cache: Path, name: str, version: str, files: Mapping[str, str | bytes]) -> Path:
+    """Keep a package of npm; returns its archive."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
         for path, text in {"LICENSE": "Do as you like.", **files}.items():
+            data = text if isinstance(text, bytes) else text.encode()
             member = tarfile.TarInfo(f"package/{path}")
-            member.size = len(text.encode())
-            archive.addfile(member, io.BytesIO(text.encode()))
-    keep(cache / "npm" / f"{name}-{version}" / f"{name}-{version}.tgz", content.getvalue())
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    archive_path = cache / "npm" / f"{name}-{version}" / f"{Path(name).name}-{version}.tgz"
+    keep(archive_path, content.getvalue())
+    return archive_path
 
 
 def packages(cache: Path) -> Packages:

@@ -8,9 +8,9 @@ from typing import Any, Final
 import pytest
 
 from tests.tools.tasks.making import packages
+from tools.packages.used import Packages
 from tools.tasks.__main__ import main
 from tools.tasks.build import SPLITS, Recipe, Row, build
-from tools.tasks.packages import Packages
 from tools.tasks.recipes import RECIPES
 from train.errors import DataError
 from train.tasks.task import Split, load_tasks

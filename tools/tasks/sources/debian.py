@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from tools.packages.debian import stanzas
+from tools.packages.used import Packages
 from tools.tasks.build import Row, split_of
-from tools.tasks.packages import Packages
 
 SECTIONS: Final = (
     "admin", "database", "doc", "fonts", "games", "graphics", "mail", "net", "science", "sound",

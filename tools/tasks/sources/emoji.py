@@ -1,15 +1,13 @@
 """Tasks of emoji: names and groups by the words that people seek them with."""
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
+from tools.media.names import groups_of, without_person
 from tools.packages import npm
+from tools.packages.used import Packages
 from tools.tasks.build import Row
-from tools.tasks.packages import Packages
-
-_PERSONS = re.compile(r"\b(?:man|woman|men|women|person|people|boy|girl)\b:? ?")
 
 
 def names(packages: Packages) -> Iterator[Row]:
@@ -32,10 +30,7 @@ def groups(packages: Packages) -> Iterator[Row]:
 def _emoji(packages: Packages) -> list[dict[str, Any]]:
     """Those with tags, but flags, whose names are facts, and what others are made of."""
     package = packages.npm("emojibase-data", "17.0.0", licence="MIT")
-    groups = {
-        group["order"]: group["message"]
-        for group in json.loads(npm.content(package, "en/messages.json"))["groups"]
-    }
+    groups = groups_of(package)
     return [
         {**emoji, "group": groups[emoji["group"]]}
         for emoji in json.loads(npm.content(package, "en/data.json"))
@@ -44,5 +39,4 @@ def _emoji(packages: Packages) -> list[dict[str, Any]]:
 
 
 def _unit(emoji: dict[str, Any]) -> str:
-    """A name without the person: who runs is named alike, man or woman."""
-    return _PERSONS.sub("", emoji["label"]).strip() or emoji["label"]
+    return without_person(emoji["label"])

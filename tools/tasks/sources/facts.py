@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tools.packages import pypi
+from tools.packages.used import Packages
 from tools.tasks.build import Row
-from tools.tasks.packages import Packages
 
 _CAPITALS: Final = (
     ("What is the capital of {}?", "train"),

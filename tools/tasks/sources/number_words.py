@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from tools.packages.kept import last_line, run
+from tools.packages.used import Packages
 from tools.tasks.build import Row
-from tools.tasks.packages import Packages
 from train.errors import DataError
 
 _COUNT: Final = 24_000

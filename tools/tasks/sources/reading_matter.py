@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from tools.packages.debian import files
+from tools.packages.used import Packages
 from tools.tasks.build import Row
-from tools.tasks.packages import Packages
 
 FORTUNES: Final = (
     *("art", "computers", "definitions", "education", "food", "humorists", "knghtbrd", "law"),

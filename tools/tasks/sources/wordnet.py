@@ -8,8 +8,8 @@ from itertools import combinations, islice
 from typing import Final
 
 from tools.packages import pypi
+from tools.packages.used import Packages
 from tools.tasks.build import Row, split_of
-from tools.tasks.packages import Packages
 from tools.tasks.sources.synsets import Synset, synsets
 
 FIELDS: Final = (

@@ -1,11 +1,12 @@
-"""The packages that tasks are made of, and what a manifest says of those that were used."""
+"""The packages that data are made of, and what a manifest says of those that were used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tools.packages import debian, npm, pypi
+from train.errors import DataError
 
 
 @dataclass(kw_only=True)
@@ -31,21 +32,48 @@ class Packages:
         self._note("Debian's package lists", "", path, sha256, ["each package's own"])
         return path
 
-    def debian(self, name: str) -> Path:
-        """A Debian package."""
+    def debian(self, name: str, *, licences: Sequence[str] = ()) -> Path:
+        """A Debian package, under the licences that are given or that its copyright file names."""
         path, sha256 = debian.obtain(name, cache=self.cache, report=self.report)
         place = f"usr/share/doc/{name}/copyright"
         texts = [content for _, content in debian.files(path, wanted=lambda p: p == place)]
         text = b"".join(texts).decode(errors="replace")
         self.licence_texts[name] = text
-        self._note(name, debian.version(path), path, sha256, debian.licences(text))
+        found = [*licences] or debian.licences(text)
+        self._note(name, debian.version(path), path, sha256, found)
         return path
 
-    def npm(self, name: str, version: str, *, licence: str) -> Path:
-        """A package of npm, under the licence that its package.json names."""
-        path, sha256 = npm.obtain(name, version, cache=self.cache, report=self.report)
-        self.licence_texts[name] = npm.content(path, "LICENSE").decode(errors="replace")
-        self._note(name, version, path, sha256, [licence])
+    def npm(
+        self,
+        name: str,
+        version: str,
+        *,
+        licence: str,
+        told_in: Sequence[str] = ("LICENSE",),
+        sha256: str | None = None,
+    ) -> Path:
+        """A package of npm.
+
+        Args:
+            name: of the package.
+            version: the very one.
+            licence: that its package.json names, or of the part that is used.
+            told_in: files of the package that tell the terms.
+            sha256: of the archive, where another content would not do.
+
+        Raises:
+            DataError: it cannot be had, is damaged, or is not what it was.
+        """
+        path, found = npm.obtain(name, version, cache=self.cache, report=self.report)
+        if sha256 not in (None, found):
+            raise DataError(
+                f"{path}: its SHA-256 is {found:.16}… and not the {sha256:.16}… that {name} "
+                f"{version} is known by: it was altered, here or on its way; delete it, and build "
+                "again"
+            )
+        texts = [npm.content(path, file).decode(errors="replace") for file in told_in]
+        self.licence_texts[name] = "\n\n".join(texts)
+        self._note(name, version, path, found, [licence])
         return path
 
     def pypi(self, name: str, version: str, *, licence: str) -> Path:
