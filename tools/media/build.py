@@ -16,7 +16,7 @@ from tools.media.drawings import VENDORS, Vendor, read_drawings
 from tools.media.folder import Folder, Row
 from tools.media.names import Emoji, read_names
 from tools.media.rendering import renderer
-from tools.media.scenes import Scene, Composer, things
+from tools.media.scenes import Composer, Scene, things
 from tools.packages.used import Packages
 
 FORMAT_VERSION: Final = 1
