@@ -71,7 +71,7 @@ def keep_emoji(
         {"en/data.json": json.dumps(told), "en/messages.json": json.dumps(messages)},
     )
     monkeypatch.setattr(names, "SHA256", sha256(package))
-    codes = {each["label"]: each["hexcode"] for each in (*told, tone)}
+    codes = {str(each["label"]): str(each["hexcode"]) for each in (*told, tone)}
     known = tuple(
         replace(vendor, sha256=sha256(_keep_vendor(cache, vendor, place, codes, lacking)))
         for place, vendor in enumerate(drawings.VENDORS)
