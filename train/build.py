@@ -21,12 +21,14 @@ from train.config import RunConfig
 from train.config_files import differences
 from train.data.collate import Collator
 from train.data.corpus import Corpus
+from train.data.document import MEDIA, Kind
 from train.data.feed import Feed
 from train.data.mixture import Mixture, shares
+from train.data.pack import Room
 from train.data.plan import StepPlan
 from train.data.sources import Laying, Source, Sources
 from train.data.tokens import SpecialTokens
-from train.errors import CheckpointError, ConfigError
+from train.errors import CheckpointError, ConfigError, DataError
 from train.loading import drawn_of, load_config
 from train.storage.cache import require_working_set
 from train.storage.path import local_path
@@ -41,11 +43,6 @@ def open_sources(config: RunConfig) -> Sources:
         ConfigError: the cache holds fewer shards than are read at a time.
     """
     data, storage = config.data, config.storage
-    room: dict[str, int] = {}
-    for modality in config.built_model.encoders:
-        if config.spans[modality].is_stored:
-            capacity = config.span_capacity(modality)
-            room = {"span_tokens": capacity.tokens, "spans": capacity.spans}
     laying = Laying(
         sequence_tokens=data.sequence_tokens,
         pack=data.pack,
@@ -54,7 +51,7 @@ def open_sources(config: RunConfig) -> Sources:
         seed=config.seed,
         vocabulary=config.model.decoder.vocabulary,
         unscored_ids=frozenset(data.unscored_ids),
-        **room,
+        rooms=rooms(config),
     )
     opened: list[Source] = []
     for number, (name, source) in enumerate(data.mixed.items()):
@@ -68,6 +65,21 @@ def open_sources(config: RunConfig) -> Sources:
     needed = sum(source.working_set_bytes for source in opened)
     require_working_set(storage.cache_limit_bytes, working_set_bytes=needed)
     return Sources(opened)
+
+
+def rooms(config: RunConfig) -> tuple[Room, ...]:
+    """What one sequence has room for, of the spans that documents bring."""
+    found: list[Room] = []
+    for modality, part in config.built_model.encoders.items():
+        kind = config.spans[modality]
+        if not kind.is_stored:
+            continue
+        capacity = config.span_capacity(modality)
+        vectors = None if kind.medium == Kind.TEXT_SPAN else part.encoder.item_vectors
+        found.append(
+            Room(kind=kind.medium, spans=capacity.spans, slots=capacity.tokens, vectors=vectors)
+        )
+    return tuple(found)
 
 
 def build_collator(config: RunConfig, special: SpecialTokens) -> Collator:
@@ -92,12 +104,25 @@ def build_plan(config: RunConfig) -> StepPlan:
     """The global batches of the run, of sources that it opens.
 
     Raises:
-        DataError: as `open_sources`.
+        DataError: as `open_sources`; or an encoder has nothing to read in them.
         ConfigError: epochs or tokens of the sources do not make up the run.
     """
     sources = open_sources(config)
+    _require_items(config, sources)
     entries, choices = config.batch.sequences, config.data.span_choices
     return StepPlan(sources, build_mixture(config, sources), entries=entries, choices=choices)
+
+
+def _require_items(config: RunConfig, sources: Sources) -> None:
+    faults = [
+        f"model.encoders.{MEDIA[room.kind]}: {sources.places} has nothing that it reads: leave the "
+        f"encoder out, with spans.{MEDIA[room.kind]}, or name a corpus with items of "
+        f"{MEDIA[room.kind]}"
+        for room in rooms(config)
+        if room.vectors is not None and not sources.count(room.kind)
+    ]
+    if faults:
+        raise DataError("\n".join(faults))
 
 
 def build_mixture(config: RunConfig, sources: Sources) -> Mixture:

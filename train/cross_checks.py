@@ -7,6 +7,7 @@ from model.adapters.tuning import Names
 from model.fp8 import DIVISOR
 from parallel.mesh import layout_faults
 from parallel.zero.config import IN_FP8
+from train.data.document import Kind
 
 if TYPE_CHECKING:
     from train.config import RunConfig
@@ -116,7 +117,7 @@ def faults_of(config: "RunConfig") -> list[str]:
     if config.precision in IN_FP8:
         rules += _fp8_rules(config)
     needs_whole = {
-        f"spans.{name}.kind: stored": kind.is_stored for name, kind in config.spans.items()
+        f"spans.{name}.kind: {kind.kind}": kind.is_stored for name, kind in config.spans.items()
     }
     needs_whole["data.attend: within"] = data.attend == "within"
     rules += [
@@ -148,9 +149,9 @@ def faults_of(config: "RunConfig") -> list[str]:
         (
             name not in config.spans,
             f"spans.{name}: is missing; say how the spans of model.encoders.{name} are chosen, "
-            "e.g. kind=random",
+            f"e.g. kind={'random' if part.encoder.kind == 'text' else part.encoder.kind}",
         )
-        for name in encoders
+        for name, part in encoders.items()
     ]
     faults = [message for is_broken, message in rules if is_broken]
     for name in sorted(set(encoders) & set(config.spans)):
@@ -233,4 +234,18 @@ def _encoder_faults(config: "RunConfig", modality: str) -> list[str]:
             is_supplied=config.init_from is not None,
         ),
         *spans.faults(f"spans.{modality}", encoder, sequence_tokens=S),
+        *_item_faults(config, modality),
     ]
+
+
+def _item_faults(config: "RunConfig", modality: str) -> Iterator[str]:
+    """An item that has no room in any sequence."""
+    given, spans = config.data.span_capacity.get(modality), config.spans[modality]
+    longest = config.model.encoders[modality].encoder.longest_span
+    if given is None or spans.medium == Kind.TEXT_SPAN or longest <= given.tokens:
+        return
+    yield (
+        f"data.span_capacity.{modality}.tokens: {given.tokens} slots are fewer than one {modality} "
+        f"may take ({longest} vectors of model.encoders.{modality}.encoder): raise it, or have the "
+        "encoder make fewer"
+    )

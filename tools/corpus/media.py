@@ -2,13 +2,13 @@
 
 import io
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Final
 
 from PIL import Image
 
 from train.data.document import MEDIA, Kind
+from train.data.spans import picture
 
 SUFFIXES: Final[Mapping[str, Kind]] = {
     **dict.fromkeys(
@@ -21,10 +21,6 @@ SUFFIXES: Final[Mapping[str, Kind]] = {
 
 KINDS: Final[Mapping[str, Kind]] = {name: kind for kind, name in MEDIA.items()}
 """Kinds by the names that columns and segments have."""
-
-_ORIENTATION: Final = 0x0112
-_LYING: Final = range(5, 9)
-"""Orientations of EXIF in which the first row of a picture is one of its sides."""
 
 _SIGNS: Final[Mapping[Kind, Mapping[bytes, str]]] = {
     Kind.AUDIO: {
@@ -53,7 +49,10 @@ def measured(kind: Kind, data: bytes) -> tuple[int, ...]:
     if not data:
         raise RowError(f"the {MEDIA[kind]} is empty")
     if kind == Kind.IMAGE:
-        return _measured_image(data)
+        try:
+            return picture.measured(data)
+        except ValueError as error:
+            raise RowError(f"the image {error}") from error
     if _format(kind, data) is None:
         known = {Kind.AUDIO: "wav, flac, mp3 or ogg", Kind.VIDEO: "mp4, webm or mkv"}[kind]
         raise RowError(f"the {MEDIA[kind]} is not {known}: it begins with {data[:8]!r}")
@@ -76,24 +75,3 @@ def _format(kind: Kind, data: bytes) -> str | None:
             return None
     signs = _SIGNS[kind].items()
     return next((name for sign, name in signs if re.match(sign, data, re.DOTALL)), None)
-
-
-def _measured_image(data: bytes) -> tuple[int, int]:
-    """Height and width in pixels, turned as its EXIF says."""
-    try:
-        with warnings.catch_warnings():
-            # Pictures of more pixels than any encoder reads: an attack, or a mistake.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                image.verify()  # of some formats, such as PNG, the checksums
-            with Image.open(io.BytesIO(data)) as image:
-                height, width = image.height, image.width
-                is_lying = image.getexif().get(_ORIENTATION, 1) in _LYING
-                image.draft("L", (1, 1))  # JPEG: an eighth of each side tells as much
-                image.load()
-                return (width, height) if is_lying else (height, width)
-    except Exception as error:  # as many kinds as there are formats
-        reason = str(error).replace(repr(error), "") or type(error).__name__
-        if "cannot identify image file" in reason:
-            reason = f"no format that is known begins with {data[:8]!r}"
-        raise RowError(f"the image cannot be read ({reason})") from error

@@ -84,7 +84,7 @@ def write_stats(path: str, out: Path) -> None:
 def expected_padding(lengths: Lengths, sequence_tokens: int) -> float:
     """Share of slots that stay empty when documents are packed as training packs them."""
     shape = SequenceShape(slots=sequence_tokens, opening=1)
-    rows = pack(lengths[:, :3].astype(np.int64), shape)
+    rows = pack(lengths[:, :1].astype(np.int64), shape)
     used = int((rows.parts[:, 2] - rows.parts[:, 1] + shape.opening).sum())
     return 1 - used / (len(rows) * sequence_tokens)
 

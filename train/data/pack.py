@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from train.data.document import Kind
+from train.data.slots import Vectors
 from train.data.spans.places import runs
 
 Ints = npt.NDArray[np.int64]
@@ -35,20 +37,40 @@ where these have none, others will hardly."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Room:
+    """What one sequence has room for, of the spans of one kind that documents bring.
+
+    Attributes:
+        kind: of the spans.
+        spans: how many.
+        slots: that they take, all together.
+        vectors: slots of one by its size; None of text, whose tokens are counted.
+    """
+
+    kind: Kind
+    spans: int
+    slots: int
+    vectors: Vectors | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SequenceShape:
     """What one sequence has room for.
 
     Attributes:
         slots: tokens, those that open each document included.
         opening: slots that each document's part takes besides its tokens.
-        span_tokens: tokens in stored spans.
-        spans: stored spans; 0 where spans are chosen later, and stored ones are text like any.
+        rooms: for spans that documents bring; stored spans without room are text like any.
     """
 
     slots: int
     opening: int = 0
-    span_tokens: int = 0
-    spans: int = 0
+    rooms: tuple[Room, ...] = ()
+
+    @property
+    def limits(self) -> list[int]:
+        """Spans and slots of each room, one after the other."""
+        return [number for room in self.rooms for number in (room.spans, room.slots)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,11 +81,13 @@ class PackedSequences:
         parts: [P, 3] document (its place in the lengths), and the half-open range of its tokens.
         lengths: [P] tokens of each part's document.
         starts: [sequences + 1].
+        text_tokens: in all of them, items left aside; 0 where nobody asked.
     """
 
     parts: Ints
     lengths: Ints
     starts: Ints
+    text_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -80,8 +104,8 @@ class PackedSequences:
 @dataclass(slots=True, eq=False)
 class _Sequence:
     free: int
-    span_tokens: int = 0
-    spans: int = 0
+    taken: list[int]
+    """Of each of the shape's limits."""
     parts: list[tuple[int, int, int]] = field(default_factory=list)
 
 
@@ -89,11 +113,10 @@ def pack(lengths: Ints, shape: SequenceShape) -> PackedSequences:
     """Lay documents into sequences.
 
     Args:
-        lengths: [n, 3] tokens, spans and tokens in spans of each document; one with spans fits.
+        lengths: [n, 1 + limits] tokens of each document, items included, and its spans and their
+            slots for each of the shape's rooms; a document with spans fits a sequence.
         shape: of a sequence.
     """
-    if not shape.spans:
-        lengths = lengths * [1, 0, 0]
     parts = _cut(lengths, shape)
     sequences = _fill_gaps(_best_fit(parts, lengths, shape), shape)
     starts = np.cumsum([0, *(len(sequence.parts) for sequence in sequences)])
@@ -121,19 +144,20 @@ def _best_fit(parts: Ints, lengths: Ints, shape: SequenceShape) -> list[_Sequenc
     # Sequences with r slots free are in gaps[r]; bit r of `present` says that there are any.
     gaps: list[list[_Sequence]] = [[] for _ in range(shape.slots + 1)]
     present = 0
-    in_spans = lengths[:, 1:].tolist()
+    limits = shape.limits
+    of_documents: list[list[int]] = lengths[:, 1:].tolist()
     for document, begin, end in parts[order].tolist():
         need = end - begin + shape.opening
-        spans, inside = in_spans[document]
-        sequence, free = _find(gaps, present, need, spans=spans, inside=inside, shape=shape)
+        wanted = of_documents[document]
+        sequence, free = _find(gaps, present, need, wanted=wanted, limits=limits)
         if sequence is None:
-            sequence = _Sequence(free=shape.slots)
+            sequence = _Sequence(free=shape.slots, taken=[0] * len(limits))
             sequences.append(sequence)
         elif not gaps[free]:
             present &= ~(1 << free)
         sequence.free -= need
-        sequence.spans += spans
-        sequence.span_tokens += inside
+        if wanted:
+            sequence.taken = [a + b for a, b in zip(sequence.taken, wanted, strict=True)]
         sequence.parts.append((document, begin, end))
         gaps[sequence.free].append(sequence)
         present |= 1 << sequence.free
@@ -145,25 +169,23 @@ def _find(
     present: int,
     need: int,
     *,
-    spans: int,
-    inside: int,
-    shape: SequenceShape,
+    wanted: list[int],
+    limits: list[int],
 ) -> tuple[_Sequence | None, int]:
     """Take out the sequence with the narrowest gap that has room, and what its gap was."""
     tries = _TRIES
     free = need
+    has_spans = any(wanted)
     above = present >> need
     while above and tries:
         free += (above & -above).bit_length() - 1
         sequences = gaps[free]
-        if not spans:
+        if not has_spans:
             return sequences.pop(), free
         for place in range(len(sequences) - 1, max(-1, len(sequences) - 1 - tries), -1):
             sequence = sequences[place]
-            if (
-                sequence.spans + spans <= shape.spans
-                and sequence.span_tokens + inside <= shape.span_tokens
-            ):
+            numbers = zip(sequence.taken, wanted, limits, strict=True)
+            if all(have + more <= limit for have, more, limit in numbers):
                 del sequences[place]
                 return sequence, free
         tries = max(0, tries - len(sequences))
@@ -179,16 +201,18 @@ def _fill_gaps(sequences: list[_Sequence], shape: SequenceShape) -> list[_Sequen
     if len(sequences) <= num_enough or used >= LEAST_FILL * shape.slots * len(sequences):
         return sequences
     sequences.sort(
-        key=lambda sequence: (bool(sequence.spans), -sequence.free)
+        key=lambda sequence: (any(sequence.taken), -sequence.free)
     )  # spans are never cut
-    num_donors = min(len(sequences) - num_enough, sum(not sequence.spans for sequence in sequences))
+    num_donors = min(
+        len(sequences) - num_enough, sum(not any(sequence.taken) for sequence in sequences)
+    )
     waiting = [part for sequence in sequences[:num_donors] for part in sequence.parts]
     kept = sorted(sequences[num_donors:], key=lambda sequence: -sequence.free)
     least = min(LEAST_CUT + shape.opening, shape.slots)
     at = 0
     while waiting:
         if at == len(kept):
-            kept.append(_Sequence(free=shape.slots))
+            kept.append(_Sequence(free=shape.slots, taken=[0] * len(shape.limits)))
         sequence = kept[at]
         at += 1
         while waiting and sequence.free >= least:

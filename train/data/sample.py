@@ -5,6 +5,29 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from train.data.document import Kind
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleItem:
+    """An item of a document, such as a picture, and its slots.
+
+    Attributes:
+        kind: its modality.
+        size: what was recorded of it when the corpus was built.
+        data: the file.
+        start: its first slot.
+        stop: the slot behind its last.
+        name: what it is called in messages, with its document.
+    """
+
+    kind: Kind
+    size: tuple[int, ...]
+    data: bytes
+    start: int
+    stop: int
+    name: str
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
@@ -19,6 +42,7 @@ class Sample:
         documents: [n, 2] half-open ranges of the documents, or parts of documents, that were packed
             into it; None where only the tokens tell (`</d>` ends one).
         source: number of the source it comes from, of those that a run mixes.
+        items: of other modalities, in rising order; their slots hold padding that is no target.
     """
 
     id: int
@@ -27,3 +51,4 @@ class Sample:
     scored: npt.NDArray[np.bool_] | None = None
     documents: npt.NDArray[np.int64] | None = None
     source: int = 0
+    items: tuple[SampleItem, ...] = ()

@@ -7,15 +7,17 @@ all windows before it, or from an `Anchor` that a checkpoint brings.
 """
 
 from bisect import bisect_right
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from train.data.document import LENGTH_COLUMNS
+from train.data.document import LENGTH_COLUMNS, MEDIA, SIZES
 from train.data.order import GlobalOrder
-from train.data.pack import PackedSequences, SequenceShape, pack
+from train.data.pack import PackedSequences, Room, SequenceShape, pack
+from train.data.slots import num_vectors
 from train.data.spans.places import runs
 from train.data.store.shards import ShardStore
 from train.errors import DataError
@@ -84,11 +86,11 @@ class FittedSequences:
         """Sequences that all documents make, told from the first windows where there are many.
 
         Args:
-            total_tokens: of all documents.
+            total_tokens: of all documents, without their items.
         """
         windows = range(min(self.order.num_windows, _MEASURED_WINDOWS))
         packed = [self._packed(0, window) for window in windows]
-        tokens = sum(int((each.parts[:, 2] - each.parts[:, 1]).sum()) for each in packed)
+        tokens = sum(each.text_tokens for each in packed)
         return sum(len(each) for each in packed) * total_tokens / max(1, tokens)
 
     def count_up_to(self, count: int) -> int:
@@ -143,29 +145,65 @@ class FittedSequences:
         self._require_room(ids, lengths)
         packed = self._shuffled(pack(lengths, self._shape), epoch, window)
         packed.parts[:, 0] = ids[packed.parts[:, 0]]
-        return packed
+        return replace(packed, text_tokens=self._text_tokens(lengths))
+
+    def _text_tokens(self, lengths: Ints) -> int:
+        of_items = [room.vectors is not None for room in self._shape.rooms]
+        in_items = lengths[:, 2::2][:, of_items]
+        return int(lengths[:, 0].sum() - in_items.sum())
 
     def _require_room(self, ids: Ints, lengths: Ints) -> None:
         """Refuse a document that does not fit a sequence, where its spans must not be cut."""
         shape = self._shape
-        room = np.array([shape.slots - shape.opening, shape.spans, shape.span_tokens])
-        refused = (lengths[:, 1] > 0) & (lengths > room).any(axis=1)
-        if shape.spans and refused.any():
+        room = np.array([shape.slots - shape.opening, *shape.limits])
+        refused = lengths[:, 1:].any(axis=1) & (lengths > room).any(axis=1)
+        if refused.any():
             document = int(refused.argmax())
-            have, spans, inside = lengths[document].tolist()
+            have, *numbers = lengths[document].tolist()
+            told = ", ".join(
+                f"{inside} of them in {spans} {_named(of)}"
+                for of, spans, inside in zip(shape.rooms, numbers[::2], numbers[1::2], strict=True)
+                if spans
+            )
+            limits = ", ".join(f"{of.slots} in {of.spans} {_named(of)}" for of in shape.rooms)
             raise DataError(
-                f"document {ids[document]} of {self._store.root} has {have} tokens, {inside} of "
-                f"them in {spans} spans, but a sequence holds {room[0]}, {room[2]} and {room[1]}: "
-                "raise data.sequence_tokens or data.span_capacity, or leave it out when the corpus "
-                "is built"
+                f"document {ids[document]} of {self._store.root} has {have} slots, {told}, but a "
+                f"sequence holds {room[0]}, {limits}: raise data.sequence_tokens or "
+                "data.span_capacity, or leave it out when the corpus is built"
             )
 
     def _lengths_of(self, ids: Ints) -> Ints:
         shards, places = self.order.locate(ids)
-        found = np.empty((len(ids), 3), dtype=np.int64)
+        found = np.empty((len(ids), 1 + len(self._shape.limits)), dtype=np.int64)
         for shard in np.unique(shards).tolist():
             mine = shards == shard
-            found[mine] = self._store.lengths(shard)[places[mine], :3]
+            found[mine] = self._lengths_in(shard)[places[mine]]
+        return found
+
+    def _lengths_in(self, shard: int) -> Ints:
+        """[n, 1 + limits] what packing counts of each document of a shard."""
+        stored = self._store.lengths(shard)
+        found = np.zeros((len(stored), 1 + len(self._shape.limits)), dtype=np.int64)
+        found[:, 0] = stored[:, 0]
+        for number, room in enumerate(self._shape.rooms):
+            columns = found[:, 1 + 2 * number : 3 + 2 * number]
+            if room.vectors is None:
+                columns[:] = stored[:, 1:3]
+                continue
+            items = self._store.items(shard)
+            items = items[items[:, 1] == room.kind]
+            documents, sizes = items[:, 0], items[:, 2 : 2 + len(SIZES[room.kind])]
+            # Pictures of a corpus are often of few sizes.
+            sizes, which = np.unique(sizes, axis=0, return_inverse=True)
+            try:
+                vectors = [num_vectors(room.vectors, size) for size in sizes.tolist()]
+            except ValueError as error:
+                raise DataError(
+                    f"shard {shard} of {self._store.root} {error}: build the corpus again"
+                ) from error
+            taken = np.array(vectors, dtype=np.int64)[which.reshape(-1)]
+            np.add.at(columns, documents, np.stack([np.ones_like(taken), taken], axis=1))
+            found[:, 0] += columns[:, 1]
         return found
 
     def _shuffled(self, packed: PackedSequences, epoch: int, window: int) -> PackedSequences:
@@ -181,6 +219,11 @@ class FittedSequences:
             lengths=packed.lengths[order],
             starts=np.concatenate(([0], sizes[sequences].cumsum())),
         )
+
+
+def _named(room: Room) -> str:
+    name = MEDIA.get(room.kind)
+    return "spans" if name is None else f"spans of {name}"
 
 
 class StreamSequences:

@@ -2,29 +2,27 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from train.data.collate import Attend
 from train.data.corpus import Corpus
-from train.data.document import MEDIA, Document, Kind, plain_tokens
+from train.data.document import LENGTH_COLUMNS, MEDIA, Document, Kind, plain_tokens
 from train.data.order import GlobalOrder
-from train.data.pack import Pack, SequenceShape
-from train.data.sample import Sample
+from train.data.pack import Pack, Room, SequenceShape
+from train.data.sample import Sample, SampleItem
 from train.data.sequences import FittedSequences, PlannedSequence, StreamSequences
+from train.data.slots import Slotted, slotted
 from train.data.spans.places import NO_SPANS
 from train.data.store.manifest import require_vocabulary
 from train.data.store.shards import ShardStore
 from train.errors import DataError
 
 Ints = npt.NDArray[np.int64]
-
-_FIRST_MEDIUM: Final = 3
-"""Column of the lengths where spans of other modalities begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +33,7 @@ class Laying:
         sequence_tokens: S.
         pack: whether documents are laid into sequences so that they fit, or cut as a stream.
         attend: whether each document of a sequence begins with its own `<s>`, or only the first.
-        span_tokens: room for tokens in stored spans.
-        spans: room for stored spans; 0 where spans are chosen later.
+        rooms: for spans that documents bring; text spans without room are text like any.
         window: samples that are shuffled together, and documents that are packed together.
         seed: of the run.
         vocabulary: ids that the model knows; None asks no one.
@@ -46,8 +43,7 @@ class Laying:
     sequence_tokens: int
     pack: Pack = "fit"
     attend: Attend = "across"
-    span_tokens: int = 0
-    spans: int = 0
+    rooms: tuple[Room, ...] = ()
     window: int = 65_536
     seed: int = 0
     vocabulary: int | None = None
@@ -60,8 +56,7 @@ class Laying:
         return SequenceShape(
             slots=self.sequence_tokens + within,
             opening=int(within),
-            span_tokens=self.span_tokens,
-            spans=self.spans,
+            rooms=self.rooms,
         )
 
 
@@ -84,9 +79,11 @@ class Source:
         self.corpus = corpus
         self.laying = laying
         for split in (corpus.train, corpus.validation):
-            _refuse_media(split)
             if laying.vocabulary is not None:
                 require_vocabulary(split.manifest, place=split.root, wanted=laying.vocabulary)
+        self._vectors = {
+            room.kind: room.vectors for room in laying.rooms if room.vectors is not None
+        }
         self._shard_ends = np.cumsum(corpus.train.shard_sizes)
         self.sequences = self._sequences_of(corpus.train)
         self.validation = ValidationSequences(self, self._sequences_of(corpus.validation))
@@ -127,6 +124,7 @@ class Source:
         # Where each document has a `<s>`, that is never scored.
         scored = np.zeros(total, dtype=np.bool_) if within else None
         spans: list[Ints] = []
+        items: list[SampleItem] = []
         documents: list[tuple[int, int]] = []
         at = int(not within)
         for (number, begin, end), recorded in zip(parts, sequence.lengths.tolist(), strict=True):
@@ -134,7 +132,7 @@ class Source:
             if split is None and columns.get("id") in self.laying.unscored_ids:
                 columns = self._padding(columns, num_tokens=recorded)
             plain = plain_tokens(columns)
-            document = _document(store, number, columns) if plain is None else None
+            document = self._document(store, number, columns) if plain is None else None
             stored = plain if document is None else document.tokens
             assert stored is not None
             if len(stored) != recorded:
@@ -155,6 +153,7 @@ class Source:
             if document is not None:
                 inside = (document.spans[:, 0] >= begin) & (document.spans[:, 1] <= end)
                 spans.append(document.spans[inside] + (at - begin))
+                items += self._items(store, number, columns, document, at - begin)
             at = stop
         vocabulary = self.laying.vocabulary
         if vocabulary is not None and tokens.max() >= vocabulary:
@@ -170,7 +169,39 @@ class Source:
             scored=scored,
             documents=np.array(documents, dtype=np.int64),
             source=self.number,
+            items=tuple(items),
         )
+
+    def _document(self, store: ShardStore, number: int, columns: dict[str, Any]) -> Slotted:
+        try:
+            document = Document.from_columns(columns)
+            return slotted(document, self._vectors, filler=self.corpus.special.padding)
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(
+                f"document {number} of {store.root} is none ({error}): build the corpus again"
+            ) from error
+
+    def _items(
+        self,
+        store: ShardStore,
+        number: int,
+        columns: dict[str, Any],
+        document: Slotted,
+        shift: int,
+    ) -> list[SampleItem]:
+        """Items of a document whose first token lies in the slot `shift`."""
+        return [
+            SampleItem(
+                kind=item.kind,
+                size=item.size,
+                data=item.data,
+                start=start + shift,
+                stop=stop + shift,
+                name=f"{MEDIA[item.kind]} {place} of document {number} of {store.root} "
+                f"({columns['id']})",
+            )
+            for place, (item, start, stop) in enumerate(document.items, 1)
+        ]
 
     def _padding(self, columns: dict[str, Any], *, num_tokens: int) -> dict[str, Any]:
         """A document of the same length that says nothing."""
@@ -249,27 +280,8 @@ class ValidationSequences:
         return self._source.read(planned, split=self._source.corpus.validation)
 
 
-def _document(store: ShardStore, number: int, columns: dict[str, Any]) -> Document:
-    try:
-        return Document.from_columns(columns)
-    except (KeyError, ValueError, TypeError) as error:
-        raise DataError(
-            f"document {number} of {store.root} is none ({error}): build the corpus again"
-        ) from error
-
-
-def _refuse_media(store: ShardStore) -> None:
-    counts = store.totals[:, _FIRST_MEDIUM:].sum(axis=0)
-    for medium, count in zip(MEDIA.values(), counts.tolist(), strict=True):
-        if count:
-            raise DataError(
-                f"{store.root} has {count} {medium} spans, which no encoder of this version "
-                "reads: build a corpus of text for training"
-            )
-
-
 class Sources:
-    """All sources of a run, which share a tokenizer.
+    """All sources of a run, which share a tokenizer and have items that its encoders read.
 
     Raises:
         DataError: they do not.
@@ -277,6 +289,8 @@ class Sources:
 
     def __init__(self, sources: Sequence[Source]):
         self.all = list(sources)
+        if faults := [fault for source in self.all for fault in _unreadable(source)]:
+            raise DataError("\n".join(faults))
         first = self.all[0].corpus
         for other in self.all[1:]:
             if other.corpus.tokenizer_sha256 != first.tokenizer_sha256:
@@ -304,6 +318,11 @@ class Sources:
         """Equal for two runs if and only if their samples are, wherever they lie."""
         return "+".join(source.corpus.fingerprint for source in self.all)
 
+    def count(self, kind: Kind) -> int:
+        """Items of a modality in all training splits."""
+        column = LENGTH_COLUMNS.index(MEDIA[kind])
+        return sum(int(source.corpus.train.totals[:, column].sum()) for source in self.all)
+
     def token_counts(self, shares: Sequence[float]) -> Ints:
         """[V] how often each token occurs in training, sources counted by their shares."""
         counts = [source.corpus.token_counts() for source in self.all]
@@ -315,3 +334,24 @@ class Sources:
             for each, share in zip(counts, shares, strict=True)
         )
         return np.rint(mixed).astype(np.int64)
+
+
+def _unreadable(source: Source) -> Iterator[str]:
+    """Items that no encoder reads, or whose sizes are not known, each in a sentence."""
+    read = {room.kind for room in source.laying.rooms}
+    for split in (source.corpus.train, source.corpus.validation):
+        counts = split.totals.sum(axis=0)[-len(MEDIA) :].tolist()
+        listed = [items.sized for items in split.lengths_index.items if items is not None]
+        sized = np.sum(listed, axis=0).tolist() if listed else [0] * len(MEDIA)
+        for (kind, name), count, known in zip(MEDIA.items(), counts, sized, strict=True):
+            if count and kind not in read:
+                yield (
+                    f"{split.root} has {count:,} spans of {name}, and the model has no encoder of "
+                    f"them: add model.encoders.{name} and spans.{name}, or train on a corpus of "
+                    "text"
+                )
+            elif known < count:
+                yield (
+                    f"{split.root} has {count:,} spans of {name}, of which {count - known:,} have "
+                    "no recorded size, as in corpora of earlier versions: build the corpus again"
+                )

@@ -16,8 +16,10 @@ from model.batch import Batch
 from tests.corpora import write_corpus, write_documents
 from train.data.collate import Collator
 from train.data.corpus import Corpus
+from train.data.document import Kind
 from train.data.feed import Feed
 from train.data.mixture import Mixture, SourceConfig, shares
+from train.data.pack import Room
 from train.data.plan import Position, StepPlan, identities
 from train.data.sources import Laying, Source, Sources
 from train.data.spans.at_random import RandomSpansConfig
@@ -181,7 +183,8 @@ def test_a_row_holds_what_its_documents_hold(corpora: list[Corpus]) -> None:
 
 
 def test_stored_spans_and_scores_move_with_their_documents(corpora: list[Corpus]) -> None:
-    plan = plan_of(corpora, weights=[0.0, 1.0], span_tokens=40, spans=6)
+    room = Room(kind=Kind.TEXT_SPAN, spans=6, slots=40)
+    plan = plan_of(corpora, weights=[0.0, 1.0], rooms=(room,))
     seen = 0
     for entry in plan.step(1):
         sample = entry.source.read(entry.sequence)
@@ -261,8 +264,12 @@ def test_damage_surfaces_in_the_step_that_needs_the_shard(tmp_path: Path) -> Non
 
 def test_media_are_refused_until_an_encoder_reads_them(tmp_path: Path) -> None:
     root = write_documents(tmp_path / "corpus", media=True)
-    with pytest.raises(DataError, match="120 image spans, which no encoder"):
+    with pytest.raises(DataError, match="120 spans of image, and the model has no encoder of them"):
         plan_of([Corpus(str(root))], weights=[1.0])
+    room = Room(kind=Kind.IMAGE, spans=4, slots=40, vectors=max)
+    told = "120 spans of image, of which 120 have no recorded size, .* build the corpus again"
+    with pytest.raises(DataError, match=told):
+        plan_of([Corpus(str(root))], weights=[1.0], rooms=(room,))
 
 
 def test_batches_have_one_shape(corpora: list[Corpus]) -> None:
@@ -288,7 +295,11 @@ def test_an_epoch_is_all_documents_however_badly_they_fit(tmp_path: Path) -> Non
         "only",
         0,
         Corpus(str(root)),
-        Laying(sequence_tokens=S, window=50, span_tokens=40, spans=4),
+        Laying(
+            sequence_tokens=S,
+            window=50,
+            rooms=(Room(kind=Kind.TEXT_SPAN, spans=4, slots=40),),
+        ),
     )
     sequences = source.sequences_for(epochs=1, tokens=None)
     assert sequences == 120

@@ -8,17 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train.data.pack as pack_module
+from train.data.document import Kind
 from train.data.order import GlobalOrder
-from train.data.pack import LEAST_FILL, SequenceShape, pack
+from train.data.pack import LEAST_FILL, Room, SequenceShape, pack
 from train.data.sequences import FittedSequences
 from train.errors import DataError
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=120)
 
 
-def table(tokens, spans=None, inside=None) -> np.ndarray:
-    nothing = [0] * len(tokens)
-    return np.array([tokens, spans or nothing, inside or nothing], dtype=np.int64).T
+def table(tokens, *more) -> np.ndarray:
+    return np.array([tokens, *more], dtype=np.int64).T
+
+
+def text_room(*, spans: int, slots: int) -> tuple[Room]:
+    return (Room(kind=Kind.TEXT_SPAN, spans=spans, slots=slots),)
 
 
 @settings(max_examples=250, deadline=None)
@@ -42,7 +46,7 @@ def test_spans_stay_whole_and_have_room(data: st.DataObject, slots: int) -> None
     tokens = data.draw(st.lists(st.integers(4, slots), min_size=1, max_size=60))
     spans = [data.draw(st.integers(0, 2)) for _ in tokens]
     inside = [count * data.draw(st.integers(1, 2)) for count in spans]
-    shape = SequenceShape(slots=slots, span_tokens=6, spans=3)
+    shape = SequenceShape(slots=slots, rooms=text_room(spans=3, slots=6))
     packed = pack(table(tokens, spans, inside), shape)
     for number in range(len(packed)):
         sequence = packed.sequence(number).tolist()
@@ -82,13 +86,15 @@ def test_whole_documents_are_not_cut_where_they_fit_well() -> None:
 
 
 def test_a_document_with_spans_that_fits_no_row_is_named() -> None:
-    shape = SequenceShape(slots=64, span_tokens=20, spans=2)
+    shape = SequenceShape(slots=64, rooms=text_room(spans=2, slots=20))
     order = GlobalOrder([2], seed=0, shuffle=False)
     for refused in ([65, 1, 5], [30, 1, 21], [30, 3, 9]):
         lengths = np.array([[10, 0, 0], refused], dtype=np.uint32)
         store: Any = SimpleNamespace(lengths=lambda _, lengths=lengths: lengths, root="corpus")
         sequences = FittedSequences(order, store, shape=shape)
-        with pytest.raises(DataError, match=r"document 1 of corpus .* holds 64, 20 and 2: raise"):
+        with pytest.raises(
+            DataError, match=r"document 1 of corpus .* holds 64, 20 in 2 spans: raise"
+        ):
             sequences.sequence(0)
 
 
@@ -125,7 +131,7 @@ def test_full_spans_do_not_make_packing_quadratic(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(pack_module, "_find", counting)
     count = 600
-    shape = SequenceShape(slots=2048, span_tokens=640, spans=20)
+    shape = SequenceShape(slots=2048, rooms=text_room(spans=20, slots=640))
     packed = pack(table([700] * count, [1] * count, [600] * count), shape)
     assert len(packed) == count
     assert asked <= 70 * count

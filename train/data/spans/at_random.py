@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from model.config import MOST_TOKENS, Tokens
 from model.encoders.protocol import SpanLoad
 from train.data.sample import Sample
-from train.data.spans.places import NO_SPANS, Range, Spans, generator, places
+from train.data.spans.places import NO_SPANS, Range, Spans, around_items, generator, places
 from train.data.spans.text import TextSpansConfig
 from train.data.tokens import SpecialTokens
 
@@ -157,25 +157,28 @@ class RandomSpansConfig(TextSpansConfig):
         self, sample: Sample, *, seed: int, epoch: int, choice: int, special: SpecialTokens
     ) -> Spans:
         """Spans of one sample; documents too short for any span leave the budget unfilled."""
-        slots = len(sample.tokens) - 1
+        slots = len(sample.tokens) - 1 - sum(item.stop - item.start for item in sample.items)
         if self.largest_ratio == 0 or slots < 4:
             return NO_SPANS
         random = generator(seed, epoch, sample, choice)
-        free = places(sample, special)
+        free = [around_items(place, sample) for place in places(sample, special)]
         if self.ratio_by_tokens is None:
-            spans = _fill(random, free, self.ratio * slots, *self.lengths(slots))
+            pieces = [piece for of_document in free for piece in of_document]
+            spans = _fill(random, pieces, self.ratio * slots, *self.lengths(slots))
         else:
             spans = self._by_document(random, free, room=self.room(slots)[0])
         return np.array(sorted(spans), dtype=np.int64).reshape(-1, 2)
 
     def _by_document(
-        self, random: np.random.Generator, free: list[Range], *, room: int
+        self, random: np.random.Generator, free: list[list[Range]], *, room: int
     ) -> list[Range]:
         spans: list[Range] = []
-        for start, stop in free:
-            tokens = stop - start
+        for pieces in free:
+            tokens = sum(stop - start for start, stop in pieces)
+            if not tokens:
+                continue
             budget = self.ratio_of(tokens) * tokens
-            found = _fill(random, [(start, stop)], budget, *self.lengths(tokens))
+            found = _fill(random, pieces, budget, *self.lengths(tokens))
             room -= sum(b - a for a, b in found)
             if room < 0:
                 break  # each rounds its budget for itself; all of them up is too many

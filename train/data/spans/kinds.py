@@ -6,9 +6,10 @@ from pydantic import Field
 
 from train.data.spans.at_random import RandomSpansConfig
 from train.data.spans.given import FixedSpansConfig, StoredSpansConfig
+from train.data.spans.image import ImageSpansConfig
 from train.data.spans.rules import RuleSpansConfig
 
 SpansConfig = Annotated[
-    RandomSpansConfig | RuleSpansConfig | FixedSpansConfig | StoredSpansConfig,
+    RandomSpansConfig | RuleSpansConfig | FixedSpansConfig | StoredSpansConfig | ImageSpansConfig,
     Field(discriminator="kind"),
 ]

@@ -49,6 +49,24 @@ def read_size(data: bytes) -> tuple[int, int]:
         return (width, height) if _orientation(image) in _TURNED else (height, width)
 
 
+def measured(data: bytes) -> tuple[int, int]:
+    """Height and width of a picture that is whole: it is read to its end, and checked.
+
+    Raises:
+        ValueError: it cannot be read; the message is the end of a sentence.
+    """
+    size = read_size(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.verify()  # of some formats, such as PNG, the checksums
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.draft("L", (1, 1))  # JPEG: an eighth of each side tells as much
+            _load(image)
+    except Exception as error:  # as many kinds as there are formats
+        raise ValueError(f"cannot be read ({_reason(error, data)})") from error
+    return size
+
+
 def read_picture(
     data: bytes, encoder: ImageEncoderConfig, *, size: Sequence[int] | None = None
 ) -> Picture:
@@ -75,7 +93,7 @@ def read_picture(
     if size is not None and tuple(size) != (height, width):
         raise ValueError(
             f"has {height}x{width} pixels and had {'x'.join(map(str, size))} when the corpus was "
-            "built: build it again"
+            "built"
         )
     rows, columns = grid = encoder.grid((height, width))
     P = encoder.patch_pixels
@@ -190,15 +208,19 @@ _TURNS: Final = {
 }
 
 
+def _load(image: Image.Image) -> None:
+    image.load()
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, and which of them is white is not said")
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Whole, in RGB, as it is seen."""
     turn = _TURNS.get(_orientation(image))
-    image.load()
+    _load(image)
     if image.mode.startswith("I;16"):
         upper = np.asarray(image).astype(np.uint16) >> 8
         image = Image.fromarray(upper.astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits, and which of them is white is not said")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

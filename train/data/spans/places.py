@@ -43,6 +43,17 @@ def places(sample: Sample, special: SpecialTokens) -> list[Range]:
     return [(start, stop) for start, stop in ranges if start < stop]
 
 
+def around_items(place: Range, sample: Sample) -> list[Range]:
+    """What of a range is text, where items stand in it."""
+    start, stop = place
+    free: list[Range] = []
+    for item in sample.items:
+        if start < item.stop and item.start < stop:
+            free.append((start, item.start))
+            start = item.stop
+    return [(a, b) for a, b in [*free, (start, stop)] if a < b]
+
+
 def generator(seed: int, epoch: int, sample: Sample, choice: int) -> np.random.Generator:
     """What a sample's spans are drawn with: a function of its arguments, the same on every rank."""
     key = [seed, epoch, sample.id]

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from model.config import Tokens
 from model.encoders.protocol import SpanLoad
 from train.data.sample import Sample
-from train.data.spans.places import NO_SPANS, Range, Spans, generator, places
+from train.data.spans.places import NO_SPANS, Range, Spans, around_items, generator, places
 from train.data.spans.text import TextSpansConfig
 from train.data.tokens import SpecialTokens
 
@@ -63,12 +63,16 @@ class RuleSpansConfig(TextSpansConfig):
         random = generator(seed, epoch, sample, choice)
         spans: list[Range] = []
         for start, stop in places(sample, special):
-            if int(sample.tokens[start]) == special.padding:
+            text = around_items((start, stop), sample)
+            if not text or int(sample.tokens[text[0][0]]) == special.padding:
                 continue
-            segments = self._segments(sample, start, stop, special.paragraph)
-            chosen = self._cut(
-                self._wanted(segments, random, choice), room=int(self.ratio * (stop - start))
-            )
+            segments = [
+                piece
+                for segment in self._segments(sample, start, stop, special.paragraph)
+                for piece in around_items(segment, sample)
+            ]
+            room = int(self.ratio * sum(b - a for a, b in text))
+            chosen = self._cut(self._wanted(segments, random, choice), room=room)
             spans += _leaving_targets(sample, start, stop + 1, chosen)
         return np.array(sorted(spans), dtype=np.int64).reshape(-1, 2) if spans else NO_SPANS
 

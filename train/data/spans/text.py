@@ -10,6 +10,7 @@ import numpy as np
 from model.config import Config
 from model.encoders.protocol import EncoderKind
 from model.encoders.text import TextEncoderConfig, TextSpans
+from train.data.document import Kind
 from train.data.sample import Sample
 from train.data.spans.places import FlatSpans, Ints, Spans, padded, runs
 from train.data.spans.protocol import SpanCapacity
@@ -25,6 +26,8 @@ class TextSpansConfig(Config, ABC):
 
     is_stored: ClassVar[bool] = False
     """Whether documents bring their spans, for which packing leaves room."""
+    medium: ClassVar[Kind] = Kind.TEXT_SPAN
+    """As what documents store them."""
 
     @property
     def is_idle(self) -> bool:

@@ -1,0 +1,321 @@
+"""Corpora with pictures, from sizes to microbatches, against loops over their documents."""
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from model.batch import UNSCORED, Batch
+from model.encoders.image import ImageEncoderConfig, ImageSpans
+from model.encoders.text import TextSpans
+from tests import pictures
+from train.data.collate import Collator
+from train.data.corpus import Corpus
+from train.data.document import Document, Kind
+from train.data.pack import Room
+from train.data.sample import Sample
+from train.data.sources import Laying, Source, Sources
+from train.data.spans.at_random import RandomSpansConfig
+from train.data.spans.image import ImageReader
+from train.data.spans.picture import read_picture
+from train.data.spans.protocol import SpanCapacity
+from train.data.spans.rules import RuleSpansConfig
+from train.data.spans.text import TextReader
+from train.errors import DataError
+
+S = 96
+PADDING = 3
+SHAPE: dict[str, Any] = {
+    "kind": "image", "width": 16, "num_layers": 1, "heads": 2, "feed_forward": 32,
+}  # fmt: skip
+ENCODERS = {
+    "native": ImageEncoderConfig(**SHAPE, patch_pixels=8, max_patches=16),
+    "one size": ImageEncoderConfig(**SHAPE, patch_pixels=8, size=[16, 24]),
+    "class kept": ImageEncoderConfig(**SHAPE, patch_pixels=8, max_patches=9, class_token="kept"),
+    "class dropped": ImageEncoderConfig(
+        **SHAPE, patch_pixels=8, size=[16, 16], class_token="dropped"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    root = tmp_path_factory.mktemp("pictures")
+    return Corpus(str(pictures.build(root / "corpus", pictures.interleaved(90))))
+
+
+def source_of(corpus: Corpus, encoder: ImageEncoderConfig, **laying: Any) -> Source:
+    rooms = (
+        Room(kind=Kind.TEXT_SPAN, spans=12, slots=60),
+        Room(kind=Kind.IMAGE, spans=6, slots=64, vectors=encoder.item_vectors),
+    )
+    return Source("only", 0, corpus, Laying(sequence_tokens=S, window=50, rooms=rooms, **laying))
+
+
+def documents_of(corpus: Corpus) -> list[Document]:
+    store = corpus.train
+    return [Document.from_columns(store.columns(number)) for number in range(len(store))]
+
+
+def vectors_by_hand(data: bytes, encoder: ImageEncoderConfig) -> int:
+    """Of a picture, from its pixels rather than from what was recorded."""
+    with Image.open(io.BytesIO(data)) as image:
+        height, width = image.height, image.width
+    patches = len(read_picture(data, encoder, size=(height, width)).patches)
+    return patches + (encoder.class_token == "kept")
+
+
+def laid_by_loops(document: Document, encoder: ImageEncoderConfig) -> list[tuple[Any, bool, int]]:
+    """Each slot of a document: its token, whether it may be a target, and its picture or -1."""
+    slots: list[tuple[Any, bool, int]] = []
+    token = byte = picture = 0
+    for kind, size, scored in document.segments.tolist():
+        if kind == Kind.IMAGE:
+            count = vectors_by_hand(document.payload[byte : byte + size], encoder)
+            slots += [(PADDING, False, picture)] * count
+            byte += size
+            picture += 1
+        else:
+            mine = document.tokens[token : token + size].tolist()
+            slots += [(each, scored != 0, -1) for each in mine]
+            token += size
+    return slots
+
+
+@pytest.mark.parametrize("attend", ["across", "within"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_epoch_holds_every_slot_of_every_document_once(
+    corpus: Corpus, name: str, attend: Any
+) -> None:
+    encoder = ENCODERS[name]
+    source = source_of(corpus, encoder, attend=attend)
+    stored = documents_of(corpus)
+    seen: Counter[tuple[int, int]] = Counter()
+    for number in range(source.sequences_for(epochs=1, tokens=None)):
+        planned = source.sequences.sequence(number)
+        assert planned.epoch == 0
+        sample = source.read(planned)
+        assert len(sample.tokens) <= S + 1
+        at = int(attend == "across")
+        pictures_of = iter(sample.items)
+        num_items = num_vectors = 0
+        for document, begin, end in planned.parts.tolist():
+            slots = laid_by_loops(stored[document], encoder)
+            if any(picture >= 0 for _, _, picture in slots):
+                assert (begin, end) == (0, len(slots)), "a document with pictures was cut"
+            seen.update((document, slot) for slot in range(begin, end))
+            if attend == "within":
+                assert sample.tokens[at] == source.corpus.special.start
+                at += 1
+            assert sample.scored is not None or all(scored for _, scored, _ in slots)
+            for slot in range(begin, end):
+                token, scored, _ = slots[slot]
+                assert sample.tokens[at + slot - begin] == token
+                if sample.scored is not None:
+                    assert sample.scored[at + slot - begin] == scored
+            for picture, item in enumerate(stored[document].items()):
+                mine = [slot for slot, each in enumerate(slots) if each[2] == picture]
+                found = next(pictures_of)
+                assert (found.start, found.stop) == (at + mine[0], at + mine[-1] + 1)
+                assert found.data == item.data
+                num_items += 1
+                num_vectors += len(mine)
+            at += end - begin
+        assert at == len(sample.tokens)
+        assert next(pictures_of, None) is None
+        assert num_items <= 6
+        assert num_vectors <= 64
+    counted = Counter(
+        (number, slot)
+        for number, document in enumerate(stored)
+        for slot in range(len(laid_by_loops(document, encoder)))
+    )
+    assert seen == counted
+
+
+def collator(source: Source, encoder: ImageEncoderConfig, **text: Any) -> Collator:
+    kind = RuleSpansConfig(**text) if text.get("kind") == "rules" else RandomSpansConfig(**text)
+    capacity = SpanCapacity(tokens=64, spans=6, longest_tokens=encoder.longest_span)
+    return Collator(
+        sequence_tokens=S,
+        readers={
+            "text": TextReader(
+                kind=kind, capacity=SpanCapacity(tokens=90, spans=45, longest_tokens=S), seed=3
+            ),
+            "image": ImageReader(medium=Kind.IMAGE, capacity=capacity, encoder=encoder),
+        },
+        padding=PADDING,
+        attend=source.laying.attend,
+    )
+
+
+def targets_by_loops(sample: Sample, spans: list[tuple[int, int]], attend: str) -> set[int]:
+    """Tokens of a sample that are predicted: none of a picture, of a text span the first."""
+    found: set[int] = set()
+    assert sample.documents is not None
+    starts = {start for start, _ in sample.documents.tolist()}
+    for t in range(1, len(sample.tokens)):
+        in_picture = any(item.start <= t < item.stop for item in sample.items)
+        in_span = any(start < t < stop for start, stop in spans)
+        is_told = sample.scored is None or bool(sample.scored[t])
+        opens = attend == "within" and t in starts
+        if is_told and not (in_picture or in_span or opens):
+            found.add(t)
+    return found
+
+
+RULES = {"kind": "rules", "which": "random", "min_tokens": 2, "max_tokens": 8}
+TEXT = [
+    {"ratio": 0.2, "min_tokens": 32, "max_tokens": 64},
+    {"ratio_by_tokens": [[4, 0.1], [40, 0.5]], "min_tokens": 32, "max_tokens": 64},
+    RULES,
+    {**RULES, "unit": "block", "which": "longest"},
+    {"ratio": 0.0},
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_what_a_microbatch_holds(corpus: Corpus, data: st.DataObject) -> None:
+    encoder = ENCODERS[data.draw(st.sampled_from(list(ENCODERS)))]
+    attend: Any = data.draw(st.sampled_from(["across", "within"]))
+    source = source_of(corpus, encoder, attend=attend)
+    first = data.draw(st.integers(0, 60))
+    B = data.draw(st.integers(1, 4))
+    samples = [source.read(source.sequences.sequence(first + row)) for row in range(B)]
+    collate = collator(source, encoder, **data.draw(st.sampled_from(TEXT)))
+
+    batch = collate([(0, sample) for sample in samples])
+
+    text, images = batch.spans["text"], batch.spans["image"]
+    assert isinstance(text, TextSpans)
+    assert isinstance(images, ImageSpans)
+    chosen = [
+        [tuple(span) for span in collate.readers["text"].choose(sample, epoch=0).tolist()]
+        for sample in samples
+    ]
+    scored: list[int] = []
+    filled: list[int] = []
+    patches: list[Any] = []
+    for row, (sample, spans) in enumerate(zip(samples, chosen, strict=True)):
+        for start, stop in spans:
+            assert not any(i.start < stop and start < i.stop for i in sample.items), "they meet"
+        scored += [row * S + t - 1 for t in sorted(targets_by_loops(sample, spans, attend))]
+        for item in sample.items:
+            filled += range(row * S + item.start, row * S + item.stop)
+            patches.append(read_picture(item.data, encoder, size=item.size).patches)
+    assert batch.scored[: batch.num_scored].tolist() == scored
+    labels = batch.labels.reshape(-1)
+    assert sorted((labels != UNSCORED).nonzero().flatten().tolist()) == scored
+    assert images.num_vectors == max(1, len(filled)) or encoder.class_token == "kept"
+    if not filled:
+        assert images.num_spans == 1
+        assert set(images.slots.tolist()) == {B * S}, "the bin"
+        return
+    assert images.slots[: images.num_vectors].tolist() == filled
+    assert images.num_spans == len(patches)
+    class_rows = encoder.class_token != "none"
+    at = 0
+    for each in patches:
+        rows = images.patches[at : at + class_rows + len(each)]
+        np.testing.assert_array_equal(rows[int(class_rows) :].numpy(), each)
+        at += len(rows)
+    assert at == images.num_rows
+    tokens = batch.tokens.reshape(-1)
+    assert (tokens[images.slots[: images.num_vectors]] == PADDING).all()
+
+
+def test_what_is_read_does_not_depend_on_what_stands_in_a_pictures_slots(corpus: Corpus) -> None:
+    """One kind of spans alone, and none: the same targets but for the spans."""
+    encoder = ENCODERS["native"]
+    source = source_of(corpus, encoder)
+    sample = source.read(source.sequences.sequence(0))
+    assert sample.items
+    with_items = {slot for item in sample.items for slot in range(item.start, item.stop)}
+    batch = collator(source, encoder, ratio=0.0)([(0, sample)])
+    targets = set((batch.scored[: batch.num_scored] + 1).tolist())
+    assert not targets & with_items
+    last = {item.stop for item in sample.items} - with_items
+    assert sample.scored is not None
+    assert {t for t in last if sample.scored[t]} <= targets, "read off the last vector"
+
+
+def shapes_of(batch: Batch) -> set[tuple[str, torch.Size]]:
+    found = set()
+    for name, spans in batch.spans.items():
+        for field in vars(spans):
+            value = getattr(spans, field)
+            if isinstance(value, torch.Tensor):
+                found.add((f"{name}.{field}", value.shape))
+    return found
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_batches_have_one_shape(corpus: Corpus, name: str) -> None:
+    source = source_of(corpus, ENCODERS[name])
+    collate = collator(source, ENCODERS[name], ratio=0.1)
+    samples = [source.read(source.sequences.sequence(number)) for number in range(40)]
+    assert {bool(sample.items) for sample in samples} == {True, False}
+    found = [shapes_of(collate([(0, sample)])) for sample in samples]
+    assert all(each == found[0] for each in found)
+
+
+def test_a_budget_counts_text(corpus: Corpus) -> None:
+    """Tokens of a budget are those of text: half of them are half of the documents."""
+    source = source_of(corpus, ENCODERS["native"])
+    tokens = int(corpus.train.totals[:, 0].sum())
+    whole = source.sequences_for(epochs=1, tokens=None)
+    assert source.sequences_for(epochs=None, tokens=tokens) == whole
+    assert source.sequences_for(epochs=None, tokens=tokens // 2) == pytest.approx(whole / 2, abs=1)
+    assert source.sequences.sequence(whole).epoch == 1
+    assert source.sequences.sequence(whole - 1).epoch == 0
+
+
+def test_a_document_that_fits_no_sequence_is_named(corpus: Corpus) -> None:
+    encoder = ImageEncoderConfig(**SHAPE, patch_pixels=8, size=[80, 80])
+    source = source_of(corpus, encoder)
+    told = (
+        r"document \d+ of .*/train has \d+ slots, .*\d+ of them in \d spans of image, but a "
+        r"sequence holds 96, 60 in 12 spans, 64 in 6 spans of image: raise data\.sequence_tokens"
+    )
+    with pytest.raises(DataError, match=told):
+        source.sequences.sequence(0)
+
+
+def test_a_document_of_padding_stands_in_for_one_that_is_left_out(corpus: Corpus) -> None:
+    encoder = ENCODERS["native"]
+    document = next(each for each in documents_of(corpus) if each.payload)
+    left_out = source_of(corpus, encoder, unscored_ids=frozenset({document.name}))
+    plain = source_of(corpus, encoder)
+    number = next(
+        number
+        for number in range(60)
+        if any(
+            f"({document.name})" in item.name
+            for item in plain.read(plain.sequences.sequence(number)).items
+        )
+    )
+    sequence = left_out.sequences.sequence(number)
+    np.testing.assert_array_equal(sequence.parts, plain.sequences.sequence(number).parts)
+    one, other = left_out.read(sequence), plain.read(sequence)
+    assert len(one.tokens) == len(other.tokens)
+    assert not any(f"({document.name})" in item.name for item in one.items)
+    collator(left_out, encoder, ratio=0.0)([(0, one)])
+
+
+def test_sources_are_told_all_that_they_lack(corpus: Corpus, tmp_path: Path) -> None:
+    source = Source("one", 0, corpus, Laying(sequence_tokens=S))
+    again = Source("two", 1, corpus, Laying(sequence_tokens=S))
+    with pytest.raises(DataError) as told:
+        Sources([source, again])
+    lines = str(told.value).splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert "spans of image, and the model has no encoder of them: add model.encoders" in line

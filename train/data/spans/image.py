@@ -1,0 +1,57 @@
+"""Spans of pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from model.encoders.image import ImageEncoderConfig, ImageSpans
+from model.encoders.protocol import EncoderKind
+from train.data.document import Kind
+from train.data.sample import SampleItem
+from train.data.spans.media import MediaReader, MediaSpansConfig
+from train.data.spans.picture import Picture, pack_pictures, read_picture
+from train.data.spans.places import FlatSpans, Ints
+from train.data.spans.protocol import SpanCapacity
+from train.data.tokens import SpecialTokens
+
+
+class ImageSpansConfig(MediaSpansConfig):
+    """The pictures that documents have."""
+
+    kind: Literal["image"]
+    medium: ClassVar[Kind] = Kind.IMAGE
+    encoder_kind: ClassVar[type[EncoderKind]] = ImageEncoderConfig
+
+    def reader(
+        self, encoder: EncoderKind, *, capacity: SpanCapacity, seed: int, special: SpecialTokens
+    ) -> "ImageReader":
+        """What makes patches of them."""
+        assert isinstance(encoder, ImageEncoderConfig), "refused with the configuration"
+        return ImageReader(medium=self.medium, capacity=capacity, encoder=encoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageReader(MediaReader[Picture]):
+    """Reads pictures.
+
+    Attributes:
+        encoder: what is to read their patches.
+    """
+
+    encoder: ImageEncoderConfig
+
+    def read(self, item: SampleItem) -> Picture:
+        """The patches of one."""
+        return read_picture(item.data, self.encoder, size=item.size)
+
+    def arrays(self, items: Sequence[Picture], tokens: Ints, spans: FlatSpans) -> ImageSpans:
+        """The patches of all, picture after picture."""
+        B, S = tokens.shape
+        return pack_pictures(
+            items,
+            spans,
+            encoder=self.encoder,
+            capacity=self.capacity,
+            sequences=B,
+            sequence_tokens=S,
+        )

@@ -1,0 +1,133 @@
+"""Spans of other modalities: their encoder reads the items that documents carry, such as pictures.
+
+A modality adds a file beside this one, with its kind of spans and what makes arrays of its items.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from model.batch import PackedSpans
+from model.config import Config
+from model.encoders.protocol import EncoderKind
+from train.data.document import MEDIA, Kind
+from train.data.sample import Sample, SampleItem
+from train.data.spans.places import NO_SPANS, FlatSpans, Ints, Spans
+from train.data.spans.protocol import SpanCapacity
+from train.data.tokens import SpecialTokens
+from train.errors import DataError
+
+Read = TypeVar("Read")
+"""What is made of an item's file."""
+
+
+class MediaSpansConfig(Config, ABC):
+    """The items of one modality: documents bring them, and each is a span."""
+
+    kind: Any
+    """Its name, which is that of the modality too."""
+    is_stored: ClassVar[bool] = True
+    """Documents bring their spans, for which packing leaves room."""
+    medium: ClassVar[Kind]
+    """Which items it reads."""
+    encoder_kind: ClassVar[type[EncoderKind]]
+    """What reads them."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Never: whether there are items, only the corpus tells."""
+        return False
+
+    def room(self, sequence_tokens: int) -> tuple[int, int]:
+        """Any slots, in items of eight at least."""
+        return sequence_tokens, max(1, sequence_tokens // 8)
+
+    def load(self, sequence_tokens: int) -> None:
+        """Not known."""
+
+    @abstractmethod
+    def reader(
+        self, encoder: EncoderKind, *, capacity: SpanCapacity, seed: int, special: SpecialTokens
+    ) -> "MediaReader[Any]":
+        """What reads the items for an encoder with which `faults` finds nothing wrong."""
+
+    def faults(self, path: str, encoder: EncoderKind, *, sequence_tokens: int) -> Iterator[str]:
+        """What is wrong with it in a run, each with its key; `path` is that of this kind."""
+        name = MEDIA[self.medium]
+        if not isinstance(encoder, self.encoder_kind):
+            yield (
+                f"{path}.kind: {self.kind}, but the encoder is of kind {encoder.kind}: choose a "
+                "kind of spans that it reads"
+            )
+        elif encoder.longest_span >= sequence_tokens:
+            yield (
+                f"{path}: an {name} may take {encoder.longest_span:,} slots, and a sequence has "
+                f"{sequence_tokens:,}, one of them for <s>: raise data.sequence_tokens, or have "
+                "the encoder make fewer vectors of it"
+            )
+        if not path.endswith(f".{name}"):
+            yield (
+                f"{path}.kind: {self.kind}, which is what documents call the modality: name it so "
+                f"here and in model.encoders, as spans.{name} and model.encoders.{name}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaReader(ABC, Generic[Read]):
+    """Reads the items of one modality where documents have them.
+
+    Attributes:
+        medium: the modality.
+        capacity: room in one sequence.
+    """
+
+    medium: Kind
+    capacity: SpanCapacity
+
+    @abstractmethod
+    def read(self, item: SampleItem) -> Read:
+        """What is made of an item's file.
+
+        Raises:
+            ValueError: it cannot be read, or is not what was recorded; the message is the end of a
+                sentence.
+        """
+
+    @abstractmethod
+    def arrays(self, items: Sequence[Read], tokens: Ints, spans: FlatSpans) -> PackedSpans:
+        """What the encoder reads of a batch, one padding span where there is no item.
+
+        Args:
+            items: one for each span.
+            tokens: [B, S].
+            spans: where they stand.
+        """
+
+    def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
+        """All of them, in any epoch."""
+        mine = [(item.start, item.stop) for item in self._of(sample)]
+        return np.array(mine, dtype=np.int64) if mine else NO_SPANS
+
+    def pack(self, samples: Sequence[Sample], tokens: Ints, spans: FlatSpans) -> PackedSpans:
+        """The items, one after the other.
+
+        Raises:
+            DataError: one cannot be read; the message names it and its document.
+        """
+        items = [self._read(item) for sample in samples for item in self._of(sample)]
+        return self.arrays(items, tokens, spans)
+
+    def _of(self, sample: Sample) -> Iterator[SampleItem]:
+        return (item for item in sample.items if item.kind == self.medium)
+
+    def _read(self, item: SampleItem) -> Read:
+        try:
+            return self.read(item)
+        except ValueError as error:
+            raise DataError(
+                f"{item.name} {error}: build the corpus again without it, or name the document in "
+                "data.unscored_ids"
+            ) from error
