@@ -8,5 +8,5 @@ Letters used in shapes and in the suffixes of local names:
     F  feed-forward width             V  vocabulary
     R  packed encoder rows            N  spans in a microbatch
     L  rows of the longest span       M  span vectors (rows without start tokens)
-    C  scored slots
+    C  scored slots                   P  pixels of a patch's side
 """

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.attention import SelfAttention, query_key_value
 from model.layers import Initializer, Layers, normal, xavier
 from model.recompute import Recompute, run
-from model.style import USUAL_STYLE, NormKind, Style
+from model.style import USUAL_STYLE, AnyActivation, NormKind, Style
 
 PRE_NORM_STD = 0.02
 
@@ -47,12 +47,12 @@ class FeedForward(nn.Module):
             self.gate = layers.column(width, hidden, init=up, bias=has_bias)
         self.up = layers.column(width, hidden, init=up, bias=has_bias)
         self.down = layers.row(hidden, width, init=down, bias=has_bias)
-        self.approximate = "tanh" if style.activation == "gelu_tanh" else "none"
+        self.activation: AnyActivation = style.activation
 
     def forward(self, x: Tensor, steps: "Steps") -> Tensor:
         """[.., width] -> [.., width], but for the bias that `down` may leave."""
         if self.gate is None:
-            hidden = steps.activate(self.up(x), bias_left(self.up), self.approximate)
+            hidden = steps.activate(self.up(x), bias_left(self.up), self.activation)
         else:
             hidden = steps.gate(self.gate(x), self.up(x), bias_left(self.gate), bias_left(self.up))
         return self.down(hidden)
@@ -127,6 +127,11 @@ class Block(nn.Module):
             width, hidden, layers=layers, up=inner, down=out, style=style
         )
         self.feed_forward_norm = norm()
+        self.attention_scale: Any = None
+        self.feed_forward_scale: Any = None
+        if style.layer_scale is not None:
+            self.attention_scale = layers.scale(width, start=style.layer_scale)
+            self.feed_forward_scale = layers.scale(width, start=style.layer_scale)
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """[.., width] -> [.., width]; `context` goes to the attention."""
@@ -137,21 +142,33 @@ def compute(block: Block, x: Tensor, *context: Any) -> Tensor:
     """A whole block."""
     steps, attention, feed_forward = block.steps, block.attention, block.feed_forward
     if block.norm_kind != "pre":
-        branch = block.dropout(attention(x, *context))
-        x = steps.post_norm(block, block.attention_norm, x, branch, bias_left(attention.out))
-        branch = block.dropout(feed_forward(x, steps))
-        bias = bias_left(feed_forward.down)
-        return steps.post_norm(block, block.feed_forward_norm, x, branch, bias)
-    branch = block.dropout(attention(block.attention_norm(x), *context))
-    bias = bias_left(attention.out)
-    x, normed = steps.pre_norm(block, block.feed_forward_norm, x, branch, bias)
-    branch = block.dropout(feed_forward(normed, steps))
-    return steps.join(block, x, branch, bias_left(feed_forward.down))
+        branch = _scaled(block, block.attention_scale, attention(x, *context), attention.out)
+        x = steps.post_norm(block, block.attention_norm, x, *branch)
+        hidden = feed_forward(x, steps)
+        branch = _scaled(block, block.feed_forward_scale, hidden, feed_forward.down)
+        return steps.post_norm(block, block.feed_forward_norm, x, *branch)
+    mixed = attention(block.attention_norm(x), *context)
+    branch = _scaled(block, block.attention_scale, mixed, attention.out)
+    x, normed = steps.pre_norm(block, block.feed_forward_norm, x, *branch)
+    hidden = feed_forward(normed, steps)
+    branch = _scaled(block, block.feed_forward_scale, hidden, feed_forward.down)
+    return steps.join(block, x, *branch)
 
 
-def activate(x: Tensor, bias: Tensor | None, approximate: str = "none") -> Tensor:
-    """GELU of what a layer computed."""
-    return F.gelu(x if bias is None else x + bias, approximate=approximate)
+def _scaled(
+    block: Block, scale: nn.Module | None, branch: Tensor, last: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    """A branch behind its dropout and its factors, and the bias that is still to be added."""
+    branch, bias = block.dropout(branch), bias_left(last)
+    return (branch, bias) if scale is None else (scale(branch, bias), None)
+
+
+def activate(x: Tensor, bias: Tensor | None, kind: AnyActivation = "gelu") -> Tensor:
+    """GELU of what a layer computed, exact or nearly so."""
+    x = x if bias is None else x + bias
+    if kind == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 def gate(gates: Tensor, x: Tensor, gates_bias: Tensor | None, bias: Tensor | None) -> Tensor:

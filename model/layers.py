@@ -31,6 +31,15 @@ def normal(std: float) -> Initializer:
     return fill
 
 
+def constant(value: float) -> Initializer:
+    """Weights that are all the same."""
+
+    def fill(weight: Tensor, generator: Generator) -> None:
+        weight.fill_(value)
+
+    return fill
+
+
 def xavier(gain: float = 1.0) -> Initializer:
     """Xavier-normal weights [out, in] with a gain."""
 
@@ -125,6 +134,19 @@ class Embedding(nn.Embedding):
         """Nothing yet."""
 
 
+class Scale(nn.Module):
+    """A factor for each channel, whose values are left to `initialize`."""
+
+    def __init__(self, width: int, init: Initializer, device: str | None):
+        super().__init__()
+        self.init = init
+        self.weight = nn.Parameter(torch.empty(width, device=device))
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[.., width] -> [.., width]; the bias is what the layer before has left."""
+        return (x if bias is None else x + bias) * self.weight
+
+
 class Layers:
     """The layers that a model asks for when it is built: every weight whole, every row on one rank.
 
@@ -171,6 +193,10 @@ class Layers:
         if kind == "rms_norm":
             return nn.RMSNorm(width, eps=epsilon, device=self.device)
         return nn.LayerNorm(width, eps=epsilon, device=self.device)
+
+    def scale(self, width: int, *, start: float) -> nn.Module:
+        """A factor for each channel of the last dim, whole on every rank."""
+        return Scale(width, constant(start), self.device)
 
     def dropout(self, share: float) -> nn.Module:
         """Zeroes a share of what blocks pass on, in training."""

@@ -10,7 +10,11 @@ NormKind = Literal["deepnorm", "pre", "post"]
 plain residuals."""
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
-"""Of the feed-forward: GELU, its approximation by a tanh, or SiLU of a gate (2002.05202)."""
+"""Of a decoder's feed-forward: GELU, its approximation by a tanh, or SiLU of a gate
+(2002.05202)."""
+
+AnyActivation = Activation | Literal["quick_gelu"]
+"""Besides, GELU's approximation by a sigmoid, which CLIP has."""
 
 Biases = Literal["all", "qkv", "none"]
 """Which linear layers of a block have one."""
@@ -28,15 +32,18 @@ class Style:
         biases: which linear layers have one.
         kv_heads: G, groups of heads that share keys and values; None: each has its own.
         head_width: D; None: width / heads.
+        layer_scale: what the learned factors of each branch's channels start from (CaiT,
+            2103.17239); None: there are none.
     """
 
     norm: NormKind = "deepnorm"
     norm_layer: NormLayer = "layer_norm"
     norm_epsilon: float = NORM_EPSILON
-    activation: Activation = "gelu"
+    activation: AnyActivation = "gelu"
     biases: Biases = "all"
     kv_heads: int | None = None
     head_width: int | None = None
+    layer_scale: float | None = None
 
 
 USUAL_STYLE = Style()

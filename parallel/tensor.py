@@ -140,6 +140,12 @@ class TensorLayers(Layers):
             parameter.sequence_parallel = self.sequence_parallel
         return norm
 
+    def scale(self, width: int, *, start: float) -> nn.Module:
+        """Factors of whole width, over whatever rows this rank has."""
+        scale: Any = super().scale(width, start=start)
+        scale.weight.sequence_parallel = self.sequence_parallel
+        return scale
+
     def dropout(self, share: float) -> nn.Module:
         """Dropout: one mask where all ranks hold the same rows, one a rank where they do not."""
         if self.sequence_parallel:

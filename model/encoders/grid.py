@@ -1,9 +1,10 @@
 """Where the patches of a picture lie in its grid, and tables of one grid read at another."""
 
 from math import isqrt
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 Grid = tuple[int, int]
@@ -36,24 +37,29 @@ def native_grid(height: int, width: int, *, patch_pixels: int, most: int) -> Gri
     return rows, columns
 
 
-def cubic_weights(places: Tensor, sizes: Tensor, *, table: int) -> Float[Tensor, "R table"]:
+def weights_between(
+    places: Tensor, sizes: Tensor, *, table: int, kind: Literal["linear", "cubic"] = "cubic"
+) -> Float[Tensor, "R table"]:
     """What each entry along one dim of a table weighs at places of grids of other sizes.
 
-    The same as `torch.nn.functional.interpolate` with `mode="bicubic"`, whose weights are products
-    of those along rows and columns: entries beyond an end are the last one.
+    The same as `torch.nn.functional.interpolate` of the same kind, whose weights are products of
+    those along rows and columns: entries beyond an end are the last one.
 
     Args:
         places: [R] row (or column) of a patch.
         sizes: [R] rows (or columns) of its grid.
         table: of the table.
+        kind: of the function between entries.
     """
     at = (places.float() + 0.5) * (table / sizes.float()) - 0.5
     first = at.floor()
     beyond = at - first
     weights = at.new_zeros(len(at), table)
-    for tap in range(-1, 3):
+    for tap in (0, 1) if kind == "linear" else (-1, 0, 1, 2):
+        distance = (beyond - tap).abs()
+        weight = 1 - distance if kind == "linear" else _cubic(distance)
         entry = (first.long() + tap).clamp(0, table - 1)
-        weights.scatter_add_(1, entry[:, None], _cubic((beyond - tap).abs())[:, None])
+        weights.scatter_add_(1, entry[:, None], weight[:, None])
     return weights
 
 
@@ -61,4 +67,17 @@ def _cubic(distance: Tensor) -> Tensor:
     a, x = _SHARPNESS, distance
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return torch.where(x <= 1, near, far)
+
+
+def ways(grid: Grid) -> Int64[Tensor, "n n"]:
+    """Which of the (2 rows - 1) (2 columns - 1) ways leads to each patch from each other one.
+
+    Entry [i, j] is for the query i and the key j, patches row after row.
+    """
+    rows, columns = grid
+    place = torch.arange(rows * columns)
+    row, column = place // columns, place % columns
+    down = row[:, None] - row[None] + rows - 1
+    right = column[:, None] - column[None] + columns - 1
+    return down * (2 * columns - 1) + right

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from model.attention import SpanGrid
 from model.batch import PackedSpans
 from model.block import run_block
-from model.config import Dropout, PathText
-from model.encoders.grid import Grid, cubic_weights, native_grid
+from model.config import Dropout
+from model.encoders.grid import Grid, native_grid, weights_between
+from model.encoders.patch_bias import PatchBias
 from model.encoders.protocol import EncoderKind, SpanLoad, Stack
 from model.layers import NORM_EPSILON, Layers, normal
 from model.recompute import Recompute
@@ -36,12 +37,16 @@ class ImageEncoderConfig(EncoderKind):
     patch_pixels: Annotated[int, Field(ge=1, le=2**8)] = 16
     """Side of a patch."""
     size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
-    """Height and width in pixels that every picture gets. Default: its own, rounded to patches."""
+    """Height and width in pixels that every picture gets; what is beyond whole patches, right and
+    below, is not read. Default: its own, rounded to patches."""
     max_patches: Annotated[int, Field(ge=1, le=MOST_PATCHES)] | None = None
     """Of one picture that keeps its aspect; larger ones are made as small as that."""
     fit: Literal["stretch", "crop"] = "stretch"
     """How a picture gets another aspect: by `stretch`, or by `crop` of what is beyond its middle
     (CLIP)."""
+    resized: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    """Height and width to which a picture is fitted before the middle of `size` is cut out of it.
+    Default: `size` itself."""
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     """Between pixels; either looks at all pixels of a picture that is made smaller (antialias)."""
     mean: Annotated[list[float], _THREE] = Field(default_factory=lambda: [0.5, 0.5, 0.5])
@@ -64,12 +69,17 @@ class ImageEncoderConfig(EncoderKind):
     """What is added to the variance that norms divide by."""
     final_norm: bool = True
     """Whether a norm stands behind the blocks."""
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
-    init_from: PathText | None = None
-    """Checkpoint whose image encoder supplies the first weights."""
-    trainable_layers: Annotated[int, Field(ge=0, le=2**12)] | None = None
-    """Train only the last this many layers, and the norm behind them; needs `init_from`. Default:
-    all, or 2 with `init_from`."""
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    """`gelu_tanh` in SigLIP, `quick_gelu` in CLIP."""
+    embedding_norm: bool = False
+    """Whether a norm stands before the blocks (CLIP)."""
+    layer_scale: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What learned factors of each branch's channels start from (BEiT); default: there are none."""
+    positions: bool = True
+    """Whether there are learned positions; not in all of BEiT."""
+    relative_positions: Literal["none", "shared", "each"] = "none"
+    """Whether scores have a bias by the way from patch to patch, `shared` by all layers or `each`
+    with its own (BEiT). Grids other than the table's read between it (bilinear)."""
 
     @model_validator(mode="after")
     def _has_one_size(self) -> "ImageEncoderConfig":
@@ -78,10 +88,10 @@ class ImageEncoderConfig(EncoderKind):
                 "size: set it to the height and width of all pictures, or max_patches for those "
                 "that keep their aspect; one of the two"
             )
-        if self.size is not None and any(side % self.patch_pixels for side in self.size):
+        if self.size is not None and min(self.size) < self.patch_pixels:
             raise ValueError(
-                f"size: {self.size} is not in whole patches of {self.patch_pixels} pixels: choose "
-                "multiples of patch_pixels"
+                f"size: {self.size} holds no patch of {self.patch_pixels} pixels: raise it, or "
+                "lower patch_pixels"
             )
         return self
 
@@ -125,13 +135,6 @@ class ImageEncoderConfig(EncoderKind):
         return rows * columns + int(self.class_token == "kept")
 
     @property
-    def layers_in_training(self) -> int:
-        """How many of the last layers train."""
-        if self.trainable_layers is not None:
-            return min(self.trainable_layers, self.num_layers)
-        return self.num_layers if self.init_from is None else min(2, self.num_layers)
-
-    @property
     def longest_span(self) -> int:
         """Vectors of the largest picture."""
         rows, columns = self.fixed_grid or (self.max_patches or 1, 1)
@@ -141,7 +144,7 @@ class ImageEncoderConfig(EncoderKind):
     def architecture(self) -> dict[str, Any]:
         """All but what only training asks for, and which pictures are read."""
         left_out = {"dropout", "init_from", "trainable_layers"}
-        pictures = {"size", "max_patches", "fit", "resample"}
+        pictures = {"size", "max_patches", "fit", "resized", "resample"}
         return self.model_dump(exclude=left_out | pictures) | {"table": list(self.table_grid)}
 
     def build(self, *, vocabulary: int, layers: Layers, recompute: Recompute) -> "ImageEncoder":
@@ -151,7 +154,9 @@ class ImageEncoderConfig(EncoderKind):
     def stacks(self, load: SpanLoad) -> tuple[Stack, ...]:
         """The blocks that are fixed, and those that train."""
         longest_rows = load.longest + self.dropped_rows
-        num_frozen = self.num_layers - self.layers_in_training
+        bias_trains = self.relative_positions == "each" or (
+            self.relative_positions == "shared" and self.layers_fixed == 0
+        )
         return tuple(
             Stack(
                 num_blocks=num_blocks,
@@ -163,28 +168,37 @@ class ImageEncoderConfig(EncoderKind):
                 pairs=load.spans * longest_rows**2,
                 dropout=self.dropout > 0,
                 trains=trains,
-                bias_trains=False,
+                bias_trains=bias_trains and trains,
             )
-            for num_blocks, trains in ((num_frozen, False), (self.layers_in_training, True))
+            for num_blocks, trains in ((self.layers_fixed, False), (self.layers_in_training, True))
         )
 
     def faults(
         self, path: str, *, vocabulary: int, longest: int, is_supplied: bool
     ) -> Iterator[str]:
         """Sizes that do not fit each other; layers left random."""
-        if self.width % self.heads:
-            yield f"{path}.heads: {self.heads} heads do not divide width {self.width}"
-        is_supplied |= self.init_from is not None
-        if self.layers_in_training < self.num_layers and not is_supplied:
+        yield from self.block_faults(path, is_supplied=is_supplied)
+        for key, is_set in (("fit", self.fit == "crop"), ("resized", self.resized is not None)):
+            if is_set and self.size is None:
+                yield (
+                    f"{path}.{key}: cuts pictures to one size, and {path}.max_patches keeps the "
+                    f"aspect of each: leave it out, or set {path}.size"
+                )
+        if any(a > b for a, b in zip(self.size or (), self.resized or (), strict=False)):
             yield (
-                f"{path}.trainable_layers: {self.layers_in_training} of {self.num_layers} layers "
-                f"would train and the rest stay random; name a checkpoint in {path}.init_from, or "
-                "leave the key out"
+                f"{path}.resized: {self.resized} is smaller than {path}.size ({self.size}): what "
+                "is cut out must lie inside"
             )
-        if self.fit == "crop" and self.size is None:
+        if self.relative_positions != "none" and self.size is None:
             yield (
-                f"{path}.fit: crop is for pictures of one size, and {path}.max_patches keeps the "
-                f"aspect of each: leave it out, or set {path}.size"
+                f"{path}.relative_positions: {self.relative_positions} is for pictures of one "
+                f"size, as {path}.max_patches would ask for a bias of each: choose none, or set "
+                f"{path}.size"
+            )
+        if not self.positions and self.relative_positions == "none":
+            yield (
+                f"{path}.positions: without them patches would have no order: leave the key out, "
+                f"or set {path}.relative_positions"
             )
 
 
@@ -227,27 +241,43 @@ class ImageEncoder(nn.Module):
         self.config = config
         width, channels = config.width, 3 * config.patch_pixels**2
         rows, columns = config.table_grid
-        self.embedding: Any = layers.linear(channels, width, init=normal(0.02))
-        self.class_row: Any = None
+        self.projection: Any = layers.linear(channels, width, init=normal(0.02))
+        self.class_embedding: Any = None
         if config.class_rows:
-            self.class_row = layers.table(1, width, init=normal(0.02))
-        self.positions: Any = layers.table(
-            config.class_rows + rows * columns, width, init=normal(0.02)
-        )
+            self.class_embedding = layers.table(1, width, init=normal(0.02))
+        self.positions: Any = None
+        if config.positions:
+            places = config.class_rows + rows * columns
+            self.positions = layers.table(places, width, init=normal(0.02))
+        self.embedding_norm: Any = None
+        if config.embedding_norm:
+            self.embedding_norm = layers.norm(width, epsilon=config.norm_epsilon)
         self.dropout = layers.dropout(config.dropout)
+        num_biases = {"none": 0, "shared": 1, "each": config.num_layers}
+        self.patch_biases = nn.ModuleList(
+            PatchBias(
+                table=config.table_grid,
+                grid=config.fixed_grid or config.table_grid,
+                has_class=bool(config.class_rows),
+                heads=config.heads,
+                layers=layers,
+            )
+            for _ in range(num_biases[config.relative_positions])
+        )
         style = Style(
-            norm=config.norm, norm_epsilon=config.norm_epsilon, activation=config.activation
+            norm=config.norm,
+            norm_epsilon=config.norm_epsilon,
+            activation=config.activation,
+            layer_scale=config.layer_scale,
         )
         self.blocks = config.blocks(layers, recompute, dropout=config.dropout, style=style)
         self.final_norm: Any = None
         if config.final_norm:
             self.final_norm = layers.norm(width, epsilon=config.norm_epsilon)
-        num_frozen = config.num_layers - config.layers_in_training
-        if num_frozen:
-            before = (self.embedding, self.class_row, self.positions)
-            for module in (*before, *list(self.blocks)[:num_frozen]):
-                if module is not None:
-                    module.requires_grad_(False)
+        before = (self.projection, self.class_embedding, self.positions, self.embedding_norm)
+        # A bias that all layers share is fixed with the first of them.
+        biases = list(self.patch_biases)[: config.layers_fixed]
+        config.fix(*before, *biases, blocks=self.blocks)
 
     def forward(self, spans: ImageSpans) -> Float[Tensor, "M E"]:
         """Vectors of all pictures, each having seen itself alone; perhaps some more.
@@ -257,22 +287,29 @@ class ImageEncoder(nn.Module):
         """
         real = spans.num_rows
         grid = SpanGrid.fitted(spans.cells[:real], spans.num_spans, spans.longest_rows)
-        weight = self.embedding.weight
+        weight = self.projection.weight
         R = steady_rows(real, like=weight, room=len(spans.patches))
-        x = self.embedding(self._normalized(spans.patches[:R]).to(weight.dtype))
+        x = self.projection(self._normalized(spans.patches[:R]).to(weight.dtype))
         places, grids = spans.places[:R], spans.grids[:R]
-        if self.class_row is not None:
+        if self.class_embedding is not None:
             is_class = (places[:, 0] < 0)[:, None]
-            x = torch.where(is_class, self.class_row(places.new_zeros(1)), x)
-        x = self.dropout(x + self._positions(places, grids).to(x.dtype))
-        bias = grid.no_bias(like=x)
-        for block in self.blocks:
+            x = torch.where(is_class, self.class_embedding(places.new_zeros(1)), x)
+        if self.positions is not None:
+            x = x + self._positions(places, grids)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        x = self.dropout(x)
+        bias, padding = grid.no_bias(like=x), grid.padding()
+        for i, block in enumerate(self.blocks):
+            if i < len(self.patch_biases):
+                relative = self.patch_biases[i](grid.longest_rows)
+                bias = relative.masked_fill(padding, float("-inf"))
             x = run_block(block, x, grid, bias)
         if self.final_norm is not None:
             x = self.final_norm(x)
         return x.index_select(0, spans.vectors[: spans.steady_vectors(like=weight)])
 
-    def _normalized(self, patches: Tensor) -> Float[Tensor, "R P"]:
+    def _normalized(self, patches: Tensor) -> Float[Tensor, "R 3*P*P"]:
         # By numbers of the host: buffers would be rounded in a model of 16 bits.
         pixels = patches.float().view(len(patches), 3, -1)
         for color, (mean, std) in enumerate(zip(self.config.mean, self.config.std, strict=True)):
@@ -288,7 +325,7 @@ class ImageEncoder(nn.Module):
             place = places[:, 0] * columns + places[:, 1] + class_rows
             return self.positions(place.masked_fill(is_class, 0))
         weights = [
-            cubic_weights(places[:, dim], grids[:, dim], table=size)
+            weights_between(places[:, dim], grids[:, dim], table=size)
             for dim, size in enumerate((rows, columns))
         ]
         weights = torch.einsum("ri,rj->rij", *weights).flatten(1)

@@ -3,13 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import nn
 
 from model.attention import SpanSelfAttention
 from model.block import Block
-from model.config import Config, Depth, Heads, HiddenWidth, Width
+from model.config import Config, Depth, Heads, HiddenWidth, PathText, Width
 from model.layers import Layers
 from model.recompute import Recompute
 from model.style import USUAL_STYLE, Style
@@ -78,11 +79,7 @@ class Stack:
 
 
 class EncoderKind(Config):
-    """The configuration of a kind of encoder: what it is before it is built, and its blocks.
-
-    A kind also has a key `init_from`: the checkpoint, if any, whose encoder of this modality
-    supplies the first weights.
-    """
+    """The configuration of a kind of encoder: what it is before it is built, and its blocks."""
 
     kind: Any
     """Its name, which no other has."""
@@ -91,6 +88,23 @@ class EncoderKind(Config):
     num_layers: Depth
     heads: Heads
     feed_forward: HiddenWidth
+    init_from: PathText | None = None
+    """Checkpoint whose encoder of this modality supplies the first weights."""
+    trainable_layers: Annotated[int, Field(ge=0, le=2**12)] | None = None
+    """Train only the last this many layers, and what lies behind them; needs `init_from`. Default:
+    all, or 2 with `init_from`, as the paper does (MetaLM §3.2)."""
+
+    @property
+    def layers_in_training(self) -> int:
+        """How many of the last layers train."""
+        if self.trainable_layers is not None:
+            return min(self.trainable_layers, self.num_layers)
+        return self.num_layers if self.init_from is None else min(2, self.num_layers)
+
+    @property
+    def layers_fixed(self) -> int:
+        """How many of the first layers do not; what lies before them is fixed with them."""
+        return self.num_layers - self.layers_in_training
 
     @property
     @abstractmethod
@@ -140,6 +154,17 @@ class EncoderKind(Config):
             is_supplied: whether a checkpoint supplies the first weights of the whole model.
         """
 
+    def block_faults(self, path: str, *, is_supplied: bool) -> Iterator[str]:
+        """What is wrong with its blocks alone: heads that do not fit, layers left random."""
+        if self.width % self.heads:
+            yield f"{path}.heads: {self.heads} heads do not divide width {self.width}"
+        if self.layers_fixed and not is_supplied and self.init_from is None:
+            yield (
+                f"{path}.trainable_layers: {self.layers_in_training} of {self.num_layers} layers "
+                f"would train and the rest stay random; name a checkpoint in {path}.init_from, or "
+                "leave the key out"
+            )
+
     def tensor_sizes(self) -> dict[str, int]:
         """Sizes that a tensor degree must divide, by key."""
         return {"heads": self.heads, "feed_forward": self.feed_forward}
@@ -167,3 +192,16 @@ class EncoderKind(Config):
             )
             for _ in range(self.num_layers)
         )
+
+    def fix(self, *before: nn.Module | None, blocks: nn.ModuleList) -> None:
+        """Has what does not train ask for no gradient.
+
+        Args:
+            before: what lies before the first block, None for what is not there.
+            blocks: all of them.
+        """
+        if not self.layers_fixed:
+            return
+        for module in (*before, *list(blocks)[: self.layers_fixed]):
+            if module is not None:
+                module.requires_grad_(False)

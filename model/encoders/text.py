@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.attention import GRID_ROWS_MULTIPLE, SpanGrid
 from model.batch import PackedSpans
 from model.block import run_block
-from model.config import Dropout, PathText, Tokens, Width
+from model.config import Dropout, Tokens, Width
 from model.encoders.protocol import EncoderKind, SpanLoad, Stack
 from model.layers import NORM_EPSILON, Layers, normal
 from model.recompute import Recompute
@@ -44,18 +44,6 @@ class TextEncoderConfig(EncoderKind):
     in BERT and its family."""
     embedding_width: Width | None = None
     """Of tokens and positions, where a linear layer widens them behind their norm (ELECTRA)."""
-    init_from: PathText | None = None
-    """Checkpoint whose text encoder supplies the first weights."""
-    trainable_layers: Annotated[int, Field(ge=0, le=2**12)] | None = None
-    """Train only the last this many layers; needs `init_from`. Default: all, or 2 with
-    `init_from`, as the paper does (MetaLM §3.2)."""
-
-    @property
-    def layers_in_training(self) -> int:
-        """How many of the last layers train."""
-        if self.trainable_layers is not None:
-            return min(self.trainable_layers, self.num_layers)
-        return self.num_layers if self.init_from is None else min(2, self.num_layers)
 
     @property
     def longest_span(self) -> int:
@@ -74,7 +62,6 @@ class TextEncoderConfig(EncoderKind):
     def stacks(self, load: SpanLoad) -> tuple[Stack, ...]:
         """The blocks that are fixed, and those that train; each span has a start row besides."""
         longest_rows = load.longest + 1
-        num_frozen = self.num_layers - self.layers_in_training
         return tuple(
             Stack(
                 num_blocks=num_blocks,
@@ -86,24 +73,16 @@ class TextEncoderConfig(EncoderKind):
                 pairs=load.spans * longest_rows**2,
                 dropout=self.dropout > 0,
                 trains=trains,
-                bias_trains=num_frozen == 0 and self.relative_positions,
+                bias_trains=self.layers_fixed == 0 and self.relative_positions,
             )
-            for num_blocks, trains in ((num_frozen, False), (self.layers_in_training, True))
+            for num_blocks, trains in ((self.layers_fixed, False), (self.layers_in_training, True))
         )
 
     def faults(
         self, path: str, *, vocabulary: int, longest: int, is_supplied: bool
     ) -> Iterator[str]:
         """Sizes that do not fit each other, the vocabulary or the spans; layers left random."""
-        if self.width % self.heads:
-            yield f"{path}.heads: {self.heads} heads do not divide width {self.width}"
-        is_supplied |= self.init_from is not None
-        if self.layers_in_training < self.num_layers and not is_supplied:
-            yield (
-                f"{path}.trainable_layers: {self.layers_in_training} of {self.num_layers} layers "
-                f"would train and the rest stay random; name a checkpoint in {path}.init_from, or "
-                "leave the key out"
-            )
+        yield from self.block_faults(path, is_supplied=is_supplied)
         if self.start_token >= vocabulary:
             yield (
                 f"{path}.start_token: {self.start_token} is outside the vocabulary of {vocabulary}"
@@ -200,12 +179,8 @@ class TextEncoder(nn.Module):
             norm=config.norm, norm_epsilon=config.norm_epsilon, activation=config.activation
         )
         self.blocks = config.blocks(layers, recompute, dropout=config.dropout, style=style)
-        num_frozen = config.num_layers - config.layers_in_training
-        if num_frozen:
-            before = (self.embedding, self.positions, self.embedding_norm, self.widening)
-            for module in (*before, self.relative_bias, *list(self.blocks)[:num_frozen]):
-                if module is not None:
-                    module.requires_grad_(False)
+        before = (self.embedding, self.positions, self.embedding_norm, self.widening)
+        config.fix(*before, self.relative_bias, blocks=self.blocks)
 
     def forward(self, spans: TextSpans) -> Float[Tensor, "M E"]:
         """Vectors of all span tokens, each span having seen itself alone; perhaps some more.

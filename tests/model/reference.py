@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from model.encoders.protocol import EncoderKind
 from model.encoders.text import TextEncoderConfig
 from model.semicausal import ModelConfig
 
@@ -70,8 +71,9 @@ def sinusoid(position: int, width: int) -> Tensor:
     return values
 
 
-def encode(weights: Weights, config: TextEncoderConfig, tokens: list[int]) -> list[Tensor]:
+def encode(weights: Weights, config: EncoderKind, tokens: list[int]) -> list[Tensor]:
     """A vector for each token of one span, which sees a start token and itself and nothing else."""
+    assert isinstance(config, TextEncoderConfig)
     prefix = "encoders.text."
     rows = [config.start_token, *tokens]
     x = [

@@ -2,7 +2,8 @@
 
 from model.batch import Batch
 from model.decoder import DecoderConfig
-from model.encoders.text import TextEncoderConfig, TextSpans
+from model.encoders.protocol import EncoderKind
+from model.encoders.text import TextSpans
 from model.semicausal import ModelConfig
 from parallel.costs import (
     BACKWARD,
@@ -51,7 +52,7 @@ def span_rows(spans: TextSpans) -> list[int]:
     return [stop - start for start, stop in zip(starts, stops, strict=True)]
 
 
-def _blocks(config: DecoderConfig | TextEncoderConfig, *, rows: int, pairs: int) -> int:
+def _blocks(config: DecoderConfig | EncoderKind, *, rows: int, pairs: int) -> int:
     """A stack of blocks.
 
     Args:

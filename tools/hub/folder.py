@@ -85,6 +85,12 @@ def write_folder(
             f"{path} has encoders for {', '.join(model.encoders)}: an exported model reads the "
             "spans of one"
         )
+    for name, part in model.encoders.items():
+        if part.encoder.kind != "text":
+            raise CheckpointError(
+                f"{path} has an encoder of kind {part.encoder.kind} (model.encoders.{name}), and "
+                "an exported model reads tokens alone: use the run itself"
+            )
     kind = described_as(model, place=str(path)) if native else None
     found = _tokenizer(path, state, model, tokenizer)
     if found is None and kind is None:

@@ -7,7 +7,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from model.encoders.image import ImageEncoderConfig
 from tools.hub.families.known import Taken, take
+from tools.hub.families.pictures import PROCESSOR
 from tools.hub.folder import CONFIG, read_json, read_tensors, wanted_shapes
 from tools.hub.names import require_all
 from tools.hub.vocabulary import read_ids, with_special_tokens
@@ -26,7 +28,7 @@ PART = "model.yaml"
 def read_foreign(
     folder: Path, out: Place | Path, *, start_token: int | None = None
 ) -> tuple[Place, Taken]:
-    """Write a folder of a known class as a checkpoint that supplies a decoder or a text encoder.
+    """Write a folder of a known class as a checkpoint that supplies a decoder or an encoder.
 
     A `model.yaml` in it asks for that part; a tokenizer in the folder becomes one for corpora.
 
@@ -41,6 +43,8 @@ def read_foreign(
             left over, or `out` exists.
     """
     described = read_json(folder / CONFIG)
+    if (folder / PROCESSOR).is_file():
+        described = {**described, PROCESSOR: read_json(folder / PROCESSOR)}
     taken = take(described, read_tensors(folder), place=str(folder))
     out = Place.of(out)
     if taken.part == "text":
@@ -51,7 +55,7 @@ def read_foreign(
         config = _config(taken, described, out=out)
     except ValidationError as error:
         raise CheckpointError(f"{folder} cannot be computed here: {fault_of(error)}") from None
-    prefix = "decoder." if taken.part == "decoder" else "encoders.text."
+    prefix = "decoder." if taken.part == "decoder" else f"encoders.{taken.part}."
     wanted = {
         name: shape
         for name, shape in wanted_shapes(config.model).items()
@@ -69,6 +73,8 @@ def read_foreign(
         # It reads the decoder's own tokens.
         vocabulary = {"vocabulary": described["vocab_size"]}
         part = {"decoder": vocabulary, "encoders": {"text": {"encoder": shape}}}
+    elif taken.part != "decoder":
+        part = {"encoders": {taken.part: {"encoder": shape}}}
     (place / PART).write(yaml.safe_dump({"model": part}, sort_keys=False).encode())
     return place, taken
 
@@ -81,16 +87,22 @@ def _config(taken: Taken, described: Mapping[str, Any], *, out: Place) -> RunCon
     """
     decoder: dict[str, Any] = taken.shape
     encoders: dict[str, Any] = {}
-    if taken.part == "text":
-        encoders = {"text": {"encoder": taken.shape}}
+    spans: dict[str, Any] = {"kind": "stored"}
+    if taken.part != "decoder":
+        encoders = {taken.part: {"encoder": taken.shape}}
         decoder = {
             "vocabulary": described.get("vocab_size"),
             "width": taken.shape["width"],
             "num_layers": 1,
             "heads": taken.shape["heads"],
             "feed_forward": taken.shape["feed_forward"],
-            "max_tokens": taken.shape["max_tokens"],
+            "max_tokens": taken.shape.get("max_tokens"),
         }
+    room = 16
+    if taken.part == "image":
+        spans = {"kind": "image"}
+        room = ImageEncoderConfig.model_validate(taken.shape).longest_span
+        decoder |= {"vocabulary": 8, "max_tokens": room + 1}
     return RunConfig.model_validate(
         {
             "name": "imported",
@@ -98,11 +110,11 @@ def _config(taken: Taken, described: Mapping[str, Any], *, out: Place) -> RunCon
             "steps": 1,
             "precision": "fp32",
             "model": {"decoder": decoder, "encoders": encoders},
-            "spans": {"text": {"kind": "stored"}} if encoders else {},
+            "spans": dict.fromkeys(encoders, spans),
             "data": {
                 "corpus": "none",
-                "sequence_tokens": min(decoder["max_tokens"], 2048),
-                **({"span_capacity": {"text": {"tokens": 16, "spans": 1}}} if encoders else {}),
+                "sequence_tokens": max(room + 1, min(decoder["max_tokens"], 2048)),
+                "span_capacity": {name: {"tokens": room, "spans": 1} for name in encoders},
             },
             "batch": {"sequences": 1, "micro_sequences": 1},
             "optim": {"lr": 1e-4, "warmup_steps": 0},

@@ -1,6 +1,6 @@
 """Packed pictures against one picture at a time, and positions between those of the table."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -9,21 +9,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import attention
-from model.encoders.grid import cubic_weights, native_grid
+from model.encoders.grid import native_grid, weights_between
 from model.encoders.image import ImageEncoder, ImageEncoderConfig
 from model.encoders.protocol import SpanLoad
-from model.layers import Layers
+from model.layers import Layers, initialize
+from model.recompute import Recompute
+from parallel.engine import decays
+from tests.model.encoders import plain_image
 from train.data.spans.picture import Picture, pack_pictures
 from train.data.spans.places import FlatSpans
 from train.data.spans.protocol import SpanCapacity
 
 SLOTS = 64
 NATIVE: dict[str, Any] = {"max_patches": 12, "table": [3, 4]}
+BEIT: dict[str, Any] = {
+    "size": [12, 16],
+    "class_token": "kept",
+    "layer_scale": 0.1,
+    "positions": False,
+    "relative_positions": "each",
+}
 KINDS: dict[str, dict[str, Any]] = {
     "one size": {"size": [12, 16]},
     "one size, class kept": {"size": [12, 16], "class_token": "kept"},
     "one size, class dropped": {"size": [12, 16], "class_token": "dropped"},
     "another size than the table's": {"size": [12, 16], "table": [2, 5], "class_token": "kept"},
+    "beit": BEIT,
+    "beit, of another size": BEIT | {"table": [2, 5], "relative_positions": "shared"},
+    "no class, relative": BEIT | {"class_token": "none", "positions": True},
+    "clip": {
+        "size": [12, 16],
+        "class_token": "dropped",
+        "embedding_norm": True,
+        "final_norm": False,
+        "activation": "quick_gelu",
+    },
+    "more than whole patches": {"size": [15, 17]},
     "native": NATIVE,
     "native, class kept": NATIVE | {"class_token": "kept"},
     "native, class dropped": NATIVE | {"class_token": "dropped"},
@@ -45,7 +66,8 @@ def tiny_encoder(config: ImageEncoderConfig, *, dtype: torch.dtype = torch.float
         for name, parameter in encoder.named_parameters():
             is_gain = "norm.weight" in name
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(noise * (0.1 if is_gain else 0.3) + (1.0 if is_gain else 0.0))
+            wide = 1.0 if "relative_bias" in name else 0.3
+            parameter.copy_(noise * (0.1 if is_gain else wide) + (1.0 if is_gain else 0.0))
     return encoder
 
 
@@ -106,68 +128,12 @@ def test_packed_pictures_are_read_as_one_by_one(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_vectors_are_those_of_plain_layers(kind: str) -> None:
-    """One picture by torch's own convolution, interpolation and attention."""
     config = tiny_config(**KINDS[kind])
     encoder = tiny_encoder(config)
     for item in pictures(config, SIZES):
         vectors = encoder(packed(config, [item]))
-        expected = by_hand(dict(encoder.named_parameters()), config, item)
+        expected = plain_image.encode(dict(encoder.named_parameters()), config, item)
         torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-5)
-
-
-def by_hand(weights: dict[str, Tensor], config: ImageEncoderConfig, item: Picture) -> Tensor:
-    (rows, columns), P, E = item.grid, config.patch_pixels, config.width
-    patches = torch.from_numpy(item.patches).float().view(rows, columns, 3, P, P)
-    image = patches.permute(2, 0, 3, 1, 4).reshape(1, 3, rows * P, columns * P) / 255
-    mean, std = torch.tensor(config.mean), torch.tensor(config.std)
-    image = (image - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    kernel = weights["embedding.weight"].view(E, 3, P, P)
-    x = F.conv2d(image, kernel, weights["embedding.bias"], stride=P).flatten(2)[0].T
-    has_class = config.class_token != "none"
-    table = weights["positions.weight"]
-    places = table[int(has_class) :].T.view(1, E, *config.table_grid)
-    if item.grid != config.table_grid:
-        places = F.interpolate(places, size=item.grid, mode="bicubic")
-    x = x + places.flatten(2)[0].T
-    if has_class:
-        x = torch.cat([weights["class_row.weight"] + table[:1], x])
-    alpha = (2 * config.num_layers) ** 0.25 if config.norm == "deepnorm" else 1.0
-    for i in range(config.num_layers):
-        part = {
-            name.removeprefix(f"blocks.{i}."): value
-            for name, value in weights.items()
-            if name.startswith(f"blocks.{i}.")
-        }
-
-        def linear(x: Tensor, name: str, part: dict[str, Tensor] = part) -> Tensor:
-            return x @ part[f"{name}.weight"].T + part[f"{name}.bias"]
-
-        def norm(x: Tensor, name: str, part: dict[str, Tensor] = part) -> Tensor:
-            weight, bias = part[f"{name}.weight"], part[f"{name}.bias"]
-            return F.layer_norm(x, (E,), weight, bias, config.norm_epsilon)
-
-        def attend(x: Tensor, linear: Any = linear) -> Tensor:
-            parts = linear(x, "attention.qkv").view(len(x), config.heads, 3, -1)
-            query, key, value = parts.permute(2, 1, 0, 3)
-            scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
-            mixed = (scores.softmax(-1) @ value).transpose(0, 1).reshape(len(x), E)
-            return linear(mixed, "attention.out")
-
-        def feed(x: Tensor, linear: Any = linear) -> Tensor:
-            how = "tanh" if config.activation == "gelu_tanh" else "none"
-            return linear(
-                F.gelu(linear(x, "feed_forward.up"), approximate=how), "feed_forward.down"
-            )
-
-        for branch, name in ((attend, "attention_norm"), (feed, "feed_forward_norm")):
-            if config.norm == "pre":
-                x = x + branch(norm(x, name))
-            else:
-                x = norm(alpha * x + branch(x), name)
-    if config.final_norm:
-        weight, bias = weights["final_norm.weight"], weights["final_norm.bias"]
-        x = F.layer_norm(x, (E,), weight, bias, config.norm_epsilon)
-    return x[1:] if config.class_token == "dropped" else x
 
 
 def test_a_microbatch_without_pictures_reads_one_of_padding() -> None:
@@ -223,11 +189,14 @@ def test_native_grids_fit_and_keep_the_aspect() -> None:
 
 
 @pytest.mark.parametrize(("table", "size"), [(4, 4), (14, 24), (24, 14), (3, 1), (1, 5), (7, 16)])
-def test_cubic_weights_are_those_of_interpolate(table: int, size: int) -> None:
+@pytest.mark.parametrize("kind", ["linear", "cubic"])
+def test_weights_are_those_of_interpolate(
+    table: int, size: int, kind: Literal["linear", "cubic"]
+) -> None:
     values = torch.randn(1, 2, table, 3, generator=torch.Generator().manual_seed(0))
-    expected = F.interpolate(values, size=(size, 3), mode="bicubic")
+    expected = F.interpolate(values, size=(size, 3), mode=f"bi{kind}")
     places, sizes = torch.arange(size), torch.full((size,), size)
-    weights = cubic_weights(places, sizes, table=table)
+    weights = weights_between(places, sizes, table=table, kind=kind)
     torch.testing.assert_close(torch.einsum("rt,bctw->bcrw", weights, values), expected)
 
 
@@ -236,7 +205,7 @@ def test_what_trains_and_what_the_planner_counts() -> None:
     encoder = config.build(vocabulary=8, layers=Layers(), recompute="none")
     fixed = {name for name, value in encoder.named_parameters() if not value.requires_grad}
     assert {name.split(".")[0] for name in fixed} == {
-        *("embedding", "class_row", "positions", "blocks")
+        *("projection", "class_embedding", "positions", "blocks")
     }
     assert {name.split(".")[1] for name in fixed if name.startswith("blocks")} == {"0"}
     frozen, trained = config.stacks(SpanLoad(vectors=36, spans=3, longest=12))
@@ -244,6 +213,14 @@ def test_what_trains_and_what_the_planner_counts() -> None:
     assert (trained.rows, trained.cells, trained.pairs) == (39, 39, 3 * 13**2)
     assert trained.trains
     assert not frozen.trains
+    assert not trained.bias_trains
+    for relative, num_trained in (("shared", 0), ("each", 2)):
+        config = tiny_config(**BEIT | {"relative_positions": relative, "init_from": "somewhere"})
+        encoder = config.build(vocabulary=8, layers=Layers(), recompute="none")
+        asked = [value.requires_grad for value in encoder.patch_biases.parameters()]
+        assert sum(asked) == num_trained
+        frozen, trained = config.stacks(SpanLoad(vectors=39, spans=3, longest=13))
+        assert (frozen.bias_trains, trained.bias_trains) == (False, num_trained > 0)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +228,7 @@ def test_what_trains_and_what_the_planner_counts() -> None:
     [
         ({}, "size: set it to the height and width of all pictures, or max_patches"),
         ({"size": [8, 8], "max_patches": 4}, "one of the two"),
-        ({"size": [8, 10]}, "not in whole patches of 4 pixels"),
+        ({"size": [8, 3]}, "holds no patch of 4 pixels"),
     ],
 )
 def test_refused(options: dict[str, Any], message: str) -> None:
@@ -265,3 +242,41 @@ def test_faults() -> None:
     assert [fault.split(":")[0] for fault in told] == [
         *("here.heads", "here.trainable_layers", "here.fit")
     ]
+    config = tiny_config(max_patches=4, relative_positions="each")
+    (alone,) = config.faults("here", vocabulary=8, longest=0, is_supplied=False)
+    assert alone.startswith("here.relative_positions: each is for pictures of one size")
+    config = tiny_config(max_patches=4, positions=False)
+    (alone,) = config.faults("here", vocabulary=8, longest=0, is_supplied=False)
+    assert alone.startswith("here.positions: without them patches would have no order")
+
+
+def test_first_values_and_what_decays() -> None:
+    config = tiny_config(**BEIT | {"positions": True, "embedding_norm": True})
+    encoder = config.build(vocabulary=8, layers=Layers(), recompute="none")
+    initialize(encoder, seed=3)
+    values = dict(encoder.named_parameters())
+    assert (values["blocks.1.feed_forward_scale.weight"] == 0.1).all()
+    assert 0.01 < values["projection.weight"].std() < 0.03
+    decaying = {name for name, value in values.items() if decays(name, value)}
+    matrices = ("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.down")
+    layers = range(config.num_layers)
+    blocks = {f"blocks.{layer}.{name}.weight" for layer in layers for name in matrices}
+    assert decaying == {"projection.weight", *blocks}
+
+
+@pytest.mark.parametrize("kind", ["beit", "clip", "native, class dropped"])
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputation_gives_the_same_gradients(kind: str, recompute: Recompute) -> None:
+    config = tiny_config(**KINDS[kind])
+    spans = packed(config, pictures(config, SIZES))
+    kinds: tuple[Recompute, ...] = ("none", recompute)
+    gradients: list[list[Tensor | None]] = []
+    for again in kinds:
+        encoder = config.build(vocabulary=8, layers=Layers(), recompute=again)
+        initialize(encoder, seed=3)
+        encoder(spans).square().sum().backward()
+        gradients.append([value.grad for value in encoder.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a, b)

@@ -8,11 +8,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.decoder import DecoderConfig
+from model.encoders.image import ImageEncoderConfig
+from model.encoders.protocol import EncoderKind
 from model.encoders.text import TextEncoderConfig
 from tools.hub.families.bert import BERT, ELECTRA, ROBERTA
 from tools.hub.families.gpt2 import GPT2
 from tools.hub.families.llama import LLAMA
 from tools.hub.families.table import Described, Part
+from tools.hub.families.vision import BEIT, CLIP, SIGLIP, VIT
 from train.errors import CheckpointError
 from train.storage.record import fault_of
 
@@ -24,8 +27,18 @@ FAMILIES: Final = {
     "bert": BERT,
     "roberta": ROBERTA,
     "electra": ELECTRA,
+    "vit": VIT,
+    "beit": BEIT,
+    "clip": CLIP,
+    "clip_vision_model": CLIP,
+    "siglip": SIGLIP,
+    "siglip_vision_model": SIGLIP,
 }
 """By `model_type` of config.json."""
+_ENCODERS: Final[Mapping[Part, type[EncoderKind]]] = {
+    "text": TextEncoderConfig,
+    "image": ImageEncoderConfig,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +132,8 @@ def take(described: Described, tensors: Mapping[str, Tensor], *, place: str) -> 
 
 def _checked(part: Part, shape: Mapping[str, Any]) -> list[str]:
     """What is wrong with the shape, beyond what its fields refuse."""
-    if part == "text":
-        encoder = TextEncoderConfig.model_validate(shape)
+    if part in _ENCODERS:
+        encoder = _ENCODERS[part].model_validate(shape)
         is_whole = encoder.width % encoder.heads == 0
         return [] if is_whole else [f"{encoder.heads} heads do not divide width {encoder.width}"]
     return list(DecoderConfig.model_validate(shape).faults("model.decoder"))

@@ -8,11 +8,11 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-Part = Literal["decoder", "text"]
+Part = Literal["decoder", "text", "image"]
 Described = Mapping[str, Any]
 """A config.json of transformers."""
 
-_GELUS: Final = {
+_GELUS: Final[Mapping[str, str]] = {
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
@@ -53,7 +53,7 @@ class Family:
     Attributes:
         part: what it becomes.
         prefix: what names begin with where a model with a head was saved.
-        shape: the configuration of our decoder or text encoder, and faults of what cannot be one.
+        shape: the configuration of our decoder or encoder, and faults of what cannot be one.
         table: our tensors and theirs.
         idle: matches names that nothing of ours passes through: heads of encoders, and buffers
             that are no weights.
@@ -94,9 +94,19 @@ def apart(*, groups: int, shared: int) -> Callable[[Tensor], tuple[Tensor, ...]]
     return made
 
 
-def gelu(described: Described, key: str, faults: list[str]) -> str:
-    """Which GELU a configuration names; a fault if it names another activation."""
+def gelu(
+    described: Described, key: str, faults: list[str], *, also: Mapping[str, str] | None = None
+) -> str:
+    """Which GELU a configuration names; a fault if it names another activation.
+
+    Args:
+        described: the configuration.
+        key: that names it.
+        faults: to which another is added.
+        also: further ones that are computed, and what they are called here.
+    """
+    known = {**_GELUS, **(also or {})}
     found = str(described.get(key, "gelu"))
-    if found not in _GELUS:
-        faults.append(f"{key} {found[:40]!r}: the activation is one of {', '.join(_GELUS)}")
-    return _GELUS.get(found, "gelu")
+    if found not in known:
+        faults.append(f"{key} {found[:40]!r}: the activation is one of {', '.join(known)}")
+    return known.get(found, "gelu")

@@ -97,8 +97,9 @@ def read_picture(
         )
     rows, columns = grid = encoder.grid((height, width))
     P = encoder.patch_pixels
-    fitted = _resized(upright, (rows * P, columns * P), encoder)
-    pixels = np.asarray(fitted).reshape(rows, P, columns, P, 3)
+    height, width = encoder.size or (rows * P, columns * P)
+    fitted = np.asarray(_resized(upright, (height, width), encoder))
+    pixels = fitted[: rows * P, : columns * P].reshape(rows, P, columns, P, 3)
     patches = pixels.transpose(0, 2, 4, 1, 3).reshape(rows * columns, 3 * P * P)
     return Picture(patches=patches, grid=grid)
 
@@ -231,21 +232,19 @@ def _upright(image: Image.Image) -> Image.Image:
 def _resized(image: Image.Image, size: tuple[int, int], encoder: ImageEncoderConfig) -> Image.Image:
     """The picture at a height and width."""
     height, width = size
-    box = (0.0, 0.0, float(image.width), float(image.height))
+    fitted = size if encoder.resized is None else (encoder.resized[0], encoder.resized[1])
     if encoder.fit == "crop":
-        box = _middle(image, size)
+        fitted = _covering(fitted, (image.height, image.width))
+    # The middle of what would be fitted is all that is computed; a very wide picture has much else.
+    top, left = (fitted[0] - height) // 2, (fitted[1] - width) // 2
+    down, right = image.height / fitted[0], image.width / fitted[1]
+    box = (left * right, top * down, (left + width) * right, (top + height) * down)
     return image.resize((width, height), _RESAMPLING[encoder.resample], box=box)
 
 
-def _middle(image: Image.Image, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """What is left of a picture that is cut behind its resizing, as CLIP's processor does it."""
-    (height, width), (whole_height, whole_width) = size, (image.height, image.width)
+def _covering(size: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
+    """The smallest height and width of a picture's aspect that cover a size; as in CLIP."""
+    (height, width), (whole_height, whole_width) = size, whole
     if height * whole_width >= width * whole_height:
-        between = height * whole_width // whole_height
-        left = (between - width) // 2
-        scale = whole_width / between
-        return left * scale, 0.0, (left + width) * scale, float(whole_height)
-    between = width * whole_height // whole_width
-    top = (between - height) // 2
-    scale = whole_height / between
-    return 0.0, top * scale, float(whole_width), (top + height) * scale
+        return height, height * whole_width // whole_height
+    return width * whole_height // whole_width, width
