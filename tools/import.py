@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     place, taken = read_foreign(options.folder, out, start_token=options.start_token)
     if taken.left_out:
         named = ", ".join(taken.left_out)
-        sys.stdout.write(f"of the {taken.part} are not, and were left out: {named}\n")
+        what = taken.part if taken.part == "decoder" else f"{taken.part} encoder"
+        sys.stdout.write(f"of the {what} are not, and were left out: {named}\n")
     for note in taken.notes:
         sys.stdout.write(f"{note}\n")
     sys.stdout.write(f"{place}: python -m train {place}/{PART} MINE.yaml\n")

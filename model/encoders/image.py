@@ -76,7 +76,7 @@ class ImageEncoderConfig(EncoderKind):
     layer_scale: Annotated[float, Field(gt=0, le=1)] | None = None
     """What learned factors of each branch's channels start from (BEiT); default: there are none."""
     positions: bool = True
-    """Whether there are learned positions; not in all of BEiT."""
+    """Whether there are learned positions; not in most of BEiT."""
     relative_positions: Literal["none", "shared", "each"] = "none"
     """Whether scores have a bias by the way from patch to patch, `shared` by all layers or `each`
     with its own (BEiT). Grids other than the table's read between it (bilinear)."""
@@ -195,11 +195,6 @@ class ImageEncoderConfig(EncoderKind):
                 f"size, as {path}.max_patches would ask for a bias of each: choose none, or set "
                 f"{path}.size"
             )
-        if not self.positions and self.relative_positions == "none":
-            yield (
-                f"{path}.positions: without them patches would have no order: leave the key out, "
-                f"or set {path}.relative_positions"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -309,7 +304,7 @@ class ImageEncoder(nn.Module):
             x = self.final_norm(x)
         return x.index_select(0, spans.vectors[: spans.steady_vectors(like=weight)])
 
-    def _normalized(self, patches: Tensor) -> Float[Tensor, "R 3*P*P"]:
+    def _normalized(self, patches: Tensor) -> Float[Tensor, "R _"]:
         # By numbers of the host: buffers would be rounded in a model of 16 bits.
         pixels = patches.float().view(len(patches), 3, -1)
         for color, (mean, std) in enumerate(zip(self.config.mean, self.config.std, strict=True)):

@@ -245,9 +245,9 @@ def test_faults() -> None:
     config = tiny_config(max_patches=4, relative_positions="each")
     (alone,) = config.faults("here", vocabulary=8, longest=0, is_supplied=False)
     assert alone.startswith("here.relative_positions: each is for pictures of one size")
-    config = tiny_config(max_patches=4, positions=False)
+    config = tiny_config(size=[8, 8], resized=[10, 7])
     (alone,) = config.faults("here", vocabulary=8, longest=0, is_supplied=False)
-    assert alone.startswith("here.positions: without them patches would have no order")
+    assert alone.startswith("here.resized: [10, 7] is smaller than here.size ([8, 8])")
 
 
 def test_first_values_and_what_decays() -> None:

@@ -19,6 +19,9 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What Pillow may take bytes for; other formats start programs or are no pictures."""
 MOST_PIXELS: Final = 89_478_485
 """Pillow's own bound: a quarter of a GiB of RGB. More is an attack, or a mistake."""
+_MOST_FITTED: Final = 2**24
+"""Pixels of a picture that is fitted whole before its middle is cut out; of a longer one the middle
+alone is computed."""
 _RESAMPLING: Final = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -235,11 +238,15 @@ def _resized(image: Image.Image, size: tuple[int, int], encoder: ImageEncoderCon
     fitted = size if encoder.resized is None else (encoder.resized[0], encoder.resized[1])
     if encoder.fit == "crop":
         fitted = _covering(fitted, (image.height, image.width))
-    # The middle of what would be fitted is all that is computed; a very wide picture has much else.
     top, left = (fitted[0] - height) // 2, (fitted[1] - width) // 2
+    how = _RESAMPLING[encoder.resample]
+    if fitted[0] * fitted[1] <= _MOST_FITTED:
+        # Whole, as processors do: Pillow rounds otherwise where it computes a part.
+        whole = image.resize((fitted[1], fitted[0]), how)
+        return whole.crop((left, top, left + width, top + height))
     down, right = image.height / fitted[0], image.width / fitted[1]
     box = (left * right, top * down, (left + width) * right, (top + height) * down)
-    return image.resize((width, height), _RESAMPLING[encoder.resample], box=box)
+    return image.resize((width, height), how, box=box)
 
 
 def _covering(size: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
