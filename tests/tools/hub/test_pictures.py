@@ -1,4 +1,4 @@
-"""ViT, CLIP's and SigLIP's vision models and BEiT become image encoders, and read pictures alike."""
+"""ViT, CLIP, SigLIP and BEiT become image encoders, and pictures are read for them alike."""
 
 import importlib
 import io
@@ -139,9 +139,9 @@ def test_features_follow_from_the_weights(tmp_path: Path) -> None:
     theirs = random_instance(*KINDS["beit, each"])
     config = imported(theirs, tmp_path)
     with torch.no_grad():
-        theirs.encoder.layer[1].attention.attention.relative_position_bias.relative_position_bias_table[
-            17
-        ] += 0.1
+        theirs.encoder.layer[
+            1
+        ].attention.attention.relative_position_bias.relative_position_bias_table[17] += 0.1
     item = read_picture(picture(50, 40), config)
     ours = loaded(config, tmp_path)(packed(config, [item]))
     expected = features(theirs, pixels(config, picture(50, 40)), between=False)[1:]
