@@ -201,6 +201,7 @@ IMAGE = [
     "feed_forward: 32, max_patches: 4}"
 ]
 KINDS = {
+    "encoder.layer_scale": IMAGE,
     "encoder.max_patches": IMAGE,
     "encoder.patch_pixels": IMAGE,
     "spans.text.which": ["spans.text={kind: rules, which: first}"],
