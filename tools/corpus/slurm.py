@@ -5,10 +5,10 @@
           └──────── a note of each part ◀──────────┘
 
 Whoever builds has the lease. It submits an array for each round of work, waits until all parts are
-noted, and gives out again what a task that was killed left undone: that has no note, however much
-of it was written. A task is the build's own command with `--task K`, on any node that sees the same
-files. It looks at the sources as the build did, and does nothing where they are others by now.
-Tasks read JSON, a tokenizer and arrays; nothing is pickled.
+noted, and gives out again what a task left undone, because it was killed or a store refused it:
+that has no note, however much of it was written. A task is the build's own command with `--task K`,
+on any node that sees the same files. It looks at the sources as the build did, and does nothing
+where they are others by now. Tasks read JSON, a tokenizer and arrays; nothing is pickled.
 """
 
 import os
@@ -27,13 +27,15 @@ from tools.corpus.words import counted
 from tools.corpus.workshop import Workshop
 from tools.submit import calling
 from tools.submit.flags import digest, digest_of
-from train.errors import DataError, UserError
+from train.errors import DataError, StorageError, UserError
 
 _POLL_SECONDS, _POLL_SECONDS_AT_MOST, _POLLS_OF_AGE = 1.0, 30.0, 20.0
 """Slurm is asked the less often, the longer an array has been there: every twentieth of its age."""
 _SHARES: Final = "shares.json"
 _FAULT: Final = "faults/{}.txt"
 """Of an array, by its number: what a user has to mend."""
+_REFUSAL: Final = "faults/{}.store.txt"
+"""Likewise: what a store said to a task, which it may not say to the next."""
 _OURS: Final = (
     *("array", "comment", "cpus-per-task", "export", "job-name", "ntasks", "parsable"),
     *("test-only", "wait", "wrap"),
@@ -150,6 +152,8 @@ class SlurmArray:
                 with suppress(UserError):  # what is still there has nothing to do any more
                     calling.cancel([job])
             if len(missing) == before:
+                if (refusal := workshop.read(workshop.working / _REFUSAL.format(job))) is not None:
+                    raise DataError(refusal.decode())
                 raise DataError(
                     f"no task of job {job} has finished a part: look into slurm-build-{job}_*.out; "
                     "perhaps they need more memory or time (--sbatch)"
@@ -200,7 +204,8 @@ def tell_fault(workshop: Workshop, error: UserError) -> None:
     """Let whoever builds know what a user has to mend, where this is a task of an array."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array is not None and workshop.is_begun:
-        workshop.write(workshop.working / _FAULT.format(array), str(error).encode())
+        name = _REFUSAL if isinstance(error, StorageError) else _FAULT
+        workshop.write(workshop.working / name.format(array), str(error).encode())
 
 
 def _noted(workshop: Workshop, kind: str, missing: Sequence[int], job: int) -> Iterator[int]:

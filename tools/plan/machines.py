@@ -1,12 +1,14 @@
 """Rates of machines: nominal presets, and constants measured by a calibration."""
 
+import bisect
 import contextlib
+import functools
 import math
 import os
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple
 
-import numpy as np
 import psutil
 from pydantic import Field, ValidationError
 
@@ -99,10 +101,15 @@ class Rates(Config):
         if operations == 0:
             return 0.0
         size = (rows * inner * outer) ** (1 / 3)
-        sizes, rates = np.array(self.products).T
         # Between sizes by their logarithm; what is smaller than the smallest is slower still.
-        rate = np.interp(math.log(size), np.log(sizes), rates) * min(1.0, size / sizes[0])
-        return float(operations / rate)
+        number = bisect.bisect(self.products, size, key=itemgetter(0))
+        (below, slower), (above, faster) = (
+            self.products[max(number - 1, 0)],
+            self.products[min(number, len(self.products) - 1)],
+        )
+        part = math.log(size / below) / math.log(above / below) if above > below else 0.0
+        rate = (slower + part * (faster - slower)) * min(1.0, size / self.products[0][0])
+        return operations / rate
 
 
 ZERO_RATES = [name for name, field in Rates.model_fields.items() if field.annotation == ByStage]
@@ -162,21 +169,29 @@ class Machine(Config):
         if span <= self.ranks_per_node:
             return self.within_node
         ways = max(1, self.ranks_per_node // stride)
-
-        def widened(kind: Literal["reduce", "gather"]) -> Link:
-            one, limit = getattr(self.between_nodes, kind), getattr(self.within_node, kind)
-            most = max(limit.bytes_per_second, one.bytes_per_second)
-            rate = min(ways * one.bytes_per_second, most)
-            return one.model_copy(update={"bytes_per_second": rate})
-
-        return self.between_nodes.model_copy(
-            update={"reduce": widened("reduce"), "gather": widened("gather")}
-        )
+        return _widened(self.between_nodes, ways, limits=self.within_node)
 
     @property
     def usable_bytes(self) -> float:
         """Of a rank's memory, what tensors can fill; the rest goes to contexts and fragments."""
         return 0.92 * self.memory_bytes
+
+
+@functools.cache
+def _widened(links: Links, ways: int, *, limits: Links) -> Links:
+    """Links with so many ways out, up to what a node's ranks have among themselves."""
+
+    def widened(one: Link, limit: Link) -> Link:
+        most = max(limit.bytes_per_second, one.bytes_per_second)
+        rate = min(ways * one.bytes_per_second, most)
+        return one.model_copy(update={"bytes_per_second": rate})
+
+    return links.model_copy(
+        update={
+            "reduce": widened(links.reduce, limits.reduce),
+            "gather": widened(links.gather, limits.gather),
+        }
+    )
 
 
 class _Sheet(NamedTuple):

@@ -128,8 +128,9 @@ def rank_memory(
         (nothing, state.growing, state.reduction),
         (nothing, state.left, state.update),
     ]
-    counts, gradients, workspace = max(moments, key=lambda m: sum(held(m[0])) + m[1] + m[2])
-    activations, encoder = held(counts)
+    kept_then = {counts: held(counts) for counts in (after, fullest, nothing)}
+    counts, gradients, workspace = max(moments, key=lambda m: sum(kept_then[m[0]]) + m[1] + m[2])
+    activations, encoder = kept_then[counts]
     running = replace(
         state.always,
         activations=activations,
@@ -270,9 +271,8 @@ def _state(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> _
     # Buckets are as long as all parameters; only gradients come into them, and are copied.
     reduced = min(task.zero.bucket_elements, share.trained) * s
     at_once = min(task.zero.bucket_elements * s, part)
-    small = sum(
-        w.elements for w in share.weights if w.elements <= task.zero.persist_parameters_below
-    )
+    below = task.zero.persist_parameters_below
+    small = sum(size * count for size, count in share.sizes.items() if size <= below)
     offloads = task.zero.offload_directory is not None
     return _State(
         always=Memory(

@@ -1,8 +1,10 @@
 """Every layout of a run on so many ranks: which fit, and which is fastest."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple, get_args
 
@@ -133,6 +135,9 @@ def flops_per_token(task: Task) -> float:
 def with_best_split(task: Task, candidate: Candidate, machine: Machine) -> Candidate:
     """With the split that makes the slowest stage fastest on this machine."""
     layout = candidate.layout
+    if layout.pipeline == 1:
+        split = [task.model.decoder.num_layers]
+        return replace(candidate, layout=layout.model_copy(update={"split": split}))
     pieces = pieces_seconds(task, candidate, machine)
     split = balanced(
         task.model.decoder.num_layers,
@@ -165,13 +170,15 @@ def _skeletons(
 
 def _choices(
     task: Task, machine: Machine, skeleton: LayoutConfig, ranks: int, refusals: Counter[str]
-) -> Iterator[list[Candidate]]:
-    """Everything else that can be chosen; each list holds the same with ever more recomputed."""
+) -> Iterator[Iterator[Candidate]]:
+    """Everything else that can be chosen; each time the same with ever more recomputed."""
     data = ranks // skeleton.model_ranks
     if task.sequences % data:
         refusals[f"data {data}: batch.sequences {task.sequences} does not divide"] += 1
         return
     sequences = task.sequences // data
+    # Attention keeps no scores but in encoders: without any, `selective` is `none`.
+    recomputes = [r for r in RECOMPUTES if r != "selective" or task.model.encoders]
     for layout, micro_sequences in product(_variants(task, skeleton), _divisors(sequences)):
         if micro_sequences > MOST_MICRO_SEQUENCES:
             continue
@@ -184,21 +191,22 @@ def _choices(
         if layout.sequence_parallel and rows % layout.tensor:
             refusals[f"tensor {layout.tensor}: does not divide {rows} slots"] += 1
             continue
-        drafts = [
-            Candidate(
-                layout=layout.model_copy(update={"recompute": recompute}),
-                data=data,
-                stage=0,
-                micro_sequences=micro_sequences,
-                num_microbatches=num_microbatches,
-            )
-            # Attention keeps no scores but in encoders: without any, `selective` is `none`.
-            for recompute in RECOMPUTES
-            if recompute != "selective" or task.model.encoders
-        ]
-        split = [with_best_split(task, draft, machine) for draft in drafts]
+        draft = Candidate(
+            layout=layout,
+            data=data,
+            stage=0,
+            micro_sequences=micro_sequences,
+            num_microbatches=num_microbatches,
+        )
+        recomputed = functools.cache(partial(_recomputed, task, machine, draft))
         for stage in _stages(task, data=data):
-            yield [replace(candidate, stage=stage) for candidate in split]
+            yield (replace(recomputed(recompute), stage=stage) for recompute in recomputes)
+
+
+def _recomputed(task: Task, machine: Machine, draft: Candidate, recompute: Recompute) -> Candidate:
+    """With the split that is best where so much is computed again."""
+    layout = draft.layout.model_copy(update={"recompute": recompute})
+    return with_best_split(task, replace(draft, layout=layout), machine)
 
 
 def _variants(task: Task, skeleton: LayoutConfig) -> Iterator[LayoutConfig]:

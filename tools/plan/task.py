@@ -1,7 +1,7 @@
 """The planner's task, out of a run's configuration, and the candidates it chooses among."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -199,6 +199,13 @@ class Task:
 
     def load(self, sequences: int) -> Load:
         """A microbatch of so many sequences."""
+        return self._load(sequences)
+
+    @cached_property
+    def _load(self) -> Callable[[int], Load]:
+        return functools.cache(self._counted)
+
+    def _counted(self, sequences: int) -> Load:
         spans = {
             modality: replace(part, vectors=part.vectors * sequences, spans=part.spans * sequences)
             for modality, part in self.spans.items()

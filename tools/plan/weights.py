@@ -126,6 +126,11 @@ class Share:
         return max(self._groups.values(), default=0)
 
     @cached_property
+    def sizes(self) -> Counter[int]:
+        """How many parameters have so many elements."""
+        return Counter(weight.elements for weight in self.weights)
+
+    @cached_property
     def _groups(self) -> Counter[tuple[bool, bool, float]]:
         sizes: Counter[tuple[bool, bool, float]] = Counter()
         for weight in self.weights:

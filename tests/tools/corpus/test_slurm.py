@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from tools.corpus import slurm
 from tools.corpus.workshop import RECORD, Workshop
 from tools.lab.jobs import SlurmLab
 from tools.submit import calling
-from train.errors import DataError
+from train.errors import DataError, StorageError
 
 CUT = "--part-mebibytes=0.02"
 
@@ -228,6 +229,33 @@ def test_an_array_that_brings_nothing_forth_is_given_up(
     array = slurm.SlurmArray(tasks=2, arguments=())
     with pytest.raises(DataError, match=r"no task of job \d+ has finished a part: look into"):
         list(array.spread(workshop, RECORD, [0, 1, 2], workers=1))
+
+
+def test_a_store_that_refuses_for_a_while_ends_no_build(
+    lab: SlurmLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a task left for that is given out again, as long as any gets on."""
+    workshop = Workshop(str(tmp_path / "out"))
+    workshop.write(workshop.working / "recipe.json", b"{}")
+    submitted: list[int] = []
+    real = calling.submit
+
+    def submit(command: Sequence[str], environment: Mapping[str, str]) -> int:
+        submitted.append(real(command, environment))
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", str(submitted[-1]))
+        slurm.tell_fault(workshop, StorageError("s3://lab/x: the store is busy"))
+        if len(submitted) == 1:
+            workshop.write(workshop.working / RECORD.format(1), b"{}")
+        return submitted[-1]
+
+    monkeypatch.setattr(calling, "submit", submit)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    said: list[str] = []
+    array = slurm.SlurmArray(tasks=2, arguments=(), report=said.append)
+    with pytest.raises(DataError, match=r"^s3://lab/x: the store is busy$"):
+        list(array.spread(workshop, RECORD, [0, 1, 2], workers=1))
+    assert len(submitted) == 2
+    assert said[0].startswith(f"1 task of job {submitted[0]} ended early")
 
 
 def test_what_only_completes_is_not_waited_for(lab: SlurmLab, tmp_path: Path) -> None:
