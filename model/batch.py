@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from model.steady import steady_rows
@@ -60,6 +60,7 @@ class Batch:
             alone. One of few sizes, whatever the number of documents. None where they attend
             across documents.
         positions: [B, S] place of each slot in its document; None where rows count their slots.
+        of_source: [n, B] whether a row comes from each of n sources; None where there is one.
     """
 
     tokens: Int64[Tensor, "B S"]
@@ -70,6 +71,7 @@ class Batch:
     spans: Mapping[str, PackedSpans]
     documents: Int32[Tensor, "N"] | None = None
     positions: Int64[Tensor, "B S"] | None = None
+    of_source: Bool[Tensor, "n B"] | None = None
 
     def to(self, device: torch.device) -> Self:
         """The same batch with every tensor on `device`."""

@@ -97,6 +97,7 @@ def build_collator(config: RunConfig, special: SpecialTokens) -> Collator:
         },
         padding=special.padding,
         attend=config.data.attend,
+        num_sources=len(config.data.mixed),
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -210,9 +211,17 @@ class Made:
                 # Where the host runs ahead, it waited in this step's time for the next one's data.
                 data_wait_seconds=min(waited, self._settled - before),
                 memory_bytes=peak_memory_bytes(),
+                by_source=self._named(result.by_source),
                 **asdict(result.averages),
             )
         )
+
+    def _named(self, by_source: Sequence[float | None]) -> dict[str, float] | None:
+        """Losses by the names of their sources; None if there is one source."""
+        if not by_source:
+            return None
+        named = zip(self._config.data.mixed, by_source, strict=True)
+        return {name: loss for name, loss in named if loss is not None}
 
     def save(self, *, waits: bool) -> None:
         """Save the last step; every rank must call it.

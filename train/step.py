@@ -54,6 +54,19 @@ def sums_of(batch: Batch, loss: Loss) -> Tensor:
     return torch.stack([terms.sum(), (terms * first).sum(), count, first.sum()])
 
 
+def _sums_by_source(batch: Batch, loss: Loss) -> Tensor:
+    """[2 n] sums of the losses of the scored tokens of each source, then their counts; [0] of one.
+
+    Products, and no index_add: on GPUs that adds in an order of its own.
+    """
+    terms = loss.terms[: batch.num_scored].double()
+    if batch.of_source is None:
+        return terms.new_zeros(0)
+    rows = batch.scored[: batch.num_scored] // batch.tokens.shape[1]
+    chosen = batch.of_source[:, rows].double()
+    return torch.cat([chosen @ terms, chosen.sum(dim=1)])
+
+
 def averaged(sums: Sequence[Tensor]) -> Averages:
     """Means over the microbatches of all ranks; every rank must call it.
 
@@ -84,12 +97,15 @@ class StepResult:
 
     Attributes:
         averages: losses over the global batch, before the update.
+        by_source: nats a scored token of each source, None of those without any; empty if there is
+            one source.
         gradient_norm: global norm before clipping.
         gradient_norms: those of the parts of the model, by name.
         stop: some rank was asked to stop after this step.
     """
 
     averages: Averages
+    by_source: list[float | None]
     gradient_norm: float
     gradient_norms: dict[str, float]
     stop: bool
@@ -111,8 +127,8 @@ class Gradients:
     """What the microbatches of a step have added up to, as far as the device has come.
 
     Attributes:
-        sums: [4] this rank's, as `sums_of` gives them; None where no token of the global batch is
-            scored, and there is no gradient.
+        sums: [4 + 2 n] this rank's, as `sums_of` gives them, and of each source; None where no
+            token of the global batch is scored, and there is no gradient.
         stop: some rank was asked to stop after this step.
     """
 
@@ -153,11 +169,20 @@ class PendingStep:
         if self.update is None:
             averages = averages_of([0.0] * 4)
             return StepResult(
-                averages=averages, gradient_norm=0.0, gradient_norms={}, stop=self.stop
+                averages=averages,
+                by_source=[],
+                gradient_norm=0.0,
+                gradient_norms={},
+                stop=self.stop,
             )
         told = self.update.read()
+        overall, each = told.sums[:4], told.sums[4:]
+        losses, counts = each[: len(each) // 2], each[len(each) // 2 :]
         return StepResult(
-            averages=averages_of(told.sums),
+            averages=averages_of(overall),
+            by_source=[
+                loss / count if count else None for loss, count in zip(losses, counts, strict=True)
+            ],
             gradient_norm=told.norm,
             gradient_norms=told.norms,
             stop=self.stop,
@@ -200,9 +225,14 @@ def accumulate(
     with failing_together(UserError, end=end_at_once) if compiles else nullcontext():
         losses = forward_backward(engine, batches, scale=1 / count)
     if mesh.speaks_for_sample:
-        sums = torch.stack(list(map(sums_of, batches, losses))).sum(dim=0)
+        overall, each = (
+            torch.stack(list(map(summed, batches, losses))).sum(dim=0)
+            for summed in (sums_of, _sums_by_source)
+        )
+        sums = torch.cat([overall, each])
     else:
-        sums = torch.zeros(4, dtype=torch.float64, device=mesh.world.device)
+        num_sources = 0 if batches[0].of_source is None else len(batches[0].of_source)
+        sums = torch.zeros(4 + 2 * num_sources, dtype=torch.float64, device=mesh.world.device)
     return Gradients(sums=sums, stop=stops > 0)
 
 

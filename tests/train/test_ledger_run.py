@@ -169,6 +169,19 @@ def test_validation_is_told_by_source(whole: tuple[Path, Metrics]) -> None:
     assert low < high
 
 
+def test_training_is_told_by_source(
+    whole: tuple[Path, Metrics], elastic: tuple[Path, Metrics]
+) -> None:
+    """Whatever the number of ranks; the sources' losses are parts of the whole one."""
+    for alone, shared in zip(whole[1].train, elastic[1].train, strict=True):
+        assert alone.by_source is not None
+        assert shared.by_source == pytest.approx(alone.by_source, rel=1e-5)
+        low, high = min(alone.by_source.values()), max(alone.by_source.values())
+        assert low * (1 - 1e-9) <= alone.loss <= high * (1 + 1e-9)
+    named = [set(record.by_source or {}) for record in whole[1].train]
+    assert {"long", "short"} in named
+
+
 def test_other_packing_is_refused_on_resume(
     overrides: list[str], elastic: tuple[Path, Metrics]
 ) -> None:

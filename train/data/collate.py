@@ -27,6 +27,7 @@ class Collator:
         attend: `within` trains each document of a sample as if it were alone in a sequence. Each
             document must then begin with `<s>`, which is never scored. A sample whose `documents`
             is None is one document.
+        num_sources: of which samples come.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class Collator:
         readers: Mapping[str, SpanReader],
         padding: int,
         attend: Attend = "across",
+        num_sources: int = 1,
     ):
         self.sequence_tokens = sequence_tokens
         self.readers = readers
         self.padding = padding
         self.attend: Attend = attend
+        self._num_sources = num_sources
 
     def __call__(
         self, pairs: Sequence[tuple[int, Sample]], *, choices: Sequence[int] | None = None
@@ -101,7 +104,14 @@ class Collator:
             spans=packed,
             documents=None if documents is None else torch.from_numpy(documents.bounds),
             positions=None if documents is None else torch.from_numpy(documents.positions),
+            of_source=self._of_source(samples),
         )
+
+    def _of_source(self, samples: Sequence[Sample]) -> torch.Tensor | None:
+        if self._num_sources == 1:
+            return None
+        numbers = np.array([sample.source for sample in samples])
+        return torch.from_numpy(numbers == np.arange(self._num_sources)[:, None])
 
 
 def _refuse_senseless(

@@ -92,6 +92,8 @@ class TrainRecord(_Record):
         step_seconds: duration of the step, waiting for data included.
         data_wait_seconds: part of it spent waiting for data.
         memory_bytes: peak memory of rank 0.
+        by_source: loss of each source by name, of those with scored tokens in it; None where there
+            is one source.
     """
 
     kind: Literal["train"] = "train"
@@ -106,6 +108,7 @@ class TrainRecord(_Record):
     step_seconds: Finite
     data_wait_seconds: Finite
     memory_bytes: Count
+    by_source: dict[str, Real] | None = None
 
     @property
     def tokens_per_second(self) -> float:

@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that needs nothing beside it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import cycle
 from pathlib import Path
@@ -246,17 +246,8 @@ def _charts(metrics: Metrics, *, bad_steps: Sequence[int] = ()) -> list[Chart]:
         Line("validation", "marked", [(r.step, r.loss) for r in validation]),
         rule=True,
     )
-    by_source = [(r.step, r.by_source) for r in validation if r.by_source is not None]
-    names = by_source[-1][1] if by_source else {}
-    chart(
-        "Validation loss by source, nats a token",
-        *(
-            Line(
-                name, style, [(step, losses[name]) for step, losses in by_source if name in losses]
-            )
-            for name, style in zip(names, cycle(_STYLES), strict=False)
-        ),
-    )
+    chart("Training loss by source, smoothed, nats a token", *_by_source(train, smoothed))
+    chart("Validation loss by source, nats a token", *_by_source(validation, list))
     by_task: dict[str, list[tuple[float, float]]] = {}
     for record in metrics.scores:
         by_task.setdefault(record.task, []).append((record.step, record.score))
@@ -286,6 +277,18 @@ def _charts(metrics: Metrics, *, bad_steps: Sequence[int] = ()) -> list[Chart]:
     memory = each(lambda r: r.memory_bytes / GIB_BYTES, "memory", "main")
     chart("Peak memory of rank 0, GiB", memory, from_zero=True)
     return [drawn for drawn in charts if drawn is not None]
+
+
+def _by_source(
+    records: Sequence[TrainRecord] | Sequence[ValidationRecord],
+    drawn: Callable[[list[tuple[float, float]]], list[tuple[float, float]]],
+) -> Iterator[Line]:
+    """A line for each source that any of the records tells of."""
+    told = [(record.step, record.by_source) for record in records if record.by_source is not None]
+    names = dict.fromkeys(name for _, losses in told for name in losses)
+    for name, style in zip(names, cycle(_STYLES), strict=False):
+        points = [(step, losses[name]) for step, losses in told if name in losses]
+        yield Line(name, style, drawn(points))
 
 
 def _points(train: Sequence[TrainRecord], value: Value) -> list[tuple[float, float]]:

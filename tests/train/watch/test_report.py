@@ -177,14 +177,19 @@ def test_counts_are_short(count: int, expected: str) -> None:
 
 def test_sources_have_a_chart_of_their_own() -> None:
     metrics = full_metrics()
-    assert "Validation loss by source" not in Page(render_report(metrics)).text
+    assert "loss by source" not in Page(render_report(metrics)).text
     metrics.validation[:] = [
         validation_record(step=step, by_source={"books": 5.0 - step / 10, HOSTILE: 4.0})
         for step in (0, 10)
     ]
     page = Page(render_report(metrics))
     assert "Validation loss by source, nats a token" in page.text
+    assert "Training loss by source" not in page.text
     assert "books" in page.text
+    metrics.train[:] = [train_record(step=s, by_source={"news": 4.0, "wiki": 3.0}) for s in (1, 9)]
+    page = Page(render_report(metrics))
+    assert "Training loss by source, smoothed, nats a token" in page.text
+    assert "news" in page.text
     assert "<script>alert" not in render_report(metrics)
 
 

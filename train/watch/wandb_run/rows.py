@@ -128,6 +128,8 @@ class Rows:
                 f"{record.kind}/loss_first_of_span": record.first_of_span_loss,
                 f"{record.kind}/loss_other": record.other_loss,
             }
+            for source, loss in (record.by_source or {}).items():
+                values[f"{record.kind}/loss/{source}"] = loss
         match record:
             case TrainRecord():
                 values |= {
@@ -144,8 +146,6 @@ class Rows:
             case ValidationRecord():
                 values["validation/step"] = record.step
                 values["validation/perplexity"] = perplexity(record.loss)
-                for source, loss in (record.by_source or {}).items():
-                    values[f"validation/loss/{source}"] = loss
             case WholeValidationRecord():
                 values |= {
                     "validation/step": record.step,

@@ -23,7 +23,7 @@ def test_a_step_has_one_row_with_all_of_it() -> None:
     records: list[Record] = [
         run_record(),
         validation_record(0),
-        train_record(1),
+        train_record(1, by_source={"news": 4.25}),
         train_record(2, gradient_norms={"decoder.blocks.0": 0.5, "connectors.text": 2.0}),
         validation_record(2, by_source={"news": 4.0}),
         ScoreRecord(
@@ -38,6 +38,7 @@ def test_a_step_has_one_row_with_all_of_it() -> None:
     assert "train/loss" not in rows[0].values
     assert rows[2].values["train/loss"] == train_record(2).loss
     assert rows[2].values["validation/loss/news"] == 4.0
+    assert rows[1].values["train/loss/news"] == 4.25
     assert rows[2].values["score/mood"] == 0.5
     assert rows[2].values["norm/decoder.blocks.0"] == 0.5
     assert not any(name.startswith("norm/") for row in (rows[1], rows[3]) for name in row.values)
