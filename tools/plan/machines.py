@@ -2,7 +2,6 @@
 
 import bisect
 import contextlib
-import functools
 import math
 import os
 from operator import itemgetter
@@ -169,29 +168,21 @@ class Machine(Config):
         if span <= self.ranks_per_node:
             return self.within_node
         ways = max(1, self.ranks_per_node // stride)
-        return _widened(self.between_nodes, ways, limits=self.within_node)
+
+        def widened(kind: Literal["reduce", "gather"]) -> Link:
+            one, limit = getattr(self.between_nodes, kind), getattr(self.within_node, kind)
+            most = max(limit.bytes_per_second, one.bytes_per_second)
+            rate = min(ways * one.bytes_per_second, most)
+            return one.model_copy(update={"bytes_per_second": rate})
+
+        return self.between_nodes.model_copy(
+            update={"reduce": widened("reduce"), "gather": widened("gather")}
+        )
 
     @property
     def usable_bytes(self) -> float:
         """Of a rank's memory, what tensors can fill; the rest goes to contexts and fragments."""
         return 0.92 * self.memory_bytes
-
-
-@functools.cache
-def _widened(links: Links, ways: int, *, limits: Links) -> Links:
-    """Links with so many ways out, up to what a node's ranks have among themselves."""
-
-    def widened(one: Link, limit: Link) -> Link:
-        most = max(limit.bytes_per_second, one.bytes_per_second)
-        rate = min(ways * one.bytes_per_second, most)
-        return one.model_copy(update={"bytes_per_second": rate})
-
-    return links.model_copy(
-        update={
-            "reduce": widened(links.reduce, limits.reduce),
-            "gather": widened(links.gather, limits.gather),
-        }
-    )
 
 
 class _Sheet(NamedTuple):

@@ -287,7 +287,9 @@ def _by_source(
     told = [(record.step, record.by_source) for record in records if record.by_source is not None]
     names = dict.fromkeys(name for _, losses in told for name in losses)
     for name, style in zip(names, cycle(_STYLES), strict=False):
-        points = [(step, losses[name]) for step, losses in told if name in losses]
+        points: list[tuple[float, float]] = [
+            (step, losses[name]) for step, losses in told if name in losses
+        ]
         yield Line(name, style, drawn(points))
 
 
