@@ -22,6 +22,8 @@ _LEAVING_SECONDS: Final = 300.0
 _ASK_AGAIN_SECONDS: Final = 5.0
 _LOOK_AGAIN_SECONDS: Final = 10.0
 _TURN_SECONDS: Final = 0.1
+_GATHERED_SECONDS: Final = 0.05
+"""What comes meanwhile is taken in one go: to wake up costs more than to read a line."""
 _SLEPT_SECONDS: Final = 5.0
 """A turn that takes so much longer was one in which this process was stopped."""
 
@@ -108,6 +110,7 @@ class Watch:
             self._listener.listen(until - time.monotonic())
             if self._listener.num_ends > num_ends or time.monotonic() >= until:
                 return
+            time.sleep(_GATHERED_SECONDS)
 
     @property
     def is_asked(self) -> bool:
