@@ -1,6 +1,6 @@
 """What is asked of a model: prompts, how they are to be continued, and the spans in them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from model.batch import PackedSpans
 from model.encoders.text import TextEncoderConfig
 from model.generation.picking import GREEDY, Sampling
 from model.semicausal import ModelConfig
+from train.data.document import MEDIA, Kind
 from train.data.segments import TextSegment, paragraphs
 from train.data.spans.places import FlatSpans
 from train.data.spans.protocol import SpanCapacity
@@ -26,6 +27,15 @@ def text_encoder(model: ModelConfig) -> tuple[str, TextEncoderConfig] | None:
         if isinstance(part.encoder, TextEncoderConfig):
             return modality, part.encoder
     return None
+
+
+def item_vectors(model: ModelConfig) -> Mapping[Kind, Callable[[Sequence[int]], int]]:
+    """Slots of an item by its size, for each modality that an encoder of the model reads."""
+    return {
+        kind: part.encoder.item_vectors
+        for kind, name in MEDIA.items()
+        if (part := model.encoders.get(name)) is not None
+    }
 
 
 def prompt_fault(prompts: Sequence[str], model: ModelConfig) -> str | None:

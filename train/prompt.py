@@ -10,11 +10,12 @@ characters, as it is in a text (docs/decisions/0032-one-reading-of-prompts.md).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from train.data.segments import BLANK_LINES, TextSegment
+from train.data.document import MEDIA
+from train.data.segments import BLANK_LINES, MediaSegment, Segment, TextSegment
 from train.errors import UserError
 
 # A run of backslashes is looked at once, from its beginning: each of them would cost as many steps.
@@ -32,18 +33,21 @@ class Part:
     Attributes:
         text: without marks. Spaces before a span belong to it: a word's token begins with its own.
         is_span: whether an encoder reads it.
+        medium: name of the modality of what the text names; empty where the text itself is read.
     """
 
     text: str
     is_span: bool
+    medium: str = ""
 
 
-def parse(prompt: str, *, modality: str = TEXT) -> list[Part]:
+def parse(prompt: str, *, modality: str = TEXT, media: Collection[str] = ()) -> list[Part]:
     """The parts of a prompt, in order, none of them empty.
 
     Args:
         prompt: as the user wrote it.
-        modality: the one that the model reads as text; every other name is refused.
+        modality: the one that the model reads as text.
+        media: modalities whose spans name what is read; every other name is refused.
 
     Raises:
         UserError: a span is not closed, lies in another, is empty or of another modality; or the
@@ -52,7 +56,7 @@ def parse(prompt: str, *, modality: str = TEXT) -> list[Part]:
     if any("\ud800" <= sign <= "\udfff" for sign in prompt):
         raise UserError(f"the prompt {prompt!a} is not UTF-8: write it in UTF-8")
     parts: list[Part] = []
-    text, end, opened = "", 0, -1
+    text, end, opened, medium = "", 0, -1, ""
     for mark in _MARK.finditer(prompt):
         backslashes, sign, named = mark.groups()
         text += prompt[end : mark.start()] + backslashes[: len(backslashes) // 2]
@@ -64,9 +68,9 @@ def parse(prompt: str, *, modality: str = TEXT) -> list[Part]:
         elif opened >= 0 and not text.strip():
             raise _refused(prompt, opened, "is empty", at=opened)
         elif opened >= 0:
-            parts.append(Part(text=text, is_span=True))
+            parts.append(Part(text=text.strip() if medium else text, is_span=True, medium=medium))
             text, opened = "", -1
-        elif named not in (None, modality):
+        elif named not in (None, modality, *media):
             raise UserError(
                 f"the prompt's {sign} ({_place(prompt, mark.start(2))}) names a modality that the "
                 f"model reads from no prompt: leave it out, or write [[{modality}:{named}: if it "
@@ -75,7 +79,7 @@ def parse(prompt: str, *, modality: str = TEXT) -> list[Part]:
         else:
             parts.append(Part(text=text.rstrip(" "), is_span=False))
             text = text[len(text.rstrip(" ")) :]
-            opened = mark.start(2)
+            opened, medium = mark.start(2), named if named and named in media else ""
     if opened >= 0:
         raise _refused(prompt, opened, "is not closed", at=opened)
     parts.append(Part(text=text + prompt[end:], is_span=False))
@@ -121,13 +125,19 @@ def segments_of(prompt: str, *, modality: str = TEXT) -> list[TextSegment]:
     return found
 
 
-def shown(segments: Sequence[TextSegment]) -> str:
+def shown(segments: Sequence[Segment]) -> str:
     """Segments as a prompt: spans in `[[ ]]`, paragraphs apart by a blank line.
+
+    What an item is, no text can tell: its modality and bytes are shown, as `[[image:812 bytes]]`.
 
     A bracket right before a mark cannot be told from it: a space comes between.
     """
     found = ""
     for segment in segments:
+        if isinstance(segment, MediaSegment):
+            found = _before_mark(found.rstrip(" "), "[")
+            found += f"[[{MEDIA[segment.kind]}:{len(segment.data):,} bytes]]"
+            continue
         text = escaped(segment.text)
         if segment.is_span:
             # Spaces before a span would be the span's.

@@ -163,3 +163,14 @@ def test_a_model_that_diverged_says_so(tokenizer: Path) -> None:
     torch.nn.init.constant_(next(model.decoder.parameters()), float("nan"))
     with pytest.raises(UserError, match="not finite: name another checkpoint"):
         Speaker(model, tokenizer).complete([Asked(prompt="a", max_new_tokens=1)])
+
+
+def test_marks_of_other_media_name_what_is_read() -> None:
+    found = parse("a [[image: cat.png ]] [[b]][[text:c]]", media=("image",))
+    assert [(part.text, part.is_span, part.medium) for part in found] == [
+        ("a", False, ""), ("cat.png", True, "image"), (" b", True, ""), ("c", True, ""),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"\[\[audio: .* names a modality"):
+        parse("[[audio:a.wav]]", media=("image",))
+    with pytest.raises(UserError, match="is empty"):
+        parse("[[image: ]]", media=("image",))

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tools.corpus.digests import digest, gathered, repeats
-from tools.corpus.entries import Entry, MediaPiece
+from tools.corpus.entries import Entry
 from tools.corpus.part import BadList, Job
 from tools.corpus.pool import Report
 from tools.corpus.reading import PartReader
 from tools.corpus.request import Dedup
 from tools.corpus.workshop import FINGERPRINTS, KEEP, PAIRS, SIGNATURES, Workshop
-from train.data.segments import TextSegment
+from train.data.segments import MediaSegment, TextSegment
 
 
 class Fingerprinter:
@@ -112,7 +112,7 @@ def normalised(entry: Entry) -> str:
 
 def digest_of(entry: Entry) -> bytes:
     """Equal for documents of equal text, and equal payloads, whatever their ids."""
-    payloads = (piece.data for piece in entry.pieces if isinstance(piece, MediaPiece))
+    payloads = (piece.data for piece in entry.pieces if isinstance(piece, MediaSegment))
     whole = (b"\0" + hashlib.sha256(data).digest() for data in payloads)
     return digest(b"".join((normalised(entry).encode(), *whole)))
 

@@ -7,11 +7,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tools.corpus.entries import Entry, MediaPiece, Piece
+from tools.corpus.entries import Entry
 from tools.corpus.media import RowError
 from tools.corpus.tokenizer import CorpusTokenizer, ReadBack
 from train.data.document import SIZE_NUMBERS, Document, Kind
-from train.data.segments import TextSegment, paragraphs
+from train.data.segments import MediaSegment, Segment, TextSegment, paragraphs
 
 _ALL_LOOKED_AT: Final = 128
 _LOOKED_AT_EVERY: Final = 64
@@ -118,7 +118,7 @@ class Encoder:
         payload: list[bytes] = []
         sizes: list[tuple[int, ...]] = []
         for piece, of_piece in zip(entry.pieces, ids, strict=True):
-            if isinstance(piece, MediaPiece):
+            if isinstance(piece, MediaSegment):
                 segments.append((piece.kind, len(piece.data), 0))
                 payload.append(piece.data)
                 sizes.append((*piece.size, *[0] * (SIZE_NUMBERS - len(piece.size))))
@@ -192,7 +192,7 @@ def targets(document: Document) -> npt.NDArray[np.int64]:
     return document.tokens[may_be]
 
 
-def _texts(piece: Piece) -> list[str]:
+def _texts(piece: Segment) -> list[str]:
     """What is encoded of a piece."""
     if not isinstance(piece, TextSegment):
         return []

@@ -6,30 +6,13 @@ from typing import Any, Final
 
 from tools.corpus import media
 from tools.corpus.media import RowError
-from train.data.document import Kind
-from train.data.segments import TextSegment
+from train.data.document import MEDIA, Kind
+from train.data.payload import payload
+from train.data.segments import MediaSegment, Segment, TextSegment
 
 CAPTION_FIELD: Final = "caption"
 SEGMENTS_FIELD: Final = "segments"
 _SEGMENT_KEYS: Final = {"text", "span", "scored", "ends_paragraph", *media.KINDS}
-
-
-@dataclass(frozen=True, kw_only=True)
-class MediaPiece:
-    """A span of another modality.
-
-    Attributes:
-        kind: its modality.
-        data: the file.
-        size: what `SIZES` names of it.
-    """
-
-    kind: Kind
-    data: bytes
-    size: tuple[int, ...] = ()
-
-
-Piece = TextSegment | MediaPiece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +29,12 @@ class Entry:
     """
 
     id: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Segment, ...]
     split: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse an empty one."""
-        if not any(isinstance(piece, MediaPiece) or piece.text.strip() for piece in self.pieces):
+        if not any(isinstance(piece, MediaSegment) or piece.text.strip() for piece in self.pieces):
             raise RowError("the document is empty")
 
     @property
@@ -62,7 +45,7 @@ class Entry:
     @property
     def has_media(self) -> bool:
         """Whether it has a payload."""
-        return any(isinstance(piece, MediaPiece) for piece in self.pieces)
+        return any(isinstance(piece, MediaSegment) for piece in self.pieces)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +69,7 @@ class Fields:
 
 def pieces_of_row(
     row: Mapping[str, Any], *, fields: Fields, fetch: Callable[[str], bytes]
-) -> tuple[Piece, ...]:
+) -> tuple[Segment, ...]:
     """The document that a row is.
 
     Args:
@@ -117,20 +100,19 @@ def pieces_of_row(
     return (*payloads, TextSegment(text=require_text(text, fields.text)))
 
 
-def media_piece(kind: Kind, value: Any, *, fetch: Callable[[str], bytes]) -> MediaPiece:
+def media_piece(kind: Kind, value: Any, *, fetch: Callable[[str], bytes]) -> MediaSegment:
     """A span from bytes, from the path of a file, or from a dict with either.
 
     Raises:
         RowError: it is none of these, or not what it claims to be.
     """
-    name = kind.name.lower()
-    if isinstance(value, dict):  # as the datasets library stores pictures and sound
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str):
-        value = fetch(value)
-    if not isinstance(value, bytes):
-        raise RowError(f"`{name}` is neither a path nor bytes")
-    return MediaPiece(kind=kind, data=value, size=media.measured(kind, value))
+    try:
+        data = payload(value, fetch=fetch)
+    except RowError:
+        raise
+    except ValueError as error:
+        raise RowError(f"`{MEDIA[kind]}` {error}") from error
+    return MediaSegment(kind=kind, data=data, size=media.measured(kind, data))
 
 
 def require_text(value: Any, name: str) -> str:
@@ -148,7 +130,7 @@ def require_text(value: Any, name: str) -> str:
     return value
 
 
-def _segment(segment: Any, number: int, *, fetch: Callable[[str], bytes]) -> Piece:
+def _segment(segment: Any, number: int, *, fetch: Callable[[str], bytes]) -> Segment:
     name = f"{SEGMENTS_FIELD}[{number}]"
     if not isinstance(segment, dict):
         raise RowError(f"{name} is no object")

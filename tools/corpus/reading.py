@@ -22,7 +22,6 @@ from tools.corpus.entries import (
     SEGMENTS_FIELD,
     Entry,
     Fields,
-    Piece,
     media_piece,
     pieces_of_row,
     require_text,
@@ -30,7 +29,8 @@ from tools.corpus.entries import (
 from tools.corpus.media import KINDS, SUFFIXES, RowError
 from tools.corpus.plan import BuildPlan, Part, Slice
 from tools.corpus.pool import Report
-from train.data.segments import TextSegment
+from train.data.payload import below
+from train.data.segments import Segment, TextSegment
 from train.errors import DataError
 
 LOOKED_AT_ROWS: Final = 100
@@ -140,9 +140,10 @@ class PartReader:
 
     def _beside(self, table: str, name: str) -> bytes:
         """A file that a table names by its path from the table's directory."""
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "://" in name or not path.parts:
-            raise RowError(f"the path {name!r} does not lie beside the table or below")
+        try:
+            path = below(name)
+        except ValueError as error:
+            raise RowError(str(error)) from error
         try:
             place = f"{table.rsplit('/', 1)[0]}/{path}"
             content = inputs.content(place)
@@ -168,7 +169,7 @@ def has_media(piece: Slice, fields: Fields) -> bool:
     return False
 
 
-def _pieces_of_file(piece: Slice) -> tuple[Piece, ...]:
+def _pieces_of_file(piece: Slice) -> tuple[Segment, ...]:
     if piece.form == "text":
         return (TextSegment(text=decoded(inputs.content(piece.path), piece.path)),)
     if piece.caption is None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tools.harness.model import NAME, SPANS
-from train.data.segments import TextSegment
+from train.data.segments import MediaSegment, Segment
 from train.errors import DataError
 from train.prompt import shown
 from train.storage.place import Place
@@ -31,14 +31,16 @@ def write_tasks(
             all is text, which any model of lm-eval can read.
 
     Raises:
-        DataError: rows cannot be read, or their choices stand behind texts of their own, which
-            lm-eval has no form for.
+        DataError: rows cannot be read, show items, or their choices stand behind texts of their
+            own, which lm-eval has no form for.
     """
     name = f"{NAME}_{task.name}" if has_spans else f"{NAME}_plain_{task.name}"
     rows: list[dict[str, Any]] = []
     for example in islice(TaskReader(task).examples(split), most_rows):
         if any(choice.before for choice in example.choices):
             raise DataError(f"task {task.name}: answer.before has no counterpart in lm-eval")
+        if any(isinstance(segment, MediaSegment) for segment in example.context):
+            raise DataError(f"task {task.name}: asks about pictures, for which lm-eval has no form")
         context = shown(example.context) if has_spans else _plain(example.context)
         row: dict[str, Any] = {"id": example.id, "context": context, SPANS: has_spans}
         if example.choices:
@@ -83,6 +85,10 @@ def write_tasks(
     return name
 
 
-def _plain(segments: Sequence[TextSegment]) -> str:
+def _plain(segments: Sequence[Segment]) -> str:
     """Text of segments, paragraphs apart by a blank line."""
-    return "".join(each.text + ("\n\n" if each.ends_paragraph else "") for each in segments)
+    return "".join(
+        each.text + ("\n\n" if each.ends_paragraph else "")
+        for each in segments
+        if not isinstance(each, MediaSegment)
+    )

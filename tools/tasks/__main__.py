@@ -35,7 +35,7 @@ from tools.tasks.documents import TaskDocuments
 from tools.tasks.outcome import OTHERS, outcome
 from tools.tasks.recipes import RECIPES
 from tools.tasks.verify import faults
-from train.asked import text_encoder
+from train.asked import item_vectors, text_encoder
 from train.checkpoint.directory import resolve
 from train.config import RunConfig
 from train.config_files import load
@@ -127,22 +127,25 @@ def _corpus(options: argparse.Namespace) -> None:
         tokenizer=corpus.place / TOKENIZER_NAME,
         validation=VALIDATION_SHARE,
         workers=options.workers,
+        has_media=any(reader.has_media for reader in documents.readers),
     )
     built(options.out, request, Console(stderr=True))
 
 
 def _fitting(options: argparse.Namespace, tokenizer: CorpusTokenizer) -> Fitting:
     """What the model has room for: as told, else as the experiment has it, else the defaults."""
-    span_tokens, sequence_tokens = _SPAN_TOKENS, _SEQUENCE_TOKENS
+    span_tokens, sequence_tokens, vectors = _SPAN_TOKENS, _SEQUENCE_TOKENS, {}
     if options.experiment:
         config = load(RunConfig, options.experiment)
         encoder = text_encoder(config.model)
         span_tokens = None if encoder is None else encoder[1].longest_span
         sequence_tokens = config.data.sequence_tokens
+        vectors = item_vectors(config.model)
     return Fitting(
         tokenizer=tokenizer.tokenizer,
         span_tokens=options.span_tokens or span_tokens,
         sequence_tokens=options.sequence_tokens or sequence_tokens,
+        vectors=vectors,
     )
 
 

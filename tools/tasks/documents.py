@@ -1,5 +1,6 @@
 """Documents of tasks, for a corpus that a model is tuned on."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,8 @@ from typing import Any, Final
 from tools.corpus.left_out import LeftOut
 from tools.corpus.made import Made
 from tools.tasks.build import MANIFEST_NAME, manifest_of
+from train.data.document import MEDIA
+from train.data.segments import MediaSegment, Segment
 from train.errors import DataError
 from train.tasks.fitting import Fitting
 from train.tasks.protocol import Protocol
@@ -110,18 +113,22 @@ class TaskDocuments:
                     yield {
                         "id": example.id,
                         "split": split,
-                        "segments": [
-                            {
-                                "text": segment.text,
-                                "span": segment.is_span,
-                                "scored": segment.is_scored,
-                                "ends_paragraph": segment.ends_paragraph,
-                            }
-                            for segment in (*context, *answer)
-                        ],
+                        "segments": [_told(segment) for segment in (*context, *answer)],
                     }
             if num_shortened:
                 report(
                     f"{reader.task.name}: of {num_records:,} inputs {num_shortened:,} are longer "
                     "than a sequence has room for, and their ends are dropped"
                 )
+
+
+def _told(segment: Segment) -> dict[str, Any]:
+    """A segment as a record of JSON has it."""
+    if isinstance(segment, MediaSegment):
+        return {MEDIA[segment.kind]: {"bytes": base64.b64encode(segment.data).decode()}}
+    return {
+        "text": segment.text,
+        "span": segment.is_span,
+        "scored": segment.is_scored,
+        "ends_paragraph": segment.ends_paragraph,
+    }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tools.tasks.build import MANIFEST_NAME, SPLITS, manifest_of
-from train.data.segments import TextSegment
+from train.data.segments import Segment
 from train.tasks.reader import TaskReader
 from train.tasks.task import Split
 
@@ -31,7 +31,7 @@ def faults(reader: TaskReader) -> Iterator[str]:
             if digest != manifest["splits"][split]["sha256"]:
                 yield f"{name}: {file} is not what was built: build it again"
     units: dict[str, Split] = {}
-    asked: dict[tuple[TextSegment, ...], Split] = {}
+    asked: dict[tuple[Segment, ...], Split] = {}
     for split in SPLITS:
         for record in reader.records(split):
             unit = str(record.values[_UNIT])

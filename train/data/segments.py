@@ -1,8 +1,10 @@
-"""Text of a document before it has tokens: what the decoder reads, and what an encoder reads."""
+"""A document before it has tokens: what the decoder reads, and what encoders read."""
 
 import re
 from dataclasses import dataclass
 from typing import Final
+
+from train.data.document import Kind
 
 BLANK_LINES: Final = re.compile(r"\n(?:[^\S\n]*\n)+")
 
@@ -22,6 +24,24 @@ class TextSegment:
     is_span: bool = False
     is_scored: bool = True
     ends_paragraph: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaSegment:
+    """An item, such as a picture: a span of another modality. It is not scored and ends nothing.
+
+    Attributes:
+        kind: its modality.
+        data: the file.
+        size: what `train.data.document.SIZES` names of it.
+    """
+
+    kind: Kind
+    data: bytes
+    size: tuple[int, ...] = ()
+
+
+Segment = TextSegment | MediaSegment
 
 
 def paragraphs(text: str) -> list[str]:

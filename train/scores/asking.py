@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 from model.semicausal import ModelConfig
 from train.asked import Prompt, PromptEncoder, text_encoder
-from train.data.segments import TextSegment
+from train.data.segments import Segment, TextSegment
 from train.errors import DataError
 from train.prompt import TEXT
 from train.scores.request import Context, Continuation, Generation, Likelihoods
@@ -71,7 +71,7 @@ class Asking:
             continuations.append(Continuation(tokens=(*given, *text), given=len(given)))
         return Likelihoods(context=context, continuations=tuple(continuations)), dropped
 
-    def context(self, segments: Sequence[TextSegment], *, name: str = "the prompt") -> Context:
+    def context(self, segments: Sequence[Segment], *, name: str = "the prompt") -> Context:
         """What the model reads before it answers.
 
         Args:
@@ -79,9 +79,12 @@ class Asking:
             name: of what it belongs to, for messages.
 
         Raises:
-            DataError: a span is longer than the encoder reads.
+            DataError: a span is longer than the encoder reads, or is of another modality.
         """
-        return self._readable(self._encoder.segments(segments), name=name)
+        texts = [segment for segment in segments if isinstance(segment, TextSegment)]
+        if len(texts) < len(segments):
+            raise DataError(f"{name}: a model is asked about no other modality than text yet")
+        return self._readable(self._encoder.segments(texts), name=name)
 
     def prompt(self, prompt: str) -> Context:
         """What the model reads of a prompt.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from train.data.segments import TextSegment
+from train.data.segments import Segment, TextSegment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,13 @@ class Example:
 
     id: str
     template: str
-    context: tuple[TextSegment, ...]
+    context: tuple[Segment, ...]
     choices: tuple[Choice, ...] = ()
     gold: int | None = None
     answers: tuple[str, ...]
     group: str
 
-    def document(self, choice: Choice | None = None) -> tuple[TextSegment, ...]:
+    def document(self, choice: Choice | None = None) -> tuple[Segment, ...]:
         """The context and a choice, or else the right answer, scored: what a corpus stores."""
         if choice is None and self.gold is not None:
             choice = self.choices[self.gold]
@@ -59,8 +59,12 @@ class Example:
 
     def behind(self, demonstrations: Sequence["Example"]) -> "Example":
         """This example behind others, whose answers the decoder reads, unscored, and `</s>`."""
-        shown: list[TextSegment] = []
+        shown: list[Segment] = []
         for demonstration in demonstrations:
-            *begin, last = (replace(part, is_scored=False) for part in demonstration.document())
+            *begin, last = (
+                replace(part, is_scored=False) if isinstance(part, TextSegment) else part
+                for part in demonstration.document()
+            )
+            assert isinstance(last, TextSegment), "a document ends with an answer"
             shown += [*begin, replace(last, ends_paragraph=True)]
         return replace(self, context=(*shown, *self.context))

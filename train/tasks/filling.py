@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -13,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import pass_eval_context
 from typing_extensions import override
 
-from train.prompt import parse
+from train.prompt import Part, parse
 
 
 def _given(value: Any) -> Any:
@@ -59,6 +60,9 @@ _ENVIRONMENT: Final = _Environment(
 )
 _ENVIRONMENT.filters["join"] = cast(Any, _joined)
 
+MEDIA: Final = ("image",)
+"""Modalities whose items records may bring."""
+
 RECORD: Final = "record"
 """All columns of a record, for those whose name is none: `record['label-coarse']`."""
 
@@ -78,6 +82,19 @@ class Stretch:
 
     text: str
     is_span: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brought:
+    """A place in a template where an item stands.
+
+    Attributes:
+        medium: name of its modality.
+        value: what the record says of it: bytes, a path, or a mapping with either.
+    """
+
+    medium: str
+    value: Any
 
 
 class Expression:
@@ -132,8 +149,14 @@ class Text:
             raise FillingError(str(error)) from error
 
 
+_WHOLE: Final = re.compile(r"\{\{-?((?:(?!\}\}).)*?)-?\}\}", re.DOTALL)
+"""A template of one expression, whose value may be what no text can hold."""
+
+
 class Marked:
     """A text with marks of spans; what fills it marks none. Outside of spans a line is a paragraph.
+
+    `[[image:{{ picture }}]]` stands for the picture that the column holds, or whose path it holds.
 
     Raises:
         ValueError: it is not jinja's language, part for part.
@@ -141,19 +164,33 @@ class Marked:
     """
 
     def __init__(self, text: str):
-        self._parts = [
-            (Text(part.text if part.is_span else part.text.replace("\n", "\n\n")), part.is_span)
-            for part in parse(text)
-        ]
-        self.names = frozenset[str]().union(*(part.names for part, _ in self._parts))
+        self._parts = [(part, _filler(part)) for part in parse(text, media=MEDIA)]
+        self.names = frozenset[str]().union(*(filler.names for _, filler in self._parts))
 
-    def __call__(self, values: Mapping[str, Any]) -> list[Stretch]:
+    @property
+    def has_media(self) -> bool:
+        """Whether items stand in it."""
+        return any(part.medium for part, _ in self._parts)
+
+    def __call__(self, values: Mapping[str, Any]) -> list[Stretch | Brought]:
         """The stretches, in order.
 
         Raises:
             FillingError: a column lacks what is asked of it.
         """
-        return [Stretch(text=part(values), is_span=is_span) for part, is_span in self._parts]
+        return [
+            Brought(medium=part.medium, value=filler(values))
+            if part.medium
+            else Stretch(text=filler(values), is_span=part.is_span)
+            for part, filler in self._parts
+        ]
+
+
+def _filler(part: Part) -> "Text | Expression":
+    whole = _WHOLE.fullmatch(part.text) if part.medium else None
+    if whole is not None:
+        return Expression(whole[1])
+    return Text(part.text if part.is_span else part.text.replace("\n", "\n\n"))
 
 
 def _names(text: str) -> frozenset[str]:

@@ -1,13 +1,14 @@
 """Makes documents fit a model: spans that its encoder can read, in a sequence of its decoder."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tokenizers import Tokenizer
 
-from train.data.segments import TextSegment
+from train.data.document import MEDIA, Kind
+from train.data.segments import MediaSegment, Segment, TextSegment
 from train.errors import DataError
 
 _ENDS: Final = 2
@@ -24,20 +25,24 @@ class Fitting:
         tokenizer: of the model's corpus.
         span_tokens: longest span that the encoder reads; None where there is no encoder.
         sequence_tokens: of a sequence.
+        vectors: slots of an item by its size, for each modality that an encoder reads.
     """
 
     tokenizer: Tokenizer
     span_tokens: int | None
     sequence_tokens: int
+    vectors: Mapping[Kind, Callable[[Sequence[int]], int]] = field(
+        default_factory=dict[Kind, Callable[[Sequence[int]], int]]
+    )
 
     def __call__(
-        self, context: Sequence[TextSegment], answer: Sequence[TextSegment], *, name: str
-    ) -> tuple[tuple[TextSegment, ...], int]:
+        self, context: Sequence[Segment], answer: Sequence[Segment], *, name: str
+    ) -> tuple[tuple[Segment, ...], int]:
         """A context that leaves room for its answer.
 
         A span longer than the encoder reads becomes several, one behind the other. Where all
         together exceed the sequence, the end of the longest span is dropped, and of the next: what
-        is asked and answered stays whole.
+        is asked and answered stays whole, and so does an item.
 
         Args:
             context: what is given.
@@ -48,17 +53,22 @@ class Fitting:
             The context, and how many tokens of it were dropped.
 
         Raises:
-            DataError: answer, or context without spans, exceed the sequence.
+            DataError: answer, or context without spans, exceed the sequence; or no encoder reads
+                an item.
         """
-        sizes = [self._size(segment) for segment in context]
-        answer_tokens = sum(map(self._size, answer))
+        sizes = [self._size(segment, name) for segment in context]
+        answer_tokens = sum(self._size(segment, name) for segment in answer)
         room = self.sequence_tokens - answer_tokens - _ENDS
         if room < 0:
             raise DataError(
                 f"{name}: the answer has {answer_tokens} tokens, and a sequence "
                 f"{self.sequence_tokens}: take longer sequences, or leave such records out"
             )
-        spans = [at for at, segment in enumerate(context) if segment.is_span]
+        spans = {
+            at: segment
+            for at, segment in enumerate(context)
+            if isinstance(segment, TextSegment) and segment.is_span
+        }
         room -= sum(sizes)
         kept = {at: sizes[at] for at in spans}
         while room < 0:
@@ -70,13 +80,13 @@ class Fitting:
                 )
             kept[longest] -= 1
             room += 1
-        found: list[TextSegment] = []
+        found: list[Segment] = []
         dropped = 0
         for at, segment in enumerate(context):
             if at not in kept:
                 found.append(segment)
                 continue
-            pieces, num_used, num_left = self._cut(segment, kept[at] - 1 + room)
+            pieces, num_used, num_left = self._cut(spans[at], kept[at] - 1 + room)
             if not pieces:
                 raise DataError(
                     f"{name}: a character has more tokens than the encoder reads at a time "
@@ -87,8 +97,16 @@ class Fitting:
             room -= max(0, num_used - (kept[at] - 1))
         return tuple(found), dropped
 
-    def _size(self, segment: TextSegment) -> int:
-        """Tokens of a segment, at most: paragraphs end with one each."""
+    def _size(self, segment: Segment, name: str) -> int:
+        """Slots of a segment, at most: paragraphs end with one each."""
+        if isinstance(segment, MediaSegment):
+            if segment.kind not in self.vectors:
+                medium = MEDIA[segment.kind]
+                raise DataError(
+                    f"{name}: no encoder is known that reads its {medium}: name a model that has "
+                    f"one, as model.encoders.{medium} of its configuration"
+                )
+            return self.vectors[segment.kind](segment.size)
         ends = 1 if segment.is_span else 1 + segment.text.count("\n\n")
         return len(self._offsets(segment.text)) + ends
 

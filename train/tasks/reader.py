@@ -6,17 +6,24 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from train.data.segments import TextSegment
+from train.data.document import MEDIA, Kind
+from train.data.payload import below, payload
+from train.data.segments import MediaSegment, Segment, TextSegment
+from train.data.spans.picture import read_size
 from train.errors import DataError
 from train.storage.path import local_path
 from train.tasks.example import Choice, Example
-from train.tasks.filling import RECORD, Expression, FillingError, Marked, Stretch, Text
+from train.tasks.filling import RECORD, Brought, Expression, FillingError, Marked, Stretch, Text
 from train.tasks.records import Record, files, records
 from train.tasks.task import ChoiceConfig, Split, Task, TextConfig
 
 ANSWER: Final = "answer"
 CHOICES: Final = "choices"
 """What templates may name besides columns."""
+
+_SIZES: Final = {Kind.IMAGE: read_size}
+"""What tells the size of an item, by modality."""
+_KINDS: Final = {name: kind for kind, name in MEDIA.items()}
 
 Filled = TypeVar("Filled")
 
@@ -69,7 +76,7 @@ class TaskReader:
             for key, column in self._columns.items():
                 values[key.removeprefix("columns.")] = _filled(column, values, record, key)
             if self._keep is None or _filled(self._keep, values, record, "source.keep"):
-                yield Record(place=record.place, number=record.number, values=values)
+                yield replace(record, values=values)
 
     def examples(self, split: Split, *, template: int = 0) -> Iterator[Example]:
         """The records of a split as a template asks them.
@@ -125,6 +132,11 @@ class TaskReader:
             DataError: there is none.
         """
         return files(self.directory, self._split(split))
+
+    @property
+    def has_media(self) -> bool:
+        """Whether a template shows items."""
+        return any(template.has_media for template in self._inputs)
 
     def is_same(self, one: Split, other: Split) -> bool:
         """Whether two splits are the same records."""
@@ -283,11 +295,14 @@ def _filled(
 
 
 def _context(
-    stretches: Sequence[Stretch], record: Record, template: str
-) -> tuple[TextSegment, ...]:
-    """Stretches as segments: a line end outside of spans ends a paragraph."""
-    found: list[TextSegment] = []
+    stretches: Sequence[Stretch | Brought], record: Record, template: str
+) -> tuple[Segment, ...]:
+    """Stretches as segments: a line end outside of spans ends a paragraph, but not an item."""
+    found: list[Segment] = []
     for stretch in stretches:
+        if isinstance(stretch, Brought):
+            found.append(_item(stretch, record, template))
+            continue
         text = stretch.text
         if stretch.is_span and not text.strip():
             raise DataError(
@@ -296,8 +311,8 @@ def _context(
             )
         body = text if stretch.is_span else text.strip("\n")
         begins_anew = not stretch.is_span and "\n" in text[: len(text) - len(text.lstrip())]
-        if begins_anew and found:
-            found[-1] = replace(found[-1], ends_paragraph=True)
+        if begins_anew:
+            _end_paragraph(found, ends=True)
         if body.strip():
             ends = not stretch.is_span and "\n" in text[len(text.rstrip()) :]
             found.append(
@@ -308,5 +323,34 @@ def _context(
     if not found:
         raise DataError(f"{record.place}: templates.{template}.input: is empty")
     # The answer goes on with the last paragraph.
-    found[-1] = replace(found[-1], ends_paragraph=False)
+    _end_paragraph(found, ends=False)
     return tuple(found)
+
+
+def _end_paragraph(segments: list[Segment], *, ends: bool) -> None:
+    """Say whether the last segment ends its paragraph; an item is in none."""
+    if segments and isinstance(last := segments[-1], TextSegment):
+        segments[-1] = replace(last, ends_paragraph=ends)
+
+
+def _item(brought: Brought, record: Record, template: str) -> MediaSegment:
+    """What a record says of an item, read and measured."""
+
+    def fetch(name: str) -> bytes:
+        path = record.directory / below(name)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot be read from {path} ({error.strerror or error})") from error
+
+    kind = _KINDS[brought.medium]
+    try:
+        if brought.value is None:
+            raise ValueError("is null")
+        data = payload(brought.value, fetch=fetch)
+        return MediaSegment(kind=kind, data=data, size=_SIZES[kind](data))
+    except ValueError as error:
+        raise DataError(
+            f"{record.place}: the {brought.medium} of templates.{template} {error}: mend it, or "
+            "pass the record over with source.keep"
+        ) from error

@@ -24,11 +24,13 @@ class Record:
 
     Attributes:
         place: file and line, or file and number from 1, for messages.
+        directory: of the file, below which the files lie that it names.
         number: from 0 in its split.
         values: by column.
     """
 
     place: str
+    directory: Path
     number: int
     values: Mapping[str, Any]
 
@@ -48,7 +50,9 @@ def records(directory: Path, split: str) -> Iterator[Record]:
         read = {".parquet": _parquet, ".arrow": _arrow}.get(file.suffix, _lines)
         try:
             for at, values in read(file):
-                yield Record(place=f"{file}:{at}", number=number, values=values)
+                yield Record(
+                    place=f"{file}:{at}", directory=file.parent, number=number, values=values
+                )
                 number += 1
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error

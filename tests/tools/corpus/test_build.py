@@ -26,10 +26,10 @@ from tests.tools.corpus.making import (
 from tools.corpus import verify
 from tools.corpus.__main__ import main
 from tools.corpus.encoding import Encoder
-from tools.corpus.entries import Entry, MediaPiece
+from tools.corpus.entries import Entry
 from tools.corpus.tokenizer import CorpusTokenizer
 from train.data.document import Document, Kind
-from train.data.segments import TextSegment, paragraphs
+from train.data.segments import MediaSegment, TextSegment, paragraphs
 
 ROWS = [{"text": text, "name": f"n{number}"} for number, text in enumerate(passages(40))]
 
@@ -358,7 +358,7 @@ PIECES = st.one_of(
         ends_paragraph=st.booleans(),
     ),
     st.builds(
-        MediaPiece,
+        MediaSegment,
         kind=st.sampled_from([Kind.IMAGE, Kind.AUDIO, Kind.VIDEO]),
         data=st.binary(min_size=1, max_size=9),
     ),
@@ -368,9 +368,9 @@ PIECES = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(pieces=st.lists(PIECES, min_size=1, max_size=5))
 def test_every_document_says_what_its_pieces_said(
-    loaded: CorpusTokenizer, pieces: list[TextSegment | MediaPiece]
+    loaded: CorpusTokenizer, pieces: list[TextSegment | MediaSegment]
 ) -> None:
-    has_text = any(isinstance(p, MediaPiece) or p.text.strip() for p in pieces)
+    has_text = any(isinstance(p, MediaSegment) or p.text.strip() for p in pieces)
     if not has_text:
         return
     [encoded] = Encoder(loaded, has_media=True)([Entry(id="x", pieces=tuple(pieces))])
@@ -392,7 +392,7 @@ def test_every_document_says_what_its_pieces_said(
             byte += size
     wanted = [
         p.data
-        if isinstance(p, MediaPiece)
+        if isinstance(p, MediaSegment)
         else p.text
         if p.is_span
         else "".join(paragraphs(p.text))

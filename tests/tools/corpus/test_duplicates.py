@@ -11,10 +11,10 @@ import pytest
 from tests.tools.corpus.making import build, documents, passages, picture, refusal, write_lines
 from tools.corpus import build as building
 from tools.corpus import digests, duplicates, near
-from tools.corpus.entries import Entry, MediaPiece
+from tools.corpus.entries import Entry
 from tools.corpus.request import SHINGLE_WORDS, Dedup
 from train.data.document import Kind
-from train.data.segments import TextSegment
+from train.data.segments import MediaSegment, TextSegment
 
 LONG = ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
         "sixteen seventeen eighteen nineteen twenty")  # fmt: skip
@@ -180,7 +180,7 @@ def test_which_digests_repeat_and_where_they_stood_first() -> None:
 
 
 def entry(text: str, payload: bytes | None = None) -> Entry:
-    pieces = () if payload is None else (MediaPiece(kind=Kind.IMAGE, data=payload),)
+    pieces = () if payload is None else (MediaSegment(kind=Kind.IMAGE, data=payload),)
     return Entry(id="x", pieces=(*pieces, TextSegment(text=text)))
 
 

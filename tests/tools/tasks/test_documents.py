@@ -6,15 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from tests.tools.corpus.making import picture
 from tests.tools.corpus.text import write_text
 from tests.train.runs import run as train
-from tests.train.tasks.making import ROW, SENSES, written
+from tests.train.tasks.making import ROW, SENSES, task, written
+from tests.train.tasks.test_items import ASKED
 from tools.corpus.__main__ import main as corpus_main
+from tools.corpus.request import Request
 from tools.corpus.tokenizer import CorpusTokenizer
+from tools.corpus.told import built
 from tools.tasks.__main__ import main
-from train.data.document import Document
+from tools.tasks.documents import TaskDocuments
+from train.data.document import Document, Kind
 from train.data.store.shards import ShardStore
+from train.tasks.fitting import Fitting
+from train.tasks.protocol import PROTOCOLS
+from train.tasks.reader import TaskReader
 
 ROWS: list[dict[str, Any]] = [
     {**ROW, "premise": f"Premise {n}. " * (1 + n % 9), "label": n % 2} for n in range(40)
@@ -159,3 +168,54 @@ def test_a_model_reads_the_answer_through_its_encoder(tmp_path: Path, corpus: Pa
     )
     # Three tokens an answer, of which `</s>` and `</d>` always follow: guessing gives ln 2 / 3.
     assert metrics.validation[-1].loss < 0.05
+
+
+def test_pictures_of_a_task_are_items_of_its_documents(tmp_path: Path, corpus: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    rows = [{"picture": f"{number}.png", "label": number % 2} for number in range(9)]
+    written(tmp_path, *rows)
+    written(tmp_path, *rows[:3], split="validation")
+    tokenizer = CorpusTokenizer.from_file(corpus / "tokenizer.json")
+    documents = TaskDocuments(
+        readers=[TaskReader(task(tmp_path, ASKED))],
+        protocol=PROTOCOLS["single"],
+        fitting=Fitting(
+            tokenizer=tokenizer.tokenizer,
+            span_tokens=None,
+            sequence_tokens=64,
+            vectors={Kind.IMAGE: lambda _: 4},
+        ),
+        tokenizer_sha256=tokenizer.sha256,
+        validation_records=3,
+        leaves_out_long=False,
+    )
+    request = Request(
+        made=documents, tokenizer=corpus / "tokenizer.json", validation=0.03, workers=1,
+        has_media=True,
+    )  # fmt: skip
+    built(str(tmp_path / "out"), request, Console(quiet=True))
+    store = ShardStore(str(tmp_path / "out/train"))
+    assert len(store) == 9
+    for number in range(9):
+        document = Document.from_columns(store.columns(number))
+        row = int(document.name.rpartition(":")[2])
+        [item] = document.items()
+        assert (item.data, item.size) == (picture(row), (8, 8))
+        read = tokenizer.decode(document.tokens.tolist())
+        assert read == f"It is a {('dog', 'cat')[row % 2]}</s></d>"
+        answer = tokenizer.decode(document.tokens[document.scored].tolist())
+        assert answer == f" {('dog', 'cat')[row % 2]}</s></d>"
+
+
+def test_without_a_model_that_sees_pictures_they_are_refused(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "0.png").write_bytes(picture(0))
+    for split in ("train", "validation"):
+        written(tmp_path, {"picture": "0.png", "label": 0}, split=split)
+    task(tmp_path, ASKED)
+    arguments = ["--corpus", str(corpus), "--workers", "1", "--tasks", f"{tmp_path}/task.yaml"]
+    assert main(["corpus", str(tmp_path / "out"), *arguments]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "seen/train:0: no encoder is known that reads its image: name a model that has" in told

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from train.data.segments import TextSegment
+from train.data.document import Kind
+from train.data.segments import MediaSegment, TextSegment
 from train.errors import DataError
 from train.tasks.fitting import Fitting
 
@@ -129,3 +130,33 @@ def test_a_piece_that_becomes_more_tokens_is_shorter(longest: int) -> None:
 def test_what_has_no_room_is_named(context: list[TextSegment], answer: str, told: str) -> None:
     with pytest.raises(DataError, match=told):
         fit(context, answer, spans=9, sequence=30)
+
+
+def test_an_item_takes_its_slots_and_stays_whole() -> None:
+    item = MediaSegment(kind=Kind.IMAGE, data=b"x", size=(2, 3))
+
+    def area(size: Sequence[int]) -> int:
+        return size[0] * size[1]
+
+    def fitted(sequence_tokens: int) -> tuple[object, ...]:
+        fitting = Fitting(
+            tokenizer=TOKENIZER,
+            span_tokens=9,
+            sequence_tokens=sequence_tokens,
+            vectors={Kind.IMAGE: area},
+        )
+        found, _ = fitting([item, span("a" * 9), asked("Q:")], [TextSegment(text=" y")], name="x")
+        return found
+
+    # 2 for <s> and </d>, 3 the answer, 3 the question, 6 the item, 10 the span.
+    assert fitted(24) == (item, span("a" * 9), asked("Q:"))
+    assert fitted(20) == (item, span("a" * 5), asked("Q:"))
+    with pytest.raises(DataError, match="x: what is asked and answered has more than the 18"):
+        fitted(18)
+
+
+def test_an_item_that_no_encoder_reads() -> None:
+    item = MediaSegment(kind=Kind.IMAGE, data=b"x", size=(2, 3))
+    fitting = Fitting(tokenizer=TOKENIZER, span_tokens=9, sequence_tokens=99)
+    with pytest.raises(DataError, match="x: no encoder is known that reads its image"):
+        fitting([item], [TextSegment(text=" y")], name="x")
