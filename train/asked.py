@@ -1,6 +1,6 @@
 """What is asked of a model: prompts, how they are to be continued, and the spans in them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from model.generation.picking import GREEDY, Sampling
 from model.semicausal import ModelConfig
 from train.data.document import MEDIA, Kind
 from train.data.segments import TextSegment, paragraphs
+from train.data.slots import Vectors
 from train.data.spans.places import FlatSpans
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import pack_text
@@ -29,7 +30,7 @@ def text_encoder(model: ModelConfig) -> tuple[str, TextEncoderConfig] | None:
     return None
 
 
-def item_vectors(model: ModelConfig) -> Mapping[Kind, Callable[[Sequence[int]], int]]:
+def item_vectors(model: ModelConfig) -> Mapping[Kind, Vectors]:
     """Slots of an item by its size, for each modality that an encoder of the model reads."""
     return {
         kind: part.encoder.item_vectors

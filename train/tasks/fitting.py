@@ -1,7 +1,7 @@
 """Makes documents fit a model: spans that its encoder can read, in a sequence of its decoder."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from train.data.document import MEDIA, Kind
 from train.data.segments import MediaSegment, Segment, TextSegment
+from train.data.slots import Vectors
 from train.errors import DataError
 
 _ENDS: Final = 2
@@ -31,9 +32,7 @@ class Fitting:
     tokenizer: Tokenizer
     span_tokens: int | None
     sequence_tokens: int
-    vectors: Mapping[Kind, Callable[[Sequence[int]], int]] = field(
-        default_factory=dict[Kind, Callable[[Sequence[int]], int]]
-    )
+    vectors: Mapping[Kind, Vectors] = field(default_factory=dict[Kind, Vectors])
 
     def __call__(
         self, context: Sequence[Segment], answer: Sequence[Segment], *, name: str
