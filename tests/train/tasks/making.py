@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from train.data.segments import Segment, TextSegment
 from train.tasks.reader import TaskReader
 from train.tasks.task import Task, load_tasks
 
@@ -58,3 +59,10 @@ def reader(
 ) -> TaskReader:
     """A task with records for training."""
     return TaskReader(task(written(directory, *rows), changes=changes))
+
+
+def texts(segments: Sequence[Segment]) -> list[TextSegment]:
+    """Segments that are all text."""
+    found = [segment for segment in segments if isinstance(segment, TextSegment)]
+    assert len(found) == len(segments)
+    return found

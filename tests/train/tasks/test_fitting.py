@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from train.data.document import Kind
-from train.data.segments import MediaSegment, TextSegment
+from train.data.segments import MediaSegment, Segment, TextSegment
 from train.errors import DataError
 from train.tasks.fitting import Fitting
 
@@ -32,11 +32,21 @@ def asked(text: str) -> TextSegment:
     return TextSegment(text=text, is_scored=False, ends_paragraph=False)
 
 
+def fitted(
+    fitting: Fitting, context: Sequence[TextSegment], answer: str, *, name: str = "x"
+) -> tuple[list[TextSegment], int]:
+    """What has room of a context of texts."""
+    found, dropped = fitting(context, [TextSegment(text=answer)], name=name)
+    texts = [part for part in found if isinstance(part, TextSegment)]
+    assert len(texts) == len(found)
+    return texts, dropped
+
+
 def fit(
     context: Sequence[TextSegment], answer: str, *, spans: int, sequence: int
 ) -> tuple[list[str], int]:
     fitting = Fitting(tokenizer=TOKENIZER, span_tokens=spans, sequence_tokens=sequence)
-    found, dropped = fitting(context, [TextSegment(text=answer)], name="x/train:3")
+    found, dropped = fitted(fitting, context, answer, name="x/train:3")
     assert [part.is_span for part in found if not part.is_span] == [False] * sum(
         not part.is_span for part in context
     )
@@ -49,7 +59,7 @@ def test_what_has_room_stays_as_it_is() -> None:
 
 def test_a_long_span_becomes_several_and_nothing_is_lost() -> None:
     fitting = Fitting(tokenizer=TOKENIZER, span_tokens=4, sequence_tokens=99)
-    found, dropped = fitting([span("abcdefghij"), asked("Q:")], [TextSegment(text=" y")], name="x")
+    found, dropped = fitted(fitting, [span("abcdefghij"), asked("Q:")], " y")
     assert [part.text for part in found] == ["abcd", "efgh", "ij", "Q:"]
     assert [part.ends_paragraph for part in found] == [False, False, True, False]
     assert all(part.is_span and not part.is_scored for part in found[:3])
@@ -65,7 +75,7 @@ def test_spaces_stay_where_a_tokenizer_says_that_words_have_none() -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     fitting = Fitting(tokenizer=tokenizer, span_tokens=3, sequence_tokens=99)
-    found, _ = fitting([span("a ab ab ab ab ab ab")], [TextSegment(text=" y")], name="x")
+    found, _ = fitted(fitting, [span("a ab ab ab ab ab ab")], " y")
     assert [part.text for part in found] == ["a ab ab", " ab ab ab", " ab"]
     assert [len(tokenizer.encode(part.text)) for part in found] == [3, 3, 1]
 
@@ -105,7 +115,7 @@ def test_a_piece_that_becomes_more_tokens_is_shorter(longest: int) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     text = " ".join(["rereading aloud", "rereading"] * 9)
     fitting = Fitting(tokenizer=tokenizer, span_tokens=longest, sequence_tokens=999)
-    found, dropped = fitting([span(text)], [TextSegment(text="read")], name="x")
+    found, dropped = fitted(fitting, [span(text)], "read")
     assert dropped == 0
     assert "".join(part.text for part in found) == text
     sizes = [len(tokenizer.encode(part.text)) for part in found]
@@ -113,7 +123,7 @@ def test_a_piece_that_becomes_more_tokens_is_shorter(longest: int) -> None:
     if longest in (4, 5):
         assert sum(sizes) > len(tokenizer.encode(text)), "or nothing was tried"
     short = Fitting(tokenizer=tokenizer, span_tokens=longest, sequence_tokens=24)
-    found, dropped = short([span(text)], [TextSegment(text="read")], name="x")
+    found, dropped = fitted(short, [span(text)], "read")
     assert dropped > 0
     sizes = [len(tokenizer.encode(part.text)) for part in found]
     assert sum(sizes) + len(["<s>", "</s>", "read", "</s>", "</d>"]) <= 24
@@ -138,7 +148,7 @@ def test_an_item_takes_its_slots_and_stays_whole() -> None:
     def area(size: Sequence[int]) -> int:
         return size[0] * size[1]
 
-    def fitted(sequence_tokens: int) -> tuple[object, ...]:
+    def within(sequence_tokens: int) -> tuple[Segment, ...]:
         fitting = Fitting(
             tokenizer=TOKENIZER,
             span_tokens=9,
@@ -149,10 +159,10 @@ def test_an_item_takes_its_slots_and_stays_whole() -> None:
         return found
 
     # 2 for <s> and </d>, 3 the answer, 3 the question, 6 the item, 10 the span.
-    assert fitted(24) == (item, span("a" * 9), asked("Q:"))
-    assert fitted(20) == (item, span("a" * 5), asked("Q:"))
+    assert within(24) == (item, span("a" * 9), asked("Q:"))
+    assert within(20) == (item, span("a" * 5), asked("Q:"))
     with pytest.raises(DataError, match="x: what is asked and answered has more than the 18"):
-        fitted(18)
+        within(18)
 
 
 def test_an_item_that_no_encoder_reads() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.tasks.making import ROW, SENSES, reader, task, written
+from tests.train.tasks.making import ROW, SENSES, reader, task, texts, written
 from train.errors import DataError
 from train.tasks.protocol import PROTOCOLS, Protocol
 from train.tasks.reader import TaskReader
@@ -72,11 +72,11 @@ def test_demonstrations_are_other_records_of_training(tmp_path: Path, count: int
     shown = Protocol(demonstrations=count)
     for split in ("train", "test"):
         for example in shown.examples(read, split):
-            premises = [part.text.split("\n")[0] for part in example.context if part.is_span]
+            premises = [part.text.split("\n")[0] for part in texts(example.context) if part.is_span]
             assert len({*premises}) == count + 1
             assert {*premises[:-1]} <= {row["premise"] for row in ROWS[:6]}
-            assert not any(part.is_scored for part in example.context)
-            answers = [part.text for part in example.context if part.text in (" yes", " no")]
+            assert not any(part.is_scored for part in texts(example.context))
+            answers = [part.text for part in texts(example.context) if part.text in (" yes", " no")]
             labels = [int(premise[8:-1]) % 2 for premise in premises[:-1]]
             assert answers == [(" yes", " no")[label] for label in labels]
     assert [e.context for e in shown.examples(read, "test")] == [
@@ -97,7 +97,7 @@ def test_a_record_never_shows_itself_where_one_split_stands_for_two(tmp_path: Pa
     source = "group: word, splits: {train: validation, validation: validation}"
     read = TaskReader(task(tmp_path, changes=[("group: word", source)]))
     for example in Protocol(demonstrations=4).examples(read, "validation"):
-        premises = [part.text for part in example.context if part.is_span]
+        premises = [part.text for part in texts(example.context) if part.is_span]
         assert len({*premises}) == 5
     with pytest.raises(DataError, match="has 5 records to take them from"):
         list(Protocol(demonstrations=6).examples(read, "validation"))

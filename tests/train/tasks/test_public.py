@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.train.tasks.making import texts
 from tests.train.tasks.public_rows import ROWS, UNLABELLED
 from train.tasks.reader import TaskReader
 from train.tasks.task import Task, load_tasks
@@ -32,13 +33,13 @@ def test_a_record_is_asked_in_every_template(tmp_path: Path, name: str) -> None:
     assert not task.source.keep or len([*reader.records("train")]) == 1
     for number, template in enumerate(task.templates):
         [example] = reader.examples("train", template=number)
-        asked = "".join(part.text for part in example.context)
+        asked = "".join(part.text for part in texts(example.context))
         assert "{" not in asked
-        assert any(part.is_span for part in example.context) or template.inverted or number
+        assert any(part.is_span for part in texts(example.context)) or template.inverted or number
         if template.inverted is None:
             assert example.answers[0] == right
             assert tuple(choice.text for choice in example.choices) == choices
-            assert example.document()[-1].text == f" {right}"
+            assert texts(example.document())[-1].text == f" {right}"
         else:
             assert right in asked
             assert example.answers[0] not in asked
@@ -53,7 +54,7 @@ def test_records_without_a_label_are_passed_over(tmp_path: Path, name: str) -> N
 
 def test_the_first_template_puts_the_whole_input_into_the_encoder(tmp_path: Path) -> None:
     [example] = read(tmp_path, TASKS["mnli"], ROWS["mnli"][0]).examples("train")
-    [span] = example.context
+    [span] = texts(example.context)
     assert span.is_span
     assert span.text.splitlines() == [
         "Does the premise say that the hypothesis is true?",
@@ -70,10 +71,10 @@ def test_the_first_template_puts_the_whole_input_into_the_encoder(tmp_path: Path
 def test_a_pronoun_is_filled_before_the_end_that_is_scored(tmp_path: Path) -> None:
     name = "winograd_in_context"
     [example] = read(tmp_path, TASKS[name], ROWS[name][0]).examples("train")
-    texts = [[part.text for part in example.document(choice)] for choice in example.choices]
+    asked = [[part.text for part in texts(example.document(choice))] for choice in example.choices]
     begin = "The cup did not fit into the box because"
-    assert texts == [[begin, f" The {thing}", " was too large."] for thing in ("cup", "box")]
-    assert [part.is_scored for part in example.document()] == [False, False, True]
+    assert asked == [[begin, f" The {thing}", " was too large."] for thing in ("cup", "box")]
+    assert [part.is_scored for part in texts(example.document())] == [False, False, True]
 
 
 def test_the_papers_sets_are_there() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.tasks.making import ROW, reader
+from tests.train.tasks.making import ROW, reader, texts
 from train.data.segments import TextSegment
 from train.errors import DataError
 from train.tasks.example import Choice
@@ -23,12 +23,12 @@ def test_an_example(tmp_path: Path) -> None:
     assert (example.gold, example.answers, example.group) == (0, ("yes",), "dog")
     assert example.id == "senses/train:0"
     assert example.document() == (*example.context, TextSegment(text=" yes"))
-    assert example.document(example.choices[1])[-1].text == " no"
+    assert texts(example.document(example.choices[1]))[-1].text == " no"
 
 
 def test_an_inverted_template_learns_what_was_asked(tmp_path: Path) -> None:
     [example] = reader(tmp_path, ROW).examples("train", template=1)
-    assert [part.text for part in example.document()] == [
+    assert [part.text for part in texts(example.document())] == [
         "A dog.",
         "It is yes that:",
         " An animal.",
@@ -39,7 +39,7 @@ def test_an_inverted_template_learns_what_was_asked(tmp_path: Path) -> None:
 def test_demonstrations_are_read_and_not_scored(tmp_path: Path) -> None:
     other = {**ROW, "premise": "A cat.", "label": 1}
     one, two = reader(tmp_path, ROW, other).examples("train")
-    *shown, answer = two.behind([one]).document()
+    *shown, answer = texts(two.behind([one]).document())
     assert [(part.text, part.ends_paragraph) for part in shown] == [
         ("A dog.\nAn animal.", True),
         ("Does it follow?", False),
@@ -53,7 +53,7 @@ def test_demonstrations_are_read_and_not_scored(tmp_path: Path) -> None:
 
 def test_marks_in_a_record_are_text(tmp_path: Path) -> None:
     [example] = reader(tmp_path, {**ROW, "premise": "a [[b]] {{ c }}"}).examples("train")
-    assert example.context[0].text == "a [[b]] {{ c }}\nAn animal."
+    assert texts(example.context)[0].text == "a [[b]] {{ c }}\nAn animal."
 
 
 def test_records_that_do_not_count_are_passed_over(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_columns_are_made_of_columns(tmp_path: Path) -> None:
     made = "columns: {a: both.first, premise: \"a + '!'\"}\nanswer:\n  kind: choice"
     row = {**ROW, "both": {"first": "One"}}
     [example] = reader(tmp_path, row, changes=[("answer:\n  kind: choice", made)]).examples("train")
-    assert example.context[0].text == "One!\nAn animal."
+    assert texts(example.context)[0].text == "One!\nAn animal."
 
 
 def test_a_column_whose_name_is_none(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_field_called_as_what_dictionaries_can_do(tmp_path: Path) -> None:
     row = {**ROW, "premise": {"items": "A dog.", "tags": ["is", "one"]}}
     changes = [("{{ premise }}\n", "{{ premise.items }} {{ premise.tags | join(' ') }}\n")]
     [example] = reader(tmp_path, row, changes=changes).examples("train")
-    assert example.context[0].text == "A dog. is one\nAn animal."
+    assert texts(example.context)[0].text == "A dog. is one\nAn animal."
     changes = [("{{ premise }}\n", "{{ premise.keys }}\n")]
     other = reader(tmp_path, row, changes=changes)
     with pytest.raises(DataError, match="a value is builtin_function_or_method, and no text"):
@@ -95,7 +95,7 @@ def test_a_field_called_as_what_dictionaries_can_do(tmp_path: Path) -> None:
 def test_what_to_write_for_a_null_is_the_templates_to_say(tmp_path: Path) -> None:
     changes = [("{{ premise }}\n", "{{ premise or 'Nothing.' }}\n")]
     [example] = reader(tmp_path, {**ROW, "premise": None}, changes=changes).examples("train")
-    assert example.context[0].text == "Nothing.\nAn animal."
+    assert texts(example.context)[0].text == "Nothing.\nAn animal."
 
 
 BEFORE = """choices: ["{{ rest }}", "{{ rest }}"]
