@@ -186,11 +186,13 @@ class SpanGrid:
         cells: [R] place of each row in the flattened [N, L] grid.
         num_spans: N.
         longest_rows: L.
+        real_spans: those of N that have rows; None: not known.
     """
 
     cells: Int64[Tensor, "R"]
     num_spans: int
     longest_rows: int
+    real_spans: int | None = None
 
     @staticmethod
     def padded(num_spans: float, longest_rows: float) -> tuple[int, int]:
@@ -202,10 +204,10 @@ class SpanGrid:
     def fitted(cls, cells: Int64[Tensor, "R"], num_spans: int, longest_rows: int) -> Self:
         """The grid that suits the device: as small as can be on CPUs, else of few shapes."""
         if not is_padded_on(cells.device):
-            return cls(cells, num_spans, longest_rows)
+            return cls(cells, num_spans, longest_rows, num_spans)
         spans, rows = cls.padded(num_spans, longest_rows)
         before = cells.div(longest_rows, rounding_mode="floor")
-        return cls(cells + before * (rows - longest_rows), spans, rows)
+        return cls(cells + before * (rows - longest_rows), spans, rows, num_spans)
 
     @property
     def num_rows(self) -> int:
@@ -222,8 +224,19 @@ class SpanGrid:
         """Take the real rows [R, ...] back out of [N, L, ...]."""
         return grid.reshape(-1, *grid.shape[2:]).index_select(0, self.cells)
 
-    def no_bias(self, *, like: Tensor) -> Float[Tensor, "N A L L"]:
-        """What is added to scores that have no bias: -inf on padding."""
+    @property
+    def is_full(self) -> bool:
+        """Whether all spans are as long as the longest one, so that no row is padding.
+
+        Spans that are padding as a whole may be there; nobody reads what is computed of them.
+        """
+        spans = self.real_spans
+        return spans is not None and self.num_rows == spans * self.longest_rows
+
+    def no_bias(self, *, like: Tensor) -> Float[Tensor, "N A L L"] | None:
+        """What is added to scores that have no bias: -inf on padding, where there is any."""
+        if self.is_full:
+            return None
         L, zeros = self.longest_rows, like.new_zeros(1)
         return zeros.masked_fill(self.padding(), float("-inf")).expand(-1, 1, L, L)
 
@@ -254,15 +267,18 @@ class SpanSelfAttention(SelfAttention):
         self,
         x: Float[Tensor, "R E"],
         grid: SpanGrid,
-        bias: Float[Tensor, "N A L L"],
+        bias: Float[Tensor, "N A L L"] | None,
     ) -> Float[Tensor, "R E"]:
-        """Attend within spans; `bias` is added to the scores (position bias, -inf on padding)."""
+        """Attend within spans; `bias` is added to the scores (position bias, -inf on padding).
+
+        Without padding there may be none, which faster kernels take.
+        """
         return self.out(run(self._mix, self.qkv(x), grid, bias, again=self.again))
 
-    def _mix(self, qkv: Tensor, grid: SpanGrid, bias: Tensor) -> Tensor:
+    def _mix(self, qkv: Tensor, grid: SpanGrid, bias: Tensor | None) -> Tensor:
         R, real = qkv.shape[0], grid.num_rows
         parts = grid.scatter(qkv[:real].view(real, -1, 3, self.head_width)).unbind(dim=3)
         q_NALD, k_NALD, v_NALD = (part.transpose(1, 2) for part in parts)
-        mixed = attend(q_NALD, k_NALD, v_NALD, backend=self.backend, bias=bias)
+        mixed = attend(q_NALD, k_NALD, v_NALD, backend=self.backend, bias=bias, steady=False)
         found = grid.gather(mixed.transpose(1, 2)).reshape(real, -1)
         return found if R == real else F.pad(found, (0, 0, 0, R - real))

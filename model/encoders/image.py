@@ -145,7 +145,10 @@ class ImageEncoderConfig(EncoderKind):
         """All but what only training asks for, and which pictures are read."""
         left_out = {"dropout", "init_from", "trainable_layers"}
         pictures = {"size", "max_patches", "fit", "resized", "resample"}
-        return self.model_dump(exclude=left_out | pictures) | {"table": list(self.table_grid)}
+        return self.model_dump(exclude=left_out | pictures) | {
+            "table": list(self.table_grid),
+            "class_token": self.class_token != "none",
+        }
 
     def build(self, *, vocabulary: int, layers: Layers, recompute: Recompute) -> "ImageEncoder":
         """The encoder; the vocabulary is nothing to it."""
@@ -294,11 +297,11 @@ class ImageEncoder(nn.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.dropout(x)
-        bias, padding = grid.no_bias(like=x), grid.padding()
+        bias = grid.no_bias(like=x)
         for i, block in enumerate(self.blocks):
             if i < len(self.patch_biases):
                 relative = self.patch_biases[i](grid.longest_rows)
-                bias = relative.masked_fill(padding, float("-inf"))
+                bias = relative.masked_fill(grid.padding(), float("-inf"))
             x = run_block(block, x, grid, bias)
         if self.final_norm is not None:
             x = self.final_norm(x)

@@ -201,7 +201,7 @@ class TextEncoder(nn.Module):
             x = run_block(block, x, grid, bias)
         return x.index_select(0, spans.vectors[: spans.steady_vectors(like=weight)])
 
-    def _bias(self, grid: SpanGrid) -> Float[Tensor, "N A L L"]:
+    def _bias(self, grid: SpanGrid) -> Float[Tensor, "N A L L"] | None:
         if self.relative_bias is None:
             return grid.no_bias(like=self.positions.weight)
         buckets = relative_buckets(self.buckets, grid.longest_rows)

@@ -14,6 +14,7 @@ from model.layers import Layers, initialize, is_split, normal, placement, xavier
 from model.loss import LinearCrossEntropy, LossKernel
 from parallel.tensor import SplitDropout, TensorLayers, padded_vocabulary
 from tests.distributed.semicausal_runs import Cell, mesh_of
+from tests.model.encoders.test_image import KINDS, packed, pictures, tiny_config
 from tools.ranks import RankPool
 
 ROWS = 6
@@ -247,6 +248,28 @@ def _whole_layers_are_whole() -> None:
 )
 def test_split_layers(rank_pools: dict[int, RankPool], work: Callable[[], None]) -> None:
     rank_pools[2].run(work)
+
+
+def _image_encoders(options: dict[str, Any]) -> None:
+    """All of an encoder; biases of scores are those of a rank's own heads."""
+    config = tiny_config(**options | {"heads": 2})
+    spans = packed(config, pictures(config, [(12, 16), (40, 3)]))
+
+    def build(layers: Layers) -> nn.Module:
+        return config.build(vocabulary=8, layers=layers, recompute="selective")
+
+    whole, part = both(build, split_layers())
+    output = whole(spans)
+    gradient = random(*output.shape, seed=1)
+    output.backward(gradient)
+    torch.testing.assert_close(part(spans), output)
+    part(spans).backward(gradient)
+    same_gradients(whole, part)
+
+
+@pytest.mark.parametrize("kind", ["beit", "beit, of another size", "clip", "native, class kept"])
+def test_split_image_encoders(rank_pools: dict[int, RankPool], kind: str) -> None:
+    rank_pools[2].run(_image_encoders, KINDS[kind])
 
 
 @pytest.mark.parametrize("kernel", ["torch", "triton"])

@@ -100,7 +100,7 @@ def kept(
                     stacks[-1],
                     num_blocks=part.encoder.num_layers - start,
                     trains=True,
-                    bias_trains=reach.trains(f"encoders.{modality}.relative_bias.weight"),
+                    bias_trains=reach.trains_bias(modality),
                 ),
             )  # fmt: skip
             last = f"encoders.{modality}.blocks.{part.encoder.num_layers - 1}"

@@ -96,11 +96,23 @@ class Reach:
     def first_encoder_block(self, modality: str, num_blocks: int) -> int | None:
         """From which on an encoder's activations have gradients; None for none of it."""
         prefix = f"encoders.{modality}."
-        first = self.first_block(f"{prefix}blocks.", num_blocks)
-        for name in ("embedding", "positions", "relative_bias"):
-            if self.touches(prefix + name):
-                return 0
-        return None if first == num_blocks else first
+        # A block's own bias is read where the block is.
+        lists = [f"{prefix}{name}." for name in ("blocks", "patch_biases")]
+        behind = f"{prefix}final_norm."
+        everything = self._trained | self._low_rank | self._narrowed
+        if any(
+            name.startswith(prefix) and not name.startswith((*lists, behind)) for name in everything
+        ):
+            return 0
+        first = min(self.first_block(name, num_blocks) for name in lists)
+        return None if first == num_blocks and not self.touches(behind) else first
+
+    def trains_bias(self, modality: str) -> bool:
+        """Whether a bias of an encoder's scores trains."""
+        return any(
+            name.startswith(f"encoders.{modality}.") and name.endswith("relative_bias.weight")
+            for name in self._trained
+        )
 
     def trains(self, name: str) -> bool:
         """Whether a parameter of the plain model does."""

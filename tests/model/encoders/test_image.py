@@ -20,7 +20,7 @@ from train.data.spans.picture import Picture, pack_pictures
 from train.data.spans.places import FlatSpans
 from train.data.spans.protocol import SpanCapacity
 
-SLOTS = 64
+SLOTS = 96
 NATIVE: dict[str, Any] = {"max_patches": 12, "table": [3, 4]}
 BEIT: dict[str, Any] = {
     "size": [12, 16],
@@ -31,6 +31,7 @@ BEIT: dict[str, Any] = {
 }
 KINDS: dict[str, dict[str, Any]] = {
     "one size": {"size": [12, 16]},
+    "sixteen rows": {"size": [16, 16]},
     "one size, class kept": {"size": [12, 16], "class_token": "kept"},
     "one size, class dropped": {"size": [12, 16], "class_token": "dropped"},
     "another size than the table's": {"size": [12, 16], "table": [2, 5], "class_token": "kept"},
@@ -134,6 +135,28 @@ def test_vectors_are_those_of_plain_layers(kind: str) -> None:
         vectors = encoder(packed(config, [item]))
         expected = plain_image.encode(dict(encoder.named_parameters()), config, item)
         torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pictures_of_one_size_have_no_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that kernels are used which take none; on GPUs where the rows of a grid are theirs."""
+    seen: list[bool] = []
+    attend = attention.attend
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append(kwargs["bias"] is None)
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "attend", watched)
+    for options, is_padded, none in (
+        ({"size": [16, 16]}, False, True),
+        ({"size": [16, 16]}, True, True),  # 16 rows, and spans that are padding
+        ({"size": [12, 16]}, True, False),
+        (NATIVE, False, False),
+    ):
+        monkeypatch.setattr(attention, "is_padded_on", lambda _, padded=is_padded: padded)
+        config, seen[:] = tiny_config(**options), []
+        tiny_encoder(config)(packed(config, pictures(config, SIZES[:3])))
+        assert seen == [none] * config.num_layers
 
 
 def test_a_microbatch_without_pictures_reads_one_of_padding() -> None:

@@ -22,9 +22,12 @@ from model.encoders.image import ImageEncoder, ImageEncoderConfig  # noqa: E402
 from model.layers import Layers  # noqa: E402
 from tests.model.encoders.test_image import packed  # noqa: E402
 from tests.tools.hub.kinds import random_instance  # noqa: E402
+from train.build import refuse_other_architecture  # noqa: E402
 from train.checkpoint.restore import load_weights  # noqa: E402
 from train.data.spans.picture import read_picture  # noqa: E402
+from train.errors import CheckpointError  # noqa: E402
 from train.loading import load_config  # noqa: E402
+from train.storage.place import Place  # noqa: E402
 
 import_main: Any = importlib.import_module("tools.import").main
 
@@ -219,6 +222,33 @@ def test_a_run_reads_the_part(tmp_path: Path) -> None:
     assert (encoder["size"], encoder["table"], encoder["fit"]) == ([24, 24], [6, 6], "crop")
     assert encoder["mean"][0] == pytest.approx(0.48145466)
     assert ImageEncoderConfig.model_validate(encoder).layers_in_training == 2
+
+
+def test_a_run_may_change_how_pictures_are_read(tmp_path: Path) -> None:
+    """Another size, native aspect, the class vector kept: the weights mean the same."""
+    imported(random_instance(*KINDS["clip"]), tmp_path)
+    place = Place.of(tmp_path / "ours")
+    config = load_config(place).model.encoders["image"].encoder
+    here = config.model_dump()
+    key = "encoders.image.encoder"
+    for change, fault in (
+        ({"size": [32, 40]}, None),
+        ({"size": None, "max_patches": 30, "fit": "stretch"}, None),
+        ({"class_token": "kept", "dropout": 0.1, "trainable_layers": 1}, None),
+        ({"class_token": "none"}, "class_token"),
+        ({"mean": [0.5, 0.5, 0.5]}, "mean"),
+        ({"table": [5, 6]}, "table"),
+        ({"activation": "gelu"}, "activation"),
+    ):
+        other = ImageEncoderConfig.model_validate(here | change)
+        parts = {key: other.architecture | {"vocabulary": 8}}
+        if fault is None:
+            refuse_other_architecture(place, parts)
+            encoder = other.build(vocabulary=8, layers=Layers(), recompute="none")
+            load_weights(place, encoder, prefix="encoders.image.")
+        else:
+            with pytest.raises(CheckpointError, match=rf"encoder\.{fault}"):
+                refuse_other_architecture(place, parts)
 
 
 @pytest.mark.parametrize(
