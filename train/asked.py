@@ -1,7 +1,9 @@
 """What is asked of a model: prompts, how they are to be continued, and the spans in them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +14,15 @@ from model.encoders.text import TextEncoderConfig
 from model.generation.picking import GREEDY, Sampling
 from model.semicausal import ModelConfig
 from train.data.document import MEDIA, Kind
-from train.data.segments import TextSegment, paragraphs
+from train.data.sample import SampleItem
+from train.data.segments import MediaSegment, Segment, TextSegment, paragraphs
 from train.data.slots import Vectors
-from train.data.spans.places import FlatSpans
+from train.data.spans.kinds import MEDIA_SPANS
+from train.data.spans.places import FlatSpans, Ints
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import pack_text
 from train.data.tokens import SPECIAL_TEXT, SpecialTokens, encode_apart
-from train.errors import UserError
+from train.errors import DataError, UserError
 from train.prompt import TEXT, parse, segments_of
 
 
@@ -84,10 +88,12 @@ class Prompt:
     Attributes:
         tokens: at least one, and no more than the decoder has positions.
         spans: ranges of tokens that the encoder reads.
+        items: of other modalities, in rising order; their slots hold padding.
     """
 
     tokens: list[int]
     spans: list[tuple[int, int]]
+    items: list[SampleItem] = field(default_factory=list[SampleItem])
 
 
 class PromptEncoder:
@@ -99,17 +105,25 @@ class PromptEncoder:
     Args:
         tokenizer: that the model was trained with.
         modality: of the encoder that reads text.
+        vectors: slots of an item by its size, for each modality that an encoder reads.
 
     Attributes:
         special: ids of the special tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, modality: str = TEXT):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        modality: str = TEXT,
+        vectors: Mapping[Kind, Vectors] | None = None,
+    ):
         # Special whatever its file says of them: only such are kept apart from text.
         tokenizer.add_special_tokens(list(SPECIAL_TEXT.values()))
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self._modality = modality
+        self._vectors = vectors or {}
         self.special = SpecialTokens.from_vocabulary(tokenizer.get_vocab())
         self._control = {*self.special.to_manifest().values()}
 
@@ -129,22 +143,46 @@ class PromptEncoder:
                 return replace(read, tokens=[*read.tokens, *self._encode("\n")])
         return read
 
-    def segments(self, segments: Sequence[TextSegment]) -> Prompt:
+    def segments(self, segments: Sequence[Segment], *, name: str = "the prompt") -> Prompt:
         """Segments of a document behind `<s>`; tokens of spans are among the others.
 
+        Args:
+            segments: of it.
+            name: of what it belongs to, for messages.
+
         Raises:
-            DataError: the tokenizer makes a special token of a character.
+            DataError: the tokenizer makes a special token of a character, or no encoder reads an
+                item.
         """
         tokens = [self.special.start]
         spans: list[tuple[int, int]] = []
+        items: list[SampleItem] = []
         for segment in segments:
+            if isinstance(segment, MediaSegment):
+                item = self._item(segment, len(tokens), name)
+                tokens += [self.special.padding] * (item.stop - item.start)
+                items.append(item)
+                continue
             found = self.tokens(segment)
             if segment.is_span and found:
                 spans.append((len(tokens), len(tokens) + len(found)))
             tokens += found
             if segment.ends_paragraph and found:
                 tokens.append(self.special.paragraph)
-        return Prompt(tokens=tokens, spans=spans)
+        return Prompt(tokens=tokens, spans=spans, items=items)
+
+    def _item(self, segment: MediaSegment, start: int, name: str) -> SampleItem:
+        medium = MEDIA[segment.kind]
+        if segment.kind not in self._vectors:
+            raise DataError(f"{name}: the model has no encoder that reads its {medium}")
+        return SampleItem(
+            kind=segment.kind,
+            size=segment.size,
+            data=segment.data,
+            start=start,
+            stop=start + self._vectors[segment.kind](segment.size),
+            name=f"{name}: its {medium}",
+        )
 
     def tokens(self, segment: TextSegment) -> list[int]:
         """Those of a segment, without the end of its last paragraph.
@@ -170,20 +208,52 @@ class PromptEncoder:
 def pack(
     model: ModelConfig, prompts: Sequence[Prompt], *, device: torch.device
 ) -> Mapping[str, PackedSpans] | None:
-    """The spans of prompts whose rows begin at slot 0 and are as long as the longest."""
-    reader = text_encoder(model)
-    if reader is None or not any(prompt.spans for prompt in prompts):
-        return None
-    modality, encoder = reader
+    """The spans of prompts whose rows begin at slot 0 and are as long as the longest.
+
+    Raises:
+        DataError: an item cannot be read; the message names it.
+    """
     longest = max(len(prompt.tokens) for prompt in prompts)
     tokens = np.zeros((len(prompts), longest), dtype=np.int64)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt.tokens)] = prompt.tokens
-    read = pack_text(
-        tokens,
-        FlatSpans.of([np.array(p.spans, dtype=np.int64).reshape(-1, 2) for p in prompts]),
-        # No room is needed beyond what they take.
+    packed: dict[str, PackedSpans] = {}
+    reader = text_encoder(model)
+    if reader is not None and any(prompt.spans for prompt in prompts):
+        modality, encoder = reader
+        packed[modality] = pack_text(
+            tokens,
+            _flat([prompt.spans for prompt in prompts]),
+            # No room is needed beyond what they take.
+            capacity=SpanCapacity(tokens=0, spans=0, longest_tokens=encoder.longest_span),
+            start_token=encoder.start_token,
+        )
+    for kind in sorted({item.kind for prompt in prompts for item in prompt.items}):
+        packed[MEDIA[kind]] = _pack_items(model, kind, prompts, tokens)
+    return {modality: spans.to(device) for modality, spans in packed.items()} or None
+
+
+def _pack_items(
+    model: ModelConfig, kind: Kind, prompts: Sequence[Prompt], tokens: Ints
+) -> PackedSpans:
+    """The items of one modality."""
+    encoder = model.encoders[MEDIA[kind]].encoder
+    reader = MEDIA_SPANS[kind].reader(
+        encoder,
         capacity=SpanCapacity(tokens=0, spans=0, longest_tokens=encoder.longest_span),
-        start_token=encoder.start_token,
+        seed=0,
+        special=SpecialTokens(),
     )
-    return {modality: read.to(device)}
+    of_kind = [[item for item in prompt.items if item.kind == kind] for prompt in prompts]
+    read: list[Any] = []
+    for item in chain.from_iterable(of_kind):
+        try:
+            read.append(reader.read(item))
+        except ValueError as error:
+            raise DataError(f"{item.name} {error}") from error
+    spans = _flat([[(item.start, item.stop) for item in items] for items in of_kind])
+    return reader.arrays(read, tokens, spans)
+
+
+def _flat(spans: Sequence[Sequence[tuple[int, int]]]) -> FlatSpans:
+    return FlatSpans.of([np.array(some, dtype=np.int64).reshape(-1, 2) for some in spans])

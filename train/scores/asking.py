@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 from model.semicausal import ModelConfig
-from train.asked import Prompt, PromptEncoder, text_encoder
+from train.asked import Prompt, PromptEncoder, item_vectors, text_encoder
 from train.data.segments import Segment, TextSegment
 from train.errors import DataError
 from train.prompt import TEXT
@@ -29,7 +29,10 @@ class Asking:
     def __init__(self, tokenizer: Tokenizer, model: ModelConfig):
         self._tokenizer = tokenizer
         encoder = text_encoder(model)
-        self._encoder = PromptEncoder(tokenizer, modality=TEXT if encoder is None else encoder[0])
+        self._vectors = item_vectors(model)
+        self._encoder = PromptEncoder(
+            tokenizer, modality=TEXT if encoder is None else encoder[0], vectors=self._vectors
+        )
         self.special = self._encoder.special
         self._longest = None if encoder is None else encoder[1].longest_span
         self._most_slots = model.decoder.max_tokens
@@ -49,6 +52,7 @@ class Asking:
             tokenizer=self._tokenizer,
             span_tokens=self._longest,
             sequence_tokens=self._most_slots - spared,
+            vectors=self._vectors,
         )
         behind = [choice.segments for choice in example.choices] if not spared else []
         longest = max(behind, key=self._size, default=())
@@ -79,12 +83,9 @@ class Asking:
             name: of what it belongs to, for messages.
 
         Raises:
-            DataError: a span is longer than the encoder reads, or is of another modality.
+            DataError: a span is longer than the encoder reads, or no encoder reads an item.
         """
-        texts = [segment for segment in segments if isinstance(segment, TextSegment)]
-        if len(texts) < len(segments):
-            raise DataError(f"{name}: a model is asked about no other modality than text yet")
-        return self._readable(self._encoder.segments(texts), name=name)
+        return self._readable(self._encoder.segments(segments, name=name), name=name)
 
     def prompt(self, prompt: str) -> Context:
         """What the model reads of a prompt.
@@ -95,15 +96,16 @@ class Asking:
         return self._readable(self._encoder(prompt), name="the prompt")
 
     def _readable(self, read: Prompt, *, name: str) -> Context:
+        items = tuple(read.items)
         if self._longest is None:
-            return Context(tokens=tuple(read.tokens))
+            return Context(tokens=tuple(read.tokens), items=items)
         for begin, end in read.spans:
             if end - begin > self._longest:
                 raise DataError(
                     f"{name}: a span has {end - begin} tokens and the encoder reads "
                     f"{self._longest}: write several shorter ones"
                 )
-        return Context(tokens=tuple(read.tokens), spans=tuple(read.spans))
+        return Context(tokens=tuple(read.tokens), spans=tuple(read.spans), items=items)
 
     def _size(self, segments: Sequence[TextSegment]) -> int:
         return sum(len(self._encoder.tokens(segment)) for segment in segments)

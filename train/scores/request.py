@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any, Final
 
+from train.data.sample import SampleItem
+
 RULES: Final = 1
 """Of what an answer is; raised when the same request would be answered otherwise."""
 
@@ -16,10 +18,12 @@ class Context:
     Attributes:
         tokens: from `<s>` on.
         spans: half-open ranges of them that the encoder reads.
+        items: of other modalities, whose slots among the tokens hold padding.
     """
 
     tokens: tuple[int, ...]
     spans: tuple[tuple[int, int], ...] = ()
+    items: tuple[SampleItem, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,5 +100,20 @@ def key_of(weights: str, request: Any, *parts: Any) -> str:
         request: a part of one, as `asdict` takes it.
         parts: the rest of it.
     """
-    asked = [RULES, weights, *({type(part).__name__: asdict(part)} for part in (request, *parts))]
+    told = (_without_names(asdict(part)) for part in (request, *parts))
+    names = (type(part).__name__ for part in (request, *parts))
+    asked = [RULES, weights, *({name: part} for name, part in zip(names, told, strict=True))]
     return sha256(json.dumps(asked, separators=(",", ":")).encode()).hexdigest()[:32]
+
+
+def _without_names(part: dict[str, Any]) -> dict[str, Any]:
+    """What is asked, without what items are called; of their files the hash."""
+    if "context" in part:
+        return part | {"context": _without_names(part["context"])}
+    rest = {key: value for key, value in part.items() if key != "items"}
+    # What is asked without items has the key that it had before there were any.
+    items = [
+        [item["kind"], item["start"], item["stop"], sha256(item["data"]).hexdigest()]
+        for item in part.get("items", ())
+    ]
+    return rest | ({"items": items} if items else {})

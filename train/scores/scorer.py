@@ -171,7 +171,12 @@ class Scorer:
 
     def _compute(self, units: Sequence[Asked]) -> list[list[Answer]]:
         prompts = [
-            Prompt(tokens=[*unit.context.tokens], spans=[*unit.context.spans]) for unit in units
+            Prompt(
+                tokens=[*unit.context.tokens],
+                spans=[*unit.context.spans],
+                items=[*unit.context.items],
+            )
+            for unit in units
         ]
         contexts = [prompt.tokens for prompt in prompts]
         device = self._mesh.world.device

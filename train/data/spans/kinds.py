@@ -1,15 +1,23 @@
 """The kinds of spans there are: a modality adds its line here and in `model.encoders.kinds`."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Final
 
 from pydantic import Field
 
+from train.data.document import Kind
 from train.data.spans.at_random import RandomSpansConfig
 from train.data.spans.given import FixedSpansConfig, StoredSpansConfig
 from train.data.spans.image import ImageSpansConfig
+from train.data.spans.media import MediaSpansConfig
 from train.data.spans.rules import RuleSpansConfig
 
 SpansConfig = Annotated[
     RandomSpansConfig | RuleSpansConfig | FixedSpansConfig | StoredSpansConfig | ImageSpansConfig,
     Field(discriminator="kind"),
 ]
+
+MEDIA_SPANS: Final[Mapping[Kind, MediaSpansConfig]] = {
+    Kind.IMAGE: ImageSpansConfig(kind="image"),
+}
+"""What reads items outside of a corpus, by modality."""
