@@ -251,8 +251,8 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
     """What a checkpoint's model must share with this one, by part."""
     parts: dict[str, Any] = {"decoder": config.decoder.model_dump(include=DECODER_SHAPE)}
     for modality, part in config.encoders.items():
-        vocabulary = {"vocabulary": config.decoder.vocabulary}
-        parts[f"encoders.{modality}.encoder"] = part.encoder.architecture | vocabulary
+        vocabulary = config.decoder.vocabulary
+        parts[f"encoders.{modality}.encoder"] = part.encoder.architecture(vocabulary=vocabulary)
         parts[f"encoders.{modality}.connector"] = part.connector.model_dump()
     return parts
 

@@ -140,8 +140,7 @@ class ImageEncoderConfig(EncoderKind):
         rows, columns = self.fixed_grid or (self.max_patches or 1, 1)
         return rows * columns + int(self.class_token == "kept")
 
-    @property
-    def architecture(self) -> dict[str, Any]:
+    def architecture(self, *, vocabulary: int) -> dict[str, Any]:
         """All but what only training asks for, and which pictures are read."""
         left_out = {"dropout", "init_from", "trainable_layers"}
         pictures = {"size", "max_patches", "fit", "resized", "resample"}

@@ -120,10 +120,13 @@ class EncoderKind(Config):
         """
         raise NotImplementedError(f"an encoder of kind {self.kind} reads no items")
 
-    @property
     @abstractmethod
-    def architecture(self) -> dict[str, Any]:
-        """Keys that another encoder must share for its weights to mean the same."""
+    def architecture(self, *, vocabulary: int) -> dict[str, Any]:
+        """What another encoder must share for its weights to mean the same.
+
+        Args:
+            vocabulary: tokens that the decoder knows.
+        """
 
     @abstractmethod
     def build(self, *, vocabulary: int, layers: Layers, recompute: Recompute) -> nn.Module:

@@ -50,10 +50,10 @@ class TextEncoderConfig(EncoderKind):
         """Tokens of the longest span, without its start token."""
         return self.max_tokens - 1
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """All but what only training asks for."""
-        return self.model_dump(exclude={"dropout", "init_from", "trainable_layers"})
+    def architecture(self, *, vocabulary: int) -> dict[str, Any]:
+        """All but what only training asks for, and its tokens, which are the decoder's."""
+        kept = self.model_dump(exclude={"dropout", "init_from", "trainable_layers"})
+        return kept | {"vocabulary": vocabulary}
 
     def build(self, *, vocabulary: int, layers: Layers, recompute: Recompute) -> "TextEncoder":
         """The encoder, with a token embedding of its own."""

@@ -29,8 +29,7 @@ class PatchEncoderConfig(EncoderKind):
     def longest_span(self) -> int:
         return self.max_patches
 
-    @property
-    def architecture(self) -> dict[str, Any]:
+    def architecture(self, *, vocabulary: int) -> dict[str, Any]:
         return self.model_dump(exclude={"init_from", "projection_trains"})
 
     def build(self, *, vocabulary: int, layers: Layers, recompute: Recompute) -> nn.Module:

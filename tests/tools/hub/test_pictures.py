@@ -20,10 +20,13 @@ import transformers  # noqa: E402  # behind what lets it be imported
 
 from model.encoders.image import ImageEncoder, ImageEncoderConfig  # noqa: E402
 from model.layers import Layers  # noqa: E402
+from model.semicausal import SemiCausal  # noqa: E402
 from tests.model.encoders.test_image import packed  # noqa: E402
 from tests.tools.hub.kinds import random_instance  # noqa: E402
-from train.build import refuse_other_architecture  # noqa: E402
+from train.build import first_weights, of_part, refuse_other_architecture  # noqa: E402
 from train.checkpoint.restore import load_weights  # noqa: E402
+from train.config import RunConfig  # noqa: E402
+from train.config_files import load  # noqa: E402
 from train.data.spans.picture import read_picture  # noqa: E402
 from train.errors import CheckpointError  # noqa: E402
 from train.loading import load_config  # noqa: E402
@@ -31,6 +34,7 @@ from train.storage.place import Place  # noqa: E402
 
 import_main: Any = importlib.import_module("tools.import").main
 
+TINY_RUN = Path(__file__).parents[2] / "tiny_run.yaml"
 WITHIN = 1e-5
 _SIZES: dict[str, Any] = {
     "hidden_size": 24,
@@ -224,6 +228,29 @@ def test_a_run_reads_the_part(tmp_path: Path) -> None:
     assert ImageEncoderConfig.model_validate(encoder).layers_in_training == 2
 
 
+def test_a_run_begins_from_it(tmp_path: Path) -> None:
+    """Beside the text encoder; what is fixed has the checkpoint's values, and so has the rest."""
+    theirs = random_instance(*KINDS["beit, each"])
+    imported(theirs, tmp_path)
+    given = [str(TINY_RUN), str(tmp_path / "ours" / "model.yaml"), "data.corpus=none"]
+    given += ["data.pack=fit", "spans.image={kind: image}", "run_directory=none"]
+    config = load(RunConfig, given)
+    (place, prefix), *others = first_weights(config)
+    assert (place, prefix, others) == (Place.of(tmp_path / "ours"), "encoders.image.", [])
+    refuse_other_architecture(place, of_part(config, prefix))
+    model = SemiCausal(config.built_model)
+    encoder = model.encoders["image"]
+    load_weights(place, encoder, prefix=prefix)
+    assert isinstance(encoder, ImageEncoder)
+    layer = theirs.encoder.layer[2]
+    values = dict(encoder.named_parameters())
+    assert values["blocks.2.attention_scale.weight"].equal(layer.lambda_1)
+    trained = {name for name, value in values.items() if value.requires_grad}
+    numbers = {int(name.split(".")[1]) for name in trained if "." in name}
+    assert numbers == {1, 2}
+    assert not encoder.projection.weight.requires_grad
+
+
 def test_a_run_may_change_how_pictures_are_read(tmp_path: Path) -> None:
     """Another size, native aspect, the class vector kept: the weights mean the same."""
     imported(random_instance(*KINDS["clip"]), tmp_path)
@@ -241,7 +268,7 @@ def test_a_run_may_change_how_pictures_are_read(tmp_path: Path) -> None:
         ({"activation": "gelu"}, "activation"),
     ):
         other = ImageEncoderConfig.model_validate(here | change)
-        parts = {key: other.architecture | {"vocabulary": 8}}
+        parts = {key: other.architecture(vocabulary=8)}
         if fault is None:
             refuse_other_architecture(place, parts)
             encoder = other.build(vocabulary=8, layers=Layers(), recompute="none")

@@ -1,7 +1,10 @@
 """From files to patches: every kind of file that there is, and those that cannot be read."""
 
+import hashlib
 import io
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from PIL import Image
 from tests.model.encoders.test_image import tiny_config
 from train.data.spans.picture import MOST_PIXELS, Picture, read_picture, read_size
 
+PICTURES = Path(__file__).parents[3] / "fixtures" / "pictures"
 CONFIG = tiny_config(max_patches=64)
 """Patches of 4x4."""
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -132,6 +136,34 @@ def test_one_pixel_high_and_very_wide() -> None:
     for fit in ("stretch", "crop"):
         fixed = tiny_config(size=[8, 12], fit=fit)
         assert read_picture(data, fixed).patches.shape == (6, 48)
+
+
+READ: dict[str, dict[str, Any]] = {
+    "stretch": {"size": [32, 48]},
+    "crop": {"size": [32, 32], "fit": "crop", "resample": "bilinear"},
+    "native": {"max_patches": 40},
+}
+DIGESTS = {
+    ("turned.jpg", "stretch"): "ba86a26809949c4b",
+    ("turned.jpg", "crop"): "9da8eb0b6b6717da",
+    ("turned.jpg", "native"): "53535b3e9d495bf0",
+    ("alpha.webp", "stretch"): "084e39a9184076c5",
+    ("alpha.webp", "crop"): "8be909d4a96cba73",
+    ("alpha.webp", "native"): "ecaa52c831f41030",
+}
+"""Of the patches that Pillow 13 made of them on an x86 machine."""
+
+
+@pytest.mark.parametrize(("name", "how"), DIGESTS)
+def test_the_same_bytes_are_the_same_patches_everywhere(name: str, how: str) -> None:
+    """In every process and thread; where this fails, another Pillow reads other patches."""
+    data, config = (PICTURES / name).read_bytes(), tiny_config(**READ[how])
+
+    def digest(_: int) -> str:
+        return hashlib.sha256(read_picture(data, config).patches.tobytes()).hexdigest()[:16]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(digest, range(32))) == {DIGESTS[name, how]}
 
 
 def bomb(height: int, width: int) -> bytes:
