@@ -110,8 +110,11 @@ def main(arguments: list[str] | None = None) -> None:
         "--demonstrations", type=whole(most=1024), default=0, help="shown before each row"
     )
     parser.add_argument(
-        "--shuffled", action="store_true", help="ask each row with another row's context"
+        "--shuffled",
+        action="store_true",
+        help="ask each row with another row's context, or with its pictures",
     )
+    parser.add_argument("--blind", action="store_true", help="ask each row without its pictures")
     parser.add_argument(
         "--leave-out-long", action="store_true", help="pass over rows without room in the model"
     )

@@ -53,6 +53,7 @@ def evaluate_tasks(
         most_rows=options.rows,
         demonstrations=options.demonstrations,
         is_shuffled=options.shuffled,
+        is_blind=options.blind,
         leaves_out_long=options.leave_out_long,
     )
     directory: Path = options.scores or _directory(path)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from parallel.agreement import on_all_ranks
+from train.data.segments import MediaSegment
 from train.errors import DataError, UserError
 from train.scores.asking import Asking
 from train.scores.evaluation import Rows, TaskScore, evaluate_task
@@ -26,8 +27,10 @@ class Setting:
             for another answer.
         most_rows: the first this many; None for all.
         demonstrations: examples that are shown before each row, drawn by its number.
-        is_shuffled: whether each row is asked with the context of another one. What a model still
-            knows then does not come from what it was given.
+        is_shuffled: whether each row is asked with the context of another one, or, where rows show
+            items, with another's items alone. What a model still knows then does not come from
+            what it was given.
+        is_blind: whether rows are asked without their items.
         leaves_out_long: whether rows that have no room in the model are passed over.
     """
 
@@ -36,6 +39,7 @@ class Setting:
     most_rows: int | None = None
     demonstrations: int = 0
     is_shuffled: bool = False
+    is_blind: bool = False
     leaves_out_long: bool = False
 
     @property
@@ -44,6 +48,7 @@ class Setting:
         parts = [self.split, f"template-{self.template}"]
         parts += [f"{self.demonstrations}-shot"] if self.demonstrations else []
         parts += ["shuffled"] if self.is_shuffled else []
+        parts += ["blind"] if self.is_blind else []
         parts += [] if self.most_rows is None else [f"first-{self.most_rows}"]
         return "-".join(parts)
 
@@ -76,6 +81,8 @@ def asked_of(asking: Asking, task: Task, setting: Setting) -> Rows:
     rows = list(islice(found, setting.most_rows))
     if setting.is_shuffled:
         rows = shuffled(rows)
+    if setting.is_blind:
+        rows = [blinded(row) for row in rows]
     examples: list[Example] = []
     requests: list[Asked] = []
     cut = 0
@@ -95,9 +102,35 @@ def asked_of(asking: Asking, task: Task, setting: Setting) -> Rows:
 
 
 def shuffled(rows: Sequence[Example]) -> list[Example]:
-    """Each row with the context of the one half-way round: of another, but for a single row."""
+    """Each row with the context of the one half-way round: of another, but for a single row.
+
+    Where both show as many items, only these are exchanged, and what is asked stays.
+    """
     half = len(rows) // 2
-    return [
-        replace(row, context=rows[(number + half) % len(rows)].context)
-        for number, row in enumerate(rows)
-    ]
+    others = [rows[(number + half) % len(rows)] for number in range(len(rows))]
+    return [_with_context_of(row, other) for row, other in zip(rows, others, strict=True)]
+
+
+def blinded(row: Example) -> Example:
+    """A row without its items.
+
+    Raises:
+        DataError: it has none.
+    """
+    if not _items(row):
+        raise DataError(f"{row.id}: shows no item: ask its task without --blind")
+    return replace(
+        row, context=tuple(part for part in row.context if not isinstance(part, MediaSegment))
+    )
+
+
+def _with_context_of(row: Example, other: Example) -> Example:
+    items = iter(shown := _items(other))
+    if not shown or len(shown) != len(_items(row)):
+        return replace(row, context=other.context)
+    context = (next(items) if isinstance(part, MediaSegment) else part for part in row.context)
+    return replace(row, context=tuple(context))
+
+
+def _items(row: Example) -> list[MediaSegment]:
+    return [part for part in row.context if isinstance(part, MediaSegment)]
