@@ -28,6 +28,7 @@ from parallel.compiled import (
     news,
     why_no_compiler,
 )
+from tests.model.encoders import test_image as image
 from tests.model.examples import collate, random_tokens, tiny_config, tiny_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -132,6 +133,25 @@ def test_one_span_and_as_many_spans_as_heads_are_no_rules() -> None:
     batches = [collate(tokens, rows) for rows in spans]
     assert_equal(steps_of(model, batches), steps_of(plain, batches))
     assert state.num_graphs == 3
+
+
+@pytest.mark.parametrize("kind", ["beit", "clip", "native, class dropped"])
+def test_image_encoders(kind: str) -> None:
+    """Factors, quick GELU, a bias that is there, trains or is not: few graphs for any pictures."""
+    config = image.tiny_config(**image.KINDS[kind])
+    compiled, plain = image.tiny_encoder(config).train(), image.tiny_encoder(config).train()
+    state = compile_blocks(compiled, backend="aot_eager")
+    for sizes in ([(12, 16)], [], [(12, 16), (40, 3), (4, 4)], [(9, 90)] * 2, [(30, 20)] * 3):
+        spans = image.packed(config, image.pictures(config, sizes))
+        for encoder in (compiled, plain):
+            encoder(spans).square().sum().backward()
+    assert state.failure is None
+    assert 0 < state.num_graphs <= 4
+    for (name, a), b in zip(compiled.named_parameters(), plain.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        scale = max(1.0, b.grad.abs().max().item())
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-5 * scale, msg=name)
 
 
 def test_adapters() -> None:

@@ -180,6 +180,17 @@ def test_room_beyond_the_real_rows_is_never_read() -> None:
     assert torch.equal(before, encoder(spans))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_bf16(kind: str) -> None:
+    """Pixels are normalised before they are rounded; nothing else stays behind in fp32."""
+    config = tiny_config(**KINDS[kind] | {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]})
+    items = pictures(config, SIZES)
+    exact = tiny_encoder(config, dtype=torch.float64)(packed(config, items))
+    rounded = tiny_encoder(config, dtype=torch.bfloat16)(packed(config, items))
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded[: len(exact)] - exact).norm() <= 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize(
     ("size", "most", "grid"),
     [
