@@ -136,6 +136,12 @@ def test_one_pixel_high_and_very_wide() -> None:
     for fit in ("stretch", "crop"):
         fixed = tiny_config(size=[8, 12], fit=fit)
         assert read_picture(data, fixed).patches.shape == (6, 48)
+    # Fitted whole it would be 224 x 2,240,000: its middle alone is computed, the 5,000th pixel.
+    image = Image.open(io.BytesIO(data))
+    read = pixels(read_picture(data, tiny_config(size=[224, 224], fit="crop")))
+    assert (read == read[:1]).all()
+    assert (read[0, 0] == image.getpixel((4999, 0))).all()
+    assert (read[0, -1] == image.getpixel((5000, 0))).all()
 
 
 READ: dict[str, dict[str, Any]] = {
