@@ -157,9 +157,11 @@ def play(case: Case, lab: Lab) -> Result:
         return _play(case, lab)
     except (AssertionError, UserError) as error:
         lab.clear()
+        told = f"{type(error).__name__}: {error}"
         return Result(
             case=case.name,
-            outcome=f"{type(error).__name__}: {error}"[-3000:],
+            # What was waited for stands first, and what the job said last.
+            outcome=told if len(told) <= 3000 else f"{told[:500]}\n…\n{told[-2500:]}",
             expected=case.expected,
             verdict=None,
             expected_verdict=None if case.verdict is None else _told(*case.verdict),

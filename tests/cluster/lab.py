@@ -91,9 +91,12 @@ class Lab:
         slurm.end_jobs(self.record)
 
     def is_idle(self, node: str) -> bool:
-        """Whether a node waits for jobs."""
-        shown = self.slurm.call("sinfo", "--noheader", f"--nodes={node}", "--format=%t")
-        return shown.split()[:1] == ["idle"]
+        """Whether a node waits for jobs.
+
+        `sinfo` may call it mixed for ever where it died under a job that went on without it.
+        """
+        shown = self.slurm.call("scontrol", "--oneliner", "show", "node", node)
+        return "State=IDLE" in shown.split()
 
     def allocated(self, name: str) -> Allocated:
         """Start a run of that name in a terminal, as one does who has an allocation."""

@@ -56,7 +56,7 @@ def slow_rank(lab: Lab, name: str) -> Played:
 def killed_with_a_spare(lab: Lab, name: str) -> Played:
     played = _killed(lab, name, "node2", "cluster.spare_nodes=1", flags=("--nodes=3",))
     first, last = played.job.attempts
-    assert (first.gone, last.nodes) == (["node2"], ["node1", "node3"]), played.job.output
+    assert (first.gone, last.nodes) == (["node2"], ["node1", "node3"]), (first, last)
     return played
 
 
