@@ -63,13 +63,14 @@ def build(out: Path, rows: Iterable[Mapping[str, Any]], *, flags: Iterable[str] 
     return out
 
 
-def interleaved(count: int, *, seed: int = 0, most_items: int = 3, side: int = 40) -> list[Any]:
+def interleaved(
+    count: int, *, seed: int = 0, most_items: int = 3, side: int = 40, words: int = 12
+) -> list[Any]:
     """Rows of text, spans of text and pictures of many sizes in any order; some of text alone."""
     random = np.random.default_rng(seed)
-    words = WORDS.split()
 
     def text(most: int) -> str:
-        return " ".join(random.choice(words, random.integers(1, most)))
+        return " ".join(random.choice(WORDS.split(), random.integers(1, most)))
 
     rows: list[Any] = []
     for number in range(count):
@@ -77,12 +78,30 @@ def interleaved(count: int, *, seed: int = 0, most_items: int = 3, side: int = 4
         for _ in range(random.integers(0, most_items + 1) if number % 3 else 0):
             height, width = random.integers(1, side, 2).tolist()
             segments.append({"image": png(height, width)})
-        segments += [{"text": text(12)} for _ in range(random.integers(1, 3))]
+        segments += [{"text": text(words)} for _ in range(random.integers(1, 3))]
         if random.random() < 0.3:
             segments.append({"text": text(6), "span": True})
         order = random.permutation(len(segments)).tolist()
         rows.append({"segments": [segments[place] for place in order]})
     return rows
+
+
+def albums(count: int, *, pages: int = 9, each: int = 1) -> list[Any]:
+    """Rows of pictures, each with a text behind, which do not fit a short sequence."""
+    random = np.random.default_rng(1)
+    return [
+        {
+            "segments": [
+                segment
+                for _ in range(pages)
+                for segment in (
+                    *({"image": png(*random.integers(1, 40, 2).tolist())} for _ in range(each)),
+                    {"text": " ".join(random.choice(WORDS.split(), random.integers(1, 30)))},
+                )
+            ]
+        }
+        for _ in range(count)
+    ]
 
 
 def colours(count: int, *, seed: int = 0, plain: int = 0) -> list[Any]:

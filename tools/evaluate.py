@@ -87,9 +87,11 @@ def text_of(config: RunConfig) -> list[str]:
 def with_stored_spans(config: RunConfig) -> RunConfig:
     """The configuration, but reading the spans that samples bring, with room for any."""
     tree = config.model_dump(mode="json")
-    tree["spans"] |= {modality: {"kind": "stored"} for modality in text_of(config)}
+    text = text_of(config)
+    tree["spans"] |= {modality: {"kind": "stored"} for modality in text}
     # The samples are there already: how they were packed is past.
-    tree["data"] |= {"span_capacity": {}, "pack": "fit"}
+    kept = {name: room for name, room in tree["data"]["span_capacity"].items() if name not in text}
+    tree["data"] |= {"span_capacity": kept, "pack": "fit"}
     return RunConfig.model_validate(tree)
 
 

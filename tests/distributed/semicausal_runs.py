@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from model.adapters.tuning import tune
 from model.batch import Batch
+from model.encoders.image import ImageEncoderConfig
 from model.loss import Loss
 from model.recompute import Recompute
 from model.region import Region
@@ -28,9 +31,11 @@ from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import local_slices
 from tests.distributed.tunings import TUNINGS, with_peft
 from train.data.collate import Attend, Collator
-from train.data.sample import Sample
+from train.data.document import Kind
+from train.data.sample import Sample, SampleItem
+from train.data.spans.image import ImageReader
 from train.data.spans.places import NO_SPANS, Spans
-from train.data.spans.protocol import SpanCapacity
+from train.data.spans.protocol import SpanCapacity, SpanReader
 from train.data.spans.text import TextReader, TextSpansConfig
 from train.data.tokens import SpecialTokens
 from train.step import reseed, train_step
@@ -78,6 +83,22 @@ MODEL: dict[str, Any] = {
     },
 }
 
+IMAGE_ENCODER: dict[str, Any] = {
+    "encoder": {
+        "kind": "image",
+        "width": 16,
+        "num_layers": 2,
+        "heads": 2,
+        "feed_forward": 32,
+        "patch_pixels": 4,
+        "max_patches": 8,
+        "class_token": "kept",
+    }
+}
+"""Beside the text encoder's, where a cell has pictures."""
+SIDES = ((12, 8), (4, 30), (5, 5), (9, 14))
+"""Heights and widths of pictures: up to nine vectors each."""
+
 
 DECODERS: dict[str, dict[str, Any]] = {
     "ours": {},
@@ -108,6 +129,8 @@ class Cell:
         compiled: by which of torch's back ends, None for as it stands.
         tuned: what of it trains, a key of `TUNINGS`.
         decoder: which kind.
+        images: whether samples hold pictures beside spans of text: where these are, up to two, and
+            none in the short ones; so that some rows are of text alone.
     """
 
     tensor: int = 1
@@ -128,6 +151,7 @@ class Cell:
     compiled: Literal["eager", "aot_eager"] | None = None
     tuned: str = ""
     decoder: Literal["ours", "gpt2", "qwen2"] = "ours"
+    images: bool = False
     steps: int = NUM_STEPS
 
     @property
@@ -195,6 +219,12 @@ def model_config(cell: Cell) -> ModelConfig:
     encoder |= {"dropout": cell.dropout}
     if cell.frozen:
         encoder["trainable_layers"] = 1
+    if cell.images:
+        config["encoders"]["image"] = copy.deepcopy(IMAGE_ENCODER)
+        image = config["encoders"]["image"]["encoder"]
+        image |= {"dropout": cell.dropout}
+        if cell.frozen:
+            image["trainable_layers"] = 1
     return ModelConfig.model_validate(config)
 
 
@@ -221,13 +251,19 @@ def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
         )
         for i in range(SEQUENCES)
     ]
-    reader = TextReader(
+    readers: dict[str, SpanReader] = {}
+    if cell.images:
+        samples = [_illustrated(sample, where=cell.spans) for sample in samples]
+        encoder = ImageEncoderConfig(**IMAGE_ENCODER["encoder"])
+        capacity = SpanCapacity(tokens=18, spans=2, longest_tokens=encoder.longest_span)
+        readers["image"] = ImageReader(medium=Kind.IMAGE, capacity=capacity, encoder=encoder)
+    readers["text"] = TextReader(
         kind=UnevenSpans(where=cell.spans),
         capacity=SpanCapacity(tokens=24, spans=3, longest_tokens=23),
     )
     collate = Collator(
         sequence_tokens=SLOTS,
-        readers={"text": reader},
+        readers=readers,
         padding=3,
         attend=cell.attend,
     )
@@ -235,6 +271,37 @@ def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
     mine = [(0, sample) for sample in samples[rank * share : (rank + 1) * share]]
     micro = share // cell.microbatches
     return [collate(mine[i : i + micro]) for i in range(0, share, micro)]
+
+
+def _illustrated(sample: Sample, *, where: str) -> Sample:
+    """The sample with pictures between its spans of text, if there are any and it is long."""
+    count = sample.id % 3
+    is_bare = where == "nowhere" or (where == "first rank" and sample.id % 8 >= 4)
+    if is_bare or len(sample.tokens) <= SLOTS:
+        return sample
+    encoder = ImageEncoderConfig(**IMAGE_ENCODER["encoder"])
+    tokens, items = sample.tokens.copy(), list[SampleItem]()
+    scored = np.ones(len(tokens), dtype=np.bool_)
+    at = 24
+    for number in range(count):
+        size = SIDES[(sample.id + number) % len(SIDES)]
+        stop = at + encoder.item_vectors(size)
+        items.append(
+            SampleItem(
+                kind=Kind.IMAGE, size=size, data=_png(*size), start=at, stop=stop, name="a picture"
+            )
+        )
+        tokens[at:stop], scored[at:stop] = 3, False
+        at = stop
+    return replace(sample, tokens=tokens, scored=scored, items=tuple(items))
+
+
+@functools.cache
+def _png(height: int, width: int) -> bytes:
+    noise = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(noise).save(content, "PNG")
+    return content.getvalue()
 
 
 def oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:

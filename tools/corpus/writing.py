@@ -114,9 +114,9 @@ class ShardWriter(MDSWriter):
             of_items = np.array(
                 [(place, *item) for place, each in enumerate(items) for item in each], np.uint32
             )
-            is_sized = of_items[:, 2:].any(axis=1)
+            is_sized = of_items[:, 3:].any(axis=1)
             described["items"] = self._table(f"{name}.items.npy", of_items) | {
-                "sized": [int((is_sized & (of_items[:, 1] == kind)).sum()) for kind in MEDIA]
+                "sized": [int((is_sized & (of_items[:, 2] == kind)).sum()) for kind in MEDIA]
             }
             assert of_items.shape[1] == len(ITEM_COLUMNS), "a number for each column"
         self.records.append(ShardRecord(index=entry, lengths=described))

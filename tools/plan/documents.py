@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from train.build import build_mixture, open_sources
 from train.config import RunConfig
-from train.data.store.shards import ShardStore
+from train.data.sequences import FittedSequences
+from train.data.sources import Source
 from train.errors import DataError
 from train.storage.place import Place
 
@@ -29,17 +30,19 @@ def document_tokens(config: RunConfig) -> float | None:
     sources = open_sources(config)
     shares = build_mixture(config, sources).mean
     slots = config.data.sequence_tokens
-    reaches = [_reach(_lengths(source.corpus.train), slots) for source in sources.all]
+    reaches = [_reach(_lengths(source), slots) for source in sources.all]
     return float(np.average(reaches, weights=shares))
 
 
-def _lengths(store: ShardStore) -> npt.NDArray[np.int64]:
+def _lengths(source: Source) -> npt.NDArray[np.int64]:
+    store, sequences = source.corpus.train, source.sequences
+    assert isinstance(sequences, FittedSequences), "documents are kept apart"
     num_shards = len(store.shard_sizes)
     chosen = np.unique(np.linspace(0, num_shards - 1, MOST_SHARDS).round().astype(int))
-    lengths = np.concatenate([store.lengths(int(shard))[:, 0] for shard in chosen])
+    lengths = np.concatenate([sequences.lengths(int(shard))[:, 0] for shard in chosen])
     if not lengths.sum():
         raise DataError(f"{store.root} holds no token: build the corpus again")
-    return lengths.astype(np.int64)
+    return lengths
 
 
 def _reach(lengths: npt.NDArray[np.int64], slots: int) -> float:

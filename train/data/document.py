@@ -56,9 +56,10 @@ SIZES: Final[Mapping[Kind, tuple[str, ...]]] = {Kind.IMAGE: ("height", "width")}
 SIZE_NUMBERS: Final = 4
 """Numbers that there is room for in a size; those behind the ones of `SIZES` are 0."""
 
-ITEM_COLUMNS: Final = ("document", "kind", *(f"size_{n}" for n in range(SIZE_NUMBERS)))
-"""Columns of a shard's items, [m, 6] uint32 in .npy, in the order of the shard: place of the
-document in the shard, `Kind` and size of each item, which is a span of another modality."""
+ITEM_COLUMNS: Final = ("document", "at", "kind", *(f"size_{n}" for n in range(SIZE_NUMBERS)))
+"""Columns of a shard's items, [m, 7] uint32 in .npy, in the order of the shard: of each item, which
+is a span of another modality, the place of its document in the shard, the tokens of the document
+before it, its `Kind` and its size."""
 
 
 def plain_tokens(columns: Mapping[str, Any]) -> npt.NDArray[Any] | None:
@@ -165,9 +166,11 @@ class Document:
 
     def item_rows(self) -> list[tuple[int, ...]]:
         """What `ITEM_COLUMNS` says of its items, but for the document."""
-        kinds = self.segments[:, 0]
-        rows = zip(kinds[kinds > _TEXT_SPAN].tolist(), self.sizes.tolist(), strict=True)
-        return [(kind, *size) for kind, size in rows]
+        kinds, sizes = self.segments[:, 0], self.segments[:, 1]
+        is_item = kinds > _TEXT_SPAN
+        before = np.where(is_item, 0, sizes).cumsum()
+        rows = zip(before[is_item].tolist(), kinds[is_item].tolist(), self.sizes, strict=True)
+        return [(at, kind, *size.tolist()) for at, kind, size in rows]
 
     def lengths(self) -> tuple[int, ...]:
         """What `LENGTH_COLUMNS` says of it."""

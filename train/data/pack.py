@@ -10,6 +10,7 @@ cuts into gaps are ours.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -109,35 +110,98 @@ class _Sequence:
     parts: list[tuple[int, int, int]] = field(default_factory=list)
 
 
-def pack(lengths: Ints, shape: SequenceShape) -> PackedSequences:
+def pack(
+    lengths: Ints, shape: SequenceShape, *, items: Mapping[int, Ints] | None = None
+) -> PackedSequences:
     """Lay documents into sequences.
 
     Args:
         lengths: [n, 1 + limits] tokens of each document, items included, and its spans and their
-            slots for each of the shape's rooms; a document with spans fits a sequence.
+            slots for each of the shape's rooms.
         shape: of a sequence.
+        items: [m, 3] half-open range and number of the room of each item, of documents that do not
+            fit a sequence: they are cut beside items. Any other with spans fits.
+
+    Raises:
+        ValueError: as `between_items`.
     """
-    parts = _cut(lengths, shape)
-    sequences = _fill_gaps(_best_fit(parts, lengths, shape), shape)
+    parts, wanted = _cut(lengths, shape, items or {})
+    sequences = _fill_gaps(_best_fit(parts, wanted, shape), shape)
     starts = np.cumsum([0, *(len(sequence.parts) for sequence in sequences)])
     flat = [part for sequence in sequences for part in sequence.parts]
     laid = np.array(flat, dtype=np.int64).reshape(-1, 3)
     return PackedSequences(parts=laid, lengths=lengths[laid[:, 0], 0], starts=starts)
 
 
-def _cut(lengths: Ints, shape: SequenceShape) -> Ints:
-    """[P, 3] parts that fit a sequence each: documents, or stretches of long ones."""
+def _cut(lengths: Ints, shape: SequenceShape, items: Mapping[int, Ints]) -> tuple[Ints, Ints]:
+    """[P, 3] parts that fit a sequence each: documents, or stretches of long ones.
+
+    Returns:
+        The parts, and [P, limits] what each takes of the shape's rooms.
+    """
     room = shape.slots - shape.opening
     tokens = lengths[:, 0]
     counts = np.maximum(1, -(-tokens // room))
+    counts[list(items)] = 0
     documents = np.repeat(np.arange(len(tokens)), counts)
     begins = runs(np.zeros_like(counts), counts) * room
     ends = np.minimum(begins + room, tokens[documents])
-    parts = np.stack([documents, begins, ends], axis=1)
-    return parts[ends > begins]
+    parts = np.stack([documents, begins, ends], axis=1)[ends > begins]
+    wanted = lengths[parts[:, 0], 1:]
+    for document, bounds in items.items():
+        stretches, taken = between_items(bounds.tolist(), int(tokens[document]), shape)
+        mine = np.insert(np.array(stretches), 0, document, axis=1)
+        parts = np.concatenate([parts, mine])
+        wanted = np.concatenate([wanted, np.array(taken)])
+    return parts, wanted
 
 
-def _best_fit(parts: Ints, lengths: Ints, shape: SequenceShape) -> list[_Sequence]:
+def between_items(
+    bounds: list[list[int]], num_tokens: int, shape: SequenceShape
+) -> tuple[list[tuple[int, int]], list[list[int]]]:
+    """Stretches of a document, each as long as a sequence has room for; no item is cut.
+
+    None ends with an item: the last token of a sequence has no slot of its own.
+
+    Args:
+        bounds: half-open range and number of the room of each item, each of which fits.
+        num_tokens: of the document, whose last one is text.
+        shape: of a sequence.
+
+    Returns:
+        The stretches, and what each takes of the shape's rooms.
+
+    Raises:
+        ValueError: items that follow each other are too many; the message is the end of a sentence.
+    """
+    room, limits = shape.slots - shape.opening, shape.limits
+    stretches: list[tuple[int, int]] = []
+    taken: list[list[int]] = []
+    begin = first = 0
+    while begin < num_tokens:
+        end, behind, have = min(begin + room, num_tokens), first, [0] * len(limits)
+        while behind < len(bounds) and bounds[behind][0] < end:
+            start, stop, of_room = bounds[behind]
+            have[2 * of_room] += 1
+            have[2 * of_room + 1] += stop - start
+            behind += 1
+            if stop > end or any(a > b for a, b in zip(have, limits, strict=True)):
+                end = start
+        while behind > first and bounds[behind - 1][1] >= end:
+            behind -= 1
+            start, stop, of_room = bounds[behind]
+            have[2 * of_room] -= 1
+            have[2 * of_room + 1] -= stop - start
+            end = min(end, start)
+        if end <= begin:
+            raise ValueError("has more items without a word between them than a sequence holds")
+        stretches.append((begin, end))
+        taken.append(have)
+        begin, first = end, behind
+    return stretches, taken
+
+
+def _best_fit(parts: Ints, wanted_of: Ints, shape: SequenceShape) -> list[_Sequence]:
     """Sequences by falling length of their first part; equal lengths stay in order."""
     order = np.argsort(parts[:, 1] - parts[:, 2], kind="stable")
     sequences: list[_Sequence] = []
@@ -145,10 +209,10 @@ def _best_fit(parts: Ints, lengths: Ints, shape: SequenceShape) -> list[_Sequenc
     gaps: list[list[_Sequence]] = [[] for _ in range(shape.slots + 1)]
     present = 0
     limits = shape.limits
-    of_documents: list[list[int]] = lengths[:, 1:].tolist()
-    for document, begin, end in parts[order].tolist():
+    for (document, begin, end), wanted in zip(
+        parts[order].tolist(), wanted_of[order].tolist(), strict=True
+    ):
         need = end - begin + shape.opening
-        wanted = of_documents[document]
         sequence, free = _find(gaps, present, need, wanted=wanted, limits=limits)
         if sequence is None:
             sequence = _Sequence(free=shape.slots, taken=[0] * len(limits))

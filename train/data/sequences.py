@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from train.data.document import LENGTH_COLUMNS, MEDIA, SIZES
+from train.data.document import LENGTH_COLUMNS, MEDIA, SIZES, Kind
 from train.data.order import GlobalOrder
-from train.data.pack import PackedSequences, Room, SequenceShape, pack
+from train.data.pack import PackedSequences, Room, SequenceShape, between_items, pack
 from train.data.slots import num_vectors
 from train.data.spans.places import runs
 from train.data.store.shards import ShardStore
@@ -59,8 +59,8 @@ class FittedSequences:
         shape: of a sequence.
 
     Raises:
-        DataError (from `sequence`): a document with spans does not fit; a shard's lengths cannot
-            be read.
+        DataError (from `sequence`): a document with stored spans of text does not fit; a shard's
+            lengths cannot be read.
     """
 
     def __init__(self, order: GlobalOrder, store: ShardStore, *, shape: SequenceShape):
@@ -142,8 +142,11 @@ class FittedSequences:
     def _pack(self, epoch: int, window: int) -> PackedSequences:
         ids = self.order.window_ids(epoch, window)
         lengths = self._lengths_of(ids)
-        self._require_room(ids, lengths)
-        packed = self._shuffled(pack(lengths, self._shape), epoch, window)
+        items = {
+            place: self._bounds(int(ids[place]), int(lengths[place, 0]))
+            for place in self._too_large(ids, lengths)
+        }
+        packed = self._shuffled(pack(lengths, self._shape, items=items), epoch, window)
         packed.parts[:, 0] = ids[packed.parts[:, 0]]
         return replace(packed, text_tokens=self._text_tokens(lengths))
 
@@ -152,18 +155,23 @@ class FittedSequences:
         in_items = lengths[:, 2::2][:, of_items]
         return int(lengths[:, 0].sum() - in_items.sum())
 
-    def _require_room(self, ids: Ints, lengths: Ints) -> None:
-        """Refuse a document that does not fit a sequence, where its spans must not be cut."""
+    def _too_large(self, ids: Ints, lengths: Ints) -> list[int]:
+        """Documents with items that do not fit a sequence, by their place; they are to be cut.
+
+        Raises:
+            DataError: one has stored spans of text, which must not be cut: nobody recorded where.
+        """
         shape = self._shape
         room = np.array([shape.slots - shape.opening, *shape.limits])
-        refused = lengths[:, 1:].any(axis=1) & (lengths > room).any(axis=1)
+        too_large = lengths[:, 1:].any(axis=1) & (lengths > room).any(axis=1)
+        of_text = np.repeat([room.vectors is None for room in shape.rooms], 2)
+        refused = too_large & lengths[:, 1:][:, of_text].any(axis=1)
         if refused.any():
             document = int(refused.argmax())
             have, *numbers = lengths[document].tolist()
+            taken = zip(shape.rooms, numbers[::2], numbers[1::2], strict=True)
             told = ", ".join(
-                f"{inside} of them in {spans} {_named(of)}"
-                for of, spans, inside in zip(shape.rooms, numbers[::2], numbers[1::2], strict=True)
-                if spans
+                f"{inside} of them in {spans} {_named(of)}" for of, spans, inside in taken if spans
             )
             limits = ", ".join(f"{of.slots} in {of.spans} {_named(of)}" for of in shape.rooms)
             raise DataError(
@@ -171,17 +179,51 @@ class FittedSequences:
                 f"sequence holds {room[0]}, {limits}: raise data.sequence_tokens or "
                 "data.span_capacity, or leave it out when the corpus is built"
             )
+        return np.flatnonzero(too_large).tolist()
+
+    def _bounds(self, document: int, num_tokens: int) -> Ints:
+        """[m, 3] range of slots and number of the room of each item of a document that is cut.
+
+        Raises:
+            DataError: it cannot be cut.
+        """
+        shards, places = self.order.locate(np.array([document]))
+        items = self._store.items(int(shards[0]))
+        items = items[items[:, 0] == places[0]]
+        kinds = [room.kind for room in self._shape.rooms]
+        bounds: list[tuple[int, int, int]] = []
+        shift = 0
+        for _, at, kind, *size in items.tolist():
+            number = kinds.index(kind)
+            vectors = self._shape.rooms[number].vectors
+            assert vectors is not None, "items have no tokens"
+            count = num_vectors(vectors, size[: len(SIZES[Kind(kind)])])
+            bounds.append((at + shift, at + shift + count, number))
+            shift += count
+        found = np.array(bounds, dtype=np.int64)
+        try:
+            between_items(found.tolist(), num_tokens, self._shape)
+        except ValueError as error:
+            raise DataError(
+                f"document {document} of {self._store.root} {error}: raise data.sequence_tokens or "
+                "data.span_capacity, or leave it out when the corpus is built"
+            ) from error
+        return found
 
     def _lengths_of(self, ids: Ints) -> Ints:
         shards, places = self.order.locate(ids)
         found = np.empty((len(ids), 1 + len(self._shape.limits)), dtype=np.int64)
         for shard in np.unique(shards).tolist():
             mine = shards == shard
-            found[mine] = self._lengths_in(shard)[places[mine]]
+            found[mine] = self.lengths(shard)[places[mine]]
         return found
 
-    def _lengths_in(self, shard: int) -> Ints:
-        """[n, 1 + limits] what packing counts of each document of a shard."""
+    def lengths(self, shard: int) -> Ints:
+        """[n, 1 + limits] what packing counts of each document of a shard, see `pack`.
+
+        Raises:
+            DataError: they cannot be read.
+        """
         stored = self._store.lengths(shard)
         found = np.zeros((len(stored), 1 + len(self._shape.limits)), dtype=np.int64)
         found[:, 0] = stored[:, 0]
@@ -191,8 +233,8 @@ class FittedSequences:
                 columns[:] = stored[:, 1:3]
                 continue
             items = self._store.items(shard)
-            items = items[items[:, 1] == room.kind]
-            documents, sizes = items[:, 0], items[:, 2 : 2 + len(SIZES[room.kind])]
+            items = items[items[:, 2] == room.kind]
+            documents, sizes = items[:, 0], items[:, 3 : 3 + len(SIZES[room.kind])]
             # Pictures of a corpus are often of few sizes.
             sizes, which = np.unique(sizes, axis=0, return_inverse=True)
             try:

@@ -153,7 +153,7 @@ class Source:
             if document is not None:
                 inside = (document.spans[:, 0] >= begin) & (document.spans[:, 1] <= end)
                 spans.append(document.spans[inside] + (at - begin))
-                items += self._items(store, number, columns, document, at - begin)
+                items += self._items(store, number, columns, document, (begin, end), at)
             at = stop
         vocabulary = self.laying.vocabulary
         if vocabulary is not None and tokens.max() >= vocabulary:
@@ -187,20 +187,23 @@ class Source:
         number: int,
         columns: dict[str, Any],
         document: Slotted,
-        shift: int,
+        part: tuple[int, int],
+        at: int,
     ) -> list[SampleItem]:
-        """Items of a document whose first token lies in the slot `shift`."""
+        """Items in a part of a document, which lies in the slots from `at` on."""
+        begin, end = part
         return [
             SampleItem(
                 kind=item.kind,
                 size=item.size,
                 data=item.data,
-                start=start + shift,
-                stop=stop + shift,
+                start=start - begin + at,
+                stop=stop - begin + at,
                 name=f"{MEDIA[item.kind]} {place} of document {number} of {store.root} "
                 f"({columns['id']})",
             )
             for place, (item, start, stop) in enumerate(document.items, 1)
+            if begin <= start and stop <= end
         ]
 
     def _padding(self, columns: dict[str, Any], *, num_tokens: int) -> dict[str, Any]:

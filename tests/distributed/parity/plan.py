@@ -71,6 +71,19 @@ DAILY_DECODERS: list[Row] = [
 ]
 """Heads that share keys, positions that turn them, gates and tables, split in every way."""
 
+DAILY_IMAGES: list[Row] = [
+    {"data": 2, "zero": 0},
+    {"data": 2, "zero": 3, "spans": "first rank"},
+    {"data": 2, "zero": 3, "spans": "nowhere", "frozen": True},
+    {"data": 2, "zero": 1, "spans": "first rank", "frozen": True, "attend": "within"},
+    {"tensor": 2, "zero": 1},
+    {"tensor": 2, "sequence_parallel": True, "zero": 3, "frozen": True, "recompute": "full"},
+    {"pipeline": 2, "zero": 0, "recompute": "full"},
+    INTERLEAVED | {"zero": 3, "spans": "first rank"},
+    {"tensor": 2, "pipeline": 2, "zero": 1, "attend": "within"},
+]
+"""Pictures beside spans of text: on all ranks, on some, on none, with either encoder fixed."""
+
 DAILY_COMPILED: list[Row] = [
     {"tensor": 2, "zero": 1, "norm": "pre"},
     {"tensor": 2, "sequence_parallel": True, "zero": 3, "frozen": True, "recompute": "full"},
@@ -110,6 +123,7 @@ def planned_cells() -> list[Cell]:
         *_within_rows(({}, *FURTHER_LAYOUTS)),
         *_compiled_rows(),
         *_decoder_rows(),
+        *_image_rows(),
         *_trained_rows(),
         *_tuned_rows(),
     ]
@@ -143,6 +157,7 @@ def daily_cells() -> list[Cell]:
     rows += [row | {"microbatches": 2, "compiled": "eager"} for row in DAILY_COMPILED]
     rows += [row | {"microbatches": 2} for row in DAILY_TUNED]
     rows += [row | {"microbatches": 2, "norm": "pre"} for row in DAILY_DECODERS]
+    rows += [row | {"microbatches": 2, "images": True} for row in DAILY_IMAGES]
     return _ordered(rows)
 
 
@@ -232,6 +247,28 @@ def _decoder_rows() -> list[Row]:
         for decoder in ("gpt2", "qwen2")
     ]
     return [row | {"microbatches": 2, "norm": "pre"} for row in rows]
+
+
+def _image_rows() -> list[Row]:
+    choices: dict[str, Any] = {
+        "zero": ZERO,
+        "spans": SPANS,
+        "microbatches": (2, 4),
+        "frozen": (False, True),
+        "recompute": RECOMPUTE,
+        "attend": ("across", "within"),
+    }
+    of_each = pairwise(choices)
+    rows = [layout | row for layout in ({}, *FURTHER_LAYOUTS) for row in of_each]
+    others: list[Row] = [{"precision": "bf16"}, {"compiled": "aot_eager"}, {"dropout": 0.1}]
+    rows += [
+        layout | other | {"zero": zero, "microbatches": 2, "spans": spans}
+        for layout in COMPILED_LAYOUTS
+        for other in others
+        for zero, spans in ((1, "everywhere"), (3, "first rank"))
+    ]
+    rows.append(EIGHT_RANKS | {"zero": 3, "microbatches": 2, "steps": TRAINED_STEPS})
+    return [row | {"images": True} for row in rows]
 
 
 def _trained_rows() -> list[Row]:

@@ -108,6 +108,7 @@ class Result:
             "attend": cell.attend,
             "compiled": cell.compiled,
             "decoder": cell.decoder,
+            "images": cell.images,
             "steps": cell.steps,
             "weight_difference": self.weight_difference,
             "tuned": cell.tuned,

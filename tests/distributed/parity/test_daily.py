@@ -20,6 +20,7 @@ def name(cell: Cell) -> str:
     parts += ["within"] if cell.attend == "within" else []
     parts += ["compiled"] if cell.compiled else []
     parts += [cell.tuned] if cell.tuned else []
+    parts += ["images"] if cell.images else []
     parts += [cell.decoder] if cell.decoder != "ours" else []
     return "-".join(parts).replace(" ", "-")
 
@@ -35,6 +36,17 @@ def test_attention_within_documents_is_another_thing() -> None:
     """The cells that say so do not pass because everything attends across."""
     (across, _), (within, _) = oracle(Cell()), oracle(Cell(attend="within"))
     assert abs(across[0][0] - within[0][0]) > 1e-3
+
+
+def test_pictures_are_another_thing() -> None:
+    """Nor those with pictures because nothing of these arrives; where there are none, it does."""
+    (bare, _), (seen, weights) = oracle(Cell()), oracle(Cell(images=True))
+    assert abs(bare[0][0] - seen[0][0]) > 1e-3
+    assert weights["encoders.image.embedding.weight"].shape == (16, 48)
+    (without, _), (bare, _) = (
+        oracle(Cell(images=images, spans="nowhere", steps=1)) for images in (True, False)
+    )
+    assert without[0][0] == bare[0][0]
 
 
 def test_oracle_clips_and_learns() -> None:

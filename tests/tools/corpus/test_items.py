@@ -108,15 +108,15 @@ def test_a_table_that_is_not_what_was_promised(corpus: Path, tmp_path: Path, cha
     assert len(rows) >= 2
     match change:
         case "kind":
-            rows[0][1] = int(Kind.VIDEO)
+            rows[0][2] = int(Kind.VIDEO)
         case "document":
             rows[-1][0] = 10_000
         case "order":
             rows[0][0], rows[-1][0] = rows[-1][0], rows[0][0]
         case "size":
-            rows[0][2:] = [0, 0, 0, 0]
+            rows[0][3:] = [0, 0, 0, 0]
         case _:
-            rows = [row[:5] for row in rows]
+            rows = [row[:6] for row in rows]
     store = damaged(corpus, tmp_path, rows)
     with pytest.raises(DataError, match=r"items\.npy .*build the corpus again"):
         store.items(0)

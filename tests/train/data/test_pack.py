@@ -60,6 +60,82 @@ def test_spans_stay_whole_and_have_room(data: st.DataObject, slots: int) -> None
     assert set(whole) == {document for document, count in enumerate(spans) if count}
 
 
+def crowded(bounds: list[list[int]], *, slots: int, limits: list[tuple[int, int]]) -> bool:
+    """Whether items follow each other, with at least a token behind, that no sequence holds."""
+    for first in range(len(bounds)):
+        last = first
+        while last + 1 < len(bounds) and bounds[last][1] == bounds[last + 1][0]:
+            last += 1
+        run = bounds[first : last + 1]
+        of_rooms = [[stop - start for start, stop, of in run if of == room] for room in range(2)]
+        if run[-1][1] - run[0][0] + 1 > slots or any(
+            len(sizes) > spans or sum(sizes) > taken
+            for sizes, (spans, taken) in zip(of_rooms, limits, strict=True)
+        ):
+            return True
+    return False
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(12, 40), st.integers(0, 1))
+def test_a_long_document_is_cut_beside_its_items(
+    data: st.DataObject, slots: int, opening: int
+) -> None:
+    """Every slot once, no item in two parts, no part beyond a limit, and none without need."""
+    limits = [(2, 10), (3, 8)]
+    rooms = tuple(
+        Room(kind=kind, spans=spans, slots=taken, vectors=len)
+        for kind, (spans, taken) in zip((Kind.IMAGE, Kind.AUDIO), limits, strict=True)
+    )
+    shape = SequenceShape(slots=slots + opening, opening=opening, rooms=rooms)
+    rows: list[list[int]] = []
+    items: dict[int, np.ndarray] = {}
+    for document in range(data.draw(st.integers(1, 6))):
+        at, bounds = 0, []
+        for _ in range(data.draw(st.integers(0, 7))):
+            at += data.draw(st.integers(0, 9))
+            size = data.draw(st.integers(1, 8))
+            bounds.append((at, at + size, data.draw(st.integers(0, 1))))
+            at += size
+        at += data.draw(st.integers(1, 5))
+        taken = [
+            number
+            for room in range(2)
+            for mine in [[stop - start for start, stop, of in bounds if of == room]]
+            for number in (len(mine), sum(mine))
+        ]
+        rows.append([at, *taken])
+        flat = [limit for pair in limits for limit in pair]
+        if bounds and (at > slots or any(a > b for a, b in zip(taken, flat, strict=True))):
+            items[document] = np.array(bounds)
+    try:
+        packed = pack(np.array(rows), shape, items=items)
+    except ValueError:
+        assert any(
+            crowded(bounds.tolist(), slots=slots, limits=limits) for bounds in items.values()
+        )
+        return
+    seen: Counter[tuple[int, int]] = Counter()
+    for number in range(len(packed)):
+        used = [0, 0, 0, 0]
+        sequence = packed.sequence(number).tolist()
+        assert sum(end - begin + opening for _, begin, end in sequence) <= slots + opening
+        for document, begin, end in sequence:
+            seen.update((document, slot) for slot in range(begin, end))
+            if document not in items:
+                used = [a + b for a, b in zip(used, rows[document][1:], strict=True)]
+                if any(rows[document][1:]):
+                    assert (begin, end) == (0, rows[document][0])
+                continue
+            for start, stop, room in items[document].tolist():
+                assert stop <= begin or end <= start or begin <= start < stop < end, "it was cut"
+                if begin <= start < end:
+                    used[2 * room] += 1
+                    used[2 * room + 1] += stop - start
+        assert all(a <= b for a, b in zip(used, [2, 10, 3, 8], strict=True))
+    assert seen == Counter((d, slot) for d, row in enumerate(rows) for slot in range(row[0]))
+
+
 @pytest.mark.parametrize(
     "draw",
     [

@@ -48,7 +48,8 @@ ENCODERS = {
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     root = tmp_path_factory.mktemp("pictures")
-    return Corpus(str(pictures.build(root / "corpus", pictures.interleaved(90))))
+    rows = [*pictures.interleaved(90), *pictures.albums(20)]
+    return Corpus(str(pictures.build(root / "corpus", rows)))
 
 
 def source_of(corpus: Corpus, encoder: ImageEncoderConfig, **laying: Any) -> Source:
@@ -108,8 +109,12 @@ def test_an_epoch_holds_every_slot_of_every_document_once(
         num_items = num_vectors = 0
         for document, begin, end in planned.parts.tolist():
             slots = laid_by_loops(stored[document], encoder)
-            if any(picture >= 0 for _, _, picture in slots):
+            counts = Counter(picture for _, _, picture in slots if picture >= 0)
+            fits = len(slots) <= S and sum(counts.values()) <= 64 and len(counts) <= 6
+            if counts and fits:
                 assert (begin, end) == (0, len(slots)), "a document with pictures was cut"
+            inside = Counter(picture for _, _, picture in slots[begin:end] if picture >= 0)
+            assert all(counts[picture] == inside[picture] for picture in inside), "a picture was"
             seen.update((document, slot) for slot in range(begin, end))
             if attend == "within":
                 assert sample.tokens[at] == source.corpus.special.start
@@ -121,9 +126,12 @@ def test_an_epoch_holds_every_slot_of_every_document_once(
                 if sample.scored is not None:
                     assert sample.scored[at + slot - begin] == scored
             for picture, item in enumerate(stored[document].items()):
-                mine = [slot for slot, each in enumerate(slots) if each[2] == picture]
+                if picture not in inside:
+                    continue
+                mine = [slot - begin for slot, each in enumerate(slots) if each[2] == picture]
                 found = next(pictures_of)
                 assert (found.start, found.stop) == (at + mine[0], at + mine[-1] + 1)
+                assert f"image {picture + 1} of document {document} of" in found.name
                 assert found.data == item.data
                 num_items += 1
                 num_vectors += len(mine)
@@ -262,6 +270,7 @@ def test_batches_have_one_shape(corpus: Corpus, name: str) -> None:
     source = source_of(corpus, ENCODERS[name])
     collate = collator(source, ENCODERS[name], ratio=0.1)
     samples = [source.read(source.sequences.sequence(number)) for number in range(40)]
+    samples.append(Sample(id=40, tokens=np.arange(10, 11 + S)))
     assert {bool(sample.items) for sample in samples} == {True, False}
     found = [shapes_of(collate([(0, sample)])) for sample in samples]
     assert all(each == found[0] for each in found)
@@ -278,13 +287,34 @@ def test_a_budget_counts_text(corpus: Corpus) -> None:
     assert source.sequences.sequence(whole - 1).epoch == 0
 
 
-def test_a_document_that_fits_no_sequence_is_named(corpus: Corpus) -> None:
-    encoder = ImageEncoderConfig(**SHAPE, patch_pixels=8, size=[80, 80])
-    source = source_of(corpus, encoder)
+def test_some_documents_are_cut_beside_their_pictures(corpus: Corpus) -> None:
+    source = source_of(corpus, ENCODERS["native"])
+    planned = [source.sequences.sequence(number).parts.tolist() for number in range(100)]
+    parts = [part for sequence in planned for part in sequence]
+    cut = Counter(document for document, begin, _ in parts if begin)
+    with_pictures = {n for n, document in enumerate(documents_of(corpus)) if document.payload}
+    assert len(set(cut) & with_pictures) >= 5
+
+
+def test_a_document_that_fits_no_sequence_is_named(tmp_path: Path) -> None:
+    """Its spans of text were stored, and nobody knows where it may be cut."""
+    rows = pictures.albums(20)
+    for row in rows:
+        row["segments"].append({"text": "the bus", "span": True})
+    corpus = Corpus(str(pictures.build(tmp_path / "corpus", rows)))
+    source = source_of(corpus, ENCODERS["native"])
     told = (
-        r"document \d+ of .*/train has \d+ slots, .*\d+ of them in \d spans of image, but a "
-        r"sequence holds 96, 60 in 12 spans, 64 in 6 spans of image: raise data\.sequence_tokens"
+        r"document \d+ of .*/train has \d+ slots, \d+ of them in 1 spans, \d+ of them in 9 spans "
+        r"of image, but a sequence holds 96, 60 in 12 spans, 64 in 6 spans of image: raise data"
     )
+    with pytest.raises(DataError, match=told):
+        source.sequences.sequence(0)
+
+
+def test_pictures_without_a_word_between_them_are_not_torn_apart(tmp_path: Path) -> None:
+    corpus = Corpus(str(pictures.build(tmp_path / "corpus", pictures.albums(20, each=7))))
+    source = source_of(corpus, ENCODERS["one size"])
+    told = r"document \d+ of .*/train has more items without a word between them than a sequence h"
     with pytest.raises(DataError, match=told):
         source.sequences.sequence(0)
 

@@ -3,10 +3,13 @@
 A modality adds a file beside this one, with its kind of spans and what makes arrays of its items.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import numpy as np
 
@@ -19,6 +22,14 @@ from train.data.spans.places import NO_SPANS, FlatSpans, Ints, Spans
 from train.data.spans.protocol import SpanCapacity
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
+
+_MOST_THREADS: Final = 8
+
+
+def _usual_threads() -> int:
+    """Of one rank: half of the processors at most, as the others have work, too."""
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)) // 2)
+
 
 Read = TypeVar("Read")
 """What is made of an item's file."""
@@ -82,10 +93,12 @@ class MediaReader(ABC, Generic[Read]):
     Attributes:
         medium: the modality.
         capacity: room in one sequence.
+        threads: that read items at a time; decoders leave the others alone meanwhile.
     """
 
     medium: Kind
     capacity: SpanCapacity
+    threads: int = field(default_factory=_usual_threads)
 
     @abstractmethod
     def read(self, item: SampleItem) -> Read:
@@ -117,8 +130,16 @@ class MediaReader(ABC, Generic[Read]):
         Raises:
             DataError: one cannot be read; the message names it and its document.
         """
-        items = [self._read(item) for sample in samples for item in self._of(sample)]
-        return self.arrays(items, tokens, spans)
+        items = [item for sample in samples for item in self._of(sample)]
+        if self.threads > 1 and len(items) > 1:
+            read = list(self._pool.map(self._read, items))
+        else:
+            read = [self._read(item) for item in items]
+        return self.arrays(read, tokens, spans)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads, thread_name_prefix=f"read-{MEDIA[self.medium]}")
 
     def _of(self, sample: Sample) -> Iterator[SampleItem]:
         return (item for item in sample.items if item.kind == self.medium)

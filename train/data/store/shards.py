@@ -148,7 +148,7 @@ class ShardStore:
         return lengths
 
     def items(self, shard: int) -> npt.NDArray[np.uint32]:
-        """[m, 6] `ITEM_COLUMNS` of each item in a shard, without reading the shard.
+        """[m, 7] `ITEM_COLUMNS` of each item in a shard, without reading the shard.
 
         Raises:
             DataError: as `lengths`.
@@ -160,8 +160,8 @@ class ShardStore:
         wanted = self.lengths_index.totals[shard, -len(MEDIA) :].tolist()
         if items.ndim != 2 or items.shape[1] != len(ITEM_COLUMNS):
             raise DataError(f"{name} holds no table of items; build the corpus again.")
-        documents, kinds = items[:, 0].astype(np.int64), items[:, 1]
-        is_sized = items[:, 2:].any(axis=1)
+        documents, kinds = items[:, 0].astype(np.int64), items[:, 2]
+        is_sized = items[:, 3:].any(axis=1)
         if (
             [np.count_nonzero(kinds == kind) for kind in MEDIA] != wanted
             or [np.count_nonzero(is_sized & (kinds == kind)) for kind in MEDIA] != listed.sized
