@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from parallel.zero.engine import ZeroEngine
 from train.config import RunConfig
 from train.data.collate import Collator
 from train.data.sample import Sample
+from train.data.spans.media import MediaReader
 from train.data.spans.places import NO_SPANS, FlatSpans, Ints, Spans
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import TextReader
@@ -242,15 +244,12 @@ def _line(sizes: list[int], peaks: list[float]) -> tuple[float, float]:
 
 
 def fullest_batch(config: RunConfig, collate: Collator, sequences: int) -> Batch:
-    """A microbatch with as many tokens in spans of text as there is room for.
-
-    Encoders of other kinds read the padding span alone: what they read is in the samples.
-    """
+    """A microbatch with as many tokens in spans of text, and items, as there is room for."""
     S = config.data.sequence_tokens
     begins = 1  # slot 0 holds <s>
     readers = dict(collate.readers)
     for modality, reader in readers.items():
-        if isinstance(reader, TextReader):
+        if isinstance(reader, TextReader | MediaReader):
             spans = _fullest_spans(reader, begins=begins, ends=S - 1)
             readers[modality] = _Fixed(reader, spans)
             begins = int(spans[-1, 1]) if len(spans) else begins
@@ -268,7 +267,7 @@ def fullest_batch(config: RunConfig, collate: Collator, sequences: int) -> Batch
 class _Fixed:
     """Reads the same spans in every sample."""
 
-    reader: TextReader
+    reader: TextReader | MediaReader[Any]
     spans: Spans
 
     @property
@@ -279,16 +278,21 @@ class _Fixed:
         return self.spans
 
     def pack(self, samples: Sequence[Sample], tokens: Ints, spans: FlatSpans) -> PackedSpans:
-        return self.reader.pack(samples, tokens, spans)
+        if isinstance(self.reader, TextReader):
+            return self.reader.pack(samples, tokens, spans)
+        blank = [self.reader.blank(length) for length in spans.lengths.tolist()]
+        return self.reader.arrays(blank, tokens, spans)
 
 
-def _fullest_spans(reader: TextReader, *, begins: int, ends: int) -> Spans:
+def _fullest_spans(reader: TextReader | MediaReader[Any], *, begins: int, ends: int) -> Spans:
     """As many tokens as there is room for, in as few and long spans: their grid is largest."""
     capacity = reader.capacity
     spans: list[tuple[int, int]] = []
     left = min(capacity.tokens, ends - begins)
     while left > 0 and len(spans) < capacity.spans:
         length = min(left, capacity.longest_tokens)
+        if isinstance(reader, MediaReader) and reader.blank(length) is None:
+            break  # there are no shorter ones
         spans.append((begins, begins + length))
         begins, left = begins + length, left - length
     return np.array(spans, dtype=np.int64) if spans else NO_SPANS

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.encoders.image import ImageSpans
 from parallel.allocator import FORMER_SETTINGS, SETTINGS, let_segments_expand
 from tests.corpora import write_corpus
 from tests.train.runs import TINY_RUN, run, start
@@ -115,6 +116,34 @@ def test_what_is_tried_is_the_fullest() -> None:
     assert batch.num_scored == 2 * (64 - 40 + 2)
     within = config.model_copy(update={"data": config.data.model_copy(update={"attend": "within"})})
     assert fullest_batch(within, build_collator(within, SpecialTokens()), 1).num_scored == 26
+
+
+@pytest.mark.parametrize(
+    ("shape", "vectors", "pictures"),
+    [
+        # Behind 16 tokens in spans of text, 62 slots up to the last but one.
+        ("max_patches: 20", 46, 3),
+        ("max_patches: 20, class_token: kept", 46, 3),
+        ("size: [24, 40]", 45, 3),
+        ("size: [24, 40], class_token: dropped", 45, 3),
+    ],
+)
+def test_what_is_tried_has_pictures(shape: str, vectors: int, pictures: int) -> None:
+    encoder = (
+        f"{{kind: image, width: 16, num_layers: 1, heads: 2, feed_forward: 32, patch_pixels: 8, "
+        f"{shape}}}"
+    )
+    config = _config(
+        "data.span_capacity.text={tokens: 16, spans: 1}",
+        f"model.encoders.image={{encoder: {encoder}}}",
+        *("spans.image={kind: image}", "data.pack=fit"),
+    )
+    batch = fullest_batch(config, build_collator(config, SpecialTokens()), 2)
+    spans = batch.spans["image"]
+    assert isinstance(spans, ImageSpans)
+    assert (spans.num_vectors, spans.num_spans) == (2 * vectors, 2 * pictures)
+    slots = [*spans.slots[: spans.num_vectors], *batch.spans["text"].slots[:32]]
+    assert len(set(map(int, slots))) == 2 * (vectors + 16)
 
 
 def test_what_is_tried_without_encoders() -> None:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from model.encoders.image import ImageEncoderConfig, ImageSpans
 from model.encoders.protocol import EncoderKind
 from train.data.document import Kind
@@ -43,6 +45,15 @@ class ImageReader(MediaReader[Picture]):
     def read(self, item: SampleItem) -> Picture:
         """The patches of one."""
         return read_picture(item.data, self.encoder, size=item.size)
+
+    def blank(self, vectors: int) -> Picture | None:
+        """A black picture."""
+        num_patches = vectors - self.encoder.class_rows + self.encoder.dropped_rows
+        grid = self.encoder.fixed_grid or (num_patches, 1)
+        if num_patches < 1 or grid[0] * grid[1] != num_patches:
+            return None
+        black = np.zeros((num_patches, 3 * self.encoder.patch_pixels**2), dtype=np.uint8)
+        return Picture(patches=black, grid=grid)
 
     def arrays(self, items: Sequence[Picture], tokens: Ints, spans: FlatSpans) -> ImageSpans:
         """The patches of all, picture after picture."""

@@ -119,6 +119,13 @@ class MediaReader(ABC, Generic[Read]):
             spans: where they stand.
         """
 
+    @abstractmethod
+    def blank(self, vectors: int) -> Read | None:
+        """What would be read of an item of so many vectors that shows nothing, to try what fits.
+
+        None where no item has so many.
+        """
+
     def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         """All of them, in any epoch."""
         mine = [(item.start, item.stop) for item in self._of(sample)]
