@@ -120,10 +120,8 @@ def pack(
             slots for each of the shape's rooms.
         shape: of a sequence.
         items: [m, 3] half-open range and number of the room of each item, of documents that do not
-            fit a sequence: they are cut beside items. Any other with spans fits.
-
-    Raises:
-        ValueError: as `between_items`.
+            fit a sequence: they are cut beside items. Any other with spans fits. A part that ends
+            with an item leaves a slot free, as whatever stands last in a full sequence has none.
     """
     parts, wanted = _cut(lengths, shape, items or {})
     sequences = _fill_gaps(_best_fit(parts, wanted, shape), shape)
@@ -134,7 +132,9 @@ def pack(
 
 
 def _cut(lengths: Ints, shape: SequenceShape, items: Mapping[int, Ints]) -> tuple[Ints, Ints]:
-    """[P, 3] parts that fit a sequence each: documents, or stretches of long ones.
+    """[P, 4] parts that fit a sequence each: documents, or stretches of long ones.
+
+    The last column is 1 for those that end with an item, 0 for others.
 
     Returns:
         The parts, and [P, limits] what each takes of the shape's rooms.
@@ -146,57 +146,65 @@ def _cut(lengths: Ints, shape: SequenceShape, items: Mapping[int, Ints]) -> tupl
     documents = np.repeat(np.arange(len(tokens)), counts)
     begins = runs(np.zeros_like(counts), counts) * room
     ends = np.minimum(begins + room, tokens[documents])
-    parts = np.stack([documents, begins, ends], axis=1)[ends > begins]
+    parts = np.stack([documents, begins, ends, np.zeros_like(ends)], axis=1)[ends > begins]
     wanted = lengths[parts[:, 0], 1:]
     for document, bounds in items.items():
-        stretches, taken = between_items(bounds.tolist(), int(tokens[document]), shape)
+        stretches, taken = _between_items(bounds.tolist(), int(tokens[document]), shape)
         mine = np.insert(np.array(stretches), 0, document, axis=1)
         parts = np.concatenate([parts, mine])
         wanted = np.concatenate([wanted, np.array(taken)])
     return parts, wanted
 
 
-def between_items(
+def _between_items(
     bounds: list[list[int]], num_tokens: int, shape: SequenceShape
-) -> tuple[list[tuple[int, int]], list[list[int]]]:
+) -> tuple[list[tuple[int, int, int]], list[list[int]]]:
     """Stretches of a document, each as long as a sequence has room for; no item is cut.
 
-    None ends with an item: the last token of a sequence has no slot of its own.
+    A stretch ends with an item only where items follow each other without a word, and are too many.
 
     Args:
-        bounds: half-open range and number of the room of each item, each of which fits.
+        bounds: half-open range and number of the room of each item, each of which fits, with a
+            token behind it.
         num_tokens: of the document, whose last one is text.
         shape: of a sequence.
 
     Returns:
-        The stretches, and what each takes of the shape's rooms.
-
-    Raises:
-        ValueError: items that follow each other are too many; the message is the end of a sentence.
+        Begin and end of each stretch and whether it ends with an item, and what each takes of the
+        shape's rooms.
     """
     room, limits = shape.slots - shape.opening, shape.limits
-    stretches: list[tuple[int, int]] = []
+    stretches: list[tuple[int, int, int]] = []
     taken: list[list[int]] = []
-    begin = first = 0
-    while begin < num_tokens:
-        end, behind, have = min(begin + room, num_tokens), first, [0] * len(limits)
-        while behind < len(bounds) and bounds[behind][0] < end:
-            start, stop, of_room = bounds[behind]
+
+    def counted(items: list[list[int]]) -> list[int]:
+        have = [0] * len(limits)
+        for start, stop, of_room in items:
             have[2 * of_room] += 1
             have[2 * of_room + 1] += stop - start
+        return have
+
+    def fits(first: int, behind: int) -> bool:
+        return all(a <= b for a, b in zip(counted(bounds[first:behind]), limits, strict=True))
+
+    begin = first = 0
+    while begin < num_tokens:
+        end, behind = min(begin + room, num_tokens), first
+        while behind < len(bounds) and bounds[behind][0] < end:
+            if bounds[behind][1] > end or not fits(first, behind + 1):
+                end = bounds[behind][0]
+                break
             behind += 1
-            if stop > end or any(a > b for a, b in zip(have, limits, strict=True)):
-                end = start
-        while behind > first and bounds[behind - 1][1] >= end:
+        while behind > first and bounds[behind - 1][1] == end:
             behind -= 1
-            start, stop, of_room = bounds[behind]
-            have[2 * of_room] -= 1
-            have[2 * of_room + 1] -= stop - start
-            end = min(end, start)
-        if end <= begin:
-            raise ValueError("has more items without a word between them than a sequence holds")
-        stretches.append((begin, end))
-        taken.append(have)
+            end = bounds[behind][0]
+        closes = end == begin
+        while closes and bounds[behind][1] < begin + room and fits(first, behind + 1):
+            end = bounds[behind][1]
+            behind += 1
+        assert end > begin, "each item fits a sequence"
+        stretches.append((begin, end, int(closes)))
+        taken.append(counted(bounds[first:behind]))
         begin, first = end, behind
     return stretches, taken
 
@@ -209,10 +217,10 @@ def _best_fit(parts: Ints, wanted_of: Ints, shape: SequenceShape) -> list[_Seque
     gaps: list[list[_Sequence]] = [[] for _ in range(shape.slots + 1)]
     present = 0
     limits = shape.limits
-    for (document, begin, end), wanted in zip(
+    for (document, begin, end, closes), wanted in zip(
         parts[order].tolist(), wanted_of[order].tolist(), strict=True
     ):
-        need = end - begin + shape.opening
+        need = end - begin + shape.opening + closes
         sequence, free = _find(gaps, present, need, wanted=wanted, limits=limits)
         if sequence is None:
             sequence = _Sequence(free=shape.slots, taken=[0] * len(limits))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from train.data.document import LENGTH_COLUMNS, MEDIA, SIZES, Kind
 from train.data.order import GlobalOrder
-from train.data.pack import PackedSequences, Room, SequenceShape, between_items, pack
+from train.data.pack import PackedSequences, Room, SequenceShape, pack
 from train.data.slots import num_vectors
 from train.data.spans.places import runs
 from train.data.store.shards import ShardStore
@@ -142,10 +142,7 @@ class FittedSequences:
     def _pack(self, epoch: int, window: int) -> PackedSequences:
         ids = self.order.window_ids(epoch, window)
         lengths = self._lengths_of(ids)
-        items = {
-            place: self._bounds(int(ids[place]), int(lengths[place, 0]))
-            for place in self._too_large(ids, lengths)
-        }
+        items = {place: self._bounds(int(ids[place])) for place in self._too_large(ids, lengths)}
         packed = self._shuffled(pack(lengths, self._shape, items=items), epoch, window)
         packed.parts[:, 0] = ids[packed.parts[:, 0]]
         return replace(packed, text_tokens=self._text_tokens(lengths))
@@ -181,12 +178,8 @@ class FittedSequences:
             )
         return np.flatnonzero(too_large).tolist()
 
-    def _bounds(self, document: int, num_tokens: int) -> Ints:
-        """[m, 3] range of slots and number of the room of each item of a document that is cut.
-
-        Raises:
-            DataError: it cannot be cut.
-        """
+    def _bounds(self, document: int) -> Ints:
+        """[m, 3] range of slots and number of the room of each item of a document that is cut."""
         shards, places = self.order.locate(np.array([document]))
         items = self._store.items(int(shards[0]))
         items = items[items[:, 0] == places[0]]
@@ -200,15 +193,7 @@ class FittedSequences:
             count = num_vectors(vectors, size[: len(SIZES[Kind(kind)])])
             bounds.append((at + shift, at + shift + count, number))
             shift += count
-        found = np.array(bounds, dtype=np.int64)
-        try:
-            between_items(found.tolist(), num_tokens, self._shape)
-        except ValueError as error:
-            raise DataError(
-                f"document {document} of {self._store.root} {error}: raise data.sequence_tokens or "
-                "data.span_capacity, or leave it out when the corpus is built"
-            ) from error
-        return found
+        return np.array(bounds, dtype=np.int64)
 
     def _lengths_of(self, ids: Ints) -> Ints:
         shards, places = self.order.locate(ids)

@@ -155,6 +155,10 @@ class Source:
                 spans.append(document.spans[inside] + (at - begin))
                 items += self._items(store, number, columns, document, (begin, end), at)
             at = stop
+        if items and items[-1].stop == total:  # the last token has no slot in a full sequence
+            tokens = np.append(tokens, self.corpus.special.padding)
+            assert scored is not None, "items are no targets"
+            scored = np.append(scored, False)
         vocabulary = self.laying.vocabulary
         if vocabulary is not None and tokens.max() >= vocabulary:
             raise DataError(

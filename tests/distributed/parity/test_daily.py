@@ -42,7 +42,7 @@ def test_pictures_are_another_thing() -> None:
     """Nor those with pictures because nothing of these arrives; where there are none, it does."""
     (bare, _), (seen, weights) = oracle(Cell()), oracle(Cell(images=True))
     assert abs(bare[0][0] - seen[0][0]) > 1e-3
-    assert weights["encoders.image.embedding.weight"].shape == (16, 48)
+    assert any(name.startswith("encoders.image.") for name in weights)
     (without, _), (bare, _) = (
         oracle(Cell(images=images, spans="nowhere", steps=1)) for images in (True, False)
     )
