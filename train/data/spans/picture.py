@@ -195,6 +195,8 @@ def _reason(error: Exception, data: bytes) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow turns what it reads of these, and tells the size of that
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:  # a damaged block, of as many kinds as there are formats

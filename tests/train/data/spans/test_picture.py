@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.model.encoders.test_image import tiny_config
-from train.data.spans.picture import MOST_PIXELS, Picture, read_picture, read_size
+from train.data.spans.picture import MOST_PIXELS, Picture, measured, read_picture, read_size
 
 PICTURES = Path(__file__).parents[3] / "fixtures" / "pictures"
 CONFIG = tiny_config(max_patches=64)
@@ -57,8 +57,9 @@ def test_formats(format: str) -> None:
     assert abs(read.astype(int) - [200, 40, 120]).max() <= (2 if format == "JPEG" else 0)
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_of_exif(orientation: int) -> None:
+def test_orientation_of_exif(orientation: int, format: str) -> None:
     """A picture that a camera stored turned is seen upright, and its size is that."""
     seen = noise(8, 12)
     turns = [
@@ -70,8 +71,8 @@ def test_orientation_of_exif(orientation: int) -> None:
     stored = seen if turn is None else seen.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = saved(stored, exif=exif)
-    assert read_size(data) == (8, 12)
+    data = saved(stored, format, exif=exif)
+    assert read_size(data) == measured(data) == (8, 12)
     assert (pixels(read_picture(data, CONFIG, size=(8, 12))) == np.asarray(seen)).all()
 
 
