@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ from tools.media.rendering import renderer
 from tools.media.scenes import Composer, Scene, things
 from tools.packages.used import Packages
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 TASKS: Final = ("picture_name", "scene_count", "scene_place")
 """Of which `configs/task/pictures` has a file for each vendor that is held out."""
 _HELD_OUT_OF: Final = 10
@@ -87,10 +88,11 @@ def build_images(
                 for each in drawn
             }
         )
-        for output in chain(
-            _documents(emoji, drawn, scenes), _names(emoji, drawn, seed), _scenes(drawn, scenes)
-        ):
+        for output in _documents(emoji, drawn, scenes):
             folder.add(output.name, output.schema, output.make, packages)
+        for output in chain(_names(emoji, drawn, seed), _scenes(drawn, scenes)):
+            make = partial(_mixed, output.make)
+            folder.add(output.name, output.schema, make, packages)
         if has_clipart:
             folder.add(
                 "train/openclipart.parquet",
@@ -206,6 +208,10 @@ def _scenes(drawn: Sequence[_Drawn], scenes: int) -> Iterator[_Output]:
                     yield from ask(compose(each.composer, split, count))
 
             yield _Output(name=f"tasks/{task}/{split}.parquet", schema=schema, make=make)
+
+
+def _mixed(make: Callable[[], Iterable[Row]]) -> list[Row]:
+    return questions.mixed(make())
 
 
 def _shared(drawn: Sequence[_Drawn], count: int) -> list[tuple[_Drawn, int]]:

@@ -104,6 +104,16 @@ def test_nothing_that_is_held_out_is_trained_on(cache: Path, tmp_path: Path) -> 
     assert {row["name"] for row in rows(out, "tasks/picture_name/twitter")} == {*WORDS, ROUND_NAME}
 
 
+def test_the_first_rows_of_a_task_are_like_all(cache: Path, tmp_path: Path) -> None:
+    """`--rows N` asks the first N."""
+    built(tmp_path / "out", cache)
+    asked = [row["name"] for row in rows(tmp_path / "out", "tasks/picture_name/twitter")]
+    assert sorted(asked) == sorted([*WORDS, ROUND_NAME])
+    assert asked != [*WORDS, ROUND_NAME]
+    vendors = [row["vendor"] for row in rows(tmp_path / "out", "tasks/scene_count/train")]
+    assert {*vendors[:8]} == {*vendors[8:]} == {*VENDORS[:2]}
+
+
 def test_files_come_as_they_are_and_svg_as_png(cache: Path, tmp_path: Path) -> None:
     built(tmp_path / "out", cache)
     found = {row["id"]: row for row in rows(tmp_path / "out", "held_out/emoji_twitter")}
