@@ -268,6 +268,8 @@ def _slices(path: str, listed: Listing) -> tuple[list[Slice], dict[str, str]]:
             piece.caption = texts.get(os.path.splitext(piece.name)[0])
     used = {piece.caption for piece in slices}
     has_table = any(piece.form in ("jsonl", "csv", "parquet") for piece in slices)
+    # Beside texts of their own, and where none has a text, they are what these show: drawings.
+    are_drawings = not has_table and used == {None} and any(p.form == "text" for p in slices)
     kept: list[Slice] = []
     payloads: dict[str, str] = {}
     seen: set[Any] = set()
@@ -278,6 +280,9 @@ def _slices(path: str, listed: Listing) -> tuple[list[Slice], dict[str, str]]:
             continue
         if piece.form == "media" and has_table and piece.caption is None:
             payloads[piece.path] = piece.name
+        elif piece.form == "media" and are_drawings:
+            suffix = PurePosixPath(piece.name).suffix.lower()
+            listed.left_out.add(f"{suffix} without a text of its name", piece.name)
         elif (
             piece.form == "text" and has_table and _DESCRIPTION.match(os.path.basename(piece.name))
         ):

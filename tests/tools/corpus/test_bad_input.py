@@ -212,6 +212,22 @@ def test_media_folders_with_something_missing(
         assert reason in told, name
 
 
+def test_drawings_beside_texts_are_left_out_and_told(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where none has a text of its name; where one has, the others lack theirs."""
+    for number in range(30):
+        put(tmp_path / "docs", f"{number}.md", f"page {number}: the bus drives on")
+    put(tmp_path / "docs", "drawn/Map.PNG", picture())
+    out = build(tmp_path / "docs", out=tmp_path / "out", tokenizer=tokenizer)
+    assert ".png without a text of its name" in (out / "left_out.json").read_text()
+    assert len(documents(out)) == 30
+    put(tmp_path / "docs", "a.png", picture())
+    put(tmp_path / "docs", "a.txt", "a page")
+    told = refusal(capsys, tmp_path / "docs", out=tmp_path / "two", tokenizer=tokenizer)
+    assert "Map.PNG: there is no text for it" in told
+
+
 def test_a_late_picture_asks_for_media(
     tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
