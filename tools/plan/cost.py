@@ -13,7 +13,7 @@ from parallel.mesh import LayoutConfig
 from tools.arguments import Parser, local_path, whole
 from tools.plan.documents import document_tokens
 from tools.plan.machines import GIB, KINDS, Machine, machine_for
-from tools.plan.published import rows
+from tools.plan.published import OURS, nanotron, rows
 from tools.plan.search import FORMULA, MOST_MICRO_SEQUENCES, Plan, one_plan
 from tools.plan.table import console
 from tools.plan.task import Candidate, Task, Wire, task_of
@@ -80,9 +80,13 @@ def main(arguments: list[str]) -> int:
         table.add_section()
     out.print(table)
     errors = [abs(row.error) for row in rows()]
+    own = sum(row.source == OURS for row in rows())
+    untold = [row.error for row in nanotron()]
     out.print(
-        f"rates: {source}; of {len(errors)} published runs, few of which set a rate, it missed the "
-        f"tokens a second by {sum(errors) / len(errors):.0%} on average, {max(errors):.0%} at most "
+        f"rates: {source}; of {len(errors) - own} published runs and {own} of ours, few of which "
+        f"set a rate, it missed the tokens a second by {sum(errors) / len(errors):.0%} on average, "
+        f"{max(errors):.0%} at most; of {len(untold)} more, whose layouts are not told, it "
+        f"predicts {min(untold):.0%} to {max(untold):.0%} more than they ran at "
         "(python -m tools.plan published); validation, checkpoints and restarts are not in it",
         markup=False,
     )

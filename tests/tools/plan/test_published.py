@@ -134,7 +134,14 @@ def test_gradients_are_sent_as_the_run_says() -> None:
 def test_cost_is_told_in_hours(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main(["cost", EXPERIMENT, "--gpu", "h100", "--gpus", "8", "64"]) == 0
     shown = capsys.readouterr().out
-    for word in ("hours", "GPU-hours", "zero.overlap=true", "not there", "46 published runs"):
+    for word in (
+        "hours",
+        "GPU-hours",
+        "zero.overlap=true",
+        "not there",
+        "39 published runs and 7 of ours",
+        "of 6 more, whose layouts",
+    ):
         assert word in shown
     assert plan.main(["cost", EXPERIMENT, "--gpu", "h100", "--gpus", "3"]) == 2
     assert "batch.sequences: 1024 do not divide by 3 GPUs" in capsys.readouterr().err
