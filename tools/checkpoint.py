@@ -27,6 +27,9 @@ from train.errors import CheckpointError
 from train.storage.lease import Lease
 from train.storage.place import Place
 
+PLAIN_WIDTH = 200
+"""Columns where the output is no terminal."""
+
 
 @command_line
 def main(arguments: list[str] | None = None) -> int | None:
@@ -52,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int | None:
             )
             command.add_argument("--dry-run", action="store_true", help="only say what would go")
     options = parser.parse_args(arguments)
-    console = Console(soft_wrap=True, highlight=False)
+    # Where the output is no terminal names stay whole, to be searched for.
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    console = Console(soft_wrap=True, highlight=False, width=width)
     place = Place.parse(options.directory)
     match options.command:
         case "inspect":

@@ -16,6 +16,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -391,10 +392,12 @@ def show(console: Console, summary: dict[str, Any], run: RunDirectory) -> None:
         "validation loss before any step": f"{first:.3f} nats",
         "validation loss at the end": f"{last:.3f} nats",
         "unigram entropy, same tokens": f"{unigram:.3f} nats",
-        "below the unigram entropy by": f"{unigram - last:.3f} nats",
+        f"{'below' if last <= unigram else 'above'} the unigram entropy by": (
+            f"{abs(unigram - last):.3f} nats"
+        ),
         "tokens per second": f"{summary['tokens_per_second']:,.0f}",
         "waiting for data": f"{summary['data_wait_fraction']:.2%} of the time",
-        "seconds training": f"{summary['seconds_training']:.0f}",
+        "seconds training, all starts": f"{summary['seconds_training']:.0f}",
         "seconds of this command in all": f"{summary['seconds_total']:.0f}",
         "checkpoint": str(summary["checkpoint"]),
         "report (open in a browser)": str(summary["report"]),
@@ -403,7 +406,8 @@ def show(console: Console, summary: dict[str, Any], run: RunDirectory) -> None:
     console.print(table)
     for sample in read_metrics(run.metrics).samples[-2:]:
         console.print(f"{sample.prompt} ▸{sample.text}", markup=False)
-    console.print(f"\nGo on: python -m tools.generate {run} --prompt '...'", markup=False)
+    go_on = f"python -m tools.generate {shlex.quote(str(run))} --prompt '...'"
+    console.print(f"\nGo on: {go_on}", markup=False)
 
 
 if __name__ == "__main__":

@@ -59,16 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             attempt = keeping.attempted()
             attempts.add(attempt)
             decision = keeping.decided(can_requeue=requeued is not None)
+            # It has said itself what is wrong, and is not known to go on where it was.
+            is_its_own = decision.action == "again" and not speaks and attempt.status < 128
             if attempt.verdict.kind not in ("complete", "stopped by a signal"):
                 ends = asked.to_stop and decision.action == "again"
                 action = "to be started again" if ends else said(decision.action)
-                say(f"{attempt.verdict.sentence}: {action}, for {decision.reason}")
+                why = f"{action}, for {decision.reason}"
+                if is_its_own:
+                    why = f"not started again, as {options.module} may not go on where it was"
+                say(f"{attempt.verdict.sentence}: {why}")
             if decision.action == "end" or asked.at_once:
                 return decision.status
             if decision.action == "requeue" and requeued is not None:
                 return requeue(requeued)
-            if not speaks and attempt.status < 128:
-                # It has said itself what is wrong, and is not known to go on where it was.
+            if is_its_own:
                 return attempt.status
             if asked.to_stop:
                 return ExitStatus.FAULT if requeued is None else requeue(requeued)

@@ -16,6 +16,9 @@ from train.watch.heartbeat import Section
 _GRACE_SECONDS: Final = 2.0
 """Once one rank has died, the others get this long to say why: perhaps another was to blame."""
 
+_STATUS_SECONDS: Final = 30.0
+"""The same where one has closed its connection and still ends: its status says why."""
+
 _LEAVING_SECONDS: Final = 300.0
 """Once one rank has left in good order, the others get this long, for a slow save."""
 
@@ -96,7 +99,10 @@ class Watch:
             return self._is_overdue(found)
         self._first_gone = self._first_gone or now
         in_order = all(each.ended in (0, ExitStatus.SAVED) for each in gone)
-        if now - self._first_gone <= (_LEAVING_SECONDS if in_order else _GRACE_SECONDS):
+        seconds = _LEAVING_SECONDS if in_order else _GRACE_SECONDS
+        if self._ranks.knows_each and any(each.ended is None for each in gone):
+            seconds = _STATUS_SECONDS
+        if now - self._first_gone <= seconds:
             return False
         if self._speaks and not in_order and any(map(perhaps_gave_up, gone)):
             # One that has waited too long for another ends before that one does.

@@ -9,6 +9,7 @@ what others have published; `python -m tools.plan cost CONFIG... --gpu h100` tel
 """
 
 import importlib
+import shlex
 import sys
 from pathlib import Path
 
@@ -96,8 +97,8 @@ def plan(arguments: list[str]) -> int:
         words = layout_words(best.candidate)
         title = f"{config.name} on {options.gpus} x {machine.device}: {words}"
         write_overlay(options.write, best, title=title)
-        files = " ".join(options.arguments)
-        out.print(f"written: python -m train {files} {options.write}", markup=False, soft_wrap=True)
+        command = shlex.join(["python", "-m", "train", *options.arguments, str(options.write)])
+        out.print(f"written: {command}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -135,7 +135,8 @@ def _listen(host: str, port: int) -> socket.socket:
         )[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)  # nobody is let in before it can answer
+        listening.bind(address)
+        listening.listen()  # two of one port would both be bound; who comes early waits
     except (OSError, UnicodeError) as error:  # a name with a part that is empty or too long
         reason = getattr(error, "strerror", None) or error
         raise UserError(

@@ -1,6 +1,7 @@
 """Where the time of chosen steps goes: a trace for Perfetto, seconds by part and kind of work."""
 
 import gzip
+import shlex
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
@@ -106,7 +107,8 @@ class Profiler:
             self._write(step, seen)
             run, where = self._config.directory, self._config.directory.profile.name
             self._monitor.note(
-                f"step {step} is profiled in {run}/{where}: python -m tools.trace {run}"
+                f"step {step} is profiled in {run}/{where}: "
+                f"python -m tools.trace {shlex.quote(str(run))}"
             )
 
     def _place(self, step: int) -> Path:

@@ -130,6 +130,32 @@ def test_who_leaves_in_good_order_is_followed_later_than_who_dies(
         assert seen.is_over()
 
 
+def test_who_has_hung_up_is_given_time_to_end(listener: Listener, now: list[float]) -> None:
+    """On a loaded machine a process takes seconds to end, whose status says what was wrong."""
+    ranks = Idle(knows_each=True)
+    seen = watch(listener, ranks)
+    listener.ranks[0] = told(0, section=Section.START, step=None, since=now[0])
+    listener.ranks[0].ended = now[0]
+    assert not seen.is_over()
+    now[0] += 20
+    assert not seen.is_over()
+    ranks.ended[0] = 2
+    assert seen.is_over()
+    verdict = judge(seen.found(), was_asked=False, memory_kills=0, limit_seconds=0.0)
+    assert verdict.kind == "user error"
+
+
+def test_who_has_hung_up_and_does_not_end_is_not_waited_for(
+    listener: Listener, now: list[float]
+) -> None:
+    seen = watch(listener, Idle(knows_each=True))
+    listener.ranks[0] = told(0, section=Section.STEP, step=3, since=now[0])
+    listener.ranks[0].ended = now[0]
+    assert not seen.is_over()
+    now[0] += 31
+    assert seen.is_over()
+
+
 def test_a_keeper_that_was_stopped_with_its_ranks_blames_nobody(
     listener: Listener, now: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
