@@ -15,6 +15,9 @@ from tools.corpus.__main__ import main
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 30), "blue": (30, 30, 240)}
 """What the captions of `colours` say of their pictures."""
 
+SOUNDS = {b"RIFF": ".wav", b"fLaC": ".flac"}
+"""How files that are no pictures begin, and end in name."""
+
 
 def png(height: int, width: int, *, colour: tuple[int, int, int] | None = None) -> bytes:
     """A picture of one colour, or of noise."""
@@ -29,7 +32,7 @@ def png(height: int, width: int, *, colour: tuple[int, int, int] | None = None) 
 
 
 def build(out: Path, rows: Iterable[Mapping[str, Any]], *, flags: Iterable[str] = ()) -> Path:
-    """A corpus of these rows, in which `image` is what `png` gives or any bytes.
+    """A corpus of these rows, in which `image` is what `png` gives or any bytes, `audio` a sound.
 
     Files lie beside the corpus.
     """
@@ -47,8 +50,9 @@ def build(out: Path, rows: Iterable[Mapping[str, Any]], *, flags: Iterable[str] 
         if not isinstance(value, bytes):
             return value
         count += 1
-        (source / f"{count}.png").write_bytes(value)
-        return f"{count}.png"
+        suffix = SOUNDS.get(value[:4], ".png")
+        (source / f"{count}{suffix}").write_bytes(value)
+        return f"{count}{suffix}"
 
     with (source / "rows.jsonl").open("w") as file:
         file.writelines(json.dumps(stored(row)) + "\n" for row in rows)

@@ -152,7 +152,7 @@ class PromptEncoder:
 
         Raises:
             DataError: the tokenizer makes a special token of a character, or no encoder reads an
-                item.
+                item, or one that is so large.
         """
         tokens = [self.special.start]
         spans: list[tuple[int, int]] = []
@@ -175,12 +175,16 @@ class PromptEncoder:
         medium = MEDIA[segment.kind]
         if segment.kind not in self._vectors:
             raise DataError(f"{name}: the model has no encoder that reads its {medium}")
+        try:
+            slots = self._vectors[segment.kind](segment.size)
+        except ValueError as error:
+            raise DataError(f"{name} {error}") from error
         return SampleItem(
             kind=segment.kind,
             size=segment.size,
             data=segment.data,
             start=start,
-            stop=start + self._vectors[segment.kind](segment.size),
+            stop=start + slots,
             name=f"{name}: its {medium}",
         )
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from model.encoders.audio import AudioEncoderConfig
 from model.encoders.image import ImageEncoderConfig
 from model.encoders.text import TextEncoderConfig
 
@@ -14,7 +15,7 @@ def _text_by_default(value: Any) -> Any:
 
 
 AnyEncoderConfig = Annotated[
-    TextEncoderConfig | ImageEncoderConfig,
+    TextEncoderConfig | ImageEncoderConfig | AudioEncoderConfig,
     Field(discriminator="kind"),
     BeforeValidator(_text_by_default),
 ]

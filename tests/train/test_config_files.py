@@ -200,7 +200,19 @@ IMAGE = [
     "model.encoders.text.encoder={kind: image, width: 32, num_layers: 1, heads: 4, "
     "feed_forward: 32, max_patches: 4}"
 ]
+AUDIO = [
+    "model.encoders.text.encoder={kind: audio, width: 32, num_layers: 1, heads: 4, "
+    "feed_forward: 32, front: {kind: log_mel}}"
+]
+WAVEFORM = [AUDIO[0].replace("log_mel", "waveform")]
 KINDS = {
+    **dict.fromkeys(
+        ("encoder.max_seconds", "encoder.padded_seconds", "encoder.rate", "encoder.table_rows"),
+        AUDIO,
+    ),
+    "front.mels": AUDIO,
+    "front.norm_epsilon": WAVEFORM,
+    "front.position": WAVEFORM,
     "encoder.layer_scale": IMAGE,
     "encoder.max_patches": IMAGE,
     "encoder.patch_pixels": IMAGE,

@@ -8,7 +8,7 @@ from typing import Final
 from PIL import Image
 
 from train.data.document import MEDIA, Kind
-from train.data.spans import picture
+from train.data.spans import picture, sound
 
 SUFFIXES: Final[Mapping[str, Kind]] = {
     **dict.fromkeys(
@@ -48,14 +48,15 @@ def measured(kind: Kind, data: bytes) -> tuple[int, ...]:
     """
     if not data:
         raise RowError(f"the {MEDIA[kind]} is empty")
-    if kind == Kind.IMAGE:
-        try:
+    try:
+        if kind == Kind.IMAGE:
             return picture.measured(data)
-        except ValueError as error:
-            raise RowError(f"the image {error}") from error
+        if kind == Kind.AUDIO:
+            return sound.measured(data)
+    except ValueError as error:
+        raise RowError(f"the {MEDIA[kind]} {error}") from error
     if _format(kind, data) is None:
-        known = {Kind.AUDIO: "wav, flac, mp3 or ogg", Kind.VIDEO: "mp4, webm or mkv"}[kind]
-        raise RowError(f"the {MEDIA[kind]} is not {known}: it begins with {data[:8]!r}")
+        raise RowError(f"the video is not mp4, webm or mkv: it begins with {data[:8]!r}")
     return ()
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from model.encoders.image import ImageEncoderConfig
-from tools.hub.families.known import Taken, take
+from tools.hub.families.known import ENCODERS, Taken, take
 from tools.hub.families.pictures import PROCESSOR
 from tools.hub.folder import CONFIG, read_json, read_tensors, wanted_shapes
 from tools.hub.names import require_all
@@ -99,9 +98,9 @@ def _config(taken: Taken, described: Mapping[str, Any], *, out: Place) -> RunCon
             "max_tokens": taken.shape.get("max_tokens"),
         }
     room = 16
-    if taken.part == "image":
-        spans = {"kind": "image"}
-        room = ImageEncoderConfig.model_validate(taken.shape).longest_span
+    if taken.part in ENCODERS and taken.part != "text":
+        spans = {"kind": taken.part}
+        room = ENCODERS[taken.part].model_validate(taken.shape).longest_span
         decoder |= {"vocabulary": 8, "max_tokens": room + 1}
     return RunConfig.model_validate(
         {

@@ -50,8 +50,12 @@ LENGTH_COLUMNS: Final = ("tokens", "spans", "span_tokens", "image", "audio", "vi
 """Columns of a shard's lengths, [n, 6] uint32 in .npy: all text tokens; text spans, and the tokens
 in them; spans of each other modality."""
 
-SIZES: Final[Mapping[Kind, tuple[str, ...]]] = {Kind.IMAGE: ("height", "width")}
-"""What is recorded of each item of a modality: of a picture its pixels, turned as its EXIF says."""
+SIZES: Final[Mapping[Kind, tuple[str, ...]]] = {
+    Kind.IMAGE: ("height", "width"),
+    Kind.AUDIO: ("samples", "rate"),
+}
+"""What is recorded of each item of a modality: of a picture its pixels, turned as its EXIF says; of
+a sound its samples of one channel, and how many of them a second has."""
 
 SIZE_NUMBERS: Final = 4
 """Numbers that there is room for in a size; those behind the ones of `SIZES` are 0."""

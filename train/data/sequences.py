@@ -222,13 +222,16 @@ class FittedSequences:
             documents, sizes = items[:, 0], items[:, 3 : 3 + len(SIZES[room.kind])]
             # Pictures of a corpus are often of few sizes.
             sizes, which = np.unique(sizes, axis=0, return_inverse=True)
-            try:
-                vectors = [num_vectors(room.vectors, size) for size in sizes.tolist()]
-            except ValueError as error:
-                raise DataError(
-                    f"shard {shard} of {self._store.root} {error}: build the corpus again"
-                ) from error
-            taken = np.array(vectors, dtype=np.int64)[which.reshape(-1)]
+            which = which.reshape(-1)
+            vectors = np.empty(len(sizes), dtype=np.int64)
+            for row, size in enumerate(sizes.tolist()):
+                try:
+                    vectors[row] = num_vectors(room.vectors, size)
+                except ValueError as error:
+                    before = sum(self._store.shard_sizes[:shard])
+                    document = before + int(documents[which == row][0])
+                    raise DataError(f"document {document} of {self._store.root} {error}") from error
+            taken = vectors[which]
             np.add.at(columns, documents, np.stack([np.ones_like(taken), taken], axis=1))
             found[:, 0] += columns[:, 1]
         return found

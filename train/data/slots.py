@@ -64,8 +64,9 @@ def num_vectors(vectors: Vectors, size: Sequence[int]) -> int:
     """Slots of an item.
 
     Raises:
-        ValueError: its size was not recorded; the message is the end of a sentence.
+        ValueError: its size was not recorded, or its encoder does not read what is so large; the
+            message is the end of a sentence.
     """
     if not all(size):
-        raise ValueError("has an item whose size was not recorded")
+        raise ValueError("has an item whose size was not recorded: build the corpus again")
     return vectors(size)

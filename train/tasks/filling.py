@@ -60,7 +60,7 @@ _ENVIRONMENT: Final = _Environment(
 )
 _ENVIRONMENT.filters["join"] = cast(Any, _joined)
 
-MEDIA: Final = ("image",)
+MEDIA: Final = ("image", "audio")
 """Modalities whose items records may bring."""
 
 RECORD: Final = "record"

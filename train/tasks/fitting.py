@@ -105,7 +105,10 @@ class Fitting:
                     f"{name}: no encoder is known that reads its {medium}: name a model that has "
                     f"one, as model.encoders.{medium} of its configuration"
                 )
-            return self.vectors[segment.kind](segment.size)
+            try:
+                return self.vectors[segment.kind](segment.size)
+            except ValueError as error:
+                raise DataError(f"{name} {error}") from error
         ends = 1 if segment.is_span else 1 + segment.text.count("\n\n")
         return len(self._offsets(segment.text)) + ends
 

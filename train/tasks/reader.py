@@ -10,6 +10,7 @@ from train.data.document import MEDIA, Kind
 from train.data.payload import below, payload
 from train.data.segments import MediaSegment, Segment, TextSegment
 from train.data.spans.picture import read_size
+from train.data.spans.sound import measured
 from train.errors import DataError
 from train.storage.path import local_path
 from train.tasks.example import Choice, Example
@@ -21,7 +22,7 @@ ANSWER: Final = "answer"
 CHOICES: Final = "choices"
 """What templates may name besides columns."""
 
-_SIZES: Final = {Kind.IMAGE: read_size}
+_SIZES: Final = {Kind.IMAGE: read_size, Kind.AUDIO: measured}
 """What tells the size of an item, by modality."""
 _KINDS: Final = {name: kind for kind, name in MEDIA.items()}
 

@@ -201,7 +201,7 @@ def test_media_folders_with_something_missing(
         "empty caption": ({"x.png": picture(), "x.txt": " "}, "x.txt is empty"),
         "no picture": ({"x.png": b"GIF87", "x.txt": "a"}, "x.png: the image cannot be read"),
         "cut picture": ({"x.png": picture()[:-20], "x.txt": "a"}, "the image cannot be read"),
-        "no sound": ({"x.wav": b"RIFFxxxxAVI ", "x.txt": "a"}, "the audio is not wav, flac"),
+        "no sound": ({"x.wav": b"RIFFxxxxAVI ", "x.txt": "a"}, "the audio cannot be read"),
         "no video": ({"x.mp4": b"hello you", "x.txt": "a"}, "the video is not mp4, webm"),
         "nothing": ({"x.webm": b"", "x.txt": "a"}, "the video is empty"),
     }

@@ -1,4 +1,4 @@
-"""Questions about pictures: tokens as a corpus has them, answers as training's loss has them."""
+"""Questions about items: tokens as a corpus has them, answers as training's loss has them."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from parallel.launch import World
 from parallel.mesh import Mesh
 from tests.corpora import write_tokenizer
 from tests.pictures import png
+from tests.sounds import noise, saved
 from tests.train.scores.models import LONGEST_SPAN, MODEL
 from tests.train.scores.test_asking import TASK
 from tools.corpus.encoding import Encoded, Encoder
@@ -24,6 +25,7 @@ from train.data.document import Document, Kind
 from train.data.sample import Sample
 from train.data.segments import MediaSegment, TextSegment
 from train.data.slots import slotted
+from train.data.spans.audio import AudioSpansConfig
 from train.data.spans.given import StoredSpansConfig
 from train.data.spans.image import ImageSpansConfig
 from train.data.spans.protocol import SpanCapacity
@@ -47,6 +49,13 @@ SEEING = ModelConfig.model_validate(
                     "feed_forward": 32, "patch_pixels": 8, "max_patches": 6,
                 }
             },
+            "audio": {
+                "encoder": {
+                    "kind": "audio", "width": 16, "num_layers": 1, "heads": 2,
+                    "feed_forward": 32, "front": {"kind": "log_mel", "mels": 8},
+                    "max_seconds": 0.2,
+                }
+            },
         },
     }
 )  # fmt: skip
@@ -56,6 +65,10 @@ ROOM = SpanCapacity(tokens=64, spans=64, longest_tokens=LONGEST_SPAN)
 
 def seen(height: int, width: int) -> MediaSegment:
     return MediaSegment(kind=Kind.IMAGE, data=png(height, width), size=(height, width))
+
+
+def heard(count: int) -> MediaSegment:
+    return MediaSegment(kind=Kind.AUDIO, data=saved(noise(count), 8000), size=(count, 8000))
 
 
 def asked(text: str) -> TextSegment:
@@ -68,6 +81,8 @@ CONTEXTS = [
     (seen(16, 16),),
     (TextSegment(text="the driver", is_span=True, is_scored=False), seen(24, 16), asked("is")),
     (asked("nothing to see"),),
+    (heard(1600), asked("is heard")),
+    (asked("a page"), heard(333), seen(8, 8), asked(" and"), heard(900), asked(" of memory is")),
 ]
 EXAMPLES = [
     Example(
@@ -116,9 +131,15 @@ def answered(made: SemiCausal, asked: list[Likelihoods], *, batch: int) -> list[
 
 def by_training(made: SemiCausal, asked: Likelihoods) -> list[float]:
     """What training's own loss says of each continuation, alone in a batch, without any cache."""
-    image = ImageSpansConfig(kind="image").reader(
-        SEEING.encoders["image"].encoder, capacity=ROOM, seed=0, special=SpecialTokens()
-    )
+    items = {
+        name: kind.reader(
+            SEEING.encoders[name].encoder, capacity=ROOM, seed=0, special=SpecialTokens()
+        )
+        for name, kind in (
+            ("image", ImageSpansConfig(kind="image")),
+            ("audio", AudioSpansConfig(kind="audio")),
+        )
+    }
     text = TextReader(kind=StoredSpansConfig(kind="stored"), capacity=ROOM)
     found: list[float] = []
     for each in asked.continuations:
@@ -133,7 +154,7 @@ def by_training(made: SemiCausal, asked: Likelihoods) -> list[float]:
             items=asked.context.items,
         )
         collate = Collator(
-            sequence_tokens=len(tokens) - 1, readers={"text": text, "image": image}, padding=3
+            sequence_tokens=len(tokens) - 1, readers={"text": text, **items}, padding=3
         )
         with torch.no_grad():
             loss = made(collate([(0, sample)]))
@@ -210,3 +231,9 @@ def test_a_model_without_an_image_encoder(tmp_path: Path) -> None:
         blind.request(EXAMPLES[0], TASK)
     with pytest.raises(DataError, match="the prompt: the model has no encoder that reads its im"):
         blind.context(CONTEXTS[0])
+
+
+def test_a_sound_that_is_too_long_is_named(asking: Asking) -> None:
+    told = r"t/test:3 has a sound of 0\.201 seconds, and its encoder reads 0\.2 at most: raise"
+    with pytest.raises(DataError, match=told):
+        asking.context((heard(1606),), name="t/test:3")

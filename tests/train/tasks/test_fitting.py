@@ -170,3 +170,15 @@ def test_an_item_that_no_encoder_reads() -> None:
     fitting = Fitting(tokenizer=TOKENIZER, span_tokens=9, sequence_tokens=99)
     with pytest.raises(DataError, match="x: no encoder is known that reads its image"):
         fitting([item], [TextSegment(text=" y")], name="x")
+
+
+def test_an_item_that_is_too_large_for_its_encoder() -> None:
+    def refused(size: Sequence[int]) -> int:
+        raise ValueError(f"has a sound of {size[0]} seconds: leave it out")
+
+    item = MediaSegment(kind=Kind.AUDIO, data=b"x", size=(40, 1))
+    fitting = Fitting(
+        tokenizer=TOKENIZER, span_tokens=9, sequence_tokens=99, vectors={Kind.AUDIO: refused}
+    )
+    with pytest.raises(DataError, match="x has a sound of 40 seconds: leave it out"):
+        fitting([item], [TextSegment(text=" y")], name="x")

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests import sounds
 from tests.tools.corpus.making import picture
 from tests.train.tasks.making import reader, task, written
 from train.data.document import Kind
@@ -157,6 +158,18 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
 def test_marks_that_make_no_sense(tmp_path: Path, mark: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         contexts(tmp_path, text=ASKED.replace("[[image:{{ picture }}]]", mark))
+
+
+def test_a_sound_that_a_record_brings(tmp_path: Path) -> None:
+    text = ASKED.replace("image:", "audio:")
+    data = sounds.saved(sounds.noise(70), 8000)
+    (tmp_path / "a.wav").write_bytes(data)
+    row = {"picture": "a.wav", "label": 0}
+    item = MediaSegment(kind=Kind.AUDIO, data=data, size=(70, 8000))
+    assert contexts(tmp_path, row, text=text) == [(item, BEHIND)]
+    (tmp_path / "a.wav").write_bytes(data[:-1])
+    with pytest.raises(DataError, match=r"the audio of templates\.first is cut off: 139 of 140 by"):
+        contexts(tmp_path, row, text=text)
 
 
 def test_which_tasks_show_items(tmp_path: Path) -> None:

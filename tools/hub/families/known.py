@@ -8,13 +8,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.decoder import DecoderConfig
+from model.encoders.audio import AudioEncoderConfig
 from model.encoders.image import ImageEncoderConfig
 from model.encoders.protocol import EncoderKind
 from model.encoders.text import TextEncoderConfig
 from tools.hub.families.bert import BERT, ELECTRA, ROBERTA
 from tools.hub.families.gpt2 import GPT2
+from tools.hub.families.hearing import HUBERT, WAV2VEC2, WHISPER
 from tools.hub.families.llama import LLAMA
-from tools.hub.families.table import Described, Part
+from tools.hub.families.table import Described, Family, Part
 from tools.hub.families.vision import BEIT, CLIP, SIGLIP, VIT
 from train.errors import CheckpointError
 from train.storage.record import fault_of
@@ -33,12 +35,17 @@ FAMILIES: Final = {
     "clip_vision_model": CLIP,
     "siglip": SIGLIP,
     "siglip_vision_model": SIGLIP,
+    "wav2vec2": WAV2VEC2,
+    "hubert": HUBERT,
+    "whisper": WHISPER,
 }
 """By `model_type` of config.json."""
-_ENCODERS: Final[Mapping[Part, type[EncoderKind]]] = {
+ENCODERS: Final[Mapping[Part, type[EncoderKind]]] = {
     "text": TextEncoderConfig,
     "image": ImageEncoderConfig,
+    "audio": AudioEncoderConfig,
 }
+"""What reads each part that is no decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +98,7 @@ def take(described: Described, tensors: Mapping[str, Tensor], *, place: str) -> 
         raise CheckpointError(f"{place}/config.json is damaged: {why}; copy it again") from None
     if faults:
         raise CheckpointError(f"{place} cannot be computed here: {'; '.join(faults)}")
-    theirs = {name.removeprefix(family.prefix): value for name, value in tensors.items()}
+    theirs = {_known_as(name, family): value for name, value in tensors.items()}
     if len(theirs) < len(tensors):
         faults.append(f"some of its tensors are there with {family.prefix} before them and without")
     entries = [
@@ -130,10 +137,18 @@ def take(described: Described, tensors: Mapping[str, Tensor], *, place: str) -> 
     return Taken(part=family.part, shape=shape, values=values, left_out=left_out)
 
 
+def _known_as(name: str, family: Family) -> str:
+    name = name.removeprefix(family.prefix)
+    for end, ours in family.renamed.items():
+        if name.endswith(end):
+            return name.removesuffix(end) + ours
+    return name
+
+
 def _checked(part: Part, shape: Mapping[str, Any]) -> list[str]:
     """What is wrong with the shape, beyond what its fields refuse."""
-    if part in _ENCODERS:
-        encoder = _ENCODERS[part].model_validate(shape)
+    if part in ENCODERS:
+        encoder = ENCODERS[part].model_validate(shape)
         is_whole = encoder.width % encoder.heads == 0
         return [] if is_whole else [f"{encoder.heads} heads do not divide width {encoder.width}"]
     return list(DecoderConfig.model_validate(shape).faults("model.decoder"))

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
-Part = Literal["decoder", "text", "image"]
+Part = Literal["decoder", "text", "image", "audio"]
 Described = Mapping[str, Any]
 """A config.json of transformers."""
 
@@ -57,6 +57,7 @@ class Family:
         table: our tensors and theirs.
         idle: matches names that nothing of ours passes through: heads of encoders, and buffers
             that are no weights.
+        renamed: ends of names that files of another age have, and what they are in `table`.
     """
 
     part: Part
@@ -64,6 +65,7 @@ class Family:
     shape: Callable[[Described, list[str]], dict[str, Any]]
     table: Callable[[Described, dict[str, Any]], Iterator[Entry]]
     idle: re.Pattern[str]
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def grouped(*, groups: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -7,17 +7,24 @@ from pydantic import Field
 
 from train.data.document import Kind
 from train.data.spans.at_random import RandomSpansConfig
+from train.data.spans.audio import AudioSpansConfig
 from train.data.spans.given import FixedSpansConfig, StoredSpansConfig
 from train.data.spans.image import ImageSpansConfig
 from train.data.spans.media import MediaSpansConfig
 from train.data.spans.rules import RuleSpansConfig
 
 SpansConfig = Annotated[
-    RandomSpansConfig | RuleSpansConfig | FixedSpansConfig | StoredSpansConfig | ImageSpansConfig,
+    RandomSpansConfig
+    | RuleSpansConfig
+    | FixedSpansConfig
+    | StoredSpansConfig
+    | ImageSpansConfig
+    | AudioSpansConfig,
     Field(discriminator="kind"),
 ]
 
 MEDIA_SPANS: Final[Mapping[Kind, MediaSpansConfig]] = {
     Kind.IMAGE: ImageSpansConfig(kind="image"),
+    Kind.AUDIO: AudioSpansConfig(kind="audio"),
 }
 """What reads items outside of a corpus, by modality."""
