@@ -86,6 +86,10 @@ class FrontKind(Config):
         """Rows of a sound, one at least."""
 
     @abstractmethod
+    def fewest_samples(self, rows: int) -> int:
+        """Of a sound of so many rows."""
+
+    @abstractmethod
     def num_frames(self, samples: int) -> int:
         """Frames of a sound, one at least."""
 
@@ -131,6 +135,10 @@ class LogMelConfig(FrontKind):
     def num_frames(self, samples: int) -> int:
         """One every hop that has begun."""
         return max(1, -(-samples // HOP_SAMPLES))
+
+    def fewest_samples(self, rows: int) -> int:
+        """One in the last frame that is needed."""
+        return (rows - 1) * self.block_samples + 1
 
     def num_rows(self, samples: int) -> int:
         """One every two frames."""
@@ -211,7 +219,11 @@ class WaveformConfig(FrontKind):
     @property
     def least_samples(self) -> int:
         """What one row is made of; shorter sounds end in silence."""
-        needed = 1
+        return self.fewest_samples(1)
+
+    def fewest_samples(self, rows: int) -> int:
+        """What the rows are made of."""
+        needed = rows
         for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
             needed = (needed - 1) * stride + kernel
         return needed

@@ -205,6 +205,21 @@ def test_batches_have_one_shape(corpus: Corpus, name: str) -> None:
     assert all(each == found[0] for each in found)
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_silence_of_so_many_vectors(name: str) -> None:
+    """What room is tried with: as much as there is for one sound, and less."""
+    encoder = ENCODERS[name]
+    room = SpanCapacity(tokens=48, spans=6, longest_tokens=encoder.longest_span)
+    reader = AudioReader(medium=Kind.AUDIO, capacity=room, encoder=encoder)
+    for vectors in range(1, encoder.longest_span + 1):
+        sound = reader.blank(vectors)
+        assert sound is not None
+        assert encoder.front.num_rows(sound.samples) == vectors
+        assert sound.samples <= encoder.most_samples
+        if vectors > 1:
+            assert encoder.front.num_rows(sound.samples - 1) == vectors - 1
+
+
 def test_a_sound_that_is_too_long_names_its_document(corpus: Corpus) -> None:
     source = source_of(corpus, tiny_config(max_seconds=0.1))
     told = (

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from model.encoders.audio import AudioEncoderConfig, AudioSpans
 from model.encoders.protocol import EncoderKind
 from train.data.document import Kind
 from train.data.sample import SampleItem
-from train.data.spans.hearing import Sound, pack_sounds, read_sound
+from train.data.spans.hearing import Sound, in_blocks, pack_sounds, read_sound
 from train.data.spans.media import MediaReader, MediaSpansConfig
 from train.data.spans.places import FlatSpans, Ints
 from train.data.spans.protocol import SpanCapacity
@@ -43,6 +45,11 @@ class AudioReader(MediaReader[Sound]):
     def read(self, item: SampleItem) -> Sound:
         """The blocks of one."""
         return read_sound(item.data, self.encoder, size=item.size)
+
+    def blank(self, vectors: int) -> Sound | None:
+        """Silence."""
+        samples = self.encoder.front.fewest_samples(vectors)
+        return in_blocks(np.zeros(samples, dtype=np.float32), self.encoder)
 
     def arrays(self, items: Sequence[Sound], tokens: Ints, spans: FlatSpans) -> AudioSpans:
         """The blocks of all, sound after sound."""
