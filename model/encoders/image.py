@@ -308,7 +308,7 @@ class ImageEncoder(nn.Module):
 
     def _normalized(self, patches: Tensor) -> Float[Tensor, "R _"]:
         # By numbers of the host: buffers would be rounded in a model of 16 bits.
-        pixels = patches.float().view(len(patches), 3, -1)
+        pixels = patches.to(torch.float32, copy=True).view(len(patches), 3, -1)
         for color, (mean, std) in enumerate(zip(self.config.mean, self.config.std, strict=True)):
             pixels[:, color].sub_(255 * mean).div_(255 * std)
         return pixels.view(len(patches), -1)

@@ -28,6 +28,7 @@ from tools.corpus.workshop import Workshop
 from tools.submit import calling
 from tools.submit.flags import digest, digest_of
 from train.errors import DataError, StorageError, UserError
+from train.storage.diagnosis import DeniedError, MissingError
 
 _POLL_SECONDS, _POLL_SECONDS_AT_MOST, _POLLS_OF_AGE = 1.0, 30.0, 20.0
 """Slurm is asked the less often, the longer an array has been there: every twentieth of its age."""
@@ -204,7 +205,8 @@ def tell_fault(workshop: Workshop, error: UserError) -> None:
     """Let whoever builds know what a user has to mend, where this is a task of an array."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array is not None and workshop.is_begun:
-        name = _REFUSAL if isinstance(error, StorageError) else _FAULT
+        lasts = not isinstance(error, StorageError) or isinstance(error, MissingError | DeniedError)
+        name = _FAULT if lasts else _REFUSAL
         workshop.write(workshop.working / name.format(array), str(error).encode())
 
 

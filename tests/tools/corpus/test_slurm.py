@@ -23,6 +23,7 @@ from tools.corpus.workshop import RECORD, Workshop
 from tools.lab.jobs import SlurmLab
 from tools.submit import calling
 from train.errors import DataError, StorageError
+from train.storage.diagnosis import DeniedError
 
 CUT = "--part-mebibytes=0.02"
 
@@ -255,6 +256,10 @@ def test_a_store_that_refuses_for_a_while_ends_no_build(
     with pytest.raises(DataError, match=r"^s3://lab/x: the store is busy$"):
         list(array.spread(workshop, RECORD, [0, 1, 2], workers=1))
     assert len(submitted) == 2
+    # What is not there, or not allowed, is so for the next task, too.
+    slurm.tell_fault(workshop, DeniedError("s3://lab/x: access is denied"))
+    fault = workshop.read(workshop.working / f"faults/{submitted[-1]}.txt")
+    assert fault == b"s3://lab/x: access is denied"
     assert said[0].startswith(f"1 task of job {submitted[0]} ended early")
 
 
