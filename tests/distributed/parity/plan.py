@@ -80,7 +80,7 @@ DAILY_IMAGES: list[Row] = [
     {"tensor": 2, "sequence_parallel": True, "zero": 3, "frozen": True, "recompute": "full"},
     {"pipeline": 2, "zero": 0, "recompute": "full"},
     INTERLEAVED | {"zero": 3, "spans": "first rank"},
-    {"tensor": 2, "pipeline": 2, "zero": 1, "attend": "within"},
+    {"tensor": 2, "sequence_parallel": True, "pipeline": 2, "zero": 1, "attend": "within"},
 ]
 """Pictures beside spans of text: on all ranks, on some, on none, with either encoder fixed."""
 
