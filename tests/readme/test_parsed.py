@@ -69,7 +69,7 @@ def test_configurations_load(page: str, tmp_path: Path) -> None:
 
 def test_no_page_is_read_in_vain() -> None:
     assert len(commands(Path("README.md"))) > 70
-    assert len(configurations(Path("README.md"))) == 3
+    assert len(configurations(Path("README.md"))) == 4
 
 
 @pytest.mark.parametrize(

@@ -148,9 +148,14 @@ class FittedSequences:
         return replace(packed, text_tokens=self._text_tokens(lengths))
 
     def _text_tokens(self, lengths: Ints) -> int:
-        of_items = [room.vectors is not None for room in self._shape.rooms]
-        in_items = lengths[:, 2::2][:, of_items]
+        of_text = self._are_of_text
+        in_items = lengths[:, 2::2][:, ~of_text]
         return int(lengths[:, 0].sum() - in_items.sum())
+
+    @property
+    def _are_of_text(self) -> npt.NDArray[np.bool_]:
+        """Which rooms are for spans of text, whose tokens are a document's own."""
+        return np.array([room.vectors is None for room in self._shape.rooms], dtype=np.bool_)
 
     def _too_large(self, ids: Ints, lengths: Ints) -> list[int]:
         """Documents with items that do not fit a sequence, by their place; they are to be cut.
@@ -161,7 +166,7 @@ class FittedSequences:
         shape = self._shape
         room = np.array([shape.slots - shape.opening, *shape.limits])
         too_large = lengths[:, 1:].any(axis=1) & (lengths > room).any(axis=1)
-        of_text = np.repeat([room.vectors is None for room in shape.rooms], 2)
+        of_text = np.repeat(self._are_of_text, 2)
         refused = too_large & lengths[:, 1:][:, of_text].any(axis=1)
         if refused.any():
             document = int(refused.argmax())
