@@ -1,5 +1,6 @@
 """Which cells the parity table has."""
 
+import functools
 from collections.abc import Iterable
 from itertools import product
 from typing import Any
@@ -113,7 +114,8 @@ DAILY_TUNED: list[Row] = [
 """Each way to split a layer, a stage on which nothing trains, and a piece on which nothing does."""
 
 
-def planned_cells() -> list[Cell]:
+@functools.cache
+def planned_cells() -> tuple[Cell, ...]:
     """The table's cells, those of one mesh after each other, the fewest ranks first."""
     rows = [
         *_main_rows(),
@@ -127,7 +129,7 @@ def planned_cells() -> list[Cell]:
         *_trained_rows(),
         *_tuned_rows(),
     ]
-    return _ordered(rows)
+    return tuple(_ordered(rows))
 
 
 def daily_cells() -> list[Cell]:
