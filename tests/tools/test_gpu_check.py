@@ -37,7 +37,6 @@ KEYS = {
 CPU = torch.device("cpu")
 
 
-@pytest.mark.long
 def test_quick_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out" / "gpu.json"
     status = main(["--quick", "--out", str(out)], context=warm.context())

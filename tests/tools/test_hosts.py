@@ -59,7 +59,6 @@ def _without_name_or_home(module: str, arguments: Sequence[str], log: Path) -> N
     os._exit(code)
 
 
-@pytest.mark.long
 def test_a_user_without_name_or_home(place: Path) -> None:
     corpus = write_corpus(place / "corpus")
     for path in (corpus, *corpus.rglob("*")):

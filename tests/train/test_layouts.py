@@ -45,7 +45,6 @@ def check_same(here: Metrics, there: Metrics) -> None:
     assert here.samples == there.samples
 
 
-@pytest.mark.long
 def test_one_run_through_four_layouts(corpus: Path, alone: Metrics, tmp_path: Path) -> None:
     """Killed three times, each time continued in another layout."""
     directory = tmp_path / "run"

@@ -66,7 +66,6 @@ def test_pretraining_under_slurm_equals_without(
     assert losses(submitted_from / "run") == losses(plain)
 
 
-@pytest.mark.long
 def test_preempted_run_requeues_and_continues(
     slurm_lab: SlurmLab, submitted_from: Path, corpus: Path
 ) -> None:
