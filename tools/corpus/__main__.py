@@ -98,7 +98,7 @@ def _build(options: argparse.Namespace, console: Console) -> None:
         licences=tuple(options.licence),
         tokenizer=options.tokenizer,
         vocabulary=options.vocabulary,
-        fields=Fields(text=options.text_field, id=options.id_field),
+        fields=Fields(text=options.text_field, id=options.id_field, only=_only(options.only)),
         validation=share if options.validation is None else options.validation,
         shard_bytes=shard_bytes if options.shard_mebibytes is None else options.shard_mebibytes,
         part_bytes=options.part_mebibytes,
@@ -116,6 +116,21 @@ def _build(options: argparse.Namespace, console: Console) -> None:
         built(options.out, request, console)
     else:
         build_share(options.out, request, task=options.task, console=console)
+
+
+def _only(given: Sequence[str]) -> dict[str, set[str]]:
+    """Values by field.
+
+    Raises:
+        DataError: one is no `FIELD=VALUE`.
+    """
+    only: dict[str, set[str]] = {}
+    for pair in given:
+        name, is_pair, value = pair.partition("=")
+        if not is_pair or not name or not value:
+            raise DataError(f"--only {pair} is no FIELD=VALUE, such as meta.pile_set_name=FreeLaw.")
+        only.setdefault(name, set()).add(value)
+    return only
 
 
 def _array(options: argparse.Namespace, console: Console) -> SlurmArray | None:
@@ -231,6 +246,13 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "--limit-megabytes": {"type": real(above=0), "metavar": "N", "help": "of documentation"},
     "--media": {"action": "store_true", "help": "store payloads whatever the first rows show"},
     "--number": {"type": whole(), "metavar": "N", "help": "from 0 (default 0)"},
+    "--only": {
+        "type": utf8,
+        "action": "append",
+        "default": [],
+        "metavar": "FIELD=VALUE",
+        "help": "rows in which a field, such as meta.name, has this value or another --only's",
+    },
     "--out": {"type": output_file, "default": "stats.html", "help": "default stats.html"},
     "--part-mebibytes": {
         "type": mebibytes, "metavar": "N", "help": "input that a process handles at once",
@@ -294,8 +316,9 @@ _ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
 _COMMANDS: Final = {
     "build": (_build, "a corpus from files", (
         "sources out --tokenizer|--tokenizer-of --vocabulary --licence --text-field --id-field "
-        "--validation --limit-megabytes --dedup --dedup-threshold --dedup-permutations --skip-bad "
-        "--media --shard-mebibytes --part-mebibytes --cache --workers --tasks --sbatch --task"
+        "--only --validation --limit-megabytes --dedup --dedup-threshold --dedup-permutations "
+        "--skip-bad --media --shard-mebibytes --part-mebibytes --cache --workers --tasks --sbatch "
+        "--task"
     )),
     "verify": (_verify, "check every byte of a corpus", "corpus --workers"),
     "inspect": (_inspect, "print documents as people read them", (

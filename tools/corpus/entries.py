@@ -1,7 +1,7 @@
 """Documents before they have tokens: texts and payloads, as a record gives them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tools.corpus import media
@@ -55,16 +55,42 @@ class Fields:
     Attributes:
         text: holds the text of a document, or the caption of its image, audio or video.
         id: holds what a document is called; None to call it by file and row.
+        only: values by the field that must have one of them, or by its path through objects, such
+            as `meta.pile_set_name`; rows with others are passed over.
     """
 
     text: str = "text"
     id: str | None = None
+    only: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @property
     def wanted(self) -> set[str]:
         """Columns that make a document; others are not read."""
         names = {self.text, CAPTION_FIELD, SEGMENTS_FIELD, *media.KINDS}
+        names |= {name for path in self.only for name in (path, path.partition(".")[0])}
         return names if self.id is None else {*names, self.id}
+
+    def value_of_others(self, row: Mapping[str, Any]) -> str | None:
+        """What a row has that no one asked for, such as `Github`; None for one that is wanted.
+
+        Raises:
+            RowError: it does not say.
+        """
+        for path, wanted in self.only.items():
+            value = _selected(row, path)
+            if value not in wanted:
+                return value
+        return None
+
+
+def _selected(row: Mapping[str, Any], path: str) -> str:
+    """What a row has in a field, or in one of its objects."""
+    value: Any = row
+    for name in (path,) if path in row else path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RowError(f"there is no `{path}` to select it by, as --only asks")
+    return str(value)
 
 
 def pieces_of_row(

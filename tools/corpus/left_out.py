@@ -76,6 +76,8 @@ def _told(source: SourceRecord) -> str:
         facts.append(counted(source.skipped, "bad record"))
     if source.duplicates_removed:
         facts.append(counted(source.duplicates_removed, "duplicate"))
+    if source.passed_over:
+        facts.append(f"{counted(source.passed_over, 'record')} that --only does not ask for")
     if not facts:
         return ""
     # Corpora of older versions name no files. Duplicates were asked to go, and are counted alone.
@@ -102,10 +104,12 @@ def faults(manifest: Manifest, content: bytes | None, *, place: str) -> list[str
             return []
         name, records = source.name, source.records
         documents, duplicates, bad = source.documents, source.duplicates_removed, source.skipped
-        if records != documents + duplicates + bad:
+        others = source.passed_over
+        if records != documents + duplicates + bad + others:
             found.append(
                 f"{place}: of {name} {records:,} records were read, but {documents:,} documents, "
-                f"{duplicates:,} duplicates and {bad:,} bad ones are accounted for"
+                f"{duplicates:,} duplicates, {bad:,} bad ones and {others:,} passed over are "
+                "accounted for"
             )
         stated.update({(name, reason): n for reason, n in source.left_out_files.items()})
     wanted = manifest.sha256.get(LEFT_OUT_NAME)

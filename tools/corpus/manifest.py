@@ -11,6 +11,7 @@ import numpy as np
 from tools.corpus.left_out import LEFT_OUT_NAME, LeftOut, listed
 from tools.corpus.part import Job, PartRecord
 from tools.corpus.plan import BuildPlan, Source
+from tools.corpus.reading import MOST_OTHERS
 from tools.corpus.request import FORMAT_VERSION
 from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer, ReadBack
 from tools.corpus.words import counted
@@ -179,6 +180,7 @@ def _sources(
                 "tokens": sum(split["tokens"] for split in splits.values()),
                 "duplicates_removed": sum(record.duplicates for record in of_it),
                 "skipped": sum(len(record.bad) for record in of_it),
+                "passed_over": sum(record.passed_over for record in of_it),
                 "splits": splits,
             }
         )
@@ -193,6 +195,12 @@ def _lacking(
     """Which documents a corpus lacks, and what to do; None if it has all splits."""
     documents = sum(split["documents"] for split in splits.values())
     if documents == 0:
+        others = sorted({value for record in records for value in record.others})
+        if others:
+            return (
+                f"No row has what --only asks for, but {', '.join(others[:MOST_OTHERS])}. What was "
+                "built is removed: correct --only."
+            )
         return "No document is left; look at what was skipped. What was built is removed."
     validation = recipe["validation"]
     wanted = SPLITS if validation else ("train",)

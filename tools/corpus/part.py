@@ -36,7 +36,10 @@ class PartRecord(BaseModel):
         shards: by split, in order.
         duplicates: documents left out because an earlier one is like them.
         bad: what could not be made a document.
-        records: that were read: documents, duplicates and bad ones; None of an older version.
+        records: that were read: documents, duplicates, bad ones and those that were passed over;
+            None of an older version.
+        passed_over: records that `--only` does not ask for.
+        others: values that such records have, the first that were met.
         empty: names of files that hold no record.
         cut_short: names of files that cannot be read to their end.
         fetched: paths of payloads that rows named, where payloads lie in the source.
@@ -52,6 +55,8 @@ class PartRecord(BaseModel):
     duplicates: int
     bad: list[str]
     records: int | None = None
+    passed_over: int = 0
+    others: list[str] = Field(default_factory=list)
     empty: list[str] = Field(default_factory=list)
     cut_short: list[str] = Field(default_factory=list)
     fetched: list[str] = Field(default_factory=list)
@@ -149,6 +154,8 @@ class PartBuilder:
             duplicates=0 if keep is None else int((~keep).sum()),
             bad=bad.found,
             records=entries.records,
+            passed_over=entries.passed_over,
+            others=sorted(entries.others),
             empty=entries.empty,
             cut_short=entries.cut_short,
             fetched=sorted(entries.fetched) if source.payloads else [],

@@ -7,7 +7,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -35,6 +35,8 @@ from train.errors import DataError
 
 LOOKED_AT_ROWS: Final = 100
 """Rows of a file that tell whether it has payloads."""
+MOST_OTHERS: Final = 30
+"""Values that are kept to be told where no row has one that is asked for."""
 _ROWS_AT_ONCE: Final = 256
 _LARGEST_FIELD: Final = 1 << 30
 _REPORT_DOCUMENTS: Final = 256
@@ -70,6 +72,8 @@ class PartReader:
         report: told how many bytes and documents were read.
         done_bytes: of the part's `num_bytes`, as far as it has been read.
         records: that were read, good or bad.
+        passed_over: of these, the ones that `fields.only` does not ask for.
+        others: values that such records have, the first that are met.
         empty: names of files that hold no record.
         cut_short: names of files that cannot be read to their end.
         fetched: paths of files that rows named.
@@ -82,6 +86,8 @@ class PartReader:
     report: Report = ignore
     done_bytes: int = 0
     records: int = 0
+    passed_over: int = 0
+    others: set[str] = field(default_factory=set)
     empty: list[str] = field(default_factory=list)
     cut_short: list[str] = field(default_factory=list)
     fetched: set[str] = field(default_factory=set)
@@ -110,6 +116,8 @@ class PartReader:
                 try:
                     if isinstance(row, RowError):
                         raise row
+                    if self._passes_over(row):
+                        continue
                     entry = self._entry(piece, number, row)
                 except (RowError, DataError) as error:
                     told = f"{piece.path}{'' if is_one else f':{number}'}: {error}"
@@ -121,6 +129,15 @@ class PartReader:
                 self.empty.append(piece.name)
             before += piece.num_bytes
             self.done_bytes = before
+
+    def _passes_over(self, row: Mapping[str, Any]) -> bool:
+        other = self.fields.value_of_others(row)
+        if other is None:
+            return False
+        self.passed_over += 1
+        if len(self.others) < MOST_OTHERS:
+            self.others.add(other)
+        return True
 
     def _entry(self, piece: Slice, number: int, row: dict[str, Any]) -> Entry:
         source = self.plan.sources[self.part.source].name

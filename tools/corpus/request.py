@@ -89,6 +89,8 @@ class Request:
             raise DataError(f"--validation {self.validation} is not a share from 0 to below 1.")
         if not 1 <= self.shard_bytes < MOST_SHARD_BYTES:
             raise DataError("--shard-mebibytes must be above 0 and below 2048.")
+        if self.made is not None and self.fields.only:
+            raise DataError("documentation has no rows: leave out --only")
 
     def given_tokenizer(self) -> CorpusTokenizer | None:
         """The tokenizer to use; None where one is to be trained.
@@ -126,6 +128,7 @@ class Request:
             given: the tokenizer, unless it is trained.
             part_bytes: input handled at once.
         """
+        only = {path: sorted(values) for path, values in sorted(self.fields.only.items())}
         trained = {"trained_with_vocabulary": self.trained_vocabulary}
         return {
             "format_version": FORMAT_VERSION,
@@ -133,6 +136,7 @@ class Request:
             "tokenizer": trained if given is None else {"sha256": given.sha256},
             "text_field": self.fields.text,
             "id_field": self.fields.id,
+            **({"only": only} if only else {}),
             "validation": self.validation,
             "shard_bytes": self.shard_bytes,
             "part_bytes": part_bytes,

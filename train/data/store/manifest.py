@@ -47,6 +47,7 @@ class SourceRecord(Record):
     duplicates_removed: Count = 0
     skipped: Count = 0
     records: Count | None = None
+    passed_over: Count = 0
     left_out_files: dict[str, Count] = Field(default={})
     made_of: list[MadeOfRecord] = Field(default=[])
 
