@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 DATA ?=
+RUN ?=
 RUNS ?=
 STEPS ?=
 PROCESSES ?= 2
@@ -26,7 +27,7 @@ TOGETHER := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PR
 BY_ARRAY := --limit-megabytes=12 --vocabulary=8000 --dedup=minhash --part-mebibytes=1
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: pretrain tasks test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-cluster two-clusters build-slurm dashboard check gpu-check test-cuda bench golden clean
+.PHONY: pretrain tasks test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-cluster two-clusters build-slurm dashboard try check gpu-check test-cuda bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -44,10 +45,10 @@ tasks: .venv/runtime runs/first_light/summary.json  ## that model tuned on real 
 runs/first_light/summary.json:
 	$(MAKE) pretrain
 
-test: .venv/dev .venv/dashboard/installed .venv/openwandb/installed  ## all that matters, some twenty minutes on two cores
+test: .venv/dev .venv/dashboard/installed .venv/try/installed .venv/openwandb/installed  ## all that matters, some twenty minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long" $(SHARED) $(ARGS)
 
-test-all: .venv/dev .venv/dashboard/installed .venv/openwandb/installed  ## the long tables besides; the fuzz of configurations alone takes a quarter of an hour
+test-all: .venv/dev .venv/dashboard/installed .venv/try/installed .venv/openwandb/installed  ## the long tables besides; the fuzz of configurations alone takes a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) $(ARGS)
 
 check-newest: .venv/newest/installed  ## the quick tests beside the newest torch and transformers (7 GB, minutes)
@@ -82,6 +83,9 @@ build-slurm: .venv/dev  ## a corpus by a Slurm array of which a task is killed, 
 
 dashboard: .venv/runtime .venv/dashboard/installed  ## runs in a browser as they go on, all in runs/; RUNS="runs/a 'runs/b c'", ARGS="--port 7861"
 	$(BIN)/python -m tools.dashboard $(RUNS) $(ARGS)
+
+try: .venv/runtime .venv/served .venv/try/installed  ## a page to try a run with in a browser: show it pictures and sounds, ask; RUN=runs/first_light, ARGS="--port 7862"
+	$(BIN)/python -m tools.try_it $(RUN) $(ARGS)
 
 check: .venv/dev  ## style, types, import directions
 	$(BIN)/ruff check .
@@ -155,6 +159,17 @@ clean:  ## remove what was built, not what was trained
 .venv/dashboard/installed: .venv/python tools/dashboard/constraints.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --constraint tools/dashboard/constraints.txt trackio
+	touch $@
+
+# What the server needs besides.
+.venv/served: .venv/runtime
+	$(PIP) --editable '.[serve]'
+	touch $@
+
+# Gradio and what it needs, 360 MB; it wants pillow below 13, as trackio does.
+.venv/try/installed: .venv/python tools/try_it/constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --constraint tools/try_it/constraints.txt gradio
 	touch $@
 
 # A server of W&B's protocol for tests; its licence, CC-BY-NC, keeps it out of our environment.

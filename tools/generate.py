@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -14,7 +16,10 @@ from tools.arguments import Parser, local_path, real, whole
 from tools.command import command_line
 from tools.speaker import speaker_of
 from train.asked import Asked, Prompt
+from train.data.document import MEDIA, Kind
+from train.data.segments import MediaSegment
 from train.errors import UserError
+from train.items import Bounds, item_of
 from train.storage.place import Place
 from train.text import Speaker, Speech
 
@@ -37,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--prompt",
         action="append",
         help=r"text to continue, once or several times; a part between [[ and ]] is read by the "
-        r"bidirectional encoder, \[[ is as it stands; a blank line ends a paragraph",
+        r"bidirectional encoder, [[image:cat.png]] and [[audio:a.wav]] are read from these files, "
+        r"\[[ is as it stands; a blank line ends a paragraph",
     )
     given.add_argument("--chat", action="store_true", help="ask for prompts, one after the other")
     parser.add_argument("--max-new-tokens", type=MOST_TOKENS, default=64)
@@ -95,26 +101,48 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if options.chat:
         chat(speaker, asked, console)
-    elif len(options.prompt) == 1 and options.beams is None:
-        prompt = speaker.prompt(options.prompt[0])  # refused before anything is shown
+        return
+    # Refused before anything is shown.
+    prompts = [speaker.prompt(prompt, items=item_in_file) for prompt in options.prompt]
+    if len(prompts) == 1 and options.beams is None:
         console.print(Text(options.prompt[0], style="dim"), end="")
-        for piece in speaker.stream(replace(asked, prompt=prompt)):
+        for piece in speaker.stream(replace(asked, prompt=prompts[0])):
             _print(console, piece)
         console.print()
     else:
-        for prompt, text in zip(options.prompt, _texts(speaker, asked, options), strict=True):
+        texts = _texts(speaker, prompts, asked, options)
+        for prompt, text in zip(options.prompt, texts, strict=True):
             console.print(Text(prompt, style="dim").append(text, style="not dim"))
 
 
-def _texts(speaker: Speaker, asked: Asked, options: argparse.Namespace) -> list[str]:
+def item_in_file(kind: Kind, name: str) -> MediaSegment:
+    """The item that a prompt names: a file, from the directory that one is in.
+
+    Raises:
+        UserError: there is none, or it cannot be read as this; the message names it.
+    """
+    shown, bounds = f"the prompt's [[{MEDIA[kind]}:{name}]]", Bounds()
+    try:
+        data = Place.parse(name).read(limit_bytes=bounds.num_bytes)
+    except FileNotFoundError:
+        raise UserError(f"{shown} is no file in {Path.cwd()}: name one that is there") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{shown} cannot be read ({reason}): name a file") from None
+    return item_of(kind, data, name=shown, bounds=bounds)
+
+
+def _texts(
+    speaker: Speaker, prompts: Sequence[Prompt], asked: Asked, options: argparse.Namespace
+) -> list[str]:
     if options.beams is not None:
         return speaker.search(
-            options.prompt,
+            prompts,
             max_new_tokens=options.max_new_tokens,
             num_beams=options.beams,
             length_penalty=options.length_penalty,
         )
-    answers = speaker.complete([replace(asked, prompt=prompt) for prompt in options.prompt])
+    answers = speaker.complete([replace(asked, prompt=prompt) for prompt in prompts])
     return [answer.text for answer in answers]
 
 
@@ -136,7 +164,7 @@ def chat(speaker: Speaker, asked: Asked, console: Console) -> None:
                 continue
             if not line and last is None:
                 continue
-            prompt = speaker.prompt(line) if line or last is None else last
+            prompt = speaker.prompt(line, items=item_in_file) if line or last is None else last
             last = _answer(speaker, replace(asked, prompt=prompt), console)
         except UserError as error:
             console.print(str(error), style="red", markup=False)
@@ -159,7 +187,7 @@ def _answer(speaker: Speaker, asked: Asked, console: Console) -> Prompt:
         console.print(" …", end="", style="dim")
     console.print()
     tokens = [token.id for token in answer.tokens]
-    return Prompt(tokens=[*answer.prompt.tokens, *tokens], spans=answer.prompt.spans)
+    return replace(answer.prompt, tokens=[*answer.prompt.tokens, *tokens])
 
 
 def _changed(asked: Asked, line: str, console: Console) -> Asked:

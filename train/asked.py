@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,13 @@ from train.data.sample import SampleItem
 from train.data.segments import MediaSegment, Segment, TextSegment, paragraphs
 from train.data.slots import Vectors
 from train.data.spans.kinds import MEDIA_SPANS
+from train.data.spans.media import MediaReader
 from train.data.spans.places import FlatSpans, Ints
 from train.data.spans.protocol import SpanCapacity
 from train.data.spans.text import pack_text
 from train.data.tokens import SPECIAL_TEXT, SpecialTokens, encode_apart
 from train.errors import DataError, UserError
-from train.prompt import TEXT, parse, segments_of
+from train.prompt import TEXT, Items, parse, segments_of
 
 
 def text_encoder(model: ModelConfig) -> tuple[str, TextEncoderConfig] | None:
@@ -43,12 +43,17 @@ def item_vectors(model: ModelConfig) -> Mapping[Kind, Vectors]:
     }
 
 
+def text_modality(model: ModelConfig) -> str | None:
+    """Name of the modality that an encoder reads as text; None without one."""
+    found = text_encoder(model)
+    return None if found is None else found[0]
+
+
 def prompt_fault(prompts: Sequence[str], model: ModelConfig) -> str | None:
     """What is wrong with the marks of the first prompt that cannot be read; None if all can."""
-    reader = text_encoder(model)
     try:
         for prompt in prompts:
-            parse(prompt, modality=TEXT if reader is None else reader[0])
+            parse(prompt, modality=text_modality(model))
     except UserError as error:
         return str(error)
     return None
@@ -89,11 +94,13 @@ class Prompt:
         tokens: at least one, and no more than the decoder has positions.
         spans: ranges of tokens that the encoder reads.
         items: of other modalities, in rising order; their slots hold padding.
+        contents: what encoders read of each item; empty as long as that was not made of its file.
     """
 
     tokens: list[int]
     spans: list[tuple[int, int]]
     items: list[SampleItem] = field(default_factory=list[SampleItem])
+    contents: list[Any] = field(default_factory=list[Any])
 
 
 class PromptEncoder:
@@ -104,7 +111,7 @@ class PromptEncoder:
 
     Args:
         tokenizer: that the model was trained with.
-        modality: of the encoder that reads text.
+        modality: of the encoder that reads text; None without one.
         vectors: slots of an item by its size, for each modality that an encoder reads.
 
     Attributes:
@@ -115,7 +122,7 @@ class PromptEncoder:
         self,
         tokenizer: Tokenizer,
         *,
-        modality: str = TEXT,
+        modality: str | None = TEXT,
         vectors: Mapping[Kind, Vectors] | None = None,
     ):
         # Special whatever its file says of them: only such are kept apart from text.
@@ -127,21 +134,43 @@ class PromptEncoder:
         self.special = SpecialTokens.from_vocabulary(tokenizer.get_vocab())
         self._control = {*self.special.to_manifest().values()}
 
-    def __call__(self, prompt: str) -> Prompt:
+    def __call__(self, prompt: str, items: Items | None = None) -> Prompt:
         """A prompt behind `<s>`, whose last paragraph goes on.
 
         Spaces at its end are not read, for a word's token begins with its own; a line end is.
 
+        Args:
+            prompt: with marks.
+            items: what its marks of other modalities name; without, these are refused.
+
         Raises:
-            UserError: the marks of its spans make no sense.
+            UserError: the marks of its spans make no sense, or name what cannot be read.
         """
-        segments = segments_of(prompt, modality=self._modality)
+        known = None if items is None else self._known(items)
+        segments = segments_of(prompt, modality=self._modality, items=known)
         read = self.segments(segments)
-        if segments and not (segments[-1].is_span or segments[-1].ends_paragraph):
-            text = segments[-1].text
-            if "\n" in text[len(text.rstrip()) :]:
-                return replace(read, tokens=[*read.tokens, *self._encode("\n")])
+        last = segments[-1] if segments else None
+        if not isinstance(last, TextSegment) or last.is_span or last.ends_paragraph:
+            return read
+        if "\n" in last.text[len(last.text.rstrip()) :]:
+            return replace(read, tokens=[*read.tokens, *self._encode("\n")])
         return read
+
+    def _known(self, items: Items) -> Items:
+        """Items for which there is an encoder, looked at before anything is opened."""
+
+        def known(kind: Kind, name: str) -> MediaSegment:
+            if kind in self._vectors:
+                return items(kind, name)
+            there = [self._modality] if self._modality else []
+            there += [MEDIA[each] for each in MEDIA if each in self._vectors]
+            raise UserError(
+                f"the prompt's [[{MEDIA[kind]}:{name}]]: the model has no encoder of "
+                f"{MEDIA[kind]}, its encoders read {', '.join(there) or 'nothing'}: leave it out, "
+                "or name a run that has one"
+            )
+
+        return known
 
     def segments(self, segments: Sequence[Segment], *, name: str = "the prompt") -> Prompt:
         """Segments of a document behind `<s>`; tokens of spans are among the others.
@@ -178,14 +207,14 @@ class PromptEncoder:
         try:
             slots = self._vectors[segment.kind](segment.size)
         except ValueError as error:
-            raise DataError(f"{name} {error}") from error
+            raise DataError(f"{segment.name or name} {error}") from error
         return SampleItem(
             kind=segment.kind,
             size=segment.size,
             data=segment.data,
             start=start,
             stop=start + slots,
-            name=f"{name}: its {medium}",
+            name=segment.name or f"{name}: its {medium}",
         )
 
     def tokens(self, segment: TextSegment) -> list[int]:
@@ -237,26 +266,49 @@ def pack(
     return {modality: spans.to(device) for modality, spans in packed.items()} or None
 
 
+def with_contents(model: ModelConfig, prompt: Prompt) -> Prompt:
+    """A prompt of whose items is made what encoders read; their files are let go.
+
+    Raises:
+        DataError: one cannot be read; the message names it.
+    """
+    if len(prompt.contents) == len(prompt.items):
+        return prompt
+    contents = [_content(_reader(model, item.kind), item) for item in prompt.items]
+    items = [replace(item, data=b"") for item in prompt.items]
+    return replace(prompt, items=items, contents=contents)
+
+
 def _pack_items(
     model: ModelConfig, kind: Kind, prompts: Sequence[Prompt], tokens: Ints
 ) -> PackedSpans:
     """The items of one modality."""
+    reader = _reader(model, kind)
+    contents: list[Any] = []
+    ranges: list[list[tuple[int, int]]] = []
+    for prompt in prompts:
+        read = prompt.contents or [None] * len(prompt.items)
+        mine = [pair for pair in zip(prompt.items, read, strict=True) if pair[0].kind == kind]
+        contents += [_content(reader, item) if got is None else got for item, got in mine]
+        ranges.append([(item.start, item.stop) for item, _ in mine])
+    return reader.arrays(contents, tokens, _flat(ranges))
+
+
+def _reader(model: ModelConfig, kind: Kind) -> MediaReader[Any]:
     encoder = model.encoders[MEDIA[kind]].encoder
-    reader = MEDIA_SPANS[kind].reader(
+    return MEDIA_SPANS[kind].reader(
         encoder,
         capacity=SpanCapacity(tokens=0, spans=0, longest_tokens=encoder.longest_span),
         seed=0,
         special=SpecialTokens(),
     )
-    of_kind = [[item for item in prompt.items if item.kind == kind] for prompt in prompts]
-    read: list[Any] = []
-    for item in chain.from_iterable(of_kind):
-        try:
-            read.append(reader.read(item))
-        except ValueError as error:
-            raise DataError(f"{item.name} {error}") from error
-    spans = _flat([[(item.start, item.stop) for item in items] for items in of_kind])
-    return reader.arrays(read, tokens, spans)
+
+
+def _content(reader: MediaReader[Any], item: SampleItem) -> Any:
+    try:
+        return reader.read(item)
+    except ValueError as error:
+        raise DataError(f"{item.name} {error}") from error
 
 
 def _flat(spans: Sequence[Sequence[tuple[int, int]]]) -> FlatSpans:

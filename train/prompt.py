@@ -3,18 +3,18 @@ r"""A prompt is text as a corpus holds it, and marks spans: `the driver [[maps a
 `[[` opens a span and the next `]]` closes it. A name and a colon right behind `[[` say which
 modality it is of: `[[text:maps a page]]` is `[[maps a page]]`. A backslash before a mark takes its
 meaning from it: `\[[` is `[[` as it stands, and `\\[[` a backslash before a span. Where no span is
-open, `]]` is text.
+open, `]]` is text. Of other modalities a span names an item: `[[image:cat.png]] shows`.
 
 Blank lines end a paragraph, and so does a line end beside a span; `</s>` in a prompt is four
 characters, as it is in a text (docs/decisions/0032-one-reading-of-prompts.md).
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from train.data.document import MEDIA
+from train.data.document import KINDS, MEDIA, Kind
 from train.data.segments import BLANK_LINES, MediaSegment, Segment, TextSegment
 from train.errors import UserError
 
@@ -24,6 +24,9 @@ _SIGN: Final = re.compile(r"(?<!\\)(\\*+)(\[\[|\]\])")
 
 TEXT: Final = "text"
 """The modality that is meant where none is named."""
+
+Items = Callable[[Kind, str], MediaSegment]
+"""The item that a prompt names; UserError where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +44,12 @@ class Part:
     medium: str = ""
 
 
-def parse(prompt: str, *, modality: str = TEXT, media: Collection[str] = ()) -> list[Part]:
+def parse(prompt: str, *, modality: str | None = TEXT, media: Collection[str] = ()) -> list[Part]:
     """The parts of a prompt, in order, none of them empty.
 
     Args:
         prompt: as the user wrote it.
-        modality: the one that the model reads as text.
+        modality: the one that the model's encoder of text has; None without such.
         media: modalities whose spans name what is read; every other name is refused.
 
     Raises:
@@ -66,15 +69,15 @@ def parse(prompt: str, *, modality: str = TEXT, media: Collection[str] = ()) -> 
         elif opened >= 0 and sign != "]]":
             raise _refused(prompt, opened, f"has another {sign} in it", at=mark.start(2))
         elif opened >= 0 and not text.strip():
-            raise _refused(prompt, opened, "is empty", at=opened)
+            raise _refused(prompt[:end], opened, "is empty", at=opened)
         elif opened >= 0:
             parts.append(Part(text=text.strip() if medium else text, is_span=True, medium=medium))
             text, opened = "", -1
-        elif named not in (None, modality, *media):
+        elif named not in (None, modality or TEXT, *media):
+            meant = rf"\[[{named}:" if modality is None else f"[[{modality}:{named}:"
             raise UserError(
                 f"the prompt's {sign} ({_place(prompt, mark.start(2))}) names a modality that the "
-                f"model reads from no prompt: leave it out, or write [[{modality}:{named}: if it "
-                "is text"
+                f"model reads from no prompt: leave it out, or write {meant} if it is text"
             )
         else:
             parts.append(Part(text=text.rstrip(" "), is_span=False))
@@ -86,32 +89,39 @@ def parse(prompt: str, *, modality: str = TEXT, media: Collection[str] = ()) -> 
     return [part for part in parts if part.text]
 
 
-def plain(prompt: str, *, modality: str = TEXT) -> str:
+def plain(prompt: str) -> str:
     """The prompt without marks, for a model that has no encoder.
 
     Raises:
         UserError: as `parse`.
     """
-    return "".join(part.text for part in parse(prompt, modality=modality))
+    return "".join(part.text for part in parse(prompt, modality=None))
 
 
-def segments_of(prompt: str, *, modality: str = TEXT) -> list[TextSegment]:
+def segments_of(
+    prompt: str, *, modality: str | None = TEXT, items: Items | None = None
+) -> list[Segment]:
     """The segments of a prompt, as those of a document; the last paragraph goes on.
 
     Args:
         prompt: with marks.
-        modality: of the encoder that reads text.
+        modality: as for `parse`.
+        items: what its marks of other modalities name; without, these are refused.
 
     Raises:
-        UserError: as `parse`.
+        UserError: as `parse`, or there is no such item.
     """
-    parts = parse(prompt, modality=modality)
-    found: list[TextSegment] = []
+    parts = parse(prompt, modality=modality, media=KINDS if items else ())
+    found: list[Segment] = []
     for part in parts:
+        if part.medium and items:
+            found.append(items(KINDS[part.medium], part.text))
+            continue
         text = part.text
         begins, ends = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
-        if not part.is_span and "\n" in begins and found:
-            found[-1] = replace(found[-1], ends_paragraph=True)
+        last = found[-1] if found else None
+        if not part.is_span and "\n" in begins and isinstance(last, TextSegment):
+            found[-1] = replace(last, ends_paragraph=True)
         if part.is_span or text.strip():
             does_end = "\n" in ends if part is not parts[-1] else BLANK_LINES.search(ends)
             found.append(

@@ -12,10 +12,19 @@ from model.generation.decoding import Decoding, Request, Row
 from model.generation.picking import Ending, Token
 from model.reading import Read
 from model.semicausal import SemiCausal
-from train.asked import Asked, Prompt, PromptEncoder, pack, text_encoder
+from train.asked import (
+    Asked,
+    Prompt,
+    PromptEncoder,
+    item_vectors,
+    pack,
+    text_encoder,
+    text_modality,
+    with_contents,
+)
 from train.data.tokens import TOKENIZER_BYTES_AT_MOST, read_tokenizer
 from train.errors import UserError
-from train.prompt import TEXT
+from train.prompt import Items
 from train.storage.place import Place
 from train.words import Words
 
@@ -87,9 +96,10 @@ class Speaker:
         self.tokenizer = read_tokenizer(content, name=str(tokenizer))
         vocabulary = self.tokenizer.get_vocab()
         self.config = model.config
-        reader = text_encoder(model.config)
         self._encoder = PromptEncoder(
-            self.tokenizer, modality=TEXT if reader is None else reader[0]
+            self.tokenizer,
+            modality=text_modality(model.config),
+            vectors=item_vectors(model.config),
         )
         self.special = self._encoder.special
         self.device = next(model.parameters()).device
@@ -101,25 +111,32 @@ class Speaker:
                 "all: name the tokenizer of the corpus that it was trained on"
             )
 
-    def prompt(self, prompt: str | Sequence[int] | Prompt) -> Prompt:
-        """A prompt in slots.
+    def prompt(self, prompt: str | Sequence[int] | Prompt, *, items: Items | None = None) -> Prompt:
+        """A prompt in slots, its items read.
+
+        Args:
+            prompt: a text, tokens, or what was read before.
+            items: what a text's marks of other modalities name; without, these are refused.
 
         Raises:
             UserError: it is empty, too long, or holds tokens that are not in the vocabulary; it
-                marks spans that no encoder can read, or its marks make no sense.
+                marks spans that no encoder can read, or its marks make no sense; an item is not
+                there, or cannot be read.
         """
         decoder, reader = self.config.decoder, text_encoder(self.config)
         if isinstance(prompt, str):
-            prompt = self._encoder(prompt)
-        if isinstance(prompt, Prompt):
-            tokens, spans = prompt.tokens, prompt.spans
-        else:
-            tokens, spans = list(prompt), list[tuple[int, int]]()
+            prompt = self._encoder(prompt, items)
+        if not isinstance(prompt, Prompt):
+            prompt = Prompt(tokens=list(prompt), spans=[])
+        tokens, spans = prompt.tokens, prompt.spans
         if not tokens:
             raise UserError("the prompt has no tokens: give it one, such as that of <s>")
         if len(tokens) > decoder.max_tokens:
+            shown = sum(item.stop - item.start for item in prompt.items)
+            of_items = f", {shown} of them for what it shows" if shown else ""
             raise UserError(
-                f"the prompt has {len(tokens)} tokens, the model reads {decoder.max_tokens}"
+                f"the prompt has {len(tokens)} tokens{of_items}, the model reads "
+                f"{decoder.max_tokens}"
             )
         if not all(0 <= token < decoder.vocabulary for token in tokens):
             raise UserError(
@@ -130,7 +147,7 @@ class Speaker:
         if reader is not None and any(b - a > reader[1].longest_span for a, b in spans):
             longest = reader[1].longest_span
             raise UserError(f"a span of the prompt exceeds the encoder's {longest} tokens")
-        return Prompt(tokens=tokens, spans=spans)
+        return with_contents(self.config, prompt)
 
     def request(self, asked: Asked) -> Request:
         """What is asked, in tokens.
@@ -188,7 +205,7 @@ class Speaker:
 
     def search(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[str | Sequence[int] | Prompt],
         *,
         max_new_tokens: int,
         num_beams: int = 4,

@@ -14,11 +14,15 @@ from tools.arguments import Parser, whole
 from tools.command import command_line
 from tools.serve.worker import Worker
 from tools.speaker import speaker_of
+from train.asked import item_vectors
 from train.errors import UserError
+from train.items import Bounds
 from train.storage.path import local_path
 from train.storage.place import Place
 
 API_KEY: Final = "SEMICAUSAL_API_KEY"
+ITEM_BYTES: Final = 16 << 20
+"""Of the file of an item, at most, where nothing else is said."""
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
@@ -40,7 +44,21 @@ def main(arguments: list[str] | None = None) -> None:
         "--waiting", type=whole(most=10**6), default=256, help="answers that may wait for a row"
     )
     parser.add_argument(
-        "--body-bytes", type=whole(least=1), default=4 << 20, help="of a request, at most"
+        "--body-bytes",
+        type=whole(least=1),
+        help="of a request, at most; default: 4 MiB, or 32 where the model reads pictures or such",
+    )
+    parser.add_argument(
+        "--items", type=whole(), default=32, help="that a request may show, such as pictures"
+    )
+    parser.add_argument(
+        "--item-bytes", type=whole(least=1), default=ITEM_BYTES, help="of the file of one, at most"
+    )
+    parser.add_argument(
+        "--item-pixels", type=whole(least=1), default=1 << 25, help="of a picture, at most"
+    )
+    parser.add_argument(
+        "--item-seconds", type=whole(least=1), default=600, help="of a sound, at most"
     )
     parser.add_argument(
         "--adapter",
@@ -67,11 +85,18 @@ def main(arguments: list[str] | None = None) -> None:
         )
         if (name := options.name or name) in adapters:
             raise UserError(f"--adapter: {name} is the model's own name: give one of them another")
+        reads_items = bool(item_vectors(speaker.config))
         rules = Rules(
             model=name,
             adapters=tuple(adapters),
             api_key=api_key,
-            most_body_bytes=options.body_bytes,
+            most_body_bytes=options.body_bytes or (32 if reads_items else 4) << 20,
+            most_items=options.items,
+            bounds=Bounds(
+                num_bytes=options.item_bytes,
+                pixels=options.item_pixels,
+                seconds=options.item_seconds,
+            ),
         )
         worker = Worker(speaker, most_rows=options.rows, most_waiting=options.waiting)
         server = server_of(application(worker, rules))

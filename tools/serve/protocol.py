@@ -3,27 +3,30 @@
 Source: OpenAI's API reference, "Completions (legacy)", which `lm-eval`'s local-completions speaks.
 """
 
-import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import override
 
-from model.generation.picking import Sampling, Token
+from model.generation.picking import Ending, Sampling
+from tools.serve.items import GivenItems, Sent
 from train.asked import Asked
 from train.errors import UserError
+from train.items import Bounds
 
 MOST_TOP = 20
 """Likeliest tokens that are told of beside each."""
 MOST_SEQUENCES = 256
 """Continuations that one request may ask for."""
 MOST_STOP_STRINGS = 16
-_MOST_SKIPPED = 80
-"""Signs of a prompt between two that were read; a tokenizer may change others."""
-
+_MOST_FAULTS = 8
+"""That are told at a time."""
 Tokens = list[Annotated[int, Field(ge=0)]]
+Request = TypeVar("Request", bound="ContinuationRequest")
 
 
 class StreamOptions(BaseModel):
@@ -34,8 +37,8 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class CompletionRequest(BaseModel):
-    """What is asked; `top_k` is no part of the protocol, but of many servers.
+class ContinuationRequest(BaseModel, ABC):
+    """What requests of both protocols may hold; `top_k` is part of neither, but of many servers.
 
     Keys of the protocol that would change an answer and that we do not know are refused unless they
     have the value that changes nothing.
@@ -43,59 +46,121 @@ class CompletionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    identity: ClassVar[str]
+    """Beginning of an answer's id."""
+    meant: ClassVar[Mapping[str, str]] = {
+        # Of several kinds, and of what changes nothing, the library's messages say too little.
+        "stop": f"give a text, or {MOST_STOP_STRINGS} at most",
+        "logit_bias": "is not done here: leave it out",
+        "presence_penalty": "is not done here: leave it out",
+        "frequency_penalty": "is not done here: leave it out",
+    }
+    """What a key of the request is to be, told in place of the library's own messages."""
+
     model: str
-    prompt: str | Tokens | list[str] | list[Tokens]
-    max_tokens: Annotated[int, Field(ge=0)] | None = 16
     temperature: Annotated[float, Field(ge=0, le=100)] | None = 1.0
     top_p: Annotated[float, Field(ge=0, le=1)] | None = 1.0
     top_k: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_SEQUENCES)] | None = 1
-    best_of: int | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
-    echo: bool | None = False
     stop: str | Annotated[list[str], Field(max_length=MOST_STOP_STRINGS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     user: str | None = None
-    suffix: Literal[""] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = 0.0
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = 0.0
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
-    @property
-    def prompts(self) -> list[str | list[int]]:
-        """One or several."""
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if prompt and all(isinstance(each, int) for each in prompt):
-            return [[each for each in prompt if isinstance(each, int)]]
-        return [each for each in prompt if not isinstance(each, int)]
+    @abstractmethod
+    def prompts(self, modality: str | None) -> list[str | list[int]]:
+        """One or several.
+
+        Args:
+            modality: of the encoder that reads text; None without one.
+
+        Raises:
+            UserError: there is none, or its marks make no sense.
+        """
 
     @property
-    def has_most(self) -> bool:
-        """Whether it says itself how many tokens to generate."""
-        return self.max_tokens is not None and "max_tokens" in self.model_fields_set
+    @abstractmethod
+    def most_new_tokens(self) -> int | None:
+        """How many tokens to generate at most, if it says so."""
+
+    @property
+    @abstractmethod
+    def usual_new_tokens(self) -> int:
+        """How many tokens to generate at most where it does not say so."""
+
+    @property
+    def must_have_room(self) -> bool:
+        """Whether it is refused where fewer tokens than it asks for have room behind a prompt."""
+        return False
+
+    @property
+    def num_top(self) -> int | None:
+        """How many of the likeliest tokens to tell of with each; None: of no log-probabilities."""
+        return None
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the prompt is part of the answer."""
+        return False
 
     @property
     def copies(self) -> int:
         """Continuations of each prompt."""
         return self.n or 1
 
-    def asked(self) -> list[Asked]:
+    @abstractmethod
+    def given(self, bounds: Bounds, *, most: int) -> GivenItems:
+        """The items that come with it.
+
+        Args:
+            bounds: of each.
+            most: that prompts may show.
+
+        Raises:
+            UserError: one is not as it should be written; the message names it.
+        """
+
+    @abstractmethod
+    def without_items(self) -> Self:
+        """What is left of it once these are read."""
+
+    @abstractmethod
+    def choice(
+        self,
+        index: int,
+        text: str,
+        *,
+        ending: Ending | None,
+        log_probabilities: dict[str, Any] | None,
+        is_first: bool,
+    ) -> dict[str, Any]:
+        """A choice, or what is new of it, as the protocol writes it."""
+
+    @abstractmethod
+    def answer(
+        self,
+        identity: str,
+        choices: Sequence[dict[str, Any]],
+        usage: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        """An answer, or a piece of one, as the protocol writes it."""
+
+    def asked(self, modality: str | None) -> list[Asked]:
         """One for each continuation: all of the first prompt, then all of the second.
+
+        Args:
+            modality: as for `prompts`.
 
         Raises:
             UserError: there are too many, or what is asked is not known here.
         """
-        if self.best_of not in (None, self.copies):
-            raise UserError("best_of: only n of n are given: leave it out, or set it to n")
         if self.stream_options is not None and not self.stream:
             raise UserError("stream_options: is for streams alone: leave it out, or set stream")
-        prompts = self.prompts
-        if not prompts:
-            raise UserError("prompt: is an empty list: give a prompt")
+        prompts = self.prompts(modality)
         if len(prompts) * self.copies > MOST_SEQUENCES:
             raise UserError(
                 f"prompt: {len(prompts)} prompts by n={self.copies} are more than "
@@ -103,10 +168,11 @@ class CompletionRequest(BaseModel):
             )
         seed = secrets.randbits(62) if self.seed is None else self.seed % 2**63
         stop = self.stop or []
+        most = self.most_new_tokens
         return [
             Asked(
                 prompt=prompt,
-                max_new_tokens=16 if self.max_tokens is None else self.max_tokens,
+                max_new_tokens=self.usual_new_tokens if most is None else most,
                 sampling=Sampling(
                     temperature=1.0 if self.temperature is None else self.temperature,
                     top_p=1.0 if self.top_p is None else self.top_p,
@@ -115,120 +181,154 @@ class CompletionRequest(BaseModel):
                     seed=(seed + copy) % 2**63,
                 ),
                 stop=(stop,) if isinstance(stop, str) else tuple(stop),
-                num_top=self.logprobs,
-                echoes=bool(self.echo) and self.logprobs is not None,
+                num_top=self.num_top,
+                echoes=self.echoes and self.num_top is not None,
             )
             for prompt in prompts
             for copy in range(self.copies)
         ]
 
 
-_MEANT: Final = {
-    # Of several kinds, and of what changes nothing, the library's messages say too little.
-    "prompt": "give a text, token ids from 0 on, or a list of either",
-    "stop": f"give a text, or {MOST_STOP_STRINGS} at most",
-    "logit_bias": "is not done here: leave it out",
-    "presence_penalty": "is not done here: leave it out",
-    "frequency_penalty": "is not done here: leave it out",
-    "suffix": "is not done here: leave it out",
-}
+class CompletionRequest(ContinuationRequest):
+    """Prompts to be continued; `items` are ours: what marks such as `[[image:cat]]` name."""
+
+    identity: ClassVar[str] = "cmpl"
+    meant: ClassVar[Mapping[str, str]] = {
+        **ContinuationRequest.meant,
+        "prompt": "give a text, token ids from 0 on, or a list of either",
+        "items": "give data: URLs by name",
+        "suffix": "is not done here: leave it out",
+    }
+
+    prompt: str | Tokens | list[str] | list[Tokens]
+    items: dict[str, str] | None = None
+    """By name, each as a `data:` URL."""
+    max_tokens: Annotated[int, Field(ge=0)] | None = 16
+    best_of: int | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
+    echo: bool | None = False
+    suffix: Literal[""] | None = None
+
+    @override
+    def prompts(self, modality: str | None) -> list[str | list[int]]:
+        prompt = self.prompt
+        if not prompt and isinstance(prompt, list):
+            raise UserError("prompt: is an empty list: give a prompt")
+        if isinstance(prompt, str):
+            return [prompt]
+        if prompt and all(isinstance(each, int) for each in prompt):
+            return [[each for each in prompt if isinstance(each, int)]]
+        return [each for each in prompt if not isinstance(each, int)]
+
+    @property
+    @override
+    def most_new_tokens(self) -> int | None:
+        return self.max_tokens if "max_tokens" in self.model_fields_set else None
+
+    @property
+    @override
+    def must_have_room(self) -> bool:
+        return self.most_new_tokens is not None
+
+    @property
+    @override
+    def usual_new_tokens(self) -> int:
+        return 16
+
+    @property
+    @override
+    def num_top(self) -> int | None:
+        return self.logprobs
+
+    @property
+    @override
+    def echoes(self) -> bool:
+        return bool(self.echo)
+
+    @override
+    def given(self, bounds: Bounds, *, most: int) -> GivenItems:
+        urls = (self.items or {}).items()
+        items = {name: Sent(key=f"items.{name}", url=url) for name, url in urls}
+        return GivenItems(items, bounds, most=most)
+
+    @override
+    def without_items(self) -> Self:
+        return self.model_copy(update={"items": None})
+
+    @override
+    def asked(self, modality: str | None) -> list[Asked]:
+        if self.best_of not in (None, self.copies):
+            raise UserError("best_of: only n of n are given: leave it out, or set it to n")
+        if self.items and self.echo:
+            raise UserError("echo: what items take has no text: leave it out, or them")
+        return super().asked(modality)
+
+    @override
+    def choice(
+        self,
+        index: int,
+        text: str,
+        *,
+        ending: Ending | None,
+        log_probabilities: dict[str, Any] | None,
+        is_first: bool,
+    ) -> dict[str, Any]:
+        return {
+            "text": text,
+            "index": index,
+            "logprobs": log_probabilities,
+            "finish_reason": ending,
+        }
+
+    @override
+    def answer(
+        self,
+        identity: str,
+        choices: Sequence[dict[str, Any]],
+        usage: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        return answer("text_completion", identity, self.model, choices, usage)
 
 
-def read_request(body: bytes) -> CompletionRequest:
+def read_request(body: bytes, kind: type[Request]) -> Request:
     """What a client has sent.
+
+    Args:
+        body: JSON.
+        kind: of which protocol.
 
     Raises:
         UserError: it is no JSON, or asks for what is not there; each fault with its key.
     """
     try:
-        return CompletionRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         faults: dict[str, str] = {}
         for each in error.errors(include_url=False, include_context=False, include_input=False):
-            key = str(each["loc"][0]) if each["loc"] else "the request"
-            told = _MEANT.get(key, each["msg"])
+            place = [*map(str, each["loc"])] or ["the request"]
+            told = kind.meant.get(place[0], each["msg"])
             if each["type"] == "missing":
                 told = each["msg"]
             if each["type"] == "extra_forbidden":
                 told = "is not known here: leave it out"
+            # Of a message, its part; of all else the key says enough.
+            key = ".".join(place[:4]) if place[0] == "messages" else place[0]
             faults.setdefault(key, told)
-        raise UserError("; ".join(f"{key}: {told}" for key, told in faults.items())) from None
+        some = list(faults.items())[:_MOST_FAULTS]
+        raise UserError("; ".join(f"{key}: {told}" for key, told in some)) from None
 
 
-class Spelling:
-    """How tokens are written in answers: as their text, or by name where that says too little.
-
-    Args:
-        decode: text of tokens.
-        name: of a token in the vocabulary.
-    """
-
-    def __init__(self, decode: Callable[[list[int]], str], name: Callable[[int], str | None]):
-        self._decode = decode
-        self._name = name
-
-    def of(self, token: int) -> str:
-        """A part of a character, or a special token, has no text of its own."""
-        text = self._decode([token])
-        return text if text and "\ufffd" not in text else self._name(token) or f"<{token}>"
-
-    def log_probabilities(
-        self, tokens: Sequence[Token], offsets: Sequence[int], *, num_top: int
-    ) -> dict[str, Any]:
-        """The `logprobs` of a choice: the first token of a prompt has none."""
-        known = [math.isfinite(token.log_probability) for token in tokens]
-        return {
-            "tokens": [self.of(token.id) for token in tokens],
-            "token_logprobs": [
-                token.log_probability if is_known else None
-                for token, is_known in zip(tokens, known, strict=True)
-            ],
-            "top_logprobs": [
-                self._top(token) if is_known and num_top else None
-                for token, is_known in zip(tokens, known, strict=True)
-            ],
-            "text_offset": list(offsets),
-        }
-
-    def _top(self, token: Token) -> dict[str, float]:
-        """The likeliest and the one that was chosen; no two share a key."""
-        told: dict[str, float] = {}
-        for other, log_probability in (*token.top, (token.id, token.log_probability)):
-            text = self.of(other)
-            if text in told and told[text] != log_probability:
-                text = self._name(other) or f"<{other}>"
-            told[text] = log_probability
-        return told
-
-
-def places_in(prompt: str, read: str, offsets: Sequence[int]) -> list[int]:
-    """Where tokens begin in a prompt, of which marks and some white space were not read.
-
-    Args:
-        prompt: as it was written.
-        read: text of its tokens.
-        offsets: where each token begins in it.
-    """
-    places: list[int] = []
-    at = 0
-    for sign in read:
-        found = prompt.find(sign, at, at + _MOST_SKIPPED)
-        # Of a blank line that is shown, perhaps one line end was written.
-        is_there = found >= 0 and (not sign.isspace() or not prompt[at:found].strip("[]\\ \n"))
-        at = found if is_there else at
-        places.append(at)
-        at += is_there
-    places.append(at)
-    return [places[offset] for offset in offsets]
-
-
-def completion(
-    identity: str, model: str, choices: Sequence[dict[str, Any]], usage: dict[str, int] | None
+def answer(
+    kind: str,
+    identity: str,
+    model: str,
+    choices: Sequence[dict[str, Any]],
+    usage: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """An answer, or a piece of one."""
+    """An answer of a kind, or a piece of one."""
     told: dict[str, Any] = {
         "id": identity,
-        "object": "text_completion",
+        "object": kind,
         "created": int(time.time()),
         "model": model,
         "choices": list(choices),

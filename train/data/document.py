@@ -40,6 +40,9 @@ _LAST: Final = int(max(Kind))
 MEDIA: Final = {Kind.IMAGE: "image", Kind.AUDIO: "audio", Kind.VIDEO: "video"}
 """Modalities whose spans are stored as files; the encoder decides how many slots one takes."""
 
+KINDS: Final = {name: kind for kind, name in MEDIA.items()}
+"""These by name."""
+
 DOCUMENTS_KIND: Final = "documents"
 """`kind` in the manifest of a corpus of documents."""
 

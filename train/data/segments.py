@@ -34,11 +34,13 @@ class MediaSegment:
         kind: its modality.
         data: the file.
         size: what `train.data.document.SIZES` names of it.
+        name: what it is called in messages; empty: as its document's.
     """
 
     kind: Kind
     data: bytes
     size: tuple[int, ...] = ()
+    name: str = ""
 
 
 Segment = TextSegment | MediaSegment

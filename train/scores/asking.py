@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 from model.semicausal import ModelConfig
-from train.asked import Prompt, PromptEncoder, item_vectors, text_encoder
+from train.asked import Prompt, PromptEncoder, item_vectors, text_encoder, text_modality
 from train.data.segments import Segment, TextSegment
 from train.errors import DataError
-from train.prompt import TEXT
 from train.scores.request import Context, Continuation, Generation, Likelihoods
 from train.scores.scorer import Asked
 from train.tasks.example import Example
@@ -31,7 +30,7 @@ class Asking:
         encoder = text_encoder(model)
         self._vectors = item_vectors(model)
         self._encoder = PromptEncoder(
-            tokenizer, modality=TEXT if encoder is None else encoder[0], vectors=self._vectors
+            tokenizer, modality=text_modality(model), vectors=self._vectors
         )
         self.special = self._encoder.special
         self._longest = None if encoder is None else encoder[1].longest_span

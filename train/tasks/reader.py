@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from train.data.document import MEDIA, Kind
+from train.data.document import KINDS, Kind
 from train.data.payload import below, payload
 from train.data.segments import MediaSegment, Segment, TextSegment
 from train.data.spans.picture import read_size
@@ -24,7 +24,6 @@ CHOICES: Final = "choices"
 
 _SIZES: Final = {Kind.IMAGE: read_size, Kind.AUDIO: measured}
 """What tells the size of an item, by modality."""
-_KINDS: Final = {name: kind for kind, name in MEDIA.items()}
 
 Filled = TypeVar("Filled")
 
@@ -344,7 +343,7 @@ def _item(brought: Brought, record: Record, template: str) -> MediaSegment:
         except OSError as error:
             raise ValueError(f"cannot be read from {path} ({error.strerror or error})") from error
 
-    kind = _KINDS[brought.medium]
+    kind = KINDS[brought.medium]
     try:
         if brought.value is None:
             raise ValueError("is null")

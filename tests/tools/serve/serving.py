@@ -16,6 +16,7 @@ from model.semicausal import SemiCausal
 from tests.corpora import WORDS
 from tools.serve.application import Rules, application, server_of
 from tools.serve.worker import Worker
+from train.items import Bounds
 from train.text import Speaker
 
 KEY = "a-secret-key"
@@ -51,7 +52,12 @@ def until(holds: Callable[[], bool], *, seconds: float = 20) -> None:
 
 @contextmanager
 def serving(
-    speaker: Speaker, *, key: str | None = None, adapters: tuple[str, ...] = (), **options: int
+    speaker: Speaker,
+    *,
+    key: str | None = None,
+    adapters: tuple[str, ...] = (),
+    bounds: Bounds | None = None,
+    **options: int,
 ) -> Generator[Any]:
     """A server, its worker, and a client of it."""
     worker = Worker(
@@ -60,7 +66,14 @@ def serving(
         most_waiting=options.get("most_waiting", 8),
     )
     most_body_bytes = options.get("most_body_bytes", 20_000)
-    rules = Rules(model="tiny", adapters=adapters, api_key=key, most_body_bytes=most_body_bytes)
+    rules = Rules(
+        model="tiny",
+        adapters=adapters,
+        api_key=key,
+        most_body_bytes=most_body_bytes,
+        most_items=options.get("most_items", 32),
+        bounds=bounds or Bounds(),
+    )
     server = server_of(application(worker, rules))
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
@@ -79,15 +92,19 @@ def serving(
         listening.close()
 
 
-def complete(client: httpx.Client, **wanted: Any) -> dict[str, Any]:
-    answer = client.post("/v1/completions", json={"model": "tiny"} | wanted)
+def complete(
+    client: httpx.Client, *, path: str = "/v1/completions", **wanted: Any
+) -> dict[str, Any]:
+    answer = client.post(path, json={"model": "tiny"} | wanted)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def streamed(client: httpx.Client, **wanted: Any) -> list[dict[str, Any]]:
+def streamed(
+    client: httpx.Client, *, path: str = "/v1/completions", **wanted: Any
+) -> list[dict[str, Any]]:
     wanted = {"model": "tiny", "stream": True} | wanted
-    with client.stream("POST", "/v1/completions", json=wanted) as answer:
+    with client.stream("POST", path, json=wanted) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in answer.iter_lines() if line]

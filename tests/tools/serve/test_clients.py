@@ -95,11 +95,11 @@ def test_others_are_answered_while_a_long_prompt_is_read(
     reading, may_end = threading.Event(), threading.Event()
     prompt = speaker.prompt
 
-    def slow(given: str | Sequence[int] | Prompt) -> Prompt:
+    def slow(given: str | Sequence[int] | Prompt, **options: Any) -> Prompt:
         if isinstance(given, str):
             reading.set()
             may_end.wait(20)
-        return prompt(given)
+        return prompt(given, **options)
 
     monkeypatch.setattr(speaker, "prompt", slow)
     with ThreadPoolExecutor(1) as pool:

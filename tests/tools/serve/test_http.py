@@ -218,7 +218,7 @@ def test_a_body_that_is_larger_than_it_says_is_refused(client: httpx.Client) -> 
 def test_other_places(client: httpx.Client) -> None:
     for answer, status in ((client.get("/v1/chat"), 404), (client.get("/v1/completions"), 405)):
         assert answer.status_code == status
-        assert "there are /v1/completions, /v1/models and /health" in answer.text
+        assert "there are /v1/chat/completions, /v1/completions, /v1/models and" in answer.text
 
 
 def test_a_key_is_asked_for_and_never_shown(

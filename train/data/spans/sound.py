@@ -27,16 +27,25 @@ _UNKNOWN, _SYSTEM = 1, 2
 """Codes of libsndfile."""
 
 
-def measured(data: bytes) -> tuple[int, int]:
+def measured(data: bytes, *, most_seconds: float | None = None) -> tuple[int, int]:
     """Samples of a sound that is whole, of one channel, and how many of them a second has.
 
     It is decoded to its end: what a header promises is not always there.
 
+    Args:
+        data: a file.
+        most_seconds: of a longer one no more is decoded.
+
     Raises:
-        ValueError: it cannot be read; the message is the end of a sentence.
+        ValueError: it cannot be read, or is longer; the message is the end of a sentence.
     """
     with _opened(data) as file:
-        return sum(map(len, _decoded(file))), file.samplerate
+        count = 0
+        for part in _decoded(file):
+            count += len(part)
+            if most_seconds is not None and count > most_seconds * file.samplerate:
+                raise ValueError(f"is longer than {most_seconds:g} seconds")
+        return count, file.samplerate
 
 
 def read_samples(

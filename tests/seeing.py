@@ -1,0 +1,82 @@
+"""Tiny models that read text, pictures and sounds: a random one, and one that says what it sees."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.layers import initialize
+from model.semicausal import ModelConfig, SemiCausal
+from tests import pictures, sounds
+from tests.corpora import write_tokenizer
+from tests.tiny_pictures import PICTURES
+from tests.train.runs import run
+from tests.train.scores.test_pictures import SEEING
+from tests.train.test_sounds import SOUNDS
+from train.text import Speaker
+
+
+def seeing(directory: Path, config: ModelConfig = SEEING) -> Speaker:
+    """A speaker that says something else of each; its tokenizer lies in the directory."""
+    torch.manual_seed(0)
+    model = SemiCausal(config).eval()
+    initialize(model, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    write_tokenizer(directory / "tokenizer.json")
+    return Speaker(model, directory / "tokenizer.json")
+
+
+def with_encoders(*names: str) -> ModelConfig:
+    """The model with these of its encoders alone."""
+    document = SEEING.model_dump()
+    encoders = document["encoders"]
+    return ModelConfig.model_validate(
+        document | {"encoders": {name: encoders[name] for name in names}}
+    )
+
+
+COLOURS = pictures.COLOURS
+TONES = {"low": 300.0, "middle": 900.0, "high": 2700.0}
+QUESTIONS = {"image": "What colour is it?", "audio": "How high is it?"}
+SAYING = (
+    *PICTURES,
+    *(option for option in SOUNDS if option.startswith(("model.", "spans.audio"))),
+    "spans.text.ratio=0.0",
+    "model.decoder.max_tokens=128",
+    "data.sequence_tokens=128",
+    "batch.micro_sequences=8",
+    "validation.every_steps=1000",
+    "checkpoint.every_steps=1000",
+)
+
+
+def shown(name: str) -> bytes:
+    """A file of a colour or a tone."""
+    if name in COLOURS:
+        return pictures.png(32, 40, colour=COLOURS[name])
+    return sounds.tone(TONES[name], 1600, 8000)
+
+
+def conversations(count: int) -> list[Any]:
+    """One or two questions, each about a picture or a sound before it, with their answers."""
+    random = np.random.default_rng(0)
+    rows: list[Any] = []
+    for _ in range(count):
+        segments: list[dict[str, Any]] = []
+        for _ in range(random.integers(1, 3)):
+            kind = str(random.choice(list(QUESTIONS)))
+            name = str(random.choice(list(COLOURS if kind == "image" else TONES)))
+            question = {"text": QUESTIONS[kind], "scored": False, "ends_paragraph": False}
+            segments += [{kind: shown(name)}, question, {"text": f" {name}"}]
+        rows.append({"segments": segments})
+    return rows
+
+
+def learned(root: Path, *, steps: int = 120) -> Path:
+    """A run that was trained until it says what it sees and hears."""
+    corpus = pictures.build(root / "corpus", conversations(160))
+    run(corpus, root / "run", *SAYING, f"steps={steps}")
+    return root / "run"
