@@ -19,8 +19,8 @@ SPECIAL = ["<s>", "</s>", "</d>", "<pad>"]
 WORDS = "the kernel maps a page of memory when the driver asks the bus for its device"
 
 
-def write_tokenizer(path: Path) -> str:
-    """A byte-level BPE of `VOCABULARY` tokens; returns its SHA-256."""
+def write_tokenizer(path: Path, *, text: str = WORDS) -> str:
+    """A byte-level BPE of `VOCABULARY` tokens, made for a text; returns its SHA-256."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]  # a property in Rust
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]  # likewise
@@ -28,7 +28,7 @@ def write_tokenizer(path: Path) -> str:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet
     )
-    tokenizer.train_from_iterator([WORDS] * 4, trainer)
+    tokenizer.train_from_iterator([text] * 4, trainer)
     # Text this small has fewer merges than asked for; the ids up to VOCABULARY stay unused.
     tokenizer.save(str(path))
     return hashlib.sha256(path.read_bytes()).hexdigest()

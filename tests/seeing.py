@@ -9,7 +9,7 @@ import torch
 from model.layers import initialize
 from model.semicausal import ModelConfig, SemiCausal
 from tests import pictures, sounds
-from tests.corpora import write_tokenizer
+from tests.corpora import WORDS, write_tokenizer
 from tests.tiny_pictures import PICTURES
 from tests.train.runs import run
 from tests.train.scores.test_pictures import SEEING
@@ -70,13 +70,16 @@ def conversations(count: int) -> list[Any]:
             kind = str(random.choice(list(QUESTIONS)))
             name = str(random.choice(list(COLOURS if kind == "image" else TONES)))
             question = {"text": QUESTIONS[kind], "scored": False, "ends_paragraph": False}
-            segments += [{kind: shown(name)}, question, {"text": f" {name}"}]
+            segments += [{kind: shown(name)}, question, {"text": f" it is {name}"}]
         rows.append({"segments": segments})
     return rows
 
 
-def learned(root: Path, *, steps: int = 120) -> Path:
+def learned(root: Path, *, steps: int = 100) -> Path:
     """A run that was trained until it says what it sees and hears."""
-    corpus = pictures.build(root / "corpus", conversations(160))
+    tokenizer = root / "tokenizer.json"
+    write_tokenizer(tokenizer, text=" ".join([*COLOURS, *TONES, *QUESTIONS.values()] * 4 + [WORDS]))
+    flags = ("--tokenizer", str(tokenizer))
+    corpus = pictures.build(root / "corpus", conversations(160), flags=flags)
     run(corpus, root / "run", *SAYING, f"steps={steps}")
     return root / "run"

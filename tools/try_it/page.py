@@ -31,15 +31,20 @@ LONG_SECONDS = 600.0
 CSS = ".gradio-container {max-width: 1240px !important} footer {display: none !important}"
 
 
+def kind_of(path: Path) -> str:
+    """The modality of a file by its name; what is not known is taken for a picture."""
+    return next((kind for kind, some in SUFFIXES.items() if path.suffix.lower() in some), "image")
+
+
 def part(path: Path) -> dict[str, Any]:
     """A file as the protocol has it: its bytes."""
     coded = base64.b64encode(path.read_bytes()).decode()
-    kind = next((kind for kind, some in SUFFIXES.items() if path.suffix.lower() in some), None)
+    kind = kind_of(path)
     if kind == "audio":
         held = {"data": coded, "format": path.suffix.lower()[1:]}
         return {"type": "input_audio", "input_audio": held}
-    mime = mimetypes.guess_type(path.name)[0] or f"{kind or 'image'}/octet-stream"
-    name = "video_url" if kind == "video" else "image_url"
+    mime = mimetypes.guess_type(path.name)[0] or f"{kind}/octet-stream"
+    name = f"{kind}_url"
     return {"type": name, name: {"url": f"data:{mime};base64,{coded}"}}
 
 
@@ -120,12 +125,13 @@ class Page:
                 concurrency_limit=8,
                 api_visibility="private",
             )
-            anew.click(
-                lambda: (None, [], "", [], "", []),
-                None,
-                [box, chat, told, slots, read, said],
-                api_visibility="private",
-            )
+            for begins in (anew.click, chat.clear):
+                begins(
+                    lambda: (None, [], "", [], "", []),
+                    None,
+                    [box, chat, told, slots, read, said],
+                    api_visibility="private",
+                )
         return page
 
     def ask(
@@ -212,10 +218,20 @@ def shown(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for message in messages:
         role = message["role"]
-        found += [{"role": role, "content": {"path": file}} for file in message.get("files", ())]
+        found += [{"role": role, "content": view(file)} for file in message.get("files", ())]
         if message["text"]:
             found.append({"role": role, "content": message["text"]})
     return found
+
+
+def view(file: str) -> Any:
+    """What shows a file, without a button that would send it to others."""
+    kind = kind_of(Path(file))
+    if kind == "audio":
+        return gr.Audio(file, buttons=[], interactive=False, show_label=False)
+    if kind == "video":
+        return gr.Video(file, buttons=[], interactive=False, show_label=False, height=160)
+    return gr.Image(file, buttons=[], interactive=False, show_label=False, height=160)
 
 
 def plain(text: str) -> str:

@@ -272,3 +272,18 @@ def test_what_is_shown_is_written_nowhere(
     out, err = capfd.readouterr()
     assert not out
     assert coded(b"a private picture")[:20] not in err
+
+
+def test_a_bad_item_disturbs_nobody(client: httpx.Client, seer: Speaker) -> None:
+    """Its request is refused while another's answer is made, which stays what it is alone."""
+    wanted = answer(seer, "the page", most=50, sampling=drawn(5))
+    body = {"model": "tiny", "prompt": "the page", "max_tokens": 50, "seed": 5, "stream": True}
+    told = ""
+    with client.stream("POST", "/v1/completions", json=body) as going_on:
+        for number, line in enumerate(line for line in going_on.iter_lines() if line):
+            if number == 1:
+                message = {"role": "user", "content": [image(png(40, 40)[:-60])]}
+                assert "cannot be read" in refused(client, CHAT, {"messages": [message]})
+            if not line.endswith("[DONE]"):
+                told += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+    assert told == wanted
