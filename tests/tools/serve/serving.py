@@ -93,7 +93,7 @@ def serving(
 
 
 def complete(
-    client: httpx.Client, *, path: str = "/v1/completions", **wanted: Any
+    client: httpx.Client, path: str = "/v1/completions", /, **wanted: Any
 ) -> dict[str, Any]:
     answer = client.post(path, json={"model": "tiny"} | wanted)
     assert answer.status_code == 200, answer.text
@@ -101,7 +101,7 @@ def complete(
 
 
 def streamed(
-    client: httpx.Client, *, path: str = "/v1/completions", **wanted: Any
+    client: httpx.Client, path: str = "/v1/completions", /, **wanted: Any
 ) -> list[dict[str, Any]]:
     wanted = {"model": "tiny", "stream": True} | wanted
     with client.stream("POST", path, json=wanted) as answer:

@@ -85,7 +85,7 @@ GREEDY = {"temperature": 0, "max_tokens": 8}
 
 
 def test_a_conversation_is_a_prompt(client: httpx.Client, seer: Speaker) -> None:
-    told = complete(client, path=CHAT, messages=[user(*SHOWN)], **GREEDY)
+    told = complete(client, CHAT, messages=[user(*SHOWN)], **GREEDY)
     assert told["object"] == "chat.completion"
     assert told["id"].startswith("chatcmpl-")
     (choice,) = told["choices"]
@@ -103,7 +103,7 @@ def test_a_conversation_is_a_prompt(client: httpx.Client, seer: Speaker) -> None
 
 def test_it_streams(client: httpx.Client, seer: Speaker) -> None:
     options = {"stream_options": {"include_usage": True}, "max_completion_tokens": 8}
-    pieces = streamed(client, path=CHAT, messages=[user(*SHOWN)], seed=3, **options)
+    pieces = streamed(client, CHAT, messages=[user(*SHOWN)], seed=3, **options)
     assert {piece["object"] for piece in pieces} == {"chat.completion.chunk"}
     deltas = [choice["delta"] for piece in pieces for choice in piece["choices"]]
     wanted = answer(seer, AS_PROMPT, sampling=drawn(3))
@@ -127,7 +127,7 @@ def test_asked_again_it_knows_what_was_shown_and_said(client: httpx.Client, seer
         "the driver\n\n[[image:cat.png]]\nthe page a \\[[page\\]]\n\nits device the bus\n\n"
         "[[audio:a.wav]]\nwhat\nthen"
     )
-    told = complete(client, path=CHAT, messages=messages, n=2, seed=3, max_tokens=6)
+    told = complete(client, CHAT, messages=messages, n=2, seed=3, max_tokens=6)
     wanted = [answer(seer, prompt, most=6, sampling=sampling) for sampling in (drawn(3), drawn(4))]
     assert [choice["message"]["content"] for choice in told["choices"]] == wanted
     assert told["usage"]["prompt_tokens"] == len(seer.prompt(prompt, items=opened).tokens)
@@ -139,7 +139,7 @@ def drawn(seed: int) -> Any:
 
 def test_without_a_bound_an_answer_ends_with_the_room(client: httpx.Client) -> None:
     for most in ({}, {"max_tokens": 999}):
-        told = complete(client, path=CHAT, messages=[user("the page")], temperature=0, **most)
+        told = complete(client, CHAT, messages=[user("the page")], temperature=0, **most)
         usage = told["usage"]
         assert told["choices"][0]["finish_reason"] == "stop" or usage["total_tokens"] == 65
 
@@ -167,7 +167,7 @@ def test_files_are_let_go_before_a_request_waits(client: httpx.Client, seer: Spe
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(seer, "request", request)
-        complete(client, path=CHAT, messages=[user(*SHOWN)], max_tokens=1)
+        complete(client, CHAT, messages=[user(*SHOWN)], max_tokens=1)
     assert [item.data for prompt in seen for item in prompt.items] == [b"", b""]
 
 
@@ -267,7 +267,7 @@ def test_what_a_model_reads_is_told(client: httpx.Client, tmp_path: Path) -> Non
 def test_what_is_shown_is_written_nowhere(
     client: httpx.Client, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    complete(client, path=CHAT, messages=[user(*SHOWN)], max_tokens=1)
+    complete(client, CHAT, messages=[user(*SHOWN)], max_tokens=1)
     client.post(CHAT, content=json.dumps({"messages": [user(image(b"a private picture"))]}))
     out, err = capfd.readouterr()
     assert not out
