@@ -27,7 +27,7 @@ from train.data.collate import Collator
 from train.data.sample import Sample
 from train.data.spans.media import MediaReader
 from train.data.spans.places import NO_SPANS, FlatSpans, Ints, Spans
-from train.data.spans.protocol import SpanCapacity
+from train.data.spans.protocol import Draw, SpanCapacity
 from train.data.spans.text import TextReader
 from train.data.tokens import SpecialTokens
 from train.errors import ConfigError, MemoryExceededError, UserError, end_at_once, named
@@ -277,7 +277,14 @@ class _Fixed:
     def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         return self.spans
 
-    def pack(self, samples: Sequence[Sample], tokens: Ints, spans: FlatSpans) -> PackedSpans:
+    def pack(
+        self,
+        samples: Sequence[Sample],
+        tokens: Ints,
+        spans: FlatSpans,
+        *,
+        draws: Sequence[Draw] | None = None,
+    ) -> PackedSpans:
         if isinstance(self.reader, TextReader):
             return self.reader.pack(samples, tokens, spans)
         blank = [self.reader.blank(length) for length in spans.lengths.tolist()]

@@ -42,6 +42,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     written = yaml.safe_dump(sources, default_flow_style=True, width=10_000).strip()
     return [
         *PICTURES, f"data.sources={written}", "data.corpus=null", "data.shuffle_window=40",
+        "spans.image={kind: image, augment: {area: [0.4, 1.0], flip: 0.5}}",
         f"steps={STEPS}", "batch.micro_sequences=1", "validation.every_steps=100",
     ]  # fmt: skip
 

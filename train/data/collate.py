@@ -9,7 +9,7 @@ import torch
 from model.batch import UNSCORED, Batch, PackedSpans
 from train.data.sample import Sample
 from train.data.spans.places import FlatSpans, Ints, padded
-from train.data.spans.protocol import SpanCapacity, SpanReader
+from train.data.spans.protocol import Draw, SpanCapacity, SpanReader
 from train.data.spans.scoring import Documents, scored_slots
 from train.errors import DataError
 
@@ -46,13 +46,18 @@ class Collator:
         self._num_sources = num_sources
 
     def __call__(
-        self, pairs: Sequence[tuple[int, Sample]], *, choices: Sequence[int] | None = None
+        self,
+        pairs: Sequence[tuple[int, Sample]],
+        *,
+        choices: Sequence[int] | None = None,
+        trains: bool = False,
     ) -> Batch:
         """Collate (epoch, sample) pairs.
 
         Args:
             pairs: B of them.
             choices: which choice of spans of each; the first where None.
+            trains: whether items are changed at random, as their kind of spans says.
 
         Raises:
             DataError: a sample is longer than S + 1 tokens, its spans make no sense, or they
@@ -60,6 +65,10 @@ class Collator:
         """
         B, S = len(pairs), self.sequence_tokens
         samples = [sample for _, sample in pairs]
+        draws = [
+            Draw(epoch, choice)
+            for (epoch, _), choice in zip(pairs, choices or [0] * B, strict=True)
+        ]
         # Fresh pages are what a large batch costs: few arrays, and each written once.
         tokens = np.full((B, S), self.padding, dtype=np.int64)
         labels = np.full((B, S), UNSCORED, dtype=np.int64)
@@ -79,15 +88,15 @@ class Collator:
         for modality, reader in self.readers.items():
             spans = FlatSpans.of(
                 [
-                    reader.choose(sample, epoch=epoch, choice=choices[row] if choices else 0)
-                    for row, (epoch, sample) in enumerate(pairs)
+                    reader.choose(sample, epoch=draw.epoch, choice=draw.choice)
+                    for sample, draw in zip(samples, draws, strict=True)
                 ]
             )
             _refuse_senseless(samples, documents, spans)
             _refuse_oversize(samples, reader.capacity, spans)
             first.reshape(-1)[spans.first_slots(S) - 1] = True
             chosen[modality] = spans
-            packed[modality] = reader.pack(samples, tokens, spans)
+            packed[modality] = reader.pack(samples, tokens, spans, draws=draws if trains else None)
         if len(chosen) > 1:
             _refuse_overlapping(samples, S, chosen)
         targets = scored_slots(samples, S, spans=chosen.values(), documents=documents)

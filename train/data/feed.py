@@ -172,6 +172,7 @@ class Feed(AbstractContextManager["Feed"]):
                 self.collate(
                     [(entry.sequence.epoch, entry.source.read(entry.sequence))],
                     choices=[entry.choice],
+                    trains=True,
                 )
                 for entry in self._entries(step)
             ]
@@ -205,7 +206,7 @@ class Feed(AbstractContextManager["Feed"]):
         choices = [entry.choice for entry in entries]
         M = self.micro_sequences
         batches = [
-            self.collate(samples[i : i + M], choices=choices[i : i + M])
+            self.collate(samples[i : i + M], choices=choices[i : i + M], trains=True)
             for i in range(0, len(entries), M)
         ]
         if torch.cuda.is_available():

@@ -19,6 +19,8 @@ class SampleItem:
         start: its first slot.
         stop: the slot behind its last.
         name: what it is called in messages, with its document.
+        document: number of its document in its source.
+        place: its number among the items of its document, from 1.
     """
 
     kind: Kind
@@ -27,6 +29,8 @@ class SampleItem:
     start: int
     stop: int
     name: str
+    document: int = 0
+    place: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -205,6 +205,8 @@ class Source:
                 stop=stop - begin + at,
                 name=f"{MEDIA[item.kind]} {place} of document {number} of {store.root} "
                 f"({columns['id']})",
+                document=number,
+                place=place,
             )
             for place, (item, start, stop) in enumerate(document.items, 1)
             if begin <= start and stop <= end

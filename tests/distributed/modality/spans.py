@@ -13,7 +13,7 @@ from model.encoders.protocol import EncoderKind, SpanLoad
 from tests.distributed.modality.encoder import PatchEncoderConfig, PatchSpans
 from train.data.sample import Sample
 from train.data.spans.places import NO_SPANS, FlatSpans, Ints, Spans, padded, runs
-from train.data.spans.protocol import SpanCapacity
+from train.data.spans.protocol import Draw, SpanCapacity
 from train.data.tokens import SpecialTokens
 
 
@@ -74,7 +74,14 @@ class PatchReader:
             return NO_SPANS
         return np.array([[sample.at, sample.at + len(sample.picture)]])
 
-    def pack(self, samples: Sequence[Sample], tokens: Ints, spans: FlatSpans) -> PatchSpans:
+    def pack(
+        self,
+        samples: Sequence[Sample],
+        tokens: Ints,
+        spans: FlatSpans,
+        *,
+        draws: Sequence[Draw] | None = None,
+    ) -> PatchSpans:
         B, S = tokens.shape
         room = B * self.capacity.tokens
         patches = np.zeros((room, self.patch_bytes), dtype=np.float32)

@@ -10,6 +10,7 @@ from model.encoders.image import ImageEncoderConfig, ImageSpans
 from model.encoders.protocol import EncoderKind
 from train.data.document import Kind
 from train.data.sample import SampleItem
+from train.data.spans.augment import AugmentConfig
 from train.data.spans.media import MediaReader, MediaSpansConfig
 from train.data.spans.picture import Picture, pack_pictures, read_picture
 from train.data.spans.places import FlatSpans, Ints
@@ -23,13 +24,17 @@ class ImageSpansConfig(MediaSpansConfig):
     kind: Literal["image"]
     medium: ClassVar[Kind] = Kind.IMAGE
     encoder_kind: ClassVar[type[EncoderKind]] = ImageEncoderConfig
+    augment: AugmentConfig | None = None
+    """How they are changed each time that they train; default: not at all."""
 
     def reader(
         self, encoder: EncoderKind, *, capacity: SpanCapacity, seed: int, special: SpecialTokens
     ) -> "ImageReader":
         """What makes patches of them."""
         assert isinstance(encoder, ImageEncoderConfig), "refused with the configuration"
-        return ImageReader(medium=self.medium, capacity=capacity, encoder=encoder)
+        return ImageReader(
+            medium=self.medium, capacity=capacity, seed=seed, encoder=encoder, augment=self.augment
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +43,23 @@ class ImageReader(MediaReader[Picture]):
 
     Attributes:
         encoder: what is to read their patches.
+        augment: how those that train are changed.
     """
 
     encoder: ImageEncoderConfig
+    augment: AugmentConfig | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether the kind of spans says so."""
+        return self.augment is not None
+
+    def read_changed(self, item: SampleItem, random: np.random.Generator) -> Picture:
+        """The patches of one that is changed first."""
+        assert self.augment is not None, "else nothing is changed"
+        return read_picture(
+            item.data, self.encoder, size=item.size, augment=self.augment, random=random
+        )
 
     def read(self, item: SampleItem) -> Picture:
         """The patches of one."""

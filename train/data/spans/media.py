@@ -19,7 +19,7 @@ from model.encoders.protocol import EncoderKind
 from train.data.document import MEDIA, Kind
 from train.data.sample import Sample, SampleItem
 from train.data.spans.places import NO_SPANS, FlatSpans, Ints, Spans
-from train.data.spans.protocol import SpanCapacity
+from train.data.spans.protocol import Draw, SpanCapacity
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
 
@@ -93,11 +93,13 @@ class MediaReader(ABC, Generic[Read]):
     Attributes:
         medium: the modality.
         capacity: room in one sequence.
+        seed: of what is changed at random.
         threads: that read items at a time; decoders leave the others alone meanwhile.
     """
 
     medium: Kind
     capacity: SpanCapacity
+    seed: int = 0
     threads: int = field(default_factory=_usual_threads)
 
     @abstractmethod
@@ -126,18 +128,43 @@ class MediaReader(ABC, Generic[Read]):
         None where no item has so many.
         """
 
+    @property
+    def changes(self) -> bool:
+        """Whether items that train are changed at random."""
+        return False
+
+    def read_changed(self, item: SampleItem, random: np.random.Generator) -> Read:
+        """What is made of an item's file where `changes` says that it is changed.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        raise NotImplementedError
+
     def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         """All of them, in any epoch."""
         mine = [(item.start, item.stop) for item in self._of(sample)]
         return np.array(mine, dtype=np.int64) if mine else NO_SPANS
 
-    def pack(self, samples: Sequence[Sample], tokens: Ints, spans: FlatSpans) -> PackedSpans:
+    def pack(
+        self,
+        samples: Sequence[Sample],
+        tokens: Ints,
+        spans: FlatSpans,
+        *,
+        draws: Sequence[Draw] | None = None,
+    ) -> PackedSpans:
         """The items, one after the other.
 
         Raises:
             DataError: one cannot be read; the message names it and its document.
         """
-        items = [item for sample in samples for item in self._of(sample)]
+        drawn = draws if draws is not None and self.changes else [None] * len(samples)
+        items = [
+            (item, None if draw is None else self._random(sample.source, item, draw))
+            for sample, draw in zip(samples, drawn, strict=True)
+            for item in self._of(sample)
+        ]
         if self.threads > 1 and len(items) > 1:
             read = list(self._pool.map(self._read, items))
         else:
@@ -151,9 +178,16 @@ class MediaReader(ABC, Generic[Read]):
     def _of(self, sample: Sample) -> Iterator[SampleItem]:
         return (item for item in sample.items if item.kind == self.medium)
 
-    def _read(self, item: SampleItem) -> Read:
+    def _random(self, source: int, item: SampleItem, draw: Draw) -> np.random.Generator:
+        """What an item is changed with: a function of these and the seed, wherever it is packed."""
+        key = [self.seed, draw.epoch, item.document]
+        place = (source, item.place, draw.choice)
+        return np.random.default_rng(np.random.SeedSequence(key, spawn_key=place))
+
+    def _read(self, asked: tuple[SampleItem, np.random.Generator | None]) -> Read:
+        item, random = asked
         try:
-            return self.read(item)
+            return self.read(item) if random is None else self.read_changed(item, random)
         except ValueError as error:
             raise DataError(
                 f"{item.name} {error}: build the corpus again without it, or name the document in "

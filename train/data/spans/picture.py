@@ -12,6 +12,7 @@ from PIL import Image
 
 from model.encoders.grid import Grid
 from model.encoders.image import ImageEncoderConfig, ImageSpans
+from train.data.spans.augment import AugmentConfig, changed, cut_out
 from train.data.spans.places import FlatSpans, padded, runs
 from train.data.spans.protocol import SpanCapacity
 
@@ -71,7 +72,12 @@ def measured(data: bytes) -> tuple[int, int]:
 
 
 def read_picture(
-    data: bytes, encoder: ImageEncoderConfig, *, size: Sequence[int] | None = None
+    data: bytes,
+    encoder: ImageEncoderConfig,
+    *,
+    size: Sequence[int] | None = None,
+    augment: AugmentConfig | None = None,
+    random: np.random.Generator | None = None,
 ) -> Picture:
     """Patches of a picture, the same for the same bytes everywhere.
 
@@ -83,6 +89,8 @@ def read_picture(
         data: a file.
         encoder: what is to read it.
         size: height and width that were recorded when the corpus was built, if it was.
+        augment: how it is changed, with what `random` draws; it has as many patches then.
+        random: what that is drawn with.
 
     Raises:
         ValueError: it cannot be read, or is not of this size; the message is the end of a sentence.
@@ -101,8 +109,14 @@ def read_picture(
     rows, columns = grid = encoder.grid((height, width))
     P = encoder.patch_pixels
     height, width = encoder.size or (rows * P, columns * P)
-    fitted = np.asarray(_resized(upright, (height, width), encoder))
-    pixels = fitted[: rows * P, : columns * P].reshape(rows, P, columns, P, 3)
+    part = None if augment is None or random is None else cut_out(upright, augment, random)
+    if part is None:
+        fitted = _resized(upright, (height, width), encoder)
+    else:
+        fitted = part.resize((width, height), _RESAMPLING[encoder.resample])
+    if augment is not None and random is not None:
+        fitted = changed(fitted, augment, random)
+    pixels = np.asarray(fitted)[: rows * P, : columns * P].reshape(rows, P, columns, P, 3)
     patches = pixels.transpose(0, 2, 4, 1, 3).reshape(rows * columns, 3 * P * P)
     return Picture(patches=patches, grid=grid)
 

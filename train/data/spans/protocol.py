@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from model.batch import PackedSpans
 from train.data.sample import Sample
@@ -24,6 +24,18 @@ class SpanCapacity:
     longest_tokens: int
 
 
+class Draw(NamedTuple):
+    """Which time it is that a sample trains: what is drawn at random is a function of it.
+
+    Attributes:
+        epoch: how often its source was gone through before.
+        choice: of several choices of a sample that train in one step, which one.
+    """
+
+    epoch: int
+    choice: int = 0
+
+
 class SpanReader(Protocol):
     """Chooses the spans of one modality, and packs what its encoder reads."""
 
@@ -39,12 +51,20 @@ class SpanReader(Protocol):
         """
         ...
 
-    def pack(self, samples: Sequence[Sample], tokens: Ints, spans: FlatSpans) -> PackedSpans:
+    def pack(
+        self,
+        samples: Sequence[Sample],
+        tokens: Ints,
+        spans: FlatSpans,
+        *,
+        draws: Sequence[Draw] | None = None,
+    ) -> PackedSpans:
         """What the encoder reads of a batch, one padding span where there is none.
 
         Args:
             samples: B samples.
             tokens: [B, S] their tokens.
             spans: those chosen, which fit the capacity.
+            draws: of each sample, where items are changed at random; None leaves them as they are.
         """
         ...

@@ -13,7 +13,7 @@ from model.encoders.text import TextEncoderConfig, TextSpans
 from train.data.document import Kind
 from train.data.sample import Sample
 from train.data.spans.places import FlatSpans, Ints, Spans, padded, runs
-from train.data.spans.protocol import SpanCapacity
+from train.data.spans.protocol import Draw, SpanCapacity
 from train.data.tokens import SpecialTokens
 
 
@@ -86,8 +86,15 @@ class TextReader:
             sample, seed=self.seed, epoch=epoch, choice=choice, special=self.special
         )
 
-    def pack(self, samples: Sequence[Sample], tokens: Ints, spans: FlatSpans) -> TextSpans:
-        """The spans row after row, each behind a start token."""
+    def pack(
+        self,
+        samples: Sequence[Sample],
+        tokens: Ints,
+        spans: FlatSpans,
+        *,
+        draws: Sequence[Draw] | None = None,
+    ) -> TextSpans:
+        """The spans row after row, each behind a start token; nothing of them is changed."""
         return pack_text(tokens, spans, capacity=self.capacity, start_token=self.start_token)
 
 
