@@ -125,4 +125,5 @@ def placed(scenes: Iterable[Scene]) -> Iterator[Row]:
 
 
 def _caption(name: str, tags: Sequence[str]) -> str:
-    return f"{name}\n\n{', '.join(tags)}" if tags else name
+    """Behind a space, as an answer stands that a task asks for: its first token is another else."""
+    return f" {name}\n\n{', '.join(tags)}" if tags else f" {name}"

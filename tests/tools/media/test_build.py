@@ -118,8 +118,8 @@ def test_files_come_as_they_are_and_svg_as_png(cache: Path, tmp_path: Path) -> N
     built(tmp_path / "out", cache)
     found = {row["id"]: row for row in rows(tmp_path / "out", "held_out/emoji_twitter")}
     assert found["twitter/1F402"]["image"] == drawing(2, 2)
-    assert found["twitter/1F402"]["text"] == "cat\n\ncat tag, animal"
-    assert found["twitter/1F640"]["text"] == ROUND_NAME
+    assert found["twitter/1F402"]["text"] == " cat\n\ncat tag, animal"
+    assert found["twitter/1F640"]["text"] == f" {ROUND_NAME}"
     assert "twitter/1F640-1F3FB" not in found
     [first, *_] = rows(tmp_path / "out", "held_out/emoji_openmoji")
     assert first["image"].startswith(b"\x89PNG")

@@ -4,8 +4,9 @@ import pytest
 
 from tests.tools.media.making import WORDS
 from tools.media.names import Emoji, code_of
-from tools.media.questions import is_validation, named
+from tools.media.questions import captioned, is_validation, named
 from train.errors import DataError
+from train.tasks.example import Choice
 
 
 def emoji(name: str, code: str, base: str | None = None) -> Emoji:
@@ -25,6 +26,15 @@ def test_twenty_names_of_which_one_is_right() -> None:
     assert len({row["right"] for row in asked}) > 3
     assert asked == [*named("google", MANY, drawings, seed=0)]
     assert asked[3:4] == [*named("google", MANY, {"3": drawings["3"]}, seed=0)]
+
+
+def test_a_caption_begins_as_the_answer_does_that_a_task_asks_for() -> None:
+    """Else what a model has learned of pictures is another first token than the one that counts."""
+    tagged = Emoji(code="1", name="cat", tags=("kitten", "pet"), group="x", base="1")
+    for each, rest in ((tagged, "\n\nkitten, pet"), (emoji("cat", "1"), "")):
+        [row] = captioned("google", [each], {"1": b"x"})
+        [answer] = Choice(text="cat").segments
+        assert row["text"] == answer.text + rest
 
 
 def test_who_is_shown_tells_no_two_choices_apart() -> None:
