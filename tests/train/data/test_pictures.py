@@ -19,10 +19,14 @@ from tests import pictures
 from train.data.collate import Collator
 from train.data.corpus import Corpus
 from train.data.document import Document, Kind
+from train.data.feed import Feed
+from train.data.mixture import Mixture, SourceConfig, shares
 from train.data.pack import Room
+from train.data.plan import StepPlan
 from train.data.sample import Sample
 from train.data.sources import Laying, Source, Sources
 from train.data.spans.at_random import RandomSpansConfig
+from train.data.spans.augment import AugmentConfig
 from train.data.spans.image import ImageReader
 from train.data.spans.picture import read_picture
 from train.data.spans.protocol import SpanCapacity
@@ -148,7 +152,13 @@ def test_an_epoch_holds_every_slot_of_every_document_once(
     assert seen == counted
 
 
-def collator(source: Source, encoder: ImageEncoderConfig, **text: Any) -> Collator:
+def collator(
+    source: Source,
+    encoder: ImageEncoderConfig,
+    *,
+    augment: AugmentConfig | None = None,
+    **text: Any,
+) -> Collator:
     kind = RuleSpansConfig(**text) if text.get("kind") == "rules" else RandomSpansConfig(**text)
     capacity = SpanCapacity(tokens=64, spans=6, longest_tokens=encoder.longest_span)
     return Collator(
@@ -157,7 +167,9 @@ def collator(source: Source, encoder: ImageEncoderConfig, **text: Any) -> Collat
             "text": TextReader(
                 kind=kind, capacity=SpanCapacity(tokens=90, spans=45, longest_tokens=S), seed=3
             ),
-            "image": ImageReader(medium=Kind.IMAGE, capacity=capacity, encoder=encoder),
+            "image": ImageReader(
+                medium=Kind.IMAGE, capacity=capacity, seed=3, encoder=encoder, augment=augment
+            ),
         },
         padding=PADDING,
         attend=source.laying.attend,
@@ -274,6 +286,50 @@ def test_batches_have_one_shape(corpus: Corpus, name: str) -> None:
     assert {bool(sample.items) for sample in samples} == {True, False}
     found = [shapes_of(collate([(0, sample)])) for sample in samples]
     assert all(each == found[0] for each in found)
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_pictures_change_where_they_train_alone(corpus: Corpus, micro: int) -> None:
+    """In every step and on every rank the same, wherever a run begins to read."""
+    encoder = ENCODERS["native"]
+    source = source_of(corpus, encoder)
+    collate = collator(source, encoder, augment=AugmentConfig(area=[0.2, 0.8]), ratio=0.1)
+    mixture = Mixture(
+        shares({"only": SourceConfig(corpus="x")}, {}, steps=9, sequences=4), sequences=4, seed=0
+    )
+    plan = StepPlan(Sources([source]), mixture, entries=4)
+
+    def read(first: int, *, ranks: int) -> list[list[Batch]]:
+        found: list[list[Batch]] = []
+        for rank in range(ranks):
+            with Feed(
+                plan, collate, micro_sequences=min(micro, 4 // ranks), rank=rank, ranks=ranks,
+                timeout_seconds=30, last_step=9,
+            ) as feed:  # fmt: skip
+                found.append(
+                    [batch for step in range(first, 10) for batch in feed.step(step).batches]
+                )
+        return found
+
+    def pictures_of(batches: list[list[Batch]]) -> Counter[bytes]:
+        seen: Counter[bytes] = Counter()
+        for batch in (batch for of_rank in batches for batch in of_rank):
+            spans = batch.spans["image"]
+            assert isinstance(spans, ImageSpans)
+            if (spans.slots[: spans.num_vectors] < batch.tokens.numel()).all():
+                seen.update(row.numpy().tobytes() for row in spans.patches[: spans.num_rows])
+        return seen
+
+    whole = pictures_of(read(1, ranks=1))
+    assert pictures_of(read(1, ranks=2)) == whole
+    entries = [entry for step in range(1, 10) for entry in plan.step(step)]
+    pairs = [(entry.sequence.epoch, entry.source.read(entry.sequence)) for entry in entries]
+    plain = [[collate([pair]) for pair in pairs]]
+    assert pictures_of([[collate([pair], trains=True) for pair in pairs]]) == whole
+    assert sum((whole & pictures_of(plain)).values()) < whole.total() / 2
+    late = pictures_of(read(6, ranks=1))
+    assert late <= whole
+    assert late.total() < whole.total()
 
 
 def test_a_budget_counts_text(corpus: Corpus) -> None:
