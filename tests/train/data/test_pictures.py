@@ -192,7 +192,7 @@ def targets_by_loops(sample: Sample, spans: list[tuple[int, int]], attend: str) 
 
 
 RULES = {"kind": "rules", "which": "random", "min_tokens": 2, "max_tokens": 8}
-TEXT = [
+TEXT: list[dict[str, Any]] = [
     {"ratio": 0.2, "min_tokens": 32, "max_tokens": 64},
     {"ratio_by_tokens": [[4, 0.1], [40, 0.5]], "min_tokens": 32, "max_tokens": 64},
     RULES,
