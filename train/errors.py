@@ -52,6 +52,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged or of another model."""
 
 
+class LocalCheckpointError(CheckpointError):
+    """One on the nodes' own disks is damaged, its copies included; another may be whole."""
+
+
 class RunDirectoryError(UserError):
     """The output directory holds a different run."""
 

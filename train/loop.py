@@ -24,9 +24,9 @@ from train.exit_status import ExitStatus
 from train.made import Made
 from train.optim import learning_rate
 from train.preemption import Preemption
-from train.prepare import Run, Saved, agreed, find_left_out, find_saved, prepare
+from train.prepare import Run, Saved, agreed, find_saved
 from train.samples import write_samples
-from train.saves import Saves, disks_of, newest
+from train.saves import Saves, disks_of, prepared, starts
 from train.step import accumulate, reseed, update
 from train.storage.lease import take_those_there
 from train.watch.heartbeat import Heartbeat, Section
@@ -80,12 +80,11 @@ def train(
         agreed(lambda: say_complete(config, path, mirror) if world.is_main else None)
         return ExitStatus.COMPLETE
     disks = disks_of(config)
-    saved = newest(config, checkpoints, stored, disks, mirror=mirror)
-    left_out = on_first_rank(lambda: find_left_out(config, saved, mirror=mirror), UserError)
+    newest_first = starts(config, checkpoints, stored, disks, mirror=mirror)
+    run, saved, left_out = prepared(config, world, newest_first, disks, mirror=mirror)
     spikes = Spikes(config.spikes)
     if saved is not None:
         spikes.seen = saved.state.spikes
-    run = prepare(config, world, saved=saved)
     config = run.config
     ask = asker(config, run)
     plan, collate, engine, mesh = run.plan, run.collate, run.engine, run.engine.mesh

@@ -38,6 +38,7 @@ from train.data.sources import Sources
 from train.errors import (
     CheckpointError,
     ConfigError,
+    LocalCheckpointError,
     RunDirectoryError,
     UserError,
     named,
@@ -140,6 +141,8 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
         saved: what the run goes on from.
 
     Raises:
+        LocalCheckpointError: what lies on the nodes' own disks is damaged; it may be tried again
+            from what was saved before.
         UserError: some rank cannot have its part; raised on every rank.
     """
     plan = agreed(lambda: build_plan(config))
@@ -158,7 +161,11 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
     if given:
         start_from(given, engine)
     if saved is not None:
-        restore(saved.path, engine, bring=None if saved.local is None else saved.local.bring)
+        try:
+            restore(saved.path, engine, pieces=saved.local)
+        except LocalCheckpointError:  # there may be another one, for another engine
+            engine.close()
+            raise
         if saved.state.data is not None:
             plan.start_at(saved.state.data, step=saved.step)
     collate = build_collator(config, plan.sources.special)

@@ -1,11 +1,13 @@
 """Where a run is saved and what it goes on from: its checkpoints, and those on its nodes' disks."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Self
 
 from parallel.agreement import on_first_rank
+from parallel.launch import World
 from parallel.zero.engine import ZeroEngine
 from train.checkpoint.background import TakenOverError
 from train.checkpoint.directory import complete, step_of
@@ -17,11 +19,12 @@ from train.checkpoint.saver import Saver
 from train.claim import refuse_other_run
 from train.config import RunConfig
 from train.data.plan import Position
-from train.errors import CheckpointError, RunDirectoryError, UserError
+from train.errors import CheckpointError, LocalCheckpointError, RunDirectoryError, UserError
 from train.mirror import Mirror
-from train.prepare import RunState, Saved, agreed, find_left_out
+from train.prepare import Run, RunState, Saved, agreed, find_left_out, prepare
 from train.storage.place import Place
 from train.watch.monitor import Monitor
+from train.wrong_numbers.left_out import LeftOut
 
 State = Callable[[int, Position], Mapping[str, Any]]
 """What a checkpoint keeps of a step beside the tensors, given the position after it."""
@@ -41,15 +44,18 @@ def disks_of(config: RunConfig) -> Disks | None:
     return Disks(local, directory, label=run.path.name, id_file=Place.of(run.local))
 
 
-def newest(
+def starts(
     config: RunConfig,
     checkpoints: Place,
     stored: Saved | None,
     disks: Disks | None,
     *,
     mirror: Mirror | None,
-) -> Saved | None:
-    """What the run goes on from: the newest step that is whole; every rank must call it.
+) -> Iterator[Saved | None]:
+    """What the run may go on from, the newest first; every rank must ask for as many.
+
+    The numbers of what is on the nodes' disks are not looked at: who finds damage takes the next.
+    What comes last is what is stored, or that there is nothing, and the run begins.
 
     Args:
         config: of the run.
@@ -62,7 +68,8 @@ def newest(
         UserError: what is on the disks is of another run.
     """
     if disks is None or disks.home is None:
-        return stored
+        yield stored
+        return
 
     stored_step = 0 if stored is None else stored.step
 
@@ -75,7 +82,8 @@ def newest(
     # What was saved on the disks before may be of steps that were undone.
     disks.is_undone = on_first_rank(is_behind, UserError)
     if disks.is_undone:
-        return stored
+        yield stored
+        return
     remarks = disks.remarks
     for step in whole_steps(disks.home, disks.nodes, at_least=stored_step, remarks=remarks):
 
@@ -98,11 +106,45 @@ def newest(
         # Where nothing is stored any more, the disks have all that is left.
         disks.is_undone = stored is not None and state.stored_step > stored_step
         if disks.is_undone:
-            return stored
+            break
         saved = Saved(path=step.path, state=state, local=step)
         if not on_first_rank(partial(is_contradicted, saved), UserError):
-            return saved
-    return stored
+            yield saved
+    yield stored
+
+
+def prepared(
+    config: RunConfig,
+    world: World,
+    saved: Iterator[Saved | None],
+    disks: Disks | None,
+    *,
+    mirror: Mirror | None,
+) -> tuple[Run, Saved | None, LeftOut]:
+    """Prepares a run; every rank must call it.
+
+    Args:
+        config: with its precision resolved.
+        world: this process among all.
+        saved: what it may go on from, of which the first is taken that can be read.
+        disks: of the nodes, if the run saves there; told what could not be read.
+        mirror: of the run's directory; on the first rank, if it has one.
+
+    Returns:
+        Its parts; what it goes on from; the steps that it leaves out.
+
+    Raises:
+        UserError: as `find_left_out` and `prepare`.
+    """
+    while True:
+        first = next(saved)
+        left_out = on_first_rank(partial(find_left_out, config, first, mirror=mirror), UserError)
+        try:
+            return prepare(config, world, saved=first), first, left_out
+        except LocalCheckpointError as error:
+            assert disks is not None
+            disks.remarks.append(str(error))
+        gc.collect()  # there is no room for two engines
 
 
 class Saves:

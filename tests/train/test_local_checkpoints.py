@@ -148,6 +148,19 @@ def test_damage_then_the_store(corpus: Path, undisturbed: Metrics, tmp_path: Pat
     assert check_run(directory).faults == []
 
 
+def test_damage_where_nothing_is_stored(corpus: Path, undisturbed: Metrics, tmp_path: Path) -> None:
+    """What was filled by half is built again: the run begins as if it had never begun."""
+    directory, disks = tmp_path / "run", tmp_path / "disks"
+    options = (*STEPS, "checkpoint.every_steps=1000", *LAYOUT, near(disks))
+    attempt = start(corpus, directory, *options, ranks=2, main=on_nodes)
+    kill(attempt, disks, step=3)
+    damage(disks, "node0", "node1")
+    again = run(corpus, directory, *options, ranks=2, main=on_nodes)
+    assert any("step 3 whole" in note.text or "whole: chunks" in note.text for note in again.notes)
+    assert not any("continuing from" in note.text for note in again.notes)
+    assert numbers(again) == numbers(undisturbed)
+
+
 @pytest.mark.long
 def test_a_signal_fewer_nodes_and_a_run_that_went_back(
     corpus: Path, undisturbed: Metrics, tmp_path: Path

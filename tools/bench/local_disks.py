@@ -101,7 +101,7 @@ def _readers(engine: ZeroEngine, disks: Disks, checkpoint: Place, place: Path) -
     def read() -> None:
         assert disks.home is not None
         step = next(whole_steps(disks.home, disks.nodes, at_least=0, remarks=[]))
-        restore(step.path, engine, bring=step.bring)
+        restore(step.path, engine, pieces=step)
 
     def own() -> dict[str, float]:
         return {"own disk": timed(read)}

@@ -24,6 +24,8 @@ from train.errors import CheckpointError
 from train.storage.place import Place, Source
 from train.storage.record import Count
 
+_BLOCK_BYTES: Final = 1 << 18
+"""Of a file of this host, what is hashed while a core's own cache still has it."""
 _HEADER_BYTES_AT_MOST = 100_000_000
 """What the safetensors library accepts."""
 
@@ -150,10 +152,15 @@ class ChunkReader:
     def _read(self, into: Tensor, name: str, chunk: Chunk, opened: _File) -> None:
         file = self._path / chunk.file
         begin, _ = opened.header[chunk.key]["data_offsets"]
-        data = bytes_of(into)
-        with telling(f"{file}, which holds {name}, cannot be read"):
-            opened.source.read_into(data, offset=opened.data_start + begin)
-        if chunk.xxh3_128 not in (None, xxhash.xxh3_128(data).hexdigest()):
+        data, digest = bytes_of(into), xxhash.xxh3_128()
+        # A store is asked for all at once.
+        at_once = len(data) if file.is_remote else _BLOCK_BYTES
+        for start in range(0, len(data), at_once or 1):
+            block = data[start : start + at_once]
+            with telling(f"{file}, which holds {name}, cannot be read"):
+                opened.source.read_into(block, offset=opened.data_start + begin + start)
+            digest.update(block)
+        if chunk.xxh3_128 not in (None, digest.hexdigest()):
             fault = f"the checksum of its slice {chunk.key} of {name} differs from the index"
             raise damaged(file, fault)
 

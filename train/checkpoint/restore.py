@@ -4,9 +4,9 @@
 one. Paths of this host are welcome wherever a place is asked for.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import Field
 from torch import nn
@@ -38,21 +38,34 @@ class TrainingState(State):
     fp8_amaxes: list[tuple[Amax, Amax]] | None = None
 
 
+class Pieces(Protocol):
+    """Files of a checkpoint that do not all lie at one place."""
+
+    def bring(self, files: Collection[str]) -> Place:
+        """The place where this rank finds the files that it names; every rank must call it."""
+        ...
+
+    def mend(self, found: CheckpointError) -> None:
+        """Have `bring` give other files after some rank found damage; every rank must call it.
+
+        Raises:
+            CheckpointError: there are no others.
+        """
+        ...
+
+
 def restore(
-    path: Place | Path,
-    engine: ZeroEngine,
-    *,
-    bring: Callable[[Collection[str]], Place] | None = None,
+    path: Place | Path, engine: ZeroEngine, *, pieces: Pieces | None = None
 ) -> TrainingState:
     """Brings weights, moments and AdamW's step count back; every rank must call it.
 
-    Each rank reads the chunks that it needs, once, and hashes them on the way.
+    Each rank reads the chunks that it needs, once, and hashes them on the way. Where there are
+    others, damage has all of them filled anew.
 
     Args:
         path: a checkpoint, or anything that `resolve` understands.
         engine: what to restore, at whatever layout.
-        bring: gives the place where this rank finds the files that it names; None if all ranks find
-            all files at `path`.
+        pieces: where its files are; None if all ranks find all of them at `path`.
 
     Returns:
         The state that was saved, with `step`.
@@ -68,8 +81,26 @@ def restore(
     slices = local_slices(engine)
     here = {name for names in gathered({part.name for part in slices}) for name in names}
     on_all_ranks(lambda: _check_same_parameters(path, index, slices, here), CheckpointError)
-    files = {chunk.file for part in slices for chunk in needed(index, part)}
-    with ChunkReader(path if bring is None else bring(files), index) as reader:
+    if pieces is None:
+        _fill(path, index, slices)
+    else:
+        files = {chunk.file for part in slices for chunk in needed(index, part)}
+        while True:
+            place = pieces.bring(files)
+            try:
+                _fill(place, index, slices)
+                break
+            except CheckpointError as error:  # on all ranks
+                pieces.mend(error)
+    set_optimizer_steps(engine, state.optimizer_steps)
+    publish(engine)
+    if engine.scales is not None and state.fp8_amaxes is not None:
+        engine.scales.restore(state.fp8_amaxes)
+    return state
+
+
+def _fill(place: Place, index: Index, slices: Sequence[StateSlice]) -> None:
+    with ChunkReader(place, index) as reader:
 
         def check() -> None:
             for part in slices:
@@ -82,11 +113,6 @@ def restore(
 
         on_all_ranks(check, CheckpointError)
         on_all_ranks(fill, CheckpointError)
-    set_optimizer_steps(engine, state.optimizer_steps)
-    publish(engine)
-    if engine.scales is not None and state.fp8_amaxes is not None:
-        engine.scales.restore(state.fp8_amaxes)
-    return state
 
 
 def load_module(path: Place | Path, module: nn.Module) -> State:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,8 +36,9 @@ from train.checkpoint.restore import restore
 from train.checkpoint.saver import Saver
 from train.config import RunConfig
 from train.config_files import load
-from train.errors import CheckpointError, ConfigError, RunDirectoryError
+from train.errors import CheckpointError, ConfigError, LocalCheckpointError, RunDirectoryError
 from train.saves import Saves
+from train.storage import local
 from train.storage.local import LocalPlace
 from train.storage.place import Place
 
@@ -92,9 +94,14 @@ def _find(place: Path, names: list[str], copies: int, stage: int, at_least: int 
             part.tensor.fill_(torch.nan)
         steps = whole_steps(disks.home, disks.nodes, at_least=at_least, remarks=remarks)
         step, loss = None, 0.0
-        if (found := next(steps, None)) is not None:
-            step = restore(found.path, engine, bring=found.bring).step
+        for found in steps:
+            try:
+                step = restore(found.path, engine, pieces=found).step
+            except LocalCheckpointError as error:
+                remarks.append(str(error))
+                continue
             loss = evaluate(engine)
+            break
         engine.close()
         return step, loss, gathered(remarks)[0]
 
@@ -186,6 +193,86 @@ def test_one_node_may_be_lost(
     # What was fetched from the other node is there for the next start.
     left = _home(place, "a") / "step_00000002"
     assert {CHUNKS, "index.json", "state.json"} <= {path.name for path in left.iterdir()}
+
+
+Reads = dict[str, list[tuple[int, int]]]
+"""By file, first byte and one past the last of each read."""
+
+
+def _contents(place: Path, stage: int) -> tuple[dict[str, bytes], Reads]:
+    """All that a rank holds after restoring, by name and kind, and what it read for that."""
+    reads: Reads = {}
+    usual = local._OpenFile.read_into
+
+    def counting(self: Any, target: memoryview, *, offset: int) -> None:
+        usual(self, target, offset=offset)
+        reads.setdefault(Path(self._path).name, []).append((offset, offset + len(target)))
+
+    with _nodes(TWO):
+        disks = _disks(place, TWO, 1)
+        assert disks.home is not None
+        engine = engine_of(Toy(frozen=True), stage=stage)
+        for part in local_slices(engine):
+            part.tensor.fill_(torch.nan)
+        local._OpenFile.read_into = counting
+        try:
+            found = next(whole_steps(disks.home, disks.nodes, at_least=0, remarks=disks.remarks))
+            restore(found.path, engine, pieces=found)
+        finally:
+            local._OpenFile.read_into = usual
+        contents = {
+            f"{part.name}/{part.kind}/{part.region.start}": part.tensor.numpy().tobytes()
+            for part in local_slices(engine)
+        }
+        engine.close()
+    return contents, reads
+
+
+def test_each_byte_is_read_once(
+    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    """By the rank that needs it; of the other's file, what is fixed alone."""
+    place = _moved(saved[0], tmp_path)
+    for rank, (_, reads) in enumerate(rank_pools[2].run(_contents, place, 1)):
+        own = f"chunks-{rank:05d}.safetensors"
+        num_bytes = (_home(place, "a") / "step_00000002" / own).stat().st_size
+        assert sum(stop - start for start, stop in reads[own]) == num_bytes
+        for ranges in reads.values():
+            ranges = sorted(ranges)
+            assert all(stop <= start for (_, stop), (start, _) in pairwise(ranges)), "read twice"
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_damage_that_is_found_midway_leaves_nothing_behind(
+    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path, stage: int
+) -> None:
+    """All that was filled before is filled again, from the copy."""
+    place = _moved(saved[0], tmp_path)
+    whole = [contents for contents, _ in rank_pools[2].run(_contents, place, stage)]
+    _flip_own(place)
+    again = rank_pools[2].run(_contents, place, stage)
+    assert [contents for contents, _ in again] == whole
+    # The damaged file has been replaced.
+    step = "step_00000002"
+    assert (_home(place, "a") / step / CHUNKS).read_bytes() == (
+        _home(place, "b") / step / CHUNKS
+    ).read_bytes()
+
+
+def test_where_both_copies_are_damaged_the_step_before_counts(
+    rank_pools: dict[int, RankPool], tmp_path: Path
+) -> None:
+    losses = rank_pools[2].run(_save, tmp_path, TWO, 1, 1, 1)[0]
+    before = {node: tmp_path / f"before-{node}" for node in TWO}
+    for node in TWO:
+        shutil.copytree(_home(tmp_path, node) / "step_00000001", before[node])
+    rank_pools[2].run(_save, tmp_path, TWO, 1, 1, 2)
+    for node in TWO:
+        shutil.copytree(before[node], _home(tmp_path, node) / "step_00000001")
+        _flip(_home(tmp_path, node) / "step_00000002" / CHUNKS)
+    for step, loss, remarks in rank_pools[2].run(_find, tmp_path, TWO, 1, 1):
+        assert (step, loss) == (1, losses[0])
+        assert remarks[-1] == f"no node has step 2 whole: {CHUNKS} of it cannot be read"
 
 
 def test_each_node_has_what_it_should(saved: tuple[Path, list[float]]) -> None:

@@ -11,7 +11,7 @@ import xxhash
 from parallel.agreement import gathered, on_all_ranks
 from parallel.nodes import Nodes
 from train.checkpoint.background import chunk_file
-from train.checkpoint.directory import complete
+from train.checkpoint.directory import complete, step_of
 from train.checkpoint.format import (
     INDEX_BYTES_AT_MOST,
     INDEX_NAME,
@@ -23,7 +23,7 @@ from train.checkpoint.format import (
 )
 from train.checkpoint.local.exchange import Transfer, deliver
 from train.checkpoint.reader import ChunkReader
-from train.errors import CheckpointError
+from train.errors import CheckpointError, LocalCheckpointError
 from train.storage.place import Place
 
 
@@ -51,21 +51,26 @@ class _Held:
         return int(match[1]), int(match[2] or 1)
 
 
-@dataclass(frozen=True, kw_only=True)
 class WholeStep:
-    """A step every piece of which some node has, as its index says.
+    """A step of which some node has every file, as far as sizes tell.
+
+    It is read as if all were well, so that nothing is read twice. Where some rank finds damage,
+    `mend` looks at every file that some node has, and leaves those that are whole.
 
     Attributes:
         path: its directory on this rank's node.
-        holders: by file, the node that has it.
-        sizes: of the files.
-        nodes: of this start.
     """
 
-    path: Place
-    holders: Mapping[str, Collection[int]]
-    sizes: Mapping[str, int]
-    nodes: Nodes
+    def __init__(
+        self, path: Place, by_node: Mapping[int, _Held], nodes: Nodes, remarks: list[str]
+    ) -> None:
+        self.path = path
+        self._nodes = nodes
+        self._remarks = remarks
+        one = next(iter(by_node.values()))
+        self._sizes = one.promised | {INDEX_NAME: one.files[INDEX_NAME]}
+        self._holders = _holders(by_node) | {INDEX_NAME: sorted(by_node)}
+        self._is_mended = False
 
     def bring(self, files: Collection[str]) -> Place:
         """Fetch those files that a node lacks from those that have them; every rank must call it.
@@ -81,15 +86,16 @@ class WholeStep:
         """
         transfers: list[Transfer] = []
         wanted = gathered(sorted(files))
-        for node, ranks in enumerate(self.nodes.ranks):
+        for node, ranks in enumerate(self._nodes.ranks):
             asked = {name for rank in ranks for name in wanted[rank]}
-            lacking = sorted(name for name in asked if node not in self.holders[name])
+            lacking = sorted(name for name in asked if node not in self._holders[name])
             for number, name in enumerate(lacking):
-                givers = self.nodes.ranks[min(self.holders[name])]
+                holders = self._holders[name]
+                givers = self._nodes.ranks[holders[number % len(holders)]]
                 transfers.append(
                     Transfer(
                         name=name,
-                        num_bytes=self.sizes[name],
+                        num_bytes=self._sizes[name],
                         source=givers[number % len(givers)],
                         target=ranks[number % len(ranks)],
                     )
@@ -106,13 +112,40 @@ class WholeStep:
 
         return on_all_ranks(agree, CheckpointError)
 
+    def mend(self, found: CheckpointError) -> None:
+        """After damage was found, have `bring` give nothing but what is whole.
+
+        Every rank must call it. Each file is hashed, by a rank of a node that has it, until one is
+        as it should be.
+
+        Args:
+            found: the damage.
+
+        Raises:
+            LocalCheckpointError: of some file there is no other; or it was mended before.
+        """
+        if self._is_mended:
+            raise LocalCheckpointError(str(found)) from found
+        self._is_mended = True
+        self.require(self._sizes.keys() - {INDEX_NAME})
+
+    def require(self, files: Collection[str]) -> None:
+        """See that some node has each of some files as it should be; every rank must call it.
+
+        Raises:
+            LocalCheckpointError: one is nowhere.
+        """
+        left = {name: self._holders[name] for name in sorted(files)}
+        good = _verified(self.path, left, self._nodes, self._remarks)
+        if lacking := [name for name in left if name not in good]:
+            raise LocalCheckpointError(_nowhere(self.path, lacking))
+        self._holders |= {name: [node] for name, node in good.items()}
+
 
 def whole_steps(
     home: Place, nodes: Nodes, *, at_least: int, remarks: list[str]
 ) -> Iterator[WholeStep]:
-    """Steps that can be read, the newest first; every rank must ask for as many.
-
-    Each piece is hashed by a rank of a node that has it.
+    """Steps that can be read as far as sizes tell, the newest first; every rank must ask for each.
 
     Args:
         home: of the run on this rank's node.
@@ -126,26 +159,34 @@ def whole_steps(
         for held in found[ranks[0]]:
             if held.order[0] >= at_least:
                 by_step[held.order, held.digest][node] = held
-    for (order, _), by_node in sorted(by_step.items(), key=lambda item: item[0], reverse=True):
-        one = next(iter(by_node.values()))
-        path = home / one.name
-        holders = _verified(path, by_node, nodes, remarks)
-        if lacking := sorted(one.promised.keys() - holders.keys()):
-            files = lacking[0] if len(lacking) == 1 else f"{lacking[0]} and {len(lacking) - 1} more"
-            remarks.append(f"no node has step {order[0]} whole: {files} of it cannot be read")
+    for _, by_node in sorted(by_step.items(), key=lambda item: item[0], reverse=True):
+        path = home / next(iter(by_node.values())).name
+        if lacking := sorted(name for name, at in _holders(by_node).items() if not at):
+            remarks.append(_nowhere(path, lacking))
             continue
-        step = WholeStep(
-            path=path,
-            holders={name: [node] for name, node in holders.items()} | {INDEX_NAME: list(by_node)},
-            sizes=one.promised | {INDEX_NAME: one.files[INDEX_NAME]},
-            nodes=nodes,
-        )
+        step = WholeStep(path, by_node, nodes, remarks)
         try:
+            # The state says whether the run goes on from here at all.
+            step.require([STATE_NAME])
             step.bring([INDEX_NAME, STATE_NAME])
         except CheckpointError as error:  # on all ranks
             remarks.append(str(error))
             continue
         yield step
+
+
+def _holders(by_node: Mapping[int, _Held]) -> dict[str, list[int]]:
+    """The nodes that have each file of a step in its size."""
+    promised = next(iter(by_node.values())).promised
+    return {
+        name: [node for node, held in sorted(by_node.items()) if held.files.get(name) == num_bytes]
+        for name, num_bytes in promised.items()
+    }
+
+
+def _nowhere(path: Place, lacking: Sequence[str]) -> str:
+    files = lacking[0] if len(lacking) == 1 else f"{lacking[0]} and {len(lacking) - 1} more"
+    return f"no node has step {step_of(path)} whole: {files} of it cannot be read"
 
 
 def _held(home: Place) -> list[_Held]:
@@ -169,21 +210,15 @@ def _held(home: Place) -> list[_Held]:
 
 
 def _verified(
-    path: Place, by_node: Mapping[int, _Held], nodes: Nodes, remarks: list[str]
+    path: Place, holders: Mapping[str, Sequence[int]], nodes: Nodes, remarks: list[str]
 ) -> dict[str, int]:
-    """The node that has each file of a step as it should be; files that none has are left out."""
-    promised = next(iter(by_node.values())).promised
+    """The node that has each of some files as it should be; files that none has are left out."""
     own = {chunk_file(rank): node for node, ranks in enumerate(nodes.ranks) for rank in ranks}
     left = {
         # First where it is going to be read.
-        name: sorted(
-            (node for node, held in by_node.items() if held.files.get(name) == num_bytes),
-            key=lambda node: node != own.get(name),
-        )
-        for name, num_bytes in promised.items()
+        name: sorted(at, key=lambda node: node != own.get(name))
+        for name, at in holders.items()
     }
-    if not all(left.values()):
-        return {name: asked[0] for name, asked in left.items() if asked}
     good: dict[str, int] = {}
     while asked := {name: at[0] for name, at in left.items() if at and name not in good}:
         ranks = nodes.ranks[nodes.here]
