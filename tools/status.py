@@ -19,7 +19,7 @@ from tools.arguments import Parser, local_path
 from tools.command import command_line
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
 from tools.submit import calling
-from train.checkpoint.directory import LATEST_NAME
+from train.checkpoint.directory import pointed_to
 from train.claim import stored_config
 from train.errors import UserError
 from train.run_directory import RunDirectory
@@ -146,7 +146,7 @@ def status_of(run: Path, *, now: float) -> Status:
 def newest(checkpoints: Place) -> str | None:
     """Name of the newest checkpoint; None without, or where the store does not answer."""
     with contextlib.suppress(OSError):
-        return (checkpoints / LATEST_NAME).read(limit_bytes=4096).decode(errors="replace").strip()
+        return pointed_to(checkpoints)
     return None
 
 

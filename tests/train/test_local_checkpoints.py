@@ -1,5 +1,6 @@
 """Runs that save on their nodes' own disks: killed, they go on from there with the same losses."""
 
+import itertools
 import json
 import os
 import shutil
@@ -17,7 +18,9 @@ from tests.train.test_resume import DROPOUT, numbers
 from tools.lab import s3
 from tools.ledger import check_run
 from train.__main__ import resolve
-from train.checkpoint.directory import complete, latest, step_of
+from train.checkpoint import directory as checkpoint_directory
+from train.checkpoint import saver
+from train.checkpoint.directory import Retention, complete, latest, step_of
 from train.config import RunConfig
 from train.config_files import load
 from train.errors import ConfigError
@@ -146,6 +149,37 @@ def test_damage_then_the_store(corpus: Path, undisturbed: Metrics, tmp_path: Pat
     assert last_start(directory) == (expected, f"{own}{expected:08d}")
     assert numbers(resumed) == numbers(undisturbed)
     assert check_run(directory).faults == []
+
+
+def killed_before_naming(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    """The rank that commits dies once its third checkpoint is whole and before it is named."""
+    num_commits = itertools.count(1)
+
+    def commit(staged: Place, *, retention: Retention) -> None:
+        if next(num_commits) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        checkpoint_directory.commit(staged, retention=retention)
+
+    saver.commit = commit
+    on_nodes(arguments, output, environment)
+
+
+def test_a_checkpoint_that_is_whole_and_was_not_named(
+    corpus: Path, undisturbed: Metrics, tmp_path: Path
+) -> None:
+    """It is gone on from, and what the disks have since counts."""
+    directory, disks = tmp_path / "run", tmp_path / "disks"
+    options = (*STEPS, "checkpoint={every_steps: 5, keep: 9}", *LAYOUT, near(disks))
+    killed = start(corpus, directory, *options, ranks=2, main=killed_before_naming)
+    assert killed.wait().code == -signal.SIGKILL
+    checkpoints = RunDirectory(directory).checkpoints
+    assert complete(checkpoints)[-1] == "step_00000015"
+    assert (checkpoints / "latest").read_text() == "step_00000010\nstep_00000015\n"
+    expected = max(15, near_by(disks))
+    resumed = run(corpus, directory, *options, ranks=2, main=on_nodes)
+    assert last_start(directory)[0] == expected
+    assert numbers(resumed) == numbers(undisturbed)
+    assert (checkpoints / "latest").read_text() == "step_00000030\n"
 
 
 def test_damage_where_nothing_is_stored(corpus: Path, undisturbed: Metrics, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The directory of a run's checkpoints: a new one appears whole or not at all.
 
 checkpoints/
-  latest                 name of the newest checkpoint, as text
+  latest                 name of the newest checkpoint, as text; while one is being completed, its
+                         name on a second line: from its index on, it is the newest
   step_00000100/         complete, since it has an index.json, which is written last
   step_00000100.2/       the same step written again, after going back before it
   step_00000200/         without index.json: being written, or left by a writer that died
@@ -95,7 +96,11 @@ def pointed_to(directory: Place) -> str | None:
         content = (directory / LATEST_NAME).read(limit_bytes=_NAME_BYTES_AT_MOST)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return content.decode(errors="replace").strip()
+    named = content.decode(errors="replace").strip()
+    before, _, coming = named.partition("\n")
+    if not (STEP_NAME.match(before) and STEP_NAME.match(coming)):
+        return named
+    return before if (directory / coming / INDEX_NAME).find() is None else coming
 
 
 def resolve(path: Place | Path) -> Place:
@@ -156,11 +161,23 @@ def stage(directory: Place | Path, step: int) -> Place:
     return directory / name
 
 
+def announce(staged: Place) -> None:
+    """Has a checkpoint be the latest at the very moment in which its index is written.
+
+    Else a writer that dies before it names what it has completed would leave the step before as
+    the latest: what lies ahead of that counts as undone.
+    """
+    directory = staged.parent
+    # Where none is named, the newest is the latest.
+    if (newest := pointed_to(directory)) is not None:
+        (directory / LATEST_NAME).write(f"{newest}\n{staged.name}\n".encode())
+
+
 def commit(staged: Place, *, retention: Retention) -> None:
     """Makes a checkpoint the latest; drops those that may go.
 
     Args:
-        staged: what `stage` gave, complete by now.
+        staged: what `stage` gave, announced and complete by now.
         retention: which others stay.
     """
     directory = staged.parent

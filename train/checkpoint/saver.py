@@ -17,6 +17,7 @@ from parallel.zero.state import StateSlice
 from train.checkpoint.background import BackgroundSaver, TakenOverError, write_share
 from train.checkpoint.directory import (
     Retention,
+    announce,
     clean,
     commit,
     complete,
@@ -210,8 +211,9 @@ class Saver(BackgroundSaver):
         self._require_ours()
         self._before_commit()
         self._require_ours()  # that may have taken long
-        seal(staged, parts, document)  # it is whole from here on, for whoever looks
-        self._ours.add(staged.name)  # even if it looks as if this failed
+        announce(staged)
+        self._ours.add(staged.name)  # even if it looks as if what follows failed
+        seal(staged, parts, document)  # it is whole, and the latest, for whoever looks
         commit(staged, retention=self._retention)
         self._ours = {staged.name}
 

@@ -47,6 +47,25 @@ def test_paths_are_resolved(tmp_path: Path) -> None:
         resolve(tmp_path / "nowhere")
 
 
+def test_what_is_announced_is_the_latest_from_its_index_on(tmp_path: Path) -> None:
+    """Whoever goes back by hand names one, and what lies ahead of it is none."""
+    _checkpoint(tmp_path / "step_00000010", 10)
+    checkpoint_directory.point_to(Place.of(tmp_path / "step_00000010"))
+    checkpoint_directory.announce(Place.of(tmp_path / "step_00000020"))
+    (tmp_path / "step_00000020").mkdir()
+    assert latest(tmp_path) == Place.of(tmp_path / "step_00000010")
+    (tmp_path / "step_00000020").rmdir()
+    _checkpoint(tmp_path / "step_00000020", 20)
+    assert latest(tmp_path) == Place.of(tmp_path / "step_00000020")
+    checkpoint_directory.announce(Place.of(tmp_path / "step_00000030"))
+    assert (tmp_path / "latest").read_text() == "step_00000020\nstep_00000030\n"
+    (tmp_path / "latest").write_text("step_00000010\n")
+    assert latest(tmp_path) == Place.of(tmp_path / "step_00000010")
+    (tmp_path / "latest").write_text("step_00000010\nand more\n")
+    with pytest.raises(CheckpointError, match="latest names 'step_00000010"):
+        latest(tmp_path)
+
+
 def test_a_disk_that_says_nothing_is_no_missing_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
