@@ -108,6 +108,20 @@ def local_slices(engine: ZeroEngine) -> list[StateSlice]:
     return slices
 
 
+def addresses(engine: ZeroEngine) -> list[int]:
+    """Where lies what `local_slices` gives views of: while these stay alike, so do the views."""
+    found: list[int] = []
+    for master in _master_tensors(engine):
+        state = _optimizer_state(engine, master)
+        found += (tensor.data_ptr() for tensor in (master, *(state[kind] for kind in MOMENTS)))
+    is_cut = engine.sharding is Sharding.PER_PARAMETER
+    for _, parameter in engine.parameters:
+        if not parameter.requires_grad:
+            fixed: Any = parameter
+            found.append((fixed.ds_tensor if is_cut else fixed).data_ptr())
+    return found
+
+
 def optimizer_steps(engine: ZeroEngine) -> int:
     """How many updates AdamW has made, which its bias correction depends on."""
     for master in _master_tensors(engine):

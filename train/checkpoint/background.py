@@ -7,6 +7,7 @@ writes it; the threads agree over a process group that nobody else uses.
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, Self, TypeVar
 
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from parallel.launch import total
 from parallel.zero.engine import ZeroEngine
-from parallel.zero.state import StateSlice, local_slices, optimizer_steps
+from parallel.zero.state import StateSlice, addresses, local_slices, optimizer_steps
 from train.checkpoint.chunks import cut, write_chunks
 from train.checkpoint.format import Index, json_bytes
 from train.errors import CheckpointError, InUseError
@@ -50,6 +51,9 @@ class BackgroundSaver(ABC):
         # A rank may write longer than the others by as much as its store is slower.
         self._group: Any = dist.new_group(backend="gloo", timeout=SLOWEST_WRITE)
         self._room: torch.Tensor | None = None
+        self._addresses: list[int] = []
+        self._slices: list[StateSlice] = []
+        self._copies: list[StateSlice] | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -91,7 +95,7 @@ class BackgroundSaver(ABC):
             everything["fp8_amaxes"] = engine.scales.last.tolist()
         # Fails here, and on every rank alike, if it is not what JSON can hold.
         document = json_bytes(everything, indent=1)
-        slices = owned_slices(engine)
+        slices = self._views(engine)
         if not self._asynchronous:
             self._write(slices, document, step)
             return
@@ -118,39 +122,50 @@ class BackgroundSaver(ABC):
             error, self._error = self._error, None
             raise error
 
+    def _views(self, engine: ZeroEngine) -> list[StateSlice]:
+        """What this rank has to save; the same list as long as nothing has moved."""
+        if (found := addresses(engine)) != self._addresses:
+            self._addresses, self._slices, self._copies = found, owned_slices(engine), None
+        return self._slices
+
     def _snapshot(self, slices: list[StateSlice]) -> list[StateSlice]:
-        trained = {part.name for part in slices if part.kind != "value"}
-        # What is fixed can be written from where it lies; on a GPU it is copied once.
-        moving = [part for part in slices if part.name in trained or part.tensor.is_cuda]
-        num_bytes = sum(part.tensor.nbytes for part in moving)
         is_first = self._room is None
-        if self._room is None:
-            # A GPU copies to pinned memory without a detour.
-            pinned = torch.cuda.is_available()
-            self._room = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
-        assert self._room.numel() == num_bytes, "the share of a rank never changes"
-        copies: list[StateSlice] = []
-        sources: list[torch.Tensor] = []
-        targets: list[torch.Tensor] = []
-        # Wide types come first, so that each begins at a multiple of its width.
-        rooms = iter(self._room.split([part.tensor.nbytes for part in moving]))
-        for part in slices:
-            if part.name not in trained and not part.tensor.is_cuda:
-                copies.append(part)
-                continue
-            copy = next(rooms).view(part.tensor.dtype)
-            if is_first or part.name in trained:
-                sources.append(part.tensor)
-                targets.append(copy)
-            copies.append(
-                StateSlice(name=part.name, kind=part.kind, region=part.region, tensor=copy)
-            )
-        if targets:
+        if self._copies is None:
+            self._copies = self._copies_of(slices)
+        copies = self._copies
+        trained = {part.name for part in slices if part.kind != "value"}
+        pairs = [
+            (part.tensor, copy.tensor)
+            for part, copy in zip(slices, copies, strict=True)
+            if part is not copy and (is_first or part.name in trained)
+        ]
+        if pairs:
+            sources, targets = map(list, zip(*pairs, strict=True))
             # One call for all: adapters are hundreds of small tensors.
             torch._foreach_copy_(targets, sources, non_blocking=True)  # pyright: ignore[reportPrivateImportUsage]
         if any(part.tensor.is_cuda for part in slices):
             torch.cuda.synchronize()
         return copies
+
+    def _copies_of(self, slices: list[StateSlice]) -> list[StateSlice]:
+        """Where each slice is copied to; itself if it can be written from where it lies."""
+        trained = {part.name for part in slices if part.kind != "value"}
+        # What is fixed does not change; on a GPU it is copied once.
+        moving = [part for part in slices if part.name in trained or part.tensor.is_cuda]
+        num_bytes = sum(part.tensor.nbytes for part in moving)
+        if self._room is None:
+            # A GPU copies to pinned memory without a detour.
+            pinned = torch.cuda.is_available()
+            self._room = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
+        assert self._room.numel() == num_bytes, "the share of a rank never changes"
+        # Wide types come first, so that each begins at a multiple of its width.
+        rooms = iter(self._room.split([part.tensor.nbytes for part in moving]))
+        return [
+            replace(part, tensor=next(rooms).view(part.tensor.dtype))
+            if part.name in trained or part.tensor.is_cuda
+            else part
+            for part in slices
+        ]
 
     def _write_aside(self, slices: list[StateSlice], document: bytes, step: int) -> None:
         try:

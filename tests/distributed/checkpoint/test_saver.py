@@ -15,14 +15,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel.zero.state import local_slices
+from parallel.zero import state as zero_state
+from parallel.zero.config import Sharding
+from parallel.zero.engine import ZeroEngine
+from parallel.zero.pages import MOMENTS
+from parallel.zero.state import StateSlice, local_slices
 from tests.distributed.checkpoint.runs import save_steps, saver_of, state_of, tensors_of
 from tests.distributed.toy import Toy, engine_of, train_step
 from tests.train.runs import Rank
 from tools.ranks import RankPool, run_module
 from train.checkpoint import background
 from train.checkpoint.directory import complete, latest
-from train.checkpoint.restore import read_state
+from train.checkpoint.restore import read_state, restore
 from train.errors import CheckpointError
 from train.storage.local import LocalPlace
 from train.storage.place import Place
@@ -250,6 +254,68 @@ def test_failing_training_ends_and_keeps_what_was_being_written(tmp_path: Path, 
     assert path is not None
     assert read_state(path).step == 1
     assert time.monotonic() - started < 90
+
+
+def _move(engine: ZeroEngine) -> None:
+    """Training state lies elsewhere from now on, with the same values."""
+    for master in zero_state._master_tensors(engine):
+        state = engine.base_optimizer.state[master]
+        state |= {kind: state[kind].clone() for kind in MOMENTS}
+        if engine.sharding is not Sharding.PER_PARAMETER:  # there gradients' places go by it
+            master.data = master.data.clone()
+    for _, parameter in engine.parameters:
+        if not parameter.requires_grad:
+            fixed: Any = getattr(parameter, "ds_tensor", parameter)
+            fixed.data = fixed.data.clone()
+
+
+def _save_after_moving(directory: Path, stage: int) -> tuple[list[int], list[bool]]:
+    """How often views were made by each of four saves, and whether each has what it should."""
+    engine = engine_of(Toy(frozen=True), stage=stage)
+    made, counted, right = [0], [], []
+    usual = background.local_slices
+
+    def counting(engine: ZeroEngine) -> list[StateSlice]:
+        made[0] += 1
+        return usual(engine)
+
+    background.local_slices = counting
+    try:
+        with saver_of(directory) as saver:
+            for step in range(1, 5):
+                train_step(engine, step)
+                if step == 3:
+                    _move(engine)
+                    train_step(engine, step)
+                expected = {
+                    (part.name, part.kind, part.region.start): part.tensor.clone()
+                    for part in usual(engine)
+                }
+                saver.save(engine, state_of(step), step=step)
+                train_step(engine, step)  # nothing of it is in what is being written
+                counted.append(made[0])
+                other = engine_of(Toy(frozen=True), stage=stage)
+                restore(saver.finish(), other)
+                right.append(
+                    all(
+                        torch.equal(part.tensor, expected[part.name, part.kind, part.region.start])
+                        for part in usual(other)
+                    )
+                )
+                other.close()
+    finally:
+        background.local_slices = usual
+    engine.close()
+    return counted, right
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_views_are_made_again_only_where_storage_has_moved(
+    rank_pools: dict[int, RankPool], tmp_path: Path, stage: int
+) -> None:
+    for counted, right in rank_pools[2].run(_save_after_moving, tmp_path, stage):
+        assert counted == [1, 1, 2, 2]
+        assert right == [True] * 4
 
 
 def _storage_without_rename(directory: Path) -> list[str]:
