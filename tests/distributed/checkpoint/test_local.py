@@ -1,349 +1,45 @@
 """Checkpoints on the nodes' own disks: whole while the nodes have every piece between them."""
 
-import contextlib
 import errno
 import os
 import resource
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Generator
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
 
 from parallel.agreement import gathered
-from parallel.zero.state import local_slices
+from tests.distributed.checkpoint.nearby import (
+    CHUNKS,
+    TWO,
+    disks_of,
+    find_and_restore,
+    home_of,
+    moved,
+    on_nodes,
+)
 from tests.distributed.checkpoint.runs import state_of, tensors_of
-from tests.distributed.toy import Toy, engine_of, evaluate, train_step
+from tests.distributed.toy import Toy, engine_of
 from tests.train.runs import TINY_RUN
 from tools.ranks import RankPool
 from train.checkpoint import saver
 from train.checkpoint.directory import Retention, complete, latest
 from train.checkpoint.format import Index
 from train.checkpoint.local import exchange
-from train.checkpoint.local.config import LocalConfig
-from train.checkpoint.local.disks import Disks
 from train.checkpoint.local.exchange import Transfer, deliver
-from train.checkpoint.local.finding import whole_steps
 from train.checkpoint.local.saver import LocalSaver
-from train.checkpoint.restore import restore
 from train.checkpoint.saver import Saver
 from train.config import RunConfig
 from train.config_files import load
-from train.errors import CheckpointError, ConfigError, LocalCheckpointError, RunDirectoryError
+from train.errors import CheckpointError, ConfigError, RunDirectoryError
 from train.saves import Saves
-from train.storage import local
 from train.storage.local import LocalPlace
 from train.storage.place import Place
-
-Found = tuple[int | None, float, list[str]]
-"""Step that was restored, loss of a fixed batch after it, what was remarked."""
-
-
-@contextlib.contextmanager
-def _nodes(names: list[str]) -> Generator[str]:
-    """Each rank is on the node of its number; the name of its own."""
-    name = names[dist.get_rank()]
-    os.environ["SLURMD_NODENAME"] = name
-    try:
-        yield name
-    finally:
-        del os.environ["SLURMD_NODENAME"]
-
-
-def _disks(
-    place: Path, names: list[str], copies: int, *, shared: bool = False, label: str = "toy run"
-) -> Disks:
-    directory = place / ("shared" if shared else names[dist.get_rank()])
-    config = LocalConfig(directory=str(directory), every_steps=1, copies=copies)
-    id_file = Place.of(place / "local.json")
-    return Disks(config, Place.of(directory), label=label, id_file=id_file)
-
-
-def _save(place: Path, names: list[str], copies: int, stage: int, steps: int) -> list[float]:
-    """Trains a toy and saves each step; its losses after each."""
-    losses: list[float] = []
-    with _nodes(names):
-        engine = engine_of(Toy(frozen=True), stage=stage)
-        with LocalSaver(_disks(place, names, copies)) as saver:
-            for step in range(1, steps + 1):
-                train_step(engine, step)
-                # Some of it only the first rank knows.
-                state = {**state_of(step), "run_id": f"of rank {dist.get_rank()}"}
-                assert saver.save(engine, state, step=step, waits=True) is None
-                losses.append(evaluate(engine))
-            assert saver.settle() is not None
-    engine.close()
-    return losses
-
-
-def _find(place: Path, names: list[str], copies: int, stage: int, at_least: int = 0) -> Found:
-    """Restores the newest whole step into another toy."""
-    with _nodes(names):
-        disks = _disks(place, names, copies)
-        assert disks.home is not None
-        remarks: list[str] = disks.remarks
-        engine = engine_of(Toy(frozen=True), stage=stage)
-        for part in local_slices(engine):
-            part.tensor.fill_(torch.nan)
-        steps = whole_steps(disks.home, disks.nodes, at_least=at_least, remarks=remarks)
-        step, loss = None, 0.0
-        for found in steps:
-            try:
-                step = restore(found.path, engine, pieces=found).step
-            except LocalCheckpointError as error:
-                remarks.append(str(error))
-                continue
-            loss = evaluate(engine)
-            break
-        engine.close()
-        return step, loss, gathered(remarks)[0]
-
-
-def _home(place: Path, node: str) -> Path:
-    (home,) = (place / node).glob("toy_run-*")
-    return home
-
-
-def _moved(saved: Path, to: Path) -> Path:
-    """What was saved, as if its directory had been moved: nothing is there any more."""
-    place = Path(shutil.copytree(saved, to / "place"))
-    kept = place / "local.json"
-    kept.write_text(kept.read_text().replace(str(saved), str(to / "gone")))
-    return place
-
-
-def _flip(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-
-
-TWO = ["a", "b"]
-CHUNKS = "chunks-00000.safetensors"
-
-
-def _nothing(_: Path) -> None:
-    pass
-
-
-def _wipe_first(place: Path) -> None:
-    shutil.rmtree(place / "a")
-
-
-def _wipe_last(place: Path) -> None:
-    shutil.rmtree(place / "b")
-
-
-def _flip_own(place: Path) -> None:
-    _flip(_home(place, "a") / "step_00000002" / CHUNKS)
-
-
-def _cut_state(place: Path) -> None:
-    os.truncate(_home(place, "a") / "step_00000002" / "state.json", 7)
-
-
-def _cut_index(place: Path) -> None:
-    os.truncate(_home(place, "a") / "step_00000002" / "index.json", 700)
-
-
-def _uncommit_last(place: Path) -> None:
-    (_home(place, "b") / "step_00000002" / "index.json").unlink()
-
-
-@pytest.fixture(scope="module")
-def saved(
-    rank_pools: dict[int, RankPool], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[float]]:
-    """Two steps of two nodes, each with a copy of the other's share."""
-    place = tmp_path_factory.mktemp("local")
-    return place, rank_pools[2].run(_save, place, TWO, 1, 1, 2)[0]
-
-
-@pytest.mark.parametrize(
-    ("harm", "remark"),
-    [
-        (_nothing, ""),
-        (_wipe_first, ""),
-        (_wipe_last, ""),
-        (_flip_own, f"{CHUNKS} is damaged: the checksum of its slice"),
-        (_cut_state, ""),
-        (_cut_index, ""),
-        (_uncommit_last, ""),
-    ],
-)
-def test_one_node_may_be_lost(
-    rank_pools: dict[int, RankPool],
-    saved: tuple[Path, list[float]],
-    tmp_path: Path,
-    harm: Callable[[Path], None],
-    remark: str,
-) -> None:
-    place, losses = _moved(saved[0], tmp_path), saved[1]
-    harm(place)
-    for step, loss, remarks in rank_pools[2].run(_find, place, TWO, 1, 1):
-        assert (step, loss) == (2, losses[1])
-        assert [remark in text for text in remarks] == [True] * bool(remark), remarks
-    # What was fetched from the other node is there for the next start.
-    left = _home(place, "a") / "step_00000002"
-    assert {CHUNKS, "index.json", "state.json"} <= {path.name for path in left.iterdir()}
-
-
-Reads = dict[str, list[tuple[int, int]]]
-"""By file, first byte and one past the last of each read."""
-
-
-def _contents(place: Path, stage: int) -> tuple[dict[str, bytes], Reads]:
-    """All that a rank holds after restoring, by name and kind, and what it read for that."""
-    reads: Reads = {}
-    usual = local._OpenFile.read_into
-
-    def counting(self: Any, target: memoryview, *, offset: int) -> None:
-        usual(self, target, offset=offset)
-        reads.setdefault(Path(self._path).name, []).append((offset, offset + len(target)))
-
-    with _nodes(TWO):
-        disks = _disks(place, TWO, 1)
-        assert disks.home is not None
-        engine = engine_of(Toy(frozen=True), stage=stage)
-        for part in local_slices(engine):
-            part.tensor.fill_(torch.nan)
-        local._OpenFile.read_into = counting
-        try:
-            found = next(whole_steps(disks.home, disks.nodes, at_least=0, remarks=disks.remarks))
-            restore(found.path, engine, pieces=found)
-        finally:
-            local._OpenFile.read_into = usual
-        contents = {
-            f"{part.name}/{part.kind}/{part.region.start}": part.tensor.numpy().tobytes()
-            for part in local_slices(engine)
-        }
-        engine.close()
-    return contents, reads
-
-
-def test_each_byte_is_read_once(
-    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
-) -> None:
-    """By the rank that needs it; of the other's file, what is fixed alone."""
-    place = _moved(saved[0], tmp_path)
-    for rank, (_, reads) in enumerate(rank_pools[2].run(_contents, place, 1)):
-        own = f"chunks-{rank:05d}.safetensors"
-        num_bytes = (_home(place, "a") / "step_00000002" / own).stat().st_size
-        assert sum(stop - start for start, stop in reads[own]) == num_bytes
-        for ranges in reads.values():
-            ranges = sorted(ranges)
-            assert all(stop <= start for (_, stop), (start, _) in pairwise(ranges)), "read twice"
-
-
-@pytest.mark.parametrize("stage", [1, 3])
-def test_damage_that_is_found_midway_leaves_nothing_behind(
-    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path, stage: int
-) -> None:
-    """All that was filled before is filled again, from the copy."""
-    place = _moved(saved[0], tmp_path)
-    whole = [contents for contents, _ in rank_pools[2].run(_contents, place, stage)]
-    _flip_own(place)
-    again = rank_pools[2].run(_contents, place, stage)
-    assert [contents for contents, _ in again] == whole
-    # The damaged file has been replaced.
-    step = "step_00000002"
-    assert (_home(place, "a") / step / CHUNKS).read_bytes() == (
-        _home(place, "b") / step / CHUNKS
-    ).read_bytes()
-
-
-def test_where_both_copies_are_damaged_the_step_before_counts(
-    rank_pools: dict[int, RankPool], tmp_path: Path
-) -> None:
-    losses = rank_pools[2].run(_save, tmp_path, TWO, 1, 1, 1)[0]
-    before = {node: tmp_path / f"before-{node}" for node in TWO}
-    for node in TWO:
-        shutil.copytree(_home(tmp_path, node) / "step_00000001", before[node])
-    rank_pools[2].run(_save, tmp_path, TWO, 1, 1, 2)
-    for node in TWO:
-        shutil.copytree(before[node], _home(tmp_path, node) / "step_00000001")
-        _flip(_home(tmp_path, node) / "step_00000002" / CHUNKS)
-    for step, loss, remarks in rank_pools[2].run(_find, tmp_path, TWO, 1, 1):
-        assert (step, loss) == (1, losses[0])
-        assert remarks[-1] == f"no node has step 2 whole: {CHUNKS} of it cannot be read"
-
-
-def test_each_node_has_what_it_should(saved: tuple[Path, list[float]]) -> None:
-    """Its own and the other's, alike; of one step, and nothing that marks nodes."""
-    place, _ = saved
-    for node in TWO:
-        assert [path.name for path in (place / node).iterdir()] == [_home(place, node).name]
-        (step,) = _home(place, node).iterdir()
-        assert sorted(path.name for path in step.iterdir()) == [
-            *(CHUNKS, "chunks-00001.safetensors", "index.json", "state.json")
-        ]
-    contents = [
-        {path.name: path.read_bytes() for path in _home(place, node).rglob("*.*")} for node in TWO
-    ]
-    assert contents[0] == contents[1]
-    assert b'"of rank 0"' in contents[1]["state.json"]
-
-
-def test_both_copies_damaged_are_no_step(
-    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
-) -> None:
-    place = _moved(saved[0], tmp_path)
-    for node in TWO:
-        _flip(_home(place, node) / "step_00000002" / CHUNKS)
-    for step, _, remarks in rank_pools[2].run(_find, place, TWO, 1, 1):
-        assert step is None
-        assert ["(on a)" in remarks[0], "(on b)" in remarks[1], len(remarks)] == [True, True, 3]
-        assert remarks[-1] == f"no node has step 2 whole: {CHUNKS} of it cannot be read"
-    assert rank_pools[2].run(_find, saved[0], TWO, 1, 1, 3)[0][0] is None, "too early a step"
-
-
-def test_a_step_that_some_nodes_have_is_none_and_the_one_before_counts(
-    rank_pools: dict[int, RankPool], tmp_path: Path
-) -> None:
-    """Without copies; a kill between two nodes' commits leaves this."""
-    losses = rank_pools[2].run(_save, tmp_path, TWO, 0, 3, 1)[0]
-    before = {node: tmp_path / f"before-{node}" for node in TWO}
-    for node in TWO:
-        shutil.copytree(_home(tmp_path, node) / "step_00000001", before[node])
-    rank_pools[2].run(_save, tmp_path, TWO, 0, 3, 2)
-    for node in TWO:
-        shutil.copytree(before[node], _home(tmp_path, node) / "step_00000001")
-    whole = rank_pools[2].run(_find, tmp_path, TWO, 0, 3)
-    assert [step for step, _, _ in whole] == [2, 2]
-    _uncommit_last(tmp_path)
-    for step, loss, _ in rank_pools[2].run(_find, tmp_path, TWO, 0, 3):
-        assert (step, loss) == (1, losses[0])
-
-
-@pytest.mark.parametrize(
-    ("names", "stage"),
-    [
-        (["a"], 3),  # fewer nodes, another layout
-        pytest.param(["b", "c"], 0, marks=pytest.mark.long),  # a spare in place of the first
-        (["c", "c", "b", "b"], 3),
-    ],
-)
-def test_other_nodes_and_layouts_go_on(
-    rank_pools: dict[int, RankPool],
-    saved: tuple[Path, list[float]],
-    tmp_path: Path,
-    names: list[str],
-    stage: int,
-) -> None:
-    place, losses = _moved(saved[0], tmp_path), saved[1]
-    for step, loss, remarks in rank_pools[len(names)].run(_find, place, names, 1, stage):
-        assert (step, loss) == (2, losses[1])
-        assert remarks == (
-            ["checkpoint.local.copies: 1 of each node's share, but there is 1 node: only 0 can be "
-             "kept"] if len(names) == 1 else []
-        )  # fmt: skip
 
 
 def _deliver(place: Path) -> list[dict[str, bytes]]:
@@ -379,9 +75,9 @@ def test_files_arrive(rank_pools: dict[int, RankPool], tmp_path: Path, size: int
 
 def _save_with_little_room(place: Path, asynchronous: bool) -> str:
     """The disk of the second node is full for a while."""
-    with _nodes(TWO):
+    with on_nodes(TWO):
         engine = engine_of(Toy(), stage=1)
-        saver = LocalSaver(_disks(place, TWO, 1), asynchronous=asynchronous)
+        saver = LocalSaver(disks_of(place, TWO, 1), asynchronous=asynchronous)
 
         def save(step: int) -> CheckpointError | None:
             lost = saver.save(engine, state_of(step), step=step, waits=True)
@@ -399,7 +95,7 @@ def _save_with_little_room(place: Path, asynchronous: bool) -> str:
         assert all(error is not None for error in lost)
         assert not saver.is_well
         dist.barrier()
-        home = _home(place, TWO[dist.get_rank()])
+        home = home_of(place, TWO[dist.get_rank()])
         assert [path.name for path in home.iterdir()] == ["step_00000001"]
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
         dist.barrier()
@@ -421,12 +117,12 @@ def test_a_full_disk_ends_nothing_and_loses_nothing(
 
 def _save_with_copies_that_fail(place: Path) -> tuple[bool, str]:
     """The second node can write what it owns, and nothing else."""
-    with _nodes(TWO):
+    with on_nodes(TWO):
         engine = engine_of(Toy(), stage=1)
-        saver = LocalSaver(_disks(place, TWO, 1))
+        saver = LocalSaver(disks_of(place, TWO, 1))
         saver.save(engine, state_of(1), step=1, waits=True)
         assert saver.settle() is not None
-        home = _home(place, TWO[dist.get_rank()])
+        home = home_of(place, TWO[dist.get_rank()])
         create = LocalPlace.create
 
         def refusing(self: LocalPlace) -> Any:
@@ -509,7 +205,7 @@ def _saves(place: Path, engine: Any, notes: list[str]) -> Saves:
         engine,
         checkpoints=Place.of(place / "stored"),
         stored=None,
-        disks=_disks(place, TWO, 1),
+        disks=disks_of(place, TWO, 1),
         state=lambda step, _: state_of(step),
         monitor=monitor,
         guard=lambda: None,
@@ -520,13 +216,13 @@ def _saves(place: Path, engine: Any, notes: list[str]) -> Saves:
 def _go_back(place: Path) -> None:
     """First where there is nothing to go back to: what the disks have is still the last step."""
     at: Any = None
-    with _nodes(TWO) as node:
+    with on_nodes(TWO) as node:
         engine = engine_of(Toy(), stage=1)
         with _saves(place, engine, []) as saves:
             saves.save(1, at)
             saves.save_locally(2, at, waits=True)
             assert saves.go_back(lambda _: False) is None
-            home = _home(place, node)
+            home = home_of(place, node)
             assert [path.name for path in home.iterdir()] == ["step_00000002"]
             found = saves.go_back(lambda _: True)
             assert found is not None
@@ -535,7 +231,7 @@ def _go_back(place: Path) -> None:
             assert not list((place / node).iterdir())
             saves.save_locally(2, at, waits=True)
             saves.finish()
-            assert _home(place, node) != home
+            assert home_of(place, node) != home
         engine.close()
 
 
@@ -554,7 +250,7 @@ def _save_to_a_store_that_hangs(place: Path) -> list[bool]:
         assert goes_on.wait(60)
         return usual(*given)
 
-    with _nodes(TWO):
+    with on_nodes(TWO):
         engine = engine_of(Toy(), stage=1)
         saver.write_share = hanging
         try:
@@ -581,8 +277,8 @@ def test_a_step_that_the_store_lacks_does_not_pass_for_saved(
 
 
 def _refused(place: Path, names: list[str], copies: int, shared: bool) -> str:
-    with _nodes(names), pytest.raises(ConfigError) as caught:
-        _disks(place, names, copies, shared=shared)
+    with on_nodes(names), pytest.raises(ConfigError) as caught:
+        disks_of(place, names, copies, shared=shared)
     return str(caught.value)
 
 
@@ -635,8 +331,8 @@ def test_a_directory_that_cannot_be_made(rank_pools: dict[int, RankPool], tmp_pa
 
 
 def _refused_id(place: Path) -> str:
-    with _nodes(TWO), pytest.raises(RunDirectoryError) as caught:
-        _disks(place, TWO, 1)
+    with on_nodes(TWO), pytest.raises(RunDirectoryError) as caught:
+        disks_of(place, TWO, 1)
     return str(caught.value)
 
 
@@ -651,8 +347,8 @@ def test_a_damaged_id_is_one_sentence(
 
 
 def _begin_anew(place: Path) -> tuple[str, str]:
-    with _nodes(TWO):
-        disks = _disks(place, TWO, 1)
+    with on_nodes(TWO):
+        disks = disks_of(place, TWO, 1)
         before = disks.home
         assert before is not None
         disks.begin()
@@ -663,44 +359,44 @@ def _begin_anew(place: Path) -> tuple[str, str]:
 
 
 def test_what_was_undone_is_forgotten_by_nodes_that_were_away(
-    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
+    rank_pools: dict[int, RankPool], saved_nearby: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
-    place = _moved(saved[0], tmp_path)
+    place = moved(saved_nearby[0], tmp_path)
     (place / "a").rename(place / "away")
     names = rank_pools[2].run(_begin_anew, place)
     assert names[0] == names[1]
     assert names[0][0] != names[0][1]
     shutil.rmtree(place / "a")
     (place / "away").rename(place / "a")
-    assert rank_pools[2].run(_find, place, TWO, 1, 1)[0][0] is None
+    assert rank_pools[2].run(find_and_restore, place, TWO, 1, 1)[0][0] is None
 
 
 def _homes(place: Path, label: str) -> tuple[str | None, str, list[str]]:
     """Before and after a run has begun there, and what was remarked."""
-    with _nodes(TWO):
-        disks = _disks(place, TWO, 1, label=label)
+    with on_nodes(TWO):
+        disks = disks_of(place, TWO, 1, label=label)
         before = disks.home
         return None if before is None else before.name, disks.begin().name, disks.remarks
 
 
 def test_a_run_that_is_renamed_keeps_its_name_on_the_disks(
-    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
+    rank_pools: dict[int, RankPool], saved_nearby: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
-    place, name = _moved(saved[0], tmp_path), _home(saved[0], "a").name
+    place, name = moved(saved_nearby[0], tmp_path), home_of(saved_nearby[0], "a").name
     for again in range(2):
         assert rank_pools[2].run(_homes, place, f"another {again}") == 2 * [(name, name, [])]
     link = tmp_path / "link"
     link.symlink_to(place)
     assert rank_pools[2].run(_homes, link, "a link") == 2 * [(name, name, [])]
-    assert _home(place, "a").exists()
+    assert home_of(place, "a").exists()
 
 
 def test_a_copy_of_a_run_does_not_write_where_the_other_does(
-    rank_pools: dict[int, RankPool], saved: tuple[Path, list[float]], tmp_path: Path
+    rank_pools: dict[int, RankPool], saved_nearby: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
     """Both may run at once; what the disks hold stays with the first."""
-    place, copy = _moved(saved[0], tmp_path), tmp_path / "copy"
-    name = _home(place, "a").name
+    place, copy = moved(saved_nearby[0], tmp_path), tmp_path / "copy"
+    name = home_of(place, "a").name
     assert rank_pools[2].run(_homes, place, "toy run") == 2 * [(name, name, [])]
     shutil.copytree(place, copy)
     for before, after, remarks in rank_pools[2].run(_homes, copy, "toy run"):
