@@ -53,7 +53,7 @@ class BackgroundSaver(ABC):
         self._room: torch.Tensor | None = None
         self._addresses: list[int] = []
         self._slices: list[StateSlice] = []
-        self._copies: list[StateSlice] | None = None
+        self._targets: list[StateSlice] | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -125,14 +125,14 @@ class BackgroundSaver(ABC):
     def _views(self, engine: ZeroEngine) -> list[StateSlice]:
         """What this rank has to save; the same list as long as nothing has moved."""
         if (found := addresses(engine)) != self._addresses:
-            self._addresses, self._slices, self._copies = found, owned_slices(engine), None
+            self._addresses, self._slices, self._targets = found, owned_slices(engine), None
         return self._slices
 
     def _snapshot(self, slices: list[StateSlice]) -> list[StateSlice]:
         is_first = self._room is None
-        if self._copies is None:
-            self._copies = self._copies_of(slices)
-        copies = self._copies
+        if self._targets is None:
+            self._targets = self._targets_of(slices)
+        copies = self._targets
         trained = {part.name for part in slices if part.kind != "value"}
         pairs = [
             (part.tensor, copy.tensor)
@@ -147,7 +147,7 @@ class BackgroundSaver(ABC):
             torch.cuda.synchronize()
         return copies
 
-    def _copies_of(self, slices: list[StateSlice]) -> list[StateSlice]:
+    def _targets_of(self, slices: list[StateSlice]) -> list[StateSlice]:
         """Where each slice is copied to; itself if it can be written from where it lies."""
         trained = {part.name for part in slices if part.kind != "value"}
         # What is fixed does not change; on a GPU it is copied once.
