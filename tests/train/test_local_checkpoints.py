@@ -171,7 +171,8 @@ def test_a_checkpoint_that_is_whole_and_was_not_named(
     directory, disks = tmp_path / "run", tmp_path / "disks"
     options = (*STEPS, "checkpoint={every_steps: 5, keep: 9}", *LAYOUT, near(disks))
     killed = start(corpus, directory, *options, ranks=2, main=killed_before_naming)
-    assert killed.wait().code == -signal.SIGKILL
+    assert killed.ranks[0].wait(DEADLINE_SECONDS) == -signal.SIGKILL
+    assert killed.ranks[1].wait(DEADLINE_SECONDS) is not None, "it waits for the dead"
     checkpoints = RunDirectory(directory).checkpoints
     assert complete(checkpoints)[-1] == "step_00000015"
     assert (checkpoints / "latest").read_text() == "step_00000010\nstep_00000015\n"
