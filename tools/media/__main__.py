@@ -1,8 +1,9 @@
-"""`python -m tools.media build images`: pictures with names, scenes with exact answers, and tasks.
+"""`python -m tools.media build images|speech`: what is seen and heard, with what it is, and tasks.
 
-They are made of packages that are downloaded once. What is trained on lies in `train`, drawings of
-vendors that are held out in `held_out`, for `tools.corpus build`; tasks lie in `tasks`, for
-`configs/task/pictures`. `manifest.json` tells all sources with their licences.
+They are made of packages that are downloaded once. What is trained on lies in `train`, for
+`tools.corpus build`; tasks lie in `tasks`, for `configs/task/pictures` and `configs/task/speech`,
+with drawings of vendors, voices, an engine and people that are held out. `manifest.json` tells all
+sources with their licences.
 """
 
 from train.preemption import quiet_until_asked
@@ -12,21 +13,23 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 
 from tools.arguments import Parser, local_path, whole
 from tools.command import command_line
 from tools.media.build import build_images
+from tools.media.speech.build import build_speech
 from tools.packages.kept import package_cache
 from tools.packages.used import Packages
 
-DEFAULT_OUT: Final = "data/media/images"
+DEFAULT_OUT: Final = "data/media"
 _SCENES: Final = 3_000
-_MOST_SCENES: Final = 1_000_000
+_UTTERANCES: Final = 3_000
+_MOST: Final = 1_000_000
 
 
 @command_line
@@ -36,19 +39,34 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     return options.action(options)
 
 
+def _images(options: argparse.Namespace, packages: Packages) -> dict[str, Any]:
+    return build_images(
+        options.out,
+        packages,
+        seed=options.seed,
+        scenes=options.scenes,
+        has_clipart=not options.no_clip_art,
+    )
+
+
+def _speech(options: argparse.Namespace, packages: Packages) -> dict[str, Any]:
+    return build_speech(
+        options.out,
+        packages,
+        seed=options.seed,
+        num_utterances=options.utterances,
+        has_synopses=not options.no_synopses,
+    )
+
+
 def _build(options: argparse.Namespace) -> None:
     console = Console(stderr=True)
 
     def report(told: str) -> None:
         console.print(told, markup=False, highlight=False, soft_wrap=True)
 
-    manifest = build_images(
-        options.out,
-        Packages(cache=options.cache or package_cache(), report=report),
-        seed=options.seed,
-        scenes=options.scenes,
-        has_clipart=not options.no_clip_art,
-    )
+    packages = Packages(cache=options.cache or package_cache(), report=report)
+    manifest = options.kind(options, packages)
     num_records = sum(file["records"] for file in manifest["files"].values())
     licences = sorted({each for source in manifest["sources"] for each in source["licences"]})
     sys.stdout.write(
@@ -60,31 +78,57 @@ def _build(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m tools.media", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("build", help="records of pictures, from packages")
+    command = commands.add_parser("build", help="records of one kind, from packages")
     command.set_defaults(action=_build)
-    command.add_argument("kind", choices=["images"], help="what to build")
-    command.add_argument(
-        "--out",
-        type=local_path,
-        default=Path(DEFAULT_OUT),
-        metavar="DIRECTORY",
-        help=f"default {DEFAULT_OUT}, where the tasks' files look",
-    )
-    command.add_argument("--cache", type=local_path, metavar="DIRECTORY", help="keeps downloads")
-    command.add_argument(
+    kinds = command.add_subparsers(required=True, metavar="KIND")
+    images = _kind(kinds, "images", _images, "pictures with names, and scenes")
+    images.add_argument(
         "--scenes",
-        type=whole(least=2, most=_MOST_SCENES),
+        type=whole(least=2, most=_MOST),
         default=_SCENES,
         metavar="N",
         help=f"to train on, of counting and of places each ({_SCENES})",
     )
+    images.add_argument(
+        "--no-clip-art", action="store_true", help="emoji alone: no package of Debian is needed"
+    )
+    speech = _kind(kinds, "speech", _speech, "speech with its texts")
+    speech.add_argument(
+        "--utterances",
+        type=whole(least=2, most=_MOST),
+        default=_UTTERANCES,
+        metavar="N",
+        help=f"to train on, of words, of numbers and of texts each ({_UTTERANCES})",
+    )
+    speech.add_argument(
+        "--no-synopses",
+        action="store_true",
+        help="no lines on what packages are for among the texts",
+    )
+    return parser
+
+
+def _kind(
+    kinds: Any,
+    name: str,
+    build: Callable[[argparse.Namespace, Packages], dict[str, Any]],
+    help: str,
+) -> argparse.ArgumentParser:
+    command = kinds.add_parser(name, help=help)
+    command.set_defaults(kind=build)
+    out = f"{DEFAULT_OUT}/{name}"
+    command.add_argument(
+        "--out",
+        type=local_path,
+        default=Path(out),
+        metavar="DIRECTORY",
+        help=f"default {out}, where the tasks' files look",
+    )
+    command.add_argument("--cache", type=local_path, metavar="DIRECTORY", help="keeps downloads")
     command.add_argument(
         "--seed", type=whole(), default=0, metavar="N", help="of what is drawn (0)"
     )
-    command.add_argument(
-        "--no-clip-art", action="store_true", help="emoji alone: no package of Debian is needed"
-    )
-    return parser
+    return command
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -20,13 +20,17 @@ _NO_DEBIAN: Final = (
 )
 
 
-def obtain(name: str, *, cache: Path, report: Callable[[str], None]) -> tuple[Path, str]:
+def obtain(
+    name: str, *, cache: Path, report: Callable[[str], None], lists: Path | None = None
+) -> tuple[Path, str]:
     """The file of a package, from the cache or else from the machine's own Debian mirror.
 
     Args:
         name: of the package, such as `linux-doc-6.1`.
         cache: directory that keeps package files.
         report: told what is being done.
+        lists: directory of the mirror's lists, which are fetched where it has none; by default
+            they are fetched, and forgotten.
 
     Returns:
         Its path and its SHA-256.
@@ -34,7 +38,8 @@ def obtain(name: str, *, cache: Path, report: Callable[[str], None]) -> tuple[Pa
     Raises:
         DataError: it is not cached and cannot be downloaded.
     """
-    return kept(cache / name, "*.deb", partial(_download, name), name=name, report=report)
+    download = partial(_download, name, lists)
+    return kept(cache / name, "*.deb", download, name=name, report=report)
 
 
 def index(*, cache: Path, report: Callable[[str], None]) -> tuple[Path, str]:
@@ -101,6 +106,48 @@ def files(package: Path, *, wanted: Callable[[str], bool]) -> Generator[tuple[st
                     yield name, content.read()
 
 
+def unpack(package: Path, directory: Path) -> None:
+    """Unpack all files of a package below a directory, as they would lie below `/`.
+
+    Raises:
+        DataError: the file is no sound package, there is no room, or `dpkg-deb` is missing.
+    """
+    dpkg = program("dpkg-deb", "so Debian packages cannot be read here.")
+    done = run([dpkg, "--extract", str(package), str(directory)], directory)
+    if done.returncode:
+        raise DataError(
+            f"{package} is not a sound package, or there is no room to unpack it in {directory} "
+            f"({last_line(done.stderr)}); make room, or delete it and build again."
+        )
+
+
+def lacking(names: Sequence[str], *, cache: Path, report: Callable[[str], None]) -> list[str]:
+    """What would have to be installed here so that packages run, they themselves among it.
+
+    Args:
+        names: of the packages.
+        cache: directory that keeps package files.
+        report: told what is being done.
+
+    Raises:
+        DataError: the mirror cannot be asked.
+    """
+    report(f"asking what {' and '.join(names)} need")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        apt = _apt(Path(scratch), Path(scratch) / "lists")
+        run([*apt, "--option=Acquire::Languages=none", "--quiet", "update"], Path(scratch))
+        # Nothing is locked: only root may, and nothing is installed.
+        asked = [*apt, "--option=Debug::NoLocking=1", "--no-install-recommends", "--simulate"]
+        done = run([*asked, "install", *names], Path(scratch))
+    if done.returncode:
+        raise DataError(
+            f"Could not learn from Debian's mirror what {names[0]} needs ({last_line(done.stderr)})"
+            "; check the network and the mirror in /etc/apt."
+        )
+    return re.findall(r"^Inst (\S+)", done.stdout, re.MULTILINE)
+
+
 def version(path: Path) -> str:
     """The version in a package file's name, where apt writes an epoch's colon as %3a."""
     return path.name.split("_")[1].replace("%3a", ":") if "_" in path.name else "unknown"
@@ -125,15 +172,19 @@ def licences(copyright_text: str) -> list[str]:
     return sorted(set(found))
 
 
-def _download(name: str, scratch: Path) -> Path:
+def _download(name: str, lists: Path | None, scratch: Path) -> Path:
     """Download with a package index of our own, which needs neither root nor a recent update."""
-    apt = _apt(scratch)
-    # One source of many that fails is no reason to stop: the package decides.
-    updated = run([*apt, "--option=Acquire::Languages=none", "--quiet", "update"], scratch)
+    lists = lists or scratch / "lists"
+    apt = _apt(scratch, lists)
+    failed = ""
+    if not any(lists.glob("*_Packages*")):
+        # One source of many that fails is no reason to stop: the package decides.
+        updated = run([*apt, "--option=Acquire::Languages=none", "--quiet", "update"], scratch)
+        failed = last_line(updated.stderr)
     result = run([*apt, "--quiet", "download", name], scratch)
     found = sorted(scratch.glob("*.deb"))
     if result.returncode != 0 or not found:
-        reason = last_line(result.stderr) or last_line(updated.stderr) or "no package came"
+        reason = last_line(result.stderr) or failed or "no package came"
         raise DataError(
             f"Could not download the Debian package {name} ({reason}). Check the network and the "
             f"mirror in /etc/apt, or put its .deb and a .sha256 beside it into "
@@ -145,7 +196,8 @@ def _download(name: str, scratch: Path) -> Path:
 def _download_index(scratch: Path) -> Path:
     """A system may leave translations out and pack its lists; these come as we want them."""
     wanted = ("--option=Acquire::Languages=en", "--option=Acquire::GzipIndexes=false")
-    updated = run([*_apt(scratch), *wanted, "--quiet", "update"], scratch)
+    apt = _apt(scratch, scratch / "lists")
+    updated = run([*apt, *wanted, "--quiet", "update"], scratch)
     descriptions = sorted((scratch / "lists").glob("*_Translation-en"))
     packages = sorted((scratch / "lists").glob("*_Packages"))
     if not descriptions or not packages:
@@ -162,11 +214,11 @@ def _download_index(scratch: Path) -> Path:
     return path
 
 
-def _apt(scratch: Path) -> list[str]:
-    for directory in ("lists/partial", "archives/partial"):
-        (scratch / directory).mkdir(parents=True)
+def _apt(scratch: Path, lists: Path) -> list[str]:
+    for directory in (lists / "partial", scratch / "archives/partial"):
+        directory.mkdir(parents=True, exist_ok=True)
     options = (
-        f"Dir::State::Lists={scratch / 'lists'}",
+        f"Dir::State::Lists={lists}",
         "Dir::State::status=/var/lib/dpkg/status",
         f"Dir::Cache={scratch}",
         f"Dir::Cache::Archives={scratch / 'archives'}",

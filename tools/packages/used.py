@@ -32,9 +32,15 @@ class Packages:
         self._note("Debian's package lists", "", path, sha256, ["each package's own"])
         return path
 
-    def debian(self, name: str, *, licences: Sequence[str] = ()) -> Path:
-        """A Debian package, under the licences that are given or that its copyright file names."""
-        path, sha256 = debian.obtain(name, cache=self.cache, report=self.report)
+    def debian(self, name: str, *, licences: Sequence[str] = (), lists: Path | None = None) -> Path:
+        """A Debian package, under the licences that are given or that its copyright file names.
+
+        Args:
+            name: of the package.
+            licences: of what is used of it.
+            lists: directory that keeps the mirror's lists from one package to the next.
+        """
+        path, sha256 = debian.obtain(name, cache=self.cache, report=self.report, lists=lists)
         place = f"usr/share/doc/{name}/copyright"
         texts = [content for _, content in debian.files(path, wanted=lambda p: p == place)]
         text = b"".join(texts).decode(errors="replace")

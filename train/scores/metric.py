@@ -13,7 +13,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 Floats = npt.NDArray[np.float64]
-MetricName = Literal["accuracy", "exact_match", "f1", "rouge", "bleu"]
+MetricName = Literal["accuracy", "exact_match", "f1", "rouge", "bleu", "word_accuracy"]
 
 _ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION: Final = set(string.punctuation)
@@ -34,7 +34,7 @@ class Metric(ABC):
 
     @abstractmethod
     def together(self, counts: Floats) -> Floats:
-        """[...] from 0 to 1, of [..., k] counts of rows that are added up, with their number first.
+        """[...] at most 1, of [..., k] counts of rows that are added up, with their number first.
 
         Args:
             counts: sums over rows of what `count` gives, behind the number of rows.
@@ -118,6 +118,26 @@ class Bleu(Metric):
         return np.array([_bleu_of(row) for row in rows]).reshape(counts.shape[:-1])
 
 
+class WordAccuracy(Metric):
+    """One less the word error rate of all rows together, by `jiwer`; below 0 where much is made up.
+
+    What is counted of a row is of the right answer of which the smallest share is wrong: whether
+    all of it is right, words that are substituted, left out or put in, and its words. Both are
+    normalised by `jiwer`'s `wer_standardize` (lower case, contractions in full, nothing in square
+    or pointed brackets, single spaces), and without punctuation.
+    """
+
+    @override
+    def count(self, answer: str, right: Sequence[str]) -> list[float]:
+        found = [_word_errors(answer, each) for each in right]
+        errors, words = min(found, key=lambda each: (each[0] / max(1, each[1]), each[0]))
+        return [float(errors == 0), errors, words]
+
+    @override
+    def together(self, counts: Floats) -> Floats:
+        return 1 - counts[..., 2] / np.maximum(1, counts[..., 3])
+
+
 def metric(name: MetricName) -> Metric:
     """The metric of this name."""
     kinds = {
@@ -126,6 +146,7 @@ def metric(name: MetricName) -> Metric:
         "f1": F1,
         "rouge": Rouge,
         "bleu": Bleu,
+        "word_accuracy": WordAccuracy,
     }
     return kinds[name]()
 
@@ -137,6 +158,42 @@ def normalised(text: str) -> str:
     """
     kept = "".join(sign for sign in text.lower() if sign not in _PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", kept).split())
+
+
+def spoken(text: str) -> str:
+    """Words as `WordAccuracy` compares them, between single spaces."""
+    [words] = _standard()([text])
+    return " ".join(words)
+
+
+def _word_errors(answer: str, right: str) -> tuple[int, int]:
+    """Words that are wrong, and words of what is right."""
+    from jiwer import process_words
+
+    said, wanted = spoken(answer), spoken(right)
+    if not wanted:
+        return len(said.split()), 0
+    found = process_words(wanted, said)
+    return found.substitutions + found.deletions + found.insertions, len(wanted.split())
+
+
+@functools.cache
+def _standard() -> Any:
+    """`jiwer.transformations.wer_standardize`, and punctuation goes."""
+    import jiwer
+
+    return jiwer.Compose(
+        [
+            jiwer.ToLowerCase(),
+            jiwer.ExpandCommonEnglishContractions(),
+            jiwer.RemoveKaldiNonWords(),
+            jiwer.RemovePunctuation(),
+            jiwer.RemoveWhiteSpace(replace_by_space=True),
+            jiwer.RemoveMultipleSpaces(),
+            jiwer.Strip(),
+            jiwer.ReduceToListOfListOfWords(),
+        ]
+    )
 
 
 @functools.cache
