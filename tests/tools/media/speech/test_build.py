@@ -84,7 +84,7 @@ def test_nobody_who_is_held_out_is_trained_on(out: Path) -> None:
             timbres = {row["voice"].partition("+")[2] for row in found}
             if split in ("train", "validation"):
                 assert engines == {"espeak-ng"}
-                assert timbres == {"adam", "ed"}
+                assert timbres <= {"adam", "ed"}
             elif split == "voices":
                 assert engines == {"espeak-ng"}
                 assert timbres <= held_out
