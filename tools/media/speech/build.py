@@ -26,6 +26,8 @@ HELD_OUT_SPLITS: Final = ("voices", "flite", "people")
 """Timbres of espeak-ng, another engine, people: none of them is trained on."""
 _HELD_OUT_OF: Final = 10
 """One is spoken for each other split for so many to train."""
+_TRIES: Final = 100
+"""Numbers that are drawn for one whose parts people have recorded, at most."""
 _ROWS_AT_ONCE: Final = 256
 
 
@@ -143,8 +145,9 @@ class _Said:
         seed = f"{self._seed} spoken_number/{split}"
         found = texts.numbers(held_out=split != "train", seed=seed)
         if split == "people":
-            some = islice(((n, self._people.number(n)) for n in found), self._count_of(split))
-            told = [(number, samples) for number, samples in some if samples is not None]
+            count = self._count_of(split)
+            tried = ((n, self._people.number(n)) for n in islice(found, _TRIES * count))
+            told = [*islice(((n, each) for n, each in tried if each is not None), count)]
             numbers = [number for number, _ in told]
             said = [_recorded(texts.in_words(number), samples) for number, samples in told]
         else:

@@ -1,15 +1,15 @@
-"""Small packages that speak, in the form of the real ones; what they say is a tone of its own."""
+"""Small packages that speak, in the form of the real ones; what they say is a sound of its own."""
 
 import gzip
 import io
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import av
 import numpy as np
 
+from tests.sounds import saved
 from tests.tools.tasks.making import keep, keep_index
 from tools.media.speech import people
 from tools.media.speech.programs import HELD_OUT_TIMBRES, PACKAGES
@@ -29,23 +29,24 @@ PROMPTS = {
 }
 """Texts by name; `letters/at` and `beep` are no words."""
 
-# What a program is asked decides the tone, as a voice, a text and how it is said decide a sound.
-_SPEAKS = """#!{python} -SE
-import array, hashlib, math, sys, wave
-if sys.argv[1:] == ["--version"]:
-    sys.exit()
-out = sys.argv[sys.argv.index("{flag}") + 1]
-asked = " ".join(word for word in sys.argv[1:] if word != out and not word.startswith("--path"))
-digest = hashlib.sha256(asked.encode()).digest()
-hertz = 200 + int.from_bytes(digest[:4], "big") % 3000
-with wave.open(out, "wb") as file:
-    file.setnchannels(1)
-    file.setsampwidth(2)
-    file.setframerate({rate})
-    turn = 2 * math.pi * hertz / {rate}
-    tone = (round(9000 * math.sin(turn * at)) for at in range({rate} // 10))
-    file.writeframes(array.array("h", tone).tobytes())
+# The question itself, over and over, is the sound: 8 bits a letter.
+_SPEAKS = """#!/bin/sh
+[ "$1" = --version ] && exit
+for word; do
+    if [ "$last" = {flag} ]; then out=$word; else said="$said ${{word##--path*}}"; fi
+    last=$word
+done
+{{ cat "${{0%/bin/*}}/share/{name}.wav"; yes "$said" | head -c {samples}; }} > "$out"
 """
+_RATE = 22_050
+
+
+def _speaker(name: str, flag: str) -> dict[str, bytes]:
+    """Files of a program that speaks for a tenth of a second."""
+    file = saved(np.zeros(_RATE // 10), _RATE, subtype="PCM_U8")
+    head = file[: file.index(b"data") + 8]
+    program = _SPEAKS.format(name=name, flag=flag, samples=_RATE // 10)
+    return {f"usr/bin/{name}": program.encode(), f"usr/share/{name}.wav": head}
 
 
 def g722(samples: np.ndarray) -> bytes:
@@ -96,15 +97,11 @@ Description: stands in for another
 def keep_speech(cache: Path, *, prompts: Mapping[str, str] = PROMPTS) -> Path:
     """Keep small packages as downloads leave them."""
     keep_index(cache)
-    programs = {
-        "espeak-ng": _SPEAKS.format(python=sys.executable, flag="-w", rate=22_050),
-        "flite": _SPEAKS.format(python=sys.executable, flag="-o", rate=16_000),
-    }
     data = "usr/lib/x86_64-linux-gnu/espeak-ng-data/voices/!v"
     for name in PACKAGES:
         files: dict[str, bytes] = {}
-        if name in programs:
-            files[f"usr/bin/{name}"] = programs[name].encode()
+        if name in ("espeak-ng", "flite"):
+            files |= _speaker(name, "-w" if name == "espeak-ng" else "-o")
         if name == "espeak-ng-data":
             files |= {f"{data}/{timbre}": b"voice" for timbre in TIMBRES}
         keep_debian(cache, name, files)
