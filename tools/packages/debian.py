@@ -112,6 +112,7 @@ def unpack(package: Path, directory: Path) -> None:
     Raises:
         DataError: the file is no sound package, there is no room, or `dpkg-deb` is missing.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     dpkg = program("dpkg-deb", "so Debian packages cannot be read here.")
     done = run([dpkg, "--extract", str(package), str(directory)], directory)
     if done.returncode:

@@ -135,7 +135,7 @@ def test_a_cached_package_that_changed_is_downloaded_again(
     sound = path.read_bytes()
     path.write_bytes(sound[:-100])
 
-    def download(name: str, scratch: Path) -> Path:
+    def download(name: str, lists: Path | None, scratch: Path) -> Path:
         fresh = scratch / path.name
         fresh.write_bytes(sound)
         return fresh
@@ -146,6 +146,54 @@ def test_a_cached_package_that_changed_is_downloaded_again(
     assert told == ["downloading linux-doc-6.1"]
     assert package.read_bytes() == sound
     obtain("linux-doc-6.1", cache=cache, report=no_report)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One on this machine, which apt asks alone: `speaks` needs `sings`."""
+    place = tmp_path / "mirror"
+    stanzas: list[str] = []
+    for name, needs in (("speaks", "Depends: sings\n"), ("sings", "")):
+        kept = build_package(tmp_path / name, name, {f"usr/bin/{name}": b"#!/bin/sh\n"})
+        [package] = (kept / name).glob("*.deb")
+        place.mkdir(exist_ok=True)
+        package = package.rename(place / f"{name}.deb")
+        digest = hashlib.sha256(package.read_bytes()).hexdigest()
+        stanzas.append(
+            f"Package: {name}\nVersion: 1:2.0-1\nArchitecture: all\n{needs}Description: text\n"
+            f"Filename: ./{name}.deb\nSize: {package.stat().st_size}\nSHA256: {digest}\n"
+        )
+    (place / "Packages").write_text("\n".join(stanzas))
+    (tmp_path / "sources.list").write_text(f"deb [trusted=yes] copy:{place} ./\n")
+    settings = f'Dir::Etc::sourcelist "{tmp_path}/sources.list"; Dir::Etc::sourceparts "-";'
+    (tmp_path / "apt.conf").write_text(settings)
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    return place
+
+
+def test_what_a_package_needs_is_asked(mirror: Path, tmp_path: Path) -> None:
+    found = debian.lacking(["speaks"], cache=tmp_path / "cache", report=lambda _: None)
+    assert sorted(found) == ["sings", "speaks"]
+    with pytest.raises(DataError, match=r"what hears needs \(E: Unable to locate package hears\)"):
+        debian.lacking(["hears"], cache=tmp_path / "cache", report=lambda _: None)
+
+
+def test_lists_are_fetched_once_for_several_packages(mirror: Path, tmp_path: Path) -> None:
+    cache, lists, told = tmp_path / "cache", tmp_path / "lists", list[str]()
+    speaks, _ = obtain("speaks", cache=cache, report=told.append, lists=lists)
+    (mirror / "Packages").unlink()
+    sings, _ = obtain("sings", cache=cache, report=told.append, lists=lists)
+    assert told == ["downloading speaks", "downloading sings"]
+    for package in (speaks, sings):
+        debian.unpack(package, tmp_path / "unpacked")
+    assert {path.name for path in (tmp_path / "unpacked/usr/bin").iterdir()} == {"speaks", "sings"}
+
+
+def test_a_damaged_package_is_not_unpacked(cache: Path, tmp_path: Path) -> None:
+    [path] = (cache / "linux-doc-6.1").glob("*.deb")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="is not a sound package, or there is no room to unpack"):
+        debian.unpack(path, tmp_path)
 
 
 def test_a_file_that_is_no_package_is_named(tmp_path: Path) -> None:
