@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from model.batch import PackedSpans
+from model.encoders.protocol import ItemEncoderKind
 from model.encoders.text import TextEncoderConfig
 from model.generation.picking import GREEDY, Sampling
 from model.semicausal import ModelConfig
@@ -40,6 +41,7 @@ def item_vectors(model: ModelConfig) -> Mapping[Kind, Vectors]:
         kind: part.encoder.item_vectors
         for kind, name in MEDIA.items()
         if (part := model.encoders.get(name)) is not None
+        and isinstance(part.encoder, ItemEncoderKind)
     }
 
 

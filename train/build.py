@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.adapters.layer import is_adapter, plain_name
 from model.adapters.tuning import Names, tune
+from model.encoders.protocol import ItemEncoderKind
 from model.semicausal import ModelConfig, SemiCausal
 from parallel import engine
 from parallel.engine import build_part
@@ -21,7 +22,7 @@ from train.config import RunConfig
 from train.config_files import differences
 from train.data.collate import Collator
 from train.data.corpus import Corpus
-from train.data.document import MEDIA, Kind
+from train.data.document import MEDIA
 from train.data.feed import Feed
 from train.data.mixture import Mixture, shares
 from train.data.pack import Room
@@ -75,7 +76,8 @@ def rooms(config: RunConfig) -> tuple[Room, ...]:
         if not kind.is_stored:
             continue
         capacity = config.span_capacity(modality)
-        vectors = None if kind.medium == Kind.TEXT_SPAN else part.encoder.item_vectors
+        encoder = part.encoder
+        vectors = encoder.item_vectors if isinstance(encoder, ItemEncoderKind) else None
         found.append(
             Room(kind=kind.medium, spans=capacity.spans, slots=capacity.tokens, vectors=vectors)
         )

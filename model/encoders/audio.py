@@ -20,7 +20,7 @@ from model.encoders.fronts import (
     WaveformConfig,
     sinusoids,
 )
-from model.encoders.protocol import EncoderKind, SpanLoad, Stack
+from model.encoders.protocol import ItemEncoderKind, SpanLoad, Stack
 from model.layers import NORM_EPSILON, Layers
 from model.recompute import Recompute
 from model.steady import steady_rows
@@ -30,7 +30,7 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 Rate = Annotated[int, Field(ge=1000, le=192_000)]
 
 
-class AudioEncoderConfig(EncoderKind):
+class AudioEncoderConfig(ItemEncoderKind):
     """Shape of the audio encoder, the sounds it reads, and what of it trains."""
 
     kind: Literal["audio"]

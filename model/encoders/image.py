@@ -16,7 +16,7 @@ from model.block import run_block
 from model.config import Dropout
 from model.encoders.grid import Grid, native_grid, weights_between
 from model.encoders.patch_bias import PatchBias
-from model.encoders.protocol import EncoderKind, SpanLoad, Stack
+from model.encoders.protocol import ItemEncoderKind, SpanLoad, Stack
 from model.layers import NORM_EPSILON, Layers, normal
 from model.recompute import Recompute
 from model.steady import steady_rows
@@ -27,7 +27,7 @@ MOST_PATCHES = 2**20
 _THREE = Field(min_length=3, max_length=3)
 
 
-class ImageEncoderConfig(EncoderKind):
+class ImageEncoderConfig(ItemEncoderKind):
     """Shape of the image encoder, the pictures it reads, and what of it trains.
 
     Either all pictures get one `size`, or each keeps its aspect in at most `max_patches`.

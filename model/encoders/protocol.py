@@ -111,15 +111,6 @@ class EncoderKind(Config):
     def longest_span(self) -> int:
         """Vectors of the longest span that it can read."""
 
-    def item_vectors(self, size: Sequence[int]) -> int:
-        """Vectors of an item that documents carry whole, such as a picture: its decoder slots.
-
-        Args:
-            size: what was recorded of it when the corpus was built; of a picture, its height and
-                width in pixels.
-        """
-        raise NotImplementedError(f"an encoder of kind {self.kind} reads no items")
-
     @abstractmethod
     def architecture(self, *, vocabulary: int) -> dict[str, Any]:
         """What another encoder must share for its weights to mean the same.
@@ -208,3 +199,19 @@ class EncoderKind(Config):
         for module in (*before, *list(blocks)[: self.layers_fixed]):
             if module is not None:
                 module.requires_grad_(False)
+
+
+class ItemEncoderKind(EncoderKind):
+    """The same of an encoder that reads items which documents carry whole, such as pictures."""
+
+    @abstractmethod
+    def item_vectors(self, size: Sequence[int]) -> int:
+        """Vectors of an item: its decoder slots.
+
+        Args:
+            size: what was recorded of it when the corpus was built; of a picture, its height and
+                width in pixels.
+
+        Raises:
+            ValueError: it is larger than what is read; the message is the end of a sentence.
+        """

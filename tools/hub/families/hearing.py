@@ -1,7 +1,7 @@
 """wav2vec 2.0, HuBERT and Whisper's encoder: what becomes an audio encoder."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from tools.hub.families.pictures import PROCESSOR
-from tools.hub.families.table import Described, Entry, Family, gelu, grouped
+from tools.hub.families.table import (
+    Described,
+    Entry,
+    Family,
+    both,
+    flat,
+    gelu,
+    grouped,
+    one_way,
+    without_keys,
+)
 
 PREFIX: Final = "encoders.audio."
 _BLOCK: Final = f"{PREFIX}blocks.{{}}."
@@ -93,10 +103,6 @@ def _require(processor: Mapping[str, Any], key: str, usual: Any, faults: list[st
         faults.append(f"{PROCESSOR}: {key} {str(found)[:40]}: it is {usual} here")
 
 
-def _flat(kernel: Tensor) -> Tensor:
-    return kernel.flatten(1)
-
-
 def _normed(lengths: Tensor, directions: Tensor) -> Tensor:
     """A weight behind its weight norm, over all but the last dim."""
     return torch.linalg.vector_norm(directions, dim=(0, 1), keepdim=True).reciprocal() * (
@@ -104,17 +110,8 @@ def _normed(lengths: Tensor, directions: Tensor) -> Tensor:
     )
 
 
-def _one_way(ours: str, *theirs: str, made: Callable[..., Tensor]) -> Entry:
-    return Entry(ours=ours, theirs=theirs, made=made, taken_apart=None)
-
-
-def _both(ours: str, theirs: str) -> Iterator[Entry]:
-    for kind in ("weight", "bias"):
-        yield Entry(ours=f"{ours}.{kind}", theirs=(f"{theirs}.{kind}",))
-
-
 def _convolution(ours: str, theirs: str, *, has_bias: bool) -> Iterator[Entry]:
-    yield _one_way(f"{ours}.weight", f"{theirs}.weight", made=_flat)
+    yield one_way(f"{ours}.weight", f"{theirs}.weight", made=flat)
     if has_bias:
         yield Entry(ours=f"{ours}.bias", theirs=(f"{theirs}.bias",))
 
@@ -125,7 +122,7 @@ def _whisper_table(described: Described, shape: dict[str, Any]) -> Iterator[Entr
         yield from _convolution(f"{PREFIX}front.convolutions.{number}", theirs, has_bias=True)
     places = "encoder.embed_positions.weight"
     yield Entry(ours=f"{PREFIX}positions.weight", theirs=(places,))
-    yield from _both(f"{PREFIX}final_norm", "encoder.layer_norm")
+    yield from both(f"{PREFIX}final_norm", "encoder.layer_norm")
     layer = "encoder.layers.{}."
     for ours, theirs in (
         ("attention_norm", "self_attn_layer_norm"),
@@ -134,18 +131,15 @@ def _whisper_table(described: Described, shape: dict[str, Any]) -> Iterator[Entr
         ("feed_forward.up", "fc1"),
         ("feed_forward.down", "fc2"),
     ):
-        yield from _both(f"{_BLOCK}{ours}", f"{layer}{theirs}")
+        yield from both(f"{_BLOCK}{ours}", f"{layer}{theirs}")
     fused = grouped(groups=shape["heads"])
     own = [f"{layer}self_attn.{part}_proj" for part in "qkv"]
     weights = [f"{part}.weight" for part in own]
-    yield _one_way(f"{_BLOCK}attention.qkv.weight", *weights, made=fused)
+    yield one_way(f"{_BLOCK}attention.qkv.weight", *weights, made=fused)
 
-    def without_keys(query: Tensor, value: Tensor) -> Tensor:
-        # Of a key nothing but its difference from others matters: a bias would do nothing.
-        return fused(query, torch.zeros_like(query), value)
-
+    made = without_keys(groups=shape["heads"])
     bias = f"{_BLOCK}attention.qkv.bias"
-    yield _one_way(bias, f"{own[0]}.bias", f"{own[2]}.bias", made=without_keys)
+    yield one_way(bias, f"{own[0]}.bias", f"{own[2]}.bias", made=made)
 
 
 def _wav2vec2_table(described: Described, shape: dict[str, Any]) -> Iterator[Entry]:
@@ -155,16 +149,16 @@ def _wav2vec2_table(described: Described, shape: dict[str, Any]) -> Iterator[Ent
         convolution = f"{ours}convolutions.{number}"
         yield from _convolution(convolution, f"{theirs}conv", has_bias=front["biases"])
         if number == 0 or front["norm"] == "each":
-            yield from _both(f"{ours}norms.{number}", f"{theirs}layer_norm")
+            yield from both(f"{ours}norms.{number}", f"{theirs}layer_norm")
     if front["projection_norm"]:
-        yield from _both(f"{PREFIX}front.projection_norm", "feature_projection.layer_norm")
-    yield from _both(f"{PREFIX}front.projection", "feature_projection.projection")
+        yield from both(f"{PREFIX}front.projection_norm", "feature_projection.layer_norm")
+    yield from both(f"{PREFIX}front.projection", "feature_projection.projection")
     place = "encoder.pos_conv_embed.conv"
     parts = [f"{place}.{part}" for part in ("weight_g", "weight_v")]
-    yield _one_way(f"{PREFIX}positions.weight", *parts, made=_normed)
+    yield one_way(f"{PREFIX}positions.weight", *parts, made=_normed)
     yield Entry(ours=f"{PREFIX}positions.bias", theirs=(f"{place}.bias",))
     norm = "embedding_norm" if shape["embedding_norm"] else "final_norm"
-    yield from _both(f"{PREFIX}{norm}", "encoder.layer_norm")
+    yield from both(f"{PREFIX}{norm}", "encoder.layer_norm")
     layer = "encoder.layers.{}."
     for ours, theirs in (
         ("attention_norm", "layer_norm"),
@@ -173,11 +167,11 @@ def _wav2vec2_table(described: Described, shape: dict[str, Any]) -> Iterator[Ent
         ("feed_forward.up", "feed_forward.intermediate_dense"),
         ("feed_forward.down", "feed_forward.output_dense"),
     ):
-        yield from _both(f"{_BLOCK}{ours}", f"{layer}{theirs}")
+        yield from both(f"{_BLOCK}{ours}", f"{layer}{theirs}")
     fused = grouped(groups=shape["heads"])
     for kind in ("weight", "bias"):
         own = [f"{layer}attention.{part}_proj.{kind}" for part in "qkv"]
-        yield _one_way(f"{_BLOCK}attention.qkv.{kind}", *own, made=fused)
+        yield one_way(f"{_BLOCK}attention.qkv.{kind}", *own, made=fused)
 
 
 _WHISPER_HEADS: Final = r"decoder\.|(proj_out|projector|classifier)\.|layer_weights$"

@@ -68,6 +68,22 @@ class Family:
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+def one_way(ours: str, *theirs: str, made: Callable[..., Tensor]) -> Entry:
+    """Made of theirs, and never taken apart again."""
+    return Entry(ours=ours, theirs=theirs, made=made, taken_apart=None)
+
+
+def both(ours: str, theirs: str) -> Iterator[Entry]:
+    """A weight and its bias."""
+    for kind in ("weight", "bias"):
+        yield Entry(ours=f"{ours}.{kind}", theirs=(f"{theirs}.{kind}",))
+
+
+def flat(kernel: Tensor) -> Tensor:
+    """A convolution that reads each place once, as a linear layer."""
+    return kernel.flatten(1)
+
+
 def grouped(*, groups: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Makes our fused projection of queries, keys and values, group by group."""
 
@@ -77,6 +93,19 @@ def grouped(*, groups: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
         fused = torch.cat([parts(query), parts(key), parts(value)], dim=1)
         return fused.reshape(-1, *query.shape[1:])
+
+    return made
+
+
+def without_keys(*, groups: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Makes the bias of our fused projection where keys have none.
+
+    Of a key nothing but its difference from others matters: a bias would do nothing.
+    """
+    fused = grouped(groups=groups)
+
+    def made(query: Tensor, value: Tensor) -> Tensor:
+        return fused(query, torch.zeros_like(query), value)
 
     return made
 

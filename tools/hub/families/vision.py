@@ -1,7 +1,7 @@
 """ViT, CLIP's and SigLIP's vision models, and BEiT: what becomes an image encoder."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from tools.hub.families.pictures import pictures
-from tools.hub.families.table import Described, Entry, Family, gelu, grouped
+from tools.hub.families.table import (
+    Described,
+    Entry,
+    Family,
+    both,
+    flat,
+    gelu,
+    grouped,
+    one_way,
+    without_keys,
+)
 
 PREFIX: Final = "encoders.image."
 _BLOCK: Final = f"{PREFIX}blocks.{{}}."
@@ -88,10 +98,6 @@ def _vision_of(described: Described) -> Described:
     return described.get("vision_config", described)
 
 
-def _flat(kernel: Tensor) -> Tensor:
-    return kernel.flatten(1)
-
-
 def _row(values: Tensor) -> Tensor:
     return values.reshape(1, -1)
 
@@ -100,25 +106,16 @@ def _zeros(weight: Tensor) -> Tensor:
     return weight.new_zeros(weight.shape[0])
 
 
-def _one_way(ours: str, *theirs: str, made: Callable[..., Tensor]) -> Entry:
-    return Entry(ours=ours, theirs=theirs, made=made, taken_apart=None)
-
-
-def _both(ours: str, theirs: str) -> Iterator[Entry]:
-    for kind in ("weight", "bias"):
-        yield Entry(ours=f"{ours}.{kind}", theirs=(f"{theirs}.{kind}",))
-
-
 def _vit_table(described: Described, shape: dict[str, Any]) -> Iterator[Entry]:
     projection = "embeddings.patch_embeddings.projection"
-    yield _one_way(f"{PREFIX}projection.weight", f"{projection}.weight", made=_flat)
+    yield one_way(f"{PREFIX}projection.weight", f"{projection}.weight", made=flat)
     yield Entry(ours=f"{PREFIX}projection.bias", theirs=(f"{projection}.bias",))
-    yield _one_way(f"{PREFIX}class_embedding.weight", "embeddings.cls_token", made=_row)
+    yield one_way(f"{PREFIX}class_embedding.weight", "embeddings.cls_token", made=_row)
     if shape.get("positions", True):
         places = "embeddings.position_embeddings"
-        yield _one_way(f"{PREFIX}positions.weight", places, made=partial(torch.squeeze, dim=0))
+        yield one_way(f"{PREFIX}positions.weight", places, made=partial(torch.squeeze, dim=0))
     if shape.get("final_norm", True):
-        yield from _both(f"{PREFIX}final_norm", "layernorm")
+        yield from both(f"{PREFIX}final_norm", "layernorm")
     layer = "encoder.layer.{}."
     for ours, theirs in (
         ("attention_norm", "layernorm_before"),
@@ -127,25 +124,21 @@ def _vit_table(described: Described, shape: dict[str, Any]) -> Iterator[Entry]:
         ("feed_forward.up", "intermediate.dense"),
         ("feed_forward.down", "output.dense"),
     ):
-        yield from _both(f"{_BLOCK}{ours}", f"{layer}{theirs}")
+        yield from both(f"{_BLOCK}{ours}", f"{layer}{theirs}")
     own = f"{layer}attention.attention."
     fused = grouped(groups=shape["heads"])
     parts = [f"{own}{part}" for part in ("query", "key", "value")]
     weights = [f"{part}.weight" for part in parts]
-    yield _one_way(f"{_BLOCK}attention.qkv.weight", *weights, made=fused)
+    yield one_way(f"{_BLOCK}attention.qkv.weight", *weights, made=fused)
     bias = f"{_BLOCK}attention.qkv.bias"
     if described["model_type"] == "beit":
-
-        def without_keys(query: Tensor, value: Tensor) -> Tensor:
-            # Of a key nothing but its difference from others matters: a bias would do nothing.
-            return fused(query, torch.zeros_like(query), value)
-
-        yield _one_way(bias, f"{parts[0]}.bias", f"{parts[2]}.bias", made=without_keys)
+        made = without_keys(groups=shape["heads"])
+        yield one_way(bias, f"{parts[0]}.bias", f"{parts[2]}.bias", made=made)
         yield from _beit_entries(described, shape)
     elif described.get("qkv_bias", True):
-        yield _one_way(bias, *(f"{part}.bias" for part in parts), made=fused)
+        yield one_way(bias, *(f"{part}.bias" for part in parts), made=fused)
     else:
-        yield _one_way(bias, *weights, made=lambda *all_: _zeros(torch.cat(all_)))
+        yield one_way(bias, *weights, made=lambda *all_: _zeros(torch.cat(all_)))
 
 
 def _beit_entries(described: Described, shape: dict[str, Any]) -> Iterator[Entry]:
@@ -159,25 +152,25 @@ def _beit_entries(described: Described, shape: dict[str, Any]) -> Iterator[Entry
     if shape["relative_positions"] == "shared":
         yield Entry(ours=ours.format(0), theirs=(shared,))
     elif described.get("use_shared_relative_position_bias"):
-        yield _one_way(ours, own, shared, made=torch.add)
+        yield one_way(ours, own, shared, made=torch.add)
     elif shape["relative_positions"] == "each":
         yield Entry(ours=ours, theirs=(own,))
 
 
 def _clip_table(described: Described, shape: dict[str, Any]) -> Iterator[Entry]:
     projection = "embeddings.patch_embedding"
-    yield _one_way(f"{PREFIX}projection.weight", f"{projection}.weight", made=_flat)
+    yield one_way(f"{PREFIX}projection.weight", f"{projection}.weight", made=flat)
     if shape["class_token"] != "none":
-        yield _one_way(f"{PREFIX}projection.bias", f"{projection}.weight", made=_zeros)
-        yield _one_way(f"{PREFIX}class_embedding.weight", "embeddings.class_embedding", made=_row)
+        yield one_way(f"{PREFIX}projection.bias", f"{projection}.weight", made=_zeros)
+        yield one_way(f"{PREFIX}class_embedding.weight", "embeddings.class_embedding", made=_row)
     else:
         yield Entry(ours=f"{PREFIX}projection.bias", theirs=(f"{projection}.bias",))
     places = "embeddings.position_embedding.weight"
     yield Entry(ours=f"{PREFIX}positions.weight", theirs=(places,))
     if shape.get("embedding_norm"):
-        yield from _both(f"{PREFIX}embedding_norm", "pre_layrnorm")
+        yield from both(f"{PREFIX}embedding_norm", "pre_layrnorm")
     if shape.get("final_norm", True):
-        yield from _both(f"{PREFIX}final_norm", "post_layernorm")
+        yield from both(f"{PREFIX}final_norm", "post_layernorm")
     layer = "encoder.layers.{}."
     for ours, theirs in (
         ("attention_norm", "layer_norm1"),
@@ -186,11 +179,11 @@ def _clip_table(described: Described, shape: dict[str, Any]) -> Iterator[Entry]:
         ("feed_forward.up", "mlp.fc1"),
         ("feed_forward.down", "mlp.fc2"),
     ):
-        yield from _both(f"{_BLOCK}{ours}", f"{layer}{theirs}")
+        yield from both(f"{_BLOCK}{ours}", f"{layer}{theirs}")
     for kind in ("weight", "bias"):
         parts = (f"{layer}self_attn.{part}_proj.{kind}" for part in "qkv")
         made = grouped(groups=shape["heads"])
-        yield _one_way(f"{_BLOCK}attention.qkv.{kind}", *parts, made=made)
+        yield one_way(f"{_BLOCK}attention.qkv.{kind}", *parts, made=made)
 
 
 _HEADS: Final = (

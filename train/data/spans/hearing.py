@@ -9,6 +9,7 @@ import torch
 
 from model.encoders.audio import AudioEncoderConfig, AudioSpans
 from model.encoders.fronts import LogMelConfig
+from train.data.spans.media import Laid
 from train.data.spans.mel import log_mel
 from train.data.spans.places import FlatSpans, padded, runs
 from train.data.spans.protocol import SpanCapacity
@@ -83,19 +84,21 @@ def pack_sounds(
         sequences: B.
         sequence_tokens: S.
     """
-    B, S = sequences, sequence_tokens
-    front = encoder.front
-    lengths, slots = spans.lengths, runs(spans.first_slots(S), spans.lengths)
-    if not sounds:
-        # The padding span: the shortest sound, silence, whose vectors go to the bin slot B * S.
-        sounds = [in_blocks(np.zeros(1, dtype=np.float32), encoder)]
-        lengths = np.array([front.num_rows(1)])
-        slots = np.full(lengths[0], B * S)
+    B, front = sequences, encoder.front
+    laid = Laid.of(
+        sounds,
+        spans,
+        vectors=lambda sound: front.num_rows(sound.samples),
+        padding=lambda: in_blocks(np.zeros(1, dtype=np.float32), encoder),
+        capacity=capacity,
+        sequences=B,
+        sequence_tokens=sequence_tokens,
+    )
+    sounds = laid.items
     counts = np.array([len(sound.blocks) for sound in sounds])
     wholes = [max(sound.samples, encoder.padded_samples) for sound in sounds]
     rows_of = np.array([front.num_rows(whole) for whole in wholes])
     vectors_of = np.array([front.num_rows(sound.samples) for sound in sounds])
-    assert (vectors_of == lengths).all(), "spans are as long as their sounds"
     firsts = counts.cumsum() - counts
     inside = runs(np.zeros_like(counts), counts)
     frames_of = np.array([front.num_frames(whole) for whole in wholes])
@@ -103,7 +106,6 @@ def pack_sounds(
     places = runs(np.zeros_like(rows_of), rows_of)
     longest, num_blocks, num_rows = int(rows_of.max()), int(counts.sum()), int(rows_of.sum())
     heard = places < np.repeat(vectors_of, rows_of)
-    room_vectors = max(B * capacity.tokens, len(slots))
     spans_rows = capacity.spans * front.num_rows(encoder.padded_samples)
     room_rows = B * max(capacity.tokens, spans_rows if encoder.padded_samples else 0)
     room_rows = max(room_rows, num_rows)
@@ -117,11 +119,11 @@ def pack_sounds(
         rows=padded(runs(firsts, rows_of), room_rows),
         positions=padded(places, room_rows),
         cells=padded(np.repeat(np.arange(len(sounds)) * longest, rows_of) + places, room_rows),
-        vectors=padded(np.flatnonzero(heard), room_vectors),
-        slots=padded(slots, room_vectors, B * S),
+        vectors=padded(np.flatnonzero(heard), laid.room),
+        slots=laid.slots,
         num_blocks=num_blocks,
         num_rows=num_rows,
-        num_vectors=len(slots),
+        num_vectors=laid.num_vectors,
         num_spans=len(sounds),
         longest_rows=longest,
     )

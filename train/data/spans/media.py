@@ -1,24 +1,26 @@
 """Spans of other modalities: their encoder reads the items that documents carry, such as pictures.
 
-A modality adds a file beside this one, with its kind of spans and what makes arrays of its items.
+A modality adds a file beside this one, with its kind of spans and its reader: what makes something
+of a file, arrays of many, and one that shows nothing.
 """
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import numpy as np
+import torch
 
 from model.batch import PackedSpans
 from model.config import Config
-from model.encoders.protocol import EncoderKind
+from model.encoders.protocol import EncoderKind, ItemEncoderKind
 from train.data.document import MEDIA, Kind
 from train.data.sample import Sample, SampleItem
-from train.data.spans.places import NO_SPANS, FlatSpans, Ints, Spans
+from train.data.spans.places import NO_SPANS, FlatSpans, Ints, Spans, padded, runs
 from train.data.spans.protocol import Draw, SpanCapacity
 from train.data.tokens import SpecialTokens
 from train.errors import DataError
@@ -33,6 +35,7 @@ def _usual_threads() -> int:
 
 Read = TypeVar("Read")
 """What is made of an item's file."""
+Encoder = TypeVar("Encoder", bound=ItemEncoderKind)
 
 
 class MediaSpansConfig(Config, ABC):
@@ -44,8 +47,10 @@ class MediaSpansConfig(Config, ABC):
     """Documents bring their spans, for which packing leaves room."""
     medium: ClassVar[Kind]
     """Which items it reads."""
-    encoder_kind: ClassVar[type[EncoderKind]]
+    encoder_kind: ClassVar[type[ItemEncoderKind]]
     """What reads them."""
+    reader_kind: ClassVar[type["MediaReader[Any, Any]"]]
+    """What makes arrays of them."""
 
     @property
     def is_idle(self) -> bool:
@@ -59,11 +64,14 @@ class MediaSpansConfig(Config, ABC):
     def load(self, sequence_tokens: int) -> None:
         """Not known."""
 
-    @abstractmethod
     def reader(
         self, encoder: EncoderKind, *, capacity: SpanCapacity, seed: int, special: SpecialTokens
-    ) -> "MediaReader[Any]":
+    ) -> "MediaReader[Any, Any]":
         """What reads the items for an encoder with which `faults` finds nothing wrong."""
+        assert isinstance(encoder, self.encoder_kind), "refused with the configuration"
+        return self.reader_kind(
+            medium=self.medium, capacity=capacity, seed=seed, encoder=encoder
+        )
 
     def faults(self, path: str, encoder: EncoderKind, *, sequence_tokens: int) -> Iterator[str]:
         """What is wrong with it in a run, each with its key; `path` is that of this kind."""
@@ -87,22 +95,28 @@ class MediaSpansConfig(Config, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MediaReader(ABC, Generic[Read]):
+class MediaReader(ABC, Generic[Encoder, Read]):
     """Reads the items of one modality where documents have them.
 
     Attributes:
         medium: the modality.
         capacity: room in one sequence.
+        encoder: what is to read them.
         seed: of what is changed at random.
         threads: that read items at a time; decoders leave the others alone meanwhile.
     """
 
+    read_file: ClassVar[Callable[..., Any]]
+    """`Read` of the bytes of a file, the encoder, and `size` that was recorded."""
+    pack_items: ClassVar[Callable[..., PackedSpans]]
+    """Arrays of items, and where their vectors go: as `arrays`, with the sizes of `tokens`."""
+
     medium: Kind
     capacity: SpanCapacity
+    encoder: Encoder
     seed: int = 0
     threads: int = field(default_factory=_usual_threads)
 
-    @abstractmethod
     def read(self, item: SampleItem) -> Read:
         """What is made of an item's file.
 
@@ -110,8 +124,8 @@ class MediaReader(ABC, Generic[Read]):
             ValueError: it cannot be read, or is not what was recorded; the message is the end of a
                 sentence.
         """
+        return self.read_file(item.data, self.encoder, size=item.size)
 
-    @abstractmethod
     def arrays(self, items: Sequence[Read], tokens: Ints, spans: FlatSpans) -> PackedSpans:
         """What the encoder reads of a batch, one padding span where there is no item.
 
@@ -120,6 +134,15 @@ class MediaReader(ABC, Generic[Read]):
             tokens: [B, S].
             spans: where they stand.
         """
+        B, S = tokens.shape
+        return self.pack_items(
+            items,
+            spans,
+            encoder=self.encoder,
+            capacity=self.capacity,
+            sequences=B,
+            sequence_tokens=S,
+        )
 
     @abstractmethod
     def blank(self, vectors: int) -> Read | None:
@@ -193,3 +216,57 @@ class MediaReader(ABC, Generic[Read]):
                 f"{item.name} {error}: build the corpus again without it, or name the document in "
                 "data.unscored_ids"
             ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laid(Generic[Read]):
+    """Items of a microbatch, one at least, and the decoder slots of their vectors.
+
+    Attributes:
+        items: those of the spans, or a padding item whose vectors all go to the bin slot B * S.
+        slots: static room of them, filled up with the bin slot.
+        num_vectors: real ones.
+    """
+
+    items: Sequence[Read]
+    slots: torch.Tensor
+    num_vectors: int
+
+    @property
+    def room(self) -> int:
+        """Vectors that there is room for."""
+        return len(self.slots)
+
+    @classmethod
+    def of(
+        cls,
+        items: Sequence[Read],
+        spans: FlatSpans,
+        *,
+        vectors: Callable[[Read], int],
+        padding: Callable[[], Read],
+        capacity: SpanCapacity,
+        sequences: int,
+        sequence_tokens: int,
+    ) -> "Laid[Read]":
+        """Lay the items of B sequences into their slots.
+
+        Args:
+            items: one for each span.
+            spans: where their vectors go.
+            vectors: of an item.
+            padding: the smallest item.
+            capacity: room in one sequence.
+            sequences: B.
+            sequence_tokens: S.
+        """
+        B, S = sequences, sequence_tokens
+        if items:
+            lengths = [vectors(item) for item in items]
+            assert lengths == spans.lengths.tolist(), "spans are as long as their items"
+            slots = runs(spans.first_slots(S), spans.lengths)
+        else:
+            items = [padding()]
+            slots = np.full(vectors(items[0]), B * S)
+        room = max(B * capacity.tokens, len(slots))
+        return cls(items=items, slots=padded(slots, room, B * S), num_vectors=len(slots))

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from model.encoders.grid import Grid
 from model.encoders.image import ImageEncoderConfig, ImageSpans
 from train.data.spans.augment import AugmentConfig, changed, cut_out
+from train.data.spans.media import Laid
 from train.data.spans.places import FlatSpans, padded, runs
 from train.data.spans.protocol import SpanCapacity
 
@@ -121,6 +122,12 @@ def read_picture(
     return Picture(patches=patches, grid=grid)
 
 
+def black_picture(grid: Grid, encoder: ImageEncoderConfig) -> Picture:
+    """One that shows nothing."""
+    shape = (grid[0] * grid[1], 3 * encoder.patch_pixels**2)
+    return Picture(patches=np.zeros(shape, dtype=np.uint8), grid=grid)
+
+
 def pack_pictures(
     pictures: Sequence[Picture],
     spans: FlatSpans,
@@ -140,20 +147,19 @@ def pack_pictures(
         sequences: B.
         sequence_tokens: S.
     """
-    B, S = sequences, sequence_tokens
-    lengths, slots = spans.lengths, runs(spans.first_slots(S), spans.lengths)
-    if not pictures:
-        # The padding span: one patch whose vector goes to the bin slot B * S.
-        black = np.zeros((1, 3 * encoder.patch_pixels**2), dtype=np.uint8)
-        pictures = [Picture(patches=black, grid=encoder.fixed_grid or (1, 1))]
-        kept = encoder.class_rows - encoder.dropped_rows
-        lengths = np.array([1 + kept])
-        slots = np.full(1 + kept, B * S)
-    first = encoder.class_rows
+    B, first = sequences, encoder.class_rows
+    laid = Laid.of(
+        pictures,
+        spans,
+        vectors=lambda picture: first + len(picture.patches) - encoder.dropped_rows,
+        padding=lambda: replace(black_picture((1, 1), encoder), grid=encoder.fixed_grid or (1, 1)),
+        capacity=capacity,
+        sequences=B,
+        sequence_tokens=sequence_tokens,
+    )
+    pictures = laid.items
     counts = np.array([first + len(picture.patches) for picture in pictures])
-    assert (counts - encoder.dropped_rows == lengths).all(), "spans are as long as their pictures"
     longest, rows = int(counts.max()), int(counts.sum())
-    room_vectors = max(B * capacity.tokens, len(slots))
     room_rows = max(B * (capacity.tokens + capacity.spans * encoder.dropped_rows), rows)
     places = np.full((room_rows, 2), -1, dtype=np.int64)
     grids = np.ones((room_rows, 2), dtype=np.int64)
@@ -172,10 +178,10 @@ def pack_pictures(
         places=torch.from_numpy(places),
         grids=torch.from_numpy(grids),
         cells=padded(cells, room_rows),
-        vectors=padded(np.flatnonzero(inside >= encoder.dropped_rows), room_vectors),
-        slots=padded(slots, room_vectors, B * S),
+        vectors=padded(np.flatnonzero(inside >= encoder.dropped_rows), laid.room),
+        slots=laid.slots,
         num_rows=rows,
-        num_vectors=len(slots),
+        num_vectors=laid.num_vectors,
         num_spans=len(counts),
         longest_rows=longest,
     )
