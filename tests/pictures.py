@@ -15,7 +15,10 @@ from tools.corpus.__main__ import main
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 30), "blue": (30, 30, 240)}
 """What the captions of `colours` say of their pictures."""
 
-SOUNDS = {b"RIFF": ".wav", b"fLaC": ".flac"}
+BEGINNINGS = {
+    b"RIFF": ".wav", b"fLaC": ".flac", b"\x1a\x45\xdf\xa3": ".mkv", b"\0\0\0\x1c": ".mp4",
+    b"\0\0\0\x20": ".mp4",
+}  # fmt: skip
 """How files that are no pictures begin, and end in name."""
 
 
@@ -32,9 +35,9 @@ def png(height: int, width: int, *, colour: tuple[int, int, int] | None = None) 
 
 
 def build(out: Path, rows: Iterable[Mapping[str, Any]], *, flags: Iterable[str] = ()) -> Path:
-    """A corpus of these rows, in which `image` is what `png` gives or any bytes, `audio` a sound.
+    """A corpus of these rows, in which `image` is what `png` gives or any bytes.
 
-    Files lie beside the corpus.
+    `audio` is a sound, `video` a video. Files lie beside the corpus.
     """
     source = out.parent / f"{out.name}-source"
     source.mkdir(parents=True)
@@ -50,7 +53,7 @@ def build(out: Path, rows: Iterable[Mapping[str, Any]], *, flags: Iterable[str] 
         if not isinstance(value, bytes):
             return value
         count += 1
-        suffix = SOUNDS.get(value[:4], ".png")
+        suffix = BEGINNINGS.get(value[:4], ".png")
         (source / f"{count}{suffix}").write_bytes(value)
         return f"{count}{suffix}"
 

@@ -4,7 +4,8 @@ What `tools.export` wrote becomes the checkpoint that it was. A model of the Lla
 or GPT-2 class becomes a checkpoint whose decoder others begin from, one of the BERT, RoBERTa or
 ELECTRA class one whose text encoder they do, one of the ViT, CLIP, SigLIP or BEiT class one whose
 image encoder they do, one of the wav2vec 2.0, HuBERT or Whisper class one whose audio encoder they
-do: `python -m train OUT/model.yaml MINE.yaml`.
+do, one of the VideoMAE or TimeSformer class one whose video encoder they do: `python -m train
+OUT/model.yaml MINE.yaml`.
 """
 
 import sys

@@ -296,7 +296,7 @@ def _pack_items(
     return reader.arrays(contents, tokens, _flat(ranges))
 
 
-def _reader(model: ModelConfig, kind: Kind) -> MediaReader[Any]:
+def _reader(model: ModelConfig, kind: Kind) -> MediaReader[Any, Any]:
     encoder = model.encoders[MEDIA[kind]].encoder
     return MEDIA_SPANS[kind].reader(
         encoder,
@@ -306,7 +306,7 @@ def _reader(model: ModelConfig, kind: Kind) -> MediaReader[Any]:
     )
 
 
-def _content(reader: MediaReader[Any], item: SampleItem) -> Any:
+def _content(reader: MediaReader[Any, Any], item: SampleItem) -> Any:
     try:
         return reader.read(item)
     except ValueError as error:

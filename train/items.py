@@ -6,7 +6,7 @@ from typing import Final
 
 from train.data.document import MEDIA, Kind
 from train.data.segments import MediaSegment
-from train.data.spans import picture, sound
+from train.data.spans import clip, picture, sound
 from train.errors import UserError
 
 
@@ -16,8 +16,8 @@ class Bounds:
 
     Attributes:
         num_bytes: of its file.
-        pixels: of a picture.
-        seconds: of a sound; None: as long as readers take it.
+        pixels: of a picture, or of a video's frames.
+        seconds: of a sound or a video; None: as long as readers take it.
     """
 
     num_bytes: int = 1 << 30
@@ -38,9 +38,14 @@ def _sound(data: bytes, bounds: Bounds) -> tuple[int, ...]:
     return sound.measured(data, most_seconds=bounds.seconds)
 
 
+def _video(data: bytes, bounds: Bounds) -> tuple[int, ...]:
+    return clip.measured(data, most_pixels=bounds.pixels, most_seconds=bounds.seconds)
+
+
 _MEASURES: Final[Mapping[Kind, Callable[[bytes, Bounds], tuple[int, ...]]]] = {
     Kind.IMAGE: _picture,
     Kind.AUDIO: _sound,
+    Kind.VIDEO: _video,
 }
 """What tells the size of an item, by modality, and refuses (ValueError) one beyond its bounds."""
 

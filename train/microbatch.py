@@ -267,7 +267,7 @@ def fullest_batch(config: RunConfig, collate: Collator, sequences: int) -> Batch
 class _Fixed:
     """Reads the same spans in every sample."""
 
-    reader: TextReader | MediaReader[Any]
+    reader: TextReader | MediaReader[Any, Any]
     spans: Spans
 
     @property
@@ -291,15 +291,18 @@ class _Fixed:
         return self.reader.arrays(blank, tokens, spans)
 
 
-def _fullest_spans(reader: TextReader | MediaReader[Any], *, begins: int, ends: int) -> Spans:
+def _fullest_spans(reader: TextReader | MediaReader[Any, Any], *, begins: int, ends: int) -> Spans:
     """As many tokens as there is room for, in as few and long spans: their grid is largest."""
     capacity = reader.capacity
     spans: list[tuple[int, int]] = []
     left = min(capacity.tokens, ends - begins)
     while left > 0 and len(spans) < capacity.spans:
         length = min(left, capacity.longest_tokens)
-        if isinstance(reader, MediaReader) and reader.blank(length) is None:
-            break  # there are no shorter ones
+        if isinstance(reader, MediaReader):
+            while length and reader.blank(length) is None:
+                length -= 1  # a video has a multiple of its times
+            if not length:
+                break
         spans.append((begins, begins + length))
         begins, left = begins + length, left - length
     return np.array(spans, dtype=np.int64) if spans else NO_SPANS

@@ -63,6 +63,19 @@ def weights_between(
     return weights
 
 
+def nearest(places: Tensor, sizes: Tensor, *, table: int) -> Int64[Tensor, "R"]:
+    """The entry along one dim of a table that is read at places of grids of other sizes.
+
+    The same as `torch.nn.functional.interpolate` of the kind nearest.
+
+    Args:
+        places: [R] row (or column, or time) of a patch.
+        sizes: [R] rows (or columns, or times) of its grid.
+        table: of the table.
+    """
+    return torch.div(places * table, sizes, rounding_mode="floor")
+
+
 def _cubic(distance: Tensor) -> Tensor:
     a, x = _SHARPNESS, distance
     near = ((a + 2) * x - (a + 3)) * x * x + 1

@@ -2,59 +2,31 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from model.attention import SpanGrid
 from model.batch import PackedSpans
 from model.block import run_block
 from model.config import Dropout
-from model.encoders.grid import Grid, native_grid, weights_between
+from model.encoders.grid import Grid, weights_between
 from model.encoders.patch_bias import PatchBias
-from model.encoders.protocol import ItemEncoderKind, SpanLoad, Stack
+from model.encoders.patches import PICTURE_KEYS, PatchEncoderKind, Side
+from model.encoders.protocol import SpanLoad, Stack
 from model.layers import NORM_EPSILON, Layers, normal
 from model.recompute import Recompute
 from model.steady import steady_rows
 from model.style import Style
 
-Side = Annotated[int, Field(ge=1, le=2**14)]
-MOST_PATCHES = 2**20
-_THREE = Field(min_length=3, max_length=3)
 
-
-class ImageEncoderConfig(ItemEncoderKind):
-    """Shape of the image encoder, the pictures it reads, and what of it trains.
-
-    Either all pictures get one `size`, or each keeps its aspect in at most `max_patches`.
-    """
+class ImageEncoderConfig(PatchEncoderKind):
+    """Shape of the image encoder, the pictures it reads, and what of it trains."""
 
     kind: Literal["image"]
-    patch_pixels: Annotated[int, Field(ge=1, le=2**8)] = 16
-    """Side of a patch."""
-    size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
-    """Height and width in pixels that every picture gets; what is beyond whole patches, right and
-    below, is not read. Default: its own, rounded to patches."""
-    max_patches: Annotated[int, Field(ge=1, le=MOST_PATCHES)] | None = None
-    """Of one picture that keeps its aspect; larger ones are made as small as that."""
-    fit: Literal["stretch", "crop"] = "stretch"
-    """How a picture gets another aspect: by `stretch`, or by `crop` of what is beyond its middle
-    (CLIP)."""
-    resized: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
-    """Height and width to which a picture is fitted before the middle of `size` is cut out of it.
-    Default: `size` itself."""
-    resample: Literal["bicubic", "bilinear"] = "bicubic"
-    """Between pixels; either looks at all pixels of a picture that is made smaller (antialias)."""
-    mean: Annotated[list[float], _THREE] = Field(default_factory=lambda: [0.5, 0.5, 0.5])
-    """Of red, green and blue between 0 and 1, which is taken away."""
-    std: Annotated[list[Annotated[float, Field(gt=0)]], _THREE] = Field(
-        default_factory=lambda: [0.5, 0.5, 0.5]
-    )
-    """Of the same, which is divided by."""
     table: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     """Rows and columns of the learned positions, which other grids read between (bicubic).
     Default: the grid of `size`, or the largest square of `max_patches`."""
@@ -81,35 +53,12 @@ class ImageEncoderConfig(ItemEncoderKind):
     """Whether scores have a bias by the way from patch to patch, `shared` by all layers or `each`
     with its own (BEiT). Grids other than the table's read between it (bilinear)."""
 
-    @model_validator(mode="after")
-    def _has_one_size(self) -> "ImageEncoderConfig":
-        if (self.size is None) == (self.max_patches is None):
-            raise ValueError(
-                "size: set it to the height and width of all pictures, or max_patches for those "
-                "that keep their aspect; one of the two"
-            )
-        if self.size is not None and min(self.size) < self.patch_pixels:
-            raise ValueError(
-                f"size: {self.size} holds no patch of {self.patch_pixels} pixels: raise it, or "
-                "lower patch_pixels"
-            )
-        return self
-
-    @property
-    def fixed_grid(self) -> Grid | None:
-        """Rows and columns of patches of every picture, None where each has its own."""
-        if self.size is None:
-            return None
-        height, width = self.size
-        return height // self.patch_pixels, width // self.patch_pixels
-
     @property
     def table_grid(self) -> Grid:
         """Rows and columns of the learned positions."""
         if self.table is not None:
             return self.table[0], self.table[1]
-        side = isqrt(self.max_patches or 1)
-        return self.fixed_grid or (side, side)
+        return super().table_grid
 
     @property
     def class_rows(self) -> int:
@@ -121,14 +70,6 @@ class ImageEncoderConfig(ItemEncoderKind):
         """Rows of a picture that give none of its vectors."""
         return int(self.class_token == "dropped")
 
-    def grid(self, size: Sequence[int]) -> Grid:
-        """Rows and columns of patches of a picture of so many pixels, height and width."""
-        height, width = size
-        if self.max_patches is None:
-            assert self.fixed_grid is not None, "one of the two is set"
-            return self.fixed_grid
-        return native_grid(height, width, patch_pixels=self.patch_pixels, most=self.max_patches)
-
     def item_vectors(self, size: Sequence[int]) -> int:
         """Vectors of a picture; `size` is its height and width in pixels."""
         rows, columns = self.grid(size)
@@ -137,14 +78,13 @@ class ImageEncoderConfig(ItemEncoderKind):
     @property
     def longest_span(self) -> int:
         """Vectors of the largest picture."""
-        rows, columns = self.fixed_grid or (self.max_patches or 1, 1)
+        rows, columns = self.largest_grid
         return rows * columns + int(self.class_token == "kept")
 
     def architecture(self, *, vocabulary: int) -> dict[str, Any]:
         """All but what only training asks for, and which pictures are read."""
         left_out = {"dropout", "init_from", "trainable_layers"}
-        pictures = {"size", "max_patches", "fit", "resized", "resample"}
-        return self.model_dump(exclude=left_out | pictures) | {
+        return self.model_dump(exclude=left_out | PICTURE_KEYS) | {
             "table": list(self.table_grid),
             "class_token": self.class_token != "none",
         }
@@ -180,17 +120,7 @@ class ImageEncoderConfig(ItemEncoderKind):
     ) -> Iterator[str]:
         """Sizes that do not fit each other; layers left random."""
         yield from self.block_faults(path, is_supplied=is_supplied)
-        for key, is_set in (("fit", self.fit == "crop"), ("resized", self.resized is not None)):
-            if is_set and self.size is None:
-                yield (
-                    f"{path}.{key}: cuts pictures to one size, and {path}.max_patches keeps the "
-                    f"aspect of each: leave it out, or set {path}.size"
-                )
-        if any(a > b for a, b in zip(self.size or (), self.resized or (), strict=False)):
-            yield (
-                f"{path}.resized: {self.resized} is smaller than {path}.size ({self.size}): what "
-                "is cut out must lie inside"
-            )
+        yield from self.picture_faults(path)
         if self.relative_positions != "none" and self.size is None:
             yield (
                 f"{path}.relative_positions: {self.relative_positions} is for pictures of one "
@@ -286,7 +216,7 @@ class ImageEncoder(nn.Module):
         grid = SpanGrid.fitted(spans.cells[:real], spans.num_spans, spans.longest_rows)
         weight = self.projection.weight
         R = steady_rows(real, like=weight, room=len(spans.patches))
-        x = self.projection(self._normalized(spans.patches[:R]).to(weight.dtype))
+        x = self.projection(self.config.normalized(spans.patches[:R]).to(weight.dtype))
         places, grids = spans.places[:R], spans.grids[:R]
         if self.class_embedding is not None:
             is_class = (places[:, 0] < 0)[:, None]
@@ -305,13 +235,6 @@ class ImageEncoder(nn.Module):
         if self.final_norm is not None:
             x = self.final_norm(x)
         return x.index_select(0, spans.vectors[: spans.steady_vectors(like=weight)])
-
-    def _normalized(self, patches: Tensor) -> Float[Tensor, "R _"]:
-        # By numbers of the host: buffers would be rounded in a model of 16 bits.
-        pixels = patches.to(torch.float32, copy=True).view(len(patches), 3, -1)
-        for color, (mean, std) in enumerate(zip(self.config.mean, self.config.std, strict=True)):
-            pixels[:, color].sub_(255 * mean).div_(255 * std)
-        return pixels.view(len(patches), -1)
 
     def _positions(self, places: Tensor, grids: Tensor) -> Float[Tensor, "R E"]:
         """The learned positions of rows, between those of the table where grids differ from its."""

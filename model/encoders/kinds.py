@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from model.encoders.audio import AudioEncoderConfig
 from model.encoders.image import ImageEncoderConfig
 from model.encoders.text import TextEncoderConfig
+from model.encoders.video import VideoEncoderConfig
 
 
 def _text_by_default(value: Any) -> Any:
@@ -15,7 +16,7 @@ def _text_by_default(value: Any) -> Any:
 
 
 AnyEncoderConfig = Annotated[
-    TextEncoderConfig | ImageEncoderConfig | AudioEncoderConfig,
+    TextEncoderConfig | ImageEncoderConfig | AudioEncoderConfig | VideoEncoderConfig,
     Field(discriminator="kind"),
     BeforeValidator(_text_by_default),
 ]

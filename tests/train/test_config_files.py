@@ -205,6 +205,7 @@ AUDIO = [
     "feed_forward: 32, front: {kind: log_mel}}"
 ]
 WAVEFORM = [AUDIO[0].replace("log_mel", "waveform")]
+VIDEO = [IMAGE[0].replace("image", "video")]
 KINDS = {
     **dict.fromkeys(
         ("encoder.max_seconds", "encoder.padded_seconds", "encoder.rate", "encoder.table_rows"),
@@ -213,6 +214,8 @@ KINDS = {
     "front.mels": AUDIO,
     "front.norm_epsilon": WAVEFORM,
     "front.position": WAVEFORM,
+    "encoder.frames": VIDEO,
+    "encoder.tube_frames": VIDEO,
     "encoder.layer_scale": IMAGE,
     "encoder.max_patches": IMAGE,
     "encoder.patch_pixels": IMAGE,

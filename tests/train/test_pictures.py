@@ -171,7 +171,7 @@ def configured(*overrides: str) -> RunConfig:
         ),
         (
             ["model.encoders.image.encoder.max_patches=64"],
-            ["spans.image: an image may take 64 slots, and a sequence has 64, one of them for <s>"],
+            ["spans.image: one image may take 64 slots, and a sequence has 64, one of them"],
         ),
         (
             ["spans.image={kind: random}"],

@@ -101,7 +101,7 @@ def configured(*overrides: str) -> RunConfig:
         ),
         (
             ["model.encoders.audio.encoder.max_seconds=30.0"],
-            "spans.audio: an audio may take 1,500 slots, and a sequence has 64, one of them",
+            "spans.audio: one audio may take 1,500 slots, and a sequence has 64, one of them",
         ),
         (
             ["spans.audio={kind: image}"],

@@ -8,7 +8,7 @@ from typing import Final
 from PIL import Image
 
 from train.data.document import MEDIA, Kind
-from train.data.spans import picture, sound
+from train.data.spans import clip, picture, sound
 
 SUFFIXES: Final[Mapping[str, Kind]] = {
     **dict.fromkeys(
@@ -53,11 +53,9 @@ def measured(kind: Kind, data: bytes) -> tuple[int, ...]:
             return picture.measured(data)
         if kind == Kind.AUDIO:
             return sound.measured(data)
+        return clip.measured(data)
     except ValueError as error:
         raise RowError(f"the {MEDIA[kind]} {error}") from error
-    if _format(kind, data) is None:
-        raise RowError(f"the video is not mp4, webm or mkv: it begins with {data[:8]!r}")
-    return ()
 
 
 def describe(kind: Kind, data: bytes) -> str:

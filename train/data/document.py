@@ -56,9 +56,11 @@ in them; spans of each other modality."""
 SIZES: Final[Mapping[Kind, tuple[str, ...]]] = {
     Kind.IMAGE: ("height", "width"),
     Kind.AUDIO: ("samples", "rate"),
+    Kind.VIDEO: ("frames", "height", "width", "milliseconds"),
 }
 """What is recorded of each item of a modality: of a picture its pixels, turned as its EXIF says; of
-a sound its samples of one channel, and how many of them a second has."""
+a sound its samples of one channel, and how many of them a second has; of a video its frames, their
+pixels, turned as it says, and how long it is."""
 
 SIZE_NUMBERS: Final = 4
 """Numbers that there is room for in a size; those behind the ones of `SIZES` are 0."""

@@ -60,7 +60,7 @@ _ENVIRONMENT: Final = _Environment(
 )
 _ENVIRONMENT.filters["join"] = cast(Any, _joined)
 
-MEDIA: Final = ("image", "audio")
+MEDIA: Final = ("image", "audio", "video")
 """Modalities whose items records may bring."""
 
 RECORD: Final = "record"

@@ -9,8 +9,7 @@ from typing import Any, Final, TypeVar
 from train.data.document import KINDS, Kind
 from train.data.payload import below, payload
 from train.data.segments import MediaSegment, Segment, TextSegment
-from train.data.spans.picture import read_size
-from train.data.spans.sound import measured
+from train.data.spans import clip, picture, sound
 from train.errors import DataError
 from train.storage.path import local_path
 from train.tasks.example import Choice, Example
@@ -22,7 +21,11 @@ ANSWER: Final = "answer"
 CHOICES: Final = "choices"
 """What templates may name besides columns."""
 
-_SIZES: Final = {Kind.IMAGE: read_size, Kind.AUDIO: measured}
+_SIZES: Final = {
+    Kind.IMAGE: picture.read_size,
+    Kind.AUDIO: sound.measured,
+    Kind.VIDEO: clip.measured,
+}
 """What tells the size of an item, by modality."""
 
 Filled = TypeVar("Filled")

@@ -85,6 +85,13 @@ DAILY_IMAGES: list[Row] = [
 ]
 """Pictures beside spans of text: on all ranks, on some, on none, with either encoder fixed."""
 
+DAILY_ITEMS: list[Row] = [
+    {"data": 2, "zero": 3, "spans": "first rank", "items": "all"},
+    {"tensor": 2, "sequence_parallel": True, "zero": 1, "frozen": True, "items": "all"},
+    INTERLEAVED | {"zero": 3, "recompute": "full", "items": "video"},
+]
+"""Pictures, sounds and videos beside each other, on all ranks or on some; videos alone."""
+
 DAILY_COMPILED: list[Row] = [
     {"tensor": 2, "zero": 1, "norm": "pre"},
     {"tensor": 2, "sequence_parallel": True, "zero": 3, "frozen": True, "recompute": "full"},
@@ -126,6 +133,7 @@ def planned_cells() -> tuple[Cell, ...]:
         *_compiled_rows(),
         *_decoder_rows(),
         *_image_rows(),
+        *_item_rows(),
         *_trained_rows(),
         *_tuned_rows(),
     ]
@@ -159,7 +167,8 @@ def daily_cells() -> list[Cell]:
     rows += [row | {"microbatches": 2, "compiled": "eager"} for row in DAILY_COMPILED]
     rows += [row | {"microbatches": 2} for row in DAILY_TUNED]
     rows += [row | {"microbatches": 2, "norm": "pre"} for row in DAILY_DECODERS]
-    rows += [row | {"microbatches": 2, "images": True} for row in DAILY_IMAGES]
+    rows += [row | {"microbatches": 2, "items": "image"} for row in DAILY_IMAGES]
+    rows += [row | {"microbatches": 2} for row in DAILY_ITEMS]
     return _ordered(rows)
 
 
@@ -270,7 +279,31 @@ def _image_rows() -> list[Row]:
         for zero, spans in ((1, "everywhere"), (3, "first rank"))
     ]
     rows.append(EIGHT_RANKS | {"zero": 3, "microbatches": 2, "steps": TRAINED_STEPS})
-    return [row | {"images": True} for row in rows]
+    return [row | {"items": "image"} for row in rows]
+
+
+def _item_rows() -> list[Row]:
+    choices: dict[str, Any] = {
+        "items": ("all", "audio", "video", "divided"),
+        "zero": (0, 1, 3),
+        "spans": SPANS,
+        "microbatches": (2, 4),
+        "frozen": (False, True),
+        "recompute": RECOMPUTE,
+        "attend": ("across", "within"),
+    }
+    of_each = pairwise(choices)
+    rows = [layout | row for layout in ({}, *FURTHER_LAYOUTS) for row in of_each]
+    others: list[Row] = [{"precision": "bf16"}, {"compiled": "aot_eager"}, {"dropout": 0.1}]
+    rows += [
+        layout | other | {"zero": 3, "microbatches": 2, "spans": "first rank", "items": "all"}
+        for layout in COMPILED_LAYOUTS
+        for other in others
+    ]
+    rows.append(
+        EIGHT_RANKS | {"zero": 3, "microbatches": 2, "steps": TRAINED_STEPS, "items": "all"}
+    )
+    return rows
 
 
 def _trained_rows() -> list[Row]:

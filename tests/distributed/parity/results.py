@@ -108,7 +108,7 @@ class Result:
             "attend": cell.attend,
             "compiled": cell.compiled,
             "decoder": cell.decoder,
-            "images": cell.images,
+            "items": cell.items,
             "steps": cell.steps,
             "weight_difference": self.weight_difference,
             "tuned": cell.tuned,

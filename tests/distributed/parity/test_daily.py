@@ -7,8 +7,9 @@ import pytest
 
 from tests.distributed.parity.plan import daily_cells
 from tests.distributed.parity.results import compared
-from tests.distributed.semicausal_runs import CLIP_NORM, Cell, oracle
+from tests.distributed.semicausal_runs import CLIP_NORM, Cell, Items, item_encoders, oracle
 from tools.ranks import RankPool
+from train.data.document import MEDIA
 
 
 def name(cell: Cell) -> str:
@@ -20,7 +21,7 @@ def name(cell: Cell) -> str:
     parts += ["within"] if cell.attend == "within" else []
     parts += ["compiled"] if cell.compiled else []
     parts += [cell.tuned] if cell.tuned else []
-    parts += ["images"] if cell.images else []
+    parts += [cell.items] if cell.items else []
     parts += [cell.decoder] if cell.decoder != "ours" else []
     return "-".join(parts).replace(" ", "-")
 
@@ -38,13 +39,15 @@ def test_attention_within_documents_is_another_thing() -> None:
     assert abs(across[0][0] - within[0][0]) > 1e-3
 
 
-def test_pictures_are_another_thing() -> None:
-    """Nor those with pictures because nothing of these arrives; where there are none, it does."""
-    (bare, _), (seen, weights) = oracle(Cell()), oracle(Cell(images=True))
+@pytest.mark.parametrize("items", ["image", "audio", "video", "all"])
+def test_items_are_another_thing(items: Items) -> None:
+    """Nor those with items because nothing of these arrives; where there are none, it does."""
+    (bare, _), (seen, weights) = (oracle(Cell(items=each, steps=1)) for each in ("", items))
     assert abs(bare[0][0] - seen[0][0]) > 1e-3
-    assert any(name.startswith("encoders.image.") for name in weights)
+    for kind in item_encoders(Cell(items=items)):
+        assert any(name.startswith(f"encoders.{MEDIA[kind]}.") for name in weights)
     (without, _), (bare, _) = (
-        oracle(Cell(images=images, spans="nowhere", steps=1)) for images in (True, False)
+        oracle(Cell(items=each, spans="nowhere", steps=1)) for each in (items, "")
     )
     assert without[0][0] == bare[0][0]
 

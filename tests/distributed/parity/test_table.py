@@ -99,11 +99,19 @@ def test_eight_ranks_have_the_full_product() -> None:
         {"attend": "within", "tensor": 2, "sequence_parallel": True, "pipeline": 2, "zero": 3},
         {"attend": "within", "chunks": 2, "data": 2, "recompute": "selective"},
         {"attend": "within", "tensor": 2, "pipeline": 2, "data": 2},
-        *({"images": True, "zero": zero, "spans": spans} for zero in ZERO for spans in SPANS),
-        *({"images": True, "zero": zero, "frozen": True} for zero in ZERO),
-        {"images": True, "tensor": 2, "sequence_parallel": True, "data": 2, "zero": 3},
-        {"images": True, "tensor": 2, "pipeline": 2, "data": 2, "steps": 20},
-        {"images": True, "compiled": "aot_eager", "zero": 3, "spans": "first rank"},
+        *({"items": "image", "zero": zero, "spans": spans} for zero in ZERO for spans in SPANS),
+        *({"items": "image", "zero": zero, "frozen": True} for zero in ZERO),
+        {"items": "image", "tensor": 2, "sequence_parallel": True, "data": 2, "zero": 3},
+        {"items": "image", "tensor": 2, "pipeline": 2, "data": 2, "steps": 20},
+        {"items": "image", "compiled": "aot_eager", "zero": 3, "spans": "first rank"},
+        *(
+            {"items": items, key: value}
+            for items in ("all", "audio", "video", "divided")
+            for key, values in (("zero", (0, 1, 3)), ("spans", SPANS), ("frozen", (True, False)))
+            for value in values
+        ),
+        {"items": "all", "tensor": 2, "pipeline": 2, "data": 2, "steps": 20},
+        {"items": "all", "precision": "bf16", "zero": 3, "spans": "first rank"},
         {"steps": 20, "tensor": 2, "pipeline": 2, "zero": 3},
         {"steps": 20, "tensor": 2, "pipeline": 2, "data": 2, "zero": 3},
     ],

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from backports import zstd
 
-from tests.tools.corpus.making import VIDEO, picture, sound
+from tests.tools.corpus.making import picture, sound, video
 
 SENTENCE = "The driver asks the bus for its device and maps a page of memory"
 WORDS = [
@@ -192,7 +192,7 @@ class Chance(random.Random):
         return sink.getvalue(), len(rows)
 
     def payload(self, suffix: str) -> bytes:
-        made = {".png": picture(self.randrange(256)), ".wav": sound(), ".mp4": VIDEO}
+        made = {".png": picture(self.randrange(256)), ".wav": sound(), ".mp4": video()}
         return made[suffix] if self.happens(0.8) else self.damaged(made[suffix])
 
     def tree(self, root: Path, *, is_prose: bool) -> Drawn:

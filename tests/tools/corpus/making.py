@@ -1,5 +1,6 @@
 """Sources to build corpora from, and short ways to build and read them."""
 
+import functools
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from tests import clips
 from tests.corpora import WORDS
 from tools.corpus.__main__ import main
 from tools.corpus.tokenizer import CorpusTokenizer
@@ -60,8 +62,10 @@ def sound(seconds: float = 0.01) -> bytes:
     return content.getvalue()
 
 
-VIDEO = b"\0\0\0\x18ftypmp42" + bytes(64)
-"""The first bytes of an .mp4."""
+@functools.cache
+def video(number: int = 0) -> bytes:
+    """A short one as .mp4."""
+    return clips.saved(clips.noise(3, 8, 8, seed=number))
 
 
 def build(*arguments: object, out: Path | str, tokenizer: Path) -> Path:

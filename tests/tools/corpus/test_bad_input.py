@@ -8,12 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests import clips
 from tests.tools.corpus.making import (
     build,
     documents,
     passages,
     picture,
     refusal,
+    video,
     write_lines,
 )
 
@@ -202,7 +204,12 @@ def test_media_folders_with_something_missing(
         "no picture": ({"x.png": b"GIF87", "x.txt": "a"}, "x.png: the image cannot be read"),
         "cut picture": ({"x.png": picture()[:-20], "x.txt": "a"}, "the image cannot be read"),
         "no sound": ({"x.wav": b"RIFFxxxxAVI ", "x.txt": "a"}, "the audio cannot be read"),
-        "no video": ({"x.mp4": b"hello you", "x.txt": "a"}, "the video is not mp4, webm"),
+        "no video": ({"x.mp4": b"hello you", "x.txt": "a"}, "the video cannot be read (no format"),
+        "cut video": ({"x.mp4": video()[:-9], "x.txt": "a"}, "x.mp4: the video is cut off"),
+        "no frames": (
+            {"x.webm": clips.with_sound(format="webm"), "x.txt": "a"},
+            "the video has sound alone, and no video stream",
+        ),
         "nothing": ({"x.webm": b"", "x.txt": "a"}, "the video is empty"),
     }
     for name, (files, reason) in cases.items():

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tests.tools.corpus.making import (
     QUIET,
-    VIDEO,
     build,
     documents,
     files_of,
@@ -21,6 +20,7 @@ from tests.tools.corpus.making import (
     picture,
     sound,
     token_ids,
+    video,
     write_lines,
 )
 from tools.corpus import verify
@@ -187,7 +187,7 @@ def test_pictures_sound_and_video_with_captions(
     source = tmp_path / "seen"
     source.mkdir()
     payloads = {"a.png": picture(1), "b.jpg": picture(2, kind="JPEG"), "c.wav": sound(),
-                "d.mp4": VIDEO}  # fmt: skip
+                "d.mp4": video()}  # fmt: skip
     for name, data in payloads.items():
         (source / name).write_bytes(data)
         (source / name).with_suffix(".txt").write_text(f"the driver of {name}\n")

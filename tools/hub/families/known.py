@@ -12,12 +12,14 @@ from model.encoders.audio import AudioEncoderConfig
 from model.encoders.image import ImageEncoderConfig
 from model.encoders.protocol import EncoderKind
 from model.encoders.text import TextEncoderConfig
+from model.encoders.video import VideoEncoderConfig
 from tools.hub.families.bert import BERT, ELECTRA, ROBERTA
 from tools.hub.families.gpt2 import GPT2
 from tools.hub.families.hearing import HUBERT, WAV2VEC2, WHISPER
 from tools.hub.families.llama import LLAMA
 from tools.hub.families.table import Described, Family, Part
 from tools.hub.families.vision import BEIT, CLIP, SIGLIP, VIT
+from tools.hub.families.watching import TIMESFORMER, VIDEOMAE
 from train.errors import CheckpointError
 from train.storage.record import fault_of
 
@@ -38,12 +40,15 @@ FAMILIES: Final = {
     "wav2vec2": WAV2VEC2,
     "hubert": HUBERT,
     "whisper": WHISPER,
+    "videomae": VIDEOMAE,
+    "timesformer": TIMESFORMER,
 }
 """By `model_type` of config.json."""
 ENCODERS: Final[Mapping[Part, type[EncoderKind]]] = {
     "text": TextEncoderConfig,
     "image": ImageEncoderConfig,
     "audio": AudioEncoderConfig,
+    "video": VideoEncoderConfig,
 }
 """What reads each part that is no decoder."""
 

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-Part = Literal["decoder", "text", "image", "audio"]
+Part = Literal["decoder", "text", "image", "audio", "video"]
 Described = Mapping[str, Any]
 """A config.json of transformers."""
 

@@ -12,6 +12,7 @@ from train.data.spans.given import FixedSpansConfig, StoredSpansConfig
 from train.data.spans.image import ImageSpansConfig
 from train.data.spans.media import MediaSpansConfig
 from train.data.spans.rules import RuleSpansConfig
+from train.data.spans.video import VideoSpansConfig
 
 SpansConfig = Annotated[
     RandomSpansConfig
@@ -19,12 +20,14 @@ SpansConfig = Annotated[
     | FixedSpansConfig
     | StoredSpansConfig
     | ImageSpansConfig
-    | AudioSpansConfig,
+    | AudioSpansConfig
+    | VideoSpansConfig,
     Field(discriminator="kind"),
 ]
 
 MEDIA_SPANS: Final[Mapping[Kind, MediaSpansConfig]] = {
     Kind.IMAGE: ImageSpansConfig(kind="image"),
     Kind.AUDIO: AudioSpansConfig(kind="audio"),
+    Kind.VIDEO: VideoSpansConfig(kind="video"),
 }
 """What reads items outside of a corpus, by modality."""

@@ -69,9 +69,7 @@ class MediaSpansConfig(Config, ABC):
     ) -> "MediaReader[Any, Any]":
         """What reads the items for an encoder with which `faults` finds nothing wrong."""
         assert isinstance(encoder, self.encoder_kind), "refused with the configuration"
-        return self.reader_kind(
-            medium=self.medium, capacity=capacity, seed=seed, encoder=encoder
-        )
+        return self.reader_kind(medium=self.medium, capacity=capacity, seed=seed, encoder=encoder)
 
     def faults(self, path: str, encoder: EncoderKind, *, sequence_tokens: int) -> Iterator[str]:
         """What is wrong with it in a run, each with its key; `path` is that of this kind."""
@@ -83,7 +81,7 @@ class MediaSpansConfig(Config, ABC):
             )
         elif encoder.longest_span >= sequence_tokens:
             yield (
-                f"{path}: an {name} may take {encoder.longest_span:,} slots, and a sequence has "
+                f"{path}: one {name} may take {encoder.longest_span:,} slots, and a sequence has "
                 f"{sequence_tokens:,}, one of them for <s>: raise data.sequence_tokens, or have "
                 "the encoder make fewer vectors of it"
             )

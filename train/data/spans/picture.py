@@ -12,6 +12,7 @@ from PIL import Image
 
 from model.encoders.grid import Grid
 from model.encoders.image import ImageEncoderConfig, ImageSpans
+from model.encoders.patches import PatchEncoderKind
 from train.data.spans.augment import AugmentConfig, changed, cut_out
 from train.data.spans.media import Laid
 from train.data.spans.places import FlatSpans, padded, runs
@@ -112,7 +113,7 @@ def read_picture(
     height, width = encoder.size or (rows * P, columns * P)
     part = None if augment is None or random is None else cut_out(upright, augment, random)
     if part is None:
-        fitted = _resized(upright, (height, width), encoder)
+        fitted = resized(upright, (height, width), encoder)
     else:
         fitted = part.resize((width, height), _RESAMPLING[encoder.resample])
     if augment is not None and random is not None:
@@ -254,8 +255,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _resized(image: Image.Image, size: tuple[int, int], encoder: ImageEncoderConfig) -> Image.Image:
-    """The picture at a height and width."""
+def resized(image: Image.Image, size: tuple[int, int], encoder: PatchEncoderKind) -> Image.Image:
+    """A picture at a height and width, as an encoder wants it."""
     height, width = size
     fitted = size if encoder.resized is None else (encoder.resized[0], encoder.resized[1])
     if encoder.fit == "crop":
