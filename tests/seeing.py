@@ -38,8 +38,8 @@ def with_encoders(*names: str) -> ModelConfig:
     )
 
 
-COLOURS = pictures.COLOURS
-TONES = {"low": 300.0, "middle": 900.0, "high": 2700.0}
+COLOURS = {name: pictures.COLOURS[name] for name in ("red", "blue")}
+TONES = {"low": 300.0, "high": 2700.0}
 QUESTIONS = {"image": "What colour is it?", "audio": "How high is it?"}
 SAYING = (
     *PICTURES,
@@ -47,7 +47,8 @@ SAYING = (
     "spans.text.ratio=0.0",
     "model.decoder.max_tokens=128",
     "data.sequence_tokens=128",
-    "batch.micro_sequences=8",
+    "batch.sequences=4",
+    "batch.micro_sequences=4",
     "validation.every_steps=1000",
     "checkpoint.every_steps=1000",
 )
@@ -75,7 +76,7 @@ def conversations(count: int) -> list[Any]:
     return rows
 
 
-def learned(root: Path, *, steps: int = 100) -> Path:
+def learned(root: Path, *, steps: int = 140) -> Path:
     """A run that was trained until it says what it sees and hears."""
     tokenizer = root / "tokenizer.json"
     write_tokenizer(tokenizer, text=" ".join([*COLOURS, *TONES, *QUESTIONS.values()] * 4 + [WORDS]))
