@@ -8,12 +8,13 @@ import torch
 
 from model.layers import initialize
 from model.semicausal import ModelConfig, SemiCausal
-from tests import pictures, sounds
+from tests import clips, pictures, sounds
 from tests.corpora import WORDS, write_tokenizer
 from tests.tiny_pictures import PICTURES
 from tests.train.runs import run
 from tests.train.scores.test_pictures import SEEING
 from tests.train.test_sounds import SOUNDS
+from tests.train.test_videos import VIDEOS
 from train.text import Speaker
 
 
@@ -40,10 +41,14 @@ def with_encoders(*names: str) -> ModelConfig:
 
 COLOURS = {name: pictures.COLOURS[name] for name in ("red", "blue")}
 TONES = {"low": 300.0, "high": 2700.0}
-QUESTIONS = {"image": "What colour is it?", "audio": "How high is it?"}
+TURNS = {turn["text"]: turn["video"] for turn in clips.turns(12)}
+ANSWERS = {"image": [*COLOURS], "audio": [*TONES], "video": [*TURNS]}
+QUESTIONS = {
+    "image": "What colour is it?", "audio": "How high is it?", "video": "Where does it go?",
+}  # fmt: skip
 SAYING = (
     *PICTURES,
-    *(option for option in SOUNDS if option.startswith(("model.", "spans.audio"))),
+    *(option for option in (*SOUNDS, *VIDEOS) if not option.startswith("data.")),
     "spans.text.ratio=0.0",
     "model.decoder.max_tokens=128",
     "data.sequence_tokens=128",
@@ -55,32 +60,36 @@ SAYING = (
 
 
 def shown(name: str) -> bytes:
-    """A file of a colour or a tone."""
+    """A file of a colour, a tone or a clip."""
     if name in COLOURS:
         return pictures.png(32, 40, colour=COLOURS[name])
+    if name in TURNS:
+        return TURNS[name]
     return sounds.tone(TONES[name], 1600, 8000)
 
 
 def conversations(count: int) -> list[Any]:
-    """One or two questions, each about a picture or a sound before it, with their answers."""
+    """One or two questions, each about what is shown before it, with their answers."""
     random = np.random.default_rng(0)
     rows: list[Any] = []
     for _ in range(count):
         segments: list[dict[str, Any]] = []
         for _ in range(random.integers(1, 3)):
             kind = str(random.choice(list(QUESTIONS)))
-            name = str(random.choice(list(COLOURS if kind == "image" else TONES)))
+            name = str(random.choice(ANSWERS[kind]))
             question = {"text": QUESTIONS[kind], "scored": False, "ends_paragraph": False}
             segments += [{kind: shown(name)}, question, {"text": f" it is {name}"}]
         rows.append({"segments": segments})
     return rows
 
 
-def learned(root: Path, *, steps: int = 140) -> Path:
+def learned(root: Path, *, steps: int = 160) -> Path:
     """A run that was trained until it says what it sees and hears."""
     tokenizer = root / "tokenizer.json"
-    write_tokenizer(tokenizer, text=" ".join([*COLOURS, *TONES, *QUESTIONS.values()] * 4 + [WORDS]))
+    write_tokenizer(
+        tokenizer, text=" ".join([*COLOURS, *TONES, *TURNS, *QUESTIONS.values()] * 4 + [WORDS])
+    )
     flags = ("--tokenizer", str(tokenizer))
-    corpus = pictures.build(root / "corpus", conversations(160), flags=flags)
+    corpus = pictures.build(root / "corpus", conversations(200), flags=flags)
     run(corpus, root / "run", *SAYING, f"steps={steps}")
     return root / "run"

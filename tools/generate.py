@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--prompt",
         action="append",
         help=r"text to continue, once or several times; a part between [[ and ]] is read by the "
-        r"bidirectional encoder, [[image:cat.png]] and [[audio:a.wav]] are read from these files, "
+        r"bidirectional encoder, [[image:cat.png]] or [[audio:a.wav]] is read from that file, "
         r"\[[ is as it stands; a blank line ends a paragraph",
     )
     given.add_argument("--chat", action="store_true", help="ask for prompts, one after the other")

@@ -71,7 +71,7 @@ LACKING = {
     *("tools.tasks build", "tools.tasks verify", "tools.tasks corpus", "tools.tasks outcome"),
     *("tools.contamination", "tools.harness tasks", "tools.import", "tools.export", "tools.serve"),
     *("tools.assemble", "tools.comparison", "tools.status", "tools.submit", "tools.trace"),
-    *("tools.dashboard", "tools.wandb_sync", "tools.chaos", "tools.media build"),
+    *("tools.dashboard", "tools.try_it", "tools.wandb_sync", "tools.chaos", "tools.media build"),
 }
 """Commands that need what is not there: a cluster, a peer, packages, a service that runs, tasks
 that are built, a folder of transformers, a checkpoint without adapters; or that serve until they

@@ -55,10 +55,13 @@ def main(arguments: list[str] | None = None) -> None:
         "--item-bytes", type=whole(least=1), default=ITEM_BYTES, help="of the file of one, at most"
     )
     parser.add_argument(
-        "--item-pixels", type=whole(least=1), default=1 << 25, help="of a picture, at most"
+        "--item-pixels",
+        type=whole(least=1),
+        default=1 << 25,
+        help="of a picture or a frame, at most",
     )
     parser.add_argument(
-        "--item-seconds", type=whole(least=1), default=600, help="of a sound, at most"
+        "--item-seconds", type=whole(least=1), default=600, help="of a sound or a clip, at most"
     )
     parser.add_argument(
         "--adapter",

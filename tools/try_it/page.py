@@ -7,6 +7,7 @@ but the protocol: Gradio wants other versions than we do.
 """
 
 import base64
+import html
 import json
 import mimetypes
 import os
@@ -25,10 +26,16 @@ SUFFIXES = {
     "video": [".mp4", ".webm", ".mkv"],
 }
 """Files that the page takes, by modality."""
-SLOTS = ["message", "file", "modality", "slots"]
+SLOTS = ["question", "file", "modality", "slots"]
 """Columns of the table beside."""
 LONG_SECONDS = 600.0
-CSS = ".gradio-container {max-width: 1240px !important} footer {display: none !important}"
+CSS = """
+.gradio-container {max-width: 1240px !important}
+footer, #conversation [aria-label="Share"], #conversation [title="Share"] {display: none !important}
+#slots table {width: 100%; border-collapse: collapse}
+#slots th, #slots td {text-align: left; padding: 4px 8px; border-bottom: 1px solid #8884}
+#slots td:last-child {text-align: right}
+"""
 
 
 def kind_of(path: Path) -> str:
@@ -81,7 +88,8 @@ class Page:
                 with gr.Column(scale=3):
                     chat = gr.Chatbot(
                         label="conversation",
-                        height=520,
+                        height="62vh",
+                        allow_file_downloads=False,
                         render_markdown=False,  # what a model says is text
                         buttons=["copy"],
                         elem_id="conversation",
@@ -101,13 +109,7 @@ class Page:
                             show_label=False, placeholder="Ask", submit_btn=True, elem_id="question"
                         )
                 with gr.Column(scale=1, min_width=320):
-                    slots = gr.Dataframe(
-                        headers=SLOTS,
-                        label="slots that each item takes",
-                        interactive=False,
-                        wrap=True,
-                        elem_id="slots",
-                    )
+                    slots = gr.HTML(table([]), elem_id="slots")
                     read = gr.Markdown(elem_id="read")
                     paragraph = gr.Checkbox(
                         True, label="an answer ends with its paragraph", elem_id="paragraph"
@@ -127,7 +129,7 @@ class Page:
             )
             for begins in (anew.click, chat.clear):
                 begins(
-                    lambda: (None, [], "", [], "", []),
+                    lambda: (None, [], "", table([]), "", []),
                     None,
                     [box, chat, told, slots, read, said],
                     api_visibility="private",
@@ -161,7 +163,7 @@ class Page:
             return
         said = [*messages, {"role": "assistant", "text": answer}]
         read = f"{usage['prompt_tokens']} slots were read, {usage['completion_tokens']} written."
-        yield None, shown(said), "", self._slots(said, usage), read, said
+        yield None, shown(said), "", table(slots_of(said, usage)), read, said
 
     def _pieces(
         self, messages: list[Any], paragraph: bool, most: int, heat: float
@@ -197,13 +199,22 @@ class Page:
         except httpx.HTTPError as error:
             yield {"error": {"message": f"the server does not answer ({error})"}}
 
-    def _slots(self, messages: list[Any], usage: dict[str, Any]) -> list[list[Any]]:
-        rows: list[list[Any]] = []
-        for each in usage.get("item_slots", ()):
-            _, message, _, place = each["item"].split(".")
-            file = Path(messages[int(message)]["files"][int(place)]).name
-            rows.append([int(message) // 2 + 1, file, each["modality"], each["slots"]])
-        return rows
+
+def slots_of(messages: list[Any], usage: dict[str, Any]) -> list[list[Any]]:
+    """Of each item the question it came with, its file, its modality and its slots."""
+    rows: list[list[Any]] = []
+    for each in usage.get("item_slots", ()):
+        _, message, _, place = each["item"].split(".")
+        file = Path(messages[int(message)]["files"][int(place)]).name
+        rows.append([int(message) // 2 + 1, file, each["modality"], each["slots"]])
+    return rows
+
+
+def table(rows: list[list[Any]]) -> str:
+    """Rows for eyes, in which nothing is markup."""
+    lines = ["".join(f"<th>{name}</th>" for name in SLOTS)]
+    lines += ["".join(f"<td>{html.escape(str(each))}</td>" for each in row) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def sent(message: dict[str, Any]) -> dict[str, Any]:

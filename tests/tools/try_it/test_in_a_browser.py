@@ -73,7 +73,7 @@ def slots(run: Path, modality: str, file: Path) -> int:
 
 
 @pytest.mark.long
-def test_pictures_and_sounds_are_asked_about(
+def test_a_picture_a_sound_and_a_clip_are_asked_about(
     tmp_path: Path,
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
@@ -82,11 +82,13 @@ def test_pictures_and_sounds_are_asked_about(
     require_page()
     run, port = learned(tmp_path), free_port()
     monkeypatch.chdir(tmp_path)
-    red, high, blue = (tmp_path / name for name in ("red.png", "high.wav", "a blue 'one'.png"))
-    for file, name in ((red, "red"), (high, "high"), (blue, "blue")):
+    red, high, blue, rising = (
+        tmp_path / name for name in ("red.png", "high.wav", "a blue 'one'.png", "rising.mp4")
+    )
+    for file, name in ((red, "red"), (high, "high"), (blue, "blue"), (rising, "rising")):
         file.write_bytes(shown(name))
     (tmp_path / "cut.png").write_bytes(shown("red")[:60])
-    seen, heard = QUESTIONS.values()
+    seen, heard, watched = QUESTIONS.values()
 
     async def converse(tab: Tab) -> tuple[list[str], str, list[str]]:
         await tab.open(f"http://127.0.0.1:{port}/", ready=f"!!document.querySelector('{BOX}')")
@@ -97,10 +99,13 @@ def test_pictures_and_sounds_are_asked_about(
         )
         await ask(tab, seen, red)
         await ask(tab, heard, high)
-        said = await ask(tab, seen, blue, high)
+        said = await ask(tab, watched, blue, rising)
         states = await tab.evaluate("[...window.states]")
         await tab.photograph(tmp_path / "try.png")
         text = await tab.text()
+        offers = "[...document.querySelectorAll('button')].filter(e => e.offsetParent)"
+        labels = await tab.evaluate(f"{offers}.map(e => e.ariaLabel || e.title || e.innerText)")
+        assert not [label for label in labels if "share" in label.lower()], labels
         # What cannot be read is told, and what was said stays.
         await tab.show_files("#question input[type=file]", [tmp_path / "cut.png"])
         await tab.until("document.querySelectorAll('#question .thumbnail-item').length === 1")
@@ -120,7 +125,7 @@ def test_pictures_and_sounds_are_asked_about(
     asked = [
         f"[[image:red.png]]\n{seen}",
         f"[[audio:high.wav]]\n{heard}",
-        f"[[image:a blue 'one'.png]]\n[[audio:high.wav]]\n{seen}",
+        f"[[image:a blue 'one'.png]]\n[[video:rising.mp4]]\n{watched}",
     ]
     for question, answer in zip(asked, said, strict=True):
         prompt += question
@@ -130,12 +135,12 @@ def test_pictures_and_sounds_are_asked_about(
     firsts = {answers[0].strip() for answers in map(json.loads, states) if answers}
     assert len(firsts) > 1, "the answer comes piece by piece"
     assert all("it is red".startswith(first) for first in firsts)
-    taken = re.findall(r"(\d)\s+(\S.*\S)\s+(image|audio)\s+(\d+)", text)
+    taken = re.findall(r"(\d)\s+(\S.*\S)\s+(image|audio|video)\s+(\d+)", text)
     assert [(place, name, kind, int(count)) for place, name, kind, count in taken] == [
         ("1", red.name, "image", slots(run, "image", red)),
         ("2", high.name, "audio", slots(run, "audio", high)),
         ("3", blue.name, "image", slots(run, "image", blue)),
-        ("3", high.name, "audio", slots(run, "audio", high)),
+        ("3", rising.name, "video", slots(run, "video", rising)),
     ]
     assert (tmp_path / "try.png").stat().st_size > 20_000
     if request.config.getoption("--update-golden", default=False):
