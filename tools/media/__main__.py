@@ -1,9 +1,9 @@
-"""`python -m tools.media build images|speech`: what is seen and heard, with what it is, and tasks.
+"""`python -m tools.media build images|clips|speech`: what is seen and heard, what it is, and tasks.
 
 They are made of packages that are downloaded once. What is trained on lies in `train`, for
-`tools.corpus build`; tasks lie in `tasks`, for `configs/task/pictures` and `configs/task/speech`,
-with drawings of vendors, voices, an engine and people that are held out. `manifest.json` tells all
-sources with their licences.
+`tools.corpus build`; tasks lie in `tasks`, for `configs/task/pictures`, `clips` and `speech`, with
+emoji, drawings of vendors, voices, an engine and people that are held out. `manifest.json` tells
+all sources with their licences.
 """
 
 from train.preemption import quiet_until_asked
@@ -22,12 +22,14 @@ from rich.console import Console
 from tools.arguments import Parser, local_path, whole
 from tools.command import command_line
 from tools.media.build import build_images
+from tools.media.clips.build import build_clips
 from tools.media.speech.build import build_speech
 from tools.packages.kept import package_cache
 from tools.packages.used import Packages
 
 DEFAULT_OUT: Final = "data/media"
 _SCENES: Final = 3_000
+_CLIPS: Final = 3_000
 _UTTERANCES: Final = 3_000
 _MOST: Final = 1_000_000
 
@@ -47,6 +49,10 @@ def _images(options: argparse.Namespace, packages: Packages) -> dict[str, Any]:
         scenes=options.scenes,
         has_clipart=not options.no_clip_art,
     )
+
+
+def _clips(options: argparse.Namespace, packages: Packages) -> dict[str, Any]:
+    return build_clips(options.out, packages, seed=options.seed, clips=options.clips)
 
 
 def _speech(options: argparse.Namespace, packages: Packages) -> dict[str, Any]:
@@ -91,6 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     images.add_argument(
         "--no-clip-art", action="store_true", help="emoji alone: no package of Debian is needed"
+    )
+    clips = _kind(kinds, "clips", _clips, "animations with names, and clips of two in an order")
+    clips.add_argument(
+        "--clips",
+        type=whole(least=2, most=_MOST),
+        default=_CLIPS,
+        metavar="N",
+        help=f"of an order, to train on ({_CLIPS})",
     )
     speech = _kind(kinds, "speech", _speech, "speech with its texts")
     speech.add_argument(
