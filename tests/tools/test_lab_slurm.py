@@ -14,6 +14,8 @@ from tools.lab.jobs import SlurmLab
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 PRETRAIN = ("--ntasks-per-node=1", "slurm/pretrain.sh")
+WAIT_SECONDS = 180.0
+"""Against a hang."""
 STEP_SOCKET = "/node1/node1_999999.4294967295"
 
 
@@ -34,7 +36,7 @@ def read_steps(project: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def wait_for(condition: Callable[[], bool], *, timeout_seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], *, timeout_seconds: float = 180.0) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -47,7 +49,7 @@ def test_one_task_on_each_of_two_nodes(slurm_lab: SlurmLab, tmp_path: Path) -> N
         "--nodes=2", "--ntasks-per-node=1", "--output=out.txt", f"--wrap={command}",
         directory=tmp_path,
     )  # fmt: skip
-    fields = slurm_lab.wait(job_id, timeout_seconds=20)
+    fields = slurm_lab.wait(job_id, timeout_seconds=WAIT_SECONDS)
     assert (fields["JobState"], fields["NumTasks"]) == ("COMPLETED", "2")
     lines = sorted((tmp_path / "out.txt").read_text().splitlines())
     assert lines == ["0: node1 0 of 2", "1: node2 1 of 2"]
@@ -62,7 +64,7 @@ def test_a_job_has_what_it_is_given_and_not_what_is_there(
         directory=tmp_path,
         environment={"KEEP_OPTIONS": "--least-seconds=3,5"},
     )
-    assert slurm_lab.wait(job_id, timeout_seconds=20)["JobState"] == "COMPLETED"
+    assert slurm_lab.wait(job_id, timeout_seconds=WAIT_SECONDS)["JobState"] == "COMPLETED"
     assert (tmp_path / "out.txt").read_text() == "--least-seconds=3,5\n"
 
 
@@ -96,7 +98,7 @@ def test_a_node_that_was_killed_comes_back(slurm_lab: SlurmLab, tmp_path: Path) 
     job_id = slurm_lab.submit(
         "--nodelist=node2", "--output=out.txt", "--wrap=echo $SLURMD_NODENAME", directory=tmp_path
     )
-    assert slurm_lab.wait(job_id, timeout_seconds=30)["JobState"] == "COMPLETED"
+    assert slurm_lab.wait(job_id, timeout_seconds=WAIT_SECONDS)["JobState"] == "COMPLETED"
     assert (tmp_path / "out.txt").read_text() == "node2\n"
     # What is taken down later knows it.
     assert Record.running(slurm_lab.directory) == record
@@ -114,7 +116,7 @@ def test_scripts_complete(
         *("config.yaml", "run_directory=run"),
         directory=project,
     )
-    fields = slurm_lab.wait(job_id, timeout_seconds=40)
+    fields = slurm_lab.wait(job_id, timeout_seconds=WAIT_SECONDS)
     assert fields["JobState"] == "COMPLETED", read_output(project, job_id, name=name)
     assert read_steps(project) == [f"{step} sum=2 restart=0" for step in range(5)]
 
@@ -129,8 +131,8 @@ def test_a_preempted_job_saves_requeues_and_continues(slurm_lab: SlurmLab, proje
     urgent = slurm_lab.submit(
         "--partition=high", "--nodes=2", "--exclusive", "--wrap=true", directory=project
     )
-    assert slurm_lab.wait(urgent, timeout_seconds=30)["JobState"] == "COMPLETED"
-    fields = slurm_lab.wait(job_id, timeout_seconds=60)
+    assert slurm_lab.wait(urgent, timeout_seconds=WAIT_SECONDS)["JobState"] == "COMPLETED"
+    fields = slurm_lab.wait(job_id, timeout_seconds=WAIT_SECONDS)
     output = read_output(project, job_id)
     assert fields["JobState"] == "COMPLETED", output
     assert fields["Restarts"] == "1"
@@ -153,7 +155,7 @@ def test_ranks_told_to_terminate_save_and_the_job_requeues(
     )  # fmt: skip
     wait_for(lambda: len(read_steps(project)) >= 3)
     slurm_lab.call("scancel", "--signal=TERM", str(job_id))
-    fields = slurm_lab.wait(job_id, timeout_seconds=60)
+    fields = slurm_lab.wait(job_id, timeout_seconds=WAIT_SECONDS)
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1")
     assert len(read_steps(project)) == 20
 
@@ -168,7 +170,7 @@ def test_a_warning_during_the_imports_is_not_lost(slurm_lab: SlurmLab, project: 
     time.sleep(0.5)
     # What `--signal=B:USR1@120` does two minutes before the end: the batch shell alone is told.
     slurm_lab.call("scancel", "--batch", "--signal=USR1", str(job_id))
-    fields = slurm_lab.wait(job_id, timeout_seconds=60)
+    fields = slurm_lab.wait(job_id, timeout_seconds=WAIT_SECONDS)
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), output.read_text()
     steps = read_steps(project)
     assert len(steps) == 45
@@ -183,7 +185,7 @@ def test_a_cancelled_job_stays_cancelled(slurm_lab: SlurmLab, project: Path) -> 
     )  # fmt: skip
     wait_for(lambda: len(read_steps(project)) >= 3)
     slurm_lab.call("scancel", str(job_id))
-    fields = slurm_lab.wait(job_id, timeout_seconds=30)
+    fields = slurm_lab.wait(job_id, timeout_seconds=WAIT_SECONDS)
     assert (fields["JobState"], fields["Restarts"]) == ("CANCELLED", "0")
     time.sleep(1.0)
     assert slurm_lab.job(job_id)["JobState"] == "CANCELLED"
@@ -194,7 +196,7 @@ def test_a_rank_that_always_fails_fails_the_job(slurm_lab: SlurmLab, project: Pa
         *PRETRAIN, "config.yaml", "run_directory=run", "stand_in.fail=true",
         directory=project,
     )  # fmt: skip
-    fields = slurm_lab.wait(job_id, timeout_seconds=50)
+    fields = slurm_lab.wait(job_id, timeout_seconds=WAIT_SECONDS)
     assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "70:0")
     output = read_output(project, job_id)
     assert output.count("ValueError: the stand-in was told to fail") == 3
@@ -215,7 +217,7 @@ def test_wrong_arguments_fail_before_any_rank_starts(
     slurm_lab: SlurmLab, project: Path, arguments: list[str], message: str
 ) -> None:
     job_id = slurm_lab.submit("slurm/pretrain.sh", *arguments, directory=project)
-    fields = slurm_lab.wait(job_id, timeout_seconds=20)
+    fields = slurm_lab.wait(job_id, timeout_seconds=WAIT_SECONDS)
     assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "2:0")
     assert message in read_output(project, job_id)
 
@@ -223,7 +225,7 @@ def test_wrong_arguments_fail_before_any_rank_starts(
 def test_submitting_from_elsewhere_is_explained(slurm_lab: SlurmLab, tmp_path: Path) -> None:
     script = str(REPOSITORY / "slurm" / "pretrain.sh")
     job_id = slurm_lab.submit(script, "config.yaml", directory=tmp_path)
-    slurm_lab.wait(job_id, timeout_seconds=20)
+    slurm_lab.wait(job_id, timeout_seconds=WAIT_SECONDS)
     assert "run sbatch from the root of the repository" in read_output(tmp_path, job_id)
 
 
@@ -237,7 +239,7 @@ def test_down_leaves_no_process(tmp_path: Path) -> None:
         # Jobs have processes of their own, which are no children of the daemons.
         marker = "86399.25"
         job_id = lab.submit(f"--wrap=sleep {marker}", directory=tmp_path)
-        lab.wait(job_id, states={"RUNNING"}, timeout_seconds=20)
+        lab.wait(job_id, states={"RUNNING"}, timeout_seconds=WAIT_SECONDS)
         wait_for(lambda: bool(processes_with(marker)))
     finally:
         slurm.down(directory)
