@@ -1,5 +1,6 @@
 """The report of a run: one HTML file that needs nothing beside it."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -135,12 +136,21 @@ def render_page(template: Path, **values: object) -> str:
             `numbers`.
         values: for the template.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+    return template_of(template).render(**values)
+
+
+def template_of(path: Path) -> jinja2.Template:
+    """A page's template, which is compiled once a process."""
+    return _environment(path.parent).get_template(path.name)
+
+
+@functools.cache
+def _environment(directory: Path) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([directory, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template(template.name).render(**values)
 
 
 def _facts(metrics: Metrics) -> list[str]:
