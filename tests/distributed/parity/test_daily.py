@@ -1,4 +1,4 @@
-"""Layouts compute what one process computes: loss and gradient norm, five fp32 steps.
+"""Layouts compute what one process computes: loss and gradient norm, three fp32 steps or five.
 
 A few of the cells of `make parity`, which has the whole table.
 """
