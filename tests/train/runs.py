@@ -193,7 +193,7 @@ def wait_for_step(run: Run, directory: Path, *, step: int) -> None:
             return
         if all(rank.poll() is not None for rank in run.ranks):
             raise AssertionError(f"the run ended before step {step}: {run.wait().output[-3000:]}")
-        time.sleep(0.005)
+        time.sleep(0.02)
     raise AssertionError(f"the run never reached step {step}")
 
 

@@ -8,11 +8,11 @@ from tests.corpora import write_corpus
 from tests.train.runs import kill_at, run, start
 from train.watch.metrics import Metrics
 
-STEPS = "steps=20"
+STEPS = "steps=16"
 
 # Training amplifies what layouts round differently; at a calm rate not beyond the tolerance.
 CALM = (
-    *("optim.lr=1e-3", "model.decoder.num_layers=4", "batch.micro_sequences=1"),
+    *("optim.lr=1e-3", "model.decoder.num_layers=4", "batch.micro_sequences=2"),
     *("checkpoint.every_steps=4", "validation.every_steps=10"),
     "samples={prompts: ['the kernel [[maps a]] page', memory], max_new_tokens: 8}",
 )

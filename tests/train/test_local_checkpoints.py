@@ -66,7 +66,7 @@ def kill(attempt: Run, disks: Path, *, step: int, ranks: Sequence[int] = (0, 1))
     while min(near_by(disks, node) for node in ("node0", "node1")) < step:
         assert time.monotonic() < deadline
         assert all(rank.poll() is None for rank in attempt.ranks), attempt.wait().output[-3000:]
-        time.sleep(0.002)
+        time.sleep(0.01)
     for rank in ranks:
         attempt.ranks[rank].send_signal(signal.SIGKILL)
     for rank in attempt.ranks:

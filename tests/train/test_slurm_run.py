@@ -20,7 +20,8 @@ from train.watch.metrics import read_metrics
 REPOSITORY = Path(__file__).parent.parent.parent
 CALM = ("checkpoint.every_steps=1000", "validation.every_steps=1000")
 PRETRAINED = REPOSITORY / "tests" / "fixtures" / "run_7cd86b9" / "pretrained"
-LAYOUT = ("zero.stage=3", "steps=10", "checkpoint.every_steps=5", "validation.every_steps=5")
+STEPS = 40
+LAYOUT = ("zero.stage=1", f"steps={STEPS}", f"validation.every_steps={STEPS}")
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without Slurm: what one under it must equal, and what one finetunes."""
     directory = tmp_path_factory.mktemp("plain") / "run"
-    run(corpus, directory, *LAYOUT, ranks=2)
+    run(corpus, directory, *LAYOUT, f"checkpoint.every_steps={STEPS}", ranks=2)
     return directory
 
 
@@ -52,22 +53,8 @@ def losses(directory: Path) -> list[tuple[int, float, float]]:
     ]
 
 
-def test_pretraining_under_slurm_equals_without(
+def test_a_preempted_run_requeues_continues_and_equals_one_without_slurm(
     slurm_lab: SlurmLab, submitted_from: Path, corpus: Path, plain: Path
-) -> None:
-    arguments = ("tiny.yaml", f"data.corpus={corpus}", *LAYOUT)
-    job = slurm_lab.submit(
-        *("--ntasks-per-node=1", "slurm/pretrain.sh", *arguments, "run_directory=run"),
-        directory=submitted_from,
-    )
-    ended = slurm_lab.wait(job, timeout_seconds=120)
-    assert ended["JobState"] == "COMPLETED", output(submitted_from)
-    assert ended["NumNodes"] == "2"
-    assert losses(submitted_from / "run") == losses(plain)
-
-
-def test_preempted_run_requeues_and_continues(
-    slurm_lab: SlurmLab, submitted_from: Path, corpus: Path
 ) -> None:
     # Each step of the first start takes long, so that preemption comes before the last one.
     pace = submitted_from / "pace.yaml"
@@ -75,29 +62,30 @@ def test_preempted_run_requeues_and_continues(
         "checkpoint: {every_steps: 1}\n"
         "samples: {prompts: [the, a, driver, page, of, memory, maps, and], max_new_tokens: 60}\n"
     )
-    arguments = ("tiny.yaml", "pace.yaml", f"data.corpus={corpus}", "zero.stage=1", "steps=80")
     job = slurm_lab.submit(
         *("--ntasks-per-node=1", "slurm/pretrain.sh"),
-        *(*arguments, "validation.every_steps=80", "run_directory=run"),
+        *("tiny.yaml", "pace.yaml", f"data.corpus={corpus}", *LAYOUT, "run_directory=run"),
         directory=submitted_from,
     )
     metrics = RunDirectory(submitted_from / "run").metrics
     while not (metrics.exists() and len(read_metrics(metrics).train) >= 3):
         assert slurm_lab.job(job)["JobState"] in ("PENDING", "RUNNING"), output(submitted_from)
         time.sleep(0.1)
-    pace.write_text("checkpoint: {every_steps: 80}\n")
+    pace.write_text(f"checkpoint: {{every_steps: {STEPS}}}\n")
     urgent = slurm_lab.submit(
         "--partition=high", "--exclusive", "--nodes=2", "--wrap=sleep 1", directory=submitted_from
     )
-    assert slurm_lab.wait(urgent, timeout_seconds=90)["JobState"] == "COMPLETED"
-    ended = slurm_lab.wait(job, timeout_seconds=150)
+    assert slurm_lab.wait(urgent, timeout_seconds=300)["JobState"] == "COMPLETED"
+    ended = slurm_lab.wait(job, timeout_seconds=400)
     assert ended["JobState"] == "COMPLETED", output(submitted_from)
+    assert ended["NumNodes"] == "2"
     assert int(ended["Restarts"]) >= 1
     [said] = submitted_from.glob(f"slurm-*-{job}.out")
     assert "SIGUSR1 received" in said.read_text()
     recorded = read_metrics(metrics)
-    assert 3 <= recorded.runs[-1].step < 80, "it began again instead of continuing"
-    assert [record.step for record in recorded.train] == list(range(1, 81))
+    assert 3 <= recorded.runs[-1].step < STEPS, "it began again instead of continuing"
+    assert [record.step for record in recorded.train] == list(range(1, STEPS + 1))
+    assert losses(submitted_from / "run") == losses(plain)
     assert RunDirectory(submitted_from / "run").summary.exists()
 
 

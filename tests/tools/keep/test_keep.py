@@ -116,7 +116,7 @@ class Disturbed(threading.Thread):
 
     def run(self) -> None:
         while not (self._metrics.exists() and self._has_come()):
-            time.sleep(0.005)
+            time.sleep(0.03)  # each look reads all
         self.disturb()
 
     def _has_come(self) -> bool:
