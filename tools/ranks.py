@@ -57,10 +57,11 @@ def run_ranks(
     ranks: int,
     threads: int = 1,
     cuda: bool = False,
+    context: BaseContext | None = None,
     timeout_seconds: float,
 ) -> Result:
     """Calls `work(*arguments)` on fresh ranks, see `RankPool.run`; returns what rank 0 returned."""
-    with RankPool(ranks, threads=threads, cuda=cuda) as pool:
+    with RankPool(ranks, threads=threads, cuda=cuda, context=context) as pool:
         return pool.run(work, *arguments, timeout_seconds=timeout_seconds)[0]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,12 +94,14 @@ def test_a_part_that_fails_is_a_row(
     assert "this part is broken" in report.page.read_text()
 
 
-def test_what_does_not_fit_the_time_is_listed(tmp_path: Path) -> None:
+def test_what_does_not_fit_the_time_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for of, name in ((RankPool, "run"), (door, "real_run")):
+        monkeypatch.setattr(of, name, lambda *_, **__: pytest.fail("something was started"))
     report = Report(tmp_path / "gpu.json")
     effort = Effort(minutes=0.01, saves=True)
-    started = time.monotonic()
     assert check(effort, report, Console(), parts=PARTS) == 0
-    assert time.monotonic() - started < 10, "nothing was started"
     rows = json.loads(report.out.read_text())["rows"]
     assert all("not run: " in row["case"] and row["ms"] is None for row in rows)
     off = [

@@ -200,7 +200,7 @@ def test_server(trained: tuple[Path, Metrics]) -> None:
             taken = ["--port", url.split(":")[2].split("/")[0]]
             assert serve([str(trained[0]), *taken]) == ExitStatus.MISTAKE
             server.send_signal(signal.SIGINT)
-            out, err = server.communicate(timeout=30)
+            out, err = server.communicate(timeout=120)
         finally:
             server.kill()
     assert server.returncode == ExitStatus.INTERRUPTED

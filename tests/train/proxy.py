@@ -52,7 +52,7 @@ def slow_proxy(directory: Path, endpoint: str, *, bytes_per_second: int) -> Gene
     )
     process = subprocess.Popen([program, "-p", directory, "-c", configuration])
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break

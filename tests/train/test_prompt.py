@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +89,13 @@ def test_what_is_refused(prompt: str, told: str) -> None:
     assert len(str(caught.value)) < 250
 
 
+@pytest.mark.timeout(120)
 def test_many_backslashes_are_read_at_once() -> None:
     """Strangers' prompts of megabytes: each backslash is looked at once, or it takes days."""
-    started = time.process_time()
-    prompt = "\\" * 40_000
+    prompt = "\\" * 2_000_000
     assert plain(prompt) == prompt
     assert plain(f"{prompt}[[a]]") == f"{prompt[::2]}a"
     assert shown([TextSegment(text=prompt)]).startswith(prompt)
-    assert time.process_time() - started < 2
 
 
 @given(st.text(alphabet=r"[]\: aimge" + "\n"))

@@ -232,7 +232,6 @@ def _fail_while_saving(rank: int, directory: Path, which: str) -> None:
 
 @pytest.mark.parametrize("which", ["all", "one"])
 def test_failing_training_ends_and_keeps_what_was_being_written(tmp_path: Path, which: str) -> None:
-    started = time.monotonic()
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     ranks = [
         Rank(
@@ -253,7 +252,6 @@ def test_failing_training_ends_and_keeps_what_was_being_written(tmp_path: Path, 
     path = latest(tmp_path / "checkpoints")
     assert path is not None
     assert read_state(path).step == 1
-    assert time.monotonic() - started < 90
 
 
 def _move(engine: ZeroEngine) -> None:

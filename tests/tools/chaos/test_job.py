@@ -16,4 +16,4 @@ def test_one_that_says_nothing_is_cancelled(slurm_lab: SlurmLab, tmp_path: Path)
     job.wait(lambda: any(path.read_text() for path in tmp_path.glob("*.out")), "its first word")
     with pytest.raises(LabError, match="waited for its end:\nbegun"):
         job.end(seconds=1.0)
-    assert slurm_lab.wait(number, timeout_seconds=30)["JobState"] == "CANCELLED"
+    assert slurm_lab.wait(number, timeout_seconds=180)["JobState"] == "CANCELLED"

@@ -235,7 +235,10 @@ def test_a_straggler_is_named_once_and_makes_room_where_another_can_take_its_pla
     assert (seen.replaced, ranks.times_asked) == ((1, 1) if can_replace else (None, 0))
 
 
-def test_many_that_tell_much_are_looked_at_as_often_as_few() -> None:
+@pytest.mark.timeout(120)
+def test_many_that_tell_much_are_looked_at_as_often_as_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each look is at all ranks, so that a look for each word of each were a look squared."""
     steps, ranks, looks = 400, Idle(num_ranks=1), 0
     with Listener() as listener:
@@ -258,7 +261,6 @@ def test_many_that_tell_much_are_looked_at_as_often_as_few() -> None:
         assert looks <= taken / 0.1 + 2
         # But an end is seen when it comes.
         beat.tell(RuntimeError("it is over"))
-        began = time.monotonic()
+        monkeypatch.setattr("tools.keep.watching._TURN_SECONDS", 600.0)
         seen.is_over()
-        assert time.monotonic() - began < 0.1
         assert seen.found()[0].message == "it is over"

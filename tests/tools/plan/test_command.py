@@ -3,19 +3,23 @@
 import json
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests import warm
 from tests.corpora import write_corpus
 from tools.command import write_json
 from tools.plan import __main__ as plan
 from tools.plan import check as plan_check
+from tools.plan import measure as plan_measure
 from tools.plan import rates as plan_rates
 from tools.plan.documents import document_tokens
 from tools.plan.machines import Machine, nominal
 from tools.plan.task import task_of
+from tools.ranks import run_ranks
 from train.config import RunConfig
 from train.config_files import load
 from train.data.corpus import Corpus
@@ -30,9 +34,23 @@ def _no_calibration_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
-def test_table_says_what_and_why(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main([EXPERIMENT, "--gpus", "64", "--gpu", "h100", "--top", "3"]) == 0
-    shown = capsys.readouterr().out
+def test_table_says_what_and_why_and_is_arithmetic_alone() -> None:
+    # No process group, nothing of DeepSpeed or megatron, and few calls: more would be felt.
+    script = f"""
+import sys
+from tests.soon import soon
+from tools.plan import __main__ as plan
+with soon(calls=8_000_000):
+    assert plan.main([{EXPERIMENT!r}, "--gpus", "64", "--gpu", "h100", "--top", "3"]) == 0
+import torch.distributed
+assert not torch.distributed.is_initialized()
+assert not [name for name in sys.modules if name.split(".")[0] in ("deepspeed", "megatron")]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout
     for word in ("tokens/s", "MFU", "days", "nominal, not measured", "6 N + 12 L d T"):
         assert word in shown
     assert "tensor 16: straddles nodes of 8 ranks" in shown
@@ -115,25 +133,6 @@ def test_the_kept_calibration_is_used_and_named(
     assert "this one" in shown
 
 
-def test_it_is_arithmetic_alone() -> None:
-    # No process group, nothing of DeepSpeed or megatron, and quick besides importing torch.
-    script = f"""
-import sys, time
-from tools.plan import __main__ as plan
-started = time.process_time()
-assert plan.main([{EXPERIMENT!r}, "--gpus", "64", "--gpu", "h100"]) == 0
-taken = time.process_time() - started
-assert taken < 2, taken
-import torch.distributed
-assert not torch.distributed.is_initialized()
-assert not [name for name in sys.modules if name.split(".")[0] in ("deepspeed", "megatron")]
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=REPOSITORY
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_run_becomes_a_task() -> None:
     config = load(RunConfig, [EXPERIMENT])
     task = task_of(config, kind="h100")
@@ -207,9 +206,7 @@ def test_a_place_that_cannot_be_written_is_named_at_once(
             ["calibrate", "--calibration", str(place)],
             ["check", "--out", str(place)],
         ):
-            started = time.perf_counter()
             assert plan.main(command) == 2
-            assert time.perf_counter() - started < 20
             shown = capsys.readouterr()
             assert f"{place}: cannot be written" in shown.err
             assert not shown.out  # nothing was searched or measured
@@ -232,16 +229,19 @@ def test_rates_are_timed() -> None:
     assert min(rates.elementwise, rates.logits) > 1e6
 
 
-def test_seconds_are_a_median() -> None:
-    naps = iter([0.05, 0.0, 0.05, 0.0, 0.0, 0.0])
+def test_seconds_are_a_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, naps = 0.0, iter([0.05, 0.0, 0.05, 0.0, 0.0, 0.0])
 
     def work() -> None:
-        time.sleep(next(naps, 0.0))
+        nonlocal now
+        now += next(naps, 0.0)
 
-    assert plan_rates.seconds_of(work, at_least=0.0) < 0.04
+    monkeypatch.setattr(plan_rates, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert plan_rates.seconds_of(work, at_least=0.0) == 0.0
 
 
-def test_check_writes_what_it_found(tmp_path: Path) -> None:
+def test_check_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_measure, "run_ranks", partial(run_ranks, context=warm.context()))
     out = tmp_path / "plan.json"
     calibration = tmp_path / "machine.json"
     write_json(calibration, nominal("cpu", cores=2).model_dump(mode="json"))

@@ -42,7 +42,7 @@ class Slowly:
         return logits
 
 
-def until(holds: Callable[[], bool], *, seconds: float = 20) -> None:
+def until(holds: Callable[[], bool], *, seconds: float = 60) -> None:
     """Waits until something holds."""
     last = time.monotonic() + seconds
     while not holds():

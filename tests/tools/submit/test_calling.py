@@ -60,4 +60,4 @@ def test_ctrl_c_leaves_no_part_of_a_chain(lab: SlurmLab, monkeypatch: pytest.Mon
     command = ["sbatch", "--parsable", "--hold", "--wrap=true"]
     with pytest.raises(KeyboardInterrupt):
         submitted(command, [], [{}, {}, {}], runs=[])
-    assert lab.wait(numbers[0], timeout_seconds=30)["JobState"] == "CANCELLED"
+    assert lab.wait(numbers[0], timeout_seconds=180)["JobState"] == "CANCELLED"

@@ -33,6 +33,8 @@ class Fault:
     """Of the answer."""
     taken_per_second: float | None = None
     """Of the request."""
+    held: threading.Event | None = None
+    """Of the answer nothing comes before it is set."""
     answer: bytes | None = None
     """Said instead of what the server would say."""
 
@@ -83,6 +85,8 @@ class Relay:
         limits = [each for each in (fault.cut_after_bytes, fault.stall_after_bytes)
                   if each is not None]  # fmt: skip
         while data := server.recv(CHUNK_BYTES):
+            if fault.held is not None:
+                fault.held.wait(120)
             if limits:
                 data = data[: limits[0] - sent]
             if fault.bytes_per_second is not None:

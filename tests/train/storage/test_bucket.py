@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,13 +55,17 @@ def test_an_object_that_is_replaced_is_not_spliced(lab: S3Lab) -> None:
     assert "range:" not in begun_anew
 
 
-def test_silence_in_the_middle_is_noticed(lab: S3Lab) -> None:
-    with relay(lab.environment["S3_ENDPOINT_URL"], first(Fault(stall_after_bytes=1 << 20))) as wire:
-        started = time.monotonic()
-        # Long enough for a busy machine to answer at all before it falls silent.
-        assert store(wire.url, timeout_seconds=2.0).read() == CONTENT
-        assert 2 <= time.monotonic() - started < 5
-    assert "range: bytes=10" in heads(wire.requests)[1]
+def test_silence_in_the_middle_is_noticed(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
+    def plan(_: int) -> Fault:  # a busy machine may not answer at all at first
+        is_silent = wire.answered_bytes < 1 << 20
+        return Fault(stall_after_bytes=1 << 20) if is_silent else Fault()
+
+    with relay(lab.environment["S3_ENDPOINT_URL"], plan) as wire:
+        place = store(wire.url, timeout_seconds=2.0)
+        place.client()  # how long it takes to make one says nothing of the wire
+        assert place.read() == CONTENT
+    assert "range: bytes=10" in heads(wire.requests)[-1]
+    assert ": no answer within 2 s (attempt 1; " in caplog.text
 
 
 def test_silence_from_the_start_is_noticed(lab: S3Lab) -> None:
@@ -87,13 +92,12 @@ def test_a_store_that_asks_for_patience_gets_it(lab: S3Lab) -> None:
     assert len(wire.requests) == 4
 
 
+@pytest.mark.timeout(120)
 def test_a_store_that_stays_busy_is_given_up(lab: S3Lab) -> None:
     with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(answer=SLOW_DOWN)) as wire:
         message = rf"read s3://lab/wire/file from {wire.url}: \d+ attempts.*SlowDown.*budget_sec"
-        started = time.monotonic()
         with pytest.raises(StorageError, match=message):
             store(wire.url, budget_seconds=2.0).read()
-        assert time.monotonic() - started < 4
     assert len(wire.requests) > 2
 
 
@@ -109,20 +113,17 @@ def test_progress_renews_the_budget(lab: S3Lab) -> None:
 def test_what_was_spent_waiting_counts(lab: S3Lab) -> None:
     with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(stall_after_bytes=0)) as wire:
         reader = store(wire.url, timeout_seconds=0.5, budget_seconds=60.0)
-        started = time.monotonic()
         with pytest.raises(StorageError, match=r"1 attempt after those of .*for 60 s since"):
             reader.fetch(_InMemory(), stalled_seconds=60.0)
-        assert time.monotonic() - started < 3
 
 
-def test_a_fetch_can_be_stopped(lab: S3Lab) -> None:
+def test_a_fetch_can_be_stopped(lab: S3Lab, caplog: pytest.LogCaptureFixture) -> None:
     stopped = threading.Event()
     with relay(lab.environment["S3_ENDPOINT_URL"], lambda _: Fault(stall_after_bytes=0)) as wire:
         threading.Timer(0.3, stopped.set).start()
-        started = time.monotonic()
         with pytest.raises(StoppedError):
             store(wire.url, timeout_seconds=60.0).fetch(_InMemory(), stopped=stopped)
-        assert time.monotonic() - started < 3
+    assert "no answer within" not in caplog.text, "it was stopped before the attempt had failed"
 
 
 def test_threads_that_were_left_behind_end(lab: S3Lab) -> None:
@@ -133,7 +134,7 @@ def test_threads_that_were_left_behind_end(lab: S3Lab) -> None:
         before = transfers()
         with pytest.raises(StorageError):
             store(wire.url, timeout_seconds=0.5, budget_seconds=1.0).read()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while transfers() > before and time.monotonic() < deadline:
             time.sleep(0.05)
         assert transfers() <= before
@@ -159,7 +160,7 @@ def test_a_forked_process_has_a_client_of_its_own(lab: S3Lab) -> None:
         finally:
             os._exit(2)
     assert reader.read() == CONTENT
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert ended == (child, 0)
@@ -171,7 +172,8 @@ calls = open(sys.argv[1], "a")
 calls.write("x")
 calls.close()
 if os.path.getsize(sys.argv[1]) == 2:
-    time.sleep(15)
+    while os.path.exists(sys.argv[1]):
+        time.sleep(0.1)
 soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=60)
 answer = dict(zip(("AccessKeyId", "SecretAccessKey"), sys.argv[2:]))
 print(json.dumps({"Version": 1, "Expiration": soon.isoformat(), **answer}))
@@ -190,11 +192,12 @@ def test_credentials_that_hang_do_not_hold_up_the_next_attempt(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    started = time.monotonic()
     endpoint = lab.environment["S3_ENDPOINT_URL"]
-    assert store(endpoint, timeout_seconds=2.0, budget_seconds=9.0).read() == CONTENT
-    assert time.monotonic() - started < 12
-    assert calls.stat().st_size > 2
+    try:
+        assert store(endpoint, timeout_seconds=3.0, budget_seconds=30.0).read() == CONTENT
+        assert calls.stat().st_size > 2
+    finally:
+        calls.unlink()  # what hangs ends only now
 
 
 def test_the_endpoint_comes_from_the_configuration_or_the_environment(
@@ -230,10 +233,10 @@ def test_no_secret_is_told(lab: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_notices_are_few(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notices, "_last_seconds", [])
-    monkeypatch.setattr(notices, "INTERVAL_SECONDS", 0.2)
-    started = time.monotonic()
+    clock = iter(range(25))
+    monkeypatch.setattr(notices, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with caplog.at_level(logging.WARNING):
-        while time.monotonic() - started < 0.5:
+        for _ in range(25):
             notices.notice("still waiting")
     assert [record.message for record in caplog.records] == ["still waiting"] * 3
 
@@ -321,6 +324,6 @@ def test_an_answer_that_is_cut_in_its_head_is_no_answer(
                 (directory.names, ["file"]),
                 (lambda: file.write(b"some text"), None),
             ):
-                clients.discard(wire.url, timeout_seconds=2.0)  # another connection
+                file.client()._endpoint.http_session.close()  # another connection
                 cut[:] = [num_bytes]
                 assert ask() == expected, num_bytes

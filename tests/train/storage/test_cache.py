@@ -178,7 +178,7 @@ def hammer(url: str, cache: Path, *, limit_bytes: int, num_shards: int) -> tuple
     while any(reader.poll() is None for reader in readers) and time.monotonic() < deadline:
         most = max(most, sum(path_bytes(path) for path in cache.rglob("*.mds")))
         time.sleep(0.01)
-    answers = [reader.communicate(timeout=10) for reader in readers]
+    answers = [reader.communicate(timeout=60) for reader in readers]
     assert [reader.returncode for reader in readers] == [0] * 4, answers
     return sum(int(out) for out, _ in answers), most
 
@@ -243,12 +243,10 @@ def test_a_full_disk_and_reading_ahead(url: str, disk: Path) -> None:
 def test_a_disk_that_stays_full_is_given_up(url: str, disk: Path) -> None:
     (disk / "mine").write_bytes(bytes(5 * SHARD_BYTES - 3 * 4096))
     store = ShardStore(url, cache=disk, storage=StorageConfig(retry_budget_seconds=1.5))
-    started = time.monotonic()
     with pytest.raises(
         DataError, match=r"disk of the data cache .* is full, and nothing .* for 2 s"
     ):
         read(store, 0)
-    assert 1 < time.monotonic() - started < 4
     assert not list(disk.rglob("*.part"))
 
 
@@ -319,14 +317,14 @@ def test_leftovers_of_the_dead_are_removed_and_the_living_stay(
     with relay(endpoint, stall) as wire:
         command = [sys.executable, "-c", DIES, url, tmp_path, wire.url]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.part")) and time.monotonic() < deadline:
             time.sleep(0.01)
         [partial] = tmp_path.rglob("*.part")
         assert str(process.pid) in partial.name
         ShardStore(url, cache=tmp_path)
         assert partial.exists(), "its process lives"
-        assert process.wait(20) == -9
+        assert process.wait(60) == -9
     assert partial.exists()
     store = ShardStore(url, cache=tmp_path)
     assert not partial.exists()
@@ -334,20 +332,28 @@ def test_leftovers_of_the_dead_are_removed_and_the_living_stay(
 
 
 def test_reading_ahead_brings_several_at_once(url: str, endpoint: str, tmp_path: Path) -> None:
-    with relay(endpoint, lambda _: Fault(bytes_per_second=2 * SHARD_BYTES)) as wire:
+    may_come = threading.Event()
+    may_come.set()
+    with relay(endpoint, lambda _: Fault(held=may_come)) as wire:
         store = ShardStore(
             url, cache=tmp_path, storage=StorageConfig(endpoint_url=wire.url, read_ahead_files=4)
         )
-        started = time.monotonic()
-        store.prefetch(range(SHARDS))
-        assert time.monotonic() - started < 0.2
+        may_come.clear()
+        store.prefetch(range(SHARDS))  # and goes on, though nothing comes
+
+        def num_asked() -> int:
+            return b"".join(wire.requests).count(b"GET /lab/cache/shard.")
+
+        deadline = time.monotonic() + 60
+        while num_asked() < 4:
+            assert time.monotonic() < deadline, "all are asked for at once"
+            time.sleep(0.01)
+        may_come.set()
         read(store, 0, 1, 2, 3)
-        took = time.monotonic() - started
-        assert 0.4 < took < 1.5, "half a second each, all at once"
         assert cached(tmp_path) == [0, 1, 2, 3], "no more than four ahead"
-        started = time.monotonic()
+        assert num_asked() == 4
         read(store, 4)
-        assert time.monotonic() - started > 0.4
+        assert num_asked() == 5
         store.prefetch([0, 1, 2, 3, 4, 5])
         assert [thread.name for thread in threading.enumerate()].count("read-ahead") == 1
         store.close()
@@ -358,9 +364,7 @@ def test_reading_ahead_ends_with_the_store(url: str, endpoint: str, tmp_path: Pa
         store = ShardStore(url, cache=tmp_path, storage=StorageConfig(endpoint_url=wire.url))
         store.prefetch(range(4))
         time.sleep(0.2)
-        started = time.monotonic()
-        store.close()
-        assert time.monotonic() - started < 1.5
+        store.close()  # which waits for none: it would be there then
         assert "read-ahead" not in [thread.name for thread in threading.enumerate()]
     assert not list(tmp_path.rglob("*.part"))
     assert cached(tmp_path) == []
@@ -390,7 +394,7 @@ def test_one_process_fetches_and_the_others_wait(
     with relay(endpoint, lambda _: Fault(bytes_per_second=15_000)) as wire:
         command = [sys.executable, "-c", DIES.replace("Timer(1.0", "Timer(30"), url, tmp_path]
         other = subprocess.Popen([*command, wire.url])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.part")) and time.monotonic() < deadline:
             time.sleep(0.01)
         store = ShardStore(url, cache=tmp_path)

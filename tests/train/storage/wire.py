@@ -31,7 +31,7 @@ def put(lab: S3Lab, content: bytes) -> None:
 
 
 def store(
-    url: str, name: str = "file", *, timeout_seconds: float = 2.0, budget_seconds: float = 20.0
+    url: str, name: str = "file", *, timeout_seconds: float = 10.0, budget_seconds: float = 60.0
 ) -> StorePlace:
     storage = StorageConfig.model_construct(
         endpoint_url=url, timeout_seconds=timeout_seconds, retry_budget_seconds=budget_seconds

@@ -13,9 +13,10 @@ from train.watch.hardware import GpuUse, Hardware, HardwareUse, gpu_use
 def test_a_node_s_file_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "LOOK_SECONDS", 0.1)
     monkeypatch.setenv("SLURMD_NODENAME", "node7")
+    began = time.monotonic()
     watch = Hardware(tmp_path / "hardware")
     path = tmp_path / "hardware/node7.jsonl"
-    deadline = time.monotonic() + 30
+    deadline = began + 60
     while not (path.exists() and path.read_text().count("\n") >= 2):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -25,7 +26,7 @@ def test_a_node_s_file_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert use.node == "node7"
         assert 0 <= use.processor_fraction <= 1
         assert 0 < use.memory_fraction < 1
-        assert 0.09 < use.seconds < 30
+        assert 0.09 < use.seconds < time.monotonic() - began
         assert json.loads(line)["memory_bytes"] > 0
 
 
