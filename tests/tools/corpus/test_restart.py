@@ -112,7 +112,7 @@ def test_the_whole_command_killed_with_its_workers(
         cwd=warm.REPOSITORY,
     )
     records = out / ".building/parts"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while len(list(records.glob("*.json"))) < 4:
         assert command.poll() is None
         assert time.monotonic() < deadline
@@ -303,7 +303,7 @@ def test_an_interrupt_while_workers_start_is_told_in_a_line(
         cwd=warm.REPOSITORY,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     # The server and the tracker of resources; workers come next, and import for seconds.
     try:
         while len(psutil.Process(command.pid).children(recursive=True)) < 3:
@@ -311,7 +311,7 @@ def test_an_interrupt_while_workers_start_is_told_in_a_line(
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(command.pid, signal.SIGINT)
-        _, told = command.communicate(timeout=90)
+        _, told = command.communicate(timeout=300)
     finally:
         command.kill()
     assert command.returncode == 130
