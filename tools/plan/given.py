@@ -43,5 +43,6 @@ def given_plan(config: RunConfig, machine: Machine, *, ranks: int) -> Plan:
 
 def memory_fault(plan: Plan, machine: Machine) -> str | None:
     """That a plan's fullest rank has no room; None if it has."""
+    part = plan.moments.too_large(machine.usable_bytes)
     needed = plan.memory.total
-    return None if needed <= machine.usable_bytes else too_large_words(needed, needed, machine)
+    return None if part is None else too_large_words(needed, needed, machine, part=part)

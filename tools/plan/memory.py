@@ -1,11 +1,13 @@
 """Memory of a rank at its fullest moment, by kind.
 
-The moments looked at are those that can be the fullest: the start, a forward of which nothing is
-kept, the end of the last forward, the backward of the head, the first gradient of a weight, the end
-of a backward, the reduction of gradients, the update. At the start a rank's part is whole, whatever
-ZeRO makes of it then. ZeRO's terms are those of DeepSpeed 0.19 as `parallel.zero` drives it, read
-off its allocations. Its bucket has room for all parameters, trained or not, of a small model. With
-P trained elements on a rank, D data ranks and b elements in a bucket they are, in bytes:
+The moments looked at are those that can be the fullest: the start, the restoring of a checkpoint, a
+forward of which nothing is kept, the end of the last forward, the backward of the head, the first
+gradient of a weight, the end of a backward, the reduction of gradients, the update. At the start a
+rank's part is whole, whatever ZeRO makes of it then. A checkpoint is restored into state that is
+all there, without activations. ZeRO's terms are those of DeepSpeed 0.19 as `parallel.zero` drives
+it, read off its allocations. Its bucket has room for all parameters, trained or not, of a small
+model. With P trained elements on a rank, D data ranks and b elements in a bucket they are, in
+bytes:
 
 - 0: gradients 4 P, their sum over ranks once more.
 - 0 and 1 in bf16: gradient sums 4 P; one bf16 gradient at a time, or without
@@ -21,12 +23,15 @@ P trained elements on a rank, D data ranks and b elements in a bucket they are, 
 
 import operator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from model.decoder import TIED_NAME
 from tools.plan.activations import FP32, HEAD_NAME, Head, head_bytes, kept
 from tools.plan.machines import Machine
 from tools.plan.task import Candidate, Task
 from tools.plan.weights import Share
+from train.checkpoint.chunks import SLICE_BYTES
+from train.checkpoint.local.exchange import BLOCK_BYTES
 
 REDUCED_AT_ONCE = 500_000_000
 """Elements that DeepSpeed reduces in one call where it shards no gradients."""
@@ -65,17 +70,53 @@ class Memory:
         return sum(vars(self).values())
 
 
+class Moments(NamedTuple):
+    """Memory of a rank at the fullest moment of each part of a run."""
+
+    training: Memory
+    """A step."""
+    start: Memory
+    """Before anything is cut or used."""
+    restoring: Memory
+    """While a checkpoint is read, wherever it lies."""
+
+    @property
+    def fullest(self) -> Memory:
+        """Of all of them."""
+        return max(self, key=lambda memory: memory.total)
+
+    def too_large(self, room_bytes: float) -> str | None:
+        """The part of a run that there is no room for, a step if that is one; None if it fits."""
+        parts = zip(self._fields, self, strict=True)
+        return next((name for name, memory in parts if memory.total > room_bytes), None)
+
+
+def fullest_moments(task: Task, candidate: Candidate, machine: Machine) -> Moments:
+    """Memory at each part of a run of the rank that needs most then."""
+    stages = range(candidate.layout.pipeline)
+    ranks = [rank_moments(task, candidate, machine, pipeline_rank=s) for s in stages]
+    if len(ranks) == 1:
+        return ranks[0]
+    parts = zip(*ranks, strict=True)
+    return Moments(*(max(part, key=lambda memory: memory.total) for part in parts))
+
+
 def fullest_rank(task: Task, candidate: Candidate, machine: Machine) -> Memory:
     """Memory of the rank that needs most."""
-    stages = range(candidate.layout.pipeline)
-    memories = [rank_memory(task, candidate, machine, pipeline_rank=s) for s in stages]
-    return max(memories, key=lambda memory: memory.total)
+    return fullest_moments(task, candidate, machine).fullest
 
 
 def rank_memory(
     task: Task, candidate: Candidate, machine: Machine, *, pipeline_rank: int
 ) -> Memory:
     """Memory of one rank, of this stage, at its fullest moment."""
+    return rank_moments(task, candidate, machine, pipeline_rank=pipeline_rank).fullest
+
+
+def rank_moments(
+    task: Task, candidate: Candidate, machine: Machine, *, pipeline_rank: int
+) -> Moments:
+    """Memory of one rank, of this stage, at each part of a run."""
     share = task.share(candidate, pipeline_rank)
     on_cpu = machine.kind == "cpu"
     state = _state(task, candidate, share, on_cpu=on_cpu)
@@ -138,8 +179,11 @@ def rank_memory(
         gradients=state.always.gradients + gradients,
         workspace=state.always.workspace + batch + workspace + LIBRARY_BYTES * (not on_cpu),
     )
-    start = _start(task, candidate, share, on_cpu=on_cpu)
-    return max(start, running, key=lambda memory: memory.total)
+    return Moments(
+        training=running,
+        start=_start(task, candidate, share, on_cpu=on_cpu),
+        restoring=_restoring(task, candidate, share, state, on_cpu=on_cpu),
+    )
 
 
 def _start(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> Memory:
@@ -153,6 +197,27 @@ def _start(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> M
     if on_cpu and candidate.stage in (1, 2):
         parameters = max(parameters, e * (share.elements + share.trained))
     return Memory(parameters=parameters + _tables(task, share), workspace=e * share.largest_held)
+
+
+def _restoring(
+    task: Task, candidate: Candidate, share: Share, state: "_State", *, on_cpu: bool
+) -> Memory:
+    """With all state there, whether a step was made or not, and what passes through.
+
+    On a GPU numbers come from buffers of the host.
+    """
+    passing = 0.0
+    if on_cpu:
+        # A stored slice, where it was cut otherwise; before that, blocks to and from other nodes.
+        passing = min(SLICE_BYTES, task.state_bytes * share.largest_held)
+        passing = max(passing, task.saves_nearby * 2 * BLOCK_BYTES)
+    always = state.always
+    return Memory(
+        parameters=always.parameters,
+        gradients=always.gradients,
+        optimizer=always.optimizer,
+        workspace=always.workspace + max(passing, state.published),
+    )
 
 
 def _tables(task: Task, share: Share) -> int:
@@ -179,6 +244,7 @@ class _State:
         backward: workspace at the end of a backward.
         reduction: workspace while gradients are reduced over ranks.
         update: workspace of the update.
+        published: workspace while weights become those of the masters.
     """
 
     always: Memory
@@ -192,10 +258,13 @@ class _State:
     backward: float = 0.0
     reduction: float
     update: float
+    published: float = 0.0
 
 
 def _state(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> _State:
     e, s, stage, data = task.element_bytes, task.state_bytes, candidate.stage, candidate.data
+    # Gloo gathers into a copy.
+    published = (data > 1) * on_cpu * e * share.largest_group
     norm = FP64 * share.largest
     # Gradients in the masters' type: of all, of this rank's part, of the optimiser's largest group.
     whole, part, group = s * share.trained, s * share.trained / data, s * share.largest_group
@@ -222,7 +291,14 @@ def _state(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> _
         reduced = (data > 1) * (group / data + group * on_cpu)
         if data > 1 and task.wire(candidate).reduce_in == "bf16":
             reduced = group / data + 2 * e * share.largest_group
-        return _State(always=always, growing=begun, left=begun, reduction=reduced, update=norm)
+        return _State(
+            always=always,
+            growing=begun,
+            left=begun,
+            reduction=reduced,
+            update=norm,
+            published=published,
+        )
     bucket_elements = min(task.zero.bucket_elements, share.elements)
     bucket = bucket_elements * s
     if stage == 1:
@@ -236,6 +312,7 @@ def _state(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> _
             backward=bucket,
             reduction=max(bucket, part),
             update=max(group, norm),
+            published=published,
         )
     if stage == 2:
         # Buckets alive at the end of a backward: the one being filled, copies being sent, and
@@ -264,6 +341,7 @@ def _state(task: Task, candidate: Candidate, share: Share, *, on_cpu: bool) -> _
             backward=backward,
             reduction=reduction,
             update=max(group if e == s else group / data, norm) + leftover,
+            published=published,
         )
     # A rank alone has all parameters in its part.
     live = e * min(share.elements, task.zero.live_elements) * (data > 1)

@@ -14,7 +14,7 @@ from parallel.mesh import LayoutConfig, undivided
 from parallel.pipeline import microbatch_fault
 from parallel.split import balanced
 from tools.plan.machines import GIB, Machine
-from tools.plan.memory import Memory, fullest_rank
+from tools.plan.memory import Memory, Moments, fullest_moments
 from tools.plan.step_time import Seconds, pieces_seconds, step_seconds
 from tools.plan.task import Candidate, Task
 
@@ -35,7 +35,7 @@ class Plan:
 
     Attributes:
         candidate: the layout.
-        memory: of the rank that needs most.
+        moments: memory of the rank that needs most, at each part of a run.
         seconds: of a step.
         tokens_per_second: decoder slots, over all ranks.
         mfu: see `FORMULA`.
@@ -43,11 +43,16 @@ class Plan:
     """
 
     candidate: Candidate
-    memory: Memory
+    moments: Moments
     seconds: Seconds
     tokens_per_second: float
     mfu: float
     days: float
+
+    @property
+    def memory(self) -> Memory:
+        """At the fullest moment of all."""
+        return self.moments.fullest
 
     def record(self) -> dict[str, Any]:
         """Its predictions as plain values."""
@@ -55,9 +60,20 @@ class Plan:
             **self.candidate.overlay,
             "ranks": self.candidate.ranks,
             "memory_bytes": asdict(self.memory) | {"total": self.memory.total},
+            "memory_bytes_of": {
+                name: memory.total for name, memory in self.moments._asdict().items()
+            },
             "seconds": asdict(self.seconds) | {"total": self.seconds.total},
             "tokens_per_second": self.tokens_per_second,
         }
+
+
+WORDS = {
+    "training": ("", "more ZeRO, recomputation or smaller microbatches"),
+    "start": (" before ZeRO cuts its part, and less to train", "more tensor or pipeline ranks"),
+    "restoring": (" to restore a checkpoint, and less to train", "more ZeRO, or more ranks"),
+}
+"""Of each part of a run, when that is, and what would fit."""
 
 
 class Plans(NamedTuple):
@@ -77,46 +93,53 @@ def all_plans(task: Task, machine: Machine, *, ranks: int) -> Plans:
     """
     ranked: list[Plan] = []
     refusals = Counter[str]()
-    too_large: list[float] = []
+    too_large: dict[str, list[float]] = {}
     for skeleton in _skeletons(task.model, machine, ranks=ranks, refusals=refusals):
         for choices in _choices(task, machine, skeleton, ranks, refusals):
             for candidate in choices:
-                memory = fullest_rank(task, candidate, machine)
-                if memory.total <= machine.usable_bytes:
+                moments = fullest_moments(task, candidate, machine)
+                if (part := moments.too_large(machine.usable_bytes)) is None:
                     # What computes more again is slower, and there is room.
-                    ranked.append(_timed(task, candidate, machine, memory=memory))
+                    ranked.append(_timed(task, candidate, machine, moments=moments))
                     break
-                too_large.append(memory.total)
+                too_large.setdefault(part, []).append(moments.fullest.total)
     ranked.sort(key=lambda plan: -plan.tokens_per_second)  # of equals, the plainer come first
-    if too_large:
-        reason = too_large_words(min(too_large), max(too_large), machine)
-        refusals[reason] = len(too_large)
+    for part, needed in too_large.items():
+        reason = too_large_words(min(needed), max(needed), machine, part=part)
+        refusals[reason] = len(needed)
     return Plans(ranked, refusals)
 
 
-def too_large_words(least_bytes: float, most_bytes: float, machine: Machine) -> str:
-    """That layouts of so many bytes on their fullest ranks do not fit, and what would."""
+def too_large_words(
+    least_bytes: float, most_bytes: float, machine: Machine, *, part: str = "training"
+) -> str:
+    """That layouts of so many bytes on their fullest ranks do not fit, and what would.
+
+    Args:
+        least_bytes: of the smallest.
+        most_bytes: of the largest.
+        machine: what the ranks are.
+        part: of a run, as `Moments` names it.
+    """
     least, most = f"{least_bytes / GIB:.1f}", f"{most_bytes / GIB:.1f}"
     needed = least if least == most else f"{least} to {most}"
     whole, room = machine.memory_bytes / GIB, machine.usable_bytes / GIB
-    return (
-        f"needs {needed} GiB of {whole:.1f} ({room:.1f} of them usable): more ZeRO, recomputation "
-        "or smaller microbatches"
-    )
+    when, remedy = WORDS[part]
+    return f"needs {needed} GiB of {whole:.1f} ({room:.1f} of them usable){when}: {remedy}"
 
 
 def one_plan(task: Task, candidate: Candidate, machine: Machine) -> Plan:
     """What one given layout takes, whether it fits or not."""
-    return _timed(task, candidate, machine, memory=fullest_rank(task, candidate, machine))
+    return _timed(task, candidate, machine, moments=fullest_moments(task, candidate, machine))
 
 
-def _timed(task: Task, candidate: Candidate, machine: Machine, *, memory: Memory) -> Plan:
+def _timed(task: Task, candidate: Candidate, machine: Machine, *, moments: Moments) -> Plan:
     seconds = step_seconds(task, candidate, machine)
     speed = task.sequences * task.sequence_tokens / seconds.total
     peak_flops = candidate.ranks * machine.peak_flops[task.precision]
     return Plan(
         candidate=candidate,
-        memory=memory,
+        moments=moments,
         seconds=seconds,
         tokens_per_second=speed,
         mfu=speed * flops_per_token(task) / peak_flops,

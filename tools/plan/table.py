@@ -99,4 +99,7 @@ def _details(plan: Plan) -> Table:
     table.add_row(
         "all", f"{plan.memory.total / GIB:.3f}", "all", f"{plan.seconds.total:.4g}", style="bold"
     )
+    table.add_section()
+    for name, memory in plan.moments._asdict().items():
+        table.add_row(f"at most, {name}", f"{memory.total / GIB:.3f}")
     return table

@@ -90,6 +90,7 @@ class Task:
         steps: optimiser steps of the run.
         compiled: whether blocks are.
         tuning: what of the model trains.
+        saves_nearby: whether it saves to its nodes' own disks, too.
     """
 
     model: ModelConfig
@@ -103,6 +104,7 @@ class Task:
     steps: int
     compiled: bool = False
     tuning: Tuning = field(default_factory=Tuning)
+    saves_nearby: bool = False
 
     @cached_property
     def reach(self) -> Reach | None:
@@ -262,6 +264,7 @@ def task_of(config: RunConfig, *, kind: MachineKind, document_tokens: float | No
         steps=config.steps,
         compiled=kind != "cpu" and config.model.compile != "none",
         tuning=config.tuning,
+        saves_nearby=config.checkpoint.local is not None,
     )
 
 
