@@ -118,6 +118,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--blind", action="store_true", help="ask each row without its pictures")
     parser.add_argument(
+        "--controls",
+        action="store_true",
+        help="ask --blind and --shuffled, too, and tell by how much the score is above each",
+    )
+    parser.add_argument(
         "--leave-out-long", action="store_true", help="pass over rows without room in the model"
     )
     parser.add_argument(
@@ -136,6 +141,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--out", type=output_file, help="default: out/evaluate.json, of tasks out/scores.json"
     )
     options = parser.parse_args(arguments)
+    if options.controls and (options.blind or options.shuffled or options.baseline):
+        parser.error(
+            "--controls: asks --blind and --shuffled itself, beside no --baseline: leave these out"
+        )
     path = resolve(Place.parse(options.checkpoint))
     layout = LayoutConfig(tensor=options.tensor, pipeline=options.pipeline)
     with together() as world:

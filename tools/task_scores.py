@@ -4,7 +4,9 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +20,7 @@ from train.run_directory import RunDirectory
 from train.scores.evaluation import Answered, TaskScore
 from train.scores.going import Setting, scores_of
 from train.scores.interval import Estimate
-from train.scores.opening import open_model
+from train.scores.opening import Opened, open_model
 from train.scores.page import (
     ranged,
     read_predictions,
@@ -27,9 +29,14 @@ from train.scores.page import (
     write_predictions,
 )
 from train.storage.place import Place
-from train.tasks.task import load_tasks
+from train.tasks.task import Task, load_tasks
 
 ANSWERS = "answers.jsonl"
+CONTROLS: Final[dict[str, dict[str, Any]]] = {
+    "blind": {"is_blind": True},
+    "shuffled": {"is_shuffled": True},
+}
+"""What a score must exceed to come from what rows show."""
 
 
 def evaluate_tasks(
@@ -66,34 +73,76 @@ def evaluate_tasks(
     opened = open_model(path, engine, answers=answers, batch=options.batch)
     started = time.perf_counter()
     left = directory / path.name / setting.name
-    progress = Console(stderr=True)
-    scores: list[TaskScore] = []
-    differences: dict[str, Estimate] = {}
+    controls: dict[str, list[TaskScore]] = {}
     with closing(opened.scorer):
-        for score in scores_of(opened, tasks, setting):
-            scores.append(score)
-            write_predictions(left, score)
-            name, found = score.first
-            told = f"{score.task}: {name} {ranged(found)}, {len(scores)} of {len(tasks)} tasks"
-            progress.print(told, markup=False, highlight=False, soft_wrap=True)
-            if baseline:
-                differences[score.task] = score.against(baseline[score.task])
+        scores = _scores(opened, tasks, setting, left)
+        for name, changed in CONTROLS.items() if options.controls else ():
+            control = replace(setting, **changed)
+            controls[name] = _scores(opened, tasks, control, directory / path.name / control.name)
     if not world.is_main:
         return {}
+    differences = {score.task: score.against(baseline[score.task]) for score in scores if baseline}
+    above = {
+        score.task: {
+            name: (other, score.against(other.rows))
+            for name, others in controls.items()
+            for other in others
+            if other.task == score.task
+        }
+        for score in scores
+    }
     seconds = time.perf_counter() - started
     facts = [
         f"{path}: {setting.name}",
         f"{opened.scorer.computed:,} answers computed in {seconds:.1f} s, the others were there",
     ]
     page = write_page(left, scores, title="Scores", facts=facts, differences=differences)
-    _show(scores, differences, facts, page)
+    against = {task: {"the baseline": found} for task, found in differences.items()} or {
+        task: {name: difference for name, (_, difference) in found.items()}
+        for task, found in above.items()
+    }
+    _show(scores, against, facts, page)
     return {
         "checkpoint": str(path),
         "setting": setting.name,
         "computed": opened.scorer.computed,
         "seconds": seconds,
-        "tasks": [table_row(score, differences.get(score.task)) for score in scores],
+        "tasks": [
+            table_row(score, differences.get(score.task)) | _controls(above[score.task])
+            for score in scores
+        ],
     }
+
+
+def _scores(opened: Opened, tasks: Sequence[Task], setting: Setting, left: Path) -> list[TaskScore]:
+    """The scores in one setting, each told and its predictions left as soon as it is known."""
+    progress = Console(stderr=True)
+    scores: list[TaskScore] = []
+    for score in scores_of(opened, tasks, setting):
+        scores.append(score)
+        write_predictions(left, score)
+        name, found = score.first
+        told = f"{score.task}: {name} {ranged(found)}, {len(scores)} of {len(tasks)} tasks"
+        if setting.is_blind or setting.is_shuffled:
+            told += f" ({setting.name})"
+        progress.print(told, markup=False, highlight=False, soft_wrap=True)
+    return scores
+
+
+def _controls(found: dict[str, tuple[TaskScore, Estimate]]) -> dict[str, Any]:
+    """What a task scores under each control, and by how much it is above that, in pairs."""
+    if not found:
+        return {}
+    told: dict[str, Any] = {}
+    for name, (control, difference) in found.items():
+        low, high = difference.interval or (None, None)
+        told[name] = {
+            "score": control.first[1].value,
+            "difference": difference.value,
+            "difference_low": low,
+            "difference_high": high,
+        }
+    return {"controls": told}
 
 
 def _directory(path: Place) -> Path:
@@ -113,21 +162,21 @@ def _predictions(baseline: Path, setting: Setting) -> Path:
 
 def _show(
     scores: Sequence[TaskScore],
-    differences: dict[str, Estimate],
+    against: dict[str, dict[str, Estimate]],
     facts: Sequence[str],
     page: Path,
 ) -> None:
     console = Console()
     table = Table("task", "metric", "score [95 %]", "rows", "ties", "left out")
     table.columns[2].no_wrap = True
-    if differences:
-        table.add_column("against the baseline")
+    others = list(next(iter(against.values()), {}))
+    for other in others:
+        table.add_column(f"against {other}")
     for score in scores:
         name, found = score.first
         row = [score.task, name, ranged(found).replace("[", "\\[")]
         row += [f"{found.rows:,}", f"{score.ties:,}", f"{score.left_out:,}"]
-        if score.task in differences:
-            row.append(ranged(differences[score.task]).replace("[", "\\["))
+        row += [ranged(against[score.task][other]).replace("[", "\\[") for other in others]
         table.add_row(*row)
     console.print(table)
     for fact in (*facts, str(page)):

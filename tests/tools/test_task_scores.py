@@ -114,6 +114,32 @@ def test_against_a_baseline_and_shuffled(tasks: str, tmp_path: Path) -> None:
     assert [row["rows"] for row in shuffled["tasks"]] == [row["rows"] for row in plain["tasks"]]
 
 
+def test_controls_are_asked_too_and_paired_with_the_score(
+    tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = tasks.split(",")[0]
+    [found] = scored(name, tmp_path, "--controls")["tasks"]
+    assert "against blind" in " ".join(capsys.readouterr().out.split())
+    again = scored(name, tmp_path, "--shuffled")
+    assert again["computed"] == 0
+    [shuffled] = again["tasks"]
+    assert "controls" not in shuffled
+    control = found["controls"]["shuffled"]
+    assert control["score"] == shuffled["score"]
+    assert control["difference"] == pytest.approx(found["score"] - shuffled["score"])
+    # These rows show nothing that could be left out.
+    assert found["controls"]["blind"]["score"] == found["score"]
+    assert found["controls"]["blind"]["difference"] == 0
+
+
+def test_controls_are_not_mixed_with_others(
+    tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        scored(tasks, tmp_path, "--controls", "--blind")
+    assert "--controls: asks --blind and --shuffled itself" in capsys.readouterr().err
+
+
 def test_demonstrations_stand_before_each_row(tasks: str, tmp_path: Path) -> None:
     found = scored(tasks.split(",")[0], tmp_path, "--demonstrations", "1")
     assert found["setting"] == "test-template-0-1-shot"
