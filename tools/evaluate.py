@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--controls",
         action="store_true",
-        help="ask --blind and --shuffled, too, and tell by how much the score is above each",
+        help="ask --blind (where rows show items) and --shuffled too: by how much it is above each",
     )
     parser.add_argument(
         "--leave-out-long", action="store_true", help="pass over rows without room in the model"

@@ -29,6 +29,7 @@ from train.scores.page import (
     write_predictions,
 )
 from train.storage.place import Place
+from train.tasks.reader import TaskReader
 from train.tasks.task import Task, load_tasks
 
 ANSWERS = "answers.jsonl"
@@ -78,7 +79,9 @@ def evaluate_tasks(
         scores = _scores(opened, tasks, setting, left)
         for name, changed in CONTROLS.items() if options.controls else ():
             control = replace(setting, **changed)
-            controls[name] = _scores(opened, tasks, control, directory / path.name / control.name)
+            # Where rows show no item there is nothing that a blind model does not see.
+            asked = [task for task in tasks if name != "blind" or TaskReader(task).has_media]
+            controls[name] = _scores(opened, asked, control, directory / path.name / control.name)
     if not world.is_main:
         return {}
     differences = {score.task: score.against(baseline[score.task]) for score in scores if baseline}
@@ -169,14 +172,16 @@ def _show(
     console = Console()
     table = Table("task", "metric", "score [95 %]", "rows", "ties", "left out")
     table.columns[2].no_wrap = True
-    others = list(next(iter(against.values()), {}))
+    others = list(dict.fromkeys(other for found in against.values() for other in found))
     for other in others:
         table.add_column(f"against {other}")
     for score in scores:
         name, found = score.first
         row = [score.task, name, ranged(found).replace("[", "\\[")]
         row += [f"{found.rows:,}", f"{score.ties:,}", f"{score.left_out:,}"]
-        row += [ranged(against[score.task][other]).replace("[", "\\[") for other in others]
+        for other in others:
+            difference = against[score.task].get(other)
+            row.append("" if difference is None else ranged(difference).replace("[", "\\["))
         table.add_row(*row)
     console.print(table)
     for fact in (*facts, str(page)):
