@@ -99,12 +99,13 @@ def evaluate_tasks(
         f"{path}: {setting.name}",
         f"{opened.scorer.computed:,} answers computed in {seconds:.1f} s, the others were there",
     ]
-    page = write_page(left, scores, title="Scores", facts=facts, differences=differences)
-    against = {task: {"the baseline": found} for task, found in differences.items()} or {
-        task: {name: difference for name, (_, difference) in found.items()}
+    facts += [
+        f"{task}: {ranged(difference)} above {name}"
         for task, found in above.items()
-    }
-    _show(scores, against, facts, page)
+        for name, (_, difference) in found.items()
+    ]
+    page = write_page(left, scores, title="Scores", facts=facts, differences=differences)
+    _show(scores, differences, facts, page)
     return {
         "checkpoint": str(path),
         "setting": setting.name,
@@ -165,23 +166,21 @@ def _predictions(baseline: Path, setting: Setting) -> Path:
 
 def _show(
     scores: Sequence[TaskScore],
-    against: dict[str, dict[str, Estimate]],
+    differences: dict[str, Estimate],
     facts: Sequence[str],
     page: Path,
 ) -> None:
     console = Console()
     table = Table("task", "metric", "score [95 %]", "rows", "ties", "left out")
     table.columns[2].no_wrap = True
-    others = list(dict.fromkeys(other for found in against.values() for other in found))
-    for other in others:
-        table.add_column(f"against {other}")
+    if differences:
+        table.add_column("against the baseline")
     for score in scores:
         name, found = score.first
         row = [score.task, name, ranged(found).replace("[", "\\[")]
         row += [f"{found.rows:,}", f"{score.ties:,}", f"{score.left_out:,}"]
-        for other in others:
-            difference = against[score.task].get(other)
-            row.append("" if difference is None else ranged(difference).replace("[", "\\["))
+        if score.task in differences:
+            row.append(ranged(differences[score.task]).replace("[", "\\["))
         table.add_row(*row)
     console.print(table)
     for fact in (*facts, str(page)):

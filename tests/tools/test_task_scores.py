@@ -1,6 +1,7 @@
 """Tasks through the command: scores, what is left beside the run, settings that agree."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_controls_are_asked_too_and_paired_with_the_score(
 ) -> None:
     name = tasks.split(",")[0]
     [found] = scored(name, tmp_path, "--controls")["tasks"]
-    assert "shuffled" in capsys.readouterr().out
+    assert re.search(r"^choosing: .* above shuffled$", capsys.readouterr().out, re.MULTILINE)
     again = scored(name, tmp_path, "--shuffled")
     assert again["computed"] == 0
     [shuffled] = again["tasks"]
