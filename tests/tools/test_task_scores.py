@@ -119,9 +119,9 @@ def test_controls_are_asked_too_and_paired_with_the_score(
     tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = tasks.split(",")[0]
-    [found] = scored(name, tmp_path, "--controls")["tasks"]
+    [found] = scored(name, tmp_path, "--rows", "18", "--controls")["tasks"]
     assert re.search(r"^choosing: .* above shuffled$", capsys.readouterr().out, re.MULTILINE)
-    again = scored(name, tmp_path, "--shuffled")
+    again = scored(name, tmp_path, "--rows", "18", "--shuffled")
     assert again["computed"] == 0
     [shuffled] = again["tasks"]
     assert "controls" not in shuffled
