@@ -131,11 +131,8 @@ def test_controls_are_asked_too_and_paired_with_the_score(
     assert "blind" not in found["controls"], "its rows show no item that could be left out"
 
 
-def test_controls_are_not_mixed_with_others(
-    tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        scored(tasks, tmp_path, "--controls", "--blind")
+def test_controls_are_not_mixed_with_others(tasks: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(RUN), "--tasks", tasks, "--controls", "--blind"]) == 2
     assert "--controls: asks --blind and --shuffled itself" in capsys.readouterr().err
 
 
