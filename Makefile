@@ -28,7 +28,7 @@ BY_ARRAY := --limit-megabytes=12 --vocabulary=8000 --dedup=minhash --part-mebiby
 NAMED := configs/task/pictures/picture_name_twitter.yaml
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: pretrain tasks naming test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-cluster two-clusters build-slurm dashboard try check gpu-check test-cuda bench golden clean
+.PHONY: pretrain tasks naming test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-media faults-cluster two-clusters build-slurm dashboard try check gpu-check test-cuda bench golden clean
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -80,6 +80,9 @@ comparison: .venv/runtime .venv/minilm/installed  ## GPT, semi-causal, semi-caus
 
 faults-data: .venv/dev  ## what training does when its data fail, as a table and out/faults-data.json (minutes)
 	$(BIN)/python -m tests.train.faults $(ARGS)
+
+faults-media: .venv/dev  ## what becomes of pictures and sounds as strangers bring them, as a table and out/faults-media.json (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.train.media_faults $(ARGS)
 
 faults-cluster: .venv/dev  ## what becomes of jobs on a Slurm cluster to which something happens, as a table and out/faults-cluster.json (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.cluster.faults $(ARGS)
