@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from tests import sounds
+from tests import clips, sounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,15 @@ class MediaFile:
         content: its bytes.
         plain: a file without oddity that gives the same vectors; None for one that is refused.
         told: pattern of what is said of one that is refused.
+        is_read: whether a run would read one that is refused: what a build has looked at, the hash
+            of its shard keeps as it was.
     """
 
     case: str
     content: bytes
     plain: bytes | None = None
     told: str = ""
+    is_read: bool = False
 
     @property
     def kind(self) -> str:
@@ -37,7 +40,7 @@ class MediaFile:
     @property
     def good(self) -> bytes:
         """A sound file of its modality."""
-        return {"image": _PICTURE, "audio": _SOUND}[self.kind]
+        return {"image": _PICTURE, "audio": _SOUND, "video": _CLIP}[self.kind]
 
 
 def png(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -57,6 +60,8 @@ _INK = Image.new("CMYK", (27, 18), (255, 0, 0, 0))
 _TONE = sounds.noise(1500)
 _SOUND = sounds.saved(_TONE, 16_000)
 _TWO = sounds.noise(1500, channels=2)
+_FRAMES = clips.noise(4, 16, 24)
+_CLIP = clips.saved(_FRAMES)
 _NARROW = sounds.noise(700)
 
 
@@ -136,6 +141,7 @@ FILES: Final[tuple[MediaFile, ...]] = (
         case="image: a checksum that is wrong",
         content=_PICTURE[:-20] + b"\0" + _PICTURE[-19:],
         told="cannot be read",
+        is_read=True,
     ),
     MediaFile(
         case="image: a decompression bomb",
@@ -179,4 +185,23 @@ FILES: Final[tuple[MediaFile, ...]] = (
         told="has samples that are no numbers",
     ),
     MediaFile(case="audio: a picture", content=_PICTURE, told="cannot be read .no format"),
+    MediaFile(
+        case="video: variable frame rate",
+        content=clips.exact(_FRAMES, at=[0, 80, 120, 160]),
+        plain=clips.exact([_FRAMES[0], *_FRAMES]),
+    ),
+    MediaFile(
+        case="video: one frame",
+        content=clips.exact(_FRAMES[:1]),
+        plain=clips.exact(4 * _FRAMES[:1]),
+    ),
+    MediaFile(case="video: empty", content=b"", told="is empty"),
+    MediaFile(case="video: truncated", content=_CLIP[: len(_CLIP) // 2], told="is cut off"),
+    MediaFile(
+        case="video: an audio track alone",
+        content=clips.with_sound(),
+        told="has sound alone, and no video stream",
+    ),
+    MediaFile(case="video: no video stream", content=_SOUND, told="cannot be read .no format"),
+    MediaFile(case="video: a picture", content=_PICTURE, told="cannot be read .no format"),
 )
