@@ -2,13 +2,15 @@
 
 What a run has recorded becomes one W&B run, each step once, however often it was started and
 whether it was offline, without a server or cut short. Steps that the server has are not sent again.
-The run need not be over. W&B's own variables say where to and as whom (WANDB_BASE_URL,
-WANDB_API_KEY, ...). `wandb sync` would send each file under RUN/wandb as it is, with the steps that
-two starts have made.
+The run need not be over, unless it tells the server itself: of two that write one W&B run, each
+would overwrite what the other has sent. W&B's own variables say where to and as whom
+(WANDB_BASE_URL, WANDB_API_KEY, ...). `wandb sync` would send each file under RUN/wandb as it is,
+with the steps that two starts have made.
 """
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -16,8 +18,9 @@ from typing import Final
 from tools.arguments import Parser, local_path
 from tools.command import command_line
 from train.claim import stored_config
-from train.errors import UserError
+from train.errors import RunDirectoryError, UserError
 from train.run_directory import RunDirectory
+from train.storage.holder import Holder
 from train.storage.lease import held_by
 from train.storage.place import Place
 from train.watch.config import WatchConfig
@@ -57,9 +60,14 @@ def uploaded(directory: RunDirectory) -> str:
     """Sends the server what it lacks of a run; says what that was.
 
     Raises:
-        UserError: there is no such run, or W&B does not take it.
+        UserError: there is no such run, it tells the server itself, or W&B does not take it.
     """
     metrics = read_metrics(directory.metrics)
+    if metrics.wandb_mode == "online" and (holder := writer_of(directory)) is not None:
+        raise UserError(
+            f"{directory} is being written, {holder}, and tells W&B itself: wait until it ends, "
+            "and upload then what W&B may lack"
+        )
     update = {"run_directory": str(directory.path)}
     config = stored_config(directory).model_copy(update=update)
     run_id = run_id_in(directory.path, metrics)
@@ -115,6 +123,31 @@ def lives(directory: RunDirectory) -> bool:
     except OSError:
         return True
     return holder is not None and alive is not False
+
+
+def writer_of(directory: RunDirectory) -> Holder | None:
+    """Who writes the run; where that is a process of another host, its lease is watched.
+
+    Raises:
+        RunDirectoryError: the directory cannot be read.
+    """
+    place = Place.of(directory.path)
+    try:
+        first, alive = held_by(place)
+        if first is None or alive is not None:
+            return first if alive else None
+        sys.stderr.write(f"{directory} was written by {first}: seeing whether it still is\n")
+        until = time.monotonic() + first.patience_seconds
+        while time.monotonic() < until:
+            time.sleep(first.renewed_every_seconds / 10)
+            holder, _ = held_by(place)
+            if holder != first:
+                return holder
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{directory} cannot be read ({error.strerror or error}): change its permissions"
+        ) from None
+    return None
 
 
 if __name__ == "__main__":

@@ -156,14 +156,15 @@ def claim(
 
 
 def _refuse_other_mirror(config: RunConfig, mirror: Mirror) -> None:
-    if mirror.config.exists():
+    place = mirror.config
+    if place is not None:
         try:
-            stored = parse_yaml(mirror.config.read(limit_bytes=MOST_BYTES))
+            stored = parse_yaml(place.read(limit_bytes=MOST_BYTES))
         except YamlError as error:
             raise RunDirectoryError(
-                f"{mirror.config} is no configuration: {error}; choose another run_mirror"
+                f"{place} is no configuration: {error}; choose another run_mirror"
             ) from None
-        owner = from_stored(RunConfig, stored, place=str(mirror.config))
+        owner = from_stored(RunConfig, stored, place=str(place))
         refuse_other_run(config, owner, mirror.place)
 
 

@@ -133,6 +133,7 @@ def train(
         monitor=monitor,
         guard=lambda: [lease.check() for lease in leases],
         before_commit=lambda: mirror.push() if mirror is not None else None,
+        turn=lambda: leases[-1].number,
     )
     profiler = Profiler(config, monitor, beat, mesh)
     feed = build_feed(config, plan, collate, mesh, left_out=left_out)

@@ -162,6 +162,7 @@ class Saves:
         monitor: told of what cannot be written.
         guard: as for `Saver`.
         before_commit: likewise.
+        turn: likewise.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class Saves:
         monitor: Monitor,
         guard: Callable[[], object],
         before_commit: Callable[[], object],
+        turn: Callable[[], int] = lambda: 1,
     ) -> None:
         is_asynchronous = config.checkpoint.asynchronous
         self._disks = disks
@@ -187,6 +189,7 @@ class Saves:
             asynchronous=is_asynchronous,
             guard=guard,
             before_commit=before_commit,
+            turn=turn,
             elsewhere=lambda: self._is_near,
         )
         self._engine = engine

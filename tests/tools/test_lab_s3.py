@@ -55,6 +55,31 @@ def test_another_port_needs_a_restart(s3_lab: S3Lab) -> None:
         s3.up(s3_lab.directory, port=1)
 
 
+def test_nothing_stays_behind_outside_its_directory(tmp_path: Path) -> None:
+    """Neither sockets nor its own logs; others run beside it, and have theirs."""
+    script = f"""
+from pathlib import Path
+from tools.lab import s3
+record = s3.up(Path({str(tmp_path / "s3")!r}), bucket="lab")
+numbers = [str(port + more) for port in record.settings.values() for more in (0, s3.GRPC_OFFSET)]
+def ours():
+    return [path.name for path in s3.SOCKETS.glob("seaweedfs-*.sock")
+            if path.stem.rpartition("-")[2] in numbers]
+print(len(ours()))
+s3.down(Path({str(tmp_path / "s3")!r}))
+print(ours())
+"""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    before, after = done.stdout.splitlines()
+    assert int(before) >= 7
+    assert after == "[]"
+    assert list(temporary.iterdir()) == []
+
+
 def test_command_line_from_up_to_down(tmp_path: Path) -> None:
     directory = f"--directory={tmp_path / 's3'}"
     up = run_lab("s3", "up", directory, "--bucket=corpus")

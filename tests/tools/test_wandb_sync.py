@@ -1,5 +1,8 @@
 """Offline starts of a run become one W&B run, each step once, as often as one asks."""
 
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,17 +12,34 @@ from tests.train.watch.wandb_run.server import KEY, WandbServer
 from tools import wandb_sync
 from train.config_files import dump
 from train.exit_status import ExitStatus
-from train.watch.metrics import LeftOutRecord, MetricsFile, SampleRecord
+from train.run_directory import RunDirectory
+from train.storage.holder import Holder
+from train.storage.lease import Lease
+from train.storage.place import Place
+from train.watch.metrics import (
+    WANDB_UNREACHABLE,
+    LeftOutRecord,
+    MetricsFile,
+    NoteRecord,
+    SampleRecord,
+)
 
 RUN_ID = "5555aaaa"
 
 
-def started(directory: Path, *, first: int, last: int) -> None:
+def started(
+    directory: Path,
+    *,
+    first: int,
+    last: int,
+    run_id: str = RUN_ID,
+    mode: str | None = None,
+) -> None:
     """Record a start that goes on from a step, and ends anyhow."""
     directory.mkdir(exist_ok=True)
     (directory / "config.yaml").write_text(dump(run_config(directory)))
     file = MetricsFile(directory / "metrics.jsonl")
-    file.write(run_record(first).model_copy(update={"wandb_run_id": RUN_ID}))
+    file.write(run_record(first).model_copy(update={"wandb_run_id": run_id, "wandb_mode": mode}))
     file.write(validation_record(first))
     for step in range(first + 1, last + 1):
         file.write(train_record(step))
@@ -56,6 +76,61 @@ def test_starts_become_one_run_and_what_is_there_is_not_sent_again(
     # Nowhere is the key that let it write.
     files = [path for path in [*tmp_path.rglob("*"), *wandb_lab.directory.glob("files/**/*")]]
     assert all(KEY.encode() not in path.read_bytes() for path in files if path.is_file())
+
+
+@pytest.mark.parametrize("says_that_it_is_away", [True, False])
+def test_a_run_that_tells_the_server_itself_is_left_to_it(
+    says_that_it_is_away: bool,
+    tmp_path: Path,
+    wandb_lab: WandbServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """While it goes on; one that could not reach the server is sent, but for its last step."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name, value in wandb_lab.variables.items():
+        monkeypatch.setenv(name, value)
+    run, run_id = tmp_path / "run", f"6666aaa{int(says_that_it_is_away)}"
+    started(run, first=0, last=4, run_id=run_id, mode="online")
+    file = MetricsFile(run / "metrics.jsonl")
+    if says_that_it_is_away:
+        file.write(NoteRecord(step=0, text=f"{WANDB_UNREACHABLE}: CommError: timed out"))
+    file.close()
+    with Lease(Place.of(run), instead="") as lease:
+        lease.take()
+        status = wandb_sync.main([str(run)])
+        said = capsys.readouterr()
+        if says_that_it_is_away:
+            assert status == ExitStatus.COMPLETE
+            assert said.out.startswith(f"{run}: 4 steps sent: ")
+            return
+        assert status == ExitStatus.MISTAKE
+        assert said.err.startswith(f"{run} is being written, pid {os.getpid()} of ")
+        assert said.err.rstrip().endswith("wait until it ends, and upload then what W&B may lack")
+        assert run_id not in wandb_lab.run_ids
+    assert wandb_sync.main([str(run)]) == ExitStatus.COMPLETE
+    assert [row["_step"] for row in wandb_lab.rows(run_id)] == list(range(5))
+
+
+@pytest.mark.parametrize("is_renewed", [True, False])
+def test_a_writer_on_another_host_is_watched(is_renewed: bool, tmp_path: Path) -> None:
+    """It may have died without giving its lease back."""
+    (tmp_path / "run").mkdir()
+    holder = Holder.of_this_process(renewed_every_seconds=0.2)
+    holder = holder.model_copy(update={"host": "node9", "kernel": "another"})
+    file = Place.of(tmp_path / "run/.lock.1")
+    file.write(holder.model_dump_json().encode())
+
+    def renew() -> None:
+        for count in range(1, 40 if is_renewed else 1):
+            file.write(holder.model_copy(update={"renewals": count}).model_dump_json().encode())
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    found = wandb_sync.writer_of(RunDirectory(tmp_path / "run"))
+    thread.join()
+    assert (found is not None) == is_renewed
 
 
 def test_a_server_that_is_away_is_told(

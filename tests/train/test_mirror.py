@@ -1,6 +1,7 @@
 """A run's mirror: what another cluster, which shares nothing but the store, goes on from."""
 
 import errno
+import json
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from tests.corpora import write_corpus
 from tests.lab_fixtures import S3Lab
+from tests.train.mirrors import directory, held, told
 from tests.train.runs import DEADLINE_SECONDS, TINY_RUN, kill_at, run, start
 from tools.ledger import check_run
 from train.claim import check, claim, leases_of
@@ -28,25 +30,6 @@ from train.watch.metrics import Metrics
 STEPS = ("steps=12", "checkpoint.every_steps=3", "validation.every_steps=3")
 
 
-def directory(path: Path, **files: str) -> RunDirectory:
-    path.mkdir(parents=True, exist_ok=True)
-    found = RunDirectory(path)
-    for name, text in files.items():
-        place: Path = getattr(found, name)
-        place = place / "00001-00000.bin" if name == "ledger" else place
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text)
-    return found
-
-
-def told(found: RunDirectory) -> dict[str, bytes]:
-    """All that a mirror keeps of a directory."""
-    files = [path for kept in found.mirrored for path in (kept, *kept.rglob("*"))]
-    return {
-        str(path.relative_to(found.path)): path.read_bytes() for path in files if path.is_file()
-    }
-
-
 def test_two_directories_take_turns(tmp_path: Path) -> None:
     place = Place.of(tmp_path / "store")
     first = directory(tmp_path / "first", config="a", metrics="1\n", ledger="x")
@@ -56,8 +39,11 @@ def test_two_directories_take_turns(tmp_path: Path) -> None:
     assert mirror.bring() is None, "there is nothing yet"
     mirror.push()
     assert sorted(each.name for each in place.files()) == [
-        "config.yaml", "ledger/00001-00000.bin", "metrics.jsonl", "mirror.json",
-    ]  # fmt: skip
+        "files/config.yaml/000000000000-1.1",
+        "files/ledger/00001-00000.bin/000000000000-1.1",
+        "files/metrics.jsonl/000000000000-1.1",
+        "mirror.1.json",
+    ]
     second = directory(tmp_path / "second")
     other = Mirror(place, second)
     assert other.bring() == f"2 files of the run brought from {place}"
@@ -100,24 +86,51 @@ def test_nothing_that_was_put_aside_is_lost(tmp_path: Path) -> None:
     assert aside == ["mine\n", "first\n"]
 
 
-def test_files_that_nobody_says_who_wrote_are_not_written_over(tmp_path: Path) -> None:
-    """Without `mirror.json` a new directory takes them over; one that has written goes on."""
+def written_before(place: Place, *, by: str | None) -> None:
+    """What earlier versions have written: files by their own names, and a note of one name."""
+    files = {"config.yaml": "a", "metrics.jsonl": "1\n", "ledger/00001-00000.bin": "x"}
+    if by is not None:
+        files["mirror.json"] = json.dumps({"by": by, "count": 3})
+    for name, text in files.items():
+        (place / name).write(text.encode())
+
+
+@pytest.mark.parametrize("by", [None, "another"])
+def test_what_an_earlier_version_wrote_is_taken_over(by: str | None, tmp_path: Path) -> None:
+    """Without a note a new directory takes over what is there; one that has written goes on."""
     place = Place.of(tmp_path / "store")
-    first = directory(tmp_path / "first", config="a", metrics="1\n")
+    written_before(place, by=by)
+    first = directory(tmp_path / "first", config="a")
     mirror = Mirror(place, first)
-    mirror.bring()
-    mirror.push()
-    (place / "mirror.json").remove()
+    assert mirror.is_ahead()
+    assert mirror.config is not None
+    assert mirror.config.read() == b"a"
+    assert mirror.bring() == f"2 files of the run brought from {place}"
+    assert first.metrics.read_text() == "1\n"
     first.metrics.write_text("1\n2\n")
+    second = directory(tmp_path / "second")
+    assert Mirror(place, second).is_ahead(), "of what lies there still"
+    mirror.push()
+    count = 4 if by is not None else 1
+    left = [found.name for found in place.files() if not found.name.startswith("files/")]
+    assert left == [f"mirror.{count}.json"]
+    assert Mirror(place, second).bring() == f"2 files of the run brought from {place}"
+    assert second.metrics.read_text() == "1\n2\n"
+
+
+def test_files_that_nobody_says_who_wrote_are_not_brought_to_who_has_written(
+    tmp_path: Path,
+) -> None:
+    place = Place.of(tmp_path / "store")
+    first = directory(tmp_path / "first", config="a", metrics="1\n2\n")
+    Mirror(place, first).bring()
+    place.remove()
+    written_before(place, by=None)
+    mirror = Mirror(place, first)
     assert not mirror.is_ahead()
     assert mirror.bring() is None
     mirror.push()
-    (place / "mirror.json").remove()
-    second = directory(tmp_path / "second")
-    other = Mirror(place, second)
-    assert other.is_ahead()
-    assert other.bring() == f"1 files of the run brought from {place}"
-    assert second.metrics.read_text() == "1\n2\n"
+    assert held(place, "metrics.jsonl") == b"1\n2\n"
 
 
 def test_who_wrote_last_keeps_what_came_since(tmp_path: Path) -> None:
@@ -131,7 +144,7 @@ def test_who_wrote_last_keeps_what_came_since(tmp_path: Path) -> None:
     assert again.bring() is None
     assert here.metrics.read_text() == "1\n2\n"
     again.push()
-    assert (place / "metrics.jsonl").read() == b"1\n2\n"
+    assert held(place, "metrics.jsonl") == b"1\n2\n"
 
 
 @pytest.mark.parametrize("is_written", [True, False])
@@ -141,12 +154,14 @@ def test_a_kill_between_both_notes_brings_nothing_back(
     """The directory's note is written first: whether the mirror's has followed, or not."""
     place = Place.of(tmp_path / "store")
     here = directory(tmp_path / "run", metrics="1\n")
-    Mirror(place, here).bring()
-    Mirror(place, here).push()
-    before = (place / "mirror.json").read()
+    mirror = Mirror(place, here)
+    mirror.bring()
+    mirror.push()
+    before = (place / "mirror.1.json").read()
     Mirror(place, here).bring()
     if not is_written:
-        (place / "mirror.json").write(before)
+        (place / "mirror.2.json").remove()
+        (place / "mirror.1.json").write(before)
     here.metrics.write_text("1\n2\n")
     assert Mirror(place, here).bring() is None
     assert here.metrics.read_text() == "1\n2\n"
@@ -170,11 +185,15 @@ def test_what_is_written_is_what_has_changed(tmp_path: Path, monkeypatch: Any) -
     mirror = Mirror(place, here)
     mirror.bring()
     mirror.push()
-    (place / "config.yaml").remove()
     here.metrics.write_text("1\n2\n")
     mirror.push()
-    assert not (place / "config.yaml").exists()
-    assert (place / "metrics.jsonl").read() == b"1\n2\n"
+    mirror.push()
+    assert sorted(each.name for each in place.files()) == [
+        "files/config.yaml/000000000000-1.1",
+        "files/metrics.jsonl/000000000000-1.2",
+        "mirror.1.json",
+    ]
+    assert held(place, "metrics.jsonl") == b"1\n2\n"
 
 
 def test_what_is_half_written_or_goes_meanwhile_is_left_alone(
@@ -198,7 +217,10 @@ def test_what_is_half_written_or_goes_meanwhile_is_left_alone(
     mirror = Mirror(place, here)
     mirror.bring()
     mirror.push()
-    assert place.names() == ["metrics.jsonl", "mirror.json"]
+    assert sorted(each.name for each in place.files()) == [
+        "files/metrics.jsonl/000000000000-1.1",
+        "mirror.1.json",
+    ]
 
 
 def test_what_is_no_more_goes_from_the_mirror(tmp_path: Path) -> None:
@@ -209,7 +231,11 @@ def test_what_is_no_more_goes_from_the_mirror(tmp_path: Path) -> None:
     mirror.push()
     for _ in range(2):
         mirror.forget(here.summary)
-        assert place.names() == ["metrics.jsonl", "mirror.json"]
+        assert held(place, "summary.json") is None
+        assert held(place, "metrics.jsonl") == b"1\n"
+        assert [each.name for each in (place / "files").files()] == [
+            "metrics.jsonl/000000000000-1.1"
+        ]
 
 
 def recorded(metrics: Metrics) -> list[tuple[object, ...]]:
@@ -257,10 +283,12 @@ def test_another_cluster_goes_on(
     assert f"is complete: {url}/checkpoints/step_00000012" in again.output
     here, there = (told(RunDirectory(tmp_path / name / "run")) for name in "ab")
     assert {**here, "config.yaml": b""} == {**there, "config.yaml": b""}, "what the other has made"
-    (Place.parse(url) / "mirror.json").write(b"damaged")
+    notes = [name for name in Place.parse(url).names() if name.startswith("mirror.")]
+    assert len(notes) == 1, notes
+    (Place.parse(url) / notes[0]).write(b"damaged")
     again = start(corpus, tmp_path / "b/run", *mirrored, ranks=2, environment=environment).wait()
     assert again.code == ExitStatus.MISTAKE, "of all ranks"
-    assert f"{url}/mirror.json is damaged" in again.output
+    assert f"{url}/{notes[0]} is damaged" in again.output
     assert "Traceback" not in again.output, "nobody waits for the first"
     # Without the mirror there would be no checkpoint, and the run would begin anew.
     alone = start(corpus, tmp_path / "a/run", *STEPS, environment=environment).wait()
@@ -275,7 +303,7 @@ def test_what_is_cut_short_as_it_is_brought_can_go_on(
     place = Place.of(tmp_path / "store")
     files = {"config.yaml": "", "metrics.jsonl": "1\n", "samples.txt": "a", "summary.json": "{}"}
     for name, text in files.items():
-        (place / name).write(text.encode())
+        (place / name).write(text.encode())  # by their own names, as earlier versions did
     places = ("data.corpus=c", f"run_directory={tmp_path}/run", "precision=fp32")
     config = load(RunConfig, [str(TINY_RUN), *places])
     (place / "config.yaml").write(dump(config).encode())
@@ -288,8 +316,8 @@ def test_what_is_cut_short_as_it_is_brought_can_go_on(
         return brought(self, name, *given)
 
     monkeypatch.setattr(Mirror, "_brought", full)
-    with ExitStack() as held:
-        leases = [held.enter_context(each) for each in leases_of(config, checkpoints)]
+    with ExitStack() as exits:
+        leases = [exits.enter_context(each) for each in leases_of(config, checkpoints)]
         with pytest.raises(RunDirectoryError, match=r"cannot take over .*No space left on device"):
             claim(config, leases, checkpoints, None, mirror)
         assert config.directory.metrics.exists()
@@ -300,7 +328,7 @@ def test_what_is_cut_short_as_it_is_brought_can_go_on(
     assert "files of the run brought from" in told
     assert config.directory.samples.read_text() == "a"
     assert not config.directory.summary.exists(), "the run goes on"
-    assert not (place / "summary.json").exists()
+    assert held(place, "summary.json") is None
 
 
 @pytest.mark.parametrize("run_directory", [".", "runs/..", "'~'", "~/", "/", "$HOME", "x/$HOME"])

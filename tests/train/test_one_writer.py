@@ -86,6 +86,10 @@ def test_runs_of_hosts_that_died(corpus: Path, saved: Place, tmp_path: Path) -> 
     assert "Slurm job 77" in told
     assert "waiting 1 s to see whether that lives" in told
     assert f"continuing from {saved}/step_" in told
+    saved_by_second = latest(saved)
+    assert saved_by_second is not None
+    chunks = [name for name in saved_by_second.names() if name.startswith("chunks-")]
+    assert chunks == ["chunks-00000-2.safetensors"], "none that the first may be writing"
     second.signal(signal.SIGKILL)
     second.wait()
     change_lease(saved, 2, renewed_every_seconds=60)

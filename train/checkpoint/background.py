@@ -195,13 +195,17 @@ def owned_slices(engine: ZeroEngine) -> list[StateSlice]:
     return cut(part for part in local_slices(engine) if part.owned)
 
 
-def chunk_file(rank: int) -> str:
-    """Name of the file that a rank writes."""
-    return f"chunks-{rank:05d}.safetensors"
+def chunk_file(rank: int, *, turn: int = 1) -> str:
+    """Name of the file that a rank writes.
+
+    One who took a directory over names them by its turn: who looked dead, and wakes while it writes
+    the same step, must not write over them.
+    """
+    return f"chunks-{rank:05d}{'' if turn == 1 else f'-{turn}'}.safetensors"
 
 
-def write_share(staged: Place, slices: list[StateSlice]) -> Index:
+def write_share(staged: Place, slices: list[StateSlice], *, turn: int = 1) -> Index:
     """Writes this rank's file into the directory of a checkpoint; what the index says of it."""
     if not slices:  # fewer elements than ranks
         return Index(parameters={}, files={})
-    return write_chunks(staged / chunk_file(dist.get_rank()), slices)
+    return write_chunks(staged / chunk_file(dist.get_rank(), turn=turn), slices)

@@ -13,14 +13,14 @@ The same holds in object storage, where a name appears with its whole content.
 import contextlib
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from train.checkpoint.format import INDEX_NAME, STEP_NAME, telling
-from train.errors import CheckpointError
-from train.storage.place import Place
+from train.errors import CheckpointError, InUseError
+from train.storage.place import Place, ReplacedError
 
 LATEST_NAME = "latest"
 CHECKPOINTS_NAME = "checkpoints"
@@ -146,13 +146,21 @@ def newest_of(names: Iterable[str]) -> str:
     return max(names, key=_order)
 
 
-def stage(directory: Place | Path, step: int) -> Place:
+Guard = Callable[[], object]
+"""Raises where the directory is no longer this process's, which may have slept for long."""
+
+
+def _unguarded() -> None:
+    """Nobody else can have taken the directory."""
+
+
+def stage(directory: Place | Path, step: int, *, guard: Guard = _unguarded) -> Place:
     """The place of a new directory to write a checkpoint in; removes what dead writers have left.
 
     Only one process may call it, and no other may be writing to `directory`.
     """
     directory = Place.of(directory)
-    clean(directory)
+    clean(directory, guard=guard)
     name = f"step_{step:08d}"
     revisions = [_order(other)[1] for other in complete(directory) if _order(other)[0] == step]
     if revisions:
@@ -161,52 +169,81 @@ def stage(directory: Place | Path, step: int) -> Place:
     return directory / name
 
 
-def announce(staged: Place) -> None:
+def announce(staged: Place, *, guard: Guard = _unguarded) -> None:
     """Has a checkpoint be the latest at the very moment in which its index is written.
 
     Else a writer that dies before it names what it has completed would leave the step before as
     the latest: what lies ahead of that counts as undone.
+
+    Raises:
+        InUseError: another process has named one meanwhile.
     """
-    directory = staged.parent
-    # Where none is named, the newest is the latest.
-    if (newest := pointed_to(directory)) is not None:
-        (directory / LATEST_NAME).write(f"{newest}\n{staged.name}\n".encode())
+
+    def named() -> str | None:
+        newest = pointed_to(staged.parent)
+        # Where none is named, the newest is the latest.
+        return None if newest is None else f"{newest}\n{staged.name}\n"
+
+    _point(staged.parent, named, guard)
 
 
-def commit(staged: Place, *, retention: Retention) -> None:
+def _point(directory: Place, named: Callable[[], str | None], guard: Guard) -> None:
+    """Write what is the latest, unless that has changed since `guard` had nothing against it."""
+    file = directory / LATEST_NAME
+    before = file.find()
+    guard()
+    if (content := named()) is None:
+        return
+    try:
+        file.write_over(content.encode(), before=before)
+    except ReplacedError as error:
+        guard()  # which knows better
+        raise InUseError(f"{error}: end one of the processes that save there") from None
+
+
+def commit(staged: Place, *, retention: Retention, guard: Guard = _unguarded) -> None:
     """Makes a checkpoint the latest; drops those that may go.
 
     Args:
         staged: what `stage` gave, announced and complete by now.
         retention: which others stay.
+        guard: asked before that, and before each that goes: to who has slept, what came since looks
+            abandoned.
     """
     directory = staged.parent
-    point_to(staged)
+    point_to(staged, guard=guard)
     try:
-        retire(directory, retention.retired(complete(directory), newest=staged.name))
+        retired = retention.retired(complete(directory), newest=staged.name)
+        retire(directory, retired, guard=guard)
     except OSError as error:  # what was to be saved is saved
         warnings.warn(f"older checkpoints in {directory} cannot be removed: {error}", stacklevel=2)
 
 
-def point_to(checkpoint: Place) -> None:
-    """Makes a complete checkpoint the latest, whatever comes after it."""
-    (checkpoint.parent / LATEST_NAME).write(f"{checkpoint.name}\n".encode())
+def point_to(checkpoint: Place, *, guard: Guard = _unguarded) -> None:
+    """Makes a complete checkpoint the latest, whatever comes after it.
+
+    Raises:
+        InUseError: another process has named one meanwhile.
+    """
+    _point(checkpoint.parent, lambda: f"{checkpoint.name}\n", guard)
 
 
-def retire(directory: Place | Path, names: Sequence[str]) -> None:
+def retire(directory: Place | Path, names: Sequence[str], *, guard: Guard = _unguarded) -> None:
     """Removes checkpoints; a crash on the way leaves no half of one that looks complete."""
     directory = Place.of(directory)
     for name in names:
+        guard()
         with contextlib.suppress(FileNotFoundError):  # someone else was faster
             (directory / name / INDEX_NAME).remove()
             (directory / name).remove()
 
 
-def clean(directory: Place) -> None:
+def clean(directory: Place, *, guard: Guard = _unguarded) -> None:
     """Removes what writers that died have left."""
     whole = set(complete(directory))
     for name in directory.names():
         if _LEFTOVER.match(name) or (STEP_NAME.match(name) and name not in whole):
+            guard()
             (directory / name).remove()
 
 

@@ -194,11 +194,11 @@ def seal(path: Place, parts: Iterable[Index], state: bytes) -> None:
         state: what lies beside the tensors, as `json_bytes` gives it.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or another process has done so meanwhile.
     """
-    (path / STATE_NAME).write(state)
+    (path / STATE_NAME).write_once(state)
     index = Index.merged([*parts, Index(parameters={}, files={STATE_NAME: record_of(state)})])
-    (path / INDEX_NAME).write(json_bytes(index.model_dump(exclude_none=True)))
+    (path / INDEX_NAME).write_once(json_bytes(index.model_dump(exclude_none=True)))
 
 
 def stored_state(path: Place, index: Index, schema: type[Stated]) -> Stated:

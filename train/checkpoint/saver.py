@@ -49,6 +49,7 @@ class Saver(BackgroundSaver):
         guard: Callable[[], object] = lambda: None,
         before_commit: Callable[[], object] = lambda: None,
         elsewhere: Callable[[], bool] = lambda: False,
+        turn: Callable[[], int] = lambda: 1,
     ) -> None:
         """Prepares for saving; every rank must call it.
 
@@ -65,6 +66,8 @@ class Saver(BackgroundSaver):
                 before the checkpoint is whole; one that raises OSError keeps it from that.
             elsewhere: whether training is saved elsewhere as well, so that it may go on however
                 often it cannot be saved here; the same on all ranks.
+            turn: number of this process among those that have had the directory without its being
+                given back; asked on the first rank.
         """
         super().__init__(asynchronous=asynchronous)
         self._directory = Place.of(directory)
@@ -72,6 +75,7 @@ class Saver(BackgroundSaver):
         self._guard = guard
         self._before_commit = before_commit
         self._elsewhere = elsewhere
+        self._turn = turn
         self._ours = set() if continues is None else {continues.name}
         self._lost_one = False
         self._path: Place | None = None
@@ -176,8 +180,7 @@ class Saver(BackgroundSaver):
         once_found()
 
         def point() -> None:
-            self._require_ours()
-            point_to(chosen)
+            point_to(chosen, guard=self._require_ours)
             self._ours = {chosen.name}
 
         self._agreed(on_first_rank, self._directory, point)
@@ -187,9 +190,11 @@ class Saver(BackgroundSaver):
     @override
     def _write(self, slices: list[StateSlice], document: bytes, step: int) -> None:
         here = self._directory
-        staged = self._agreed(on_first_rank, here, lambda: self._stage(step))
+        staged, turn = self._agreed(on_first_rank, here, lambda: self._stage(step))
         try:
-            written = self._agreed(on_all_ranks, staged, lambda: write_share(staged, slices))
+            written = self._agreed(
+                on_all_ranks, staged, lambda: write_share(staged, slices, turn=turn)
+            )
             parts = gathered(written, group=self._group)
             self._agreed(on_first_rank, staged, lambda: self._commit(staged, parts, document))
         except TakenOverError:
@@ -199,22 +204,21 @@ class Saver(BackgroundSaver):
             if dist.get_rank() == 0 and not self._directory.is_remote:
                 with contextlib.suppress(OSError, InUseError):
                     self._require_ours()
-                    clean(self._directory)
+                    clean(self._directory, guard=self._require_ours)
             raise
         self._path = staged
 
-    def _stage(self, step: int) -> Place:
+    def _stage(self, step: int) -> tuple[Place, int]:
         self._require_ours()
-        return stage(self._directory, step)
+        return stage(self._directory, step, guard=self._require_ours), self._turn()
 
     def _commit(self, staged: Place, parts: list[Index], document: bytes) -> None:
         self._require_ours()
         self._before_commit()
-        self._require_ours()  # that may have taken long
-        announce(staged)
+        announce(staged, guard=self._require_ours)  # what was before may have taken long
         self._ours.add(staged.name)  # even if it looks as if what follows failed
         seal(staged, parts, document)  # it is whole, and the latest, for whoever looks
-        commit(staged, retention=self._retention)
+        commit(staged, retention=self._retention, guard=self._require_ours)
         self._ours = {staged.name}
 
     def _require_ours(self) -> None:

@@ -25,13 +25,15 @@ from train.storage.diagnosis import (
     lasting_fault,
 )
 from train.storage.patience import Patience, Tell
-from train.storage.place import Found, Place, Sink, Source, too_large
+from train.storage.place import Found, Place, ReplacedError, Sink, Source, too_large
 
 Result = TypeVar("Result")
 
 NEAR_BYTES: Final = 1 << 23
 """Smaller reads that lie close together come with one request of this."""
 _CHUNK_BYTES: Final = 1 << 18
+_GONE: Final = {"NoSuchKey", "404"}
+"""What stores say of a condition where there is no file at all."""
 _DELETED_AT_ONCE: Final = 1000
 _ASK_SECONDS: Final = 10.0
 
@@ -137,6 +139,24 @@ class StorePlace(Place):
         send(self, "put_object", data)
 
     @override
+    def write_over(self, data: bytes, *, before: Found | None) -> None:
+        from train.storage.upload import send
+
+        condition = {"IfNoneMatch": "*"} if before is None else {"IfMatch": before.version}
+        try:
+            send(self, "put_object", data, **condition)
+        except StorageError as error:
+            code = error_code(error.__cause__) if error.__cause__ else None
+            if code == UNKNOWN_TO_STORE:
+                self.write(data)
+            elif code not in REPLACED | _GONE:
+                raise
+            elif self.find() is None and before is not None:
+                self.write_over(data, before=None)
+            elif self.read() != data:  # else an answer was lost
+                raise ReplacedError(f"{self} was written by another process meanwhile") from None
+
+    @override
     def write_new(self, data: bytes) -> None:
         from train.storage.upload import send
 
@@ -148,6 +168,10 @@ class StorePlace(Place):
                 self.write(data)
             elif code not in REPLACED:
                 raise
+
+    @override
+    def _write_whole_new(self, data: bytes) -> None:
+        self.write_new(data)
 
     @override
     def remove(self) -> None:

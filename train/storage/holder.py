@@ -13,6 +13,8 @@ from pydantic import Field
 
 from train.storage.record import Record
 
+MISSED_PERIODS: Final = 4
+"""In which a lease was not renewed: then nobody holds it."""
 _SAID_AT_MOST: Final = 200
 
 
@@ -72,6 +74,11 @@ class Holder(Record):
         job = f", Slurm job {self.job}" if self.job else ""
         job += f" of cluster {self.cluster}" if self.job and self.cluster else ""
         return f"pid {self.pid} of {self.user} on {self.host} since {self.since}{job}"
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long its lease counts after it was last written."""
+        return MISSED_PERIODS * self.renewed_every_seconds
 
     def lives(self, here: "Holder") -> bool | None:
         """Whether its process lives, None where that cannot be told from here.

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from pydantic import ValidationError
 
 from train.errors import InUseError, StorageError
-from train.storage.holder import Holder
+from train.storage.holder import MISSED_PERIODS, Holder
 from train.storage.place import Place
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ LEASE_PREFIXES: Final = (".lock", "..lock.")
 RENEWED_EVERY_SECONDS: Final = 15.0
 _GIVEN_BACK_WITHIN_SECONDS: Final = 10.0
 _BYTES_AT_MOST: Final = 1 << 16
-_MISSED_PERIODS: Final = 4
 _POLLS_A_PERIOD: Final = 10
 _READ_AT_MOST: Final = 5
 _NAME: Final = re.compile(r"^\.lock\.([1-9]\d{0,8})$")
@@ -53,7 +52,7 @@ class _Found(NamedTuple):
     @property
     def patience_seconds(self) -> float:
         """How long it counts after it was last written."""
-        return _MISSED_PERIODS * self.period_seconds
+        return MISSED_PERIODS * self.period_seconds
 
 
 class Lease(AbstractContextManager["Lease"]):
@@ -93,7 +92,12 @@ class Lease(AbstractContextManager["Lease"]):
     @property
     def file(self) -> Place:
         """Where the lease lies, if it was taken."""
-        return self._file(self._number or 1)
+        return self._file(self.number)
+
+    @property
+    def number(self) -> int:
+        """Which of those that took it from one another this one is, from 1, if it was taken."""
+        return self._number or 1
 
     @property
     def _poll_seconds(self) -> float:
@@ -225,7 +229,7 @@ class Lease(AbstractContextManager["Lease"]):
         if self.fault is None and self._number is not None:
             found = self._newest(directory)
             slept_seconds = _awake_or_asleep_seconds() - self.renewed_at
-            if found is None and slept_seconds < _MISSED_PERIODS * self._me.renewed_every_seconds:
+            if found is None and slept_seconds < MISSED_PERIODS * self._me.renewed_every_seconds:
                 return  # nobody was here: the file was removed, and is written again
             if found is None:
                 self.fault = InUseError(

@@ -117,6 +117,22 @@ class LocalPlace(Place):
             file.write(data)
 
     @override
+    def _write_whole_new(self, data: bytes) -> None:
+        temporary = self.parent / f".{self.name}.tmp-{secrets.token_hex(4)}"
+        with temporary.create() as file:
+            file.write(data)
+        try:
+            os.link(temporary, self)
+        except FileExistsError:
+            os.unlink(temporary)
+            return
+        except OSError:  # a file system without hard links
+            os.rename(temporary, self)
+        else:
+            os.unlink(temporary)
+        settle(self.parent.path)
+
+    @override
     def remove(self) -> None:
         if os.path.isdir(self.path) and not os.path.islink(self.path):
             shutil.rmtree(self.path)

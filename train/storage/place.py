@@ -28,6 +28,10 @@ class Found:
     version: str | None = None
 
 
+class ReplacedError(StorageError):
+    """Another file has taken the place of one that was to be written over."""
+
+
 class Sink(Protocol):
     """Takes the bytes of a file, one after another."""
 
@@ -185,6 +189,36 @@ class Place(ABC):
 
         A reader may see it empty or cut short meanwhile.
         """
+
+    def write_over(self, data: bytes, *, before: Found | None) -> None:
+        """Write the whole file in the place of what was there.
+
+        Args:
+            data: all of it.
+            before: from `find`. In a store any other is refused, where it knows how; here none is.
+
+        Raises:
+            ReplacedError: another one is there by now.
+        """
+        del before
+        self.write(data)
+
+    def write_once(self, data: bytes) -> None:
+        """Write the whole file, whole at any instant, which no process has written another way.
+
+        Raises:
+            StorageError: there is another one.
+        """
+        self._write_whole_new(data)
+        if self.read() != data:
+            raise StorageError(
+                f"{self} was written by another process meanwhile, which also writes there: end "
+                "one of them"
+            )
+
+    @abstractmethod
+    def _write_whole_new(self, data: bytes) -> None:
+        """Write the whole file, unless there is one, so that no reader sees a part of it."""
 
     @abstractmethod
     def remove(self) -> None:

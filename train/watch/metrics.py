@@ -4,7 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -24,6 +24,10 @@ Finite = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Operations = Annotated[float, Field(ge=0, le=1e24, allow_inf_nan=False)]
 """Of floating-point arithmetic."""
 Moment = Annotated[float, Field(ge=0, lt=_YEAR_9999_SECONDS, allow_inf_nan=False)]
+
+
+WANDB_UNREACHABLE: Final = "W&B is not reachable, logging offline"
+"""What the note begins with that says so of the rest of a start."""
 
 
 class _Record(stored.Record):
@@ -46,6 +50,7 @@ class RunRecord(_Record):
         machine: processor or accelerator, and its software, in words.
         started: wall-clock time in Unix seconds.
         wandb_run_id: under which it is at W&B; None in records of earlier versions, as the next.
+        wandb_mode: how this start tells W&B of it, if a server can be reached.
         identity: a hash of what decides the run's numbers.
         flops_per_token: as `train.watch.utilisation` counts; None where the peak is.
         peak_flops: operations a second of one rank's device, as its maker gives them; None where
@@ -63,6 +68,7 @@ class RunRecord(_Record):
     machine: str
     started: Moment
     wandb_run_id: str | None = None
+    wandb_mode: Literal["disabled", "offline", "online"] | None = None
     identity: str | None = None
     flops_per_token: Operations | None = None
     peak_flops: Operations | None = None
@@ -255,6 +261,7 @@ class Metrics:
         saved: checkpoints.
         notes: notes, several at a step.
         baseline: the unigram baseline, if it was recorded.
+        wandb_mode: how its last start tells W&B of it by now; None if that is not told.
     """
 
     runs: list[RunRecord] = field(default_factory=list)
@@ -267,6 +274,7 @@ class Metrics:
     saved: list[SavedRecord] = field(default_factory=list)
     notes: list[NoteRecord] = field(default_factory=list)
     baseline: BaselineRecord | None = None
+    wandb_mode: str | None = None
 
     @property
     def losses(self) -> list[tuple[int, float]]:
@@ -351,6 +359,7 @@ def read_metrics(path: Path) -> Metrics:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: is this the directory of a run?") from None
     latest: dict[tuple[str, int, str | None], Record] = {}
+    wandb_mode: str | None = None
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
@@ -372,6 +381,10 @@ def read_metrics(path: Path) -> Metrics:
         latest[record.kind, record.step, text] = record
         if isinstance(record, LeftOutRecord):
             latest.pop(("train", record.step, None), None)
+        elif isinstance(record, RunRecord):
+            wandb_mode = record.wandb_mode
+        elif isinstance(record, NoteRecord) and record.text.startswith(WANDB_UNREACHABLE):
+            wandb_mode = "offline"
     records = sorted(latest.values(), key=lambda record: record.step)
 
     def of(kind: type[R]) -> list[R]:
@@ -388,6 +401,7 @@ def read_metrics(path: Path) -> Metrics:
         saved=of(SavedRecord),
         notes=of(NoteRecord),
         baseline=next(iter(of(BaselineRecord)[-1:]), None),
+        wandb_mode=wandb_mode,
     )
 
 

@@ -81,6 +81,7 @@ class Monitor:
         self._run = RunRecord(
             step=first_step,
             wandb_run_id=self.wandb_run_id,
+            wandb_mode=mode_of(config.watch)[0],
             **(_facts(config, num_ranks=world.size) if self._is_writer else {}),
             total_steps=config.steps,
             name=config.name,

@@ -319,7 +319,7 @@ def test_views_are_made_again_only_where_storage_has_moved(
 def _storage_without_rename(directory: Path) -> list[str]:
     """Fails between the index and the pointer; the next save must clear up and go on."""
     engine = engine_of(Toy(), stage=1)
-    write = LocalPlace.write
+    write = LocalPlace.write_once
 
     def failing(self: LocalPlace, data: bytes) -> None:
         if self.name == "index.json":
@@ -329,13 +329,13 @@ def _storage_without_rename(directory: Path) -> list[str]:
     saver = saver_of(directory)
     saver.save(engine, state_of(1), step=1)
     saver.finish()
-    LocalPlace.write = failing
+    LocalPlace.write_once = failing
     try:
         saver.save(engine, state_of(2), step=2)
         with pytest.raises(CheckpointError, match="Input/output error"):
             saver.finish()
     finally:
-        LocalPlace.write = write
+        LocalPlace.write_once = write
     dist.barrier()
     names = sorted(path.name for path in directory.iterdir())
     engine.close()

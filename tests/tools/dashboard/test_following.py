@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +52,47 @@ def test_a_run_is_followed_as_it_grows(tmp_path: Path, monkeypatch: pytest.Monke
     [row] = told(run, "rows")
     assert (row["step"], row["samples"]) == (6, "**The**▸ end")
     assert list(run.news()) == []
+
+
+@pytest.mark.parametrize("is_longer", [True, False])
+def test_a_directory_that_was_begun_anew_shows_the_new_run_alone(
+    is_longer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its records are more already than those that were read, or fewer."""
+    monkeypatch.setattr(following, "IDLE_SECONDS", 0.0)
+    path = tmp_path / "run"
+    path.mkdir()
+    run = Followed(path, name="x")
+    recorded(path, [run_record(), *map(train_record, range(1, 9))])
+    assert [row["step"] for row in told(run, "rows")] == [*range(1, 8)]
+    shutil.rmtree(path)
+    assert [row["step"] for row in told(run, "rows")] == [8], "what was known is shown on"
+    assert list(run.news()) == []
+    path.mkdir()
+    again = run_record().model_copy(update={"started": run_record().started + 99})
+    last = 40 if is_longer else 3
+    recorded(path, [again, *map(train_record, range(1, last + 1))])
+    anew, rows, alerts = run.news()
+    assert anew == {"run": "x", "anew": True}
+    assert [row["step"] for row in rows["rows"]] == [*range(1, last)]
+    assert {row["values"]["marks/start"] for row in rows["rows"]} == {1}
+    assert [alert["title"] for alert in alerts["alerts"]] == ["start 1"]
+    assert [row["step"] for row in told(run, "rows")] == [last]
+    assert list(run.news()) == []
+
+
+def test_records_that_are_written_again_are_the_same_run(tmp_path: Path) -> None:
+    """As when `metrics.jsonl` alone was removed, or its last line was cut by a kill."""
+    run = Followed(tmp_path, name="x")
+    recorded(tmp_path, [run_record(), *map(train_record, range(1, 4))])
+    list(run.news())
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").unlink()
+    assert list(run.news()) == []
+    (tmp_path / "metrics.jsonl").write_bytes(content + b'{"kind": "tra')
+    assert list(run.news()) == []
+    recorded(tmp_path, [train_record(4)])
+    assert [row["step"] for row in told(run, "rows")] == [3]
 
 
 def test_the_bad_step_and_the_bad_node_are_told(tmp_path: Path) -> None:

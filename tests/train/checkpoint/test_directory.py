@@ -2,17 +2,20 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.lab_fixtures import place_at
 from train.checkpoint import directory as checkpoint_directory
 from train.checkpoint.directory import Retention, latest, resolve
+from train.checkpoint.format import json_bytes, seal
 from train.checkpoint.restore import read_state
 from train.checkpoint.weights import read_values, write_values
-from train.errors import CheckpointError
+from train.errors import CheckpointError, InUseError, StorageError
 from train.storage.place import Place
 
 
@@ -117,6 +120,51 @@ def test_the_next_writer_clears_what_the_last_one_left(tmp_path: Path) -> None:
     (tmp_path / ".latest.tmp-0a1b2c3d").touch()
     assert checkpoint_directory.stage(tmp_path, 10) == Place.of(tmp_path / "step_00000010.2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010"]
+
+
+def _taken_over() -> None:
+    raise InUseError("another process has it")
+
+
+def test_who_wakes_when_another_has_gone_on_removes_nothing_of_it(tmp_path: Path) -> None:
+    """To the one that slept just before it drops old ones, those to come look abandoned."""
+    for step in (10, 20, 30):
+        _checkpoint(tmp_path / f"step_{step:08d}", step)
+    staged = Place.of(tmp_path / "step_00000010")
+    with pytest.raises(InUseError):
+        checkpoint_directory.commit(staged, retention=Retention(keep=1), guard=_taken_over)
+    (tmp_path / "step_00000040").mkdir()  # being written
+    with pytest.raises(InUseError):
+        checkpoint_directory.stage(tmp_path, 20, guard=_taken_over)
+    names = {"step_00000010", "step_00000020", "step_00000030", "step_00000040"}
+    assert {path.name for path in tmp_path.glob("step_*")} == names
+
+
+@pytest.mark.parametrize("name", [checkpoint_directory.announce, checkpoint_directory.point_to])
+def test_who_wakes_just_before_it_names_the_latest_names_none(
+    name: Callable[..., None], request: pytest.FixtureRequest
+) -> None:
+    """It has looked who the newest is of, and slept then."""
+    directory = place_at("in a store", "pointer", request)
+    for _ in range(2):
+        checkpoint_directory.point_to(directory / "step_00000010")
+    name(directory / "step_00000020")
+
+    def while_it_slept() -> None:
+        (directory / "latest").write(b"step_00000060\n")
+
+    with pytest.raises(InUseError, match=r"latest was written by another process meanwhile: end"):
+        name(directory / "step_00000030", guard=while_it_slept)
+    assert (directory / "latest").read() == b"step_00000060\n"
+
+
+def test_a_checkpoint_that_another_has_completed_stays_its(tmp_path: Path) -> None:
+    """The same step, written by who looked dead and woke."""
+    path = _checkpoint(tmp_path / "step_00000010", 10)
+    before = {file.name: file.read_bytes() for file in (tmp_path / path.name).iterdir()}
+    with pytest.raises(StorageError, match=r"state.json was written by another process"):
+        seal(path, [], json_bytes({"step": 10, "mine": True}))
+    assert {file.name: file.read_bytes() for file in (tmp_path / path.name).iterdir()} == before
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ class Fault:
     """Of the answer nothing comes before it is set."""
     answer: bytes | None = None
     """Said instead of what the server would say."""
+    before_passing: Callable[[bytes], object] | None = None
+    """Called with each piece of a request before it goes on; holds it back while it waits."""
 
 
 @dataclass
@@ -112,6 +114,8 @@ class Relay:
                     self.requests[number] += data
                 if fault.taken_per_second is not None:
                     time.sleep(len(data) / fault.taken_per_second)
+                if fault.before_passing is not None:
+                    fault.before_passing(data)
                 server.sendall(data)
 
 

@@ -1,5 +1,6 @@
 """What a place is, by what a user writes."""
 
+import errno
 import os
 import socket
 import stat
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab_fixtures import place_at
 from train.errors import StorageError
 from train.storage.bucket import StorePlace
 from train.storage.config import StorageConfig
-from train.storage.place import Place
+from train.storage.place import Place, ReplacedError
 from train.storage.stored_file import FaultyFileError, StoredFile
 
 
@@ -164,3 +166,43 @@ def test_a_device_is_never_replaced_by_a_file(device: str, tmp_path: Path) -> No
 def _create(place: Place) -> None:
     with place.create() as file:
         file.write(b"x")
+
+
+@pytest.mark.parametrize("where", ["here", "in a store"])
+def test_what_is_written_once_is_whole_and_stays(
+    where: str, request: pytest.FixtureRequest
+) -> None:
+    place = place_at(where, "once", request) / "index.json"
+    for _ in range(2):
+        place.write_once(b"mine")  # the second time as after an answer that was lost
+    with pytest.raises(StorageError, match=r"index.json was written by another process meanwhile"):
+        place.write_once(b"another's")
+    assert place.read() == b"mine"
+    assert place.parent.names() == ["index.json"]
+
+
+def test_what_is_written_once_needs_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    place = Place.of(tmp_path / "once")
+    place.write_once(b"mine")
+    assert (place.read(), Place.of(tmp_path).names()) == (b"mine", ["once"])
+
+
+def test_what_has_changed_since_is_not_written_over(request: pytest.FixtureRequest) -> None:
+    place = place_at("in a store", "over", request) / "latest"
+    place.write_over(b"1", before=None)
+    place.write_over(b"1", before=None)  # as after an answer that was lost
+    seen = place.find()
+    place.write_over(b"2", before=seen)
+    for before in (seen, None):
+        with pytest.raises(ReplacedError, match=r"latest was written by another process"):
+            place.write_over(b"3", before=before)
+    assert place.read() == b"2"
+    place.remove()
+    place.write_over(b"4", before=seen)
+    assert place.read() == b"4"

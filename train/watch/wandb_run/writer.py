@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from train.config import RunConfig
 from train.errors import UserError
-from train.watch.metrics import NoteRecord, Record, read_metrics
+from train.watch.metrics import WANDB_UNREACHABLE, NoteRecord, Record, read_metrics
 from train.watch.wandb_run.rows import Row, Rows, recorded
 from train.watch.wandb_run.session import (
     Session,
@@ -176,7 +176,7 @@ class WandbWriter:
                     raise
                 self._mode = "offline"
                 self._notes.put(
-                    f"W&B is not reachable, logging offline: {describe(error)}; "
+                    f"{WANDB_UNREACHABLE}: {describe(error)}; "
                     f"later: python -m tools.wandb_sync {self._config.directory}"
                 )
                 end_services()
