@@ -32,6 +32,7 @@ from train.checkpoint.restore import read_state
 from train.checkpoint.weights import read_values, write_values
 from train.config import RunConfig
 from train.config_files import from_stored
+from train.data.document import MEDIA, Kind
 from train.data.tokens import (
     SPECIAL_TEXT,
     TOKENIZER_BYTES_AT_MOST,
@@ -51,6 +52,8 @@ CONFIG_BYTES_AT_MOST: Final = 1 << 26
 CODE: Final = tuple(
     Path(file) for file in sorted(Path(shipped.__path__[0]).glob("*_semicausal.py"))
 )
+_EXPORTED: Final = ("text", "image")
+"""Kinds of encoders whose code goes along."""
 _TRAINING_ONLY: Final = {"loss_chunk_tokens", "loss_kernel", "dropout", "init_from"}
 _ENCODER_TRAINING_ONLY: Final = {"init_from", "trainable_layers", "dropout"}
 
@@ -80,17 +83,18 @@ def write_folder(
         raise CheckpointError(f"{out} exists: choose another place for the folder")
     config = load_config(path)
     model, state = config.built_model, read_state(path).model_dump()
-    if len(model.encoders) > 1:
-        raise CheckpointError(
-            f"{path} has encoders for {', '.join(model.encoders)}: an exported model reads the "
-            "spans of one"
-        )
     for name, part in model.encoders.items():
-        if part.encoder.kind != "text":
+        if part.encoder.kind not in _EXPORTED:
             raise CheckpointError(
                 f"{path} has an encoder of kind {part.encoder.kind} (model.encoders.{name}), and "
-                "an exported model reads tokens alone: use the run itself"
+                f"an exported model reads {' and '.join(_EXPORTED)} alone: use the run itself"
             )
+    kinds = [part.encoder.kind for part in model.encoders.values()]
+    if len(set(kinds)) < len(kinds):
+        raise CheckpointError(
+            f"{path} has encoders for {', '.join(model.encoders)}, some of one kind: an exported "
+            "model has one of each"
+        )
     kind = described_as(model, place=str(path)) if native else None
     found = _tokenizer(path, state, model, tokenizer)
     if found is None and kind is None:
@@ -125,6 +129,7 @@ def write_folder(
             "processor_class": "SemicausalProcessor",
             "auto_map": {"AutoProcessor": "processing_semicausal.SemicausalProcessor"},
             "modality": None if reader is None else reader[0],
+            "image": _picture_reading(model),
         }
     for name, document in documents.items():
         (draft / name).write_text(json.dumps(document, indent=2) + "\n")
@@ -258,6 +263,15 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
             for modality, part in config.encoders.items()
         },
     }
+
+
+def _picture_reading(model: ModelConfig) -> dict[str, Any] | None:
+    """What the processor must know of pictures; None where no encoder reads them."""
+    part = model.encoders.get(MEDIA[Kind.IMAGE])
+    if part is None:
+        return None
+    keys = ("patch_pixels", "size", "max_patches", "fit", "resized", "resample", "class_token")
+    return part.encoder.model_dump(include=set(keys))
 
 
 def _widest(values: Mapping[str, Tensor]) -> torch.dtype:

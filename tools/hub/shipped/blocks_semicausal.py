@@ -149,8 +149,23 @@ class FeedForward(nn.Module):
         """[.., width] -> [.., width]."""
         if self.activation == "swiglu":
             return self.down(F.silu(self.gate(x)) * self.up(x))
+        if self.activation == "quick_gelu":
+            hidden = self.up(x)
+            return self.down(hidden * torch.sigmoid(1.702 * hidden))
         approximate = "tanh" if self.activation == "gelu_tanh" else "none"
         return self.down(F.gelu(self.up(x), approximate=approximate))
+
+
+class Scale(nn.Module):
+    """A factor for each channel."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., width] -> [.., width]."""
+        return x * self.weight
 
 
 class Block(nn.Module):
@@ -165,14 +180,19 @@ class Block(nn.Module):
         self.attention_norm = norm_of(shape)
         self.feed_forward = FeedForward(shape)
         self.feed_forward_norm = norm_of(shape)
+        is_scaled = shape.get("layer_scale") is not None
+        self.attention_scale = Scale(shape["width"]) if is_scaled else nn.Identity()
+        self.feed_forward_scale = Scale(shape["width"]) if is_scaled else nn.Identity()
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """[.., width] -> [.., width]; `context` goes to the attention."""
         if self.is_pre_norm:
-            x = x + self.attention(self.attention_norm(x), *context)
-            return x + self.feed_forward(self.feed_forward_norm(x))
-        x = self.attention_norm(self.alpha * x + self.attention(x, *context))
-        return self.feed_forward_norm(self.alpha * x + self.feed_forward(x))
+            x = x + self.attention_scale(self.attention(self.attention_norm(x), *context))
+            return x + self.feed_forward_scale(self.feed_forward(self.feed_forward_norm(x)))
+        mixed = self.attention_scale(self.attention(x, *context))
+        x = self.attention_norm(self.alpha * x + mixed)
+        hidden = self.feed_forward_scale(self.feed_forward(x))
+        return self.feed_forward_norm(self.alpha * x + hidden)
 
 
 def norm_of(shape: dict[str, Any], *, width: int | None = None) -> nn.Module:

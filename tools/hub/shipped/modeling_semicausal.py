@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .blocks_semicausal import Block, CausalAttention, Reach, norm_of, rotation, sinusoids
 from .configuration_semicausal import SemicausalConfig
 from .encoder_semicausal import Connector, TextEncoder, laid_out
+from .image_semicausal import ImageEncoder
 
 UNSCORED = -100
 USUAL_EMBEDDING_SCALE = 50.0
@@ -85,7 +86,12 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
         self.decoder = Decoder(decoder)
         self.encoders, self.connectors = nn.ModuleDict(), nn.ModuleDict()
         for modality, part in encoders.items():
-            self.encoders[modality] = TextEncoder(part["encoder"], decoder["vocabulary"])
+            encoder = part["encoder"]
+            self.encoders[modality] = (
+                ImageEncoder(encoder)
+                if encoder["kind"] == "image"
+                else TextEncoder(encoder, decoder["vocabulary"])
+            )
             self.connectors[modality] = Connector(
                 part["connector"], part["encoder"]["width"], decoder["width"]
             )
@@ -130,19 +136,75 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
         """Replaces it."""
         self.decoder.head = new_embeddings
 
-    def embed(self, input_ids: Tensor, spans: Tensor | None = None) -> Tensor:
+    def embed(
+        self,
+        input_ids: Tensor,
+        spans: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        pixel_slots: Tensor | None = None,
+    ) -> Tensor:
         """Decoder inputs [B, S, H]: token embeddings, and vectors over the slots of spans.
 
+        Args:
+            input_ids: as for `forward`, and the others too.
+            spans: of text.
+            pixel_values: patches of pictures.
+            spatial_shapes: their grids.
+            pixel_slots: where their vectors go.
+
         Raises:
-            ValueError: the model has no encoder, or a span is longer than it reads.
+            ValueError: the model has no encoder of these, a span is longer than it reads, or
+                pictures have more or fewer slots than vectors.
         """
         x = self.decoder.embedding(input_ids)
-        if spans is None or not spans.any():
-            return x
-        if not self.encoders:
-            raise ValueError("spans: the model has no encoder that could read them")
-        encoder: Any
-        ((modality, encoder),) = self.encoders.items()
+        if spans is not None and spans.any():
+            x = self._with_text(x, input_ids, spans)
+        if pixel_values is not None and pixel_slots is not None and pixel_slots.any():
+            if spatial_shapes is None:
+                raise ValueError("spatial_shapes: rows and columns of each picture are missing")
+            x = self._with_pictures(x, pixel_values, spatial_shapes, pixel_slots)
+        return x
+
+    def _reader(self, kind: type[nn.Module], name: str) -> tuple[Any, Any]:
+        """The encoder of a kind, and the connector behind it."""
+        for modality, encoder in self.encoders.items():
+            if isinstance(encoder, kind):
+                return encoder, self.connectors[modality]
+        raise ValueError(f"{name}: the model has no encoder that could read them")
+
+    def _with_pictures(self, x: Tensor, patches: Tensor, grids: Tensor, numbers: Tensor) -> Tensor:
+        encoder, connector = self._reader(ImageEncoder, "pixel_values")
+        # Where rows are repeated, as beams are, so is each picture: one of each is read.
+        times = max(1, len(patches) // int(numbers.max()))
+        patches, grids = patches[::times], grids[::times]
+        counts = encoder.counts(grids)
+        vectors = connector(encoder(patches, grids))
+        slots = (numbers > 0).view(-1).nonzero()[:, 0]
+        of_picture = numbers.reshape(-1)[slots] - 1
+        if int(numbers.max()) > len(counts):
+            raise ValueError(
+                f"pixel_slots: names picture {int(numbers.max())}, and pixel_values has "
+                f"{len(counts)}"
+            )
+        # A picture's slots follow each other, in each row anew.
+        rows = slots // numbers.shape[1]
+        names = rows * (len(counts) + 1) + of_picture
+        _, there = names.unique_consecutive(return_counts=True)
+        inside = torch.arange(len(slots), device=x.device)
+        inside = inside - (there.cumsum(0) - there).repeat_interleave(there)
+        firsts = of_picture[inside == 0]
+        if not there.equal(counts[firsts]):
+            raise ValueError(
+                f"pixel_slots: pictures have {there.tolist()} slots, and their vectors are "
+                f"{counts[firsts].tolist()}: keep whole what the processor gave"
+            )
+        of_vectors = (counts.cumsum(0) - counts)[of_picture] + inside
+        vectors = vectors[of_vectors].to(x.dtype)
+        return x.reshape(-1, x.shape[-1]).index_copy(0, slots, vectors).view(x.shape)
+
+    def _with_text(self, x: Tensor, input_ids: Tensor, spans: Tensor) -> Tensor:
+        encoder, connector = self._reader(TextEncoder, "spans")
         laid = laid_out(input_ids, spans, start_token=encoder.shape["start_token"])
         assert laid is not None, "there is a span"
         tokens, is_real, slots = laid
@@ -153,7 +215,7 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
             )
         is_vector = is_real.clone()
         is_vector[:, 0] = False
-        vectors = self.connectors[modality](encoder(tokens, is_real)[is_vector])
+        vectors = connector(encoder(tokens, is_real)[is_vector])
         return x.view(-1, x.shape[-1]).index_copy(0, slots, vectors.to(x.dtype)).view(x.shape)
 
     def forward(
@@ -171,6 +233,9 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
         cache_position: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         spans: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        pixel_slots: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -191,6 +256,11 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep: how many of the last slots have logits, or which; 0 is all.
             spans: [B, S] number of the span that each slot lies in, counted from 1 in each row, and
                 0 outside; spans lie wholly in `input_ids`.
+            pixel_values: [N, P, 3 * side * side] patches of all pictures, as the processor gives
+                them.
+            spatial_shapes: [N, 2] rows and columns of patches of each.
+            pixel_slots: [B, S] number of the picture whose vector each slot takes, counted from 1
+                over all rows, and 0 elsewhere; pictures lie wholly in `input_ids`.
             num_items_in_batch: labels of all microbatches of a step, whose losses then add up to
                 the mean over them, as transformers' Trainer expects.
             kwargs: what other models know, and this one does not need.
@@ -199,7 +269,7 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             assert input_ids is not None
-            inputs_embeds = self.embed(input_ids, spans)
+            inputs_embeds = self.embed(input_ids, spans, pixel_values, spatial_shapes, pixel_slots)
         B, S, _ = inputs_embeds.shape
         use_cache = self.config.use_cache if use_cache is None else use_cache
         cache = past_key_values if cache is None else cache
@@ -244,12 +314,19 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
         return output if return_dict is None or return_dict else output.to_tuple()
 
     def prepare_inputs_for_generation(
-        self, input_ids: Any, *args: Any, spans: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Any,
+        *args: Any,
+        spans: Tensor | None = None,
+        pixel_slots: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Spans lie in the prompt: what is generated is read as plain tokens."""
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        if spans is not None and inputs.get("input_ids") is not None:
-            spans = F.pad(spans, (0, input_ids.shape[1] - spans.shape[1]))
-            spans = spans[:, -inputs["input_ids"].shape[1] :]
-            inputs["spans"] = spans if spans.any() else None
+        for name, places in (("spans", spans), ("pixel_slots", pixel_slots)):
+            if places is None or inputs.get("input_ids") is None:
+                continue
+            places = F.pad(places, (0, input_ids.shape[1] - places.shape[1]))
+            places = places[:, -inputs["input_ids"].shape[1] :]
+            inputs[name] = places if places.any() else None
         return inputs
