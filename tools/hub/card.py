@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model.semicausal import ModelConfig, parameter_counts
+from train.asked import text_encoder
 from train.config import RunConfig
 from train.data.store.manifest import (
     MANIFEST_BYTES_AT_MOST,
@@ -20,11 +21,11 @@ from train.storage.place import Place
 from train.watch.metrics import perplexity, read_metrics
 
 _USE = """```python
-from transformers import AutoModelForCausalLM, AutoProcessor
+{imports}from transformers import AutoModelForCausalLM, AutoProcessor
 
 model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
-inputs = processor({prompt!r})
+inputs = processor({prompt})
 new = model.generate(**inputs, max_new_tokens=32)
 print(processor.batch_decode(new))
 ```"""
@@ -34,9 +35,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(FOLDER)
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-new = model.generate(**tokenizer({prompt!r}, return_tensors="pt"), max_new_tokens=32)
+new = model.generate(**tokenizer({prompt}, return_tensors="pt"), max_new_tokens=32)
 print(tokenizer.batch_decode(new))
 ```"""
+
+_SPANS = "A part of a prompt between `[[` and `]]` is read by the bidirectional encoder. "
+_PICTURES = (
+    "Each `[[image:...]]` of a prompt is a picture, whatever stands there: `images` gives them in "
+    "order."
+)
+_PICTURE_PROMPT = '"[[image:cat.png]] shows", images=[Image.open("cat.png")]'
 
 
 def model_card(
@@ -51,7 +59,8 @@ def model_card(
         native: whether the folder is of a class of transformers itself.
     """
     model = config.built_model
-    prompt = "the driver [[maps a page]] of memory" if model.encoders else "the driver maps a page"
+    reads_text, reads_pictures = text_encoder(model) is not None, "image" in model.encoders
+    prompt = "the driver [[maps a page]] of memory" if reads_text else "the driver maps a page"
     sections = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
         "tags:\n- semicausal\n- metalm\n---",
@@ -60,12 +69,13 @@ def model_card(
         *_untrained(checkpoint),
         "## Use\n\n"
         + ("" if native else "Its code comes with it: `trust_remote_code=True`. ")
-        + (
-            "A part of a prompt between `[[` and `]]` is read by the bidirectional encoder.\n\n"
-            if model.encoders
-            else "\n\n"
-        )
-        + (_NATIVE_USE if native else _USE).format(prompt=prompt),
+        + (_SPANS if reads_text else "")
+        + (_PICTURES if reads_pictures else "")
+        + "\n\n"
+        + (_NATIVE_USE if native else _USE).format(
+            imports="from PIL import Image\n" if reads_pictures else "",
+            prompt=_PICTURE_PROMPT if reads_pictures else repr(prompt),
+        ),
         f"## Training\n\n{state['step']:,} of {config.steps:,} steps of "
         f"{config.batch.sequences:,} sequences of {config.data.sequence_tokens:,} tokens, "
         f"learning rate {config.optim.lr:g}, seed {config.seed}.",
