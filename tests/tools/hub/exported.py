@@ -1,6 +1,7 @@
 """An export judged by plain transformers, against what our own model says."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,6 +29,9 @@ from train.checkpoint.restore import read_state
 from train.checkpoint.weights import read_values, write_values
 from train.config import RunConfig
 from train.config_files import load
+from train.data.document import Kind
+from train.data.segments import MediaSegment
+from train.items import Bounds, item_of
 from train.loading import load_model
 from train.run_directory import kept_tokenizer
 from train.storage.place import Place
@@ -43,6 +49,23 @@ WITH_SPANS = (
     "no span \\[[here",
     "the page [[of]][[ memory when the kernel asks]] and",
 )
+WITH_PICTURES = (
+    "[[image:noise.png]] shows the kernel",
+    "the page [[image:wide.jpg]] and[[image:noise.png]][[image:clear.webp]]\nof memory\n\nmaps",
+    "a driver\n[[image:clear.webp]]",
+    "no picture [[maps a page]] of memory when [[image:noise.png]] asks [[the bus]] \\[[image:",
+)
+SHOWN = re.compile(r"(?<!\\)\[\[image:(.*?)\]\]")
+
+
+def draw(directory: Path) -> Path:
+    """Pictures of some kinds and sizes, by the names that prompts have for them."""
+    directory.mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (23, 37, 4), np.uint8)
+    Image.fromarray(noise[..., :3]).save(directory / "noise.png")
+    Image.fromarray(noise[:5, :, :3]).save(directory / "wide.jpg")
+    Image.fromarray(noise).save(directory / "clear.webp", lossless=True)
+    return directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +109,13 @@ def root_made(root: Path) -> Path:
 
 
 def judged(
-    folder: Path, resaved: Path, prompts: Sequence[str], *, python: str, peft: bool
+    folder: Path,
+    resaved: Path,
+    prompts: Sequence[str],
+    *,
+    python: str,
+    peft: bool,
+    pictures: Path,
 ) -> tuple[str, dict[str, Tensor]]:
     """The version of transformers, and what the judge found."""
     request, answer = resaved.with_suffix(".request"), resaved.with_suffix(".answer")
@@ -100,6 +129,7 @@ def judged(
         "broken": str(broken),
         "resaved": str(resaved),
         "prompts": list(prompts),
+        "images": [[str(pictures / name) for name in SHOWN.findall(p)] for p in prompts],
         "max_new_tokens": NEW_TOKENS,
         "peft": peft,
     }
@@ -145,15 +175,25 @@ def compare(
     model = load_model(checkpoint, device=CPU)
     has_encoder = text_encoder(model.config) is not None
     prompts = [*PLAIN, *(WITH_SPANS if has_encoder else ())]
-    version, found = judged(folder, work / "resaved", prompts, python=python, peft=peft)
+    if "image" in model.config.encoders:
+        prompts += [p for p in WITH_PICTURES if has_encoder or "[[maps" not in p]
+    pictures = draw(work / "pictures")
+
+    def shown(kind: Kind, name: str) -> MediaSegment:
+        content = (pictures / name).read_bytes()
+        return item_of(kind, content, name=name, bounds=Bounds())
+
+    version, found = judged(
+        folder, work / "resaved", prompts, python=python, peft=peft, pictures=pictures
+    )
     speaker = Speaker(model, folder / "tokenizer.json")
     stop = speaker.special.document
     differences: list[float] = []
     unequal: list[str] = []
     width = found["batch.ids"].shape[1]
-    answers = speaker.complete([Asked(prompt=p, max_new_tokens=NEW_TOKENS) for p in prompts])
-    for number, prompt in enumerate(prompts):
-        asked = speaker.prompt(prompt)
+    read = [speaker.prompt(prompt, items=shown) for prompt in prompts]
+    answers = speaker.complete([Asked(prompt=p, max_new_tokens=NEW_TOKENS) for p in read])
+    for number, (prompt, asked) in enumerate(zip(prompts, read, strict=True)):
         assert found[f"ids.{number}"][0].tolist() == asked.tokens
         logits = logits_of(model, asked)
         padded = found["batch.logits"][number][width - len(asked.tokens) :]
@@ -177,7 +217,7 @@ def compare(
         adapter = read_adapter(work / "resaved-adapter")
         assert adapter.config is not None
         put_adapter(model, "theirs", adapter.config, adapter.values)
-        for number, prompt in enumerate(map(speaker.prompt, prompts)):
+        for number, prompt in enumerate(read):
             S = len(prompt.tokens)
             with rows_use(model, ["theirs"], slots=S):
                 tuned = logits_of(model, prompt)

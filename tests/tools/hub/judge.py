@@ -28,6 +28,7 @@ except RuntimeError:  # a build for another torch, which transformers would impo
         library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import transformers  # noqa: E402
+from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer  # noqa: E402
 
@@ -53,15 +54,22 @@ def main(request: Path, answer: Path) -> None:
     assert plain[0] == tokenizer.bos_token_id
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     found: dict[str, torch.Tensor] = {}
+    shown: list[Any] = [[Image.open(path) for path in paths] for paths in asked["images"]]
     for number, prompt in enumerate(prompts):
-        inputs = processor(prompt)
+        inputs = processor(prompt, images=shown[number])
         found[f"ids.{number}"] = inputs["input_ids"]
         found[f"logits.{number}"] = model(**inputs).logits
         found[f"tokens.{number}"] = greedy(model, inputs, max_new_tokens=most)
         if number == len(prompts) - 1:
             found["uncached"] = greedy(model, inputs, max_new_tokens=4, use_cache=False)
             greedy(model, inputs, max_new_tokens=4, num_beams=3)
-    batch = processor(prompts)
+    batch = processor(prompts, images=[image for images in shown for image in images])
+    beams = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2}
+    found["beams"] = model.generate(**batch, **beams)[:, batch["input_ids"].shape[1] :]
+    for number, prompt in enumerate(prompts):
+        alone = processor(prompt, images=shown[number])
+        new = model.generate(**alone, **beams)[:, alone["input_ids"].shape[1] :]
+        assert found["beams"][number, : new.shape[1]].tolist() == new[0].tolist(), prompt
     found["batch.ids"] = batch["input_ids"]
     found["batch.logits"] = model(**batch).logits
     found["batch.tokens"] = greedy(model, batch, max_new_tokens=most)

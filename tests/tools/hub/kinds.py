@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.encoders.text import TextEncoder
 from model.semicausal import SemiCausal
+from tests.tiny_pictures import PICTURES
 from train.asked import Prompt, pack
 from train.checkpoint.restore import load_weights
 from train.loading import load_config, load_model
@@ -23,6 +24,11 @@ _ROPE: Final = (
 _BERT: Final = (
     *("model.encoders.text.encoder.norm=post", "model.encoders.text.encoder.norm_epsilon=1e-12"),
     "model.encoders.text.encoder.relative_positions=false",
+)
+
+_BEIT: Final = (
+    *("max_patches=null", "size=[17, 24]", "fit=crop", "resized=[20, 28]", "class_token=kept"),
+    *("relative_positions=each", "layer_scale=0.5", "activation=quick_gelu", "embedding_norm=true"),
 )
 
 EXPORTED: Final[dict[str, tuple[str, ...]]] = {
@@ -46,6 +52,11 @@ EXPORTED: Final[dict[str, tuple[str, ...]]] = {
         *(*_ROPE, "model.decoder.biases=qkv", "model.decoder.kv_heads=1"),
         *("model.decoder.head_width=12", "model.decoder.tied_head=false"),
         *(*_BERT, "model.encoders.text.encoder.embedding_width=8"),
+    ),
+    "text and pictures": PICTURES,
+    "pictures of one size": (
+        *(*PICTURES, *(f"model.encoders.image.encoder.{option}" for option in _BEIT)),
+        *("spans.text.ratio=0", "model.encoders.image.connector={kind: mlp, num_layers: 2}"),
     ),
 }
 """Overrides of the tiny run."""

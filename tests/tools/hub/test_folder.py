@@ -28,6 +28,9 @@ from train.prompt import parse
 import_main: Any = importlib.import_module("tools.import").main
 
 
+QUICK = ("deepnorm", "text and pictures")
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("run"))
@@ -41,7 +44,7 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[pytest.mark.long] * (k != "deepnorm")) for k in EXPORTED]
+    "kind", [pytest.param(k, marks=[pytest.mark.long] * (k not in QUICK)) for k in EXPORTED]
 )
 def test_plain_transformers_says_the_same(kind: str, tmp_path: Path) -> None:
     row = compare(kind, write_checkpoint(tmp_path / "run", *EXPORTED[kind]), tmp_path)
@@ -169,16 +172,25 @@ def test_export_refuses(
     assert "cannot be read as a tokenizer" in refused(checkpoint, "--tokenizer=/nowhere")
 
 
-@given(st.lists(st.sampled_from(["[[", "]]", "\\", "text:", "image:", " ", "a", "é", "[", "]"])))
-def test_shipped_code_reads_prompts_as_ours(pieces: list[str]) -> None:
+@given(
+    st.lists(
+        st.sampled_from(["[[", "]]", "\\", "text:", "image:", "audio:", " ", "a", "é", "[", "]"])
+    )
+)
+@pytest.mark.parametrize("modality", ["text", None])
+@pytest.mark.parametrize("media", [(), ("image",)])
+def test_shipped_code_reads_prompts_as_ours(
+    modality: str | None, media: tuple[str, ...], pieces: list[str]
+) -> None:
     prompt = "".join(pieces)
     try:
-        wanted = [(part.text, part.is_span) for part in parse(prompt)]
+        parts = parse(prompt, modality=modality, media=media)
+        wanted = [(part.text, part.is_span, part.medium) for part in parts]
     except UserError:
         with pytest.raises(ValueError, match=r"span|names a modality"):
-            shipped_parse(prompt, modality="text")
+            shipped_parse(prompt, modality=modality, media=media)
     else:
-        assert shipped_parse(prompt, modality="text") == wanted
+        assert shipped_parse(prompt, modality=modality, media=media) == wanted
 
 
 @pytest.mark.parametrize("longest", [1, 2, 17, 300])
