@@ -149,7 +149,7 @@ clean:  ## remove what was built, not what was trained
 	$(PYTHON) -m venv $(@D)
 	grep -vE '^(transformers|huggingface_hub|tokenizers)==' constraints.txt > $(@D)/pins.txt
 	$(@D)/bin/pip install --quiet --constraint $(@D)/pins.txt torch
-	$(@D)/bin/pip install --quiet --constraint $(@D)/pins.txt peft $(if $(findstring hf4,$@),$(HF4),$(HF5))
+	$(@D)/bin/pip install --quiet --constraint $(@D)/pins.txt peft pillow $(if $(findstring hf4,$@),$(HF4),$(HF5))
 	touch $@
 
 # A small text encoder that others have trained, 91 MB.

@@ -209,7 +209,8 @@ class SemicausalProcessor(ProcessorMixin):
             is_last = number == len(parts) - 1
             body = text if is_span or is_last else text.rstrip()
             if not is_span and number and "\n" in begins:
-                tokens.append(paragraph)
+                if not parts[number - 1][2]:  # a picture ends no paragraph
+                    tokens.append(paragraph)
                 body = body.lstrip("\n") if body.strip() else ""
             if is_span:
                 ids = self._of_spans.encode(body, add_special_tokens=False).ids
