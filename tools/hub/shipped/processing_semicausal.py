@@ -59,7 +59,7 @@ def parse(
             # A word's token begins with the space before it.
             parts.append((text.rstrip(" "), False, ""))
             text = text[len(text.rstrip(" ")) :]
-            opened, medium = prompt[mark.start(2) :], named if named in media else ""
+            opened, medium = prompt[mark.start(2) :], named if named and named in media else ""
     if opened:
         raise ValueError(_refused(opened, "is not closed"))
     return [part for part in [*parts, (text + prompt[end:], False, "")] if part[0]]
