@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -35,6 +36,20 @@ hypothesis.settings.register_profile(
     "any_machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any_machine")
+
+
+LONGEST = (
+    *("distributed/parity/test_daily", "tools/test_lab_slurm", "parallel/test_compiled"),
+    *("train/test_faults", "train/test_slurm_run", "tools/corpus/test_restart"),
+    *("distributed/test_layout", "train/watch/wandb_run/test_writer", "train/test_lora"),
+    *("train/wrong_numbers/test_not_finite", "train/wrong_numbers/test_spikes"),
+)
+"""Files that take a minute: they come first, or the last one would run beside an idle core."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    files = {Path(__file__).parent / f"{name}.py" for name in LONGEST}
+    items.sort(key=lambda item: item.path not in files)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -82,7 +82,7 @@ def run_writer(
     directory: Path,
     *,
     mode: str,
-    bound: float = 20.0,
+    bound: float = 100.0,
     before: str = "",
     during: str = "",
     variables: Mapping[str, str] = NO_VARIABLES,
@@ -95,7 +95,7 @@ def run_writer(
         Path(place, "program.py").write_text(program)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
         process = Rank([], Path(place, "output"), environment, partial(run_program, place))
-        code = process.wait(120)
+        code = process.wait(300)
         process.send_signal(signal.SIGKILL)  # one that hangs, perhaps at its exit
         output = process.output()
     assert code == 0, output
