@@ -19,7 +19,7 @@ from tools.media.speech.sounds import encoded
 from tools.media.speech.utterances import Utterance, spoken
 from tools.packages.used import Packages
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 TASKS: Final = ("spoken_word", "spoken_number", "speech_to_text")
 """Of which `configs/task/speech` has a file for each kind of voice that is held out."""
 HELD_OUT_SPLITS: Final = ("voices", "flite", "people")
@@ -76,9 +76,9 @@ def build_speech(
                 name = f"tasks/{task}/{split}"
                 folder.add(f"{name}.parquet", schema, partial(make, split), packages, left_out)
         for task, before, column in (
-            ("spoken_word", "", "text"),
+            ("spoken_word", " ", "text"),
             ("spoken_number", "In digits: ", "number"),
-            ("speech_to_text", "", "text"),
+            ("speech_to_text", " ", "text"),
         ):
             rows = partial(_read, out / f"tasks/{task}/train.parquet")
 

@@ -134,7 +134,7 @@ def documents(
     Args:
         rows: of a task.
         name: what their ids begin with.
-        before: what stands before it.
+        before: what stands before it; a space at least, as before a task's answer.
         of: the column.
     """
     for number, row in enumerate(rows):
