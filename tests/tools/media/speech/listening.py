@@ -1,4 +1,4 @@
-"""`python -m tests.tools.media.speech.listening`: what PocketSphinx makes of speech, to compare with.
+"""`python -m tests.tools.media.speech.listening`: what PocketSphinx hears, to compare with.
 
 Its wheel, with its English model, is downloaded once and never installed.
 """
