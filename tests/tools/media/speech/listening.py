@@ -38,11 +38,13 @@ for line in sys.stdin:
 """
 
 
+def told(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
 def listened(sounds: Sequence[bytes], cache: Path) -> list[str]:
     """The words that PocketSphinx hears in each of some files."""
-    wheel = Packages(cache=cache, report=sys.stderr.write).pypi(
-        "pocketsphinx", "5.1.1", licence="BSD-2-Clause"
-    )
+    wheel = Packages(cache=cache, report=told).pypi("pocketsphinx", "5.1.1", licence="BSD-2-Clause")
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         with zipfile.ZipFile(wheel) as archive:
