@@ -10,11 +10,10 @@ import numpy as np
 
 from tests import pictures
 from tests.corpora import WORDS
-from train.data.spans.clip import read_frames
 
 UNIT = Fraction(1, 1000)
-TURNS = {"rising": 1, "falling": -1}
-"""What rows of `turns` say, and which way their videos go."""
+COLOURS = {"red": (230, 20, 20), "green": (20, 200, 30), "blue": (30, 30, 240)}
+"""Of which rows of `turns` say the first that is seen."""
 
 
 def noise(count: int, height: int, width: int, *, seed: int = 0) -> list[Any]:
@@ -107,24 +106,19 @@ def interleaved(count: int, *, seed: int = 0, most_items: int = 2, with_pictures
     return rows
 
 
-def middle(data: bytes) -> bytes:
-    """A still of the frame in the middle of a video's time."""
-    return saved([np.asarray(read_frames(data, count=1)[0])])
+def turns(count: int, *, seed: int = 0, is_still: bool = False) -> list[Any]:
+    """Videos of two colours one behind the other, of many lengths, and which comes first.
 
-
-def turns(count: int, *, seed: int = 0) -> list[Any]:
-    """Videos in which a bright row of squares goes up or down, of many lengths, and which way.
-
-    No frame alone tells it: each is as often in one as in the other.
+    No frame alone tells it. Stills are of one of the two.
     """
     random = np.random.default_rng(seed)
     rows: list[Any] = []
     for _ in range(count):
-        name = list(TURNS)[random.integers(len(TURNS))]
-        begin, length = int(random.integers(4)), int(random.integers(4, 9))
-        frames = np.zeros((length, 32, 32, 3), np.uint8)
-        for number in range(length):
-            place = (begin - TURNS[name] * (number * 4 // length)) % 4
-            frames[number, 8 * place : 8 * place + 8] = 255
-        rows.append({"video": saved(list(frames)), "text": name})
+        first, second = random.permutation(list(COLOURS))[:2].tolist()
+        length, place = int(random.integers(2, 5)), int(random.integers(2))
+        shown = [first] * length + [second] * length
+        if is_still:
+            shown = [(first, second)[place]]
+        frames = [np.full((32, 32, 3), COLOURS[name], np.uint8) for name in shown]
+        rows.append({"video": saved(frames), "text": first})
     return rows

@@ -45,16 +45,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 @pytest.mark.parametrize("kind", [VIDEOS, DIVIDED], ids=["joint", "divided"])
 def test_it_learns_what_happens(kind: tuple[str, ...], corpus: Path, tmp_path: Path) -> None:
-    """Up or down is told behind each: no frame alone tells it, and so not one of another video."""
-    rows = clips.turns(240)
-    stills = [{**row, "video": clips.middle(row["video"])} for row in rows]
-    still = pictures.build(tmp_path / "still", stills)
+    """Which of two colours came first is told behind each: no frame alone tells it."""
+    still = pictures.build(tmp_path / "still", clips.turns(240, is_still=True))
     options = (*kind, "steps=60", "validation.every_steps=60", "checkpoint.every_steps=60")
     moving, unmoved = (
         run(each, tmp_path / f"run-{each.name}", *options).validation[-1].loss
         for each in (corpus, still)
     )
-    assert moving < 0.6 * unmoved
+    assert moving < 0.8 * unmoved
 
 
 @pytest.mark.parametrize("kind", [VIDEOS, DIVIDED], ids=["joint", "divided"])

@@ -21,7 +21,7 @@ def name(cell: Cell) -> str:
     parts += ["within"] if cell.attend == "within" else []
     parts += ["compiled"] if cell.compiled else []
     parts += [cell.tuned] if cell.tuned else []
-    parts += [cell.items] if cell.items else []
+    parts += [f"items-{cell.items}"] if cell.items else []
     parts += [cell.decoder] if cell.decoder != "ours" else []
     return "-".join(parts).replace(" ", "-")
 
