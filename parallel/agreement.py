@@ -74,7 +74,8 @@ def raise_first(error: Exception | None, error_type: type[Exception], *, group: 
     failed = [(rank, each) for rank, each in enumerate(told) if each is not None]
     if failed:
         rank, (kind, message) = failed[0]
-        where = "" if len(told) == 1 else f" (rank {rank} of {len(told)})"
+        # What all say alike is of no rank: a mistake in what all were given.
+        where = "" if len({*told}) == 1 else f" (rank {rank} of {len(told)})"
         raise kind(f"{message}{where}") from error
 
 

@@ -25,11 +25,26 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(told(message))
 
+    @override
+    def add_subparsers(self, **options: Any) -> Any:
+        make: Any = super().add_subparsers
+        return make(**{"parser_class": _Command, **options})
+
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         # Python 3.11 makes an empty list of it, whatever the type.
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:
             raise argparse.ArgumentError(action, "'--' is no value")
         return super()._get_values(action, arg_strings)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Command(Parser):
+    """One of a command's own commands: what it does not know is told with its own usage."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        found, others = super().parse_known_args(args, namespace)
+        if others:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        return found, others
 
 
 def utf8(text: str) -> str:

@@ -8,8 +8,10 @@ would overwrite what the other has sent. W&B's own variables say where to and as
 with the steps that two starts have made.
 """
 
+import contextlib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,11 @@ from typing import Final
 
 from tools.arguments import Parser, local_path
 from tools.command import command_line
+from tools.plan.__main__ import write_overlay
+from tools.plan.given import given_plan
+from tools.plan.machines import KINDS, MachineKind, machine_for
 from train.claim import stored_config
+from train.config import RunConfig, batch_fault
 from train.errors import RunDirectoryError, UserError
 from train.run_directory import RunDirectory
 from train.storage.holder import Holder
@@ -80,8 +86,10 @@ def uploaded(directory: RunDirectory) -> str:
         # Of the last step of a run that lives more may come.
         if not lives(directory):
             sent += logged(session, rows.rest())
-        session.keep(path for path in (directory.config, directory.report) if path.exists())
-        session.finish(exit_code=0)
+        with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
+            files = [directory.config, directory.report, planned(config, metrics, Path(scratch))]
+            session.keep(path for path in files if path.exists())
+            session.finish(exit_code=0)
     except Exception as error:
         raise UserError(
             f"{directory} is not uploaded, or not all of it ({describe(error)}): see that "
@@ -91,6 +99,22 @@ def uploaded(directory: RunDirectory) -> str:
         end_services()
     after = f" after step {known:,}" if known >= 0 else ""
     return f"{directory}: {sent:,} steps sent{after}: {session.url}"
+
+
+def planned(config: RunConfig, metrics: Metrics, directory: Path) -> Path:
+    """What the planner says of the run's last start; not there if it knows nothing of such runs."""
+    file, last = directory / "plan.yaml", metrics.runs[-1]
+    words = last.machine.lower()
+    kind: MachineKind | None = next((each for each in KINDS if each in words), None)
+    if kind is None and ("nvidia" in words or "instinct" in words):
+        return file
+    with contextlib.suppress(UserError):
+        if batch_fault(config, ranks=last.num_ranks) is None:
+            machine, source = machine_for(kind or "cpu", None)
+            plan = given_plan(config, machine, ranks=last.num_ranks)
+            title = f"{config.name} on {last.num_ranks} x {machine.device}, rates: {source}"
+            write_overlay(file, plan, title=title)
+    return file
 
 
 def logged(session: Session, rows: Sequence[Row]) -> int:

@@ -76,8 +76,8 @@ def train(
     mirror = mirror_of(config) if world.is_main else None
     stored = on_first_rank(lambda: find_saved(config, checkpoints), UserError)
     if stored is not None and stored.step >= config.steps:
-        path = stored.path
-        agreed(lambda: say_complete(config, path, mirror) if world.is_main else None)
+        done = stored
+        agreed(lambda: say_complete(config, done, mirror) if world.is_main else None)
         return ExitStatus.COMPLETE
     disks = disks_of(config)
     newest_first = starts(config, checkpoints, stored, disks, mirror=mirror)

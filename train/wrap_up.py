@@ -18,6 +18,7 @@ from train.data.plan import StepPlan
 from train.errors import DataError, RunDirectoryError, UserError
 from train.evaluate import validation_batches
 from train.mirror import Mirror
+from train.prepare import Saved
 from train.storage.place import Place
 from train.watch.metrics import read_metrics
 from train.watch.report import write_report
@@ -140,7 +141,7 @@ def summarise(
     }
 
 
-def say_complete(config: RunConfig, latest: Place, mirror: Mirror | None) -> None:
+def say_complete(config: RunConfig, stored: Saved, mirror: Mirror | None) -> None:
     """Say that nothing is left to do, and finish what a run that was killed on its last steps left.
 
     A run that is started with another run directory has its checkpoints, and nothing else of it.
@@ -148,7 +149,7 @@ def say_complete(config: RunConfig, latest: Place, mirror: Mirror | None) -> Non
     Raises:
         UserError: something cannot be written, or is of another run.
     """
-    directory = config.directory
+    directory, latest = config.directory, stored.path
     if not directory.config.exists():
         mirror = None  # there is nobody who would write there
     if mirror is not None:
@@ -159,3 +160,11 @@ def say_complete(config: RunConfig, latest: Place, mirror: Mirror | None) -> Non
     if mirror is not None:
         mirror.finish()
     sys.stdout.write(f"{directory} is complete: {latest} is its last checkpoint\n")
+    there, here = (
+        [source.corpus for source in each.data.mixed.values()] for each in (stored.config, config)
+    )
+    if there != here:
+        sys.stdout.write(
+            f"it has read {', '.join(there)}, and nothing of {', '.join(here)}: to read on there, "
+            "raise steps, or choose another run_directory\n"
+        )

@@ -61,7 +61,7 @@ INSTEAD: dict[tuple[str, ...], str] = {
     ),
     ("python", "-m", "tools.status", "runs/a"): "python -m tools.status runs/a runs/mine",
     ("python", "-m", "train", "configs/experiment/metalm_1p3b.yaml"): (
-        "python -m train configs/experiment/metalm_1p3b.yaml layout.yaml --print"
+        "python -m train configs/experiment/metalm_1p3b.yaml out/layout.yaml --print"
     ),
 }
 """What is run in a smaller way, or on what the fixture has prepared."""

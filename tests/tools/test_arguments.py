@@ -362,6 +362,16 @@ def test_many_arguments_at_fault(world: World) -> None:
     tried(world, cases, allowed=[*ExitStatus])
 
 
+def test_what_a_command_of_a_command_does_not_know_is_told_with_its_usage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert corpus_main(["inspect", "corpus", "5"]) == ExitStatus.MISTAKE
+    said = capsys.readouterr().err
+    assert said.startswith("usage: python -m tools.corpus inspect [-h] ")
+    assert "--number" in said
+    assert said.endswith("unrecognized arguments: 5\n")
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "found"),
     [

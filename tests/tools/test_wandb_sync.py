@@ -1,8 +1,10 @@
 """Offline starts of a run become one W&B run, each step once, as often as one asks."""
 
 import os
+import re
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -58,12 +60,22 @@ def test_starts_become_one_run_and_what_is_there_is_not_sent_again(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     for name, value in wandb_lab.variables.items():
         monkeypatch.setenv(name, value)
+    kept: list[dict[str, str]] = []
+    keep = wandb_sync.Session.keep
+
+    def seen(self: wandb_sync.Session, files: Iterable[Path]) -> None:
+        files = list(files)
+        kept.append({path.name: path.read_text() for path in files})
+        keep(self, files)
+
+    monkeypatch.setattr(wandb_sync.Session, "keep", seen)
     run = tmp_path / "run"
     started(run, first=0, last=12)
     started(run, first=10, last=30)
     assert wandb_sync.main([str(run)]) == ExitStatus.COMPLETE
     assert capsys.readouterr().out.startswith(f"{run}: 31 steps sent: http://127.0.0.1")
     started(run, first=30, last=33)
+    (run / "report.html").write_text("<p>a report")
     assert wandb_sync.main([str(run)]) == ExitStatus.COMPLETE
     assert capsys.readouterr().out.startswith(f"{run}: 3 steps sent after step 30: http")
     rows = wandb_lab.rows(RUN_ID)
@@ -73,6 +85,15 @@ def test_starts_become_one_run_and_what_is_there_is_not_sent_again(
     ]
     assert [row["step"] for row in rows if "train/left_out" in row] == [11]
     assert rows[31]["validation/step"] == 30
+    # What the run is, what the planner says of it, and the report once there is one.
+    assert [set(files) for files in kept] == [
+        {"config.yaml", "plan.yaml"},
+        {"config.yaml", "plan.yaml", "report.html"},
+    ]
+    assert "\n# predicted: " in kept[0]["plan.yaml"]
+    log = (wandb_lab.directory / "server.log").read_text()
+    created = re.findall(rf"createArtifact: run={RUN_ID}, type=run, .*digest=(\w+)", log)
+    assert len({*created}) == 2, "the server keeps nothing of them but that"
     # Nowhere is the key that let it write.
     files = [path for path in [*tmp_path.rglob("*"), *wandb_lab.directory.glob("files/**/*")]]
     assert all(KEY.encode() not in path.read_bytes() for path in files if path.is_file())

@@ -110,6 +110,10 @@ def test_complete_run_is_left_alone(corpus: Path, tmp_path: Path) -> None:
     again = start(corpus, directory, "steps=2", "optim.warmup_steps=1").wait()
     assert again.code == 0
     assert "is complete" in again.output
+    assert "it has read" not in again.output
+    other = start(tmp_path / "another", directory, "steps=2", "optim.warmup_steps=1").wait()
+    assert other.code == 0
+    assert f"it has read {corpus}, and nothing of {tmp_path}/another: to read on" in other.output
     assert RunDirectory(directory).metrics.read_bytes() == before
 
 

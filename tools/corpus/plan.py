@@ -7,6 +7,7 @@ the size asked for alone, so that any number of processes builds the same corpus
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal
@@ -40,7 +41,8 @@ _FILE_BYTES: Final = 512
 """What opening a file costs, as bytes: folders of many small files are cut into parts too."""
 _DESCRIPTION: Final = re.compile(r"(readme|licen[cs]e|notice|changelog)(?![^\W_])", re.IGNORECASE)
 """Files that tell of the tables beside them."""
-_NAMED: Final = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)$", re.DOTALL)
+_NAMED: Final = re.compile(r"^([^\W_][\w.-]*)=(.+)$", re.DOTALL)
+"""Letters are those of any writing."""
 
 
 class _Stored(BaseModel):
@@ -209,13 +211,13 @@ def _name_and_path(given: str) -> tuple[str, str]:
     named = _NAMED.match(given)
     # A path that is there may have an equals sign in its name.
     if named is not None and not os.path.exists(os.path.expanduser(given)):
-        return named[1], named[2]
+        return unicodedata.normalize("NFC", named[1]), named[2]
     bare = given.rstrip("/")
     last = PurePosixPath(bare).name
     if "*" in last or "?" in last or "[" in last:
         last = PurePosixPath(bare).parent.name or last
-    stem = last.removesuffix(_suffix(last) or "")
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", stem) or "source", given
+    stem = unicodedata.normalize("NFC", last.removesuffix(_suffix(last) or ""))
+    return re.sub(r"[^\w.-]+", "_", stem) or "source", given
 
 
 def _licences(notes: Sequence[str]) -> dict[str, list[str]]:

@@ -94,7 +94,15 @@ def test_what_was_read_is_counted_to_the_end(tmp_path: Path) -> None:
 
 
 def test_names_of_sources(tmp_path: Path) -> None:
-    for place in ("one/a.txt", "two/b.txt", "wiki.jsonl", "year=2020/c.txt"):
+    places = (
+        "one/a.txt",
+        "two/b.txt",
+        "wiki.jsonl",
+        "year=2020/c.txt",
+        "Bücher/d.txt",
+        "維基/e.txt",
+    )
+    for place in places:
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_text('{"text": "a"}\n')
     given_ = [
@@ -102,9 +110,12 @@ def test_names_of_sources(tmp_path: Path) -> None:
         f"books={tmp_path}/two/*.txt",
         f"{tmp_path}/wiki.jsonl",
         f"{tmp_path}/year=2020/",
+        f"{tmp_path}/Bücher",
+        f"{tmp_path}/維基",
+        f"日本={tmp_path}/one",
     ]
     names = [source.name for source, _ in survey(given_, [])]
-    assert names == ["one", "books", "wiki", "year_2020"]
+    assert names == ["one", "books", "wiki", "year_2020", "Bücher", "維基", "日本"]
     before = Path.cwd()
     try:
         os.chdir(tmp_path)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import time
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -13,12 +14,18 @@ from parallel.agreement import on_all_ranks, on_first_rank
 from parallel.nodes import Nodes
 from train.checkpoint.local.config import LocalConfig
 from train.errors import ConfigError, RunDirectoryError, UserError
+from train.run_directory import RunDirectory
 from train.storage.host_lock import FULL
 from train.storage.place import Place
 from train.storage.record import Record, content_of, parse
 
 KEY: Final = "checkpoint.local"
 _LABEL_CHARACTERS: Final = 80
+_OWNER_NAME: Final = ".run.json"
+"""In a run's directory on a node: whose it is."""
+_MARK: Final = ".node-"
+_LEFT_SECONDS: Final = 86_400.0
+"""Since the last write, after which nothing can be under way with it."""
 _BYTES_AT_MOST: Final = 1 << 16
 
 
@@ -105,7 +112,20 @@ class Disks:
         self._id = on_first_rank(lambda: self._keep_id(is_new=is_new), UserError)
         self._remove(forgotten)
         assert self.home is not None
+        if self.nodes.is_lead:
+            self._remove_what_is_left()
         return self.home
+
+    def say_whose(self) -> None:
+        """Note in the run's directory on this node whose it is; after `begin`, on its lead.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        assert self._id is not None
+        file = self._home / _OWNER_NAME
+        if file.find() is None:
+            file.write(self._id.model_dump_json().encode() + b"\n")
 
     def remove(self) -> None:
         """Remove what the run has on this node, as far as that can be: nobody needs it any more."""
@@ -115,6 +135,24 @@ class Disks:
         if home is not None and self.nodes.is_lead:
             with contextlib.suppress(OSError):
                 home.remove()
+
+    def _remove_what_is_left(self) -> None:
+        """Remove what runs have on this node that were complete, or forgot it, while it was away.
+
+        And marks of starts that were killed as they looked at each other's.
+        """
+        for name in self._directory.names():
+            path = Path(self._directory / name)
+            with contextlib.suppress(OSError, UserError):
+                if time.time() - path.stat().st_mtime < _LEFT_SECONDS or path == Path(self._home):
+                    continue
+                if name.startswith(_MARK) or _is_left(Place.of(path / _OWNER_NAME)):
+                    Place.of(path).remove()
+
+    @property
+    def _home(self) -> Place:
+        assert self.home is not None
+        return self.home
 
     @property
     def _run_directory(self) -> str:
@@ -166,7 +204,7 @@ class Disks:
                 raise ConfigError(f"{told}: set it to {self.copies}, or take more nodes")
             # Nodes may have died since: that is no reason to stop.
             self.remarks.append(f"{told}: only {self.copies} can be kept")
-        token = on_first_rank(lambda: f".node-{secrets.token_hex(4)}", UserError)
+        token = on_first_rank(lambda: f"{_MARK}{secrets.token_hex(4)}", UserError)
         mine = f"{token}-{here}"
 
         def mark() -> None:
@@ -198,3 +236,13 @@ class Disks:
             if self.nodes.is_lead:
                 with contextlib.suppress(OSError):
                     (self._directory / mine).remove()
+
+
+def _is_left(file: Place) -> bool:
+    """Whether nobody needs what lies on a node any more, by what is kept there of its run."""
+    kept = _id_in(file)
+    if kept is None or kept.directory is None:
+        return False
+    run = RunDirectory(Path(kept.directory))
+    now = _id_in(Place.of(run.local))
+    return run.summary.exists() or (now is not None and now.id != kept.id)

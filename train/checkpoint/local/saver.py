@@ -139,6 +139,7 @@ class LocalSaver(BackgroundSaver):
         self._newest = staged
         if is_lead:
             with contextlib.suppress(OSError):  # another time
+                self._disks.say_whose()
                 names = complete(home)
                 retire(home, _KEPT.retired(names, newest=staged.name))
 

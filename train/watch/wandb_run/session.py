@@ -9,6 +9,10 @@ gives it the rows again that W&B lacks.
 
 import contextlib
 import os
+import re
+import shutil
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,6 +20,7 @@ from typing import Any, Final, Literal
 import psutil
 
 from train.config import RunConfig
+from train.storage.place import Place
 from train.watch.wandb_run.rows import AXES, Row
 
 SERVICE: Final = "wandb-core"
@@ -25,6 +30,9 @@ _BLOCK_BYTES: Final = 32768
 _HEADER_BYTES: Final = 7
 """Of a file, of each block's records; both happen to be as long."""
 _WHOLE, _FIRST, _LAST = 1, 2, 4
+_SOCKET: Final = re.compile(r"^wandb(?:_symon)?-(\d{1,9})-(\d{1,9})-\d+(?:\.sock)?$")
+"""Of a service or of its watcher, by the numbers of processes."""
+_LEFT_SECONDS: Final = 86_400.0
 
 
 class Session:
@@ -55,10 +63,7 @@ class Session:
         finish_seconds: float = 0.0,
     ) -> None:
         _prepare_variables()
-        # Imported here because the import alone takes half a second of a first step.
-        import wandb
-
-        self._wandb: Any = wandb
+        wandb = self._wandb = _imported(scratch_of(config, run_id))
         # Before `init`, which would otherwise ask for a key on a terminal.
         wandb.setup(settings=wandb.Settings(silent=True, mode=mode))
         settings = wandb.Settings(
@@ -127,6 +132,43 @@ class Session:
             exit_code: non-zero marks the run as failed.
         """
         self._run.finish(exit_code=exit_code)
+
+
+def _imported(scratch: Path) -> Any:
+    """The package; imported when needed, because that takes half a second of a first step.
+
+    It makes directories for temporary files as it is imported, which a process that is killed
+    leaves: so they lie where the run's next start finds them.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(scratch)
+    try:
+        import wandb
+    finally:
+        tempfile.tempdir = before
+    return wandb
+
+
+def clear_up(config: RunConfig, run_id: str) -> None:
+    """Remove temporary files of starts that were killed; the run's own process alone may call it.
+
+    Of services that were killed the sockets lie in the host's directory: those of a day and more go
+    whose processes are no more.
+    """
+    shutil.rmtree(scratch_of(config, run_id), ignore_errors=True)
+    before = time.time() - _LEFT_SECONDS
+    for path in Path(tempfile.gettempdir()).glob("wandb*"):
+        named = _SOCKET.match(path.name)
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            is_left = status.st_uid == os.getuid() and status.st_mtime < before
+            if is_left and named and not any(map(psutil.pid_exists, map(int, named.groups()))):
+                Place.of(path).remove()
+
+
+def scratch_of(config: RunConfig, run_id: str) -> Path:
+    """Where a run's temporary files for W&B lie."""
+    return Path(wandb_directory(config)) / "wandb" / f"tmp-{run_id}"
 
 
 def end_services() -> None:

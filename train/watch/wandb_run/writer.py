@@ -21,6 +21,7 @@ from train.watch.metrics import WANDB_UNREACHABLE, NoteRecord, Record, read_metr
 from train.watch.wandb_run.rows import Row, Rows, recorded
 from train.watch.wandb_run.session import (
     Session,
+    clear_up,
     describe,
     end_services,
     kill_services,
@@ -139,6 +140,7 @@ class WandbWriter:
 
     def _serve(self) -> None:
         try:
+            clear_up(self._config, self._run_id)
             for services in range(1, MAX_SERVICES + 1):
                 if self._is_written(is_last=services == MAX_SERVICES):
                     return
