@@ -12,8 +12,10 @@ from tests import pictures
 from tests.corpora import WORDS
 
 UNIT = Fraction(1, 1000)
+TURNS = {"rising": 1, "falling": -1}
+"""What rows of `turns` say, and which way their videos go."""
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 30), "blue": (30, 30, 240)}
-"""Of which rows of `turns` say the first that is seen."""
+"""Of which rows of `colours` say the first that is seen."""
 
 
 def noise(count: int, height: int, width: int, *, seed: int = 0) -> list[Any]:
@@ -106,7 +108,25 @@ def interleaved(count: int, *, seed: int = 0, most_items: int = 2, with_pictures
     return rows
 
 
-def turns(count: int, *, seed: int = 0, is_still: bool = False) -> list[Any]:
+def turns(count: int, *, seed: int = 0) -> list[Any]:
+    """Videos in which a bright row of squares goes up or down, of many lengths, and which way.
+
+    No frame alone tells it: each is as often in one as in the other.
+    """
+    random = np.random.default_rng(seed)
+    rows: list[Any] = []
+    for _ in range(count):
+        name = list(TURNS)[random.integers(len(TURNS))]
+        begin, length = int(random.integers(4)), int(random.integers(4, 9))
+        frames = np.zeros((length, 32, 32, 3), np.uint8)
+        for number in range(length):
+            place = (begin - TURNS[name] * (number * 4 // length)) % 4
+            frames[number, 8 * place : 8 * place + 8] = 255
+        rows.append({"video": saved(list(frames)), "text": name})
+    return rows
+
+
+def colours(count: int, *, seed: int = 0, is_still: bool = False) -> list[Any]:
     """Videos of two colours one behind the other, of many lengths, and which comes first.
 
     No frame alone tells it. Stills are of one of the two.

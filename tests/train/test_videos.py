@@ -38,15 +38,15 @@ def losses(metrics: Metrics) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("turns")
-    return pictures.build(root / "seen", clips.turns(240))
+    root = tmp_path_factory.mktemp("colours")
+    return pictures.build(root / "seen", clips.colours(240))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", [VIDEOS, DIVIDED], ids=["joint", "divided"])
 def test_it_learns_what_happens(kind: tuple[str, ...], corpus: Path, tmp_path: Path) -> None:
     """Which of two colours came first is told behind each: no frame alone tells it."""
-    still = pictures.build(tmp_path / "still", clips.turns(240, is_still=True))
+    still = pictures.build(tmp_path / "still", clips.colours(240, is_still=True))
     options = (*kind, "steps=60", "validation.every_steps=60", "checkpoint.every_steps=60")
     moving, unmoved = (
         run(each, tmp_path / f"run-{each.name}", *options).validation[-1].loss
