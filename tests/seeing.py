@@ -41,7 +41,8 @@ def with_encoders(*names: str) -> ModelConfig:
 
 COLOURS = {name: pictures.COLOURS[name] for name in ("red", "blue")}
 TONES = {"low": 300.0, "high": 2700.0}
-TURNS = {turn["text"]: turn["video"] for turn in clips.turns(12)}
+TURNS = {"rising": -1, "falling": 1}
+"""Which way a bright row of squares goes in a clip."""
 ANSWERS = {"image": [*COLOURS], "audio": [*TONES], "video": [*TURNS]}
 QUESTIONS = {
     "image": "What colour is it?", "audio": "How high is it?", "video": "Where does it go?",
@@ -64,7 +65,11 @@ def shown(name: str) -> bytes:
     if name in COLOURS:
         return pictures.png(32, 40, colour=COLOURS[name])
     if name in TURNS:
-        return TURNS[name]
+        frames = np.zeros((4, 32, 32, 3), np.uint8)
+        for number in range(4):
+            place = (TURNS[name] * number) % 4
+            frames[number, 8 * place : 8 * place + 8] = 255
+        return clips.saved(list(frames))
     return sounds.tone(TONES[name], 1600, 8000)
 
 
