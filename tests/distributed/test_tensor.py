@@ -71,10 +71,7 @@ def gradient_of(parameter: Tensor) -> Tensor:
 def same_gradients(whole: nn.Module, part: nn.Module) -> None:
     for (name, a), (_, b) in zip(whole.named_parameters(), part.named_parameters(), strict=True):
         box = placement(b).take(gradient_of(a))
-        found = gradient_of(b)[: box.shape[0]]
-        # Norms over first values blow up what stands before them, and its rounding too.
-        scale = max(1.0, float(box.abs().max()))
-        torch.testing.assert_close(found / scale, box / scale, msg=name)
+        torch.testing.assert_close(gradient_of(b)[: box.shape[0]], box, msg=name)
 
 
 def _columns_and_rows() -> None:
@@ -312,9 +309,10 @@ def _video_encoders(options: dict[str, Any]) -> None:
     def build(layers: Layers) -> nn.Module:
         return config.build(vocabulary=8, layers=layers, recompute="selective")
 
-    whole, part = both(build, split_layers())
+    # In 64 bits: divided attention, whose gradients are large, differs by 1e-5 in 32.
+    whole, part = (encoder.double() for encoder in both(build, split_layers()))
     output = whole(spans)
-    gradient = random(*output.shape, seed=1)
+    gradient = random(*output.shape, seed=1).double()
     output.backward(gradient)
     torch.testing.assert_close(part(spans), output)
     part(spans).backward(gradient)

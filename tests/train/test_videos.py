@@ -47,12 +47,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_what_happens(kind: tuple[str, ...], corpus: Path, tmp_path: Path) -> None:
     """Which of two colours came first is told behind each: no frame alone tells it."""
     still = pictures.build(tmp_path / "still", clips.colours(240, is_still=True))
-    options = (*kind, "steps=60", "validation.every_steps=60", "checkpoint.every_steps=60")
+    options = (*kind, "steps=150", "validation.every_steps=150", "checkpoint.every_steps=150")
     moving, unmoved = (
         run(each, tmp_path / f"run-{each.name}", *options).validation[-1].loss
         for each in (corpus, still)
     )
-    assert moving < 0.8 * unmoved
+    assert moving < 0.6 * unmoved
 
 
 @pytest.mark.parametrize("kind", [VIDEOS, DIVIDED], ids=["joint", "divided"])

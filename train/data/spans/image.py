@@ -1,7 +1,7 @@
 """Spans of pictures."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class ImageSpansConfig(MediaSpansConfig):
 
     def reader(
         self, encoder: EncoderKind, *, capacity: SpanCapacity, seed: int, special: SpecialTokens
-    ) -> MediaReader[Any, Any]:
+    ) -> ImageReader:
         """What makes patches of them."""
         found = super().reader(encoder, capacity=capacity, seed=seed, special=special)
         assert isinstance(found, ImageReader), "its kind"
