@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from tests.model.encoders.test_image import KINDS, packed, pictures, tiny_config, tiny_encoder
+from tools.hub.shipped.configuration_semicausal import SemicausalConfig
 from tools.hub.shipped.image_semicausal import ImageEncoder
+from tools.hub.shipped.modeling_semicausal import SemicausalForCausalLM
 from tools.hub.shipped.pictures_semicausal import patches_of
 from train.data.spans.picture import read_picture
 
@@ -86,3 +88,75 @@ def test_what_is_no_picture() -> None:
         patches_of("cat.png", shape)
     with pytest.raises(ValueError, match="images: pixels of 32 bits"):
         patches_of(Image.new("F", (4, 4)), shape)
+
+
+@pytest.fixture(scope="module")
+def shown() -> tuple[SemicausalForCausalLM, dict[str, torch.Tensor]]:
+    """A model, and four rows with a picture each: a fifth is in no row."""
+    torch.manual_seed(0)
+    decoder = {
+        "vocabulary": 32, "width": 16, "num_layers": 2, "heads": 2, "feed_forward": 32,
+        "max_tokens": 64, "norm": "pre", "tied_head": True,
+    }  # fmt: skip
+    part = {
+        "encoder": tiny_config(max_patches=6).model_dump(),
+        "connector": {"kind": "linear"},
+    }
+    shape = {"decoder": decoder, "encoders": {"image": part}}
+    model = SemicausalForCausalLM(SemicausalConfig(shape)).eval()
+    grids = torch.tensor([[2, 2], [1, 4], [4, 1], [2, 2], [1, 4]])
+    numbers = torch.zeros(4, 9, dtype=torch.long)
+    for row in range(4):
+        numbers[row, row + 1 : row + 5] = row + 1
+    rows = {
+        "input_ids": torch.randint(3, 30, (4, 9)),
+        "attention_mask": torch.ones(4, 9, dtype=torch.long),
+        "pixel_values": torch.randint(0, 256, (5, 4, 48), dtype=torch.uint8),
+        "spatial_shapes": grids,
+        "pixel_slots": numbers,
+    }
+    return model, rows
+
+
+IN_ROWS = ("input_ids", "attention_mask", "pixel_slots")
+Shown = tuple[SemicausalForCausalLM, dict[str, torch.Tensor]]
+
+
+@torch.no_grad()
+def test_rows_find_their_pictures_whichever_others_there_are(shown: Shown) -> None:
+    model, rows = shown
+    whole = model(**rows).logits
+    for chosen in ([0, 1], [2], [3, 0], [1, 1, 1]):
+        some = {name: v[chosen] if name in IN_ROWS else v for name, v in rows.items()}
+        torch.testing.assert_close(model(**some).logits, whole[chosen])
+    other = rows | {"pixel_values": rows["pixel_values"].flip(0)}
+    assert (model(**other).logits - whole).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_beams_are_those_of_each_row_alone(shown: Shown) -> None:
+    model, rows = shown
+    options: dict[str, Any] = {
+        "do_sample": False, "max_new_tokens": 5, "num_beams": 3, "eos_token_id": None,
+        "pad_token_id": 0,
+    }  # fmt: skip
+    together = model.generate(**rows, **options)  # pyright: ignore[reportArgumentType]
+    for row in range(4):
+        alone = {name: v[[row]] if name in IN_ROWS else v for name, v in rows.items()}
+        assert model.generate(**alone, **options)[0].equal(together[row])  # pyright: ignore[reportArgumentType]
+
+
+@torch.no_grad()
+def test_other_ways_to_give_a_prompt(shown: Shown) -> None:
+    model, rows = shown
+    options: dict[str, Any] = {
+        "do_sample": False, "max_new_tokens": 5, "eos_token_id": None, "pad_token_id": 0,
+    }  # fmt: skip
+    wanted = model.generate(**rows, **options)[:, 9:]  # pyright: ignore[reportArgumentType]
+    embedded = model.embed(**{k: v for k, v in rows.items() if k != "attention_mask"})
+    given = {"inputs_embeds": embedded, "attention_mask": rows["attention_mask"]}
+    assert model.generate(**given, **options).equal(wanted)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="leave out prefill_chunk_size"):
+        model.generate(**rows, **options, prefill_chunk_size=4)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"names picture 4, and pixel_values has 2"):
+        model(**rows | {name: rows[name][:2] for name in ("pixel_values", "spatial_shapes")})

@@ -175,9 +175,6 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _with_pictures(self, x: Tensor, patches: Tensor, grids: Tensor, numbers: Tensor) -> Tensor:
         encoder, connector = self._reader(ImageEncoder, "pixel_values")
-        # Where rows are repeated, as beams are, so is each picture: one of each is read.
-        times = max(1, len(patches) // int(numbers.max()))
-        patches, grids = patches[::times], grids[::times]
         counts = encoder.counts(grids)
         vectors = connector(encoder(patches, grids))
         slots = (numbers > 0).view(-1).nonzero()[:, 0]
@@ -317,16 +314,46 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Any,
         *args: Any,
+        inputs_embeds: Tensor | None = None,
         spans: Tensor | None = None,
         pixel_slots: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Spans lie in the prompt: what is generated is read as plain tokens."""
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        """Spans lie in the prompt: what is generated is read as plain tokens.
+
+        Raises:
+            ValueError: the prompt comes in parts.
+        """
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
+        )
         for name, places in (("spans", spans), ("pixel_slots", pixel_slots)):
             if places is None or inputs.get("input_ids") is None:
                 continue
+            if places.shape[1] > input_ids.shape[1]:
+                raise ValueError(
+                    f"{name}: the prompt comes in parts, which would cut spans: leave out "
+                    "prefill_chunk_size"
+                )
             places = F.pad(places, (0, input_ids.shape[1] - places.shape[1]))
             places = places[:, -inputs["input_ids"].shape[1] :]
             inputs[name] = places if places.any() else None
         return inputs
+
+    def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]  # as others do
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Rows are repeated, as beams are; pictures, which rows name by number, are not."""
+        names = ("pixel_values", "spatial_shapes")
+        pictures = {name: model_kwargs.pop(name) for name in names if name in model_kwargs}
+        input_ids, expanded = super()._expand_inputs_for_generation(
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
+        )
+        return input_ids, expanded | pictures

@@ -17,7 +17,8 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .pictures_semicausal import patches_of
 
-_MARK = re.compile(r"(\\*)(\[\[(?:([a-z][a-z0-9_]*):)?|\]\])")
+# A run of backslashes is looked at once, from its beginning: each of them would cost as many steps.
+_MARK = re.compile(r"(?<!\\)(\\*+)(\[\[(?:([a-z][a-z0-9_]*):)?|\]\])")
 
 _RULES = 7
 """The first normalizers of the tokenizer are so many, which are for text outside of spans."""
