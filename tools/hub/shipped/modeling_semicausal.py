@@ -314,7 +314,7 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Any,
         *args: Any,
-        inputs_embeds: Tensor | None = None,
+        inputs_embeds: Any = None,
         spans: Tensor | None = None,
         pixel_slots: Tensor | None = None,
         **kwargs: Any,
