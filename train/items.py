@@ -17,11 +17,13 @@ class Bounds:
     Attributes:
         num_bytes: of its file.
         pixels: of a picture, or of a video's frames.
+        video_pixels: of all frames of a video.
         seconds: of a sound or a video; None: as long as readers take it.
     """
 
     num_bytes: int = 1 << 30
     pixels: int = picture.MOST_PIXELS
+    video_pixels: int = clip.MOST_VIDEO_PIXELS
     seconds: float | None = None
 
 
@@ -39,7 +41,12 @@ def _sound(data: bytes, bounds: Bounds) -> tuple[int, ...]:
 
 
 def _video(data: bytes, bounds: Bounds) -> tuple[int, ...]:
-    return clip.measured(data, most_pixels=bounds.pixels, most_seconds=bounds.seconds)
+    return clip.measured(
+        data,
+        most_pixels=bounds.pixels,
+        most_video_pixels=bounds.video_pixels,
+        most_seconds=bounds.seconds,
+    )
 
 
 _MEASURES: Final[Mapping[Kind, Callable[[bytes, Bounds], tuple[int, ...]]]] = {

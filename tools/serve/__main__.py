@@ -61,6 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
         help="of a picture or a frame, at most",
     )
     parser.add_argument(
+        "--video-pixels",
+        type=whole(least=1),
+        default=1 << 33,  # ten minutes of 1024x576 at 24 a second
+        help="of all frames of a request's clips together, at most",
+    )
+    parser.add_argument(
         "--item-seconds", type=whole(least=1), default=600, help="of a sound or a clip, at most"
     )
     parser.add_argument(
@@ -98,6 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
             bounds=Bounds(
                 num_bytes=options.item_bytes,
                 pixels=options.item_pixels,
+                video_pixels=options.video_pixels,
                 seconds=options.item_seconds,
             ),
         )

@@ -7,7 +7,8 @@ network, that they name.
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Final
 
 from train.data.document import MEDIA, Kind
@@ -64,7 +65,7 @@ class GivenItems:
 
     Args:
         items: by name.
-        bounds: of each.
+        bounds: of each; `video_pixels` of all videos that prompts show.
         most: that all prompts may show together.
     """
 
@@ -95,7 +96,11 @@ class GivenItems:
             )
         self._left -= 1
         self._unused.pop(name, None)
-        return item_of(kind, sent.content(), name=sent.key, bounds=self._bounds)
+        item = item_of(kind, sent.content(), name=sent.key, bounds=self._bounds)
+        if kind == Kind.VIDEO:
+            left = self._bounds.video_pixels - prod(item.size[:3])
+            self._bounds = replace(self._bounds, video_pixels=left)
+        return item
 
     def require_used(self) -> None:
         """Refuse what no prompt shows.

@@ -10,13 +10,16 @@ import httpx
 import pytest
 
 from model.generation.picking import Sampling
+from tests import clips
 from tests.pictures import png
 from tests.seeing import seeing, with_encoders
 from tests.sounds import noise, saved
 from tests.tools.serve.serving import complete, serving, streamed
+from tools.serve.items import GivenItems, Sent
 from train.asked import Asked, Prompt
 from train.data.document import Kind
 from train.data.segments import MediaSegment
+from train.errors import UserError
 from train.items import Bounds, item_of
 from train.text import Speaker
 
@@ -169,6 +172,17 @@ def test_files_are_let_go_before_a_request_waits(client: httpx.Client, seer: Spe
         patched.setattr(seer, "request", request)
         complete(client, CHAT, messages=[user(*SHOWN)], max_tokens=1)
     assert [item.data for prompt in seen for item in prompt.items] == [b"", b""]
+
+
+def test_pixels_of_all_videos_of_a_request_are_bounded() -> None:
+    """One that is shown again is decoded again, and counts again."""
+    sent = Sent(key="items.a", data=coded(clips.exact(clips.noise(5, 16, 24))))
+    items = GivenItems({"a": sent}, Bounds(video_pixels=2 * 5 * 16 * 24 + 7), most=9)
+    assert [items(Kind.VIDEO, "a").size[:3] for _ in range(2)] == [(5, 16, 24)] * 2
+    with pytest.raises(
+        UserError, match=r"items\.a has more than 7 pixels in all frames of 16x24: "
+    ):
+        items(Kind.VIDEO, "a")
 
 
 def refused(client: httpx.Client, path: str, body: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import io
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from train.data.spans.picture import MOST_PIXELS
 
 MOST_FRAMES: Final = 2**17
 """An hour and a half at 24 a second. More is a mistake, or an attack."""
+MOST_VIDEO_PIXELS: Final = 2**36
+"""Of all frames: an hour of 1024x768 at 24 a second, which minutes decode. More is an attack, or a
+film that is to be made smaller."""
 
 Size = tuple[int, int, int, int]
 """Frames, height and width in pixels, milliseconds."""
@@ -54,7 +58,11 @@ class _Times:
 
 
 def measured(
-    data: bytes, *, most_pixels: int = MOST_PIXELS, most_seconds: float | None = None
+    data: bytes,
+    *,
+    most_pixels: int = MOST_PIXELS,
+    most_video_pixels: int = MOST_VIDEO_PIXELS,
+    most_seconds: float | None = None,
 ) -> Size:
     """Frames of a video that is whole, its height and width as it is seen, and milliseconds.
 
@@ -62,22 +70,33 @@ def measured(
 
     Args:
         data: a file.
-        most_pixels: of a frame; of larger ones one is decoded.
+        most_pixels: of a frame; of larger ones none is decoded, or one if the header lies.
+        most_video_pixels: of all frames together; no more are decoded.
         most_seconds: of a longer one no more is decoded.
 
     Raises:
         ValueError: it cannot be read, or is larger or longer; the message is the end of a sentence.
     """
-    return _times(data, most_pixels=most_pixels, most_seconds=most_seconds).size
+    return _times(
+        data,
+        most_pixels=most_pixels,
+        most_video_pixels=most_video_pixels,
+        most_seconds=most_seconds,
+    ).size
 
 
-def read_frames(data: bytes, *, count: int, size: Sequence[int] | None = None) -> list[Image.Image]:
+def read_frames(
+    data: bytes, *, count: int, size: Sequence[int] | None = None
+) -> Iterator[Image.Image]:
     """Frames in RGB, evenly by the time at which they are seen, the same for the same bytes.
 
     Of as many equal parts of a video's time as frames are wanted, each gives the frame that is seen
     in its middle: some frames come several times where there are too few, and a still is a video of
     one. Only the first video stream is read; sound and subtitles are not. A quarter turn that the
     file asks for is made. Pixels are taken for squares.
+
+    They come one by one, for all of them may be gigabytes. One that comes several times is one
+    object, each time behind itself.
 
     Args:
         data: a file.
@@ -91,14 +110,13 @@ def read_frames(data: bytes, *, count: int, size: Sequence[int] | None = None) -
     if size is not None and tuple(size) != times.size:
         raise ValueError(f"has {_told(times.size)} and had {_told(size)} when the corpus was built")
     chosen = times.chosen(count)
-    frames: dict[int, Image.Image] = {}
+    how_often = Counter(chosen)
     # Again from its beginning: all frames at once may be gigabytes.
     for number, frame in enumerate(_frames(data)):
-        if number in chosen:
-            frames[number] = _upright(frame)
+        if number in how_often:
+            yield from [_upright(frame)] * how_often[number]
         if number == chosen[-1]:
             break
-    return [frames[number] for number in chosen]
 
 
 def _told(size: Sequence[int]) -> str:
@@ -107,20 +125,20 @@ def _told(size: Sequence[int]) -> str:
 
 
 def _times(
-    data: bytes, *, most_pixels: int = MOST_PIXELS, most_seconds: float | None = None
+    data: bytes,
+    *,
+    most_pixels: int = MOST_PIXELS,
+    most_video_pixels: int = MOST_VIDEO_PIXELS,
+    most_seconds: float | None = None,
 ) -> _Times:
     starts: list[int] = []
     last, shape = None, (0, 0)
-    for frame in _frames(data):
+    for frame in _frames(data, most_pixels=most_pixels):
         if frame.pts is None or (starts and frame.pts < starts[-1]):
             raise ValueError("has frames of which it is not told when they are seen")
         if last is None:
             shape = frame.height, frame.width
-            if frame.height * frame.width > most_pixels:
-                raise ValueError(
-                    f"has frames of {frame.height}x{frame.width} pixels, more than {most_pixels:,}:"
-                    " make it smaller, or leave it out"
-                )
+            _require_few_pixels(frame, most_pixels)
         elif shape != (frame.height, frame.width):
             raise ValueError("has frames of several sizes: save it in one, or leave it out")
         starts.append(frame.pts)
@@ -130,6 +148,11 @@ def _times(
         last = frame
         if len(starts) > MOST_FRAMES:
             raise ValueError(f"has more than {MOST_FRAMES:,} frames: cut it, or leave it out")
+        if len(starts) * frame.height * frame.width > most_video_pixels:
+            raise ValueError(
+                f"has more than {most_video_pixels:,} pixels in all frames of "
+                f"{frame.height}x{frame.width}: cut it, make it smaller, or leave it out"
+            )
     if last is None:
         raise ValueError("has no frames, or is cut off")
     before = starts[-1] - starts[-2] if len(starts) > 1 else 1
@@ -143,9 +166,19 @@ def _times(
     )
 
 
-def _frames(data: bytes) -> Iterator[Any]:
+def _require_few_pixels(shown: Any, most_pixels: int) -> None:
+    """Refuse a frame, or what a header tells of frames, that is too large."""
+    if shown.height * shown.width > most_pixels:
+        raise ValueError(
+            f"has frames of {shown.height}x{shown.width} pixels, more than {most_pixels:,}:"
+            " make it smaller, or leave it out"
+        )
+
+
+def _frames(data: bytes, *, most_pixels: int = MOST_PIXELS) -> Iterator[Any]:
     """All frames of the first video stream, as PyAV has them."""
     with _opened(data) as (container, stream):
+        _require_few_pixels(stream.codec_context, most_pixels)
         for number, frame in enumerate(container.decode(stream), 1):
             if frame.is_corrupt:
                 raise ValueError(f"is damaged at frame {number}")

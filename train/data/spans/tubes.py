@@ -42,19 +42,24 @@ def read_clip(
     Raises:
         ValueError: it cannot be read, or is not of this size; the message is the end of a sentence.
     """
-    frames = read_frames(data, count=encoder.frames, size=size)
-    rows, columns = grid = encoder.grid((frames[0].height, frames[0].width))
     P = encoder.patch_pixels
-    height, width = encoder.size or (rows * P, columns * P)
-    different = {id(frame): frame for frame in frames}
-    fitted = {
-        key: np.asarray(resized(frame, (height, width), encoder))[: rows * P, : columns * P]
-        for key, frame in different.items()
-    }
-    pixels = np.stack([fitted[id(frame)] for frame in frames])
+    last, rows, columns = None, 0, 0
+    fitted: list[npt.NDArray[np.uint8]] = []
+    # Each at once: the frames as they were may be gigabytes.
+    for frame in read_frames(data, count=encoder.frames, size=size):
+        if last is None:
+            rows, columns = encoder.grid((frame.height, frame.width))
+        if frame is last:
+            fitted.append(fitted[-1])
+        else:
+            height, width = encoder.size or (rows * P, columns * P)
+            whole = np.asarray(resized(frame, (height, width), encoder))
+            fitted.append(whole[: rows * P, : columns * P])
+        last = frame
+    pixels = np.stack(fitted)
     tubes = pixels.reshape(-1, encoder.tube_frames, rows, P, columns, P, 3)
     patches = tubes.transpose(0, 2, 4, 6, 1, 3, 5).reshape(encoder.times * rows * columns, -1)
-    return Clip(patches=patches, grid=grid)
+    return Clip(patches=patches, grid=(rows, columns))
 
 
 def black_clip(grid: Grid, encoder: VideoEncoderConfig) -> Clip:

@@ -132,7 +132,7 @@ def test_videos_are_the_animations(out: Path) -> None:
         assert measured(row["video"])[:3] == (10, SIDE, SIDE)
         assert measured(row["video"])[3] == pytest.approx(420, abs=10)
         assert seen(row["video"], 4) == [word] * 4
-        first, last = (np.asarray(read_frames(row["video"], count=10)[at]) for at in (0, 9))
+        first, last = (np.asarray(list(read_frames(row["video"], count=10))[at]) for at in (0, 9))
         assert (first[2, 2] > 245).all()  # white, where nothing is drawn
         assert np.abs(last[SIDE // 8, SIDE // 8].astype(int) - 255).sum() > 60
 

@@ -16,6 +16,7 @@ from tests.model.encoders.test_video import tiny_config
 from tools.corpus.media import RowError
 from tools.corpus.media import measured as measured_in_a_build
 from train.data.document import Kind
+from train.data.spans import clip
 from train.data.spans.clip import MOST_FRAMES, measured, read_frames
 from train.data.spans.tubes import read_clip
 
@@ -115,13 +116,13 @@ def test_sound_is_left_aside() -> None:
 def test_a_turn_that_the_file_asks_for_is_made(turn: int, size: tuple[int, int]) -> None:
     """As telephones save what they film upright: a matrix in the header of the track."""
     data = bytearray(saved(noise(2, 24, 40), crf="1"))
-    upright = np.asarray(read_frames(bytes(data), count=1)[0])
+    upright = np.asarray(next(read_frames(bytes(data), count=1)))
     cosine, sine = ((1, 0), (0, 1), (-1, 0))[turn]
     matrix = [cosine, sine, 0, -sine, cosine, 0, 0, 0]
     at = data.index(b"tkhd") + 4 + 40
     data[at : at + 36] = struct.pack(">8iI", *(value << 16 for value in matrix), 1 << 30)
     assert measured(bytes(data))[1:3] == size
-    found = np.asarray(read_frames(bytes(data), count=1)[0])
+    found = np.asarray(next(read_frames(bytes(data), count=1)))
     # The matrix turns clockwise.
     np.testing.assert_array_equal(found, np.rot90(upright, -turn))
 
@@ -150,7 +151,7 @@ def cut(share: float, **options: Any) -> bytes:
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99, 0.9999])
 @pytest.mark.parametrize("format", ["mp4", "webm", "matroska"])
 def test_what_is_cut_off_is_refused(format: str, share: float) -> None:
-    for function in (measured, lambda data: read_frames(data, count=2)):
+    for function in (measured, lambda data: list(read_frames(data, count=2))):
         with pytest.raises(ValueError, match=r"cut off|cannot be read"):
             function(cut(share, format=format))
 
@@ -187,7 +188,7 @@ def test_what_cannot_be_read_is_told(name: str) -> None:
     with pytest.raises(ValueError, match=told):
         measured(data)
     with pytest.raises(ValueError, match=told):
-        read_frames(data, count=4)
+        list(read_frames(data, count=4))
     with pytest.raises(RowError, match=f"the video .*{told}"):
         measured_in_a_build(Kind.VIDEO, data)
 
@@ -200,7 +201,7 @@ def test_bytes_that_are_changed_do_not_end_the_process() -> None:
         for place in random.integers(0, len(data), 3):
             data[place] = random.integers(256)
         with contextlib.suppress(ValueError):
-            assert len(read_frames(bytes(data), count=3)) == 3
+            assert len(list(read_frames(bytes(data), count=3))) == 3
 
 
 def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,13 +216,46 @@ def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured(exact(FRAMES[:6]), most_seconds=0.25)[0] == 6
 
 
+def test_pixels_of_all_frames_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a small file that would cost hours no more than is allowed is decoded."""
+    decoded: list[int] = []
+    frames = clip._frames
+
+    def counted(data: bytes, **bounds: int) -> Any:
+        for number, frame in enumerate(frames(data, **bounds)):
+            decoded.append(number)
+            yield frame
+
+    monkeypatch.setattr(clip, "_frames", counted)
+    assert measured(exact(FRAMES), most_video_pixels=7 * 24 * 40)[0] == 7
+    decoded.clear()
+    told = r"has more than 3,000 pixels in all frames of 24x40: cut it, make it smaller, or leave"
+    with pytest.raises(ValueError, match=told):
+        measured(exact(FRAMES), most_video_pixels=3000)
+    assert len(decoded) == 4
+    decoded.clear()
+    with pytest.raises(ValueError, match="has frames of 24x40 pixels, more than 900: make it"):
+        measured(exact(FRAMES), most_pixels=900)
+    assert not decoded
+
+
+def test_frames_come_one_by_one() -> None:
+    """What is made of one need not wait for the others; those that are the same are one object."""
+    coming = read_frames(exact(FRAMES[:2]), count=4)
+    found = [next(coming)]
+    assert np.array_equal(np.asarray(found[0]), FRAMES[0])
+    found += coming
+    assert [each is found[0] for each in found] == [True, True, False, False]
+    assert found[2] is found[3]
+
+
 def test_what_was_recorded_must_be_there() -> None:
     data = exact(FRAMES)
     for size in ((8, 24, 40, 280), (7, 40, 24, 280), (7, 24, 40, 300)):
         with pytest.raises(
             ValueError, match=r"has 7 frames of 24x40 in 280 ms and had .* when the corpus was"
         ):
-            read_frames(data, count=2, size=size)
+            list(read_frames(data, count=2, size=size))
 
 
 def test_tubes_are_frames_behind_each_other() -> None:
