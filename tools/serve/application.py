@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -30,6 +30,8 @@ BODY_SECONDS: Final = 30.0
 """In which a request must have come."""
 MOST_DECODED: Final = 2
 """Requests whose items are read at a time."""
+MOST_UNDECODED: Final = 16
+"""Requests that may wait for that, each with all bytes of its items."""
 GRACE_SECONDS: Final = 5
 """How long answers may still take once the server is told to stop."""
 
@@ -98,6 +100,7 @@ class _Desk:
         self._modality = text_modality(speaker.config)
         self._media = [MEDIA[kind] for kind in item_vectors(speaker.config)]
         self._decoders = asyncio.Semaphore(MOST_DECODED)
+        self._undecoded = 0
 
     async def health(self) -> Response:
         """Whether it computes, and for how many."""
@@ -162,9 +165,7 @@ class _Desk:
         try:
             self._worker.submit(answering.jobs)
         except BusyError:
-            raise RefusedError(
-                429, "too many requests are waiting: try again later", code="busy"
-            ) from None
+            raise _busy() from None
         return Events(answering) if wanted.stream else await answering.whole(request.receive)
 
     async def _read(
@@ -172,15 +173,37 @@ class _Desk:
     ) -> tuple[ContinuationRequest, list[Asked], list[Prompt]]:
         """What is wanted, without the files of its items, of which many requests may wait."""
         # Megabytes take seconds, in which the others must be answered.
-        wanted = await asyncio.to_thread(read_request, body, kind)
+        wanted, asked, items = await asyncio.to_thread(self._wanted, body, kind)
+        del body  # its items are in `wanted`, too
+        # Pictures of many pixels take memory while they are read.
+        async with self._decoder() if len(items) else contextlib.nullcontext():
+            prompts = await asyncio.to_thread(self._prompts, wanted, asked, items)
+        return wanted.without_items(), asked, prompts
+
+    def _wanted(
+        self, body: bytes, kind: type[ContinuationRequest]
+    ) -> tuple[ContinuationRequest, list[Asked], GivenItems]:
+        wanted = read_request(body, kind)
         self._known(wanted.model)
         adapter = None if wanted.model == self._rules.model else wanted.model
         asked = [replace(each, adapter=adapter) for each in wanted.asked(self._modality)]
-        items = wanted.given(self._rules.bounds, most=self._rules.most_items)
-        # Pictures of many pixels take memory while they are read.
-        async with self._decoders if len(items) else contextlib.nullcontext():
-            prompts = await asyncio.to_thread(self._prompts, wanted, asked, items)
-        return wanted.without_items(), asked, prompts
+        return wanted, asked, wanted.given(self._rules.bounds, most=self._rules.most_items)
+
+    @contextlib.asynccontextmanager
+    async def _decoder(self) -> AsyncGenerator[None]:
+        """One of those who may read items, once it is free.
+
+        Raises:
+            RefusedError: too many wait for one.
+        """
+        if self._undecoded >= MOST_DECODED + MOST_UNDECODED:
+            raise _busy()
+        self._undecoded += 1
+        try:
+            async with self._decoders:
+                yield
+        finally:
+            self._undecoded -= 1
 
     def _prompts(
         self, wanted: ContinuationRequest, asked: Sequence[Asked], items: GivenItems
@@ -234,6 +257,10 @@ class _Desk:
                 408, f"the request did not come within {BODY_SECONDS:g} s", code="timeout"
             ) from None
         return bytes(body)
+
+
+def _busy() -> RefusedError:
+    return RefusedError(429, "too many requests are waiting: try again later", code="busy")
 
 
 def server_of(served: FastAPI) -> uvicorn.Server:

@@ -2,7 +2,10 @@
 
 import base64
 import json
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from tests import clips
 from tests.pictures import png
 from tests.seeing import seeing, with_encoders
 from tests.sounds import noise, saved
-from tests.tools.serve.serving import complete, serving, streamed
+from tests.tools.serve.serving import complete, serving, streamed, until
+from tools.serve import application
 from tools.serve.items import GivenItems, Sent
 from train.asked import Asked, Prompt
 from train.data.document import Kind
@@ -286,6 +290,41 @@ def test_what_is_shown_is_written_nowhere(
     out, err = capfd.readouterr()
     assert not out
     assert coded(b"a private picture")[:20] not in err
+
+
+def test_few_wait_with_their_items(seer: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each keeps megabytes: of many some are refused at once, and texts alone are answered."""
+    monkeypatch.setattr(application, "MOST_UNDECODED", 1)
+    go_on = threading.Event()
+    read, prompt = seer.prompt, [user(image(FILES["cat.png"]))]
+
+    def prompt_of(given: Any, **options: Any) -> Prompt:
+        if isinstance(given, str) and "image" in given:  # the worker has what was read
+            assert go_on.wait(60)
+        return read(given, **options)
+
+    monkeypatch.setattr(seer, "prompt", prompt_of)
+    found: list[int] = []
+
+    def ask(client: httpx.Client) -> None:
+        body = {"model": "tiny", "messages": prompt, "max_tokens": 1}
+        answer = client.post(CHAT, json=body)
+        found.append(answer.status_code)
+        if answer.status_code == 429:
+            assert answer.json()["error"]["message"].startswith("too many requests are waiting: ")
+
+    with serving(seer) as (client, _), ThreadPoolExecutor(6) as pool:
+        try:
+            asking = [pool.submit(ask, client) for _ in range(6)]
+            until(lambda: len(found) == 3)
+            assert complete(client, CHAT, messages=[user("the page")], max_tokens=1)
+        finally:
+            go_on.set()
+        for each in asking:
+            each.result()
+        assert Counter(found) == {200: application.MOST_DECODED + 1, 429: 3}
+        ask(client)  # those that were answered wait no more
+        assert found[-1] == 200
 
 
 def test_a_bad_item_disturbs_nobody(client: httpx.Client, seer: Speaker) -> None:
