@@ -112,20 +112,31 @@ class ChatRequest(ContinuationRequest):
     def prompts(self, modality: str | None) -> list[str | list[int]]:
         if self.messages[-1].role != "user":
             raise UserError("messages: the last one is not of the user: add what is asked")
-        told = ""
+        return ["".join(self.pieces(modality))]
+
+    def pieces(self, modality: str | None) -> Iterator[str]:
+        """The prompt in pieces, one of each message, so that many are joined once.
+
+        Args:
+            modality: as for `prompts`.
+
+        Raises:
+            UserError: marks of one make no sense.
+        """
+        end = ""  # two signs, if there are as many
         for number, message in enumerate(self.messages):
             key = f"messages.{number}"
             if message.role == "assistant":
                 said = _said(message, key)
-                is_apart = not told or told[-1].isspace() or said[:1].isspace()
-                told = f"{told}{'' if is_apart else ' '}{said}\n\n"
-                continue
-            if told and not told.endswith("\n\n"):
-                told += "\n\n"
-            told += _written(message, key, modality)
-            if message.role == "user" and number + 1 < len(self.messages):
-                told = told.rstrip(" ")  # an answer brings its own
-        return [told]
+                is_apart = not end or end[-1].isspace() or said[:1].isspace()
+                piece = f"{'' if is_apart else ' '}{said}\n\n"
+            else:
+                written = _written(message, key, modality)
+                if message.role == "user" and number + 1 < len(self.messages):
+                    written = written.rstrip(" ")  # an answer brings its own
+                piece = written if end in ("", "\n\n") else f"\n\n{written}"
+            yield piece
+            end = (end + piece[-2:])[-2:]
 
     @property
     @override
@@ -202,7 +213,8 @@ def _written(message: Message, key: str, modality: str | None) -> str:
 
     Parts that are to be of one line have a space where they meet.
     """
-    told = ""
+    lines: list[str] = []
+    end = ""
     for place, part in enumerate(message.content):
         here = f"{key}.content.{place}"
         if isinstance(part, TextPart):
@@ -213,6 +225,7 @@ def _written(message: Message, key: str, modality: str | None) -> str:
                 raise UserError(f"{here}: {error}") from None
         else:
             new = f"[[{MEDIA[_KINDS[type(part)]]}:{here}]]"
-        is_apart = not told or told[-1].isspace() or new[:1].isspace()
-        told += new if is_apart else f"\n{new}"
-    return told
+        is_apart = not end or end.isspace() or new[:1].isspace()
+        lines.append(new if is_apart else f"\n{new}")
+        end = lines[-1][-1:] or end
+    return "".join(lines)
