@@ -20,7 +20,7 @@ from tools.ledger import check_run
 from train.__main__ import resolve
 from train.checkpoint import directory as checkpoint_directory
 from train.checkpoint import saver
-from train.checkpoint.directory import Retention, complete, latest, step_of
+from train.checkpoint.directory import Guard, Retention, complete, latest, step_of
 from train.config import RunConfig
 from train.config_files import load
 from train.errors import ConfigError
@@ -155,10 +155,10 @@ def killed_before_naming(arguments: list[str], output: Path, environment: dict[s
     """The rank that commits dies once its third checkpoint is whole and before it is named."""
     num_commits = itertools.count(1)
 
-    def commit(staged: Place, *, retention: Retention) -> None:
+    def commit(staged: Place, *, retention: Retention, guard: Guard) -> None:
         if next(num_commits) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        checkpoint_directory.commit(staged, retention=retention)
+        checkpoint_directory.commit(staged, retention=retention, guard=guard)
 
     saver.commit = commit
     on_nodes(arguments, output, environment)
