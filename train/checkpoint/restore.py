@@ -42,11 +42,15 @@ class Pieces(Protocol):
     """Files of a checkpoint that do not all lie at one place."""
 
     def bring(self, files: Collection[str]) -> Place:
-        """The place where this rank finds the files that it names; every rank must call it."""
+        """The place where this rank finds the files that it names; every rank must call it.
+
+        Raises:
+            CheckpointError: some rank cannot read or write one; on all ranks.
+        """
         ...
 
     def mend(self, found: CheckpointError) -> None:
-        """Have `bring` give other files after some rank found damage; every rank must call it.
+        """Have `bring` give other files after one was damaged or not read; every rank must call it.
 
         Raises:
             CheckpointError: there are no others.
@@ -86,9 +90,9 @@ def restore(
     else:
         files = {chunk.file for part in slices for chunk in needed(index, part)}
         while True:
-            place = pieces.bring(files)
             try:
-                _fill(place, index, slices)
+                # A disk that cannot be read is noticed by those that fetch from it, too.
+                _fill(pieces.bring(files), index, slices)
                 break
             except CheckpointError as error:  # on all ranks
                 pieces.mend(error)

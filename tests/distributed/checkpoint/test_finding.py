@@ -1,5 +1,6 @@
 """The newest step that nodes have whole between them, read once, whatever is damaged."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from parallel.zero.state import local_slices
 from tests.distributed.checkpoint.nearby import (
     CHUNKS,
     TWO,
+    Found,
     disks_of,
     find_and_restore,
     flip,
@@ -167,6 +170,70 @@ def test_where_both_copies_are_damaged_the_step_before_counts(
     for step, loss, remarks in rank_pools[2].run(find_and_restore, tmp_path, TWO, 1, 1):
         assert (step, loss) == (1, losses[0])
         assert remarks[-1] == f"no node has step 2 whole: {CHUNKS} of it cannot be read"
+
+
+def _find_where_a_disk_fails(place: Path, names: list[str], call: str, on_rank: int) -> Found:
+    """One node cannot open the first file of step 2 until it is written anew, or cannot make it."""
+    usual = {"open": local.LocalPlace.open, "create": local.LocalPlace.create}
+    fails = dist.get_rank() == on_rank
+
+    def asked(name: str, place: local.LocalPlace) -> Any:
+        nonlocal fails
+        if fails and str(place).endswith(f"step_00000002/{CHUNKS}"):
+            if name == call:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            fails = name != "create"
+        return usual[name](place)
+
+    try:
+        for name in usual:
+            setattr(local.LocalPlace, name, lambda self, name=name: asked(name, self))
+        return find_and_restore(place, names, 1, 1)
+    finally:
+        for name, method in usual.items():
+            setattr(local.LocalPlace, name, method)
+
+
+def test_a_disk_that_cannot_be_read_while_others_fetch_from_it(
+    rank_pools: dict[int, RankPool], tmp_path: Path
+) -> None:
+    """The next node that has the file gives it."""
+    names = ["a", "b", "c", "d"]
+    losses = rank_pools[4].run(save_steps_nearby, tmp_path, names, 3, 1, 2)[0]
+    for node in ("c", "d"):
+        (home_of(tmp_path, node) / "step_00000002" / CHUNKS).unlink()
+    for step, loss, remarks in rank_pools[4].run(
+        _find_where_a_disk_fails, tmp_path, names, "open", 0
+    ):
+        assert (step, loss) == (2, losses[1])
+        assert [f"{CHUNKS}, which holds" in text for text in remarks] == [True], remarks
+        assert "Input/output error" in remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "rank", "remark"),
+    [
+        ("open", 0, f"no node has step 2 whole: {CHUNKS} of it cannot be read"),
+        ("create", 1, "step_00000002 cannot be completed from other nodes (Input/output error)"),
+    ],
+)
+def test_where_a_file_cannot_be_fetched_the_step_before_counts(
+    rank_pools: dict[int, RankPool], tmp_path: Path, call: str, rank: int, remark: str
+) -> None:
+    """From the only node that has it, or onto the one that lacks it."""
+    losses = rank_pools[2].run(save_steps_nearby, tmp_path, TWO, 1, 1, 1)[0]
+    before = {node: tmp_path / f"before-{node}" for node in TWO}
+    for node in TWO:
+        shutil.copytree(home_of(tmp_path, node) / "step_00000001", before[node])
+    rank_pools[2].run(save_steps_nearby, tmp_path, TWO, 1, 1, 2)
+    for node in TWO:
+        shutil.copytree(before[node], home_of(tmp_path, node) / "step_00000001")
+    (home_of(tmp_path, "b") / "step_00000002" / CHUNKS).unlink()
+    for step, loss, remarks in rank_pools[2].run(
+        _find_where_a_disk_fails, tmp_path, TWO, call, rank
+    ):
+        assert (step, loss) == (1, losses[0])
+        assert remark in remarks[-1]
 
 
 def test_each_node_has_what_it_should(saved_nearby: tuple[Path, list[float]]) -> None:

@@ -119,7 +119,7 @@ class WholeStep:
         as it should be.
 
         Args:
-            found: the damage.
+            found: the damage, or what kept `bring` from giving a file.
 
         Raises:
             LocalCheckpointError: of some file there is no other; or it was mended before.
