@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Generator, Sequence
 
-from train.checkpoint.directory import CHECKPOINTS_NAME, latest
+from train.checkpoint.directory import CHECKPOINTS_NAME, latest, withdraw
 from train.config import RunConfig
 from train.config_files import differences, dump, from_stored, read_file
 from train.errors import InUseError, RunDirectoryError, StorageError
@@ -136,13 +136,13 @@ def claim(
         if lease is leases[0]:
             check(config)
     # Until now nobody was kept out of what was not there when this run began to prepare.
-    if latest(checkpoints) != newest:
-        raise InUseError(
-            f"another run has saved to {checkpoints} while this one prepared: start again to go on "
-            "from there"
-        )
+    _require_newest(checkpoints, newest)
     if mirror is not None:
         _refuse_other_mirror(config, mirror)
+    with _writing(leases[-1]):
+        # Who was completing one may wake when this run has removed what it had written of it.
+        withdraw(checkpoints, guard=lambda: [lease.check() for lease in leases])
+    _require_newest(checkpoints, newest)
     summary = config.directory.summary
     with _writing(leases[0]):
         # First: with it whatever is brought is a run's, also if that is cut short.
@@ -153,6 +153,14 @@ def claim(
             mirror.forget(summary)
         summary.unlink(missing_ok=True)  # of a run that is extended
     return brought
+
+
+def _require_newest(checkpoints: Place, newest: Place | None) -> None:
+    if latest(checkpoints) != newest:
+        raise InUseError(
+            f"another run has saved to {checkpoints} while this one prepared: start again to go on "
+            "from there"
+        )
 
 
 def _refuse_other_mirror(config: RunConfig, mirror: Mirror) -> None:

@@ -17,6 +17,8 @@ from tests.corpora import write_corpus
 from tests.train.runs import TINY_RUN, run, start
 from train import __main__ as command
 from train.build import build_collator, build_model, open_sources
+from train.checkpoint.directory import announce, latest, stage
+from train.checkpoint.format import seal
 from train.claim import claim, leases_of
 from train.config import RunConfig
 from train.config_files import from_stored, load
@@ -346,6 +348,28 @@ def test_another_run_while_one_prepares(corpus: Path, tmp_path: Path) -> None:
         lease.release()
     assert {path.name for path in directory.iterdir()} == kept
     assert "summary.json" in kept
+
+
+def test_one_that_slept_while_it_completed_a_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    """It wakes when another has claimed the directory and removed what looked left."""
+    directory = tmp_path / "run"
+    options = ("steps=2", "checkpoint.every_steps=2")
+    run(corpus, directory, *options)
+    changed = config(corpus, directory, *options)
+    checkpoints = changed.checkpoints_of(changed.directory)
+    newest = latest(checkpoints)
+    asleep = stage(checkpoints, 4)
+    (asleep / "chunks-00000.safetensors").write(b"numbers")
+    announce(asleep)
+    goes_on = leases(corpus, directory, *options)
+    take_those_there(goes_on)
+    claim(changed, goes_on, checkpoints, newest)
+    stage(checkpoints, 3)
+    assert not asleep.exists()
+    seal(asleep, [], b"{}")
+    assert latest(checkpoints) == newest
+    for lease in goes_on:
+        lease.release()
 
 
 def claim_new(config: RunConfig, leases: list[Lease]) -> None:

@@ -90,6 +90,11 @@ def latest(directory: Place | Path) -> Place | None:
     return directory / name
 
 
+def _is_announcing(named: str) -> bool:
+    before, _, coming = named.partition("\n")
+    return bool(STEP_NAME.match(before) and STEP_NAME.match(coming))
+
+
 def pointed_to(directory: Place) -> str | None:
     """What a directory of checkpoints names its newest, whatever it is; None if nothing."""
     try:
@@ -97,9 +102,9 @@ def pointed_to(directory: Place) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     named = content.decode(errors="replace").strip()
-    before, _, coming = named.partition("\n")
-    if not (STEP_NAME.match(before) and STEP_NAME.match(coming)):
+    if not _is_announcing(named):
         return named
+    before, coming = named.split("\n")
     return before if (directory / coming / INDEX_NAME).find() is None else coming
 
 
@@ -185,6 +190,25 @@ def announce(staged: Place, *, guard: Guard = _unguarded) -> None:
         return None if newest is None else f"{newest}\n{staged.name}\n"
 
     _point(staged.parent, named, guard)
+
+
+def withdraw(directory: Place, *, guard: Guard = _unguarded) -> None:
+    """Has what was announced and is not complete never be the latest.
+
+    Who announced it may have slept, and write its index once its chunks are gone.
+
+    Raises:
+        InUseError: another process has named one meanwhile.
+    """
+    file = directory / LATEST_NAME
+
+    def named() -> str | None:
+        if file.find() is None:
+            return None
+        content = file.read(limit_bytes=_NAME_BYTES_AT_MOST).decode(errors="replace")
+        return f"{pointed_to(directory)}\n" if _is_announcing(content.strip()) else None
+
+    _point(directory, named, guard)
 
 
 def _point(directory: Place, named: Callable[[], str | None], guard: Guard) -> None:

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -185,19 +185,27 @@ def json_bytes(document: Any, *, indent: int | None = None) -> bytes:
     return (json.dumps(document, indent=indent, allow_nan=False) + "\n").encode()
 
 
-def seal(path: Place, parts: Iterable[Index], state: bytes) -> None:
+def seal(
+    path: Place,
+    parts: Iterable[Index],
+    state: bytes,
+    *,
+    guard: Callable[[], object] = lambda: None,
+) -> None:
     """Completes a checkpoint whose chunks are on the disk.
 
     Args:
         path: its directory.
         parts: what the index has to say of the chunks.
         state: what lies beside the tensors, as `json_bytes` gives it.
+        guard: raises where the directory is another process's by now; asked just before the index.
 
     Raises:
         OSError: it cannot be written, or another process has done so meanwhile.
     """
     (path / STATE_NAME).write_once(state)
     index = Index.merged([*parts, Index(parameters={}, files={STATE_NAME: record_of(state)})])
+    guard()  # to who has slept: the chunks may be gone
     (path / INDEX_NAME).write_once(json_bytes(index.model_dump(exclude_none=True)))
 
 

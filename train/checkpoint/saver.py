@@ -24,6 +24,7 @@ from train.checkpoint.directory import (
     point_to,
     pointed_to,
     stage,
+    withdraw,
 )
 from train.checkpoint.format import Index, seal
 from train.errors import CheckpointError, InUseError
@@ -202,9 +203,10 @@ class Saver(BackgroundSaver):
         except CheckpointError:
             # A full disk should not stay full; a store that does not answer is not asked again.
             if dist.get_rank() == 0 and not self._directory.is_remote:
-                with contextlib.suppress(OSError, InUseError):
-                    self._require_ours()
-                    clean(self._directory, guard=self._require_ours)
+                for mend in (clean, withdraw):
+                    with contextlib.suppress(OSError, InUseError):
+                        self._require_ours()
+                        mend(self._directory, guard=self._require_ours)
             raise
         self._path = staged
 
@@ -217,7 +219,8 @@ class Saver(BackgroundSaver):
         self._before_commit()
         announce(staged, guard=self._require_ours)  # what was before may have taken long
         self._ours.add(staged.name)  # even if it looks as if what follows failed
-        seal(staged, parts, document)  # it is whole, and the latest, for whoever looks
+        # It is whole then, and the latest, for whoever looks.
+        seal(staged, parts, document, guard=self._require_ours)
         commit(staged, retention=self._retention, guard=self._require_ours)
         self._ours = {staged.name}
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.lab_fixtures import place_at
 from train.checkpoint import directory as checkpoint_directory
-from train.checkpoint.directory import Retention, latest, resolve
+from train.checkpoint.directory import Retention, complete, latest, resolve
 from train.checkpoint.format import json_bytes, seal
 from train.checkpoint.restore import read_state
 from train.checkpoint.weights import read_values, write_values
@@ -156,6 +156,33 @@ def test_who_wakes_just_before_it_names_the_latest_names_none(
     with pytest.raises(InUseError, match=r"latest was written by another process meanwhile: end"):
         name(directory / "step_00000030", guard=while_it_slept)
     assert (directory / "latest").read() == b"step_00000060\n"
+
+
+def test_what_was_announced_and_is_not_whole_is_withdrawn(tmp_path: Path) -> None:
+    directory = Place.of(tmp_path)
+    checkpoint_directory.withdraw(directory)
+    assert not (tmp_path / "latest").exists()
+    _checkpoint(tmp_path / "step_00000010", 10)
+    checkpoint_directory.point_to(directory / "step_00000010")
+    checkpoint_directory.announce(directory / "step_00000020")
+    with pytest.raises(InUseError):
+        checkpoint_directory.withdraw(directory, guard=_taken_over)
+    checkpoint_directory.withdraw(directory)
+    assert (tmp_path / "latest").read_text() == "step_00000010\n"
+    checkpoint_directory.announce(directory / "step_00000020")
+    _checkpoint(tmp_path / "step_00000020", 20)
+    checkpoint_directory.withdraw(directory)
+    assert latest(tmp_path) == directory / "step_00000020"
+    (tmp_path / "latest").write_text("by hand\n")
+    checkpoint_directory.withdraw(directory)
+    assert (tmp_path / "latest").read_text() == "by hand\n"
+
+
+def test_who_wakes_just_before_its_index_writes_none(tmp_path: Path) -> None:
+    path = Place.of(tmp_path / "step_00000010")
+    with pytest.raises(InUseError):
+        seal(path, [], json_bytes({"step": 10}), guard=_taken_over)
+    assert complete(tmp_path) == []
 
 
 def test_a_checkpoint_that_another_has_completed_stays_its(tmp_path: Path) -> None:
