@@ -209,7 +209,9 @@ def _restoring(
     passing = 0.0
     if on_cpu:
         # A stored slice, where it was cut otherwise; before that, blocks to and from other nodes.
-        passing = min(SLICE_BYTES, task.state_bytes * share.largest_held)
+        # What is fixed is stored as it is held, and has no masters.
+        largest = max(task.state_bytes * share.largest, task.element_bytes * share.largest_held)
+        passing = min(SLICE_BYTES, largest)
         passing = max(passing, task.saves_nearby * 2 * BLOCK_BYTES)
     always = state.always
     return Memory(
