@@ -20,6 +20,7 @@ from tools.corpus.part import BadList, Job, PartBuilder, PartRecord, split_of
 from tools.corpus.plan import BuildPlan, Slice, Source, cut, part_size, survey
 from tools.corpus.pool import spread
 from tools.corpus.progress import bar, busy
+from tools.corpus.reading import none_asked_for
 from tools.corpus.request import Request
 from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer
 from tools.corpus.words import counted
@@ -251,9 +252,13 @@ def _trained(job: Job, console: Console) -> CorpusTokenizer:
 
 def _sample(job: Job) -> Iterator[str]:
     numbers = range(len(job.plan.parts))
+    others: set[str] = set()
+    documents = 0
     for number in numbers:
         left = math.ceil(TOKENIZER_TEXT_BYTES / len(numbers))
-        for entry in job.read(number):
+        reader = job.read(number)
+        for entry in reader:
+            documents += 1
             if (entry.split or split_of(entry.id, job.request.validation)) != "train":
                 continue
             for piece in entry.pieces:
@@ -262,6 +267,9 @@ def _sample(job: Job) -> Iterator[str]:
             left -= entry.num_bytes
             if left <= 0:
                 break
+        others |= reader.others
+    if others and not documents:
+        raise DataError(none_asked_for(others))
 
 
 def _each(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tools.corpus import media
 from tools.corpus.media import RowError
@@ -87,9 +87,15 @@ def _selected(row: Mapping[str, Any], path: str) -> str:
     """What a row has in a field, or in one of its objects."""
     value: Any = row
     for name in (path,) if path in row else path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError(f"there is no `{path}` to select it by, as --only asks")
+        if not isinstance(value, Mapping) or name not in value:
+            there = ", ".join(map(str, value)) if isinstance(value, Mapping) else "no object"
+            told = f"it has {there or 'nothing'}"
+            raise RowError(f"there is no `{path}` to select it by ({told}): correct --only")
+        value = cast(Any, value[name])
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if not isinstance(value, str | int):
+        raise RowError(f"`{path}` is a {type(value).__name__}, by which --only cannot select")
     return str(value)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tools.corpus.left_out import LEFT_OUT_NAME, LeftOut, listed
 from tools.corpus.part import Job, PartRecord
 from tools.corpus.plan import BuildPlan, Source
-from tools.corpus.reading import MOST_OTHERS
+from tools.corpus.reading import none_asked_for
 from tools.corpus.request import FORMAT_VERSION
 from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer, ReadBack
 from tools.corpus.words import counted
@@ -197,10 +197,7 @@ def _lacking(
     if documents == 0:
         others = sorted({value for record in records for value in record.others})
         if others:
-            return (
-                f"No row has what --only asks for, but {', '.join(others[:MOST_OTHERS])}. What was "
-                "built is removed: correct --only."
-            )
+            return f"{none_asked_for(others)} What was built is removed."
         return "No document is left; look at what was skipped. What was built is removed."
     validation = recipe["validation"]
     wanted = SPLITS if validation else ("train",)

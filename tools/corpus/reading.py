@@ -7,7 +7,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -54,6 +54,12 @@ Row = tuple[int, dict[str, Any] | RowError, float]
 
 class _UnreadableError(RowError):
     """What follows in a file cannot be read."""
+
+
+def none_asked_for(others: Collection[str]) -> str:
+    """What is said where all records are passed over, with values that they have."""
+    there = ", ".join(sorted(others)[:MOST_OTHERS])
+    return f"No row has what --only asks for, but {there}: correct --only."
 
 
 def ignore(*_: object) -> None:

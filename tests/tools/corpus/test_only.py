@@ -121,12 +121,13 @@ def test_a_build_with_parts_and_duplicates(tmp_path: Path, tokenizer: Path) -> N
         (
             f"{NAME}=Freelaw",
             {"meta": {"pile_set_name": "FreeLaw"}},
-            "for, but FreeLaw. What",
+            "for, but FreeLaw: correct",
         ),
-        (f"{NAME}=a", {"meta": "a"}, f"there is no `{NAME}` to select it by, as --only asks"),
-        (f"{NAME}=a", {"meta": {"pile_set_name": None}}, f"there is no `{NAME}` to select it by"),
-        (f"{NAME}=a", {"meta": {"pile_set_name": {}}}, f"there is no `{NAME}` to select it by"),
-        (f"{NAME}=a", {}, f"there is no `{NAME}` to select it by"),
+        (f"{NAME}=a", {"meta": "a"}, f"there is no `{NAME}` to select it by (it has no object)"),
+        (f"{NAME}=a", {"meta": {"b": 1}}, f"there is no `{NAME}` to select it by (it has b)"),
+        (f"{NAME}=a", {"meta": {"pile_set_name": {}}}, f"`{NAME}` is a dict, by which --only"),
+        (f"{NAME}=a", {"meta": {"pile_set_name": None}}, "for, but null: correct --only."),
+        (f"{NAME}=a", {}, f"there is no `{NAME}` to select it by (it has text): correct --only"),
     ],
 )
 def test_what_cannot_be_asked_for(
@@ -140,6 +141,18 @@ def test_what_cannot_be_asked_for(
     source = write_lines(tmp_path / "in.jsonl", [{"text": "one two", **row}])
     error = refusal(capsys, source, f"--only={only}", out=tmp_path / "out", tokenizer=tokenizer)
     assert told in error
+
+
+def test_truth_is_a_value_and_a_tokenizer_is_trained_on_what_is_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tokenizer: Path
+) -> None:
+    table = [{"text": text, "good": n % 2 == 0} for n, text in enumerate(passages(8))]
+    source = write_lines(tmp_path / "in.jsonl", table)
+    flags = ("--only=good=true", "--validation=0")
+    corpus = build(source, *flags, out=tmp_path / "out", tokenizer=tokenizer)
+    assert len(documents(corpus)) == 4
+    assert main(["build", str(source), str(tmp_path / "none"), "--only", "good=True"]) == 2
+    assert "No row has what --only asks for, but false, true" in capsys.readouterr().err
 
 
 def test_documentation_has_no_rows(capsys: pytest.CaptureFixture[str]) -> None:
