@@ -29,7 +29,7 @@ ELSEWHERE = {
     "sudo apt-get": "is the host's",
     ". .venv/bin/activate": "the fixture's environment",
     "make tasks": "half an hour; tests/tools/tasks",
-    "make naming": "a quarter of an hour; tests/tools/media, tests/train/test_pictures.py",
+    "make naming": "a quarter of an hour; tests/tools/media tests/train/test_pictures.py",
     "make comparison": "90 minutes; tests/tools/comparison/test_whole.py",
     "make bench": "minutes, and environments of peers; tests/tools/test_bench.py",
     "make gpu-check": "tests/tools/test_gpu_check.py",

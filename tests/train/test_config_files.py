@@ -219,6 +219,7 @@ KINDS = {
     "encoder.layer_scale": IMAGE,
     "encoder.max_patches": IMAGE,
     "encoder.patch_pixels": IMAGE,
+    "spans.text.augment": ["spans.text={kind: image, augment: {}}"],
     "spans.text.which": ["spans.text={kind: rules, which: first}"],
     "data.sources": ["data.corpus=null", "data.sources={a: {corpus: x}}"],
     "data.span_capacity": ["data.span_capacity={text: {tokens: 4, spans: 1}}"],

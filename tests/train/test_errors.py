@@ -490,7 +490,6 @@ def test_bad_shard_ends_all_ranks_and_is_named(corpus: Path, tmp_path: Path, dam
     assert len(told) == 2, ended.output[-3000:]  # every rank says the first cause, and no other
     assert told[0] == told[1]
     assert str(shard) in told[0]
-    assert "of 2)" in told[0]
     assert ended.code == 2
     assert "Traceback" not in ended.output
 

@@ -205,6 +205,7 @@ def _paths(names: Sequence[str], faults: list[str]) -> list[Path]:
             paths.append(Path(name))
         else:
             near = get_close_matches(name, [*known, *groups], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
+            there = ", ".join(known) or "none"
+            hint = f"did you mean {near[0]}?" if near else f"there are {shortened(there, 500)}"
             faults.append(f"there is no task {shortened(name, 60)} in {TASKS}: {hint}")
     return paths
