@@ -54,7 +54,7 @@ naming: .venv/runtime  ## a small model learns to name drawings, and names those
 runs/first_light/summary.json:
 	$(MAKE) pretrain
 
-test: .venv/dev .venv/dashboard/installed .venv/try/installed .venv/openwandb/installed  ## all that matters, some twenty minutes on two cores
+test: .venv/dev .venv/dashboard/installed .venv/try/installed .venv/openwandb/installed  ## all that matters, some twenty-five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long" $(SHARED) $(ARGS)
 
 test-all: .venv/dev .venv/dashboard/installed .venv/try/installed .venv/openwandb/installed  ## the long tables besides; the fuzz of configurations alone takes a quarter of an hour

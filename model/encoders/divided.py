@@ -39,7 +39,7 @@ class FrameAttention(SpanSelfAttention):
     Source: TimeSformer (2102.05095) §3, as its authors compute it.
     """
 
-    def _mix(self, qkv: Tensor, frames: Frames, bias: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _mix(self, qkv: Tensor, frames: Frames, bias: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # of its own block
         N, T = frames.class_rows, frames.times
         real = frames.grid.num_rows - N * T + N
         copies = qkv[:N].repeat_interleave(T, dim=0)

@@ -203,7 +203,7 @@ CASES: Sequence[Case] = (
         play=plays.killed_for_good,
         expected=STOPS,
         says=r"Could not read s3://faults/\S+ from http://127.0.0.1:\d+: \d+ attempts?\b.*, and "
-        r"nothing for \d+ s .*storage.retry_budget_seconds \(5\)",
+        r"nothing for [56] s .*storage.retry_budget_seconds \(5\)",
         within_seconds=20,
     ),
     Case(

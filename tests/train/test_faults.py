@@ -49,5 +49,5 @@ def test_a_fault(case: Case, lab: Lab, frozen: Future[Result]) -> None:
 
 def test_the_server_frozen_for_a_minute(frozen: Future[Result]) -> None:
     """Last: it waited while the others ran."""
-    result = frozen.result(timeout=400)
+    result = frozen.result(timeout=150)
     assert fault_of(whenever(SLOW), result) is None, result

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 CALM = ("checkpoint.every_steps=1000", "validation.every_steps=1000")
 PRETRAINED = REPOSITORY / "tests" / "fixtures" / "run_7cd86b9" / "pretrained"
 STEPS = 40
-LAYOUT = ("zero.stage=1", f"steps={STEPS}", f"validation.every_steps={STEPS}")
+LAYOUT = ("zero.stage=3", f"steps={STEPS}", f"validation.every_steps={STEPS}")
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def test_a_preempted_run_requeues_continues_and_equals_one_without_slurm(
     urgent = slurm_lab.submit(
         "--partition=high", "--exclusive", "--nodes=2", "--wrap=sleep 1", directory=submitted_from
     )
-    assert slurm_lab.wait(urgent, timeout_seconds=300)["JobState"] == "COMPLETED"
-    ended = slurm_lab.wait(job, timeout_seconds=400)
+    assert slurm_lab.wait(urgent, timeout_seconds=90)["JobState"] == "COMPLETED"
+    ended = slurm_lab.wait(job, timeout_seconds=150)
     assert ended["JobState"] == "COMPLETED", output(submitted_from)
     assert ended["NumNodes"] == "2"
     assert int(ended["Restarts"]) >= 1

@@ -6,13 +6,13 @@ from typing import Any, Final, cast
 
 from tools.corpus import media
 from tools.corpus.media import RowError
-from train.data.document import MEDIA, Kind
+from train.data.document import KINDS, MEDIA, Kind
 from train.data.payload import payload
 from train.data.segments import MediaSegment, Segment, TextSegment
 
 CAPTION_FIELD: Final = "caption"
 SEGMENTS_FIELD: Final = "segments"
-_SEGMENT_KEYS: Final = {"text", "span", "scored", "ends_paragraph", *media.KINDS}
+_SEGMENT_KEYS: Final = {"text", "span", "scored", "ends_paragraph", *KINDS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Fields:
     @property
     def wanted(self) -> set[str]:
         """Columns that make a document; others are not read."""
-        names = {self.text, CAPTION_FIELD, SEGMENTS_FIELD, *media.KINDS}
+        names = {self.text, CAPTION_FIELD, SEGMENTS_FIELD, *KINDS}
         names |= {name for path in self.only for name in (path, path.partition(".")[0])}
         return names if self.id is None else {*names, self.id}
 
@@ -119,7 +119,7 @@ def pieces_of_row(
         return tuple(
             _segment(segment, number, fetch=fetch) for number, segment in enumerate(segments)
         )
-    kinds = [name for name in media.KINDS if row.get(name) is not None]
+    kinds = [name for name in KINDS if row.get(name) is not None]
     text = row.get(fields.text)
     if text is None and kinds:
         text = row.get(CAPTION_FIELD)
@@ -128,7 +128,7 @@ def pieces_of_row(
         there = ", ".join(name for name, value in row.items() if value is not None) or "nothing"
         told = "it is null" if fields.text in row else f"it has {there}; --text-field names another"
         raise RowError(f"there is no `{fields.text}`{others} ({told})")
-    payloads = [media_piece(media.KINDS[name], row[name], fetch=fetch) for name in kinds]
+    payloads = [media_piece(KINDS[name], row[name], fetch=fetch) for name in kinds]
     return (*payloads, TextSegment(text=require_text(text, fields.text)))
 
 
@@ -171,9 +171,9 @@ def _segment(segment: Any, number: int, *, fetch: Callable[[str], bytes]) -> Seg
     unknown = sorted(set(given) - _SEGMENT_KEYS)
     if unknown:
         raise RowError(f"{name} has `{unknown[0]}`; known are {', '.join(sorted(_SEGMENT_KEYS))}")
-    contents = [key for key in ("text", *media.KINDS) if key in given]
+    contents = [key for key in ("text", *KINDS) if key in given]
     if len(contents) != 1:
-        raise RowError(f"{name} must have one of text, {', '.join(media.KINDS)}")
+        raise RowError(f"{name} must have one of text, {', '.join(KINDS)}")
     [content] = contents
     is_text = content == "text"
     is_span = given.get("span", not is_text)
@@ -187,4 +187,4 @@ def _segment(segment: Any, number: int, *, fetch: Callable[[str], bytes]) -> Seg
         return TextSegment(text=text, is_span=is_span, is_scored=is_scored, ends_paragraph=ends)
     if is_scored or not is_span or ends:
         raise RowError(f"{name}: {content} is always a span, never scored, and ends no paragraph")
-    return media_piece(media.KINDS[content], given[content], fetch=fetch)
+    return media_piece(KINDS[content], given[content], fetch=fetch)

@@ -19,9 +19,6 @@ SUFFIXES: Final[Mapping[str, Kind]] = {
 }
 """What a file is by its name."""
 
-KINDS: Final[Mapping[str, Kind]] = {name: kind for kind, name in MEDIA.items()}
-"""Kinds by the names that columns and segments have."""
-
 _SIGNS: Final[Mapping[Kind, Mapping[bytes, str]]] = {
     Kind.AUDIO: {
         rb"RIFF....WAVE": "WAV",

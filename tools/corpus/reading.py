@@ -26,9 +26,10 @@ from tools.corpus.entries import (
     pieces_of_row,
     require_text,
 )
-from tools.corpus.media import KINDS, SUFFIXES, RowError
+from tools.corpus.media import SUFFIXES, RowError
 from tools.corpus.plan import BuildPlan, Part, Slice
 from tools.corpus.pool import Report
+from train.data.document import KINDS
 from train.data.payload import below
 from train.data.segments import Segment, TextSegment
 from train.errors import DataError

@@ -15,9 +15,7 @@ from train.errors import DataError
 
 INDEX: Final = "debian-index"
 """What the cache calls the lists of packages and of their descriptions."""
-_NO_DEBIAN: Final = (
-    "so Debian packages cannot be read here; name a directory of text as prose:DIRECTORY."
-)
+_NO_DEBIAN: Final = "so none of Debian can be read here; give tools.corpus text as prose:DIRECTORY."
 
 
 def obtain(
@@ -189,7 +187,7 @@ def _download(name: str, lists: Path | None, scratch: Path) -> Path:
         raise DataError(
             f"Could not download the Debian package {name} ({reason}). Check the network and the "
             f"mirror in /etc/apt, or put its .deb and a .sha256 beside it into "
-            f"{scratch.parent}, or name a directory of text as prose:DIRECTORY."
+            f"{scratch.parent}, or give tools.corpus a directory of text as prose:DIRECTORY."
         )
     return found[0]
 

@@ -114,11 +114,12 @@ def test_the_report_shows_the_bad_step_and_the_bad_node(
     run = write_troubled_run(tmp_path / "run")
     report.main([str(run)])
     with browser(height=1300) as page:
-        _, text = page.shown(
+        seconds, text = page.shown(
             f"file://{run}/report.html",
             ready="document.querySelectorAll('.mark.bad').length > 1",
             picture=tmp_path / "report.png",
         )
+    assert seconds < 30
     assert f"step {BAD_STEP} counts for nothing" in text
     assert "dead: rank 3 on node2" in text
     # Before anything else that is to be read.
@@ -151,8 +152,7 @@ def test_the_dashboard_shows_the_bad_step_and_the_bad_node(
 
 
 @pytest.mark.long
-def test_fifty_long_runs_open(tmp_path: Path) -> None:
-    """That few rows are told of each is another test's: it is what makes the page quick."""
+def test_fifty_long_runs_open_at_once(tmp_path: Path) -> None:
     require_dashboard()
     for number in range(50):
         path = tmp_path / f"run_{number:02}"
@@ -164,10 +164,14 @@ def test_fifty_long_runs_open(tmp_path: Path) -> None:
     with dashboard.shown(port) as process, browser() as page:
         while dashboard.tell(process, runs):
             pass
-        page.shown(
-            f"http://127.0.0.1:{port}/?project={dashboard.PROJECT}",
-            ready="document.querySelectorAll('canvas').length > 1",
-        )
+        opened = [
+            page.shown(
+                f"http://127.0.0.1:{port}/?project={dashboard.PROJECT}",
+                ready="document.querySelectorAll('canvas').length > 1",
+            )[0]
+            for _ in range(3)
+        ]
+    assert min(opened) <= 3.0, opened
 
 
 def write_fast(path: Path, *, seed: int, steps: int) -> None:

@@ -143,10 +143,12 @@ def test_a_rank_that_dies_before_it_can_speak(lab: Lab, launcher: str) -> None:
     late = lab.checkout / "late"
     wait_for(late.exists)
     os.kill(int(late.read_text()), signal.SIGKILL)
+    killed = time.time()
     fields, (first, last) = lab.ended(job, "run")
     verdict = first.verdict
     assert (verdict.kind, verdict.rank, verdict.node) == ("dead", 1, "node2")
     assert verdict.is_sure
+    assert first.ended - killed < 30
     assert (fields["Restarts"], last.verdict.kind, last.last_step) == ("0", "complete", 5)
 
 

@@ -113,7 +113,7 @@ def read(
     return steps
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_ranks_and_resume_points_change_nothing(corpora: list[Corpus], data: st.DataObject) -> None:
     settings_of_run: dict[str, Any] = {

@@ -33,9 +33,8 @@ class ImageReader(MediaReader[ImageEncoderConfig, Picture]):
         """Whether the kind of spans says so."""
         return self.augment is not None
 
-    def read_changed(self, item: SampleItem, random: np.random.Generator) -> Picture:
-        """The patches of one that is changed first."""
-        assert self.augment is not None, "else nothing is changed"
+    def read(self, item: SampleItem, random: np.random.Generator | None = None) -> Picture:
+        """The patches of one, which may be changed first."""
         return read_picture(
             item.data, self.encoder, size=item.size, augment=self.augment, random=random
         )

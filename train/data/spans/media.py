@@ -115,8 +115,12 @@ class MediaReader(ABC, Generic[Encoder, Read]):
     seed: int = 0
     threads: int = field(default_factory=_usual_threads)
 
-    def read(self, item: SampleItem) -> Read:
+    def read(self, item: SampleItem, random: np.random.Generator | None = None) -> Read:
         """What is made of an item's file.
+
+        Args:
+            item: to read.
+            random: what it is changed with first, where `changes` says so.
 
         Raises:
             ValueError: it cannot be read, or is not what was recorded; the message is the end of a
@@ -153,14 +157,6 @@ class MediaReader(ABC, Generic[Encoder, Read]):
     def changes(self) -> bool:
         """Whether items that train are changed at random."""
         return False
-
-    def read_changed(self, item: SampleItem, random: np.random.Generator) -> Read:
-        """What is made of an item's file where `changes` says that it is changed.
-
-        Raises:
-            ValueError: as `read`.
-        """
-        raise NotImplementedError
 
     def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         """All of them, in any epoch."""
@@ -208,7 +204,7 @@ class MediaReader(ABC, Generic[Encoder, Read]):
     def _read(self, asked: tuple[SampleItem, np.random.Generator | None]) -> Read:
         item, random = asked
         try:
-            return self.read(item) if random is None else self.read_changed(item, random)
+            return self.read(item, random)
         except ValueError as error:
             raise DataError(
                 f"{item.name} {error}: build the corpus again without it, or name the document in "
