@@ -19,23 +19,52 @@ def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
         _LIBC.prctl(_DIE_WITH_PARENT, number)
 
 
-@contextlib.contextmanager
-def told_to_stop(sentence: str) -> Generator[None]:
-    """Meanwhile signals that end a process raise, as Ctrl-C does, unless they are ignored.
+class Stopping:
+    """What signals that end a process do meanwhile: raise, as Ctrl-C does.
 
     Args:
         sentence: what the `KeyboardInterrupt` says.
     """
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise KeyboardInterrupt(sentence)
+    def __init__(self, sentence: str) -> None:
+        self._sentence = sentence
+        self._waits = self._came = False
 
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        del number, frame
+        self._came = True
+        self._raise()
+
+    @contextlib.contextmanager
+    def later(self) -> Generator[None]:
+        """Whatever comes waits for the end of the context: what is started is noted, too."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._came and not self._waits:
+            self._came = False
+            raise KeyboardInterrupt(self._sentence)
+
+
+@contextlib.contextmanager
+def told_to_stop(sentence: str) -> Generator[Stopping]:
+    """Meanwhile signals that end a process raise, as Ctrl-C does, unless they are ignored.
+
+    Args:
+        sentence: what the `KeyboardInterrupt` says.
+    """
+    stopping = Stopping(sentence)
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
     heard = [each for each in numbers if signal.getsignal(each) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heard}
+    before = {number: signal.signal(number, stopping.hear) for number in heard}
     try:
-        yield
+        yield stopping
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -51,13 +51,14 @@ def run_all(
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
     num_run, spent, started = 0, 0.0, time.monotonic()
-    with told_to_stop(GO_ON):
+    with told_to_stop(GO_ON) as stopping:
         try:
             while waiting or running:
                 for job in [job for job in waiting if done.issuperset(job.after)]:
                     if len(running) < side_by_side:
                         waiting.remove(job)
-                        running[_start(job, logs, environment)] = job, time.monotonic()
+                        with stopping.later():
+                            running[_start(job, logs, environment)] = job, time.monotonic()
                 time.sleep(_POLL_SECONDS)
                 for process in [*running]:
                     before = _processor_seconds()

@@ -1,5 +1,6 @@
 """Commands side by side: order, failures, signals, and what has run already."""
 
+import os
 import signal
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tools.comparison import schedule
 from tools.comparison.jobs import Job
 from tools.comparison.schedule import run_all
 from train.errors import UserError
@@ -53,25 +55,37 @@ def test_a_command_that_leaves_nothing_has_failed(tmp_path: Path) -> None:
         run_all([idle], side_by_side=1, logs=tmp_path / "logs", report=lambda line: None)
 
 
-def test_a_signal_stops_what_runs(tmp_path: Path) -> None:
-    waits = Job(
-        name="waits",
-        arguments=("http.server", "0", "--bind", "127.0.0.1"),
-        is_done=lambda: False,
-        seconds=1,
-    )
-    before = psutil.Process().children()
+WAITS = Job(
+    name="waits",
+    arguments=("http.server", "0", "--bind", "127.0.0.1"),
+    is_done=lambda: False,
+    seconds=1,
+)
 
-    def started() -> set[psutil.Process]:
-        return {*psutil.Process().children()} - {*before}
+
+def require_stopped(logs: Path) -> None:
+    """It is told to stop, and leaves nothing behind."""
+    before = {*psutil.Process().children()}
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on from here"):
+        run_all([WAITS], side_by_side=1, logs=logs, report=lambda line: None)
+    assert not {*psutil.Process().children()} - before, "it was ended"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_stops_what_runs(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "waits.log"
 
     def terminate() -> None:
-        while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL or not started():
+        while not (log.exists() and log.stat().st_size):
             time.sleep(0.05)
         signal.raise_signal(signal.SIGTERM)
 
     threading.Thread(target=terminate, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on from here"):
-        run_all([waits], side_by_side=1, logs=tmp_path / "logs", report=lambda line: None)
-    assert not started(), "it was ended"
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    require_stopped(log.parent)
+
+
+def test_a_signal_stops_what_is_just_being_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "end_with_parent", lambda: os.kill(os.getppid(), signal.SIGTERM))
+    require_stopped(tmp_path / "logs")
