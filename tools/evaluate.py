@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from parallel.mesh import LayoutConfig
 from tools.arguments import Parser, local_path, output_file, whole
 from tools.command import command_line, write_json
 from tools.launched import together
+from tools.progress import busy
 from tools.speaker import tell_untrained
 from tools.task_scores import evaluate_tasks
 from train.build import build_collator, open_sources
@@ -172,7 +174,9 @@ def _losses(
 
     sources = on_all_ranks(opened, UserError)
     engine = load_engine(path, layout=layout, world=world)
-    results = evaluate_checkpoint(config, engine, sources, sequences=options.sequences)
+    said = busy(Console(stderr=True), "reading the validation split")
+    with said if world.is_main else nullcontext():
+        results = evaluate_checkpoint(config, engine, sources, sequences=options.sequences)
     if world.is_main:
         _show(results)
     return {"checkpoint": str(path)} | _document(results)

@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from parallel.launch import World
 from parallel.mesh import LayoutConfig
+from tools.progress import now_and_then
 from train.checkpoint.directory import CONFIG_NAME, resolve
 from train.errors import UserError
 from train.loading import load_engine
@@ -76,12 +77,14 @@ def evaluate_tasks(
     left = directory / path.name / setting.name
     controls: dict[str, list[TaskScore]] = {}
     with closing(opened.scorer):
-        scores = _scores(opened, tasks, setting, left)
+        scores = _scores(opened, tasks, setting, left, is_main=world.is_main)
         for name, changed in CONTROLS.items() if options.controls else ():
             control = replace(setting, **changed)
             # Where rows show no item there is nothing that a blind model does not see.
             asked = [task for task in tasks if name != "blind" or TaskReader(task).has_media]
-            controls[name] = _scores(opened, asked, control, directory / path.name / control.name)
+            there = directory / path.name / control.name
+            if asked:
+                controls[name] = _scores(opened, asked, control, there, is_main=world.is_main)
     if not world.is_main:
         return {}
     differences = {score.task: score.against(baseline[score.task]) for score in scores if baseline}
@@ -118,18 +121,26 @@ def evaluate_tasks(
     }
 
 
-def _scores(opened: Opened, tasks: Sequence[Task], setting: Setting, left: Path) -> list[TaskScore]:
+def _scores(
+    opened: Opened, tasks: Sequence[Task], setting: Setting, left: Path, *, is_main: bool
+) -> list[TaskScore]:
     """The scores in one setting, each told and its predictions left as soon as it is known."""
-    progress = Console(stderr=True)
+    console = Console(stderr=True)
     scores: list[TaskScore] = []
-    for score in scores_of(opened, tasks, setting):
-        scores.append(score)
-        write_predictions(left, score)
-        name, found = score.first
-        told = f"{score.task}: {name} {ranged(found)}, {len(scores)} of {len(tasks)} tasks"
-        if setting.is_blind or setting.is_shuffled:
-            told += f" ({setting.name})"
-        progress.print(told, markup=False, highlight=False, soft_wrap=True)
+    which = f" ({setting.name})" if setting.is_blind or setting.is_shuffled else ""
+
+    def line() -> str:
+        task = tasks[min(len(scores), len(tasks) - 1)].name
+        scorer = opened.scorer
+        return f"{task}: {scorer.computed:,} of {scorer.to_compute:,} answers{which}"
+
+    with now_and_then(console, line) if is_main else nullcontext():
+        for score in scores_of(opened, tasks, setting):
+            scores.append(score)
+            write_predictions(left, score)
+            name, found = score.first
+            told = f"{score.task}: {name} {ranged(found)}, {len(scores)} of {len(tasks)} tasks"
+            console.print(told + which, markup=False, highlight=False, soft_wrap=True)
     return scores
 
 

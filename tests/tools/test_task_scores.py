@@ -2,14 +2,17 @@
 
 import json
 import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.tools.scores_by_setting import SETTINGS, compared
 from tests.train.runs import run
-from tools import evaluate
+from tools import evaluate, task_scores
 
 RUN = Path(__file__).parents[1] / "fixtures" / "run_7cd86b9" / "pretrained"
 CHOOSING = """
@@ -102,6 +105,29 @@ def _different(predictions: Path) -> int:
     """Contexts, each of which is asked once."""
     lines = predictions.read_text().splitlines()
     return len({json.loads(line)["asked"] for line in lines})
+
+
+def test_how_far_it_is_can_be_told_meanwhile(
+    tasks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def now_and_then(console: Console, line: Callable[[], str]) -> Generator[None]:
+        told.append(line())
+        yield
+        told.append(line())
+
+    monkeypatch.setattr(task_scores, "now_and_then", now_and_then)
+    found = scored(tasks, tmp_path, "--controls")
+    begun, middle, other, end = told
+    assert begun == "choosing: 0 of 0 answers"
+    plain = middle.removeprefix("saying: ")
+    assert other == f"choosing: {plain} (test-template-0-shuffled)"
+    assert (
+        end
+        == f"saying: {found['computed']} of {found['computed']} answers (test-template-0-shuffled)"
+    )
 
 
 def test_against_a_baseline_and_shuffled(tasks: str, tmp_path: Path) -> None:

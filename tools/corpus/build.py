@@ -19,12 +19,13 @@ from tools.corpus.manifest import finish
 from tools.corpus.part import BadList, Job, PartBuilder, PartRecord, split_of
 from tools.corpus.plan import BuildPlan, Slice, Source, cut, part_size, survey
 from tools.corpus.pool import spread
-from tools.corpus.progress import bar, busy
+from tools.corpus.progress import bar
 from tools.corpus.reading import none_asked_for
 from tools.corpus.request import Request
 from tools.corpus.tokenizer import TOKENIZER_NAME, CorpusTokenizer
 from tools.corpus.words import counted
 from tools.corpus.workshop import FINGERPRINTS, IDS, LICENCES, PAIRS, RECORD, Workshop, differences
+from tools.progress import busy
 from train.data.segments import TextSegment, paragraphs
 from train.errors import DataError, UserError
 

@@ -1,19 +1,14 @@
-"""Shows how far the work is: a bar on a terminal, a line now and then elsewhere."""
+"""Shows how far a corpus is: a bar on a terminal, a line now and then elsewhere."""
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
-from typing import Any, Final
+from collections.abc import Generator
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tools.corpus.pool import Report
-
-LINE_SECONDS: Final = 10.0
-"""Between two lines where there is no terminal."""
+from tools.progress import now_and_then
 
 
 @contextlib.contextmanager
@@ -49,41 +44,5 @@ def bar(console: Console, description: str, *, total_bytes: int) -> Generator[Re
         told = f"{description}: {sizes}, {done[1]:,} documents"
         return ", ".join(filter(None, (told, rate(done[2], "tokens"))))
 
-    with _shown(console, progress, line):
+    with now_and_then(console, line, live=progress):
         yield report
-
-
-@contextlib.contextmanager
-def busy(console: Console, description: str) -> Generator[None]:
-    """Say that something of unknown length is done."""
-    begun = time.monotonic()
-
-    def line() -> str:
-        return f"{description}: {time.monotonic() - begun:,.0f} s so far"
-
-    with _shown(console, console.status(description), line):
-        yield
-
-
-@contextlib.contextmanager
-def _shown(
-    console: Console, live: AbstractContextManager[Any], line: Callable[[], str]
-) -> Generator[None]:
-    """Show something live, or a line now and then, however long the work itself says nothing."""
-    if console.is_terminal:
-        with live:
-            yield
-        return
-    stopped = threading.Event()
-
-    def run() -> None:
-        while not stopped.wait(LINE_SECONDS):
-            console.print(line(), markup=False, highlight=False, soft_wrap=True)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()

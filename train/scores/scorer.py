@@ -54,6 +54,8 @@ class Scorer:
     ):
         self.computed = 0
         """Answers that were computed, and not found."""
+        self.to_compute = 0
+        """Answers that were not found: those computed, and those that will be now."""
         self._read = read
         self._mesh = mesh
         self._weights = weights
@@ -77,6 +79,7 @@ class Scorer:
         missing = on_first_rank(lambda: self._missing(requests), UserError)
         units = [_part(requests[number], places) for number, places in missing]
         keys = [[self._key(unit, place) for place in range(_size(unit))] for unit in units]
+        self.to_compute += sum(map(len, keys))
         batches = [*self._batches(units)]
         size, rank = self._mesh.data_size, self._mesh.data_rank
         speaks = self._mesh.speaks_for_sample
