@@ -23,6 +23,7 @@ from tools.arguments import Parser, local_path, whole
 from tools.command import command_line
 from tools.media.build import build_images
 from tools.media.clips.build import build_clips
+from tools.media.public.convert import DATASETS, convert
 from tools.media.speech.build import build_speech
 from tools.packages.kept import package_cache
 from tools.packages.used import Packages
@@ -72,11 +73,30 @@ def _build(options: argparse.Namespace) -> None:
         console.print(told, markup=False, highlight=False, soft_wrap=True)
 
     packages = Packages(cache=options.cache or package_cache(), report=report)
-    manifest = options.kind(options, packages)
+    _tell(options.out, options.kind(options, packages))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    console = Console(stderr=True)
+    manifest = convert(
+        options.name,
+        options.path,
+        options.out,
+        splits=options.split,
+        media=options.media,
+        missing=options.missing,
+        report=lambda told: console.print(told, markup=False, highlight=False, soft_wrap=True),
+    )
+    for reason, count in manifest["left_out"].items():
+        console.print(f"left out: {count:,} {reason}", markup=False, highlight=False)
+    _tell(options.out, manifest)
+
+
+def _tell(out: Path, manifest: dict[str, Any]) -> None:
     num_records = sum(file["records"] for file in manifest["files"].values())
     licences = sorted({each for source in manifest["sources"] for each in source["licences"]})
     sys.stdout.write(
-        f"{options.out}: {num_records:,} records in {len(manifest['files'])} files "
+        f"{out}: {num_records:,} records in {len(manifest['files'])} files "
         f"({', '.join(licences)})\n"
     )
 
@@ -119,7 +139,34 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="no lines on what packages are for among the texts",
     )
+    _convert_options(commands)
     return parser
+
+
+def _convert_options(commands: Any) -> None:
+    about = ", ".join(f"{name} ({', '.join(each.splits)})" for name, each in DATASETS.items())
+    command = commands.add_parser(
+        "convert",
+        help="records of a public data set that lies on disk",
+        description=f"Data sets, and the splits of each: {about}.",
+    )
+    command.set_defaults(action=_convert)
+    command.add_argument("name", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    command.add_argument("path", type=local_path, metavar="PATH", help="directory that holds it")
+    command.add_argument("out", type=local_path, metavar="OUT", help="directory, mostly new")
+    command.add_argument(
+        "--split", nargs="+", required=True, metavar="SPLIT", help="of the data set"
+    )
+    command.add_argument(
+        "--media", type=local_path, metavar="DIRECTORY", help="where its media lie (PATH)"
+    )
+    command.add_argument(
+        "--missing",
+        type=whole(),
+        default=0,
+        metavar="N",
+        help="records of a split whose media may be missing; they are left out and counted (0)",
+    )
 
 
 def _kind(

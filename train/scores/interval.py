@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from scipy import special
 
-from train.scores.metric import Floats, Mean, Metric
+from train.scores.measure import Floats, Mean, Metric
 
 CONFIDENCE: Final = 0.95
 POWER: Final = 0.8

@@ -3,61 +3,26 @@
 import functools
 import re
 import string
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
-Floats = npt.NDArray[np.float64]
-MetricName = Literal["accuracy", "exact_match", "f1", "rouge", "bleu", "word_accuracy"]
+from train.scores.measure import Best, Floats, Metric
+from train.scores.visual_questions import VqaAccuracy
+
+MetricName = Literal[
+    "accuracy", "exact_match", "f1", "rouge", "bleu", "word_accuracy", "vqa_accuracy"
+]
 
 _ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION: Final = set(string.punctuation)
 _BLEU_ORDER: Final = 4
 
 
-class Metric(ABC):
-    """A number for some rows, made of what is counted in each."""
-
-    @abstractmethod
-    def count(self, answer: str, right: Sequence[str]) -> list[float]:
-        """What counts of one row.
-
-        Args:
-            answer: what the model said.
-            right: the answers that are right, at least one.
-        """
-
-    @abstractmethod
-    def together(self, counts: Floats) -> Floats:
-        """[...] at most 1, of [..., k] counts of rows that are added up, with their number first.
-
-        Args:
-            counts: sums over rows of what `count` gives, behind the number of rows.
-        """
-
-
-class Mean(Metric):
-    """The mean of a value a row, the best over the answers that are right."""
-
-    @abstractmethod
-    def value(self, answer: str, right: str) -> float:
-        """From 0 to 1."""
-
-    @override
-    def count(self, answer: str, right: Sequence[str]) -> list[float]:
-        return [max(self.value(answer, each) for each in right)]
-
-    @override
-    def together(self, counts: Floats) -> Floats:
-        return counts[..., 1] / counts[..., 0]
-
-
-class Accuracy(Mean):
+class Accuracy(Best):
     """Whether the text is the right one, letter by letter."""
 
     @override
@@ -65,7 +30,7 @@ class Accuracy(Mean):
         return float(answer.strip() == right.strip())
 
 
-class ExactMatch(Mean):
+class ExactMatch(Best):
     """Whether it is the right one but for case, punctuation, articles and spaces.
 
     Source: SQuAD's evaluation script, v1.1.
@@ -76,7 +41,7 @@ class ExactMatch(Mean):
         return float(normalised(answer) == normalised(right))
 
 
-class F1(Mean):
+class F1(Best):
     """Harmonic mean of precision and recall of words, as many times as they occur.
 
     Where one side has no words, it is whether the other has none (SQuAD v2.0).
@@ -93,7 +58,7 @@ class F1(Mean):
         return 2 * common / (len(here) + len(there))
 
 
-class Rouge(Mean):
+class Rouge(Best):
     """ROUGE-L's F-measure with Porter's stemmer, by Google's `rouge-score`."""
 
     @override
@@ -147,6 +112,7 @@ def metric(name: MetricName) -> Metric:
         "rouge": Rouge,
         "bleu": Bleu,
         "word_accuracy": WordAccuracy,
+        "vqa_accuracy": VqaAccuracy,
     }
     return kinds[name]()
 

@@ -17,7 +17,7 @@ TASKS: Final = Path("configs/task")
 """Where tasks are that are called by name; those in folders are none of `all`."""
 
 Split = Literal["train", "validation", "test"]
-Metric = Literal["accuracy", "exact_match", "f1", "rouge", "bleu", "word_accuracy"]
+Metric = Literal["accuracy", "exact_match", "f1", "rouge", "bleu", "word_accuracy", "vqa_accuracy"]
 
 
 def _that_fills(kind: Callable[[str], object]) -> AfterValidator:
