@@ -20,7 +20,7 @@ from tools.media.rendering import renderer
 from tools.media.scenes import Composer, Scene, things
 from tools.packages.used import Packages
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 TASKS: Final = ("picture_name", "scene_count", "scene_place")
 """Of which `configs/task/pictures` has a file for each vendor that is held out."""
 _HELD_OUT_OF: Final = 10

@@ -1,4 +1,4 @@
-"""Emoji as four vendors draw them; two of them are held out."""
+"""Emoji as four vendors draw them, one of them in two ways; two vendors are held out."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -14,7 +14,7 @@ from train.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Vendor:
-    """Who has drawn emoji.
+    """Who has drawn emoji, and in which way.
 
     Attributes:
         name: as files and records call it.
@@ -53,6 +53,16 @@ VENDORS: Final = (
         package="@lobehub/fluent-emoji-3d",
         version="1.1.0",
         sha256="c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+        licence="MIT",
+        told_in=("package.json", "README.md"),
+        below="assets",
+        is_held_out=False,
+    ),
+    Vendor(
+        name="fluent_flat",
+        package="@lobehub/fluent-emoji-flat",
+        version="1.1.0",
+        sha256="8f9113c027c7c20eced0070354715a4093a459b8bef6332b91d45f38c9bdb147",
         licence="MIT",
         told_in=("package.json", "README.md"),
         below="assets",

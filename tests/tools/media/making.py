@@ -86,7 +86,7 @@ def _keep_vendor(
     """A vendor's package; its files are called and made as the vendor does."""
     files: dict[str, str | bytes] = {name: f"Terms of {vendor.name}." for name in vendor.told_in}
     for number, (name, code) in enumerate(codes.items()):
-        if vendor.name == "openmoji":
+        if vendor.name in ("openmoji", "fluent_flat"):
             red, green, blue = colour(number, place)
             files[f"{vendor.below}/{code}.svg"] = (
                 '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">'

@@ -23,7 +23,8 @@ from train.data.document import Kind
 from train.errors import DataError, InUseError
 from train.storage.host_lock import try_lock
 
-VENDORS = ("google", "fluent", "twitter", "openmoji")
+TRAINED = ("google", "fluent", "fluent_flat")
+HELD_OUT = ("twitter", "openmoji")
 
 
 @pytest.fixture
@@ -46,14 +47,15 @@ def test_all_that_is_built(cache: Path, tmp_path: Path) -> None:
     assert json.loads((out / "manifest.json").read_text()) == manifest
     assert sorted(manifest["files"]) == sorted(
         [
-            *(f"train/emoji_{vendor}.parquet" for vendor in VENDORS[:2]),
-            *(f"train/emoji_{vendor}_tones.parquet" for vendor in VENDORS[:2]),
-            *(f"held_out/emoji_{vendor}.parquet" for vendor in VENDORS[2:]),
+            *(f"train/emoji_{vendor}.parquet" for vendor in TRAINED),
+            # The one emoji with tones is for validation as fluent_flat has it.
+            *(f"train/emoji_{vendor}_tones.parquet" for vendor in TRAINED[:2]),
+            *(f"held_out/emoji_{vendor}.parquet" for vendor in HELD_OUT),
             "train/scenes.parquet",
             *(
                 f"tasks/{task}/{split}.parquet"
                 for task in TASKS
-                for split in ("train", "validation", *VENDORS[2:])
+                for split in ("train", "validation", *HELD_OUT)
             ),
         ]
     )  # fmt: skip
@@ -71,6 +73,7 @@ def test_each_source_is_told_with_its_licence(cache: Path, tmp_path: Path) -> No
         "emojibase-data": ["MIT"],
         "emoji-datasource-google": ["Apache-2.0"],
         "@lobehub/fluent-emoji-3d": ["MIT"],
+        "@lobehub/fluent-emoji-flat": ["MIT"],
         "emoji-datasource-twitter": ["CC-BY-4.0"],
         "openmoji": ["CC-BY-SA-4.0"],
     }
@@ -90,14 +93,12 @@ def test_nothing_that_is_held_out_is_trained_on(cache: Path, tmp_path: Path) -> 
         row["image"] for path in (out / "train").iterdir() for row in rows(path.parent, path.stem)
     }
     trained |= {row["picture"] for task in TASKS for row in rows(out, f"tasks/{task}/train")}
-    others = [
-        row["image"] for vendor in VENDORS[2:] for row in rows(out, f"held_out/emoji_{vendor}")
-    ]
+    others = [row["image"] for vendor in HELD_OUT for row in rows(out, f"held_out/emoji_{vendor}")]
     for task in TASKS:
-        for split in ("validation", *VENDORS[2:]):
+        for split in ("validation", *HELD_OUT):
             others += [row["picture"] for row in rows(out, f"tasks/{task}/{split}")]
     assert trained.isdisjoint(others)
-    for split, vendors in {"train": VENDORS[:2], "twitter": VENDORS[2:3]}.items():
+    for split, vendors in {"train": TRAINED, "twitter": ("twitter",)}.items():
         for task in TASKS:
             assert {row["vendor"] for row in rows(out, f"tasks/{task}/{split}")} == {*vendors}
     # What is asked of the held-out vendors is what the others were drawn for.
@@ -111,13 +112,13 @@ def test_the_first_rows_of_a_task_are_like_all(cache: Path, tmp_path: Path) -> N
     assert sorted(asked) == sorted([*WORDS, ROUND_NAME])
     assert asked != [*WORDS, ROUND_NAME]
     vendors = [row["vendor"] for row in rows(tmp_path / "out", "tasks/scene_count/train")]
-    assert {*vendors[:8]} == {*vendors[8:]} == {*VENDORS[:2]}
+    assert {*vendors[:8]} == {*vendors[8:]} == {*TRAINED}
 
 
 def test_files_come_as_they_are_and_svg_as_png(cache: Path, tmp_path: Path) -> None:
     built(tmp_path / "out", cache)
     found = {row["id"]: row for row in rows(tmp_path / "out", "held_out/emoji_twitter")}
-    assert found["twitter/1F402"]["image"] == drawing(2, 2)
+    assert found["twitter/1F402"]["image"] == drawing(2, 3)
     assert found["twitter/1F402"]["text"] == " cat\n\ncat tag, animal"
     assert found["twitter/1F640"]["text"] == f" {ROUND_NAME}"
     assert "twitter/1F640-1F3FB" not in found
@@ -263,7 +264,7 @@ def test_the_command(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     told = capsys.readouterr()
     assert f"{out}: " in told.out
     assert "(Apache-2.0, CC-BY-4.0, CC-BY-SA-4.0, MIT)" in told.out
-    assert "train/scenes.parquet: 4 records" in told.err
+    assert "train/scenes.parquet: 6 records" in told.err
 
 
 def test_a_corpus_is_built_of_it(cache: Path, tmp_path: Path) -> None:
@@ -291,4 +292,5 @@ def test_the_real_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert counts["held_out/emoji_openmoji.parquet"] == 1_914
     assert counts["train/emoji_google.parquet"] > 1_600
     assert counts["train/emoji_fluent.parquet"] > 1_600
+    assert counts["train/emoji_fluent_flat.parquet"] > 1_600
     assert counts["train/openclipart.parquet"] > 2_000
