@@ -160,6 +160,7 @@ def test_ranks_told_to_terminate_save_and_the_job_requeues(
     assert len(read_steps(project)) == 20
 
 
+@pytest.mark.long
 def test_a_warning_during_the_imports_is_not_lost(slurm_lab: SlurmLab, project: Path) -> None:
     job_id = slurm_lab.submit(
         *PRETRAIN, "config.yaml", "run_directory=run", "stand_in.num_steps=45",

@@ -7,7 +7,18 @@ import pytest
 from tests.train.media_faults import cases
 
 CASES = cases()
-LONG = ("in a run", ": alpha", ": 16 bits", "turned", "10,000", "silence", ": wrongly named")
+LONG = (
+    "in a run",
+    "8 kHz",
+    "stereo",
+    "variable frame",
+    ": alpha",
+    ": 16 bits",
+    "turned",
+    "10,000",
+    "silence",
+    ": wrongly named",
+)
 """In make test-all: a run of two ranks for each; what is read has tests of its own, too."""
 
 

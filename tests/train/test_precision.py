@@ -33,7 +33,10 @@ def precision_of(directory: Path) -> str:
     return load(RunConfig, [str(RunDirectory(directory).config)]).precision
 
 
-@pytest.mark.parametrize(("old", "found", "later"), [("1", "fp32", ""), ("", "bf16", "0")])
+@pytest.mark.parametrize(
+    ("old", "found", "later"),
+    [pytest.param("1", "fp32", "", marks=pytest.mark.long), ("", "bf16", "0")],
+)
 def test_it_is_decided_once(
     old: str, found: str, later: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

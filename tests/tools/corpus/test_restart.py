@@ -28,8 +28,10 @@ from tests.tools.corpus.making import (
     refusal,
     write_lines,
 )
-from tools.corpus import inputs, pool, progress
+from tools import progress
+from tools.corpus import inputs, pool
 from tools.corpus.__main__ import main
+from tools.corpus.progress import bar
 from tools.corpus.workshop import Workshop
 from train.errors import DataError
 from train.storage.place import Place
@@ -277,9 +279,9 @@ def test_lines_tell_how_far_it_is_without_a_terminal(monkeypatch: pytest.MonkeyP
             assert time.monotonic() < deadline, screen.getvalue()
             time.sleep(0.01)
 
-    with progress.bar(console, "writing", total_bytes=3_000_000_000) as bar:
+    with bar(console, "writing", total_bytes=3_000_000_000) as report:
         wait_for("writing: 0.0 of 3,000.0 MB, 0 documents\n")
-        bar(1_200_000, 1500, 70_000)
+        report(1_200_000, 1500, 70_000)
         wait_for("writing: 1.2 of 3,000.0 MB, 1,500 documents, ")
         wait_for(" tokens/s\n")
     with progress.busy(console, "training the tokenizer"):
@@ -289,6 +291,7 @@ def test_lines_tell_how_far_it_is_without_a_terminal(monkeypatch: pytest.MonkeyP
     assert screen.getvalue() == said, "it ends with the work"
 
 
+@pytest.mark.long
 def test_an_interrupt_while_workers_start_is_told_in_a_line(
     tmp_path: Path, tokenizer: Path
 ) -> None:

@@ -168,6 +168,7 @@ def test_ctrl_c_at_the_terminal_of_an_allocation(lab: Lab) -> None:
     assert attempt.verdict.kind == "stopped by a signal"
 
 
+@pytest.mark.long  # a case of make faults-cluster, too
 def test_a_spare_node_takes_a_dead_one_s_place(lab: Lab) -> None:
     stand_in(lab)
     (lab.checkout / "config.yaml").write_text("cluster: {nodes: 2, spare_nodes: 1}\n")

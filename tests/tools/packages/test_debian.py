@@ -214,7 +214,9 @@ def test_without_apt_the_message_says_what_else_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match=r"apt-get is missing.* give tools.corpus text as prose:DIRECTORY"):
+    with pytest.raises(
+        DataError, match=r"apt-get is missing.* give tools.corpus text as prose:DIRECTORY"
+    ):
         obtain("linux-doc-6.1", cache=tmp_path / "cache", report=lambda _: None)
 
 

@@ -42,6 +42,7 @@ def project(tmp_path: Path) -> Path:
     return project
 
 
+@pytest.mark.long
 def test_an_array_submitted_from_elsewhere(
     slurm_lab: SlurmLab,
     project: Path,

@@ -69,6 +69,7 @@ def assert_is_one(directory: Path, wandb_lab: WandbServer) -> None:
         assert not (path.is_file() and KEY.encode() in path.read_bytes()), path
 
 
+@pytest.mark.long
 def test_a_killed_run_is_one(tmp_path: Path, corpus: Path, wandb_lab: WandbServer) -> None:
     """The first time before it has saved anything, the second time later."""
     for step in (2, 10):
