@@ -11,8 +11,8 @@ from tests.train.faults import CASES, Case, Lab, Result, fault_of, play
 
 SLOW, *_ = CASES
 LONG = ("saving", "throttled", "disk full", "stale shared memory", "leaves", "more samples")
-"""In make test-all: checkpoints go the way that data go, tests of storage read slowly and fill disks,
-shared memory takes three runs, and other indices that lie stop a run the same way."""
+"""In make test-all: checkpoints go the way that data go, tests of storage read slowly and fill
+disks, shared memory takes three runs, and other indices that lie stop a run the same way."""
 QUICK = [
     pytest.param(
         case,
