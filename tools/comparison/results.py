@@ -89,10 +89,10 @@ class Protocol:
         scores: list[float] = []
         for task in tasks:
             rows, name = next(iter(self.answers.values()))[task.name], task.metrics[0]
-            counts = np.array(
-                [self.majority(task, key[0]).counts(rows[key], name) for key in self.keys(task)]
-            )
-            scores.append(estimate(metric(name), counts).value)
+            counted, keys = metric(name), self.keys(task)
+            guesses = [self.majority(task, key[0]).guess(rows[key]) for key in keys]
+            counts = np.array(counted.counts(guesses, [rows[key].right for key in keys]))
+            scores.append(estimate(counted, counts).value)
         return fmean(scores)
 
     def compare(

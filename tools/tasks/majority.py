@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Self
 
 from train.scores.evaluation import Answered
-from train.scores.metric import MetricName, metric
 from train.tasks.reader import TaskReader
 
 
@@ -28,8 +27,7 @@ class Majority:
         """
         return cls(example.answers[0] for example in reader.examples("train", template=template))
 
-    def counts(self, row: Answered, name: MetricName) -> list[float]:
-        """What counts of a row that is answered so."""
+    def guess(self, row: Answered) -> str:
+        """What it says of a row."""
         offered = row.choices or self._times
-        guess = max(offered, key=lambda answer: (self._times[answer.strip()], answer))
-        return metric(name).count(guess, row.right)
+        return max(offered, key=lambda answer: (self._times[answer.strip()], answer))

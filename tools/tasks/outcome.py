@@ -59,7 +59,9 @@ def outcome(
     groups = [row.group for row in tuned]
     guessed = Majority.of(reader)
     counts = {
-        MAJORITY: np.array([guessed.counts(row, name) for row in tuned]),
+        MAJORITY: np.array(
+            counted.counts([guessed.guess(row) for row in tuned], [row.right for row in tuned])
+        ),
         **{other: _counts([rows[row.id] for row in tuned], name) for other, rows in given.items()},
     }
     here = _counts(tuned, name)

@@ -1,7 +1,7 @@
 """A model goes through a task: what it answers to each row, and the score of all."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -146,7 +146,18 @@ def evaluate_task(
         else:
             (tokens,) = answer
             assert isinstance(tokens, list)
-            rows.append(_spoken(example, task, decode(tokens).strip()))
+            rows.append(_spoken(example, decode(tokens).strip()))
+    said, right = [row.answer for row in rows], [row.right for row in rows]
+    # Of all rows at once: some metrics weigh a row by the others.
+    counted: dict[MetricName, list[list[float]]] = {
+        name: metric(name).counts(said, right) for name in task.metrics
+    }
+    rows = [
+        replace(
+            row, counts={name: row.counts.get(name, some[at]) for name, some in counted.items()}
+        )
+        for at, row in enumerate(rows)
+    ]
     groups = [row.group for row in rows]
     estimates: dict[MetricName, Estimate] = {
         name: estimate(metric(name), _counts(rows, name), groups) for name in task.metrics
@@ -181,13 +192,6 @@ def _chosen(example: Example, task: Task, answers: Sequence[Likelihood]) -> Answ
     tied = tie_of(scores, within=TIE_NATS)
     best = tied[0]  # whatever rounding did
     text = example.choices[best].text
-    counts: dict[MetricName, list[float]] = {
-        # Two choices may be one text, behind what is different.
-        name: [float(best == example.gold)]
-        if name == "accuracy"
-        else metric(name).count(text, example.answers)
-        for name in task.metrics
-    }
     return Answered(
         id=example.id,
         group=example.group,
@@ -197,11 +201,12 @@ def _chosen(example: Example, task: Task, answers: Sequence[Likelihood]) -> Answ
         choices=tuple(choice.text for choice in example.choices),
         scores=tuple(scores),
         tied=tuple(tied) if len(tied) > 1 else (),
-        counts=counts,
+        # Two choices may be one text, behind what is different.
+        counts={"accuracy": [float(best == example.gold)]},
     )
 
 
-def _spoken(example: Example, task: Task, text: str) -> Answered:
+def _spoken(example: Example, text: str) -> Answered:
     return Answered(
         id=example.id,
         group=example.group,
@@ -211,7 +216,7 @@ def _spoken(example: Example, task: Task, text: str) -> Answered:
         choices=(),
         scores=(),
         tied=(),
-        counts={name: metric(name).count(text, example.answers) for name in task.metrics},
+        counts={},
     )
 
 

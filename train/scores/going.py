@@ -9,6 +9,7 @@ from train.data.segments import MediaSegment
 from train.errors import DataError, UserError
 from train.scores.asking import Asking
 from train.scores.evaluation import Rows, TaskScore, evaluate_task
+from train.scores.metric import metric
 from train.scores.opening import Opened
 from train.scores.scorer import Asked
 from train.tasks.example import Example
@@ -72,7 +73,10 @@ def asked_of(asking: Asking, task: Task, setting: Setting) -> Rows:
 
     Raises:
         DataError: rows cannot be read, or there is none that has room; or one has none.
+        UserError: a metric runs a program that is not there.
     """
+    for name in task.metrics:
+        metric(name)  # refused before anything is asked
     template = setting.template
     if template >= len(task.templates) or task.templates[template].inverted is not None:
         template = 0

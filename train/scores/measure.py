@@ -22,9 +22,15 @@ class Metric(ABC):
             right: the answers that are right, at least one.
         """
 
+    def counts(self, answers: Sequence[str], right: Sequence[Sequence[str]]) -> list[list[float]]:
+        """What counts of each row among all that are asked."""
+        return [self.count(*row) for row in zip(answers, right, strict=True)]
+
     @abstractmethod
     def together(self, counts: Floats) -> Floats:
         """[...] at most 1, of [..., k] counts of rows that are added up, with their number first.
+
+        CIDEr is at most 10.
 
         Args:
             counts: sums over rows of what `count` gives, behind the number of rows.

@@ -10,16 +10,19 @@ from typing import Any, Final, Literal
 import numpy as np
 from typing_extensions import override
 
+from train.scores.bleu import Bleu
+from train.scores.captions import CaptionBleu, CaptionRouge, Cider
 from train.scores.measure import Best, Floats, Metric
+from train.scores.meteor import Meteor
 from train.scores.visual_questions import VqaAccuracy
 
 MetricName = Literal[
-    "accuracy", "exact_match", "f1", "rouge", "bleu", "word_accuracy", "vqa_accuracy"
-]
+    "accuracy", "exact_match", "f1", "rouge", "bleu", "word_accuracy", "vqa_accuracy",
+    "cider", "caption_bleu", "caption_rouge", "meteor",
+]  # fmt: skip
 
 _ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION: Final = set(string.punctuation)
-_BLEU_ORDER: Final = 4
 
 
 class Accuracy(Best):
@@ -66,23 +69,6 @@ class Rouge(Best):
         return float(_rouge().score(right, answer)["rougeL"].fmeasure)
 
 
-class Bleu(Metric):
-    """BLEU of all rows together, by `sacrebleu`: n-grams are counted over rows before they divide.
-
-    Texts are cut into words as `sacrebleu` does by default (13a).
-    """
-
-    @override
-    def count(self, answer: str, right: Sequence[str]) -> list[float]:
-        found = _bleu().sentence_score(answer, list(right))
-        return [*found.counts, *found.totals, found.sys_len, found.ref_len]
-
-    @override
-    def together(self, counts: Floats) -> Floats:
-        rows = counts.reshape(-1, counts.shape[-1])[:, 1:]
-        return np.array([_bleu_of(row) for row in rows]).reshape(counts.shape[:-1])
-
-
 class WordAccuracy(Metric):
     """One less the word error rate of all rows together, by `jiwer`; below 0 where much is made up.
 
@@ -104,8 +90,12 @@ class WordAccuracy(Metric):
 
 
 def metric(name: MetricName) -> Metric:
-    """The metric of this name."""
-    kinds = {
+    """The metric of this name.
+
+    Raises:
+        UserError: it runs a program that is not there.
+    """
+    kinds: dict[MetricName, type[Metric]] = {
         "accuracy": Accuracy,
         "exact_match": ExactMatch,
         "f1": F1,
@@ -113,6 +103,10 @@ def metric(name: MetricName) -> Metric:
         "bleu": Bleu,
         "word_accuracy": WordAccuracy,
         "vqa_accuracy": VqaAccuracy,
+        "cider": Cider,
+        "caption_bleu": CaptionBleu,
+        "caption_rouge": CaptionRouge,
+        "meteor": Meteor,
     }
     return kinds[name]()
 
@@ -167,27 +161,3 @@ def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # its import takes a second
 
     return RougeScorer(["rougeL"], use_stemmer=True)
-
-
-@functools.cache
-def _bleu() -> Any:
-    from sacrebleu.metrics.bleu import BLEU
-
-    return BLEU(effective_order=True)  # which single sentences want; counts are the same without
-
-
-def _bleu_of(counts: Floats) -> float:
-    from sacrebleu.metrics.bleu import BLEU
-
-    n = _BLEU_ORDER
-    whole = [int(count) for count in counts]
-    found = BLEU.compute_bleu(
-        correct=whole[:n],
-        total=whole[n : 2 * n],
-        sys_len=whole[2 * n],
-        ref_len=whole[2 * n + 1],
-        smooth_method="exp",
-        effective_order=False,
-        max_ngram_order=n,
-    )
-    return found.score / 100

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from model.config import Config, PathText
 from train.config_files import load
@@ -17,7 +17,22 @@ TASKS: Final = Path("configs/task")
 """Where tasks are that are called by name; those in folders are none of `all`."""
 
 Split = Literal["train", "validation", "test"]
-Metric = Literal["accuracy", "exact_match", "f1", "rouge", "bleu", "word_accuracy", "vqa_accuracy"]
+
+
+def _not_spice(name: object) -> object:
+    if name == "spice":
+        raise ValueError(
+            "spice downloads a parser when it runs, and nothing here downloads in an evaluation: "
+            "ask for cider, caption_bleu, caption_rouge or meteor"
+        )
+    return name
+
+
+_Metric = Literal[
+    "accuracy", "exact_match", "f1", "rouge", "bleu", "word_accuracy", "vqa_accuracy",
+    "cider", "caption_bleu", "caption_rouge", "meteor",
+]  # fmt: skip
+Metric = Annotated[_Metric, BeforeValidator(_not_spice)]
 
 
 def _that_fills(kind: Callable[[str], object]) -> AfterValidator:
