@@ -192,7 +192,7 @@ def _children(member: Any, part: str | int) -> list[Any]:
     if isinstance(member, type) and issubclass(member, BaseModel):
         field = member.model_fields.get(str(part))
         return [] if field is None else _members(field.annotation)
-    arguments = get_args(member)
+    arguments = () if get_origin(member) is Literal else get_args(member)
     return _members(arguments[-1]) if arguments else []
 
 

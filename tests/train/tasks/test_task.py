@@ -22,7 +22,7 @@ def faults(directory: Path, *changes: tuple[str, str]) -> list[str]:
         ("cluster: inference", "", "cluster: is missing"),
         ("kind: likelihood", "kind: likely", "scoring.kind: there is no kind likely"),
         ("[accuracy]", "[acuracy]", "metrics.0: input should be 'accuracy', 'exact_match'"),
-        ("[accuracy]", "[spice]", "metrics.0: spice downloads a parser when it runs"),
+        ("[accuracy]", "[spice]", "metrics.0: spice downloads a parser when it runs, and"),
         ("{{ premise }}", "{{ premise }", "templates.0.input: cannot be read as a jinja template"),
         ("label: label", "label: label(", "answer.label: cannot be read as a jinja template"),
         ("label: label", "label: label }} {{ label", "answer.label: cannot be read as a jinja exp"),
