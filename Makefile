@@ -28,7 +28,10 @@ BY_ARRAY := --limit-megabytes=12 --vocabulary=8000 --dedup=minhash --part-mebiby
 NAMED := configs/task/pictures/picture_name_twitter.yaml
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: pretrain tasks naming test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-media faults-cluster two-clusters build-slurm dashboard try check gpu-check test-cuda bench golden clean
+.PHONY: help pretrain tasks naming test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-media faults-cluster two-clusters build-slurm dashboard try check gpu-check test-cuda bench golden clean
+
+help:  ## what there is to make
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "%-14s %s\n", $$1, $$2}' Makefile
 
 pretrain: .venv/runtime  ## pretrain a small semi-causal model on real text (minutes); DATA=s3://… or a directory, STEPS=400
 	$(BIN)/python -m tools.pretrain --started $(STARTED) $(if $(DATA),data.corpus=$(DATA)) $(if $(STEPS),steps=$(STEPS)) $(ARGS)
@@ -46,7 +49,7 @@ tasks: .venv/runtime runs/first_light/summary.json  ## that model tuned on real 
 naming: .venv/runtime  ## a small model learns to name drawings, and names those of vendors it has never seen: out/naming.json (a quarter of an hour; ROWS=500 of each vendor are asked)
 	$(PIP) --editable '.[media]'
 	$(BIN)/python -m tools.media build images
-	$(BIN)/python -m tools.corpus build $(addprefix data/media/images/train/emoji_,google.parquet fluent.parquet) data/naming_words --vocabulary 2048
+	$(BIN)/python -m tools.corpus build $(addprefix data/media/images/train/emoji_,google.parquet fluent.parquet fluent_flat.parquet) data/naming_words --vocabulary 2048
 	$(BIN)/python -m tools.tasks corpus data/naming --tasks $(NAMED) --corpus data/naming_words --experiment configs/experiment/naming.yaml
 	$(TOGETHER) -m train configs/experiment/naming.yaml
 	$(TOGETHER) -m tools.evaluate runs/naming --tasks $(NAMED),$(NAMED:twitter.yaml=openmoji.yaml) --rows $(or $(ROWS),500) --controls --out out/naming.json
