@@ -203,6 +203,29 @@ def model_work(config: ModelConfig, load: Load, *, recompute: Recompute = "none"
     )
 
 
+def item_cost(config: ModelConfig, modality: str, vectors: int) -> int:
+    """Operations with which an encoder and its connector train on one item, such as a picture.
+
+    A whole number, so that sums of them are the same in any order.
+
+    Args:
+        config: the model.
+        modality: of the item.
+        vectors: that it becomes.
+    """
+    part = config.encoders[modality]
+    load = SpanLoad(vectors=vectors, spans=1, longest=vectors)
+    blocks = sum(
+        stack.num_blocks * _block(stack, "none").training for stack in part.encoder.stacks(load)
+    )
+    connector = Work(
+        products=connector_products(
+            part.connector, width=part.encoder.width, to=config.decoder.width, vectors=vectors
+        )
+    )
+    return round(blocks + connector.training)
+
+
 def _block(stack: Stack, recompute: Recompute) -> Work:
     """One block. Nothing flows back into those below the first that trains."""
     products = stack_products(stack)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Container
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from model.adapters.tuning import Names, tune
 from model.encoders.protocol import ItemEncoderKind
 from model.semicausal import ModelConfig, SemiCausal
 from parallel import engine
+from parallel.costs import item_cost
 from parallel.engine import build_part
 from parallel.mesh import Mesh
 from parallel.split import with_split
@@ -77,9 +79,18 @@ def rooms(config: RunConfig) -> tuple[Room, ...]:
             continue
         capacity = config.span_capacity(modality)
         encoder = part.encoder
-        vectors = encoder.item_vectors if isinstance(encoder, ItemEncoderKind) else None
+        vectors = cost = None
+        if isinstance(encoder, ItemEncoderKind):
+            vectors = encoder.item_vectors
+            cost = partial(item_cost, config.built_model, modality)
         found.append(
-            Room(kind=kind.medium, spans=capacity.spans, slots=capacity.tokens, vectors=vectors)
+            Room(
+                kind=kind.medium,
+                spans=capacity.spans,
+                slots=capacity.tokens,
+                vectors=vectors,
+                cost=cost,
+            )
         )
     return tuple(found)
 
@@ -112,8 +123,13 @@ def build_plan(config: RunConfig) -> StepPlan:
     """
     sources = open_sources(config)
     _require_items(config, sources)
-    entries, choices = config.batch.sequences, config.data.span_choices
-    return StepPlan(sources, build_mixture(config, sources), entries=entries, choices=choices)
+    return StepPlan(
+        sources,
+        build_mixture(config, sources),
+        entries=config.batch.sequences,
+        choices=config.data.span_choices,
+        is_balanced=config.data.balance and config.reads_items,
+    )
 
 
 def _require_items(config: RunConfig, sources: Sources) -> None:

@@ -8,7 +8,7 @@ from model.adapters.kinds import BottleneckConfig, LoraConfig
 from model.adapters.patterns import Pattern
 from model.adapters.tuning import Tuning
 from model.config import Config, PathText
-from model.encoders.protocol import SpanLoad
+from model.encoders.protocol import ItemEncoderKind, SpanLoad
 from model.semicausal import ModelConfig
 from parallel.costs import usual_load
 from parallel.mesh import LayoutConfig, rank_fault
@@ -229,6 +229,12 @@ class RunConfig(Config):
         vectors = sum(self.span_load(modality).vectors for modality in self.spans)
         return min(1.0, vectors / self.data.sequence_tokens)
 
+    @property
+    def reads_items(self) -> bool:
+        """Whether there is an encoder of pictures, sounds or videos."""
+        parts = self.built_model.encoders.values()
+        return any(isinstance(part.encoder, ItemEncoderKind) for part in parts)
+
     def identity(self) -> dict[str, Any]:
         """What decides a run's numbers; the rest (layout, paths, watching) may change on resume."""
         kept = {
@@ -261,6 +267,8 @@ class RunConfig(Config):
             "attend": self.data.attend,
             "pack": self.data.pack,
         }
+        if self.reads_items:
+            identity["data"]["balance"] = self.data.balance
         return identity
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from train.errors import ConfigError, UserError
-from train.explain import RENAMED, in_words, shortened
+from train.explain import BEFORE, RENAMED, in_words, shortened
 from train.plain_yaml import MOST_BYTES, MOST_LEVELS, Tree, YamlError, parse
 from train.plain_yaml import dump as dump_yaml
 from train.storage.local import open_file
@@ -84,6 +84,11 @@ def from_stored(model: type[Model], stored: Any, *, place: str) -> Model:
             holder = stored.get(section)
             if isinstance(holder, dict) and key in holder:
                 stored = merge(_nested(new.split("."), holder.pop(key)), stored)
+        for key, value in BEFORE.items():
+            section, _, name = key.partition(".")
+            holder = stored.get(section)
+            if isinstance(holder, dict):
+                holder.setdefault(name, value)
     try:
         return model.model_validate(stored)
     except ValidationError:

@@ -20,6 +20,9 @@ RENAMED: Mapping[str, str] = {
 """Keys of earlier versions by what they are called now. Users are told; what runs and checkpoints
 have stored is translated."""
 
+BEFORE: Mapping[str, Any] = {"data.balance": False}
+"""What versions did that had no such key, where the default is another now."""
+
 MOST_FAULTS: Final = 20
 MOST_LETTERS: Final = 600
 """Of a fault; a longer one holds a text of the user's, whose middle is left out."""

@@ -57,6 +57,9 @@ class DataConfig(Config):
     together."""
     span_choices: Positive = 1
     """Choices of spans with which a step holds each sequence."""
+    balance: bool = True
+    """Order the sequences of a step by what their pictures, sounds and videos cost the encoders, so
+    that ranks and microbatches have equal work; a step holds the same sequences either way."""
     ledger_mib: Annotated[float, Field(gt=0, le=1e6)] = 64.0
     """Size from which a rank's ledger of what it read holds digests only."""
     unscored: Unscored = "stop"

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,10 +15,13 @@ from tools.corpus import media
 from tools.evaluate import main as evaluate
 from tools.ledger import main as ledger
 from train.build import build_plan
+from train.claim import refuse_other_run
 from train.config import RunConfig
-from train.config_files import load
+from train.config_files import from_stored, load
+from train.data.ledger import read_ledger
 from train.data.spans import picture
-from train.errors import ConfigError, DataError
+from train.errors import ConfigError, DataError, RunDirectoryError
+from train.storage.place import Place
 from train.watch.metrics import Metrics
 
 STEPS = 8
@@ -72,6 +76,47 @@ def test_it_goes_on_as_if_nothing_had_been(
             assert found == pytest.approx(wanted, rel=1e-5)
         assert ledger(["check", str(directory)]) == 0
         assert "every global batch was read once, in order" in capsys.readouterr().out
+
+
+def read_of(directory: Path, ranks: int) -> list[list[np.ndarray]]:
+    """What each rank has read in each step, in order."""
+    starts = read_ledger(directory / "ledger")
+    return [
+        [record.identities for record in starts[1][rank][1] if record.identities is not None]
+        for rank in range(ranks)
+    ]
+
+
+def test_who_computes_what_changes_no_number(
+    mixed: list[str], whole: tuple[Path, Metrics], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Sequences dealt by what their pictures cost, and as they are mixed."""
+    as_mixed = run("null", tmp_path / "run", *mixed, "data.balance=false", ranks=2)
+    assert losses(as_mixed) == pytest.approx(losses(whole[1]), rel=1e-6)
+    norms, others = ([r.gradient_norm for r in m.train] for m in (as_mixed, whole[1]))
+    assert norms == pytest.approx(others, rel=1e-5)
+    assert ledger(["check", str(tmp_path / "run")]) == 0
+    assert "every global batch was read once, in order" in capsys.readouterr().out
+    dealt, mixed_up = read_of(whole[0], 2), read_of(tmp_path / "run", 2)
+    moved = 0
+    for step in range(STEPS):
+        each = [np.concatenate([rank[step] for rank in read])[:, 1:] for read in (dealt, mixed_up)]
+        assert sorted(each[0].tolist()) == sorted(each[1].tolist())
+        moved += not np.array_equal(dealt[0][step], mixed_up[0][step])
+    assert moved > STEPS / 2
+
+
+def test_the_order_stays_what_it_was(mixed: list[str], whole: tuple[Path, Metrics]) -> None:
+    """Of runs of versions without it, too."""
+    config = load(RunConfig, [str(TINY_RUN), *mixed])
+    stored = config.model_dump(mode="json")
+    as_before = stored | {"data": {k: v for k, v in stored["data"].items() if k != "balance"}}
+    refuse_other_run(config, from_stored(RunConfig, stored, place="here"), Place.of(whole[0]))
+    owner = from_stored(RunConfig, as_before, place="here")
+    with pytest.raises(RunDirectoryError, match=r"undo\n  data\.balance: False there, True here$"):
+        refuse_other_run(config, owner, Place.of(whole[0]))
+    data = config.data.model_copy(update={"balance": False})
+    refuse_other_run(config.model_copy(update={"data": data}), owner, Place.of(whole[0]))
 
 
 def test_documents_apart(mixed: list[str], whole: tuple[Path, Metrics], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ cuts into gaps are ours.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,12 +46,14 @@ class Room:
         spans: how many.
         slots: that they take, all together.
         vectors: slots of one by its size; None of text, whose tokens are counted.
+        cost: operations that its encoder trains with, of one by its slots; None where nobody asks.
     """
 
     kind: Kind
     spans: int
     slots: int
     vectors: Vectors | None = None
+    cost: Callable[[int], int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +85,14 @@ class PackedSequences:
         lengths: [P] tokens of each part's document.
         starts: [sequences + 1].
         text_tokens: in all of them, items left aside; 0 where nobody asked.
+        costs: [P] of the items in each part, see `Room`; None where nobody asked.
     """
 
     parts: Ints
     lengths: Ints
     starts: Ints
     text_tokens: int = 0
+    costs: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -100,6 +104,12 @@ class PackedSequences:
     def recorded(self, number: int) -> Ints:
         """[p] lengths of the documents of one sequence."""
         return self.lengths[self.starts[number] : self.starts[number + 1]]
+
+    def cost(self, number: int) -> int:
+        """What the items of one sequence cost."""
+        if self.costs is None:
+            return 0
+        return int(self.costs[self.starts[number] : self.starts[number + 1]].sum())
 
 
 @dataclass(slots=True, eq=False)

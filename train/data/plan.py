@@ -1,11 +1,14 @@
 """Sequences of each step: a pure function of the configuration and the sources."""
 
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from train.data.balance import balanced
 from train.data.mixture import Mixture
 from train.data.sequences import FittedSequences, PlannedSequence
 from train.data.sources import Source, Sources
@@ -52,14 +55,26 @@ class StepPlan:
         mixture: how each step's sequences are shared among them.
         entries: sequences in a global batch.
         choices: choices of spans with which a step holds each sequence.
+        is_balanced: whether the entries of a step are ordered so that each part of them costs the
+            encoders about as much; which sequences it holds is the same.
     """
 
-    def __init__(self, sources: Sources, mixture: Mixture, *, entries: int, choices: int = 1):
+    def __init__(
+        self,
+        sources: Sources,
+        mixture: Mixture,
+        *,
+        entries: int,
+        choices: int = 1,
+        is_balanced: bool = False,
+    ):
         assert entries % choices == 0, "checked with the configuration"
         self.sources = sources
         self.mixture = mixture
         self.entries = entries
         self.choices = choices
+        self.is_balanced = is_balanced
+        self._balanced = lru_cache(maxsize=1)(self._all_balanced)
 
     def step(self, step: int, *, first: int = 0, stop: int | None = None) -> list[Entry]:
         """The entries [first, stop) of a step, which counts from 1; by default all.
@@ -67,15 +82,25 @@ class StepPlan:
         Raises:
             DataError: the lengths of documents cannot be read, or one fits no sequence.
         """
+        if self.is_balanced:
+            return self._balanced(step)[first:stop]
+        return self._as_mixed(step, range(first, self.entries if stop is None else stop))
+
+    def _as_mixed(self, step: int, numbers: Iterable[int]) -> list[Entry]:
         mixed = self.mixture.step(step)
         entries: list[Entry] = []
-        for number in range(first, self.entries if stop is None else stop):
+        for number in numbers:
             place, choice = divmod(number, self.choices)
             of_source, of_sequence = mixed[place]
             source = self.sources.all[of_source]
             sequence = source.sequences.sequence(of_sequence)
             entries.append(Entry(number=number, source=source, sequence=sequence, choice=choice))
         return entries
+
+    def _all_balanced(self, step: int) -> list[Entry]:
+        entries = self._as_mixed(step, range(self.entries))
+        order = balanced([entry.sequence.cost for entry in entries])
+        return [entries[place]._replace(number=number) for number, place in enumerate(order)]
 
     def position(self, step: int) -> Position:
         """What a checkpoint after a step keeps, so that going on needs no planning from the start.

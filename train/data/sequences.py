@@ -7,6 +7,7 @@ all windows before it, or from an `Anchor` that a checkpoint brings.
 """
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -42,12 +43,14 @@ class PlannedSequence(NamedTuple):
             in it.
         parts: [p, 3] document in the store, and the half-open range of its tokens that is taken.
         lengths: [p] tokens that each of these documents has, as recorded.
+        cost: operations with which encoders train on its items, told from recorded sizes.
     """
 
     epoch: int
     number: int
     parts: Ints
     lengths: Ints
+    cost: int = 0
 
 
 class FittedSequences:
@@ -80,6 +83,7 @@ class FittedSequences:
             number=number - first_of_epoch,
             parts=packed.sequence(number - first),
             lengths=packed.recorded(number - first),
+            cost=packed.cost(number - first),
         )
 
     def sequences_an_epoch(self, total_tokens: int) -> float:
@@ -141,11 +145,26 @@ class FittedSequences:
 
     def _pack(self, epoch: int, window: int) -> PackedSequences:
         ids = self.order.window_ids(epoch, window)
-        lengths = self._lengths_of(ids)
+        lengths, costs = self._measured_of(ids)
         items = {place: self._bounds(int(ids[place])) for place in self._too_large(ids, lengths)}
         packed = self._shuffled(pack(lengths, self._shape, items=items), epoch, window)
+        found = self._costs(packed.parts, costs, items)
         packed.parts[:, 0] = ids[packed.parts[:, 0]]
-        return replace(packed, text_tokens=self._text_tokens(lengths))
+        return replace(packed, text_tokens=self._text_tokens(lengths), costs=found)
+
+    def _costs(self, parts: Ints, costs: Ints, items: Mapping[int, Ints]) -> Ints | None:
+        """[P] of parts, told from those of whole documents; `items` are of those that are cut."""
+        if not costs.any():
+            return None
+        found = costs[parts[:, 0]]
+        for row in np.flatnonzero(np.isin(parts[:, 0], list(items))).tolist():
+            place, begin, end = parts[row].tolist()
+            found[row] = sum(
+                _cost(self._shape.rooms[of_room], stop - start)
+                for start, stop, of_room in items[place].tolist()
+                if begin <= start and stop <= end
+            )
+        return found
 
     def _text_tokens(self, lengths: Ints) -> int:
         of_text = self._are_of_text
@@ -200,13 +219,15 @@ class FittedSequences:
             shift += count
         return np.array(bounds, dtype=np.int64)
 
-    def _lengths_of(self, ids: Ints) -> Ints:
+    def _measured_of(self, ids: Ints) -> tuple[Ints, Ints]:
         shards, places = self.order.locate(ids)
-        found = np.empty((len(ids), 1 + len(self._shape.limits)), dtype=np.int64)
+        lengths = np.empty((len(ids), 1 + len(self._shape.limits)), dtype=np.int64)
+        costs = np.empty(len(ids), dtype=np.int64)
         for shard in np.unique(shards).tolist():
             mine = shards == shard
-            found[mine] = self.lengths(shard)[places[mine]]
-        return found
+            of_shard, cost_of_shard = self._measured(shard)
+            lengths[mine], costs[mine] = of_shard[places[mine]], cost_of_shard[places[mine]]
+        return lengths, costs
 
     def lengths(self, shard: int) -> Ints:
         """[n, 1 + limits] what packing counts of each document of a shard, see `pack`.
@@ -214,7 +235,12 @@ class FittedSequences:
         Raises:
             DataError: they cannot be read.
         """
+        return self._measured(shard)[0]
+
+    def _measured(self, shard: int) -> tuple[Ints, Ints]:
+        """The lengths of a shard's documents, and [n] what encoders train with on their items."""
         stored = self._store.lengths(shard)
+        costs = np.zeros(len(stored), dtype=np.int64)
         found = np.zeros((len(stored), 1 + len(self._shape.limits)), dtype=np.int64)
         found[:, 0] = stored[:, 0]
         for number, room in enumerate(self._shape.rooms):
@@ -239,7 +265,9 @@ class FittedSequences:
             taken = vectors[which]
             np.add.at(columns, documents, np.stack([np.ones_like(taken), taken], axis=1))
             found[:, 0] += columns[:, 1]
-        return found
+            each = np.array([_cost(room, count) for count in vectors.tolist()], dtype=np.int64)
+            np.add.at(costs, documents, each[which])
+        return found, costs
 
     def _shuffled(self, packed: PackedSequences, epoch: int, window: int) -> PackedSequences:
         # Best fit leaves the longest documents in the first sequences, and first in each sequence.
@@ -254,6 +282,10 @@ class FittedSequences:
             lengths=packed.lengths[order],
             starts=np.concatenate(([0], sizes[sequences].cumsum())),
         )
+
+
+def _cost(room: Room, slots: int) -> int:
+    return 0 if room.cost is None else room.cost(slots)
 
 
 def _named(room: Room) -> str:
