@@ -187,6 +187,7 @@ def build_feed(
         timeout_seconds=0.8 * config.collective_timeout_seconds,
         last_step=config.steps,
         left_out=left_out,
+        stages=config.layout.pipeline,
     )
 
 

@@ -48,3 +48,30 @@ def _prime_factors(number: int) -> list[int]:
             number //= factor
         factor += 1
     return found
+
+
+def spaced(costs: Sequence[int], *, stages: int) -> list[int]:
+    """The places of a rank's microbatches in the order in which it computes them.
+
+    Where equal numbers of sequences cannot be made equal in cost, the order decides how long others
+    wait. On one stage, costlier ones come first, as on every rank: those that meet are alike. The
+    first of several stages computes the backward of one microbatch and the forward of that `stages`
+    further on while the others do one: so many costly ones are followed by as many cheap ones.
+
+    Args:
+        costs: of each microbatch.
+        stages: of the pipeline.
+    """
+    falling = sorted(range(len(costs)), key=lambda place: -costs[place])
+    if len(set(costs)) == 1:
+        return list(range(len(costs)))
+    if stages == 1:
+        return falling
+    half = (len(costs) + 1) // 2
+    costly, cheap = falling[:half], falling[: half - 1 : -1]
+    return [
+        place
+        for first in range(0, half, stages)
+        for part in (costly, cheap)
+        for place in part[first : first + stages]
+    ]

@@ -16,6 +16,7 @@ import torch
 
 from model.batch import Batch
 from parallel.named import Part, named
+from train.data.balance import spaced
 from train.data.collate import Collator
 from train.data.plan import Entry, Ints, Position, StepPlan, identities
 from train.data.sequences import PlannedSequence
@@ -56,9 +57,9 @@ class StepData:
 class Feed(AbstractContextManager["Feed"]):
     """One rank's share of each global batch.
 
-    Rank r of R takes the r-th of R equal parts of the plan's entries, in microbatches. A single
-    thread plans and reads ahead; its errors surface in `step`. Nothing else may use the plan while
-    it does.
+    Rank r of R takes the r-th of R equal parts of the plan's entries, in microbatches; where the
+    plan is balanced, these come in the order that suits the pipeline's `stages`. A single thread
+    plans and reads ahead; its errors surface in `step`. Nothing else may use the plan meanwhile.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Feed(AbstractContextManager["Feed"]):
         timeout_seconds: float,
         last_step: int,
         left_out: Container[int] = (),
+        stages: int = 1,
     ):
         assert plan.entries % (ranks * micro_sequences) == 0, "checked with the configuration"
         self.plan = plan
@@ -83,6 +85,7 @@ class Feed(AbstractContextManager["Feed"]):
         self.last_step = last_step
         self.left_out = left_out
         """Steps of which nothing is read."""
+        self.stages = stages
         self.wait_seconds = 0.0
         """How long the last call of `step` had to wait."""
         self._reader = _Reader()
@@ -207,7 +210,7 @@ class Feed(AbstractContextManager["Feed"]):
         M = self.micro_sequences
         batches = [
             self.collate(samples[i : i + M], choices=choices[i : i + M], trains=True)
-            for i in range(0, len(entries), M)
+            for i in self._in_order(entries)
         ]
         if torch.cuda.is_available():
             batches = [batch.pinned() for batch in batches]
@@ -218,6 +221,17 @@ class Feed(AbstractContextManager["Feed"]):
             entries=len(entries),
             position=self.plan.position(step),
         )
+
+    def _in_order(self, entries: list[Entry]) -> list[int]:
+        """Where each microbatch begins among the entries, as they are computed."""
+        begins = list(range(0, len(entries), self.micro_sequences))
+        if not self.plan.is_balanced:
+            return begins
+        costs = [
+            sum(entry.sequence.cost for entry in entries[i : i + self.micro_sequences])
+            for i in begins
+        ]
+        return [begins[place] for place in spaced(costs, stages=self.stages)]
 
     def _plan_ahead(self, step: int) -> list[Entry]:
         """The entries of a step; the shards of coming steps are fetched meanwhile."""

@@ -1,6 +1,7 @@
 """The order of a global batch against every order that there is, and what items cost by loops."""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from model.encoders.image import ImageEncoderConfig
 from model.semicausal import EncoderConfig, ModelConfig
 from parallel.costs import item_cost
 from tests import pictures
-from train.data.balance import balanced
+from train.data.balance import balanced, spaced
 from train.data.corpus import Corpus
 from train.data.document import Document, Kind
+from train.data.feed import Feed
 from train.data.mixture import Mixture, SourceConfig, shares
 from train.data.pack import Room
-from train.data.plan import StepPlan
+from train.data.plan import StepPlan, identities
 from train.data.sources import Laying, Source, Sources
 
 S = 96
@@ -93,6 +95,41 @@ def test_one_order_suits_any_number_of_ranks(ranks: int, micro: int) -> None:
     assert worst["dealt"] < 40 * (1.4 if ranks == 8 else 1.1)
     assert worst["dealt"] - 40 < (worst["mixed"] - 40) / 2
     assert worst["dealt at once"] < worst["mixed at once"]
+
+
+def waited(costs: Sequence[int], stages: int) -> float:
+    """How long the first stage takes where the others take the mean, one backward at a time.
+
+    It does the backward of one microbatch, two thirds, and the forward of that `stages` later.
+    """
+    mean = sum(costs) / len(costs)
+    pairs = zip(costs, costs[stages:], strict=False)
+    return sum(max(mean, (2 * before + behind) / 3) for before, behind in pairs)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 10**9), max_size=40), st.integers(1, 5))
+def test_microbatches_are_computed_once_each(costs: list[int], stages: int) -> None:
+    order = spaced(costs, stages=stages)
+    assert sorted(order) == list(range(len(costs)))
+    if stages == 1:
+        assert [costs[place] for place in order] == sorted(costs, reverse=True)
+    if len(set(costs)) == 1:
+        assert order == list(range(len(costs)))
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_costly_microbatches_are_followed_by_cheap_ones(stages: int) -> None:
+    random = np.random.default_rng(0)
+    found = as_dealt = as_drawn = 0.0
+    for _ in range(50):
+        drawn = [int(c) for c in random.uniform(300, 1000, 32) * (random.random(32) < 0.5)]
+        dealt = [drawn[place] for place in balanced(drawn)]
+        as_drawn += waited(drawn, stages)
+        as_dealt += waited(dealt, stages)
+        found += waited([dealt[place] for place in spaced(dealt, stages=stages)], stages)
+    assert found < 0.93 * as_drawn
+    assert found < 0.85 * as_dealt
 
 
 ENCODER = ImageEncoderConfig(
@@ -187,6 +224,35 @@ def test_a_step_holds_the_same_sequences_in_another_order(corpus: Corpus, choice
     late = plan_of(corpus, is_balanced=True, choices=choices)
     late.start_at(plan.position(5), step=5)
     assert held(late, 6) == held(plan, 6)
+
+
+def test_a_rank_computes_its_microbatches_in_another_order_and_notes_them_in_that_of_the_plan(
+    corpus: Corpus,
+) -> None:
+    plan = plan_of(corpus, is_balanced=True)
+
+    def collate(pairs: Any, **_: Any) -> Any:
+        return [(epoch, sample.id) for epoch, sample in pairs]
+
+    for stages in (1, 2):
+        with Feed(
+            plan,
+            collate,  # pyright: ignore[reportArgumentType]  # which samples it is given
+            micro_sequences=1,
+            rank=1,
+            ranks=2,
+            timeout_seconds=30,
+            last_step=3,
+            stages=stages,
+        ) as feed:
+            for step in (1, 2, 3):
+                mine = plan.step(step, first=4)
+                data = feed.step(step)
+                np.testing.assert_array_equal(data.identities, identities(mine))
+                costs = [entry.sequence.cost for entry in mine]
+                held = [(entry.sequence.epoch, entry.sequence.number) for entry in mine]
+                order = spaced(costs, stages=stages)
+                assert data.batches == [[held[place]] for place in order]
 
 
 def test_a_corpus_of_text_is_as_it_was(tmp_path: Path) -> None:
