@@ -1,9 +1,9 @@
-"""`python -m tools.media build images|clips|speech`: what is seen and heard, what it is, and tasks.
+"""`python -m tools.media build images|clips|speech|episodes`: media, what they are, and tasks.
 
 They are made of packages that are downloaded once. What is trained on lies in `train`, for
-`tools.corpus build`; tasks lie in `tasks`, for `configs/task/pictures`, `clips` and `speech`, with
-emoji, drawings of vendors, voices, an engine and people that are held out. `manifest.json` tells
-all sources with their licences.
+`tools.corpus build`; tasks lie in `tasks`, for `configs/task/pictures`, `clips`, `speech` and
+`episodes`, with emoji, drawings of vendors, voices, an engine, people and rooms that are held out.
+`manifest.json` tells all sources with their licences.
 """
 
 from train.preemption import quiet_until_asked
@@ -23,6 +23,7 @@ from tools.arguments import Parser, local_path, whole
 from tools.command import command_line
 from tools.media.build import build_images
 from tools.media.clips.build import build_clips
+from tools.media.episodes.build import build_episodes
 from tools.media.public.convert import DATASETS, convert
 from tools.media.speech.build import build_speech
 from tools.packages.kept import package_cache
@@ -31,6 +32,7 @@ from tools.packages.used import Packages
 DEFAULT_OUT: Final = "data/media"
 _SCENES: Final = 3_000
 _CLIPS: Final = 3_000
+_EPISODES: Final = 600
 _UTTERANCES: Final = 3_000
 _MOST: Final = 1_000_000
 
@@ -54,6 +56,10 @@ def _images(options: argparse.Namespace, packages: Packages) -> dict[str, Any]:
 
 def _clips(options: argparse.Namespace, packages: Packages) -> dict[str, Any]:
     return build_clips(options.out, packages, seed=options.seed, clips=options.clips)
+
+
+def _episodes(options: argparse.Namespace, packages: Packages) -> dict[str, Any]:
+    return build_episodes(options.out, packages, seed=options.seed, episodes=options.episodes)
 
 
 def _speech(options: argparse.Namespace, packages: Packages) -> dict[str, Any]:
@@ -125,6 +131,14 @@ def _parser() -> argparse.ArgumentParser:
         default=_CLIPS,
         metavar="N",
         help=f"of an order, to train on ({_CLIPS})",
+    )
+    episodes = _kind(kinds, "episodes", _episodes, "episodes of MiniGrid, told in words")
+    episodes.add_argument(
+        "--episodes",
+        type=whole(least=4, most=_MOST),
+        default=_EPISODES,
+        metavar="N",
+        help=f"of each of three tasks, to train on ({_EPISODES})",
     )
     speech = _kind(kinds, "speech", _speech, "speech with its texts")
     speech.add_argument(

@@ -1,7 +1,9 @@
 """The packages that data are made of, and what a manifest says of those that were used."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,32 @@ class Packages:
         self.licence_texts[name] = pypi.licence(path)
         self._note(name, version, path, sha256, [licence])
         return path
+
+    def installed(self, name: str, version: str, *, licence: str, extra: str) -> None:
+        """A package that is installed beside this one, as an extra.
+
+        Raises:
+            DataError: it is not, or of another version.
+        """
+        remedy = (
+            f"install the extra {extra}: pip install --constraint constraints.txt -e '.[{extra}]'"
+        )
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            raise DataError(f"{name} {version} is not installed: {remedy}") from None
+        if found.version != version:
+            raise DataError(f"{name} is {found.version} here, and {version} is wanted: {remedy}")
+        # What pip notes of each file, but for what it has made itself.
+        files = sorted(
+            f"{file},{file.hash.value}"
+            for file in found.files or ()
+            if file.hash is not None and file.parts[0] == name
+        )
+        digest = hashlib.sha256("\n".join(files).encode()).hexdigest()
+        texts = [file.read_text() for file in found.files or () if "LICEN" in file.name.upper()]
+        self.licence_texts[name] = "\n\n".join(texts)
+        self._note(name, version, Path(f"{name}-{version}.dist-info/RECORD"), digest, [licence])
 
     def _note(self, name: str, version: str, path: Path, sha256: str, licences: list[str]) -> None:
         about = {"name": name, "version": version, "file": path.name, "sha256": sha256}
