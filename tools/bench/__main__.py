@@ -28,6 +28,8 @@ from tools.bench import (
     zero,
 )
 from tools.bench.loading.case import from_shards
+from tools.bench.media import dealing, llava, reading
+from tools.bench.media.encoding import ways_to_encode_pictures
 from tools.bench.rounds import Findings
 from tools.bench.shapes import Plan
 from tools.command import command_line
@@ -74,6 +76,12 @@ CASES = {
     "watching": Case(restarting.watching, "what it costs to be watched", timeout_seconds=300.0),
     "building": Case(building.against_tokenizer, "from texts to shards, the tokenizer alone"),
     "loading": Case(from_shards, "from shards to batches, beside streaming"),
+    "pictures": Case(ways_to_encode_pictures, "pictures packed, padded, one by one"),
+    "llava": Case(llava.against_llava, "ours and transformers' LLaVA in fp32"),
+    "waiting": Case(reading.waiting, "what training waits for pictures"),
+    "reader": Case(reading.beside_torchvision, "files to pixels, ours and torchvision's"),
+    "balance_ranks": Case(dealing.on_data_ranks, "pictures dealt to two ranks", ranks=2),
+    "balance_stages": Case(dealing.on_stages, "pictures dealt to two stages", ranks=2),
     "metalm_1p3b": Case(gpu.metalm_1p3b, "the 1.3B on a GPU", timeout_seconds=1500.0),
 }
 
@@ -141,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = time.perf_counter() - started
     report.show(console, findings)
     report.write(options.out, findings, failed=failed, plan=plan, load=load, seconds=seconds)
+    dealing.write_balance(options.out.with_name(dealing.BALANCE_NAME), findings)
     console.print(f"{seconds / 60:.1f} minutes; {options.out} holds the numbers", highlight=False)
     return 1 if failed else 0
 

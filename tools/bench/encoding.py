@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.attention import SpanGrid
 from model.encoders.text import TextEncoder, TextSpans
@@ -41,7 +41,9 @@ def ways_to_encode(plan: Plan) -> Findings:
             "padded": partial(encode_padded, encoder, spans, longest=longest),
             "whole sequence": partial(encoder, whole),
         }
-        steps = {f"{name} {precision}": _step(encoder, encode) for name, encode in ways.items()}
+        steps = {
+            f"{name} {precision}": upstream_step(encoder, encode) for name, encode in ways.items()
+        }
         suffix = "" if precision == "fp32" else f"_{precision}"
         found.compare(
             contestants(
@@ -70,7 +72,8 @@ def text_encoder(shape: Shape, *, dtype: torch.dtype) -> TextEncoder:
     return encoder.to(dtype)
 
 
-def _step(encoder: TextEncoder, encode: Callable[[], Tensor]) -> Step:
+def upstream_step(encoder: nn.Module, encode: Callable[[], Tensor]) -> Step:
+    """Forward of some vectors and the backward of a gradient drawn at random."""
     with torch.no_grad():
         vectors = encode()
     # The last layer is a norm: the gradient of a plain sum would be nil.

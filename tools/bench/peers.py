@@ -61,21 +61,26 @@ def matched(peer: Peer, shape: Shape, *, parameters: int) -> nn.Module:
 
 def llama(shape: Shape, hidden: int) -> nn.Module:
     """Hugging Face's LlamaForCausalLM."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=shape.width,
-            intermediate_size=hidden,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.heads,
-            vocab_size=shape.vocabulary,
-            max_position_embeddings=shape.sequence_tokens,
-            tie_word_embeddings=True,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
+    return LlamaForCausalLM(llama_config(shape, hidden))
+
+
+def llama_config(shape: Shape, hidden: int) -> Any:
+    """What Hugging Face calls this shape of Llama."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=shape.width,
+        intermediate_size=hidden,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=shape.sequence_tokens,
+        tie_word_embeddings=True,
+        use_cache=False,
+        attn_implementation="sdpa",
     )
 
 

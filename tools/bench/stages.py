@@ -11,7 +11,7 @@ from parallel.agreement import gathered
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
 from tools.bench.rounds import Findings, Step, contestants, ratio, spread
-from tools.bench.shapes import RATIO, Plan
+from tools.bench.shapes import RATIO, Plan, Shape
 from tools.bench.training import build, engine_step, num_parameters, plain_update
 from tools.plan.machines import Machine, RatesAt, nominal
 from tools.plan.measure import engine_of, measured_task
@@ -46,7 +46,7 @@ def two_stages(plan: Plan) -> Findings:
         num_microbatches=NUM_MICROBATCHES,
     )
     # Every rank has its own measurements, and all must choose the same.
-    machine = gathered(_calibrated(plan))[0]
+    machine = gathered(calibrated(shape, seconds=plan.rate_seconds))[0]
     balanced = with_best_split(task, draft, machine)
     half = config.decoder.num_layers // NUM_STAGES
     in_halves = balanced.layout.model_copy(update={"split": [half] * NUM_STAGES})
@@ -97,9 +97,13 @@ def _alone(model: SemiCausal, given: Sequence[Batch]) -> Step:
     return step
 
 
-def _calibrated(plan: Plan) -> Machine:
-    """As `tools.plan calibrate` would have it, at this shape's sizes alone."""
-    shape = plan.stages
+def calibrated(shape: Shape, *, seconds: float) -> Machine:
+    """As `tools.plan calibrate` would have it, at this shape's sizes alone.
+
+    Args:
+        shape: whose sizes are timed.
+        seconds: how long each rate is measured.
+    """
     width, encoder_width, vocabulary = shape.width, shape.encoder_width, shape.vocabulary
     block_width = max(width, HEAD_WIDTH)
     sizes = Sizes(
@@ -110,7 +114,7 @@ def _calibrated(plan: Plan) -> Machine:
         ),
         widths=(block_width, 2 * block_width),
         head=(width, vocabulary),
-        seconds=plan.rate_seconds,
+        seconds=seconds,
     )
     # Without ZeRO's own work, which is the same whatever the split.
     rates = compute_rates("fp32", sizes)
