@@ -28,7 +28,7 @@ BY_ARRAY := --limit-megabytes=12 --vocabulary=8000 --dedup=minhash --part-mebiby
 NAMED := configs/task/pictures/picture_name_twitter.yaml
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: help pretrain tasks naming test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-media faults-cluster two-clusters build-slurm dashboard try check gpu-check test-cuda bench golden clean
+.PHONY: help pretrain tasks naming test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-media faults-cluster two-clusters build-slurm dashboard try check gpu-check test-cuda bench balance golden clean
 
 help:  ## what there is to make
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -113,6 +113,9 @@ gpu-check: .venv/runtime  ## all that one GPU can tell, as out/gpu.json and a pa
 
 test-cuda: .venv/dev  ## what only a GPU shows; skipped without one
 	$(BIN)/pytest -m cuda tests/cuda $(ARGS)
+
+balance: .venv/runtime  ## steps with pictures dealt by cost and as they come: out/balance.json (minutes)
+	$(BIN)/python -m tools.bench --only balance_ranks balance_stages --out out/balance-bench.json $(ARGS)
 
 bench: .venv/bench .venv/harness/installed  ## speed beside transformers, peft, lm-eval, litgpt and DDP (minutes)
 	$(BIN)/python -m tools.bench $(ARGS)

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "make naming": "a quarter of an hour; tests/tools/media tests/train/test_pictures.py",
     "make comparison": "90 minutes; tests/tools/comparison/test_whole.py",
     "make bench": "minutes, and environments of peers; tests/tools/test_bench.py",
+    "make balance": "minutes; tests/tools/test_bench_media.py",
     "make gpu-check": "tests/tools/test_gpu_check.py",
     ".venv/bin/pip": "make .venv/dev has done it",
     "curl": "asked of the server, when that is run",
