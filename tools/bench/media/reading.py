@@ -74,6 +74,7 @@ def waiting(plan: Plan) -> Findings:
             [
                 *(NAMING, f"data.corpus={root}", f"run_directory={root}/run", f"steps={steps}"),
                 *("precision=fp32", "optim.warmup_steps=1"),
+                f"model.decoder.vocabulary={SMALLEST_VOCABULARY}",
             ],
         )
         data = build_plan(config)
