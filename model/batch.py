@@ -51,7 +51,8 @@ class Batch:
         tokens: [B, S] decoder slots; a span takes one slot for each of its vectors.
         labels: [B, S] next token, `UNSCORED` where the slot carries no loss.
         scored: [C] indices in B*S of the scored slots in rising order; static capacity B*S, the
-            first `num_scored` are real.
+            first `num_scored` are real. Of an encoder that trains alone, the slots of the vectors
+            that carry a term, and no more of them.
         num_scored: scored slots, known to the host so that nothing has to synchronise.
         first_of_span: [C] True where the scored target is the first token of a span.
         spans: the spans, keyed by modality; every configured modality is present.
@@ -88,7 +89,10 @@ class Batch:
 
 def _each(record: Any, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     values = {field.name: getattr(record, field.name) for field in fields(record)}
-    return {
-        name: change(value) if isinstance(value, Tensor) else value
-        for name, value in values.items()
-    }
+    return {name: _changed(value, change) for name, value in values.items()}
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, PackedSpans):  # spans may hold others, as they were or as a part is seen
+        return type(value)(**_each(value, change))
+    return change(value) if isinstance(value, Tensor) else value

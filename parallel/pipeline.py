@@ -36,7 +36,7 @@ def forward_backward(engine: ZeroEngine, batches: Sequence[Batch], *, scale: flo
     """
     # DeepSpeed averages over data ranks what is to be summed.
     scale *= engine.mesh.data_size
-    num_pieces = len(_model(engine).pieces)
+    num_pieces = len(_model(engine).pieces) if engine.mesh.pipeline_size > 1 else 1
     with engine.accumulating(len(batches) * num_pieces):
         if engine.mesh.pipeline_size > 1:
             return _run_schedule(engine, batches, scale=scale)

@@ -11,8 +11,12 @@ from torch import Tensor
 from model.adapters.layer import is_adapter, plain_name
 from model.adapters.tuning import Names, tune
 from model.encoders.protocol import ItemEncoderKind
-from model.semicausal import ModelConfig, SemiCausal
+from model.layers import initialize
+from model.objectives import alone
+from model.objectives.alone import EncoderAlone
+from model.semicausal import ModelConfig, SemiCausal, parameter_counts
 from parallel import engine
+from parallel.compiled import compile_if
 from parallel.costs import item_cost
 from parallel.engine import build_part
 from parallel.mesh import Mesh
@@ -26,13 +30,15 @@ from train.data.collate import Collator
 from train.data.corpus import Corpus
 from train.data.document import MEDIA
 from train.data.feed import Feed
+from train.data.masks.kinds import masking
+from train.data.masks.protocol import Masking
 from train.data.mixture import Mixture, shares
 from train.data.pack import Room
 from train.data.plan import StepPlan
 from train.data.sources import Laying, Source, Sources
 from train.data.tokens import SpecialTokens
 from train.errors import CheckpointError, ConfigError, DataError
-from train.loading import drawn_of, load_config
+from train.loading import alone_fault, drawn_of, load_config
 from train.storage.cache import require_working_set
 from train.storage.path import local_path
 from train.storage.place import Place
@@ -111,7 +117,16 @@ def build_collator(config: RunConfig, special: SpecialTokens) -> Collator:
         padding=special.padding,
         attend=config.data.attend,
         num_sources=len(config.data.mixed),
+        masking=_masking(config, special),
     )
+
+
+def _masking(config: RunConfig, special: SpecialTokens) -> Masking | None:
+    modality = config.trains_alone
+    if config.objective is None or modality is None:
+        return None
+    encoder = config.model.encoders[modality].encoder
+    return masking(config.objective, encoder, modality=modality, seed=config.seed, special=special)
 
 
 def build_plan(config: RunConfig) -> StepPlan:
@@ -191,7 +206,7 @@ def build_feed(
     )
 
 
-def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
+def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal | EncoderAlone:
     """This rank's part of the model, with first values from the seed or from checkpoints.
 
     Adapters are put on where they are configured.
@@ -199,26 +214,59 @@ def build_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
     Raises:
         CheckpointError: a named checkpoint is missing, damaged or of another model.
     """
-    layout = with_split(
-        config.layout,
-        config.built_model,
-        sequence_tokens=config.data.sequence_tokens,
-        span_share=config.span_share,
-    )
-    model = build_part(config.built_model, layout, mesh, seed=config.seed)
+    model = _encoder_alone(config, mesh) or _whole_model(config, mesh)
     for path, prefix in first_weights(config):
         refuse_other_architecture(path, of_part(config, prefix))
         # An encoder is not on every stage of a pipeline.
         part = dict(model.named_modules()).get(prefix.rstrip("."))
         if part is not None:
             load_weights(path, part, prefix=prefix)
-    tune(model, config.tuning, seed=config.seed)
+    if isinstance(model, SemiCausal):
+        tune(model, config.tuning, seed=config.seed)
     for path, prefix in first_weights(config):
         _refuse_drawn(path, model, prefix=prefix)
     return model
 
 
-def _refuse_drawn(path: Place, model: SemiCausal, *, prefix: str) -> None:
+def _whole_model(config: RunConfig, mesh: Mesh) -> SemiCausal:
+    layout = with_split(
+        config.layout,
+        config.built_model,
+        sequence_tokens=config.data.sequence_tokens,
+        span_share=config.span_share,
+    )
+    return build_part(config.built_model, layout, mesh, seed=config.seed)
+
+
+def _encoder_alone(config: RunConfig, mesh: Mesh) -> EncoderAlone | None:
+    modality, built = config.trains_alone, config.built_model
+    if config.objective is None or modality is None:
+        return None
+    model = EncoderAlone(
+        modality,
+        built.encoders[modality].encoder,
+        config.objective,
+        vocabulary=built.decoder.vocabulary,
+        attention=built.attention,
+        recompute=config.layout.recompute,
+    )
+    initialize(model, seed=config.seed)
+    compile_if(built.compile, model, device=mesh.world.device)
+    return model
+
+
+def parameters_by_part(config: RunConfig) -> dict[str, int]:
+    """Parameters of what a run trains, or leaves fixed beside it; nothing is allocated for it."""
+    modality, built = config.trains_alone, config.built_model
+    if config.objective is None or modality is None:
+        return parameter_counts(built)
+    encoder = built.encoders[modality].encoder
+    return alone.parameter_counts(
+        modality, encoder, config.objective, vocabulary=built.decoder.vocabulary
+    )
+
+
+def _refuse_drawn(path: Place, model: torch.nn.Module, *, prefix: str) -> None:
     """Refuse to keep fixed what a checkpoint has from chance.
 
     Raises:
@@ -299,6 +347,8 @@ def refuse_other_architecture(path: Place, here: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{path} is a LoRA run: merge it first, with python -m tools.merge {path} OUT"
         )
+    if stored.trains_alone is not None and "decoder" in here:
+        raise alone_fault(path, stored)
     there = architecture(stored.built_model)
     for part in here:
         if part not in there:

@@ -9,6 +9,7 @@ from model.adapters.patterns import Pattern
 from model.adapters.tuning import Tuning
 from model.config import Config, PathText
 from model.encoders.protocol import ItemEncoderKind, SpanLoad
+from model.objectives.kinds import ObjectiveConfig
 from model.semicausal import ModelConfig
 from parallel.costs import usual_load
 from parallel.mesh import LayoutConfig, rank_fault
@@ -68,6 +69,10 @@ class RunConfig(Config):
     multiplies qkv, up and down of the decoder's blocks but the first and the last in fp8;
     `fp8_with_head` the head, too."""
     model: ModelConfig
+    objective: ObjectiveConfig | None = None
+    """What one encoder trains for alone, so that other runs can begin with it
+    (`model.encoders.*.encoder.init_from`): the decoder is then not built, nor are other encoders.
+    Default: the decoder predicts tokens."""
     spans: dict[Modality, SpansConfig] = Field(default_factory=dict)
     """How the spans of each modality are chosen."""
     data: DataConfig
@@ -184,13 +189,24 @@ class RunConfig(Config):
 
     @property
     def built_model(self) -> ModelConfig:
-        """The model without the encoders that never get a span: at ratio 0 it is exactly a GPT."""
+        """The model without the encoders that never get a span: at ratio 0 it is exactly a GPT.
+
+        Of one that trains alone, no other encoder.
+        """
+        alone = self.trains_alone
         encoders = {
             modality: part
             for modality, part in self.model.encoders.items()
-            if not self.spans[modality].is_idle
+            if not self.spans[modality].is_idle and alone in (None, modality)
         }
         return self.model.model_copy(update={"encoders": encoders})
+
+    @property
+    def trains_alone(self) -> str | None:
+        """Modality of the encoder that trains without the decoder, if one does."""
+        if self.objective is None:
+            return None
+        return self.objective.encoder or next(iter(self.model.encoders), None)
 
     @property
     def micro_sequences(self) -> int:
@@ -243,6 +259,8 @@ class RunConfig(Config):
         }  # fmt: skip
         identity = self.model_dump(mode="json", include=kept)
         identity["optim"]["schedule_steps"] = self.schedule_steps
+        if self.objective is not None:
+            identity["objective"] = self.objective.model_dump(mode="json")
         # Matters of memory and speed: the sums are the same but for their rounding.
         for key in ("loss_chunk_tokens", "loss_kernel"):
             del identity["model"]["decoder"][key]

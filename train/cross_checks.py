@@ -156,11 +156,46 @@ def faults_of(config: "RunConfig") -> list[str]:
     faults = [message for is_broken, message in rules if is_broken]
     for name in sorted(set(encoders) & set(config.spans)):
         faults += _encoder_faults(config, name)
+    faults += _objective_faults(config)
     if set(encoders) <= set(config.spans):
         faults += layout_faults(layout, config.built_model)
         if config.tuning.is_set and not faults:
             faults += _tuning_faults(config)
     return faults
+
+
+def _objective_faults(config: "RunConfig") -> Iterator[str]:
+    """What an encoder that trains alone does not have, or cannot do."""
+    objective, encoders, named = config.objective, config.model.encoders, config.trains_alone
+    if objective is None:
+        return
+    if named not in encoders or (objective.encoder is None and len(encoders) > 1):
+        yield (
+            f"objective.encoder: {objective.encoder or 'missing'}: name which of "
+            f"{', '.join(encoders) or 'the encoders'} (model.encoders) trains alone"
+        )
+        return
+    if named in config.spans and config.spans[named].is_idle:
+        yield f"objective.encoder: {named} never gets a span: raise spans.{named}.ratio"
+    yield from objective.faults("objective", encoders[named].encoder)
+    of_decoders = {
+        "layout.tensor": config.layout.tensor > 1,
+        "layout.pipeline": config.layout.pipeline > 1,
+        "init_from": config.init_from is not None,
+        "trainable": config.trainable is not None,
+        "lora": config.lora is not None,
+        "bottleneck": config.bottleneck is not None,
+        "samples.prompts": bool(config.samples.prompts),
+        "evaluation": config.evaluation is not None,
+        "precision": config.precision in IN_FP8,
+    }
+    for key, is_set in of_decoders.items():
+        if is_set:
+            yield (
+                f"{key}: with an objective an encoder trains alone, without the decoder that this "
+                f"is for: leave it out, as with {key}="
+                + ("1" if key.startswith("layout") else "[]" if key.endswith("s") else "null")
+            )
 
 
 def _tuning_faults(config: "RunConfig") -> Iterator[str]:

@@ -7,11 +7,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from model.semicausal import parameter_counts
 from parallel.compiled import in_words
 from parallel.launch import World, peak_memory_bytes
 from parallel.mesh import Mesh
-from train.build import build_feed
+from train.build import build_feed, parameters_by_part
 from train.config import RunConfig
 from train.loop import asker, pass_over
 from train.prepare import agreed, prepare
@@ -42,7 +41,7 @@ def dry_run(config: RunConfig, world: World) -> int:
     run.engine.close()
     if world.is_main:
         kind = "GPU" if torch.cuda.is_available() else "resident"
-        counts = parameter_counts(config.built_model)
+        counts = parameters_by_part(config)
         rows = {f"parameters, {part}": f"{count:,}" for part, count in counts.items()} | {
             "parameters that train, rank 0": f"{run.num_trainable:,}",
             "tensor x pipeline x data": _layout(config, run.engine.mesh),

@@ -18,7 +18,7 @@ from train.checkpoint.restore import load_module, load_weights, read_state
 from train.checkpoint.weights import read_values
 from train.config import RunConfig
 from train.config_files import from_stored
-from train.errors import ConfigError, UserError
+from train.errors import CheckpointError, ConfigError, UserError
 from train.storage.place import Place
 from train.storage.record import Record
 
@@ -61,6 +61,14 @@ def load_config(path: Place | Path) -> RunConfig:
     return from_stored(RunConfig, read_state(path).config, place=str(path))
 
 
+def alone_fault(path: Place | Path, config: RunConfig) -> CheckpointError:
+    """That a checkpoint of an encoder that trained alone is no whole model."""
+    return CheckpointError(
+        f"{path} is an encoder that was trained alone, and no whole model: name it in "
+        f"model.encoders.{config.trains_alone}.encoder.init_from of a run"
+    )
+
+
 def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:
     """The model of a checkpoint in fp32, adapters merged if they can be, in eval mode.
 
@@ -68,6 +76,8 @@ def load_model(path: Place | Path, *, device: torch.device) -> SemiCausal:
         CheckpointError: the checkpoint is missing or damaged.
     """
     config = load_config(path)
+    if config.objective is not None:
+        raise alone_fault(path, config)
     # What computed attention in training may not be there here, or not in fp32.
     model = SemiCausal(config.built_model.model_copy(update={"attention": "auto"}))
     if config.lora is not None and config.bottleneck is None:
@@ -93,6 +103,8 @@ def load_engine(path: Place | Path, *, layout: LayoutConfig, world: World) -> Fr
         UserError: some rank cannot read its part; on all ranks.
     """
     config = on_all_ranks(lambda: load_config(path), UserError)
+    if config.objective is not None:
+        raise alone_fault(path, config)
     faults = [*layout_faults(layout, config.built_model)]
     if (fault := rank_fault(layout, ranks=world.size)) is not None:
         faults.append(fault)

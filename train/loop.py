@@ -146,7 +146,8 @@ def train(
         first_notes = (warning, brought, begins, run.note, *news(engine.module, step=0))
         for note in filter(None, first_notes):
             monitor.note(note)
-        monitor.write(BaselineRecord(step=first_step, unigram_entropy=entropy))
+        if entropy is not None:
+            monitor.write(BaselineRecord(step=first_step, unigram_entropy=entropy))
         if first_step % config.validation.every_steps == 0:
             # Before any step, or where a stop may have cut it short.
             monitor.write(validated(step=first_step))

@@ -254,7 +254,11 @@ def fullest_batch(config: RunConfig, collate: Collator, sequences: int) -> Batch
             readers[modality] = _Fixed(reader, spans)
             begins = int(spans[-1, 1]) if len(spans) else begins
     full = Collator(
-        sequence_tokens=S, readers=readers, padding=collate.padding, attend=collate.attend
+        sequence_tokens=S,
+        readers=readers,
+        padding=collate.padding,
+        attend=collate.attend,
+        masking=collate.masking,
     )
     first_word = 1 + max(vars(SpecialTokens()).values())
     tokens = np.full(S + 1, min(first_word, config.model.decoder.vocabulary - 1))

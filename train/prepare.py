@@ -168,7 +168,7 @@ def prepare(config: RunConfig, world: World, *, saved: Saved | None = None) -> R
             raise
         if saved.state.data is not None:
             plan.start_at(saved.state.data, step=saved.step)
-    collate = build_collator(config, plan.sources.special)
+    collate = agreed(lambda: build_collator(config, plan.sources.special))
     fitting = tried(config, engine, collate)
     is_auto = config.batch.micro_sequences == "auto"
     return Run(

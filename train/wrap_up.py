@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.semicausal import parameter_counts
 from parallel.agreement import on_all_ranks
 from parallel.zero.engine import ZeroEngine
 from train import adapter
+from train.build import parameters_by_part
 from train.config import RunConfig
 from train.data.collate import Collator
 from train.data.plan import StepPlan
@@ -24,16 +24,19 @@ from train.watch.metrics import read_metrics
 from train.watch.report import write_report
 
 
-def look_at_data(config: RunConfig, plan: StepPlan, collate: Collator) -> float:
+def look_at_data(config: RunConfig, plan: StepPlan, collate: Collator) -> float | None:
     """Keep the tokenizer; what a model that knows only token frequencies would score.
 
     Returns:
-        Cross-entropy of the sources' token frequencies on the scored tokens of validation.
+        Cross-entropy of the sources' token frequencies on the scored tokens of validation; None
+        where an encoder trains alone, and predicts none.
 
     Raises:
         DataError: there are none, or the data cannot be read.
     """
     plan.sources.copy_tokenizer(config.directory.tokenizer)
+    if config.objective is not None:
+        return None
     count = config.validation.sequences
     targets = [
         batch.labels.reshape(-1)[batch.scored[: batch.num_scored]].numpy()
@@ -135,7 +138,7 @@ def summarise(
         "data_wait_fraction": metrics.data_wait_fraction,
         "seconds_training": metrics.training_seconds,
         "seconds_to_first_step": seconds_to_first_step,
-        "parameters": sum(parameter_counts(config.built_model).values()),
+        "parameters": sum(parameters_by_part(config).values()),
         "checkpoint": str(latest),
         "report": str(report),
     }

@@ -243,8 +243,10 @@ class AudioEncoder(nn.Module):
         As in the text encoder, linear layers run over the real rows, and those that keep shapes
         steady.
         """
-        real = spans.num_rows
-        grid = SpanGrid.fitted(spans.cells[:real], spans.num_spans, spans.longest_rows)
+        return self.mixed(self.rows(spans), spans)
+
+    def rows(self, spans: AudioSpans) -> Float[Tensor, "R E"]:
+        """What the front makes of the sounds; perhaps some more."""
         weight = self.front.convolutions[0].weight
         K = steady_rows(spans.num_blocks, like=weight, room=len(spans.blocks))
         x = self.front(
@@ -255,9 +257,14 @@ class AudioEncoder(nn.Module):
                 num_sounds=spans.num_spans,
             )
         )
-        R = steady_rows(real, like=weight, room=len(spans.rows))
-        x = x.index_select(0, spans.rows[:R])
-        x = x + self._positions(x, spans.positions[:R], grid)
+        R = steady_rows(spans.num_rows, like=weight, room=len(spans.rows))
+        return x.index_select(0, spans.rows[:R])
+
+    def mixed(self, x: Float[Tensor, "R E"], spans: AudioSpans) -> Float[Tensor, "M E"]:
+        """Vectors of rows, of which some may have been masked."""
+        real = spans.num_rows
+        grid = SpanGrid.fitted(spans.cells[:real], spans.num_spans, spans.longest_rows)
+        x = x + self._positions(x, spans.positions[: len(x)], grid)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.dropout(x)
@@ -266,7 +273,7 @@ class AudioEncoder(nn.Module):
             x = run_block(block, x, grid, bias)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        return x.index_select(0, spans.vectors[: spans.steady_vectors(like=weight)])
+        return x.index_select(0, spans.vectors[: spans.steady_vectors(like=x)])
 
     def _positions(self, x: Tensor, places: Tensor, grid: SpanGrid) -> Float[Tensor, "R E"]:
         if not isinstance(self.positions, PositionConvolution):

@@ -105,10 +105,10 @@ class PatchEncoderKind(ItemEncoderKind):
 
         By numbers of the host: buffers would be rounded in a model of 16 bits.
         """
-        pixels = patches.to(torch.float32, copy=True).view(len(patches), 3, -1)
+        pixels = patches.to(torch.float32, copy=True).view(len(patches), 3, patches.shape[1] // 3)
         for color, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             pixels[:, color].sub_(255 * mean).div_(255 * std)
-        return pixels.view(len(patches), -1)
+        return pixels.view(patches.shape)
 
 
 PICTURE_KEYS = frozenset({"size", "max_patches", "fit", "resized", "resample"})

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from model.batch import UNSCORED, Batch, PackedSpans
+from train.data.masks.protocol import Masking
 from train.data.sample import Sample
 from train.data.spans.places import FlatSpans, Ints, padded
 from train.data.spans.protocol import Draw, SpanCapacity, SpanReader
@@ -28,6 +29,7 @@ class Collator:
             document must then begin with `<s>`, which is never scored. A sample whose `documents`
             is None is one document.
         num_sources: of which samples come.
+        masking: of spans of an encoder that trains alone; None where a decoder reads the slots.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class Collator:
         padding: int,
         attend: Attend = "across",
         num_sources: int = 1,
+        masking: Masking | None = None,
     ):
         self.sequence_tokens = sequence_tokens
         self.readers = readers
         self.padding = padding
         self.attend: Attend = attend
+        self.masking = masking
         self._num_sources = num_sources
 
     def __call__(
@@ -104,7 +108,7 @@ class Collator:
         scored = np.flatnonzero(targets)
         first_of_span = np.zeros(B * S, dtype=np.bool_)
         first_of_span[: len(scored)] = first[targets]
-        return Batch(
+        batch = Batch(
             tokens=torch.from_numpy(tokens),
             labels=torch.from_numpy(labels),
             scored=padded(scored, B * S),
@@ -115,6 +119,9 @@ class Collator:
             positions=None if documents is None else torch.from_numpy(documents.positions),
             of_source=self._of_source(samples),
         )
+        if self.masking is None:
+            return batch
+        return self.masking(batch, samples, chosen[self.masking.modality], draws)
 
     def _of_source(self, samples: Sequence[Sample]) -> torch.Tensor | None:
         if self._num_sources == 1:

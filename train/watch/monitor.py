@@ -211,7 +211,7 @@ def _facts(config: RunConfig, *, num_ranks: int) -> dict[str, Any]:
         microbatches = config.batch.sequences // (copies * micro)
         facts["bubble_fraction"] = (stages - 1) / (microbatches * chunks + stages - 1)
     peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    if peak is not None:
+    if peak is not None and config.objective is None:
         decoder = config.model.decoder
         facts["peak_flops"] = peak
         facts["flops_per_token"] = flops_per_token(

@@ -8,7 +8,7 @@ import numpy as np
 from model.encoders.audio import AudioEncoderConfig
 from model.encoders.protocol import ItemEncoderKind
 from train.data.document import Kind
-from train.data.spans.hearing import Sound, in_blocks, pack_sounds, read_sound
+from train.data.spans.hearing import Sound, in_blocks, pack_sounds, read_sound, vectors_of
 from train.data.spans.media import MediaReader, MediaSpansConfig
 
 
@@ -18,6 +18,7 @@ class AudioReader(MediaReader[AudioEncoderConfig, Sound]):
 
     read_file = staticmethod(read_sound)
     pack_items = staticmethod(pack_sounds)
+    vectors_of = staticmethod(vectors_of)
 
     def blank(self, vectors: int) -> Sound | None:
         """Silence."""

@@ -65,6 +65,11 @@ def in_blocks(samples: npt.NDArray[np.float32], encoder: AudioEncoderConfig) -> 
     return Sound(blocks=blocks, samples=count)
 
 
+def vectors_of(sound: Sound, encoder: AudioEncoderConfig) -> int:
+    """How many vectors the encoder gives of a sound: none of the silence behind it."""
+    return encoder.front.num_rows(sound.samples)
+
+
 def pack_sounds(
     sounds: Sequence[Sound],
     spans: FlatSpans,
@@ -88,7 +93,7 @@ def pack_sounds(
     laid = Laid.of(
         sounds,
         spans,
-        vectors=lambda sound: front.num_rows(sound.samples),
+        vectors=lambda sound: vectors_of(sound, encoder),
         padding=lambda: in_blocks(np.zeros(1, dtype=np.float32), encoder),
         capacity=capacity,
         sequences=B,
@@ -98,14 +103,14 @@ def pack_sounds(
     counts = np.array([len(sound.blocks) for sound in sounds])
     wholes = [max(sound.samples, encoder.padded_samples) for sound in sounds]
     rows_of = np.array([front.num_rows(whole) for whole in wholes])
-    vectors_of = np.array([front.num_rows(sound.samples) for sound in sounds])
+    heard_of = np.array([vectors_of(sound, encoder) for sound in sounds])
     firsts = counts.cumsum() - counts
     inside = runs(np.zeros_like(counts), counts)
     frames_of = np.array([front.num_frames(whole) for whole in wholes])
     frames_left = np.repeat(frames_of, counts) - inside * front.block_frames
     places = runs(np.zeros_like(rows_of), rows_of)
     longest, num_blocks, num_rows = int(rows_of.max()), int(counts.sum()), int(rows_of.sum())
-    heard = places < np.repeat(vectors_of, rows_of)
+    heard = places < np.repeat(heard_of, rows_of)
     spans_rows = capacity.spans * front.num_rows(encoder.padded_samples)
     room_rows = B * max(capacity.tokens, spans_rows if encoder.padded_samples else 0)
     room_rows = max(room_rows, num_rows)

@@ -11,7 +11,7 @@ from train.data.document import Kind
 from train.data.sample import SampleItem
 from train.data.spans.augment import AugmentConfig
 from train.data.spans.media import MediaReader, MediaSpansConfig
-from train.data.spans.picture import Picture, black_picture, pack_pictures, read_picture
+from train.data.spans.picture import Picture, black_picture, pack_pictures, read_picture, vectors_of
 from train.data.spans.protocol import SpanCapacity
 from train.data.tokens import SpecialTokens
 
@@ -26,6 +26,7 @@ class ImageReader(MediaReader[ImageEncoderConfig, Picture]):
 
     read_file = staticmethod(read_picture)
     pack_items = staticmethod(pack_pictures)
+    vectors_of = staticmethod(vectors_of)
     augment: AugmentConfig | None = None
 
     @property

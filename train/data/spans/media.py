@@ -109,6 +109,9 @@ class MediaReader(ABC, Generic[Encoder, Read]):
     pack_items: ClassVar[Callable[..., PackedSpans]]
     """Arrays of items, and where their vectors go: as `arrays`, with the sizes of `tokens`."""
 
+    vectors_of: ClassVar[Callable[..., int]]
+    """Vectors of an item, of it and the encoder."""
+
     medium: Kind
     capacity: SpanCapacity
     encoder: Encoder

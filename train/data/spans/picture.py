@@ -123,6 +123,11 @@ def read_picture(
     return Picture(patches=patches, grid=grid)
 
 
+def vectors_of(picture: Picture, encoder: ImageEncoderConfig) -> int:
+    """How many vectors the encoder gives of a picture."""
+    return encoder.class_rows + len(picture.patches) - encoder.dropped_rows
+
+
 def black_picture(grid: Grid, encoder: ImageEncoderConfig) -> Picture:
     """One that shows nothing."""
     shape = (grid[0] * grid[1], 3 * encoder.patch_pixels**2)
@@ -152,7 +157,7 @@ def pack_pictures(
     laid = Laid.of(
         pictures,
         spans,
-        vectors=lambda picture: first + len(picture.patches) - encoder.dropped_rows,
+        vectors=lambda picture: vectors_of(picture, encoder),
         padding=lambda: replace(black_picture((1, 1), encoder), grid=encoder.fixed_grid or (1, 1)),
         capacity=capacity,
         sequences=B,

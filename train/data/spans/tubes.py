@@ -62,6 +62,11 @@ def read_clip(
     return Clip(patches=patches, grid=(rows, columns))
 
 
+def vectors_of(clip: Clip, encoder: VideoEncoderConfig) -> int:
+    """How many vectors the encoder gives of a video."""
+    return encoder.kept_rows + len(clip.patches)
+
+
 def black_clip(grid: Grid, encoder: VideoEncoderConfig) -> Clip:
     """One that shows nothing."""
     channels = 3 * encoder.tube_frames * encoder.patch_pixels**2
@@ -92,7 +97,7 @@ def pack_clips(
     laid = Laid.of(
         clips,
         spans,
-        vectors=lambda clip: kept + len(clip.patches),
+        vectors=lambda clip: vectors_of(clip, encoder),
         # Of one place.
         padding=lambda: replace(black_clip((1, 1), encoder), grid=encoder.fixed_grid or (1, 1)),
         capacity=capacity,

@@ -7,7 +7,7 @@ from model.encoders.protocol import ItemEncoderKind
 from model.encoders.video import VideoEncoderConfig
 from train.data.document import Kind
 from train.data.spans.media import MediaReader, MediaSpansConfig
-from train.data.spans.tubes import Clip, black_clip, pack_clips, read_clip
+from train.data.spans.tubes import Clip, black_clip, pack_clips, read_clip, vectors_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,7 @@ class VideoReader(MediaReader[VideoEncoderConfig, Clip]):
 
     read_file = staticmethod(read_clip)
     pack_items = staticmethod(pack_clips)
+    vectors_of = staticmethod(vectors_of)
 
     def blank(self, vectors: int) -> Clip | None:
         """A black video."""

@@ -1,0 +1,124 @@
+"""`python -m tools.probe RUN DATA --item COLUMN --label COLUMN`: what an encoder has learned.
+
+A linear probe reads the mean vector of each item, is fitted on one split of DATA and asked about
+another, once behind the encoder of RUN and once behind the same encoder as it was drawn at random.
+DATA is a directory of records, as a task's is.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from tools.arguments import Parser, local_path, output_file, whole
+from tools.command import command_line, write_json
+from tools.probe.encoding import Probed, labels_of
+from tools.probe.linear import answers
+from train.errors import DataError
+from train.loading import load_config
+from train.scores.interval import Estimate, difference, estimate
+from train.scores.metric import Accuracy
+from train.storage.place import Place
+from train.tasks.records import Record, records
+
+DEFAULT_OUT: Final = "out/encoders.json"
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Probe twice, tell both, and keep them."""
+    parser = Parser(prog="python -m tools.probe", description=__doc__)
+    parser.add_argument("run", help="a run, or one of its checkpoints")
+    parser.add_argument("data", type=local_path, help="directory of records")
+    parser.add_argument("--item", required=True, help="column of what the encoder reads")
+    parser.add_argument("--label", required=True, help="column of what it is")
+    parser.add_argument("--choices", help="column of the labels among which one is to be chosen")
+    parser.add_argument("--fit", default="train", help="split that the probe is fitted on (train)")
+    parser.add_argument("--ask", default="test", help="split that is asked (test)")
+    parser.add_argument("--modality", help="of the encoder, where the run has several")
+    parser.add_argument("--rows", type=whole(least=10), default=2_000, help="of each split (2,000)")
+    parser.add_argument("--stage", help="name of the row in --out (the run's)")
+    parser.add_argument("--out", type=output_file, default=Path(DEFAULT_OUT))
+    options = parser.parse_args(arguments)
+    place = Place.parse(options.run)
+    config = load_config(place)
+    probed = Probed(place, config, modality=options.modality)
+    fit, ask = (
+        [*islice(records(options.data, split), options.rows)]
+        for split in (options.fit, options.ask)
+    )
+    fitted, asked = ([probed.read(each, options.item) for each in some] for some in (fit, ask))
+    labels, right = labels_of(fit, options.label), labels_of(ask, options.label)
+    choices = [None if options.choices is None else _offered(each, options.choices) for each in ask]
+    said = {
+        name: answers(probed.means(encoder, fitted), labels, probed.means(encoder, asked), choices)
+        for name, encoder in (("random", probed.as_drawn()), ("pretrained", probed.as_trained()))
+    }
+    metric = Accuracy()
+    counts = {
+        name: np.array([[float(a == b)] for a, b in zip(some, right, strict=True)])
+        for name, some in said.items()
+    }
+    scores = {name: estimate(metric, some) for name, some in counts.items()}
+    gained = difference(metric, counts["pretrained"], counts["random"])
+    usual = Counter(labels).most_common(1)[0][0]
+    row = {
+        "stage": options.stage or config.name,
+        "objective": None if config.objective is None else config.objective.kind,
+        "run": options.run,
+        "data": str(options.data),
+        "label": options.label,
+        "fitted_rows": len(fit),
+        "asked_rows": len(ask),
+        "classes": len({*labels}),
+        "most_frequent": float(np.mean([name == usual for name in right])),
+        "probe_random": scores["random"].value,
+        "probe_pretrained": scores["pretrained"].value,
+        "difference": gained.value,
+        "interval": gained.interval,
+    }
+    keep(options.out, "stage", [row])
+    sys.stdout.write(f"{row['stage']}: {_told(scores, gained)}\n")
+
+
+def _offered(record: Record, column: str) -> list[str]:
+    value: Any = record.values.get(column)
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{record.place}: {column} is no list of labels: name the column of one")
+    return [str(each) for each in value]
+
+
+def _told(scores: dict[str, Estimate], gained: Estimate) -> str:
+    interval = gained.interval or (gained.value, gained.value)
+    return (
+        f"{scores['pretrained'].value:.3f} pretrained, {scores['random'].value:.3f} random; "
+        f"{gained.value:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f}) on the same "
+        f"{gained.rows:,} rows"
+    )
+
+
+def keep(out: Path, key: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows in the place of those of the same key, beside the others of a file.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    found: Any = []
+    if out.exists():
+        try:
+            found = json.loads(out.read_text())
+        except ValueError as error:
+            raise DataError(f"{out} is no JSON ({error}): name another file") from None
+    if not isinstance(found, list):
+        raise DataError(f"{out} holds no rows: name another file")
+    mine = {row[key] for row in rows}
+    write_json(out, [*(row for row in found if row.get(key) not in mine), *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
