@@ -8,12 +8,15 @@ import torch
 
 from model.layers import Layers
 from model.objectives.alone import EncoderAlone
-from tests import pictures
+from tests import pictures, sounds
+from tests.corpora import write_corpus
 from tests.model.encoders import test_image
+from tests.tiny_media import READING
 from tests.tiny_pictures import PICTURES
 from tests.train.runs import TINY_RUN, kill_at, run, start
 from tools.evaluate import main as evaluate
 from tools.ledger import main as ledger
+from tools.units import main as make_units
 from train.build import parameters_by_part
 from train.checkpoint.restore import load_weights
 from train.config import RunConfig
@@ -93,6 +96,31 @@ def test_a_run_begins_with_it(seen: Path, alone: tuple[Path, Metrics], tmp_path:
     assert torch.equal(features(found), features(before))
     refused = start(seen, tmp_path / "other", *PICTURES, f"init_from={alone[0]}").wait()
     assert "an encoder that was trained alone, and no whole model" in refused.output
+
+
+def test_sounds_and_texts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Contrast, units that a command has made, and replaced tokens, each a short run."""
+    corpus = pictures.build(tmp_path / "corpus", sounds.tones(60))
+    file = tmp_path / "units.safetensors"
+    hearing = (*READING["audio"], "data.attend=within", "steps=12")
+    masks = "encoder: audio, starts: 0.2, mask_rows: 2, width: 16"
+    units = f"objective={{kind: masked_units, units: 6, clusters: {file}, {masks}}}"
+    arguments = [str(TINY_RUN), f"data.corpus={corpus}", "run_directory=none", *hearing, units]
+    refused = start(corpus, tmp_path / "none", *hearing, units).wait()
+    assert f"objective.clusters: {file} cannot be read" in refused.output
+    assert make_units([str(file), *arguments, "--steps", "2"]) == 0
+    assert f"{file}: 6 clusters of " in capsys.readouterr().out
+    write_corpus(text := tmp_path / "text")
+    replaced = "objective={kind: replaced_tokens, width: 8, heads: 2, feed_forward: 16}"
+    for name, place, options in (
+        ("units", corpus, (*hearing, units)),
+        ("contrast", corpus, (*hearing, f"objective={{kind: contrast, entries: 8, {masks}}}")),
+        ("replaced", text, (replaced, "spans.text.ratio=0.5", "steps=12")),
+    ):
+        metrics = run(place, tmp_path / name, *options)
+        first, *_, last = [record.loss for record in metrics.validation]
+        if name != "contrast":  # a tone is the same all along: there is nothing to tell apart
+            assert last < first, name
 
 
 @pytest.mark.parametrize(
