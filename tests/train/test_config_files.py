@@ -227,6 +227,15 @@ KINDS = {
     "evaluation": ["evaluation={tasks: [part_of_speech]}"],
     "rope_scaling": ["model.decoder.rope_scaling={kind: llama3, factor: 8, original_tokens: 64}"],
     "checkpoint.local": ["checkpoint.local={directory: x, every_steps: 1}"],
+    "objective.": ["objective={kind: replaced_tokens}"],
+    **{
+        f"objective.{key}": ["objective={kind: contrast}"]
+        for key in (
+            *("starts", "mask_rows", "negatives", "groups", "entries", "code_width"),
+            *("softness", "diversity"),
+        )
+    },
+    "objective.units": ["objective={kind: masked_units, clusters: x}"],
     "connector": ["model.encoders.text.connector={kind: mlp}"],
 }
 
