@@ -21,6 +21,7 @@ from model.recompute import Recompute
 from model.region import Region
 from model.semicausal import ModelConfig, SemiCausal
 from parallel.compiled import compilation_of, compile_blocks
+from parallel.costs import item_cost
 from parallel.engine import build_engine, build_part, parameter_groups
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, Mesh, build_mesh, layout_faults
@@ -31,6 +32,7 @@ from parallel.zero.engine import ZeroEngine
 from parallel.zero.state import local_slices
 from tests import clips, sounds
 from tests.distributed.tunings import TUNINGS, with_peft
+from train.data.balance import balanced, spaced
 from train.data.collate import Attend, Collator
 from train.data.document import MEDIA, Kind
 from train.data.sample import Sample, SampleItem
@@ -145,6 +147,7 @@ class Cell:
         decoder: which kind.
         items: which ones samples hold beside spans of text: where these are, up to two, and
             none in the short ones; so that some rows are of text alone.
+        dealt: whether samples are dealt by what their items cost, as a run deals them.
     """
 
     tensor: int = 1
@@ -166,6 +169,7 @@ class Cell:
     tuned: str = ""
     decoder: Literal["ours", "gpt2", "qwen2"] = "ours"
     items: Items = ""
+    dealt: bool = False
     steps: int = NUM_STEPS
 
     @property
@@ -205,7 +209,7 @@ class Cell:
 
 ALONE: dict[str, Any] = {
     "tensor": 1, "pipeline": 1, "data": 1, "sequence_parallel": False, "chunks": 1, "zero": 0,
-    "microbatches": 1, "recompute": "none", "compiled": None,
+    "microbatches": 1, "recompute": "none", "compiled": None, "dealt": False,
 }  # fmt: skip
 
 
@@ -285,10 +289,27 @@ def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
         padding=3,
         attend=cell.attend,
     )
+    costs = [0] * SEQUENCES
+    if cell.dealt:
+        costs = item_costs(samples, model_config(cell))
+        order = balanced(costs)
+        samples, costs = [samples[i] for i in order], [costs[i] for i in order]
     share = SEQUENCES // cell.data
-    mine = [(0, sample) for sample in samples[rank * share : (rank + 1) * share]]
     micro = share // cell.microbatches
-    return [collate(mine[i : i + micro]) for i in range(0, share, micro)]
+    mine = range(rank * share, (rank + 1) * share, micro)
+    places = spaced([sum(costs[i : i + micro]) for i in mine], stages=cell.pipeline)
+    return [
+        collate([(0, sample) for sample in samples[mine[place] : mine[place] + micro]])
+        for place in places
+    ]
+
+
+def item_costs(samples: Sequence[Sample], config: ModelConfig) -> list[int]:
+    """What the items of each sample cost."""
+    return [
+        sum(item_cost(config, MEDIA[i.kind], i.stop - i.start) for i in sample.items)
+        for sample in samples
+    ]
 
 
 def item_encoders(cell: Cell) -> dict[Kind, ItemEncoderKind]:

@@ -78,7 +78,7 @@ CASES = {
     "loading": Case(from_shards, "from shards to batches, beside streaming"),
     "pictures": Case(ways_to_encode_pictures, "pictures packed, padded, one by one"),
     "llava": Case(llava.against_llava, "ours and transformers' LLaVA in fp32"),
-    "waiting": Case(reading.waiting, "what training waits for pictures"),
+    "waiting": Case(reading.waiting, "what training waits for pictures", timeout_seconds=300.0),
     "reader": Case(reading.beside_torchvision, "files to pixels, ours and torchvision's"),
     "balance_ranks": Case(dealing.on_data_ranks, "pictures dealt to two ranks", ranks=2),
     "balance_stages": Case(dealing.on_stages, "pictures dealt to two stages", ranks=2),

@@ -92,8 +92,10 @@ DAILY_ITEMS: list[Row] = [
     {"data": 2, "zero": 3, "spans": "first rank", "items": "all"},
     {"tensor": 2, "sequence_parallel": True, "zero": 1, "frozen": True, "items": "all"},
     INTERLEAVED | {"zero": 3, "recompute": "full", "items": "video"},
+    {"pipeline": 2, "data": 2, "zero": 1, "items": "all", "dealt": True},
 ]
-"""Pictures, sounds and videos beside each other, on all ranks or on some; videos alone."""
+"""Pictures, sounds and videos beside each other, on all ranks or on some, dealt by what they cost;
+videos alone."""
 
 DAILY_COMPILED: list[Row] = [
     {"tensor": 2, "zero": 1, "norm": "pre"},
@@ -299,11 +301,13 @@ def _item_rows() -> list[Row]:
     of_each = pairwise(choices)
     rows = [layout | row for layout in ({}, *FURTHER_LAYOUTS) for row in of_each]
     others: list[Row] = [{"precision": "bf16"}, {"compiled": "aot_eager"}, {"dropout": 0.1}]
+    dealt: Row = {"microbatches": 4, "spans": "first rank", "items": "all", "dealt": True}
     rows += [
         layout | other | {"zero": 3, "microbatches": 2, "spans": "first rank", "items": "all"}
         for layout in COMPILED_LAYOUTS
         for other in others
     ]
+    rows += [layout | dealt | {"zero": zero} for layout in FURTHER_LAYOUTS for zero in (0, 1, 3)]
     rows.append(
         EIGHT_RANKS | {"zero": 3, "microbatches": 2, "steps": TRAINED_STEPS, "items": "all"}
     )

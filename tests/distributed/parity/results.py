@@ -109,6 +109,7 @@ class Result:
             "compiled": cell.compiled,
             "decoder": cell.decoder,
             "items": cell.items,
+            "dealt": cell.dealt,
             "steps": cell.steps,
             "weight_difference": self.weight_difference,
             "tuned": cell.tuned,

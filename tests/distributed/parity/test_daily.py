@@ -3,11 +3,20 @@
 A few of the cells of `make parity`, which has the whole table.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from tests.distributed.parity.plan import daily_cells
 from tests.distributed.parity.results import compared
-from tests.distributed.semicausal_runs import CLIP_NORM, Cell, Items, item_encoders, oracle
+from tests.distributed.semicausal_runs import (
+    CLIP_NORM,
+    Cell,
+    Items,
+    item_encoders,
+    microbatches,
+    oracle,
+)
 from tools.ranks import RankPool
 from train.data.document import MEDIA
 
@@ -22,6 +31,7 @@ def name(cell: Cell) -> str:
     parts += ["compiled"] if cell.compiled else []
     parts += [cell.tuned] if cell.tuned else []
     parts += [f"items-{cell.items}"] if cell.items else []
+    parts += ["dealt"] if cell.dealt else []
     parts += [cell.decoder] if cell.decoder != "ours" else []
     return "-".join(parts).replace(" ", "-")
 
@@ -57,3 +67,22 @@ def test_oracle_clips_and_learns() -> None:
     history, _ = oracle(Cell())
     assert history[0][1] > CLIP_NORM
     assert history[-1][0] < history[0][0]
+
+
+def test_who_computes_what_is_another_matter() -> None:
+    """Dealt samples are the same ones, on other ranks."""
+    cell = Cell(pipeline=2, data=2, microbatches=2, items="all", spans="first rank")
+
+    def computed(cell: Cell, rank: int) -> list[list[list[int]]]:
+        return [batch.tokens.tolist() for batch in microbatches(cell, 1, rank=rank)]
+
+    dealt, as_made = (
+        [computed(replace(cell, dealt=each), rank) for rank in (0, 1)] for each in (True, False)
+    )
+    flat = [
+        sorted(row for of_rank in each for batch in of_rank for row in batch)
+        for each in (dealt, as_made)
+    ]
+    assert flat[0] == flat[1]
+    first = [sorted(row for batch in each[0] for row in batch) for each in (dealt, as_made)]
+    assert first[0] != first[1]

@@ -111,6 +111,8 @@ def test_eight_ranks_have_the_full_product() -> None:
             for value in values
         ),
         {"items": "all", "tensor": 2, "pipeline": 2, "data": 2, "steps": 20},
+        *({"dealt": True, "zero": zero, "data": 2, "spans": "first rank"} for zero in (0, 1, 3)),
+        {"dealt": True, "pipeline": 2, "data": 2},
         {"items": "all", "precision": "bf16", "zero": 3, "spans": "first rank"},
         {"steps": 20, "tensor": 2, "pipeline": 2, "zero": 3},
         {"steps": 20, "tensor": 2, "pipeline": 2, "data": 2, "zero": 3},
