@@ -25,10 +25,13 @@ TASK_RECORDS := 8000 emoji_name=4000 package_field=4000 \
 	$(addsuffix =2000,number_words package_dependency package_synopsis)
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES)
 BY_ARRAY := --limit-megabytes=12 --vocabulary=8000 --dedup=minhash --part-mebibytes=1
+EMOJI := $(addprefix data/media/images/train/emoji_,google.parquet fluent.parquet google_tones.parquet fluent_tones.parquet)
+ALONE := masked_patches masked_tubes replaced_tokens sound_contrast sound_units
+PROBE = $(BIN)/python -m tools.probe runs/$(1) data/$(2) --item
 NAMED := configs/task/pictures/picture_name_twitter.yaml
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: help pretrain tasks naming test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-media faults-cluster two-clusters build-slurm dashboard try check gpu-check test-cuda bench balance golden clean
+.PHONY: help pretrain tasks naming encoders test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-media faults-cluster two-clusters build-slurm dashboard try check gpu-check test-cuda bench balance golden clean
 
 help:  ## what there is to make
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -53,6 +56,23 @@ naming: .venv/runtime  ## a small model learns to name drawings, and names those
 	$(BIN)/python -m tools.tasks corpus data/naming --tasks $(NAMED) --corpus data/naming_words --experiment configs/experiment/naming.yaml
 	$(TOGETHER) -m train configs/experiment/naming.yaml
 	$(TOGETHER) -m tools.evaluate runs/naming --tasks $(NAMED),$(NAMED:twitter.yaml=openmoji.yaml) --rows $(or $(ROWS),500) --controls --out out/naming.json
+
+encoders: .venv/dev  ## encoders that train alone, each beside itself as drawn by a linear probe, and classes of transformers that become ours: out/encoders.json (meant for twenty minutes, and what is built once besides)
+	$(PIP) --editable '.[media]'
+	for kind in images speech clips; do $(BIN)/python -m tools.media build $$kind || exit; done
+	$(BIN)/python -m tools.tasks build package_section package_synopsis
+	$(BIN)/python -m tools.corpus build $(EMOJI) data/pictures --vocabulary 2048 --validation 0.02
+	$(BIN)/python -m tools.corpus build data/media/clips/train/*.parquet data/clips --vocabulary 2048 --validation 0.02
+	$(BIN)/python -m tools.corpus build data/tasks/package_synopsis/train.jsonl data/descriptions --text-field description --vocabulary 4096 --validation 0.02
+	$(BIN)/python -m tools.corpus build data/media/speech/train/spoken_word.parquet data/spoken_words --vocabulary 448 --validation 0.05
+	$(BIN)/python -m tools.units data/sound_units.safetensors configs/experiment/sound_units.yaml
+	for run in $(ALONE); do $(TOGETHER) -m train configs/experiment/$$run.yaml $(ARGS) || exit; done
+	$(call PROBE,masked_patches,media/images/tasks/picture_name) picture --ask twitter --label name --choices choices
+	$(call PROBE,masked_tubes,media/clips/tasks/clip_order) video --ask train --label one --rows 1500
+	$(call PROBE,replaced_tokens,tasks/package_section) description --label section --rows 6000
+	$(call PROBE,sound_contrast,media/speech/tasks/spoken_word) sound --ask voices --label text
+	$(call PROBE,sound_units,media/speech/tasks/spoken_word) sound --ask voices --label text
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.hub.encoders
 
 runs/first_light/summary.json:
 	$(MAKE) pretrain
