@@ -31,7 +31,7 @@ PROBE = $(BIN)/python -m tools.probe runs/$(1) data/$(2) --item
 NAMED := configs/task/pictures/picture_name_twitter.yaml
 ASKED := --tasks all --leave-out-long $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: help pretrain tasks naming encoders test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-media faults-cluster two-clusters build-slurm dashboard try check gpu-check test-cuda bench balance golden clean
+.PHONY: help pretrain tasks naming fusion encoders test test-all check-newest parity export-check scores lm-eval comparison faults-data faults-media faults-cluster two-clusters build-slurm dashboard try check gpu-check test-cuda bench balance golden clean
 
 help:  ## what there is to make
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -49,10 +49,7 @@ tasks: .venv/runtime runs/first_light/summary.json  ## that model tuned on real 
 	$(TOGETHER) -m tools.evaluate runs/tasks $(ASKED) --shuffled
 	$(BIN)/python -m tools.tasks outcome runs/first_light runs/tasks $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
-naming: .venv/runtime  ## a small model learns to name drawings, and names those of vendors it has never seen: out/naming.json (a quarter of an hour; ROWS=500 of each vendor are asked)
-	$(PIP) --editable '.[media]'
-	$(BIN)/python -m tools.media build images
-	$(BIN)/python -m tools.corpus build $(addprefix data/media/images/train/emoji_,google.parquet fluent.parquet fluent_flat.parquet) data/naming_words --vocabulary 2048
+naming: data/naming_words/manifest.json  ## a small model learns to name drawings, and names those of vendors it has never seen: out/naming.json (a quarter of an hour; ROWS=500 of each vendor are asked)
 	$(BIN)/python -m tools.tasks corpus data/naming --tasks $(NAMED) --corpus data/naming_words --experiment configs/experiment/naming.yaml
 	$(TOGETHER) -m train configs/experiment/naming.yaml
 	$(TOGETHER) -m tools.evaluate runs/naming --tasks $(NAMED),$(NAMED:twitter.yaml=openmoji.yaml) --rows $(or $(ROWS),500) --controls --out out/naming.json
@@ -73,6 +70,14 @@ encoders: .venv/dev  ## encoders that train alone, each beside itself as drawn b
 	$(call PROBE,sound_contrast,media/speech/tasks/spoken_word) sound --ask voices --label text
 	$(call PROBE,sound_units,media/speech/tasks/spoken_word) sound --ask voices --label text
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.hub.encoders
+
+data/naming_words/manifest.json: | .venv/runtime
+	$(PIP) --editable '.[media]'
+	$(BIN)/python -m tools.media build images
+	$(BIN)/python -m tools.corpus build $(addprefix data/media/images/train/emoji_,google.parquet fluent.parquet fluent_flat.parquet) data/naming_words --vocabulary 2048
+
+fusion: data/naming_words/manifest.json  ## a picture read with the beginning of its caption as one span, or alone, three seeds each: out/fusion.json (twenty minutes)
+	$(BIN)/python -m tools.fusion $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
 runs/first_light/summary.json:
 	$(MAKE) pretrain

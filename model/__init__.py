@@ -9,4 +9,5 @@ Letters used in shapes and in the suffixes of local names:
     R  packed encoder rows            N  spans in a microbatch
     L  rows of the longest span       M  span vectors (rows without start tokens)
     C  scored slots                   P  pixels of a patch's side
+    Q  queries of an item             K  rows of one kind: queries, or rows of pictures
 """

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -40,22 +40,64 @@ def query_key_value(
     return fill
 
 
-class SelfAttention(nn.Module):
-    """The projections that both kinds of attention share.
+class Attention(nn.Module):
+    """What every attention has.
 
     Attributes:
-        backend: what computes between them; the whole model's, which sets it.
+        backend: what computes between the projections; the whole model's, which sets it.
+        head_width: D.
+        again: whether what lies between the projections is computed again in the backward.
+        shapes_vary: whether it sees other numbers of rows in each microbatch.
+
+    Args:
+        width: H of a decoder, E of an encoder.
+        heads: A.
+        layers: where weights come from.
+        query_key_init: fills what makes queries and keys.
+        value_init: fills what makes values.
+        out_init: fills the output projection.
+        style: groups of heads, their width, biases.
+        recompute: at `selective`, what lies between the projections is computed again in the
+            backward instead of being kept.
+    """
+
+    shapes_vary: ClassVar[bool] = False
+    out: nn.Module
+    """The output projection."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        layers: Layers,
+        query_key_init: Initializer,
+        value_init: Initializer,
+        out_init: Initializer,
+        style: Style = USUAL_STYLE,
+        recompute: Recompute = "none",
+    ):
+        super().__init__()
+        self.head_width = style.head_width or width // heads
+        self.again = recompute == "selective"
+        self.backend: Backend = "auto"
+
+
+class SelfAttention(Attention):
+    """The projections that both kinds of attention of rows to each other share.
+
+    Attributes:
         shared: A/G, heads that share their keys and values.
 
     Args:
         width: H of a decoder, E of an encoder.
         heads: A.
         layers: where weights come from.
-        style: groups of heads, their width, biases.
-        qkv_init: fills the fused projection [(A + 2 G) * D, width].
+        query_key_init: fills queries and keys of the fused projection [(A + 2 G) * D, width].
+        value_init: fills its values.
         out_init: fills the output projection.
-        recompute: at `selective`, what lies between the projections is computed again in the
-            backward instead of being kept.
+        style: groups of heads, their width, biases.
+        recompute: see `Attention`.
     """
 
     def __init__(
@@ -64,20 +106,31 @@ class SelfAttention(nn.Module):
         heads: int,
         *,
         layers: Layers,
-        qkv_init: Initializer,
+        query_key_init: Initializer,
+        value_init: Initializer,
         out_init: Initializer,
         style: Style = USUAL_STYLE,
         recompute: Recompute = "none",
     ):
-        super().__init__()
-        self.head_width = style.head_width or width // heads
-        self.shared = heads // (style.kv_heads or heads)
+        super().__init__(
+            width,
+            heads,
+            layers=layers,
+            query_key_init=query_key_init,
+            value_init=value_init,
+            out_init=out_init,
+            style=style,
+            recompute=recompute,
+        )
+        kv_heads = style.kv_heads or heads
+        self.shared = heads // kv_heads
         inner = heads * self.head_width
         fused = inner + 2 * inner // self.shared
+        qkv_init = query_key_value(
+            heads=heads, kv_heads=kv_heads, query_key=query_key_init, value=value_init
+        )
         self.qkv = layers.column(width, fused, init=qkv_init, bias=style.biases != "none")
         self.out = layers.row(inner, width, init=out_init, bias=style.biases == "all")
-        self.again = recompute == "selective"
-        self.backend: Backend = "auto"
 
 
 class CausalSelfAttention(SelfAttention):
@@ -187,12 +240,15 @@ class SpanGrid:
         num_spans: N.
         longest_rows: L.
         real_spans: those of N that have rows; None: not known.
+        first_rows: rows before all others that are of another kind than these, and have a
+            feed-forward net of their own; None where all are of one kind.
     """
 
     cells: Int64[Tensor, "R"]
     num_spans: int
     longest_rows: int
     real_spans: int | None = None
+    first_rows: int | None = None
 
     @staticmethod
     def padded(num_spans: float, longest_rows: float) -> tuple[int, int]:
@@ -201,13 +257,21 @@ class SpanGrid:
         return math.ceil(spans) * GRID_SPANS_MULTIPLE, math.ceil(rows) * GRID_ROWS_MULTIPLE
 
     @classmethod
-    def fitted(cls, cells: Int64[Tensor, "R"], num_spans: int, longest_rows: int) -> Self:
+    def fitted(
+        cls,
+        cells: Int64[Tensor, "R"],
+        num_spans: int,
+        longest_rows: int,
+        *,
+        first_rows: int | None = None,
+    ) -> Self:
         """The grid that suits the device: as small as can be on CPUs, else of few shapes."""
         if not is_padded_on(cells.device):
-            return cls(cells, num_spans, longest_rows, num_spans)
+            return cls(cells, num_spans, longest_rows, num_spans, first_rows)
         spans, rows = cls.padded(num_spans, longest_rows)
         before = cells.div(longest_rows, rounding_mode="floor")
-        return cls(cells + before * (rows - longest_rows), spans, rows, num_spans)
+        cells = cells + before * (rows - longest_rows)
+        return cls(cells, spans, rows, num_spans, first_rows)
 
     @property
     def num_rows(self) -> int:
@@ -262,6 +326,8 @@ class SpanSelfAttention(SelfAttention):
 
     The projections see real rows only; padding exists between scatter and gather and nowhere else.
     """
+
+    shapes_vary: ClassVar[bool] = True
 
     def forward(
         self,

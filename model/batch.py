@@ -22,17 +22,28 @@ class PackedSpans:
     microbatch without spans holds one padding span whose vectors land in the bin slot B*S, so that
     every rank runs every encoder.
 
+    Where a connector reads each item whole, and gives another number of vectors than the encoder,
+    `slots` are of its own, item after item, and more is known of the encoder's.
+
     Attributes:
         slots: [M] decoder slot (in B*S) that each vector fills.
-        num_vectors: real vectors.
+        num_vectors: real vectors of the encoder.
+        item_cells: [M] place of each of them in the padded [N, L] grid of items and their vectors;
+            None where each fills a slot.
+        num_items: N.
+        longest_item: L, vectors of the largest item.
     """
 
-    slots: Int64[Tensor, "M"]
+    slots: Int64[Tensor, "_"]
     num_vectors: int
+    item_cells: Int64[Tensor, "M"] | None = None
+    num_items: int = 0
+    longest_item: int = 0
 
     def steady_vectors(self, *, like: Tensor) -> int:
-        """Vectors to compute; those behind the real ones land in the bin slot, too."""
-        return steady_rows(self.num_vectors, like=like, room=len(self.slots))
+        """Vectors to compute; those behind the real ones land in the bin slot, or in no grid."""
+        room = len(self.slots if self.item_cells is None else self.item_cells)
+        return steady_rows(self.num_vectors, like=like, room=room)
 
     def to(self, device: torch.device) -> Self:
         """The same spans with every tensor on `device`."""

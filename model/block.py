@@ -1,4 +1,4 @@
-"""One transformer block, with DeepNorm or pre-norm residuals, around either kind of attention."""
+"""One transformer block, with DeepNorm or pre-norm residuals, around any kind of attention."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import SelfAttention, query_key_value
+from model.attention import Attention
 from model.layers import Initializer, Layers, normal, xavier
 from model.recompute import Recompute, run
+from model.steady import ROWS_MULTIPLE, steady_rows
 from model.style import USUAL_STYLE, AnyActivation, NormKind, Style
 
 PRE_NORM_STD = 0.02
@@ -73,12 +74,14 @@ class Block(nn.Module):
         width: H of a decoder, E of an encoder.
         heads: attention heads.
         hidden: feed-forward width.
-        attention: which of the two attentions to build.
+        attention: which kind to build.
         layers: where weights come from.
         style: kinds of residual, norm, feed-forward and heads.
         depth: layers of the full stack, from which DeepNorm's constants follow.
         dropout: share of each branch that is dropped in training.
         recompute: what is computed again in the backward.
+        two_kinds: whether rows of two kinds go through it, which share attention and norms and
+            have a feed-forward net each; `SpanGrid.first_rows` tells them apart.
 
     Attributes:
         steps: the functions that compute it.
@@ -90,12 +93,13 @@ class Block(nn.Module):
         width: int,
         heads: int,
         hidden: int,
-        attention: type[SelfAttention],
+        attention: type[Attention],
         layers: Layers,
         style: Style,
         depth: int,
         dropout: float = 0.0,
         recompute: Recompute = "none",
+        two_kinds: bool = False,
     ):
         super().__init__()
         self.norm_kind: NormKind = style.norm
@@ -109,23 +113,21 @@ class Block(nn.Module):
             query_key = inner = normal(PRE_NORM_STD)
             out = normal(PRE_NORM_STD / math.sqrt(2 * depth))
             self.alpha = 1.0
-        kv_heads = style.kv_heads or heads
         self.attention = attention(
             width,
             heads,
             layers=layers,
-            qkv_init=query_key_value(
-                heads=heads, kv_heads=kv_heads, query_key=query_key, value=inner
-            ),
+            query_key_init=query_key,
+            value_init=inner,
             out_init=out,
             style=style,
             recompute=recompute,
         )
         norm = partial(layers.norm, width, kind=style.norm_layer, epsilon=style.norm_epsilon)
         self.attention_norm = norm()
-        self.feed_forward = FeedForward(
-            width, hidden, layers=layers, up=inner, down=out, style=style
-        )
+        net = partial(FeedForward, width, hidden, layers=layers, up=inner, down=out, style=style)
+        self.feed_forward = net()
+        self.other_feed_forward = net() if two_kinds else None
         self.feed_forward_norm = norm()
         self.attention_scale: Any = None
         self.feed_forward_scale: Any = None
@@ -140,23 +142,39 @@ class Block(nn.Module):
 
 def compute(block: Block, x: Tensor, *context: Any) -> Tensor:
     """A whole block."""
-    steps, attention, feed_forward = block.steps, block.attention, block.feed_forward
+    steps, attention = block.steps, block.attention
     if block.norm_kind != "pre":
         branch = _scaled(block, block.attention_scale, attention(x, *context), attention.out)
         x = steps.post_norm(block, block.attention_norm, x, *branch)
-        hidden = feed_forward(x, steps)
-        branch = _scaled(block, block.feed_forward_scale, hidden, feed_forward.down)
+        branch = _scaled(block, block.feed_forward_scale, *_hidden(block, x, *context))
         return steps.post_norm(block, block.feed_forward_norm, x, *branch)
     mixed = attention(block.attention_norm(x), *context)
     branch = _scaled(block, block.attention_scale, mixed, attention.out)
     x, normed = steps.pre_norm(block, block.feed_forward_norm, x, *branch)
-    hidden = feed_forward(normed, steps)
-    branch = _scaled(block, block.feed_forward_scale, hidden, feed_forward.down)
+    branch = _scaled(block, block.feed_forward_scale, *_hidden(block, normed, *context))
     return steps.join(block, x, *branch)
 
 
+def _hidden(block: Block, x: Tensor, *context: Any) -> tuple[Tensor, nn.Module | None]:
+    """What feed-forward nets make of rows, and the layer whose bias is still to be added."""
+    if block.other_feed_forward is None:
+        return block.feed_forward(x, block.steps), block.feed_forward.down
+    first = context[0].first_rows
+    nets = (block.feed_forward, x[:first]), (block.other_feed_forward, x[first:])
+    return torch.cat([_with_bias(net, rows, block.steps) for net, rows in nets]), None
+
+
+def _with_bias(net: FeedForward, rows: Tensor, steps: "Steps") -> Tensor:
+    """What one net makes of its rows; of a few more, where shapes are to repeat."""
+    count = len(rows)
+    more = steady_rows(count, like=rows, room=count + ROWS_MULTIPLE) - count
+    hidden = net(F.pad(rows, (0, 0, 0, more)) if more else rows, steps)
+    bias = bias_left(net.down)
+    return (hidden if bias is None else hidden + bias)[:count]
+
+
 def _scaled(
-    block: Block, scale: nn.Module | None, branch: Tensor, last: nn.Module
+    block: Block, scale: nn.Module | None, branch: Tensor, last: nn.Module | None
 ) -> tuple[Tensor, Tensor | None]:
     """A branch behind its dropout and its factors, and the bias that is still to be added."""
     branch, bias = block.dropout(branch), bias_left(last)

@@ -1,24 +1,32 @@
 """The whole model: spans become vectors, vectors take slots, the decoder reads the slots."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self, cast
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from model.attention import SelfAttention
+from model.attention import Attention
 from model.backend import Backend
 from model.batch import Batch, PackedSpans
 from model.config import Compile, Config
-from model.connector import Connector, ConnectorConfig, LinearConnectorConfig
+from model.connector import LinearConnectorConfig, MlpConnectorConfig
 from model.decoder import Decoder, DecoderConfig, Piece, whole_piece
+from model.encoders.image import ImageEncoderConfig
 from model.encoders.kinds import AnyEncoderConfig
+from model.encoders.protocol import EncoderKind, ItemEncoderKind
 from model.layers import Layers
 from model.loss import Loss
 from model.reading import Reading
 from model.recompute import Recompute
+from model.resampler import ResamplerConnectorConfig
+
+ConnectorConfig = Annotated[
+    LinearConnectorConfig | MlpConnectorConfig | ResamplerConnectorConfig,
+    Field(discriminator="kind"),
+]
 
 
 class EncoderConfig(Config):
@@ -26,6 +34,47 @@ class EncoderConfig(Config):
 
     encoder: AnyEncoderConfig
     connector: ConnectorConfig = Field(default_factory=LinearConnectorConfig)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        encoder, slots = cast(EncoderKind, self.encoder), self.connector.item_slots
+        if slots is not None and not isinstance(encoder, ItemEncoderKind):
+            raise ValueError(
+                f"connector.kind: {self.connector.kind} gives {slots} vectors whatever is read, "
+                f"and a span of {encoder.kind} has a slot for each of its tokens: choose linear "
+                "or mlp"
+            )
+        if slots is not None and isinstance(encoder, ImageEncoderConfig) and encoder.text:
+            raise ValueError(
+                f"connector.kind: {self.connector.kind} gives {slots} vectors whatever is read, "
+                "and text that is read behind a picture (encoder.text) has a slot for each of its "
+                "tokens: choose linear or mlp"
+            )
+        heads = self.connector.tensor_sizes(encoder).get("heads", encoder.heads)
+        if heads != encoder.heads and encoder.width % heads:
+            raise ValueError(
+                f"connector.heads: {heads} heads do not divide encoder.width {encoder.width}: "
+                "choose a number that does"
+            )
+        return self
+
+    @property
+    def longest_span(self) -> int:
+        """Decoder slots of the longest span."""
+        return self.connector.item_slots or self.encoder.longest_span
+
+    def item_slots(self, size: Sequence[int]) -> int:
+        """Decoder slots of an item.
+
+        Args:
+            size: what was recorded of it when the corpus was built.
+
+        Raises:
+            ValueError: it is larger than what is read; the message is the end of a sentence.
+        """
+        assert isinstance(self.encoder, ItemEncoderKind), "only items have sizes"
+        vectors = self.encoder.item_vectors(size)
+        return self.connector.item_slots or vectors
 
 
 class ModelConfig(Config):
@@ -85,11 +134,11 @@ class SemiCausal(nn.Module):
             self.encoders[modality] = part.encoder.build(
                 vocabulary=vocabulary, layers=encoder_layers, recompute=recompute
             )
-            self.connectors[modality] = Connector(
-                part.connector, part.encoder.width, width, encoder_layers
+            self.connectors[modality] = part.connector.build(
+                part.encoder, width, layers=encoder_layers, recompute=recompute
             )
         for module in self.modules():
-            if isinstance(module, SelfAttention):
+            if isinstance(module, Attention):
                 module.backend = config.attention
 
     @property
@@ -111,7 +160,7 @@ class SemiCausal(nn.Module):
         with_bin = torch.cat([tokens.reshape(-1), tokens.new_zeros(1)])
         x = self.decoder.embed(with_bin)
         for modality, part in spans.items():
-            vectors = self.connectors[modality](self.encoders[modality](part))
+            vectors = self.connectors[modality](self.encoders[modality](part), part)
             slots = part.slots[: len(vectors)]
             x = x.index_copy(0, slots, vectors.to(x.dtype))
         return x[: B * S].view(B, S, -1)

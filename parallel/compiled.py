@@ -23,7 +23,6 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from model.attention import SpanSelfAttention
 from model.block import Block, Steps
 from model.config import Compile
 from parallel.errors import UserError
@@ -197,7 +196,7 @@ def compile_blocks(
         for dynamic in (False, True)
     }
     for block in blocks_of(model):
-        whole, between = steps[isinstance(block.attention, SpanSelfAttention)]
+        whole, between = steps[block.attention.shapes_vary]
         up, down, out = block.feed_forward.up, block.feed_forward.down, block.attention.out
         inner = [layer for layer in (up, block.feed_forward.gate) if layer is not None]
         if getattr(up, "skip_bias_add", None) is None:

@@ -9,11 +9,10 @@ of its padded grid. Lookups, norms, activations and the optimiser are left out: 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from model.connector import ConnectorConfig, layer_sizes
 from model.decoder import DecoderConfig
 from model.encoders.protocol import SpanLoad, Stack
 from model.recompute import Recompute
-from model.semicausal import ModelConfig
+from model.semicausal import EncoderConfig, ModelConfig
 
 BACKWARD = 2
 """A product's backward is two products of its size: one for its input, one for its weight."""
@@ -44,7 +43,7 @@ class Load:
     @property
     def scored(self) -> float:
         """Slots that carry a loss: of a span, only the first token is predicted."""
-        return self.slots - sum(part.vectors - part.spans for part in self.spans.values())
+        return self.slots - sum(part.slots - part.spans for part in self.spans.values())
 
 
 def usual_load(
@@ -61,7 +60,13 @@ def usual_load(
     spans = {}
     for modality, part in config.encoders.items():
         vectors = span_share * sequences * sequence_tokens / len(config.encoders)
-        length = min(MEAN_SPAN_TOKENS, part.encoder.longest_span, sequence_tokens // 2)
+        longest = part.encoder.longest_span
+        if (item_slots := part.connector.item_slots) is not None:
+            spans[modality] = SpanLoad.of_items(
+                slots=vectors, spans=vectors, item_slots=item_slots, longest=longest
+            )
+            continue
+        length = min(MEAN_SPAN_TOKENS, longest, sequence_tokens // 2)
         spans[modality] = SpanLoad(vectors=vectors, spans=vectors / length, longest=4 / 3 * length)
     return Load(sequences=sequences, sequence_tokens=sequence_tokens, spans=spans)
 
@@ -102,18 +107,18 @@ class ModelWork:
         layer: one decoder layer.
         head: logits of the scored slots.
         encoder: all encoders' blocks, one entry a block.
-        connector: all connectors.
+        connector: all connectors, one entry each.
     """
 
     layer: Work
     head: Work
     encoder: tuple[Work, ...]
-    connector: Work
+    connector: tuple[Work, ...]
 
     @property
     def first(self) -> float:
         """Training operations that the first piece has besides layers."""
-        return sum(work.training for work in self.encoder) + self.connector.training
+        return sum(work.training for work in (*self.encoder, *self.connector))
 
 
 def block_products(width: int, feed_forward: int, *, rows: float) -> float:
@@ -137,9 +142,17 @@ def head_products(width: int, vocabulary: int, *, scored: float) -> float:
     return 2 * scored * width * vocabulary
 
 
-def connector_products(config: ConnectorConfig, *, width: int, to: int, vectors: float) -> float:
-    """Forward operations of a connector, [M, E] -> [M, H] and any [M, H] -> [M, H]."""
-    return 2 * vectors * sum(a * b for a, b in layer_sizes(config, width, to))
+def connector_work(
+    part: EncoderConfig, *, to: int, load: SpanLoad, recompute: Recompute = "none"
+) -> Work:
+    """Operations of a connector: products, and where queries attend, that."""
+    rows = part.connector.products(part.encoder, to, load)
+    products = sum(2 * each.rows * each.inner * each.outer for each in rows)
+    attention = block_attention(part.encoder.width, pairs=part.connector.pairs(load))
+    if not attention:  # linear layers are never computed again
+        return Work(products=products)
+    again = {"none": 0.0, "selective": attention, "full": products + attention}[recompute]
+    return Work(products=products, attention=attention, again=again)
 
 
 def causal_stack(
@@ -186,44 +199,41 @@ def model_work(config: ModelConfig, load: Load, *, recompute: Recompute = "none"
     """
     decoder = config.decoder
     layer = causal_stack(decoder, sequences=load.sequences, sequence_tokens=load.sequence_tokens)
-    connector = 0.0
+    connector: list[Work] = []
     encoder: list[Work] = []
     for modality, part in config.encoders.items():
         spans = load.spans[modality]
         for stack in part.encoder.stacks(spans):
             encoder += [_block(stack, recompute)] * stack.num_blocks
-        connector += connector_products(
-            part.connector, width=part.encoder.width, to=decoder.width, vectors=spans.vectors
-        )
+        connector.append(connector_work(part, to=decoder.width, load=spans, recompute=recompute))
     return ModelWork(
         layer=_block(layer, recompute),
         head=Work(products=head_products(decoder.width, decoder.vocabulary, scored=load.scored)),
         encoder=tuple(encoder),
-        connector=Work(products=connector),
+        connector=tuple(connector),
     )
 
 
-def item_cost(config: ModelConfig, modality: str, vectors: int) -> int:
+def item_cost(config: ModelConfig, modality: str, slots: int) -> int:
     """Operations with which an encoder and its connector train on one item, such as a picture.
 
-    A whole number, so that sums of them are the same in any order.
+    A whole number, so that sums of them are the same in any order. Where all items take as many
+    slots, each is taken for one of the largest.
 
     Args:
         config: the model.
         modality: of the item.
-        vectors: that it becomes.
+        slots: that it takes.
     """
     part = config.encoders[modality]
-    load = SpanLoad(vectors=vectors, spans=1, longest=vectors)
+    load = SpanLoad(vectors=slots, spans=1, longest=slots)
+    if (item_slots := part.connector.item_slots) is not None:
+        longest = part.encoder.longest_span
+        load = SpanLoad.of_items(slots=slots, spans=1, item_slots=item_slots, longest=longest)
     blocks = sum(
         stack.num_blocks * _block(stack, "none").training for stack in part.encoder.stacks(load)
     )
-    connector = Work(
-        products=connector_products(
-            part.connector, width=part.encoder.width, to=config.decoder.width, vectors=vectors
-        )
-    )
-    return round(blocks + connector.training)
+    return round(blocks + connector_work(part, to=config.decoder.width, load=load).training)
 
 
 def _block(stack: Stack, recompute: Recompute) -> Work:

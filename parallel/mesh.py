@@ -198,6 +198,8 @@ def tensor_sizes(model: ModelConfig) -> dict[str, int]:
     for modality, part in model.encoders.items():
         for key, size in part.encoder.tensor_sizes().items():
             sizes[f"model.encoders.{modality}.encoder.{key}"] = size
+        for key, size in part.connector.tensor_sizes(part.encoder).items():
+            sizes[f"model.encoders.{modality}.connector.{key}"] = size
     return sizes
 
 

@@ -38,7 +38,7 @@ def text_encoder(model: ModelConfig) -> tuple[str, TextEncoderConfig] | None:
 def item_vectors(model: ModelConfig) -> Mapping[Kind, Vectors]:
     """Slots of an item by its size, for each modality that an encoder of the model reads."""
     return {
-        kind: part.encoder.item_vectors
+        kind: part.item_slots
         for kind, name in MEDIA.items()
         if (part := model.encoders.get(name)) is not None
         and isinstance(part.encoder, ItemEncoderKind)
@@ -297,10 +297,15 @@ def _pack_items(
 
 
 def _reader(model: ModelConfig, kind: Kind) -> MediaReader[Any, Any]:
-    encoder = model.encoders[MEDIA[kind]].encoder
+    part = model.encoders[MEDIA[kind]]
     return MEDIA_SPANS[kind].reader(
-        encoder,
-        capacity=SpanCapacity(tokens=0, spans=0, longest_tokens=encoder.longest_span),
+        part.encoder,
+        capacity=SpanCapacity(
+            tokens=0,
+            spans=0,
+            longest_tokens=part.longest_span,
+            item_slots=part.connector.item_slots,
+        ),
         seed=0,
         special=SpecialTokens(),
     )

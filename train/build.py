@@ -84,10 +84,9 @@ def rooms(config: RunConfig) -> tuple[Room, ...]:
         if not kind.is_stored:
             continue
         capacity = config.span_capacity(modality)
-        encoder = part.encoder
         vectors = cost = None
-        if isinstance(encoder, ItemEncoderKind):
-            vectors = encoder.item_vectors
+        if isinstance(part.encoder, ItemEncoderKind):
+            vectors = part.item_slots
             cost = partial(item_cost, config.built_model, modality)
         found.append(
             Room(

@@ -1,5 +1,6 @@
 """The configuration of a run: composes the parts' classes and cross-checks them."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -221,15 +222,29 @@ class RunConfig(Config):
         tokens, spans = (
             self.spans[modality].room(S) if given is None else (given.tokens, given.spans)
         )
-        longest = self.model.encoders[modality].encoder.longest_span
-        return SpanCapacity(tokens=tokens, spans=spans, longest_tokens=longest)
+        part = self.model.encoders[modality]
+        return SpanCapacity(
+            tokens=tokens,
+            spans=spans,
+            longest_tokens=part.longest_span,
+            item_slots=part.connector.item_slots,
+            prefix_tokens=self.spans[modality].prefix_tokens,
+        )
 
     def span_load(self, modality: str) -> SpanLoad:
         """Spans of one sequence on average, as far as the configuration tells."""
         S = self.data.sequence_tokens
-        load = self.spans[modality].load(S)
+        load, prefix = self.spans[modality].load(S), self.spans[modality].prefix_tokens
         given = self.data.span_capacity.get(modality)
         if load is None and given is not None:  # samples bring their own spans, at most these
+            part = self.model.encoders[modality]
+            if (item_slots := part.connector.item_slots) is not None:
+                return SpanLoad.of_items(
+                    slots=given.tokens,
+                    spans=given.spans,
+                    item_slots=item_slots,
+                    longest=part.encoder.longest_span,
+                )
             load = SpanLoad(
                 vectors=given.tokens, spans=given.spans, longest=given.tokens / given.spans
             )
@@ -237,13 +252,16 @@ class RunConfig(Config):
             model = self.built_model
             usual = usual_load(model, sequences=1, sequence_tokens=S, span_share=USUAL_SPAN_SHARE)
             load = usual.spans[modality]
+        if prefix:
+            more = load.spans * prefix / 2
+            load = replace(load, vectors=load.vectors + more, longest=load.longest + prefix)
         return load
 
     @property
     def span_share(self) -> float:
         """Share of the slots in spans, as far as the configuration tells."""
-        vectors = sum(self.span_load(modality).vectors for modality in self.spans)
-        return min(1.0, vectors / self.data.sequence_tokens)
+        slots = sum(self.span_load(modality).slots for modality in self.spans)
+        return min(1.0, slots / self.data.sequence_tokens)
 
     @property
     def reads_items(self) -> bool:

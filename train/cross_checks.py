@@ -153,6 +153,19 @@ def faults_of(config: "RunConfig") -> list[str]:
         )
         for name, part in encoders.items()
     ]
+    of_text = [
+        name
+        for name, kind in config.spans.items()
+        if kind.medium == Kind.TEXT_SPAN and not kind.is_idle
+    ]
+    rules += [
+        (
+            kind.prefix_tokens > 0 and bool(of_text),
+            f"spans.{name}.prefix: text behind items is read with them, and spans."
+            f"{', '.join(of_text)} would be chosen in the same text: leave one of the two out",
+        )
+        for name, kind in config.spans.items()
+    ]
     faults = [message for is_broken, message in rules if is_broken]
     for name in sorted(set(encoders) & set(config.spans)):
         faults += _encoder_faults(config, name)
@@ -258,7 +271,8 @@ def _fp8_rules(config: "RunConfig") -> list[tuple[bool, str]]:
 
 
 def _encoder_faults(config: "RunConfig", modality: str) -> list[str]:
-    encoder, spans = config.model.encoders[modality].encoder, config.spans[modality]
+    part, spans = config.model.encoders[modality], config.spans[modality]
+    encoder = part.encoder
     S = config.data.sequence_tokens
     load = spans.load(S)
     return [
@@ -268,7 +282,9 @@ def _encoder_faults(config: "RunConfig", modality: str) -> list[str]:
             longest=0 if load is None else int(load.longest),
             is_supplied=config.init_from is not None,
         ),
-        *spans.faults(f"spans.{modality}", encoder, sequence_tokens=S),
+        *spans.faults(
+            f"spans.{modality}", encoder, sequence_tokens=S, longest_slots=part.longest_span
+        ),
         *_item_faults(config, modality),
     ]
 
@@ -276,11 +292,12 @@ def _encoder_faults(config: "RunConfig", modality: str) -> list[str]:
 def _item_faults(config: "RunConfig", modality: str) -> Iterator[str]:
     """An item that has no room in any sequence."""
     given, spans = config.data.span_capacity.get(modality), config.spans[modality]
-    longest = config.model.encoders[modality].encoder.longest_span
+    part = config.model.encoders[modality]
+    longest, whose = part.longest_span, f"model.encoders.{modality}"
+    whose += ".encoder" if part.connector.item_slots is None else ".connector"
     if given is None or spans.medium == Kind.TEXT_SPAN or longest <= given.tokens:
         return
     yield (
         f"data.span_capacity.{modality}.tokens: {given.tokens} slots are fewer than one {modality} "
-        f"may take ({longest} vectors of model.encoders.{modality}.encoder): raise it, or have the "
-        "encoder make fewer"
+        f"may take ({longest} vectors of {whose}): raise it, or have it make fewer"
     )

@@ -12,6 +12,7 @@ from parallel.launch import World, peak_memory_bytes
 from parallel.mesh import Mesh
 from train.build import build_feed, parameters_by_part
 from train.config import RunConfig
+from train.data.document import Kind
 from train.loop import asker, pass_over
 from train.prepare import agreed, prepare
 from train.saves import disks_of
@@ -42,7 +43,15 @@ def dry_run(config: RunConfig, world: World) -> int:
     if world.is_main:
         kind = "GPU" if torch.cuda.is_available() else "resident"
         counts = parameters_by_part(config)
-        rows = {f"parameters, {part}": f"{count:,}" for part, count in counts.items()} | {
+        slots = {
+            f"slots of one {name}": str(
+                part.connector.item_slots or f"{part.longest_span:,} at most"
+            )
+            for name, part in config.built_model.encoders.items()
+            if config.spans[name].medium != Kind.TEXT_SPAN
+        }
+        rows = {f"parameters, {part}": f"{count:,}" for part, count in counts.items()}
+        rows |= slots | {
             "parameters that train, rank 0": f"{run.num_trainable:,}",
             "tensor x pipeline x data": _layout(config, run.engine.mesh),
             "precision, ZeRO stage": f"{config.precision}, {config.zero.stage}",

@@ -86,7 +86,9 @@ def explain(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
             message += f", written as {given:.0f}"
         case "int_type" | "float_type" if words := [w for each in members for w in _words(each)]:
             message += f" or {' or '.join(words)}"
-        case "value_error" if any(_children(each, message.split(":")[0]) for each in members):
+        case "value_error" if any(
+            _children(each, message.split(":")[0].split(".")[0]) for each in members
+        ):
             return f"{where}.{message}"
         case _:
             pass

@@ -291,7 +291,7 @@ class _Fixed:
     ) -> PackedSpans:
         if isinstance(self.reader, TextReader):
             return self.reader.pack(samples, tokens, spans)
-        blank = [self.reader.blank(length) for length in spans.lengths.tolist()]
+        blank = [self.reader.largest_blank(length) for length in spans.lengths.tolist()]
         return self.reader.arrays(blank, tokens, spans)
 
 
@@ -299,11 +299,11 @@ def _fullest_spans(reader: TextReader | MediaReader[Any, Any], *, begins: int, e
     """As many tokens as there is room for, in as few and long spans: their grid is largest."""
     capacity = reader.capacity
     spans: list[tuple[int, int]] = []
-    left = min(capacity.tokens, ends - begins)
+    left = min(capacity.most_slots, ends - begins)
     while left > 0 and len(spans) < capacity.spans:
-        length = min(left, capacity.longest_tokens)
+        length = min(left, capacity.most_in_one)
         if isinstance(reader, MediaReader):
-            while length and reader.blank(length) is None:
+            while length and reader.largest_blank(length) is None:
                 length -= 1  # a video has a multiple of its times
             if not length:
                 break

@@ -86,7 +86,8 @@ def rows_use(model: SemiCausal, names: Sequence[str | None], *, slots: int) -> G
             return
         of_spans: dict[str, _Owners] = {}
         for modality, encoder in model.encoders.items():
-            owners = of_spans[modality] = _Owners(of_sequences, slots)
+            queries = model.config.encoders[modality].connector.item_slots
+            owners = of_spans[modality] = _Owners(of_sequences, slots, queries)
             handle = encoder.register_forward_pre_hook(owners.notice)
             stack.callback(handle.remove)
         for name, layer in _adapted(model).items():
@@ -137,10 +138,11 @@ class _Owners:
     Args:
         of_sequences: [B] number of each sequence's adapter.
         slots: S.
+        queries: Q, slots of each item where the connector reads items whole.
     """
 
-    def __init__(self, of_sequences: Tensor, slots: int):
-        self._of_sequences, self._slots = of_sequences, slots
+    def __init__(self, of_sequences: Tensor, slots: int, queries: int | None):
+        self._of_sequences, self._slots, self._queries = of_sequences, slots, queries
         self._spans: PackedSpans | None = None
 
     def notice(self, _: nn.Module, inputs: tuple[PackedSpans]) -> None:
@@ -148,12 +150,27 @@ class _Owners:
         self._spans = inputs[0]
 
     def of_vectors(self, vectors: Tensor) -> Tensor:
-        """[M] of each span vector; of padding, as if it lay in the last sequence."""
-        return self._of_vectors(vectors.shape[0])
+        """[M] of each row of a connector; of padding, as if it lay in the last sequence."""
+        spans, rows = self._spans, vectors.shape[0]
+        assert spans is not None, "connectors read what encoders have written"
+        num_queries = spans.num_items * (self._queries or 0)
+        if spans.item_cells is None or rows == num_queries:
+            return self._of_slots(rows)
+        # What attention looks at: the encoder's vectors, and the queries behind them.
+        return torch.cat([self._of_vectors(rows - num_queries), self._of_slots(num_queries)])
 
     def _of_vectors(self, num_vectors: int) -> Tensor:
+        """Of so many vectors of the encoder."""
         assert self._spans is not None, "connectors read what encoders have written"
-        slots = self._spans.slots[:num_vectors]
+        cells = self._spans.item_cells
+        if cells is None or self._queries is None:
+            return self._of_slots(num_vectors)
+        items = cells[:num_vectors].div(self._spans.longest_item, rounding_mode="floor")
+        return self._of_slots(self._spans.num_items * self._queries)[items * self._queries]
+
+    def _of_slots(self, num_slots: int) -> Tensor:
+        assert self._spans is not None, "connectors read what encoders have written"
+        slots = self._spans.slots[:num_slots]
         sequences = slots.div(self._slots, rounding_mode="floor")
         return self._of_sequences[sequences.clamp(max=len(self._of_sequences) - 1)]
 

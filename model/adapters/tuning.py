@@ -19,7 +19,7 @@ from model.adapters.patterns import chosen, faults
 from model.layers import is_split, logical_name, placement
 from model.semicausal import ModelConfig, SemiCausal
 
-SPLIT_OUTPUTS = ("qkv", "up", "gate")
+SPLIT_OUTPUTS = ("qkv", "query", "key_value", "up", "gate")
 """Last names of layers whose outputs tensor parallelism splits: no bottleneck can read them."""
 
 BOTTLENECK_STD = 1e-3

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.attention import SpanGrid, SpanSelfAttention, query_key_value
+from model.attention import SpanGrid, SpanSelfAttention
 from model.block import PRE_NORM_STD, bias_left
 from model.encoders.protocol import EncoderKind
 from model.layers import Layers, normal
@@ -75,9 +75,8 @@ class TimeMixing(nn.Module):
             width,
             config.heads,
             layers=layers,
-            qkv_init=query_key_value(
-                heads=config.heads, kv_heads=config.heads, query_key=inner, value=inner
-            ),
+            query_key_init=inner,
+            value_init=inner,
             out_init=inner,
             style=style,
             recompute=recompute,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from model.batch import PackedSpans
 from model.block import run_block
 from model.config import Dropout
 from model.encoders.grid import Grid, weights_between
+from model.encoders.multiway import PrefixEmbedding, PrefixTextConfig
 from model.encoders.patch_bias import PatchBias
 from model.encoders.patches import PICTURE_KEYS, PatchEncoderKind, Side
 from model.encoders.protocol import SpanLoad, Stack
@@ -52,6 +54,9 @@ class ImageEncoderConfig(PatchEncoderKind):
     relative_positions: Literal["none", "shared", "each"] = "none"
     """Whether scores have a bias by the way from patch to patch, `shared` by all layers or `each`
     with its own (BEiT). Grids other than the table's read between it (bilinear)."""
+    text: PrefixTextConfig | None = None
+    """Text that is read behind a picture, as one span with it (VLMo's multiway blocks); which, says
+    `spans.image.prefix`. Default: none."""
 
     @property
     def table_grid(self) -> Grid:
@@ -84,14 +89,15 @@ class ImageEncoderConfig(PatchEncoderKind):
     def architecture(self, *, vocabulary: int) -> dict[str, Any]:
         """All but what only training asks for, and which pictures are read."""
         left_out = {"dropout", "init_from", "trainable_layers"}
-        return self.model_dump(exclude=left_out | PICTURE_KEYS) | {
+        shape = self.model_dump(exclude=left_out | PICTURE_KEYS) | {
             "table": list(self.table_grid),
             "class_token": self.class_token != "none",
         }
+        return shape if self.text is None else shape | {"vocabulary": vocabulary}
 
     def build(self, *, vocabulary: int, layers: Layers, recompute: Recompute) -> "ImageEncoder":
-        """The encoder; the vocabulary is nothing to it."""
-        return ImageEncoder(self, layers, recompute)
+        """The encoder; the vocabulary is that of text behind pictures."""
+        return ImageEncoder(self, vocabulary, layers, recompute)
 
     def stacks(self, load: SpanLoad) -> tuple[Stack, ...]:
         """The blocks that are fixed, and those that train."""
@@ -127,34 +133,53 @@ class ImageEncoderConfig(PatchEncoderKind):
                 f"size, as {path}.max_patches would ask for a bias of each: choose none, or set "
                 f"{path}.size"
             )
+        if self.text is None:
+            return
+        if self.relative_positions != "none":
+            yield (
+                f"{path}.relative_positions: {self.relative_positions} tells the way from patch to "
+                f"patch, and text has none: choose none, or leave {path}.text out"
+            )
+        if self.text.shared_layers > self.num_layers:
+            yield (
+                f"{path}.text.shared_layers: {self.text.shared_layers} exceeds "
+                f"{path}.num_layers ({self.num_layers}): lower it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSpans(PackedSpans):
     """Pictures, packed row after row: the class row of each, if there is one, then its patches.
 
-    The first `num_rows` rows are real.
+    Behind the rows of all pictures come those of the text that is read with them, if any is. The
+    first `num_rows` rows are real, which are those of pictures and of text together.
 
     Attributes:
-        patches: [R, 3 P P] red, then green, then blue of each patch's pixels, row after row, from 0
+        patches: [K, 3 P P] red, then green, then blue of each patch's pixels, row after row, from 0
             to 255; zeros in class rows.
-        places: [R, 2] row and column of each patch in its picture's grid; -1 for class rows.
-        grids: [R, 2] rows and columns of that grid.
+        places: [K, 2] row and column of each patch in its picture's grid; -1 for class rows.
+        grids: [K, 2] rows and columns of that grid.
         cells: [R] place of each row in the padded [N, L] grid that attention works on.
         vectors: [M] rows that give a vector.
         num_rows: real rows.
         num_spans: N, pictures in the grid.
-        longest_rows: L, rows of the largest picture.
+        longest_rows: L, rows of the largest picture, its text included.
+        tokens: [T] of the text behind pictures, T at least 1; None where the encoder reads none.
+        positions: [T] place of each token behind its picture, counted from 0.
+        num_tokens: real ones.
     """
 
     patches: Tensor
-    places: Int64[Tensor, "R 2"]
-    grids: Int64[Tensor, "R 2"]
+    places: Int64[Tensor, "K 2"]
+    grids: Int64[Tensor, "K 2"]
     cells: Int64[Tensor, "R"]
     vectors: Int64[Tensor, "M"]
     num_rows: int
     num_spans: int
     longest_rows: int
+    tokens: Int64[Tensor, "T"] | None = None
+    positions: Int64[Tensor, "T"] | None = None
+    num_tokens: int = 0
 
 
 class ImageEncoder(nn.Module):
@@ -163,7 +188,13 @@ class ImageEncoder(nn.Module):
     Source: ViT (2010.11929) §3.1.
     """
 
-    def __init__(self, config: ImageEncoderConfig, layers: Layers, recompute: Recompute = "none"):
+    def __init__(
+        self,
+        config: ImageEncoderConfig,
+        vocabulary: int,
+        layers: Layers,
+        recompute: Recompute = "none",
+    ):
         super().__init__()
         self.config = config
         width, channels = config.width, 3 * config.patch_pixels**2
@@ -197,11 +228,19 @@ class ImageEncoder(nn.Module):
             activation=config.activation,
             layer_scale=config.layer_scale,
         )
-        self.blocks = config.blocks(layers, recompute, dropout=config.dropout, style=style)
+        self.text: Any = None
+        own_layers = 0
+        if config.text is not None:
+            self.text = PrefixEmbedding(config.text, width, vocabulary, layers)
+            own_layers = config.num_layers - config.text.shared_layers
+        self.blocks = config.blocks(
+            layers, recompute, dropout=config.dropout, style=style, two_kinds=own_layers
+        )
         self.final_norm: Any = None
         if config.final_norm:
             self.final_norm = layers.norm(width, epsilon=config.norm_epsilon)
-        before = (self.projection, self.class_embedding, self.positions, self.embedding_norm)
+        before = (self.projection, self.class_embedding, self.positions, self.text)
+        before = (*before, self.embedding_norm)
         # A bias that all layers share is fixed with the first of them.
         biases = list(self.patch_biases)[: config.layers_fixed]
         config.fix(*before, *biases, blocks=self.blocks)
@@ -212,17 +251,15 @@ class ImageEncoder(nn.Module):
         As in the text encoder, linear layers run over the real rows, and those that keep shapes
         steady.
         """
-        real = spans.num_rows
-        grid = SpanGrid.fitted(spans.cells[:real], spans.num_spans, spans.longest_rows)
+        real, first = spans.num_rows, spans.num_rows - spans.num_tokens
+        grid = SpanGrid.fitted(
+            spans.cells[:real], spans.num_spans, spans.longest_rows, first_rows=first
+        )
         weight = self.projection.weight
-        R = steady_rows(real, like=weight, room=len(spans.patches))
-        x = self.projection(self.config.normalized(spans.patches[:R]).to(weight.dtype))
-        places, grids = spans.places[:R], spans.grids[:R]
-        if self.class_embedding is not None:
-            is_class = (places[:, 0] < 0)[:, None]
-            x = torch.where(is_class, self.class_embedding(places.new_zeros(1)), x)
-        if self.positions is not None:
-            x = x + self._positions(places, grids)
+        R = steady_rows(first, like=weight, room=len(spans.patches))
+        x = self._of_patches(spans, R)
+        if self.text is not None:
+            x = self._with_text(x[:first], spans)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.dropout(x)
@@ -235,6 +272,29 @@ class ImageEncoder(nn.Module):
         if self.final_norm is not None:
             x = self.final_norm(x)
         return x.index_select(0, spans.vectors[: spans.steady_vectors(like=weight)])
+
+    def _of_patches(self, spans: ImageSpans, R: int) -> Float[Tensor, "R E"]:
+        """The first so many rows of pictures before the blocks."""
+        weight = self.projection.weight
+        x = self.projection(self.config.normalized(spans.patches[:R]).to(weight.dtype))
+        places, grids = spans.places[:R], spans.grids[:R]
+        if self.class_embedding is not None:
+            is_class = (places[:, 0] < 0)[:, None]
+            x = torch.where(is_class, self.class_embedding(places.new_zeros(1)), x)
+        return x if self.positions is None else x + self._positions(places, grids)
+
+    def _with_text(self, x: Tensor, spans: ImageSpans) -> Float[Tensor, "R E"]:
+        """Rows of pictures, those of text, and what keeps shapes steady.
+
+        There is a row of text at least, so that every rank uses every weight.
+        """
+        assert spans.tokens is not None, "packed for this encoder"
+        assert spans.positions is not None, "as are their places"
+        T = max(1, spans.num_tokens)
+        text = self.text(spans.tokens[:T], spans.positions[:T])
+        rows = len(x) + T
+        more = steady_rows(rows, like=x, room=len(spans.patches) + len(spans.tokens)) - rows
+        return F.pad(torch.cat([x, text.to(x.dtype)]), (0, 0, 0, more))
 
     def _positions(self, places: Tensor, grids: Tensor) -> Float[Tensor, "R E"]:
         """The learned positions of rows, between those of the table where grids differ from its."""

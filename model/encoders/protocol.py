@@ -21,14 +21,34 @@ class SpanLoad:
     """Spans of one modality in a sequence or a microbatch, on average.
 
     Attributes:
-        vectors: M, of all spans; each fills a decoder slot.
+        vectors: M, of all spans.
         spans: N.
         longest: vectors of the longest span.
+        item_slots: decoder slots of each; None where each vector fills one.
     """
 
     vectors: float
     spans: float
     longest: float
+    item_slots: int | None = None
+
+    @property
+    def slots(self) -> float:
+        """Decoder slots of all spans."""
+        return self.vectors if self.item_slots is None else self.spans * self.item_slots
+
+    @classmethod
+    def of_items(cls, *, slots: float, spans: float, item_slots: int, longest: int) -> "SpanLoad":
+        """Items that all take as many slots, each taken for one of the largest.
+
+        Args:
+            slots: that there are for them.
+            spans: at most so many.
+            item_slots: of each.
+            longest: vectors of the largest.
+        """
+        count = min(spans, slots / item_slots)
+        return cls(vectors=count * longest, spans=count, longest=longest, item_slots=item_slots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +191,9 @@ class EncoderKind(Config):
         dropout: float = 0.0,
         style: Style = USUAL_STYLE,
         attention: type[SpanSelfAttention] = SpanSelfAttention,
+        two_kinds: int = 0,
     ) -> nn.ModuleList:
-        """All its bidirectional blocks."""
+        """All its bidirectional blocks, the first of which take rows of two kinds."""
         return nn.ModuleList(
             Block(
                 width=self.width,
@@ -184,8 +205,9 @@ class EncoderKind(Config):
                 depth=self.num_layers,
                 dropout=dropout,
                 recompute=recompute,
+                two_kinds=number < two_kinds,
             )
-            for _ in range(self.num_layers)
+            for number in range(self.num_layers)
         )
 
     def fix(self, *before: nn.Module | None, blocks: nn.ModuleList) -> None:

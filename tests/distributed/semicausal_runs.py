@@ -15,11 +15,10 @@ from torch import Tensor
 
 from model.adapters.tuning import tune
 from model.batch import Batch
-from model.encoders.protocol import ItemEncoderKind
 from model.loss import Loss
 from model.recompute import Recompute
 from model.region import Region
-from model.semicausal import ModelConfig, SemiCausal
+from model.semicausal import EncoderConfig, ModelConfig, SemiCausal
 from parallel.compiled import compilation_of, compile_blocks
 from parallel.costs import item_cost
 from parallel.engine import build_engine, build_part, parameter_groups
@@ -36,8 +35,10 @@ from train.data.balance import balanced, spaced
 from train.data.collate import Attend, Collator
 from train.data.document import MEDIA, Kind
 from train.data.sample import Sample, SampleItem
+from train.data.spans.image import ImageSpansConfig
 from train.data.spans.kinds import MEDIA_SPANS
 from train.data.spans.places import NO_SPANS, Spans
+from train.data.spans.prefix import PrefixConfig
 from train.data.spans.protocol import SpanCapacity, SpanReader
 from train.data.spans.text import TextReader, TextSpansConfig
 from train.data.tokens import SpecialTokens
@@ -88,9 +89,15 @@ MODEL: dict[str, Any] = {
 
 _BLOCKS: dict[str, Any] = {"width": 16, "num_layers": 2, "heads": 2, "feed_forward": 32}
 _VIDEO: dict[str, Any] = {"kind": "video", "frames": 4, "patch_pixels": 4, **_BLOCKS}
+PREFIX = PrefixConfig(max_tokens=4)
+"""Of the text behind pictures, where it is read with them."""
 ITEM_ENCODERS: dict[str, dict[str, Any]] = {
     "image": {
         "kind": "image", "patch_pixels": 4, "max_patches": 8, "class_token": "kept", **_BLOCKS,
+    },
+    "fused": {
+        "kind": "image", "patch_pixels": 4, "max_patches": 8, "class_token": "dropped",
+        "text": {"max_tokens": PREFIX.max_tokens, "shared_layers": 1}, **_BLOCKS,
     },
     "audio": {
         "kind": "audio", "front": {"kind": "log_mel", "mels": 8}, "max_seconds": 0.18, **_BLOCKS,
@@ -102,9 +109,10 @@ ITEM_ENCODERS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Beside the text encoder's, where a cell has items: up to nine vectors each."""
-Items = Literal["", "image", "audio", "video", "divided", "all"]
+Items = Literal["", "image", "audio", "video", "divided", "fused", "all"]
 ITEMS: dict[Items, tuple[str, ...]] = {
     "": (), "image": ("image",), "audio": ("audio",), "video": ("video",), "divided": ("divided",),
+    "fused": ("fused",),
     "all": ("image", "audio", "divided"),
 }  # fmt: skip
 """Encoders of a cell, by the name of its items."""
@@ -114,6 +122,14 @@ SIZES: dict[Kind, tuple[tuple[int, ...], ...]] = {
     Kind.VIDEO: ((5, 8, 8, 200), (1, 16, 8, 40), (9, 8, 40, 360), (4, 8, 16, 160)),
 }
 """What is recorded of items."""
+
+
+CONNECTORS: dict[str, dict[str, Any]] = {
+    "linear": {"kind": "linear"},
+    # More slots than small items have vectors, and fewer than large ones.
+    "resampler": {"kind": "resampler", "queries": 4, "num_layers": 2, "feed_forward": 24},
+}
+"""Behind the encoders of items."""
 
 
 DECODERS: dict[str, dict[str, Any]] = {
@@ -148,6 +164,7 @@ class Cell:
         items: which ones samples hold beside spans of text: where these are, up to two, and
             none in the short ones; so that some rows are of text alone.
         dealt: whether samples are dealt by what their items cost, as a run deals them.
+        connector: behind the encoders of items.
     """
 
     tensor: int = 1
@@ -170,6 +187,7 @@ class Cell:
     decoder: Literal["ours", "gpt2", "qwen2"] = "ours"
     items: Items = ""
     dealt: bool = False
+    connector: Literal["linear", "resampler"] = "linear"
     steps: int = NUM_STEPS
 
     @property
@@ -241,7 +259,10 @@ def model_config(cell: Cell) -> ModelConfig:
         encoder = copy.deepcopy(ITEM_ENCODERS[name]) | {"dropout": cell.dropout}
         if cell.frozen:
             encoder["trainable_layers"] = 1
-        config["encoders"][encoder["kind"]] = {"encoder": encoder}
+        config["encoders"][encoder["kind"]] = {
+            "encoder": encoder,
+            "connector": CONNECTORS[cell.connector],
+        }
     return ModelConfig.model_validate(config)
 
 
@@ -270,17 +291,27 @@ def microbatches(cell: Cell, step: int, *, rank: int = 0) -> list[Batch]:
     ]
     readers: dict[str, SpanReader] = {}
     if cell.items:
-        encoders = item_encoders(cell)
-        samples = [_with_items(sample, encoders, where=cell.spans) for sample in samples]
-        for kind, encoder in encoders.items():
-            readers[MEDIA[kind]] = MEDIA_SPANS[kind].reader(
-                encoder,
-                capacity=SpanCapacity(tokens=18, spans=2, longest_tokens=encoder.longest_span),
+        parts = item_parts(cell)
+        samples = [_with_items(sample, parts, where=cell.spans) for sample in samples]
+        for kind, part in parts.items():
+            spans = MEDIA_SPANS[kind]
+            if cell.items == "fused":
+                spans = ImageSpansConfig(kind="image", prefix=PREFIX)
+            readers[MEDIA[kind]] = spans.reader(
+                part.encoder,
+                capacity=SpanCapacity(
+                    tokens=18,
+                    spans=2,
+                    longest_tokens=part.longest_span,
+                    item_slots=part.connector.item_slots,
+                    prefix_tokens=spans.prefix_tokens,
+                ),
                 seed=0,
                 special=SpecialTokens(),
             )
     readers["text"] = TextReader(
-        kind=UnevenSpans(where=cell.spans),
+        # Text behind pictures is theirs.
+        kind=UnevenSpans(where="nowhere" if cell.items == "fused" else cell.spans),
         capacity=SpanCapacity(tokens=24, spans=3, longest_tokens=23),
     )
     collate = Collator(
@@ -312,17 +343,13 @@ def item_costs(samples: Sequence[Sample], config: ModelConfig) -> list[int]:
     ]
 
 
-def item_encoders(cell: Cell) -> dict[Kind, ItemEncoderKind]:
+def item_parts(cell: Cell) -> dict[Kind, EncoderConfig]:
     """What reads a cell's items."""
     encoders = model_config(cell).encoders
-    return {
-        kind: encoder
-        for kind, name in MEDIA.items()
-        if name in encoders and isinstance(encoder := encoders[name].encoder, ItemEncoderKind)
-    }
+    return {kind: encoders[name] for kind, name in MEDIA.items() if name in encoders}
 
 
-def _with_items(sample: Sample, encoders: Mapping[Kind, ItemEncoderKind], *, where: str) -> Sample:
+def _with_items(sample: Sample, parts: Mapping[Kind, EncoderConfig], *, where: str) -> Sample:
     """The sample with items between its spans of text, if there are any and it is long."""
     count = sample.id % 3
     is_bare = where == "nowhere" or (where == "first rank" and sample.id % 8 >= 4)
@@ -332,9 +359,9 @@ def _with_items(sample: Sample, encoders: Mapping[Kind, ItemEncoderKind], *, whe
     scored = np.ones(len(tokens), dtype=np.bool_)
     at = 24
     for number in range(count):
-        kind = list(encoders)[(sample.id + number) % len(encoders)]
+        kind = list(parts)[(sample.id + number) % len(parts)]
         size = SIZES[kind][(sample.id + number) % len(SIZES[kind])]
-        stop = at + encoders[kind].item_vectors(size)
+        stop = at + parts[kind].item_slots(size)
         data = _FILES[kind](*size)
         items.append(
             SampleItem(kind=kind, size=size, data=data, start=at, stop=stop, name="an item")

@@ -31,6 +31,7 @@ TUNINGS: dict[str, Tuning] = {
     "all": _lora("decoder", "encoders", "connectors"),
     "last block": _lora("decoder.blocks.{-1..-1}", alpha=16.0),  # one block is less seen
     "beside the connector": _lora(*LAYERS, trainable=["connectors"]),
+    "beside the resampler": _lora(*LAYERS, "!connectors", trainable=["connectors"]),
     "LoRA+": _lora(*LAYERS, "!encoders", up_rate_ratio=4.0),
     "bottleneck": Tuning(bottleneck=BottleneckConfig(width=8)),
     "BitFit": Tuning(trainable=["*.bias"]),

@@ -146,6 +146,20 @@ def test_what_is_tried_has_pictures(shape: str, vectors: int, pictures: int) -> 
     assert len(set(map(int, slots))) == 2 * (vectors + 16)
 
 
+def test_what_is_tried_behind_a_resampler_has_the_largest_pictures() -> None:
+    config = _config(
+        "model.encoders.image={encoder: {kind: image, width: 16, num_layers: 1, heads: 2, "
+        "feed_forward: 32, patch_pixels: 8, max_patches: 20}, connector: {kind: resampler, "
+        "queries: 7}}",
+        *("spans.image={kind: image}", "spans.text.ratio=0.0", "data.pack=fit"),
+    )
+    spans = fullest_batch(config, build_collator(config, SpecialTokens()), 2).spans["image"]
+    assert isinstance(spans, ImageSpans)
+    # In 62 slots of each sequence.
+    assert (spans.num_spans, spans.num_vectors) == (2 * 8, 2 * 8 * 20)
+    assert len(set(map(int, spans.slots[: 2 * 8 * 7]))) == 2 * 8 * 7
+
+
 def test_what_is_tried_without_encoders() -> None:
     config = _config("spans.text.ratio=0.0")
     assert fullest_batch(config, build_collator(config, SpecialTokens()), 2).num_scored == 128

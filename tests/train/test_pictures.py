@@ -134,6 +134,22 @@ def test_documents_apart(mixed: list[str], whole: tuple[Path, Metrics], tmp_path
     assert evaluate([str(whole[0]), "--sequences", "4", "--out", out]) == 0
 
 
+def test_behind_a_resampler_pictures_take_as_many_slots(
+    mixed: list[str], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """A run of it is the same on two ranks, and told before it begins."""
+    options = (
+        *mixed, "steps=2", "zero.stage=3", "batch.try_first=true",
+        "model.encoders.image.connector={kind: resampler, queries: 7, num_layers: 1}",
+    )  # fmt: skip
+    one, two = (
+        losses(run("null", tmp_path / str(ranks), *options, ranks=ranks)) for ranks in (1, 2)
+    )
+    assert one == pytest.approx(two, rel=1e-5)
+    ended = start("null", tmp_path / "dry", *options, "--dry-run").wait()
+    assert re.search(r"slots of one image +│? *7\b", ended.output), ended.output
+
+
 def test_it_learns_what_pictures_show(tmp_path: Path) -> None:
     """One of three colours is told beside each: without the picture nobody can know which."""
     rows = [
@@ -221,6 +237,46 @@ def configured(*overrides: str) -> RunConfig:
         (
             ["spans.image={kind: random}"],
             ["spans.image.kind: spans of tokens, but the encoder is of kind image"],
+        ),
+        (
+            ["spans.image={kind: image, prefix: {max_tokens: 8}}"],
+            [
+                "spans.image.prefix: the encoder reads no text: set model.encoders.image.encoder.t",
+                "spans.image.prefix: text behind items is read with them, and spans.text would be",
+            ],
+        ),
+        (
+            ["model.encoders.image.encoder.text={}"],
+            ["model.encoders.image.encoder.text: no text is read behind pictures: set spans.image"],
+        ),
+        (
+            [
+                "model.encoders.image.encoder.text={max_tokens: 8}",
+                "spans.image={kind: image, prefix: {max_tokens: 9}}",
+            ],
+            ["spans.image.prefix.max_tokens: 9 exceeds model.encoders.image.encoder.text.max_to"],
+        ),
+        (
+            ["model.encoders.text.connector={kind: resampler}"],
+            ["model.encoders.text.connector.kind: resampler gives 64 vectors whatever is read, "],
+        ),
+        (
+            ["model.encoders.image.connector={kind: resampler}"],
+            ["spans.image: one image may take 64 slots, and a sequence has 64, one of them"],
+        ),
+        (
+            [
+                "model.encoders.image.connector={kind: resampler, queries: 20}",
+                "data.span_capacity.image={tokens: 15, spans: 4}",
+            ],
+            ["may take (20 vectors of model.encoders.image.connector): raise it, or have it make"],
+        ),
+        (
+            [
+                "model.encoders.image.connector={kind: resampler, queries: 9, heads: 4}",
+                "layout={tensor: 8}",
+            ],
+            ["model.encoders.image.connector.heads 4"],
         ),
         (
             ["spans.text={kind: image}"],

@@ -2,14 +2,14 @@
 
 from model.batch import Batch
 from model.decoder import DecoderConfig
-from model.encoders.protocol import EncoderKind
+from model.encoders.protocol import EncoderKind, SpanLoad
 from model.encoders.text import TextSpans
 from model.semicausal import ModelConfig
 from parallel.costs import (
     BACKWARD,
     block_attention,
     block_products,
-    connector_products,
+    connector_work,
     head_products,
 )
 
@@ -35,12 +35,11 @@ def forward(config: ModelConfig, batch: Batch) -> int:
         pairs = sum(rows**2 for rows in span_rows(spans))
         total += _blocks(part.encoder, rows=spans.num_rows, pairs=pairs)
         total += int(
-            connector_products(
-                part.connector,
-                width=part.encoder.width,
+            connector_work(
+                part,
                 to=decoder.width,
-                vectors=spans.num_vectors,
-            )
+                load=SpanLoad(vectors=spans.num_vectors, spans=spans.num_spans, longest=0),
+            ).forward
         )
     return total
 

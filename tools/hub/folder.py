@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.encoders.image import ImageEncoderConfig
 from model.semicausal import ModelConfig, SemiCausal
 from tools.hub import shipped
 from tools.hub.card import model_card
@@ -88,6 +89,11 @@ def write_folder(
             raise CheckpointError(
                 f"{path} has an encoder of kind {part.encoder.kind} (model.encoders.{name}), and "
                 f"an exported model reads {' and '.join(_EXPORTED)} alone: use the run itself"
+            )
+        if isinstance(part.encoder, ImageEncoderConfig) and part.encoder.text is not None:
+            raise CheckpointError(
+                f"{path} has an encoder that reads text behind pictures (model.encoders.{name}."
+                "encoder.text), and an exported model reads pictures alone: use the run itself"
             )
     kinds = [part.encoder.kind for part in model.encoders.values()]
     if len(set(kinds)) < len(kinds):
@@ -257,7 +263,7 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
         "decoder": config.decoder.model_dump(exclude=_TRAINING_ONLY | lately),
         "encoders": {
             modality: {
-                "encoder": part.encoder.model_dump(exclude=_ENCODER_TRAINING_ONLY),
+                "encoder": part.encoder.model_dump(exclude=_ENCODER_TRAINING_ONLY | {"text"}),
                 "connector": part.connector.model_dump(),
             }
             for modality, part in config.encoders.items()
@@ -271,7 +277,8 @@ def _picture_reading(model: ModelConfig) -> dict[str, Any] | None:
     if part is None:
         return None
     keys = ("patch_pixels", "size", "max_patches", "fit", "resized", "resample", "class_token")
-    return part.encoder.model_dump(include=set(keys))
+    queries = part.connector.item_slots
+    return part.encoder.model_dump(include=set(keys)) | ({"queries": queries} if queries else {})
 
 
 def _widest(values: Mapping[str, Tensor]) -> torch.dtype:

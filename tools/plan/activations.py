@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 from model.attention import SpanGrid
 from model.decoder import TIED_NAME
-from model.encoders.protocol import Stack
+from model.encoders.protocol import SpanLoad, Stack
+from model.resampler import ResamplerConnectorConfig
+from model.semicausal import EncoderConfig
 from parallel.costs import Load
 from parallel.mesh import LayoutConfig
 from tools.plan.task import Candidate, Task
@@ -87,7 +89,7 @@ def kept(
     encoders = task.model.encoders if share.is_first else {}
     for modality, part in encoders.items():
         spans = load.spans[modality]
-        pieces[0] += spans.vectors * decoder.width * e
+        pieces[0] += spans.slots * decoder.width * e
         stacks = part.encoder.stacks(spans)
         reads, passes = True, True
         keeps = ALL
@@ -112,8 +114,11 @@ def kept(
                 blocks = _encoder(stack, layout, e, fused=fused, keeps=keeps)
                 encoder += blocks.kept
                 encoder_transient = max(encoder_transient, blocks.transient)
-        hidden = 2 * (part.connector.num_layers - 1) * decoder.width
-        encoder += spans.vectors * (reads * part.encoder.width + passes * hidden) * e
+        of_connector = connector_bytes(
+            part, spans, layout, e, H=decoder.width, fused=fused, reads=reads, passes=passes
+        )
+        encoder += of_connector.kept
+        encoder_transient = max(encoder_transient, of_connector.transient)
     return Kept(
         pieces=tuple(pieces),
         encoder=encoder,
@@ -250,6 +255,64 @@ def _encoder(
     norm = (2 + stack.dropout) * stack.rows * stack.width * e * stack.bias_trains
     kept = stack.num_blocks * (block.kept + grid - again) + pairs * e + norm
     return _Block(kept, max(block.transient, grid_transient) + again)
+
+
+def connector_bytes(
+    part: EncoderConfig,
+    load: SpanLoad,
+    layout: LayoutConfig,
+    e: int,
+    *,
+    H: int,
+    fused: bool,
+    reads: bool,
+    passes: bool,
+) -> _Block:
+    """Bytes that a connector keeps, and what the backward of one of its layers needs besides.
+
+    Args:
+        part: the connector, and what stands before it.
+        load: what it reads.
+        layout: of the run.
+        e: bytes of an element.
+        H: width of the decoder.
+        fused: whether attention has a fused kernel whatever its bias and type.
+        reads: whether its layers keep what they read.
+        passes: whether gradients go through it.
+    """
+    connector, E = part.connector, part.encoder.width
+    if not isinstance(connector, ResamplerConnectorConfig):
+        layers = connector.products(part.encoder, H, load)
+        hidden = 2 * (len(layers) - 1) * H
+        return _Block(load.vectors * (reads * E + passes * hidden) * e, 0.0)
+    if not passes:
+        return _Block(0.0, 0.0)
+    tensor, rows, hidden = layout.tensor, connector.rows(load), connector.hidden_of(part.encoder)
+    pairs = connector.pairs(load) / connector.num_layers
+    cells = load.spans * (load.longest + connector.queries)
+    heads = connector.heads_of(part.encoder)
+    # Keys and values in the grid of items; no scores where a kernel is fused.
+    mixing = (2 * cells * E * e + rows * heads * FP32) / tensor
+    if not fused and e != FP32:
+        # Copies of queries, keys and values, and the scores, in fp32.
+        mixing = ((rows + 2 * cells) * E + pairs * heads) * FP32 / tensor
+    # Residuals and norms of queries; what makes keys and values reads vectors and queries.
+    read = (load.vectors + rows) * E * e
+    whole = rows * (4 * E * e + NORM_STATISTICS * FP32) + read
+    # Queries, what is mixed, the hidden layer before and after GELU; keys and values.
+    split = rows * (2 * E + 2 * hidden) * e + 2 * read
+    layer = whole + split / tensor + mixing
+    # Gradients of the hidden layer, or of keys and values before and behind the grid.
+    transient = max(rows * 2 * hidden, (4 * cells + 2 * rows) * E) * e / tensor
+    match layout.recompute:
+        case "none":
+            kept = layer
+        case "selective":
+            kept, transient = layer - mixing, transient + mixing
+        case "full":
+            kept, transient = rows * E * e, transient + layer
+    behind = rows * (2 * E * e + NORM_STATISTICS * FP32)
+    return _Block(connector.num_layers * kept + behind, transient)
 
 
 @dataclass(frozen=True, kw_only=True)

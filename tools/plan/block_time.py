@@ -1,11 +1,12 @@
-"""Seconds of a block, forward and backward, of an encoder's blocks, and of adapters beside them."""
+"""Seconds of a block, forward and backward, of encoders' blocks, of connectors, of adapters."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from model.encoders.protocol import Stack
+from model.encoders.protocol import SpanLoad, Stack
+from model.resampler import ResamplerConnectorConfig
 from parallel.mesh import LayoutConfig
-from tools.plan.machines import Rates
+from tools.plan.machines import Links, Rates
 from tools.plan.task import Products, Task, block_moves, block_products
 
 
@@ -103,3 +104,49 @@ def encoder_seconds(
         * stack_seconds(rates, trained, layout, element_bytes=e, weights_train=trains)
         + beside_seconds(rates, task, trained.rows, prefix, layout)
     )
+
+
+def connector_seconds(
+    task: Task, layout: LayoutConfig, rates: Rates, modality: str, load: SpanLoad
+) -> float:
+    """Forward and backward of a connector on a rank."""
+    part, tensor = task.model.encoders[modality], layout.tensor
+    parts = task.connector_parts(modality)
+    shared = {"whole": (1, 1), "inner": (tensor, 1), "outer": (1, tensor)}
+    seconds = 0.0
+    for product in part.connector.products(part.encoder, task.model.decoder.width, load):
+        inner, outer = shared[product.split]
+        seconds += parts * rates.product_seconds(
+            product.rows, product.inner / inner, product.outer / outer
+        )
+    if not isinstance(part.connector, ResamplerConnectorConfig):
+        return seconds
+    passes, width = parts > 1, part.encoder.width
+    attention = 4 * part.connector.pairs(load) * width / tensor / rates.span_attention
+    moves = block_moves(width, part.connector.hidden_of(part.encoder), tensor=tensor, rows_split=1)
+    moved = part.connector.rows(load) * moves * task.moved_bytes / rates.elementwise
+    # The vectors' norm, and their copy behind the queries: there and back.
+    moved += 6 * load.vectors * width * task.moved_bytes / rates.elementwise
+    layer = part.connector.num_layers * (rates.block_seconds + moved) / 3
+    forward = seconds / parts + attention + layer
+    again = passes * (forward if layout.recompute == "full" else 0.0)
+    again += passes * (attention if layout.recompute == "selective" else 0.0)
+    return seconds + (1 + 2 * passes) * (attention + layer) + again
+
+
+def connector_traffic(
+    task: Task, layout: LayoutConfig, links: Links, modality: str, load: SpanLoad
+) -> float:
+    """Seconds of a connector's sums over the tensor group."""
+    part = task.model.encoders[modality]
+    if not isinstance(part.connector, ResamplerConnectorConfig):
+        return 0.0
+    num_bytes = part.encoder.width * task.element_bytes
+    queries = part.connector.rows(load) * num_bytes
+    # Forward: of what is mixed and of the hidden layer. Backward: of what three layers have read.
+    passes = task.connector_parts(modality) > 1
+    sums = 2 + 2 * passes + 2 * (layout.recompute == "full")
+    layer = links.all_reduce(queries, ranks=layout.tensor, times=sums)
+    read = queries + load.vectors * num_bytes
+    layer += links.all_reduce(read, ranks=layout.tensor, times=passes)
+    return part.connector.num_layers * layer

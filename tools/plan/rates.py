@@ -221,7 +221,14 @@ class _Bench:
         cells = torch.arange(NUM_SPANS * SPAN_ROWS, device=own_device())
         grid = SpanGrid(cells, NUM_SPANS, SPAN_ROWS)
         init = normal(0.02)
-        attention = SpanSelfAttention(width, heads, layers=Layers(), qkv_init=init, out_init=init)
+        attention = SpanSelfAttention(
+            width,
+            heads,
+            layers=Layers(),
+            query_key_init=init,
+            value_init=init,
+            out_init=init,
+        )
         qkv = self._random(len(cells), 3 * width)
         bias = self._random(NUM_SPANS, heads, SPAN_ROWS, SPAN_ROWS)
         taken = self._trained(lambda: attention._mix(qkv, grid, bias))

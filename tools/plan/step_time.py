@@ -13,12 +13,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-from model.connector import layer_sizes
 from model.decoder import TIED_NAME
 from parallel.costs import Load
 from parallel.mesh import LayoutConfig
 from tools.plan.activations import HEAD_NAME
-from tools.plan.block_time import beside_seconds, block_seconds, encoder_seconds
+from tools.plan.block_time import (
+    beside_seconds,
+    block_seconds,
+    connector_seconds,
+    connector_traffic,
+    encoder_seconds,
+)
 from tools.plan.machines import Links, Machine, Rates
 from tools.plan.task import PRECISION_BYTES, Candidate, Task
 from tools.plan.weights import Share
@@ -202,10 +207,8 @@ def _first(task: Task, layout: LayoutConfig, links: Links, rates: Rates, load: L
         traffic += links.all_reduce(first.rows * first.width * e, ranks=tensor)
         if first.bias_trains:
             compute += 4 * decoder.vocabulary * first.width * e / tensor / rates.elementwise
-        for inner, outer in layer_sizes(part.connector, part.encoder.width, decoder.width):
-            compute += task.connector_parts(modality) * rates.product_seconds(
-                spans.vectors, inner, outer
-            )
+        compute += connector_seconds(task, layout, rates, modality, spans)
+        traffic += connector_traffic(task, layout, links, modality, spans)
     return Cost(compute, traffic)
 
 

@@ -32,6 +32,8 @@ SPLIT_MOVES = 11
 """The same between the projections: layout of queries, keys and values; biases' gradients."""
 HIDDEN_MOVES = 6
 """Elements of hidden width: GELU forward and backward, a bias's gradient."""
+CONNECTOR_LAYERS = ("layers.0", "projection")
+"""One of each kind of connector's, which stands for all."""
 COMPILED_MOVES = 0.77
 """Share of these that compiled blocks move: measured on an H200, 12 ms of 53 less."""
 
@@ -127,7 +129,8 @@ class Task:
             return 3
         prefix = f"connectors.{modality}."
         passes = any(map(self.reach.touches, (prefix, f"encoders.{modality}.")))
-        return 1 + passes + self.reach.trains(f"{prefix}layers.0.weight")
+        trains = any(self.reach.trains(f"{prefix}{name}.weight") for name in CONNECTOR_LAYERS)
+        return 1 + passes + trains
 
     def trains(self, name: str) -> bool:
         """Whether a parameter outside of encoders does."""

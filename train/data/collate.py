@@ -186,9 +186,9 @@ def _refuse_oversize(samples: Sequence[Sample], capacity: SpanCapacity, spans: F
     longest = np.zeros(B, dtype=np.int64)
     np.maximum.at(longest, owners, lengths)
     for have, room, what in (
-        (np.bincount(owners, lengths, minlength=B), capacity.tokens, "tokens in spans"),
+        (np.bincount(owners, lengths, minlength=B), capacity.most_slots, "tokens in spans"),
         (np.bincount(owners, minlength=B), capacity.spans, "spans"),
-        (longest, capacity.longest_tokens, "tokens in one span"),
+        (longest, capacity.most_in_one, "tokens in one span"),
     ):
         row = int((have > room).argmax())
         if have[row] > room:

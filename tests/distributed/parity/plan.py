@@ -97,6 +97,23 @@ DAILY_ITEMS: list[Row] = [
 """Pictures, sounds and videos beside each other, on all ranks or on some, dealt by what they cost;
 videos alone."""
 
+DAILY_RESAMPLED: list[Row] = [
+    {"data": 2, "zero": 3, "spans": "first rank", "frozen": True},
+    {"data": 2, "zero": 1, "spans": "first rank", "recompute": "selective", "items": "audio"},
+    {"tensor": 2, "zero": 0},
+    {"tensor": 2, "sequence_parallel": True, "zero": 3, "recompute": "full", "items": "video"},
+    INTERLEAVED | {"zero": 1, "attend": "within"},
+    {"tensor": 2, "sequence_parallel": True, "pipeline": 2, "zero": 1, "frozen": True},
+]
+"""Items of unlike sizes behind a query resampler, which is split, gathered and computed again."""
+
+DAILY_FUSED: list[Row] = [
+    {"data": 2, "zero": 3, "spans": "first rank"},
+    {"tensor": 2, "sequence_parallel": True, "zero": 1, "recompute": "full"},
+    INTERLEAVED | {"zero": 3, "frozen": True},
+]
+"""Pictures with text behind them as one span; on some ranks neither."""
+
 DAILY_COMPILED: list[Row] = [
     {"tensor": 2, "zero": 1, "norm": "pre"},
     {"tensor": 2, "sequence_parallel": True, "zero": 3, "frozen": True, "recompute": "full"},
@@ -139,6 +156,7 @@ def planned_cells() -> tuple[Cell, ...]:
         *_decoder_rows(),
         *_image_rows(),
         *_item_rows(),
+        *_resampled_rows(),
         *_trained_rows(),
         *_tuned_rows(),
     ]
@@ -174,6 +192,12 @@ def daily_cells() -> list[Cell]:
     rows += [row | {"microbatches": 2, "norm": "pre"} for row in DAILY_DECODERS]
     rows += [row | {"microbatches": 2, "items": "image"} for row in DAILY_IMAGES]
     rows += [row | {"microbatches": 2} for row in DAILY_ITEMS]
+    resampled: Row = {"microbatches": 2, "connector": "resampler"}
+    rows += [{"items": "image"} | row | resampled for row in DAILY_RESAMPLED]
+    rows += [row | {"microbatches": 2, "items": "fused"} for row in DAILY_FUSED]
+    rows.append(
+        resampled | {"items": "image", "tensor": 2, "zero": 3, "tuned": "beside the resampler"}
+    )
     brief: Row = {"steps": DAILY_STEPS}
     return _ordered([row if {"tuned", "compiled"} & {*row} else row | brief for row in rows])
 
@@ -290,7 +314,7 @@ def _image_rows() -> list[Row]:
 
 def _item_rows() -> list[Row]:
     choices: dict[str, Any] = {
-        "items": ("all", "audio", "video", "divided"),
+        "items": ("all", "audio", "video", "divided", "fused"),
         "zero": (0, 1, 3),
         "spans": SPANS,
         "microbatches": (2, 4),
@@ -308,10 +332,41 @@ def _item_rows() -> list[Row]:
         for other in others
     ]
     rows += [layout | dealt | {"zero": zero} for layout in FURTHER_LAYOUTS for zero in (0, 1, 3)]
+    rows += [
+        layout | other | {"zero": 1, "microbatches": 2, "spans": "first rank", "items": "fused"}
+        for layout in COMPILED_LAYOUTS
+        for other in others
+    ]
     rows.append(
         EIGHT_RANKS | {"zero": 3, "microbatches": 2, "steps": TRAINED_STEPS, "items": "all"}
     )
     return rows
+
+
+def _resampled_rows() -> list[Row]:
+    choices: dict[str, Any] = {
+        "items": ("image", "all"),
+        "zero": (0, 1, 3),
+        "spans": SPANS,
+        "microbatches": (2, 4),
+        "frozen": (False, True),
+        "recompute": RECOMPUTE,
+    }
+    of_each = pairwise(choices)
+    rows = [layout | row for layout in ({}, *FURTHER_LAYOUTS) for row in of_each]
+    others: list[Row] = [{"precision": "bf16"}, {"compiled": "aot_eager"}, {"dropout": 0.1}]
+    rows += [
+        layout | other | {"zero": 3, "microbatches": 2, "spans": "first rank", "items": "image"}
+        for layout in COMPILED_LAYOUTS
+        for other in others
+    ]
+    rows += [
+        layout | {"zero": zero, "tuned": tuned, "microbatches": 2, "items": "image"}
+        for layout in TUNED_LAYOUTS
+        for zero in (1, 3)
+        for tuned in ("connector", "beside the resampler")
+    ]
+    return [row | {"connector": "resampler"} for row in rows]
 
 
 def _trained_rows() -> list[Row]:

@@ -13,7 +13,7 @@ from tests.distributed.semicausal_runs import (
     CLIP_NORM,
     Cell,
     Items,
-    item_encoders,
+    item_parts,
     microbatches,
     oracle,
 )
@@ -32,6 +32,7 @@ def name(cell: Cell) -> str:
     parts += [cell.tuned] if cell.tuned else []
     parts += [f"items-{cell.items}"] if cell.items else []
     parts += ["dealt"] if cell.dealt else []
+    parts += [cell.connector] if cell.connector != "linear" else []
     parts += [cell.decoder] if cell.decoder != "ours" else []
     return "-".join(parts).replace(" ", "-")
 
@@ -49,17 +50,25 @@ def test_attention_within_documents_is_another_thing() -> None:
     assert abs(across[0][0] - within[0][0]) > 1e-3
 
 
-@pytest.mark.parametrize("items", ["image", "audio", "video", "all"])
+@pytest.mark.parametrize("items", ["image", "audio", "video", "fused", "all"])
 def test_items_are_another_thing(items: Items) -> None:
     """Nor those with items because nothing of these arrives; where there are none, it does."""
     (bare, _), (seen, weights) = (oracle(Cell(items=each, steps=1)) for each in ("", items))
     assert abs(bare[0][0] - seen[0][0]) > 1e-3
-    for kind in item_encoders(Cell(items=items)):
+    for kind in item_parts(Cell(items=items)):
         assert any(name.startswith(f"encoders.{MEDIA[kind]}.") for name in weights)
     (without, _), (bare, _) = (
         oracle(Cell(items=each, spans="nowhere", steps=1)) for each in (items, "")
     )
     assert without[0][0] == bare[0][0]
+
+
+def test_a_resampler_is_another_thing() -> None:
+    (_, linear), (_, resampled) = (
+        oracle(Cell(items="image", connector=each, steps=1))[0][0]
+        for each in ("linear", "resampler")
+    )
+    assert abs(linear - resampled) > 1e-2
 
 
 def test_oracle_clips_and_learns() -> None:

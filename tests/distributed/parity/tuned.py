@@ -91,6 +91,8 @@ def saved_difference(cell: Cell, directory: Path, weights: Mapping[str, Tensor])
 
 
 def _settled(name: str, weight: Tensor) -> Tensor:
+    if name.endswith("key_value.bias"):
+        return weight.double().view(2, 2, -1)[:, 1]
     if not name.endswith("qkv.bias"):
         return weight.double()
     heads = 4 if name.startswith("decoder") else 2
@@ -99,7 +101,13 @@ def _settled(name: str, weight: Tensor) -> Tensor:
 
 def base_of(cell: Cell) -> SemiCausal:
     """The whole model before anything is put on it."""
-    plain = Cell(norm=cell.norm, tied=cell.tied, decoder=cell.decoder)
+    plain = Cell(
+        norm=cell.norm,
+        tied=cell.tied,
+        decoder=cell.decoder,
+        items=cell.items,
+        connector=cell.connector,
+    )
     return build(plain, build_mesh(LayoutConfig(), World.here(torch.device("cpu"))))
 
 

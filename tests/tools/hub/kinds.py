@@ -58,6 +58,9 @@ EXPORTED: Final[dict[str, tuple[str, ...]]] = {
         *(*PICTURES, *(f"model.encoders.image.encoder.{option}" for option in _BEIT)),
         *("spans.text.ratio=0", "model.encoders.image.connector={kind: mlp, num_layers: 2}"),
     ),
+    "pictures behind a resampler": (
+        *(*PICTURES, "model.encoders.image.connector={kind: resampler, queries: 5}"),
+    ),
 }
 """Overrides of the tiny run."""
 

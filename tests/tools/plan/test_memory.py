@@ -8,17 +8,20 @@ import torch
 from torch import nn
 
 from model.attention import CausalSelfAttention, SpanGrid, SpanSelfAttention
+from model.batch import PackedSpans
 from model.block import Block, run_block
+from model.encoders.image import ImageEncoderConfig
 from model.encoders.protocol import SpanLoad
-from model.layers import Layers
+from model.layers import Layers, initialize
 from model.loss import LinearCrossEntropy
 from model.recompute import Recompute
-from model.semicausal import ModelConfig
+from model.resampler import ResamplerConnectorConfig
+from model.semicausal import EncoderConfig, ModelConfig
 from model.style import USUAL_STYLE
 from parallel.mesh import LayoutConfig
 from parallel.zero.config import Precision, ZeroConfig
 from tools.bench.gpu import METALM, REPEATABLE
-from tools.plan.activations import head_bytes, kept
+from tools.plan.activations import connector_bytes, head_bytes, kept
 from tools.plan.check import _shape
 from tools.plan.check import _task as _shaped
 from tools.plan.machines import GIB, nominal
@@ -260,6 +263,48 @@ def test_an_encoder_block_keeps_what_is_predicted(
     vectors = (len(cells) - len(SPAN_LENGTHS)) * WIDTH * dtype.itemsize
     predicted -= pairs + 2 * rows + vectors
     assert measured == pytest.approx(predicted, rel=0.02, abs=8_000)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_a_resampler_keeps_what_is_predicted(precision: Precision, recompute: Recompute) -> None:
+    dtype, H = DTYPES[precision], 192
+    config = ResamplerConnectorConfig(kind="resampler", queries=24, num_layers=3)
+    encoder = ImageEncoderConfig(
+        kind="image",
+        width=WIDTH,
+        num_layers=1,
+        heads=HEADS,
+        feed_forward=HIDDEN,
+        patch_pixels=8,
+        max_patches=40,
+    )
+    module = config.build(encoder, H, layers=Layers(), recompute=recompute).to(dtype)
+    initialize(module, seed=1)
+    longest = max(SPAN_LENGTHS)
+    cells = torch.cat([torch.arange(n) + i * longest for i, n in enumerate(SPAN_LENGTHS)])
+    spans = PackedSpans(
+        slots=torch.arange(24 * len(SPAN_LENGTHS)),
+        num_vectors=len(cells),
+        item_cells=cells,
+        num_items=len(SPAN_LENGTHS),
+        longest_item=longest,
+    )
+    vectors = torch.randn(len(cells), WIDTH, dtype=dtype, requires_grad=True)
+    module(vectors, spans).sum().backward()
+    module.zero_grad(set_to_none=True)
+    outputs: list[torch.Tensor] = []
+    with metered() as meter:
+        outputs.append(module(vectors, spans))
+    load = SpanLoad(vectors=len(cells), spans=len(SPAN_LENGTHS), longest=longest, item_slots=24)
+    part = EncoderConfig(encoder=encoder, connector=config)
+    e = dtype.itemsize
+    predicted = connector_bytes(
+        part, load, LayoutConfig(recompute=recompute), e, H=H, fused=False, reads=True, passes=True
+    ).kept
+    predicted += outputs[0].nbytes  # in the slots, counted there
+    # Of each block that is computed again the generator's state is kept, 5,056 bytes.
+    assert meter.live_bytes == pytest.approx(predicted, rel=0.03, abs=3 * 6_000)
 
 
 def _block(attention: Any, precision: Precision, recompute: Recompute) -> Block:

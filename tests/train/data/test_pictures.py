@@ -15,6 +15,8 @@ from PIL import Image
 from model.batch import UNSCORED, Batch
 from model.encoders.image import ImageEncoderConfig, ImageSpans
 from model.encoders.text import TextSpans
+from model.resampler import ResamplerConnectorConfig
+from model.semicausal import EncoderConfig
 from tests import pictures
 from train.data.collate import Collator
 from train.data.corpus import Corpus
@@ -250,6 +252,47 @@ def test_what_a_microbatch_holds(corpus: Corpus, data: st.DataObject) -> None:
     assert at == images.num_rows
     tokens = batch.tokens.reshape(-1)
     assert (tokens[images.slots[: images.num_vectors]] == PADDING).all()
+
+
+def test_behind_a_resampler_every_picture_takes_as_many_slots(corpus: Corpus) -> None:
+    """Whatever its size, from the plan to the microbatch; its patches are all read."""
+    encoder, Q = ENCODERS["native"], 5
+    resampler = ResamplerConnectorConfig(kind="resampler", queries=Q)
+    part = EncoderConfig(encoder=encoder, connector=resampler)
+    room = Room(kind=Kind.IMAGE, spans=6, slots=64, vectors=part.item_slots)
+    laying = Laying(sequence_tokens=S, window=50, rooms=(room,))
+    source = Source("only", 0, corpus, laying)
+    capacity = SpanCapacity(tokens=64, spans=6, longest_tokens=Q, item_slots=Q)
+    reader = ImageReader(medium=Kind.IMAGE, capacity=capacity, seed=3, encoder=encoder)
+    collate = Collator(sequence_tokens=S, readers={"image": reader}, padding=PADDING)
+    unlike = set[int]()
+    for number in range(12):
+        samples = [source.read(source.sequences.sequence(2 * number + row)) for row in range(2)]
+        images = collate([(0, sample) for sample in samples]).spans["image"]
+        assert isinstance(images, ImageSpans)
+        assert images.item_cells is not None
+        filled: list[int] = []
+        cells: list[int] = []
+        lengths: list[int] = []
+        for row, sample in enumerate(samples):
+            for item in sample.items:
+                assert item.stop - item.start == Q
+                filled += range(row * S + item.start, row * S + item.stop)
+                lengths.append(len(read_picture(item.data, encoder, size=item.size).patches))
+        for picture, length in enumerate(lengths):
+            cells += range(picture * max(lengths), picture * max(lengths) + length)
+        unlike |= set(lengths)
+        assert images.slots[: len(filled)].tolist() == filled
+        assert set(images.slots[len(filled) :].tolist()) <= {2 * S}, "the bin"
+        if lengths:
+            assert (images.num_items, images.longest_item) == (len(lengths), max(lengths))
+            assert images.num_vectors == sum(lengths) == images.num_rows
+            assert images.item_cells[: len(cells)].tolist() == cells
+        else:
+            assert (images.num_items, images.num_vectors) == (1, 1)
+            assert len(images.slots) >= Q
+        assert len(images.item_cells) == len(images.vectors) == 2 * 6 * 16, "room is static"
+    assert len(unlike) > 3
 
 
 def test_what_is_read_does_not_depend_on_what_stands_in_a_pictures_slots(corpus: Corpus) -> None:

@@ -99,6 +99,60 @@ class Connector(nn.Module):
         return last(vectors)
 
 
+class ResamplingAttention(nn.Module):
+    """Attention of learned queries to the vectors of a picture and to themselves."""
+
+    def __init__(self, shape: dict[str, Any]):
+        super().__init__()
+        width = shape["width"]
+        self.heads = shape["heads"]
+        self.vectors_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, vectors: Tensor) -> Tensor:
+        """[Q, E] -> [Q, E]; `vectors` [L, E] are the picture's."""
+        Q, E = x.shape
+        query = self.query(x).view(1, Q, self.heads, -1).transpose(1, 2)
+        seen = self.key_value(torch.cat([self.vectors_norm(vectors), x]))
+        parts = seen.view(1, len(seen), self.heads, 2, -1).unbind(dim=3)
+        key, value = (part.transpose(1, 2) for part in parts)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.out(mixed.transpose(1, 2).reshape(Q, E))
+
+
+class Resampler(nn.Module):
+    """Learned queries, each of which gives a vector of a picture, whatever its size."""
+
+    def __init__(self, shape: dict[str, Any], encoder: dict[str, Any], width: int):
+        super().__init__()
+        inner = encoder["width"]
+        block = {
+            "width": inner,
+            "heads": shape["heads"] or encoder["heads"],
+            "feed_forward": shape["feed_forward"] or 4 * inner,
+            "num_layers": shape["num_layers"],
+            "norm": "pre",
+        }
+        self.num_queries: int = shape["queries"]
+        self.queries = nn.Embedding(self.num_queries, inner)
+        blocks = (Block(block, ResamplingAttention(block)) for _ in range(shape["num_layers"]))
+        self.blocks = nn.ModuleList(blocks)
+        self.final_norm = nn.LayerNorm(inner)
+        self.projection = nn.Linear(inner, width)
+
+    def forward(self, vectors: Tensor, counts: Tensor) -> Tensor:
+        """[M, E] -> [N * Q, H]; `counts` [N] tells how many vectors each picture has."""
+        found: list[Tensor] = []
+        for mine in vectors.split(counts.tolist()):
+            x = self.queries.weight
+            for block in self.blocks:
+                x = block(x, mine)
+            found.append(x)
+        return self.projection(self.final_norm(torch.cat(found)))
+
+
 def laid_out(
     tokens: Tensor, spans: Tensor, *, start_token: int
 ) -> tuple[Tensor, Tensor, Tensor] | None:

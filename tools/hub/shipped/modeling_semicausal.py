@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .blocks_semicausal import Block, CausalAttention, Reach, norm_of, rotation, sinusoids
 from .configuration_semicausal import SemicausalConfig
-from .encoder_semicausal import Connector, TextEncoder, laid_out
+from .encoder_semicausal import Connector, Resampler, TextEncoder, laid_out
 from .image_semicausal import ImageEncoder
 
 UNSCORED = -100
@@ -92,8 +92,11 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
                 if encoder["kind"] == "image"
                 else TextEncoder(encoder, decoder["vocabulary"])
             )
-            self.connectors[modality] = Connector(
-                part["connector"], part["encoder"]["width"], decoder["width"]
+            connector = part["connector"]
+            self.connectors[modality] = (
+                Resampler(connector, encoder, decoder["width"])
+                if connector["kind"] == "resampler"
+                else Connector(connector, encoder["width"], decoder["width"])
             )
         self.post_init()
 
@@ -176,7 +179,12 @@ class SemicausalForCausalLM(PreTrainedModel, GenerationMixin):
     def _with_pictures(self, x: Tensor, patches: Tensor, grids: Tensor, numbers: Tensor) -> Tensor:
         encoder, connector = self._reader(ImageEncoder, "pixel_values")
         counts = encoder.counts(grids)
-        vectors = connector(encoder(patches, grids))
+        vectors = encoder(patches, grids)
+        if isinstance(connector, Resampler):
+            vectors = connector(vectors, counts)
+            counts = torch.full_like(counts, connector.num_queries)
+        else:
+            vectors = connector(vectors)
         slots = (numbers > 0).view(-1).nonzero()[:, 0]
         of_picture = numbers.reshape(-1)[slots] - 1
         if int(numbers.max()) > len(counts):

@@ -117,7 +117,7 @@ class SemicausalProcessor(ProcessorMixin):
         if given and self.image is None:
             raise ValueError("images: the model has no encoder of pictures")
         read = [patches_of(image, self.image) for image in given] if self.image else []
-        counts = [rows * columns + self._class_vectors for _, (rows, columns) in read]
+        counts = [self._slots(*grid) for _, grid in read]
         left = iter(enumerate(counts, 1))
         prompts = [text] if isinstance(text, str) else text
         rows = [self._encoded(prompt, left) for prompt in prompts]
@@ -146,10 +146,11 @@ class SemicausalProcessor(ProcessorMixin):
             data["pixel_slots"] = laid(2, 0)
         return BatchFeature(data)
 
-    @property
-    def _class_vectors(self) -> int:
-        """Vectors of a picture besides those of its patches."""
-        return int(self.image is not None and self.image["class_token"] == "kept")
+    def _slots(self, rows: int, columns: int) -> int:
+        """Slots of a picture of so many patches."""
+        assert self.image is not None, "pictures were read"
+        # Folders from before there were connectors with queries do not have the key.
+        return self.image.get("queries") or rows * columns + (self.image["class_token"] == "kept")
 
     def decode(self, token_ids: Any, **kwargs: Any) -> str:
         """Text of tokens; a blank line ends a paragraph."""

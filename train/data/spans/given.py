@@ -55,9 +55,13 @@ class FixedSpansConfig(TextSpansConfig):
         """The ranges that lie inside the sample's slots."""
         return self._spans[self._spans[:, 1] < len(sample.tokens)]
 
-    def faults(self, path: str, encoder: EncoderKind, *, sequence_tokens: int) -> Iterator[str]:
+    def faults(
+        self, path: str, encoder: EncoderKind, *, sequence_tokens: int, longest_slots: int
+    ) -> Iterator[str]:
         """Besides, ranges beyond the sequence."""
-        yield from super().faults(path, encoder, sequence_tokens=sequence_tokens)
+        yield from super().faults(
+            path, encoder, sequence_tokens=sequence_tokens, longest_slots=longest_slots
+        )
         for start, stop in self.ranges:
             if stop > sequence_tokens:
                 yield (

@@ -95,6 +95,7 @@ def pack_sounds(
         spans,
         vectors=lambda sound: vectors_of(sound, encoder),
         padding=lambda: in_blocks(np.zeros(1, dtype=np.float32), encoder),
+        encoder=encoder,
         capacity=capacity,
         sequences=B,
         sequence_tokens=sequence_tokens,
@@ -112,8 +113,7 @@ def pack_sounds(
     longest, num_blocks, num_rows = int(rows_of.max()), int(counts.sum()), int(rows_of.sum())
     heard = places < np.repeat(heard_of, rows_of)
     spans_rows = capacity.spans * front.num_rows(encoder.padded_samples)
-    room_rows = B * max(capacity.tokens, spans_rows if encoder.padded_samples else 0)
-    room_rows = max(room_rows, num_rows)
+    room_rows = max(laid.room, B * spans_rows if encoder.padded_samples else 0, num_rows)
     room_blocks = max(room_rows + B * capacity.spans * front.more_blocks, num_blocks)
     blocks = np.zeros((room_blocks, front.block_width), dtype=np.float32)
     np.concatenate([sound.blocks for sound in sounds], out=blocks[:num_blocks])
@@ -125,10 +125,9 @@ def pack_sounds(
         positions=padded(places, room_rows),
         cells=padded(np.repeat(np.arange(len(sounds)) * longest, rows_of) + places, room_rows),
         vectors=padded(np.flatnonzero(heard), laid.room),
-        slots=laid.slots,
         num_blocks=num_blocks,
         num_rows=num_rows,
-        num_vectors=laid.num_vectors,
+        **laid.packed,
         num_spans=len(sounds),
         longest_rows=longest,
     )

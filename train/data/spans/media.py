@@ -57,6 +57,11 @@ class MediaSpansConfig(Config, ABC):
         """Never: whether there are items, only the corpus tells."""
         return False
 
+    @property
+    def prefix_tokens(self) -> int:
+        """Most tokens of text that are read with an item."""
+        return 0
+
     def room(self, sequence_tokens: int) -> tuple[int, int]:
         """Any slots, in items of eight at least."""
         return sequence_tokens, max(1, sequence_tokens // 8)
@@ -71,17 +76,26 @@ class MediaSpansConfig(Config, ABC):
         assert isinstance(encoder, self.encoder_kind), "refused with the configuration"
         return self.reader_kind(medium=self.medium, capacity=capacity, seed=seed, encoder=encoder)
 
-    def faults(self, path: str, encoder: EncoderKind, *, sequence_tokens: int) -> Iterator[str]:
-        """What is wrong with it in a run, each with its key; `path` is that of this kind."""
+    def faults(
+        self, path: str, encoder: EncoderKind, *, sequence_tokens: int, longest_slots: int
+    ) -> Iterator[str]:
+        """What is wrong with it in a run, each with its key.
+
+        Args:
+            path: key of this kind.
+            encoder: what is to read its spans.
+            sequence_tokens: S.
+            longest_slots: of the longest span.
+        """
         name = MEDIA[self.medium]
         if not isinstance(encoder, self.encoder_kind):
             yield (
                 f"{path}.kind: {self.kind}, but the encoder is of kind {encoder.kind}: choose a "
                 "kind of spans that it reads"
             )
-        elif encoder.longest_span >= sequence_tokens:
+        elif longest_slots >= sequence_tokens:
             yield (
-                f"{path}: one {name} may take {encoder.longest_span:,} slots, and a sequence has "
+                f"{path}: one {name} may take {longest_slots:,} slots, and a sequence has "
                 f"{sequence_tokens:,}, one of them for <s>: raise data.sequence_tokens, or have "
                 "the encoder make fewer vectors of it"
             )
@@ -156,6 +170,16 @@ class MediaReader(ABC, Generic[Encoder, Read]):
         None where no item has so many.
         """
 
+    def largest_blank(self, slots: int) -> Read | None:
+        """The same of an item of so many slots, the largest that there may be."""
+        item_slots = self.capacity.item_slots
+        if item_slots is None:
+            return self.blank(slots)
+        if slots != item_slots:
+            return None
+        sizes = range(self.encoder.longest_span, 0, -1)
+        return next((found for found in map(self.blank, sizes) if found is not None), None)
+
     @property
     def changes(self) -> bool:
         """Whether items that train are changed at random."""
@@ -163,7 +187,7 @@ class MediaReader(ABC, Generic[Encoder, Read]):
 
     def choose(self, sample: Sample, *, epoch: int, choice: int = 0) -> Spans:
         """All of them, in any epoch."""
-        mine = [(item.start, item.stop) for item in self._of(sample)]
+        mine = [(item.start, item.stop) for item in self.items_of(sample)]
         return np.array(mine, dtype=np.int64) if mine else NO_SPANS
 
     def pack(
@@ -183,7 +207,7 @@ class MediaReader(ABC, Generic[Encoder, Read]):
         items = [
             (item, None if draw is None else self._random(sample.source, item, draw))
             for sample, draw in zip(samples, drawn, strict=True)
-            for item in self._of(sample)
+            for item in self.items_of(sample)
         ]
         if self.threads > 1 and len(items) > 1:
             read = list(self._pool.map(self._read, items))
@@ -195,7 +219,8 @@ class MediaReader(ABC, Generic[Encoder, Read]):
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, thread_name_prefix=f"read-{MEDIA[self.medium]}")
 
-    def _of(self, sample: Sample) -> Iterator[SampleItem]:
+    def items_of(self, sample: Sample) -> Iterator[SampleItem]:
+        """Those of the modality."""
         return (item for item in sample.items if item.kind == self.medium)
 
     def _random(self, source: int, item: SampleItem, draw: Draw) -> np.random.Generator:
@@ -217,22 +242,43 @@ class MediaReader(ABC, Generic[Encoder, Read]):
 
 @dataclass(frozen=True, kw_only=True)
 class Laid(Generic[Read]):
-    """Items of a microbatch, one at least, and the decoder slots of their vectors.
+    """Items of a microbatch, one at least, and the decoder slots of what connectors make of them.
 
     Attributes:
         items: those of the spans, or a padding item whose vectors all go to the bin slot B * S.
-        slots: static room of them, filled up with the bin slot.
-        num_vectors: real ones.
+        lengths: vectors of each, without text that is read with it.
+        prefixes: tokens of text that are read behind each.
+        slots: static room of slots, filled up with the bin slot.
+        room: vectors that there is room for.
+        reads_whole: whether a connector reads each item whole.
     """
 
     items: Sequence[Read]
+    lengths: Ints
+    prefixes: Ints
     slots: torch.Tensor
-    num_vectors: int
+    room: int
+    reads_whole: bool
 
     @property
-    def room(self) -> int:
-        """Vectors that there is room for."""
-        return len(self.slots)
+    def num_vectors(self) -> int:
+        """Real ones."""
+        return int(self.lengths.sum() + self.prefixes.sum())
+
+    @property
+    def packed(self) -> dict[str, Any]:
+        """What `PackedSpans` of any kind hold."""
+        found: dict[str, Any] = {"slots": self.slots, "num_vectors": self.num_vectors}
+        if not self.reads_whole:
+            return found
+        number, longest = len(self.items), int(self.lengths.max())
+        cells = np.repeat(np.arange(number) * longest, self.lengths)
+        cells += runs(np.zeros_like(self.lengths), self.lengths)
+        return found | {
+            "item_cells": padded(cells, self.room),
+            "num_items": number,
+            "longest_item": longest,
+        }
 
     @classmethod
     def of(
@@ -242,6 +288,7 @@ class Laid(Generic[Read]):
         *,
         vectors: Callable[[Read], int],
         padding: Callable[[], Read],
+        encoder: ItemEncoderKind,
         capacity: SpanCapacity,
         sequences: int,
         sequence_tokens: int,
@@ -250,20 +297,37 @@ class Laid(Generic[Read]):
 
         Args:
             items: one for each span.
-            spans: where their vectors go.
+            spans: the slots that each takes.
             vectors: of an item.
             padding: the smallest item.
+            encoder: what is to read them.
             capacity: room in one sequence.
             sequences: B.
             sequence_tokens: S.
         """
-        B, S = sequences, sequence_tokens
+        B, S, item_slots = sequences, sequence_tokens, capacity.item_slots
         if items:
-            lengths = [vectors(item) for item in items]
-            assert lengths == spans.lengths.tolist(), "spans are as long as their items"
+            lengths = np.array([vectors(item) for item in items])
+            taken = lengths if item_slots is None else np.full_like(lengths, item_slots)
+            prefixes = spans.lengths - taken
+            assert 0 <= prefixes.min(), "spans are as long as their items"
+            assert prefixes.max() <= capacity.prefix_tokens, "or as these and their text"
             slots = runs(spans.first_slots(S), spans.lengths)
         else:
             items = [padding()]
-            slots = np.full(vectors(items[0]), B * S)
-        room = max(B * capacity.tokens, len(slots))
-        return cls(items=items, slots=padded(slots, room, B * S), num_vectors=len(slots))
+            lengths = np.array([vectors(items[0])])
+            prefixes = np.zeros_like(lengths)
+            slots = np.full(item_slots or lengths[0], B * S)
+        room_slots = max(B * capacity.most_slots, len(slots))
+        room = room_slots
+        if item_slots is not None:
+            most = B * min(capacity.spans, capacity.tokens // item_slots)
+            room = max(most * encoder.longest_span, int(lengths.sum()))
+        return cls(
+            items=items,
+            lengths=lengths,
+            prefixes=prefixes,
+            slots=padded(slots, room_slots, B * S),
+            room=room,
+            reads_whole=item_slots is not None,
+        )

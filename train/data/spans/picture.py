@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from model.encoders.image import ImageEncoderConfig, ImageSpans
 from model.encoders.patches import PatchEncoderKind
 from train.data.spans.augment import AugmentConfig, changed, cut_out
 from train.data.spans.media import Laid
-from train.data.spans.places import FlatSpans, padded, runs
+from train.data.spans.places import FlatSpans, Ints, padded, runs
 from train.data.spans.protocol import SpanCapacity
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -142,16 +142,18 @@ def pack_pictures(
     capacity: SpanCapacity,
     sequences: int,
     sequence_tokens: int,
+    tokens: Ints | None = None,
 ) -> ImageSpans:
-    """Pack the pictures of B sequences row after row.
+    """Pack the pictures of B sequences row after row, and the text that is read with them.
 
     Args:
         pictures: one for each span.
-        spans: where their vectors go, as many as each has.
+        spans: where their vectors go, as many as each has; and those of text behind it.
         encoder: what is to read them.
         capacity: room in one sequence; arrays have B times as much.
         sequences: B.
         sequence_tokens: S.
+        tokens: [B, S], out of which text is read behind pictures; needed where there is any.
     """
     B, first = sequences, encoder.class_rows
     laid = Laid.of(
@@ -159,14 +161,16 @@ def pack_pictures(
         spans,
         vectors=lambda picture: vectors_of(picture, encoder),
         padding=lambda: replace(black_picture((1, 1), encoder), grid=encoder.fixed_grid or (1, 1)),
+        encoder=encoder,
         capacity=capacity,
         sequences=B,
         sequence_tokens=sequence_tokens,
     )
     pictures = laid.items
     counts = np.array([first + len(picture.patches) for picture in pictures])
-    longest, rows = int(counts.max()), int(counts.sum())
-    room_rows = max(B * (capacity.tokens + capacity.spans * encoder.dropped_rows), rows)
+    prefixes = laid.prefixes
+    longest, rows = int((counts + prefixes).max()), int(counts.sum())
+    room_rows = max(laid.room + B * capacity.spans * encoder.dropped_rows, rows)
     places = np.full((room_rows, 2), -1, dtype=np.int64)
     grids = np.ones((room_rows, 2), dtype=np.int64)
     patches = np.zeros((room_rows, pictures[0].patches.shape[1]), dtype=np.uint8)
@@ -178,19 +182,58 @@ def pack_pictures(
         number = np.arange(len(picture.patches))
         places[here] = np.stack(divmod(number, picture.grid[1]), axis=1)
         grids[start : start + count] = picture.grid
-    cells = np.repeat(np.arange(len(counts)) * longest, counts) + inside
+    numbers = np.arange(len(counts))
+    cells = np.repeat(numbers * longest, counts) + inside
+    vectors = np.flatnonzero(inside >= encoder.dropped_rows)
+    text: dict[str, Any] = {}
+    if encoder.text is not None:
+        behind = runs(np.zeros_like(prefixes), prefixes)
+        cells = np.append(cells, np.repeat(numbers * longest + counts, prefixes) + behind)
+        # Rows of text lie behind those of all pictures, its vectors behind those of its own.
+        owners = np.append(np.repeat(numbers, laid.lengths), np.repeat(numbers, prefixes))
+        vectors = np.append(vectors, rows + np.arange(len(behind)))
+        vectors = vectors[np.argsort(owners, kind="stable")]
+        room = B * capacity.spans * capacity.prefix_tokens
+        text = _text_behind(spans, laid, tokens, behind, room=room)
+        rows += len(behind)
+        room_rows = max(room_rows, rows)
     return ImageSpans(
         patches=torch.from_numpy(patches),
         places=torch.from_numpy(places),
         grids=torch.from_numpy(grids),
         cells=padded(cells, room_rows),
-        vectors=padded(np.flatnonzero(inside >= encoder.dropped_rows), laid.room),
-        slots=laid.slots,
+        vectors=padded(vectors, laid.room),
         num_rows=rows,
-        num_vectors=laid.num_vectors,
+        **laid.packed,
+        **text,
         num_spans=len(counts),
         longest_rows=longest,
     )
+
+
+def _text_behind(
+    spans: FlatSpans, laid: Laid[Picture], tokens: Ints | None, behind: Ints, *, room: int
+) -> dict[str, Any]:
+    """What an encoder reads of text behind pictures.
+
+    Args:
+        spans: of pictures and their text.
+        laid: the pictures.
+        tokens: [B, S].
+        behind: place of each token behind its picture.
+        room: tokens that there is room for.
+    """
+    found = np.zeros(len(behind), dtype=np.int64)
+    if len(behind):
+        assert tokens is not None, "what reads text is given it"
+        firsts = spans.first_slots(tokens.shape[1]) + spans.lengths - laid.prefixes
+        found = tokens.reshape(-1)[np.repeat(firsts, laid.prefixes) + behind]
+    room = max(room, len(behind), 1)
+    return {
+        "tokens": padded(found, room),
+        "positions": padded(behind, room),
+        "num_tokens": len(behind),
+    }
 
 
 _TURNED: Final = (5, 6, 7, 8)

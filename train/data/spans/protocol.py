@@ -17,11 +17,26 @@ class SpanCapacity:
         tokens: span tokens (vectors) a sequence.
         spans: spans a sequence.
         longest_tokens: tokens of the longest span an encoder can read.
+        item_slots: slots that each item takes, whatever its size; None where each vector that its
+            encoder gives takes one.
+        prefix_tokens: tokens of text behind each item that may be read with it.
     """
 
     tokens: int
     spans: int
     longest_tokens: int
+    item_slots: int | None = None
+    prefix_tokens: int = 0
+
+    @property
+    def most_slots(self) -> int:
+        """Slots of all spans, text behind items included."""
+        return self.tokens + self.spans * self.prefix_tokens
+
+    @property
+    def most_in_one(self) -> int:
+        """Slots of the longest span, the text behind an item included."""
+        return self.longest_tokens + self.prefix_tokens
 
 
 class Draw(NamedTuple):

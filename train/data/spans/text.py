@@ -27,6 +27,7 @@ class TextSpansConfig(Config, ABC):
     is_stored: ClassVar[bool] = False
     """Whether documents bring their spans, for which packing leaves room."""
     medium: ClassVar[Kind] = Kind.TEXT_SPAN
+    prefix_tokens: ClassVar[int] = 0
     """As what documents store them."""
 
     @property
@@ -53,8 +54,10 @@ class TextSpansConfig(Config, ABC):
             start_token=encoder.start_token,
         )
 
-    def faults(self, path: str, encoder: EncoderKind, *, sequence_tokens: int) -> Iterator[str]:
-        """What is wrong with it in a run, each with its key; `path` is that of this kind."""
+    def faults(
+        self, path: str, encoder: EncoderKind, *, sequence_tokens: int, longest_slots: int
+    ) -> Iterator[str]:
+        """What is wrong with it in a run, each with its key; as `MediaSpansConfig.faults`."""
         if not isinstance(encoder, TextEncoderConfig):
             yield (
                 f"{path}.kind: spans of tokens, but the encoder is of kind {encoder.kind}: choose "

@@ -100,6 +100,7 @@ def pack_clips(
         vectors=lambda clip: vectors_of(clip, encoder),
         # Of one place.
         padding=lambda: replace(black_clip((1, 1), encoder), grid=encoder.fixed_grid or (1, 1)),
+        encoder=encoder,
         capacity=capacity,
         sequences=sequences,
         sequence_tokens=sequence_tokens,
@@ -128,7 +129,7 @@ def pack_clips(
     if kept:
         starts = counts.cumsum() - counts
         vectors = np.insert(vectors, starts, np.arange(num_spans))
-    room = max(sequences * capacity.tokens, num_rows)
+    room = max(laid.room, num_rows)
     patches = np.zeros((room, clips[0].patches.shape[1]), dtype=np.uint8)
     np.concatenate([clip.patches for clip in clips], out=patches[:num_rows])
     return VideoSpans(
@@ -137,9 +138,8 @@ def pack_clips(
         grids=_filled(grids, room, 1),
         cells=_filled(cells, room, 0),
         vectors=padded(vectors, laid.room),
-        slots=laid.slots,
         num_rows=num_rows,
-        num_vectors=laid.num_vectors,
+        **laid.packed,
         num_spans=num_spans,
         num_places=int(places_of.sum()),
         longest_rows=longest_rows,
