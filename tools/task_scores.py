@@ -146,18 +146,16 @@ def _scores(
 
 def _controls(found: dict[str, tuple[TaskScore, Estimate]]) -> dict[str, Any]:
     """What a task scores under each control, and by how much it is above that, in pairs."""
-    if not found:
-        return {}
     told: dict[str, Any] = {}
     for name, (control, difference) in found.items():
         low, high = difference.interval or (None, None)
-        told[name] = {
-            "score": control.first[1].value,
+        told[name] = control.first[1].value
+        told[f"above_{name}"] = {
             "difference": difference.value,
             "difference_low": low,
             "difference_high": high,
         }
-    return {"controls": told}
+    return told
 
 
 def _directory(path: Place) -> Path:

@@ -18,6 +18,7 @@ RUN = Path(__file__).parents[1] / "fixtures" / "run_7cd86b9" / "pretrained"
 CHOOSING = """
 name: choosing
 cluster: choices
+held_out: page
 source: {{directory: {directory}, group: page}}
 answer: {{kind: choice, choices: [yes it is, "no"], label: label}}
 templates:
@@ -78,7 +79,7 @@ def test_scores_and_what_is_left(
     choosing, saying = found["tasks"]
     assert (choosing["rows"], choosing["groups"], choosing["left_out"]) == (19, 7, 1)
     assert (choosing["cut"], saying["cut"], saying["rows"]) == (1, 1, 20)
-    assert choosing["low"] <= choosing["score"] <= choosing["high"]
+    assert choosing["interval"][0] <= choosing["score"] <= choosing["interval"][1]
     assert set(saying["metrics"]) == {"f1", "exact_match", "rouge", "bleu"}
     (left,) = (tmp_path / "scores").glob("step_*/test-template-0")
     rows = [json.loads(line) for line in (left / "choosing.jsonl").read_text().splitlines()]
@@ -150,11 +151,12 @@ def test_controls_are_asked_too_and_paired_with_the_score(
     again = scored(name, tmp_path, "--rows", "18", "--shuffled")
     assert again["computed"] == 0
     [shuffled] = again["tasks"]
-    assert "controls" not in shuffled
-    control = found["controls"]["shuffled"]
-    assert control["score"] == shuffled["score"]
-    assert control["difference"] == pytest.approx(found["score"] - shuffled["score"])
-    assert "blind" not in found["controls"], "its rows show no item that could be left out"
+    assert "shuffled" not in shuffled
+    assert found["shuffled"] == shuffled["score"]
+    above = found["above_shuffled"]["difference"]
+    assert above == pytest.approx(found["score"] - shuffled["score"])
+    assert "blind" not in found, "its rows show no item that could be left out"
+    assert found["held_out"] == "page"
 
 
 def test_controls_are_not_mixed_with_others(tasks: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,7 @@ class TaskScore:
     Attributes:
         task: its name.
         cluster: of tasks like it.
+        held_out: what of its test training has not met; None where nobody says.
         estimates: by metric; the first is the one that counts.
         ties: rows where choices were tied.
         left_out: rows that had no room in the model.
@@ -84,6 +85,7 @@ class TaskScore:
 
     task: str
     cluster: str
+    held_out: str | None
     estimates: dict[MetricName, Estimate]
     ties: int
     left_out: int
@@ -165,6 +167,7 @@ def evaluate_task(
     return TaskScore(
         task=task.name,
         cluster=task.cluster,
+        held_out=task.held_out,
         estimates=estimates,
         ties=sum(bool(row.tied) for row in rows),
         left_out=asked.left_out,

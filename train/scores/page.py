@@ -102,11 +102,11 @@ def table_row(score: TaskScore, against: Estimate | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "task": score.task,
         "cluster": score.cluster,
+        "held_out": score.held_out,
         "metric": name,
         "score": found.value,
         "standard_error": _finite(found.standard_error),
-        "low": low,
-        "high": high,
+        "interval": [low, high],
         "visible_difference": _finite(unpaired(found)),
         "rows": found.rows,
         "groups": found.groups,

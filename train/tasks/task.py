@@ -141,6 +141,8 @@ class Task(Config):
     name: Name
     cluster: Name
     """Tasks of one kind, held out together in instruction tuning."""
+    held_out: Name | None = None
+    """What of its test training has never met: a vendor, an engine, a person, an episode."""
     answer_from: Literal["input", "memory"] = "input"
     """`memory`: the answer is a fact that the input does not give (closed book)."""
     source: SourceConfig

@@ -36,7 +36,14 @@ def predicted(directory: Path, right: list[bool], *, first: int = 0) -> Path:
             )
         )
     score = TaskScore(
-        task="senses", cluster="inference", estimates={}, ties=0, left_out=0, cut=0, rows=rows
+        task="senses",
+        cluster="inference",
+        held_out=None,
+        estimates={},
+        ties=0,
+        left_out=0,
+        cut=0,
+        rows=rows,
     )
     write_predictions(directory, score)
     return directory
@@ -101,8 +108,8 @@ def test_of_the_choices_of_a_row_the_commonest_is_guessed(tmp_path: Path) -> Non
             for n in range(40)
         ]
         score = TaskScore(
-            task="senses", cluster="inference", estimates={}, ties=0, left_out=0, cut=0,
-            rows=answered,
+            task="senses", cluster="inference", held_out=None, estimates={}, ties=0, left_out=0,
+            cut=0, rows=answered,
         )  # fmt: skip
         write_predictions(tmp_path / name, score)
         return tmp_path / name
