@@ -23,8 +23,11 @@ _RIGHTS: Final = {
     "write": "GetObject, PutObject, DeleteObject and ListBucket",
 }
 _MISSING: Final = {"404", "NoSuchKey", "NotFound"}
-_PASSING: Final = {"RequestTimeout", "SlowDown", "Throttling", "TooManyRequests", "Throttled"}
-_PASSING_STATUS: Final = {408, 409, 425, 429}
+_PASSING: Final = {
+    *("RequestTimeout", "SlowDown", "Throttling", "TooManyRequests", "Throttled"),
+    *("BadDigest", "IncompleteBody"),  # what came was not what was sent
+}
+_PASSING_STATUS: Final = {408, 409, 425, 429, 499}
 REPLACED: Final = {"PreconditionFailed", "412"}
 UNKNOWN_TO_STORE: Final = "NotImplemented"
 BEYOND_END: Final = {"InvalidRange", "416"}

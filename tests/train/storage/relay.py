@@ -37,6 +37,8 @@ class Fault:
     """Of the answer nothing comes before it is set."""
     answer: bytes | None = None
     """Said instead of what the server would say."""
+    is_head_alone: bool = False
+    """Of the request its head goes on, and the server hears that nothing more comes."""
     before_passing: Callable[[bytes], object] | None = None
     """Called with each piece of a request before it goes on; holds it back while it waits."""
 
@@ -112,6 +114,10 @@ class Relay:
                 self.taken_bytes += len(data)
                 if len(self.requests[number]) < KEPT_BYTES:
                     self.requests[number] += data
+                if fault.is_head_alone and b"\r\n\r\n" in data:
+                    server.sendall(data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+                    server.shutdown(socket.SHUT_WR)
+                    return
                 if fault.taken_per_second is not None:
                     time.sleep(len(data) / fault.taken_per_second)
                 if fault.before_passing is not None:

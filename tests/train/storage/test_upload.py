@@ -30,6 +30,21 @@ def test_a_write_goes_on_after_what_can_happen_to_it(lab: S3Lab) -> None:
         assert writer.read() == OTHER
 
 
+@pytest.mark.parametrize("content", [b"step_00000010", CONTENT], ids=["small", "large"])
+def test_a_body_that_never_comes_makes_no_empty_file(lab: S3Lab, content: bytes) -> None:
+    """SeaweedFS says 200 to one, and may do so when the next attempt is through."""
+    lost = Fault(is_head_alone=True)
+    with relay(lab.environment["S3_ENDPOINT_URL"], first(lost, lost)) as wire:
+        place = store(wire.url, f"lost-{len(content)}")
+        place.write(content)
+        assert len(wire.requests) > 2, "tried again"
+        assert place.read() == content
+        writer = Upload(store(wire.url, f"lost-{len(content)}-in-parts"))
+        writer.write(content)
+        writer.complete()
+        assert place.read() == content
+
+
 @pytest.mark.parametrize(
     "fault",
     [Fault(answer=NOT_IMPLEMENTED), Fault(cut_after_bytes=40)],
