@@ -2,7 +2,10 @@
 
 import os
 import re
+from http.client import HTTPResponse
 from typing import Any, Final
+
+from typing_extensions import override
 
 from train.errors import StorageError
 
@@ -55,9 +58,11 @@ def _key(endpoint: str | None, timeout_seconds: float) -> _Key:
 
 
 def _make(endpoint: str | None, timeout_seconds: float) -> Any:
+    from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
     from botocore.config import Config
     from botocore.session import Session
 
+    AWSHTTPConnection.response_class = AWSHTTPSConnection.response_class = _WholeHead
     config = Config(
         connect_timeout=timeout_seconds,
         read_timeout=timeout_seconds,
@@ -76,19 +81,39 @@ def _make(endpoint: str | None, timeout_seconds: float) -> Any:
             f"The S3 endpoint {without_secrets(str(endpoint))} cannot be used "
             f"({without_secrets(str(error))}); correct storage.endpoint_url or S3_ENDPOINT_URL"
         ) from error
-    made.meta.events.register("after-call.s3", _require_whole_head)
     return made
 
 
-def _require_whole_head(http_response: Any, model: Any, **_: Any) -> None:
-    """Refuses an answer whose head was cut: Python's parser takes what came for all of it.
+class _Head:
+    """Lines of an answer's head, the last of which is kept."""
 
-    A listing without its body would be one of an empty directory.
+    def __init__(self, lines: Any):
+        self._lines = lines
+        self.last = b""
+
+    def readline(self, *limit: int) -> bytes:
+        self.last = self._lines.readline(*limit)
+        return self.last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lines, name)
+
+
+class _WholeHead(HTTPResponse):
+    """An answer whose head ends with an empty line.
+
+    Python's parser takes what came of one for all of it: a listing without its body would be one of
+    an empty directory, and half of an ETag that of another file.
     """
-    named, method = http_response.headers, model.http["method"]
-    if http_response.status_code not in (200, 206):
-        return
-    is_sized = named.get("content-length", "").isdigit() or "transfer-encoding" in named
-    is_told = method in ("HEAD", "PUT") or model.has_streaming_output or http_response.content
-    if not is_sized or not is_told:
-        raise ConnectionError("the connection ended within the head of the answer")
+
+    @override
+    def begin(self) -> None:
+        answer: Any = self
+        lines = answer.fp
+        answer.fp = head = _Head(lines)
+        super().begin()
+        if answer.fp is head:  # else there is no body
+            answer.fp = lines
+        if head.last not in (b"\r\n", b"\n"):
+            self.close()
+            raise ConnectionError("the connection ended within the head of the answer")
