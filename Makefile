@@ -121,10 +121,10 @@ two-clusters: .venv/dev .venv/openwandb/installed  ## one run over two Slurm clu
 build-slurm: .venv/dev  ## a corpus by a Slurm array of which a task is killed, beside the one built here, as out/build-slurm.json (minutes)
 	$(BIN)/python -m tests.tools.corpus.slurm_check $(or $(ARGS),$(BY_ARRAY))
 
-dashboard: .venv/runtime .venv/dashboard/installed  ## runs in a browser as they go on, all in runs/; RUNS="runs/a 'runs/b c'", ARGS="--port 7861"
+dashboard: .venv/runtime .venv/dashboard/installed  ## runs in a browser as they go on, all in runs/; RUNS="runs/a 'runs/b c'", ARGS="--port 7863"
 	$(BIN)/python -m tools.dashboard $(RUNS) $(ARGS)
 
-try: .venv/runtime .venv/served .venv/try/installed  ## a page to try a run with in a browser: show it pictures and sounds, ask; RUN=runs/first_light, ARGS="--port 7862"
+try: .venv/runtime .venv/served .venv/try/installed  ## a page to try a run with in a browser: show it pictures, sounds and clips, ask; RUN=runs/first_light, ARGS="--port 7862"
 	$(BIN)/python -m tools.try_it $(RUN) $(ARGS)
 
 check: .venv/dev  ## style, types, import directions
@@ -148,7 +148,7 @@ bench: .venv/bench .venv/harness/installed  ## speed beside transformers, peft, 
 golden: .venv/dev  ## rewrite the golden files after a change that is meant to alter them
 	$(BIN)/pytest tests/golden --update-golden $(ARGS)
 
-clean:  ## remove what was built, not what was trained
+clean:  ## remove .venv, caches and out/ with all results and exports, not what was trained
 	rm -rf .venv out .pytest_cache .ruff_cache .hypothesis
 
 .venv/python:

@@ -198,7 +198,7 @@ def _pieces_of_file(piece: Slice) -> tuple[Segment, ...]:
         return (TextSegment(text=decoded(inputs.content(piece.path), piece.path)),)
     if piece.caption is None:
         stem = PurePosixPath(piece.name).stem
-        raise RowError(f"there is no text for it, neither {stem}.txt nor a table")
+        raise RowError(f"there is no text for it among the sources, neither {stem}.txt nor a table")
     kind = SUFFIXES[PurePosixPath(piece.name).suffix.lower()]
     payload = media_piece(kind, inputs.content(piece.path), fetch=inputs.content)
     caption = decoded(inputs.content(piece.caption), piece.caption)

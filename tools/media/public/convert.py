@@ -265,15 +265,15 @@ def _whole(
     if len(absent) > missing:
         shown = ", ".join(absent[:_SHOWN]) + (", …" if len(absent) > _SHOWN else "")
         raise DataError(
-            f"{name} {split}: {len(absent):,} of {num_rows:,} records have no file below "
-            f"{given.media}: {shown}; get them, say where they lie with --media, or leave them out "
-            f"with --missing {len(absent)}"
+            f"{name} {split}: {len(absent):,} of {num_rows:,} records have no file, or an empty "
+            f"one, below {given.media}: {shown}; get them, say where they lie with --media, or "
+            f"leave them out with --missing {len(absent)}"
         )
     if not num_rows:
         raise DataError(f"{name} {split}: there are no records below {given.root}: get it again")
     if len(absent) + num_empty == num_rows:
         raise DataError(f"{name} {split}: no record has its file and its text: get it again")
-    counts[f"{split}: records whose file is missing"] = len(absent)
+    counts[f"{split}: records whose file is missing or empty"] = len(absent)
     counts[f"{split}: records with an empty text"] = num_empty
     counts[f"{split}: empty texts beside others"] = num_texts
 

@@ -152,8 +152,9 @@ class Given:
         return found
 
     def medium(self, names: Sequence[str]) -> str | None:
-        """The first of some media that there is, by its path from `media`."""
-        return next((name for name in names if os.path.isfile(self.media / name)), None)
+        """The first of some media that there is and that is not empty, by its path from `media`."""
+        found = (name for name in names if os.path.isfile(self.media / name))
+        return next((name for name in found if os.path.getsize(self.media / name)), None)
 
     def _noted(self, path: Path) -> Path:
         self.used.setdefault(path.relative_to(self.root).as_posix(), sha256(path))

@@ -168,19 +168,20 @@ def test_a_missing_picture_is_refused_by_name_or_counted(tmp_path: Path) -> None
     converted("coco", tmp_path, "train")
     gone = tmp_path / "raw/val2014/COCO_val2014_000000000001.jpg"
     gone.unlink()
-    (tmp_path / "raw/val2017/000000000285.jpg").unlink()
+    (tmp_path / "raw/val2017/000000000285.jpg").write_bytes(b"")
     out = tmp_path / "other"
     given = ("coco", tmp_path / "raw", out)
     with pytest.raises(
         DataError,
-        match=r"coco restval: 1 of 1 records have no file below .*image of 1 \(val2014/COCO_val",
+        match=r"coco restval: 1 of 1 records have no file, or an empty one, below .*image of 1 "
+        r"\(val2014/COCO_val",
     ):
         convert(*given, splits=["restval"], report=lambda _: None)
     # All of a split may not be missing.
     with pytest.raises(DataError, match="no record has its file"):
         convert(*given, splits=["restval"], missing=1, report=lambda _: None)
     manifest = convert(*given, splits=["val2017", "val"], missing=1, report=lambda _: None)
-    assert manifest["left_out"] == {"val2017: records whose file is missing": 1}
+    assert manifest["left_out"] == {"val2017: records whose file is missing or empty": 1}
     assert [row["id"] for row in rows(out, "tasks/val2017")] == ["139"]
 
 
