@@ -30,6 +30,8 @@ ELSEWHERE = {
     ". .venv/bin/activate": "the fixture's environment",
     "make tasks": "half an hour; tests/tools/tasks",
     "make naming": "a quarter of an hour; tests/tools/media tests/train/test_pictures.py",
+    "make fusion": "minutes; tests/tools/test_fusion.py",
+    "python -m tools.generate runs/mine": "pictures and sounds; tests/tools/test_generate.py",
     "make comparison": "90 minutes; tests/tools/comparison/test_whole.py",
     "make bench": "minutes, and environments of peers; tests/tools/test_bench.py",
     "make balance": "minutes; tests/tools/test_bench_media.py",
