@@ -19,6 +19,7 @@ from tools.arguments import Parser, local_path
 from tools.command import command_line
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, read_attempts
 from tools.submit import calling
+from tools.submit.flags import digest_of, is_for
 from train.checkpoint.directory import pointed_to
 from train.claim import stored_config
 from train.errors import UserError
@@ -111,11 +112,13 @@ def status_of(run: Path, *, now: float) -> Status:
         DataError: it is no run's directory, or damaged.
     """
     directory = RunDirectory(run)
+    attempts = read_attempts(run / ATTEMPTS_NAME)
+    if not directory.metrics.exists() and (why := _before_metrics(run, attempts)) is not None:
+        raise UserError(f"{run} {why}")
     metrics = read_metrics(directory.metrics)
     if not metrics.runs:
         raise UserError(f"{run} has begun no run yet: wait for its first step")
     last = metrics.runs[-1]
-    attempts = read_attempts(run / ATTEMPTS_NAME)
     checkpoints = stored_config(directory).checkpoints_of(directory)
     steps = metrics.train[-_LAST_STEPS:]
     step = metrics.train[-1].step if metrics.train else last.step
@@ -141,6 +144,20 @@ def status_of(run: Path, *, now: float) -> Status:
         effective_training_time=effective(metrics, attempts, now=now, lives=lives),
         last_verdict=verdict.sentence if is_told and verdict is not None else None,
     )
+
+
+def _before_metrics(run: Path, attempts: Sequence[Attempt]) -> str | None:
+    """What is known of a run that has no metrics; None if nothing is."""
+    if attempts:
+        times = f"{len(attempts)} attempt(s)"
+        return f"has made no step in {times}; the last one: {attempts[-1].verdict.sentence}"
+    with contextlib.suppress(UserError):  # without Slurm
+        mine = digest_of(run)
+        for job in calling.jobs():
+            if is_for(job.comment, mine):
+                state = job.state.lower()
+                return f"has begun no run yet: its Slurm job {job.number} is {state}"
+    return None
 
 
 def newest(checkpoints: Place) -> str | None:

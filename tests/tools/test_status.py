@@ -13,6 +13,8 @@ from tests.train.records import run_config, run_record, train_record
 from tests.train.runs import kill_at, start, wait_for_step
 from tools.keep.attempt import ATTEMPTS_NAME, Attempt, Verdict
 from tools.status import main, status_of
+from tools.submit import calling
+from tools.submit.flags import comment_of
 from train.config_files import dump
 from train.exit_status import ExitStatus
 from train.run_directory import RunDirectory
@@ -87,6 +89,23 @@ def test_what_is_no_run(
         (tmp_path / "metrics.jsonl").write_text(content)
     assert main([str(tmp_path)]) == ExitStatus.MISTAKE
     assert message in capsys.readouterr().err
+
+
+def test_a_run_that_waits_in_the_queue_and_one_that_made_no_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued, failed = tmp_path / "queued", tmp_path / "failed"
+    job = calling.Job(number=7, array=7, state="PENDING", comment=comment_of([queued]))
+    monkeypatch.setattr(calling, "jobs", lambda: [job])
+    failed.mkdir()
+    verdict = Verdict(kind="out of memory", rank=0, sentence="out of memory: rank 0 on here")
+    attempt = Attempt(started=1.0, ended=2.0, num_ranks=1, status=137, verdict=verdict)
+    (failed / ATTEMPTS_NAME).write_text(f"{attempt.model_dump_json()}\n")
+    assert main([str(queued), str(failed), str(tmp_path / "none")]) == ExitStatus.MISTAKE
+    told = capsys.readouterr().err
+    assert f"{queued} has begun no run yet: its Slurm job 7 is pending" in told
+    assert f"{failed} has made no step in 1 attempt(s); the last one: out of memory: rank" in told
+    assert "none/metrics.jsonl does not exist: is this the directory of a run?" in told
 
 
 def test_one_bad_run_does_not_hide_the_others(

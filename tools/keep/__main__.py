@@ -15,6 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from tools.arguments import Parser, real, whole
 from tools.command import command_line
@@ -125,6 +126,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("module", metavar="MODULE", help="such as train")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
     options = parser.parse_args(arguments)
+    if not _is_module(options.module):
+        parser.error(
+            f"MODULE: there is no module {options.module} here: name one before its arguments, "
+            "such as train A.yaml"
+        )
     options.hosts = None
     if options.hostfile is not None:
         if options.launcher not in AGENTS:
@@ -132,6 +138,14 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
                          "--launcher deepspeed, or torchrun")  # fmt: skip
         options.hosts = Hosts(options.hostfile, ssh=shlex.split(options.ssh))
     return options
+
+
+def _is_module(name: str) -> bool:
+    """Whether Python finds a module; those above it are imported for that."""
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def pause(seconds: float, asked: Asked) -> None:

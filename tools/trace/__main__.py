@@ -62,6 +62,8 @@ def _directory(run: RunDirectory, step: int | None) -> Path:
         for path in (run.profile.iterdir() if run.profile.is_dir() else ())
         if (match := re.fullmatch(r"step_(\d+)", path.name))
     )
+    if not run.path.is_dir():
+        raise DataError(f"{run} does not exist: name the directory of a run")
     if not there:
         raise DataError(f"{run}: no step was profiled: train with profile='{{steps: [10]}}'")
     if step is not None and step not in there:

@@ -32,6 +32,15 @@ from train.watch.metrics import read_metrics
 REPOSITORY = Path(__file__).parents[3]
 
 
+@pytest.mark.parametrize(
+    "word", ["configs/experiment/tiny.yaml", "A.yaml", "steps=3", "", ".train"]
+)
+def test_a_module_that_was_forgotten(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parsed(["--ranks", "2", word, "steps=4"])
+    assert f"MODULE: there is no module {word} here: name one" in capsys.readouterr().err
+
+
 def test_hosts_are_read_as_deepspeed_does(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
     file.write_text("# ours\n\none slots=8\n  two   slots=4 \n")
