@@ -57,6 +57,7 @@ SOUND = {
     "out": ["new_out"],
     "cache": ["new_cache"],
     "only": [],
+    "module": ["train"],
 }
 """Arguments that work, by what they are called; of another option, one is made of its type."""
 
@@ -64,6 +65,7 @@ BESIDES = {
     "tools.plan cost": ["--gpus=2"],
     "tools.corpus build": ["--vocabulary=270", "--validation=0.2", "--workers=1"],
     "tools.generate": ["--prompt=the page"],
+    "tools.media build episodes": ["--episodes=4"],
 }
 """Options without which little is built for long."""
 
@@ -73,6 +75,7 @@ LACKING = {
     *("tools.contamination", "tools.harness tasks", "tools.import", "tools.export", "tools.serve"),
     *("tools.assemble", "tools.comparison", "tools.status", "tools.submit", "tools.trace"),
     *("tools.dashboard", "tools.try_it", "tools.wandb_sync", "tools.chaos", "tools.media build"),
+    *("tools.media convert", "tools.probe", "tools.units"),
 }
 """Commands that need what is not there: a cluster, a peer, packages, a service that runs, tasks
 that are built, a folder of transformers, a checkpoint without adapters; or that serve until they

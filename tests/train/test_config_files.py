@@ -237,6 +237,12 @@ KINDS = {
     },
     "objective.units": ["objective={kind: masked_units, clusters: x}"],
     "connector": ["model.encoders.text.connector={kind: mlp}"],
+    **{
+        f"connector.{key}": ["model.encoders.text.connector={kind: resampler}"]
+        for key in ("feed_forward", "heads", "num_layers", "queries")
+    },
+    "encoder.text.": [f"{IMAGE[0][:-1]}, text: {{}}}}"],
+    "spans.text.prefix": ["spans.text={kind: image, prefix: {}}"],
 }
 
 

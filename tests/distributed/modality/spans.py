@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import torch
 from model.config import Config
 from model.encoders.protocol import EncoderKind, SpanLoad
 from tests.distributed.modality.encoder import PatchEncoderConfig, PatchSpans
+from train.data.document import Kind
 from train.data.sample import Sample
 from train.data.spans.places import NO_SPANS, FlatSpans, Ints, Spans, padded, runs
 from train.data.spans.protocol import Draw, SpanCapacity
@@ -38,6 +39,8 @@ class PatchSpansConfig(Config):
     """Most patches of a picture."""
     is_idle: bool = False
     is_stored: bool = False
+    medium: ClassVar[Kind] = Kind.IMAGE
+    prefix_tokens: ClassVar[int] = 0
 
     def room(self, sequence_tokens: int) -> tuple[int, int]:
         return self.patches, 1
@@ -51,7 +54,9 @@ class PatchSpansConfig(Config):
         assert isinstance(encoder, PatchEncoderConfig)
         return PatchReader(capacity, encoder.patch_bytes)
 
-    def faults(self, path: str, encoder: EncoderKind, *, sequence_tokens: int) -> Iterator[str]:
+    def faults(
+        self, path: str, encoder: EncoderKind, *, sequence_tokens: int, longest_slots: int
+    ) -> Iterator[str]:
         if not isinstance(encoder, PatchEncoderConfig):
             yield f"{path}.kind: patches, but the encoder is of kind {encoder.kind}"
 

@@ -57,7 +57,7 @@ def ways_to_encode_pictures(plan: Plan) -> Findings:
 
 def image_encoder(shape: PictureShape) -> ImageEncoder:
     """The encoder of the shape with its first weights."""
-    encoder = ImageEncoder(shape.image_encoder(), Layers())
+    encoder = ImageEncoder(shape.image_encoder(), shape.vocabulary, Layers())
     initialize(encoder, seed=SEED)
     return encoder
 
