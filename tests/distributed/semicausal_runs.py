@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
@@ -451,10 +452,21 @@ _MESHES: dict[tuple[int, int], Mesh] = {}
 def mesh_of(cell: Cell) -> Mesh:
     """This rank's mesh; the last one is kept, since groups cost time and sockets."""
     key = (cell.tensor, cell.pipeline)
-    if key not in _MESHES:
+    if key not in _MESHES or not _stands(_MESHES[key]):
         _MESHES.clear()
         _MESHES[key] = build_mesh(cell.spread(), World.here())
     return _MESHES[key]
+
+
+def _stands(mesh: Mesh) -> bool:
+    """Whether its groups are there still: another mesh that was built destroys them."""
+    try:
+        for value in vars(mesh).values():
+            if isinstance(value, dist.ProcessGroup):
+                dist.get_rank(value)
+    except ValueError:
+        return False
+    return True
 
 
 def engine_of(cell: Cell) -> ZeroEngine:

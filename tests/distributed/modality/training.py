@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from model.batch import Batch
+from model.semicausal import SemiCausal
 from parallel.launch import World
 from parallel.mesh import LayoutConfig, build_mesh
 from tests.distributed import semicausal_runs
@@ -58,6 +59,7 @@ def batches(config: RunConfig, step: int, *, rank: int = 0, ranks: int = 1) -> l
 def in_one_process(overrides: Sequence[str]) -> History:
     config = configured([*overrides, "batch.micro_sequences=8"])
     model = build_model(config, build_mesh(LayoutConfig(), World.here(torch.device("cpu"))))
+    assert isinstance(model, SemiCausal)
     return semicausal_runs.plain_steps(
         model, (batches(config, step)[0] for step in range(config.steps))
     )
